@@ -1,0 +1,87 @@
+"""What every builder returns: an encoder without a head, with what it expects of its input."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from vlkd_cli.preprocessing import ImageInput, TextInput
+
+
+class Tokens(NamedTuple):
+    """Token outputs of an encoder: `values` `[B, T, D]`, `mask` `[B, T]` bool (True: a real token), `eot` `[B]` positions or None."""
+
+    values: Tensor
+    mask: Tensor
+    eot: Tensor | None = None
+
+
+class Backbone(nn.Module):
+    """An encoder without a head.
+
+    Its attributes are set by the builder; parameter names below it are the library's own, so that patterns and checkpoints read well.
+    """
+
+    modality: Literal["image", "text"]
+    width: int
+    """Width of the pooled feature (and of the tokens where the two agree)."""
+    token_width: int | None = None
+    """Width of the tokens, where the backbone can give tokens; None where it cannot."""
+    image_input: ImageInput | None = None
+    """Image backbones: what they expect."""
+    pools: bool = True
+    """Whether it has a pooled feature of its own; otherwise a pooler is needed."""
+
+    @abstractmethod
+    def forward(self, inputs: Any) -> Tensor:
+        """Pooled features `[B, width]` of standardised images `[B, 3, H, W]` or of a TextInput."""
+
+    def tokens(self, inputs: Any) -> Tokens:
+        """Token features of the same inputs, for a pooler of the recipe. Only where `token_width` is set."""
+        raise NotImplementedError
+
+    def tokenize(self, texts: Sequence[str]) -> TextInput:
+        """Text backbones: strings to inputs. Runs in loader workers, so it must survive pickling and touch no device."""
+        raise NotImplementedError
+
+    def layers(self) -> list[list[str]]:
+        """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and layer-wise learning rates.
+
+        What no prefix names (embeddings, final norms) goes with the first layer if it comes before, else with the last.
+        """
+        return []
+
+
+class ModelInfo(NamedTuple):
+    """One row of `vlkd list-models`. Unknown numbers are None."""
+
+    name: str
+    builder: str
+    modality: Literal["image", "text"]
+    width: int | None = None
+    parameters: int | None = None
+    image_size_px: int | None = None
+    pretrained: tuple[str, ...] = ()
+
+
+class Builder:
+    """Base of the builders: keyword-only constructor arguments are the tower's recipe keys."""
+
+    modalities: tuple[str, ...] = ("image", "text")
+
+    def build(self, modality: Literal["image", "text"]) -> Backbone:
+        """The backbone with its weights loaded, on the CPU, in fp32.
+
+        Raises:
+            WeightsError: the weights are not on disk and cannot be fetched, or do not fit.
+            RecipeError: the model is unknown to this builder.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+        """The models that this builder knows by name and that match a glob pattern."""
+        raise NotImplementedError

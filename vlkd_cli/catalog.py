@@ -1,0 +1,157 @@
+"""Everything that a recipe can name: kind -> name -> where it lives. One page is all of vlkd; importing it imports nothing else.
+
+A third party's component needs no line here: `name: their_package.module:Class` works wherever a name does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from vlkd_cli.errors import MissingPackageError, RecipeError
+
+
+class Entry(NamedTuple):
+    """Where a component lives ("module:attribute", the module below vlkd_cli), what it is, and the extra that its library needs."""
+
+    target: str
+    summary: str
+    extra: str | None = None
+
+
+CATALOG: dict[str, dict[str, Entry]] = {
+    "builder": {
+        "openclip": Entry("builders.openclip:OpenCLIP", "image and text towers of open_clip"),
+        "torchvision": Entry("builders.torchvision:TorchVision", "image classifiers of torchvision without their classifier"),
+        "timm": Entry("builders.timm:Timm", "image models of timm"),
+        "huggingface": Entry("builders.huggingface:HuggingFace", "text encoders that transformers' AutoModel loads"),
+        "sbert": Entry("builders.sbert:SBERT", "sentence encoders and static word vectors of sentence-transformers"),
+        "adapters": Entry("builders.adapters:Adapters", "Hugging Face text encoders with adapters", "adapters"),
+    },
+    "pooler": {
+        "cls": Entry("poolers:CLSPooler", "the first token"),
+        "mean": Entry("poolers:MeanPooler", "mean over the real tokens"),
+        "max": Entry("poolers:MaxPooler", "maximum over the real tokens"),
+        "last": Entry("poolers:LastPooler", "the last real token"),
+        "eot": Entry("poolers:EOTPooler", "the end-of-text token"),
+        "gem": Entry("poolers:GeMPooler", "generalised mean with a learnable power"),
+        "attention": Entry("poolers:AttentionPooler", "a learned query attends to the tokens"),
+    },
+    "head": {
+        "linear": Entry("heads.linear:LinearHead", "one linear layer"),
+        "mlp": Entry("heads.mlp:MLPHead", "the DINO head's layers: linear, norm, activation, bottleneck"),
+        "prototypes": Entry("heads.prototypes:PrototypeHead", "the DINO head with its prototype layer"),
+    },
+    "distiller": {
+        "infonce": Entry("distillers.infonce:InfoNCE", "softmax contrast of matching pairs against the batch (CLIP)"),
+        "siglip": Entry("distillers.siglip:SigLIP", "sigmoid contrast of every pair on its own"),
+        "simreg": Entry("distillers.simreg:SimReg", "regress the teacher's normalised feature"),
+        "vicreg": Entry("distillers.vicreg:VICReg", "variance, invariance and covariance"),
+        "barlow_twins": Entry("distillers.barlow_twins:BarlowTwins", "cross-correlation towards the identity"),
+        "rkd": Entry("distillers.rkd:RKD", "match distances and angles between samples"),
+        "compress": Entry("distillers.compress:CompRess", "match similarities to a queue of anchors"),
+        "seed": Entry("distillers.seed:SEED", "match similarities to the teacher's queue, own teacher included"),
+        "dino": Entry("distillers.dino:DINO", "self-distillation over prototypes with centring"),
+        "protocpc": Entry("distillers.protocpc:ProtoCPC", "prototypical contrastive predictive coding"),
+        "protoclip": Entry("distillers.protoclip:ProtoCLIP", "episodic k-means prototypes of the other modality"),
+        "unicl": Entry("distillers.unicl:UniCL", "contrast with label-aware positives"),
+        "cross_entropy": Entry("distillers.cross_entropy:CrossEntropy", "classify labelled rows"),
+        "affinity": Entry("distillers.affinity:Affinity", "match the teacher's image-text affinities (TinyCLIP)"),
+        "feature_distance": Entry("distillers.clip_kd:FeatureDistance", "CLIP-KD: mean squared feature distance"),
+        "interactive_contrast": Entry("distillers.clip_kd:InteractiveContrast", "CLIP-KD: student against teacher contrast"),
+        "relational_kl": Entry("distillers.clip_kd:RelationalKL", "CLIP-KD: contrastive relational distillation"),
+        "gradient_match": Entry("distillers.clip_kd:GradientMatch", "CLIP-KD: match gradients of the contrastive loss"),
+        "reinforced": Entry("distillers.reinforced:Reinforced", "MobileCLIP: an ensemble of teachers"),
+        "simcse": Entry("distillers.simcse:SimCSE", "contrast of two dropout passes"),
+    },
+    "reader": {
+        "csv": Entry("data.readers.csv:CSV", "rows of image paths and captions"),
+        "folder": Entry("data.readers.folder:Folder", "images with a .txt of the same stem"),
+        "webdataset": Entry("data.readers.webdataset:WebDataset", "tar shards, local or remote"),
+        "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
+        "classification": Entry("data.readers.classification:Classification", "labelled images with captions from templates"),
+        "elevater": Entry("data.readers.elevater:Elevater", "a data set in ELEVATER's layout"),
+        "shapes": Entry("data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"),
+    },
+    "suite": {
+        "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
+        "retrieval": Entry("evaluation.suites.retrieval:Retrieval", "find the image of a caption and the caption of an image"),
+        "linear_probe": Entry("evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"),
+        "knn": Entry("evaluation.suites.knn:KNN", "nearest neighbours of frozen features"),
+        "clustering": Entry("evaluation.suites.clustering:Clustering", "k-means on frozen features"),
+        "few_shot": Entry("evaluation.suites.few_shot:FewShot", "a probe from k images per class"),
+        "feature_analysis": Entry("evaluation.suites.feature_analysis:FeatureAnalysis", "alignment, uniformity, modality gap, spectrum"),
+        "fine_tune": Entry("evaluation.suites.fine_tune:FineTune", "train the whole image tower on labels"),
+        "elevater": Entry("evaluation.suites.elevater:ElevaterSuite", "the 20 data sets of ELEVATER"),
+        "sts": Entry("evaluation.suites.sts:STS", "semantic textual similarity"),
+        "senteval": Entry("evaluation.suites.senteval:SentEval", "transfer and probing tasks of SentEval"),
+        "passage_retrieval": Entry("evaluation.suites.passage_retrieval:PassageRetrieval", "MS MARCO and any BEIR folder"),
+        "wiki_sections": Entry("evaluation.suites.wiki_sections:WikiSections", "triplets of Wikipedia sections"),
+        "word_similarity": Entry("evaluation.suites.word_similarity:WordSimilarity", "RG-65, SimLex-999, WordSim-353"),
+        "captioned": Entry("evaluation.suites.captioned:Captioned", "linear evaluation of text features of captions"),
+    },
+    "sink": {
+        "csv": Entry("reports.csv:CSVSink", "every logged value; the record"),
+        "tensorboard": Entry("reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"),
+        "wandb": Entry("reports.wandb:WandbSink", "Weights & Biases", "wandb"),
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """The names of a kind, in the catalogue's order."""
+    return list(CATALOG[kind])
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that the word most likely was meant to be, or None."""
+    choices = list(choices)
+    lowered = {choice.lower(): choice for choice in choices}
+    if word.lower() in lowered:
+        return lowered[word.lower()]
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """" Did you mean 'x'?" with its leading space, or nothing where no choice is close."""
+    found = closest(word, choices)
+    return f" Did you mean '{found}'?" if found else ""
+
+
+def locate(kind: str, name: str) -> tuple[str, str]:
+    """Full module name and attribute of a component, without importing it.
+
+    Raises:
+        RecipeError: no component of that kind has the name.
+    """
+    if ":" in name:
+        module, attribute = name.split(":", 1)
+        return module, attribute
+    if name not in CATALOG[kind]:
+        raise RecipeError(f"unknown {kind} '{name}'.{did_you_mean(name, CATALOG[kind])} Known: {', '.join(CATALOG[kind])}.")
+    module, attribute = CATALOG[kind][name].target.split(":")
+    return f"vlkd_cli.{module}", attribute
+
+
+def load(kind: str, name: str) -> Any:
+    """Import a component and return its class.
+
+    Raises:
+        RecipeError: the name is unknown, or a third party's module or attribute is missing.
+        MissingPackageError: its optional library is not installed.
+    """
+    module, attribute = locate(kind, name)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        extra = CATALOG[kind][name].extra if name in CATALOG[kind] else None
+        if extra is not None:
+            raise MissingPackageError(f"{kind} '{name}'", extra) from error
+        if ":" in name:
+            raise RecipeError(f"{kind} '{name}': no module '{error.name}'. Install the package it lives in.") from error
+        raise
+    except AttributeError as error:
+        raise RecipeError(f"{kind} '{name}': {module} has no '{attribute}'.") from error

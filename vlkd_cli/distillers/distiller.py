@@ -1,0 +1,87 @@
+"""What every training objective is: tensors in, scalar out, state changed only in `commit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from vlkd_cli.recipe.types import Schedulable, value_at
+
+
+class Context(NamedTuple):
+    """What an objective may know beside its two inputs. `step` counts optimizer steps from 0."""
+
+    step: int = 0
+    steps_per_epoch: int = 1
+    total_steps: int = 1
+    labels: Tensor | None = None  # [B] int64, -1 where a row has no label
+    indices: Tensor | None = None  # [B] int64, position of each row in the data set
+
+    @property
+    def epoch(self) -> int:
+        return self.step // max(self.steps_per_epoch, 1)
+
+    def value(self, number: Schedulable) -> float:
+        """A number or schedule of the recipe, now."""
+        return value_at(number, self.step, self.steps_per_epoch, self.total_steps)
+
+
+class Distiller(nn.Module):
+    """Base of the training objectives.
+
+    A subclass takes its recipe keys as keyword-only constructor arguments and implements `forward(student, teacher, context=None)`.
+    It receives the rows of this rank and returns their mean loss, such that the mean over ranks equals the loss of one process on
+    all rows, and the gradient on a rank is W times its rows' gradient there (DDP averages; see `distributed.collectives`).
+
+    Forward is pure: what a queue or a centre will take in is staged while `self.training` and moved into buffers by `commit`, which the
+    trainer calls once after each optimizer step.
+    """
+
+    direction: ClassVar[Literal["symmetric", "one_way"]]
+    """"one_way" objectives detach their teacher."""
+    takes: ClassVar[Literal["one", "pair", "views"]] = "one"
+    """What each side of the arrow is: one tensor, an (image, text) pair of tensors, or a list of views of one tower."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Subset of: equal_width, labels, queue, prototypes, episode."""
+    minimum_batch: ClassVar[int] = 1
+    """Fewest rows over all ranks."""
+    crosses_ranks: ClassVar[str] = "nothing"
+    """What is exchanged between ranks, in a few words, for the table of objectives."""
+    paper: ClassVar[str] = ""
+    """Short citation with the arXiv number."""
+
+    _ready = False
+
+    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+        """Create what depends on the widths (queues, centres). Called once, before the first forward and before a checkpoint is loaded.
+
+        A width is a number, or a list where the side of the arrow is a list. Calling an objective that was never set up does it from
+        the widths of the tensors it is given.
+        """
+
+    def commit(self, step: int) -> None:
+        """Move what the forward passes staged into the buffers; `step` is the optimizer step that was just taken. On every rank."""
+
+    def start_episode(self, student: Tensor, teacher: Tensor, indices: Tensor, context: Context) -> None:
+        """Take in the features of this rank's share of the coming epoch; only for objectives that need "episode"."""
+
+    def prepare(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+        """Run `setup` once, however often it is asked for."""
+        if not self._ready:
+            self.setup(student_width, teacher_width)
+            self._ready = True
+
+    def __call__(self, student: Any, teacher: Any = None, context: Context | None = None) -> Tensor:
+        if not self._ready:
+            self.prepare(_width(student), _width(teacher))
+            tensor = student if isinstance(student, Tensor) else student[0]
+            self.to(tensor.device)
+        return super().__call__(student, teacher, context)
+
+
+def _width(side: Tensor | Sequence[Tensor] | None) -> int | list[int]:
+    if side is None:
+        return 0
+    return side.shape[-1] if isinstance(side, Tensor) else [tensor.shape[-1] for tensor in side]

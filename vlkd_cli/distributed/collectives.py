@@ -1,0 +1,128 @@
+"""Differentiable exchange between ranks; the only place in vlkd that moves tensors between them.
+
+The convention that every distiller builds on: a rank returns the mean loss over its own rows, and DDP averages gradients over the
+W ranks. The single-process loss is then the mean of the rank losses, and a tensor's gradient on its rank must be W times the
+single-process gradient. `gather` and `all_reduce_sum` have backward passes that deliver exactly that: each sums the cotangents of
+all ranks. A gather that keeps the value but drops other ranks' cotangents gives towers 1/W of their gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vlkd_cli.distributed.runtime import is_distributed, rank, world_size
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return gather_without_grad(local)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows; nccl gets the cheaper collective.
+        if dist.get_backend() == "nccl":
+            own = torch.empty(grad.shape[0] // world_size(), *grad.shape[1:], dtype=grad.dtype, device=grad.device)
+            dist.reduce_scatter_tensor(own, grad.contiguous())
+            return own
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.detach().clone().contiguous()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, `[W * B, ...]`, with the exact gradient. Every rank must hold the same number of rows."""
+    return _Gather.apply(local) if is_distributed() and world_size() > 1 else local
+
+
+def gather_without_grad(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, `[W * B, ...]`, cut off from the graph. Every rank must hold the same number of rows."""
+    local = local.detach()
+    if not is_distributed() or world_size() == 1:
+        return local
+    everywhere = torch.empty(world_size() * local.shape[0], *local.shape[1:], dtype=local.dtype, device=local.device)
+    dist.all_gather_into_tensor(everywhere, local.contiguous())
+    return everywhere
+
+
+def gather_ragged(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order where ranks may hold different numbers of rows; cut off from the graph."""
+    if not is_distributed() or world_size() == 1:
+        return local.detach()
+    counts = gather_without_grad(torch.tensor([local.shape[0]], device=local.device)).tolist()
+    padded = torch.zeros(max(counts), *local.shape[1:], dtype=local.dtype, device=local.device)
+    padded[: local.shape[0]] = local.detach()
+    blocks = gather_without_grad(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Sum over ranks, with the exact gradient."""
+    return _AllReduceSum.apply(local) if is_distributed() and world_size() > 1 else local
+
+
+def sum_without_grad(local: Tensor) -> Tensor:
+    """Sum over ranks, cut off from the graph; the argument is left as it was."""
+    total = local.detach().clone()
+    if is_distributed() and world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def mean_without_grad(local: Tensor) -> Tensor:
+    """Mean over ranks of equal weight, cut off from the graph."""
+    return sum_without_grad(local) / world_size()
+
+
+def any_rank(flag: bool, device: torch.device | None = None) -> bool:
+    """Whether the flag is set on at least one rank. Every rank must call it."""
+    if not is_distributed() or world_size() == 1:
+        return flag
+    seen = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    return bool(seen.item())
+
+
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """Overwrite the tensor on every rank with the one of `source`; returns it."""
+    if is_distributed() and world_size() > 1:
+        dist.broadcast(tensor, src=source)
+    return tensor
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """A picklable value of `source`, on every rank."""
+    if not is_distributed() or world_size() == 1:
+        return value
+    box = [value if rank() == source else None]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The picklable values of all ranks in rank order, on every rank."""
+    if not is_distributed() or world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box

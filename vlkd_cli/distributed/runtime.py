@@ -1,0 +1,72 @@
+"""Rank, world and device of this process; joining and leaving the process group.
+
+Every function works in a plain single process: there the rank is 0, the world has one member, and nothing is initialised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    """Whether a process group is up (false in a plain single process)."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def local_rank() -> int:
+    """Rank within this machine, as torchrun or the elastic agent sets it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the one process that prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def pick_device(prefer: str = "auto") -> torch.device:
+    """The device of this process.
+
+    Args:
+        prefer: "cpu", "cuda" or "auto" (CUDA where there is one).
+    """
+    if prefer == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterator[None]:
+    """Join the group that the environment describes (WORLD_SIZE, RANK, MASTER_ADDR, ...) and leave it at the end.
+
+    Without WORLD_SIZE in the environment this does nothing: the process stays alone.
+    """
+    if "WORLD_SIZE" not in os.environ or is_distributed():
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

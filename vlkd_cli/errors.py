@@ -1,0 +1,35 @@
+"""What a user can fix, said in one line. Anything else that is raised is a bug of ours and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake or circumstance that the user can mend. The app prints its text, without a traceback, and exits with code 2."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot run. The text holds one line per problem, each with file:line where it is known."""
+
+
+class DataError(UserError):
+    """Data that is missing, empty, unreadable or of another shape than its reader expects."""
+
+
+class WeightsError(UserError):
+    """Weights that are neither on disk nor fetchable, or that do not fit the architecture they are loaded into."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder that cannot be written, read or continued."""
+
+
+class MissingPackageError(UserError):
+    """An optional package that is needed here and not installed.
+
+    Args:
+        what: the component that needs it, in the user's words, e.g. "builder 'timm'".
+        extra: the extra of vlkd that installs it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package: pip install 'vlkd[{extra}]'.")

@@ -1,0 +1,43 @@
+"""What an encoder expects of its input, said by its builder and honoured by the data loader."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ImageInput(NamedTuple):
+    """How an image becomes an image tower's input for evaluation.
+
+    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardises with `mean` and `std` on its own device.
+    """
+
+    size_px: tuple[int, int] = (224, 224)
+    """Height and width that the tower sees."""
+    resize_px: int | None = None
+    """Length of the shorter side before the centre crop; None: the crop's size."""
+    resize: Literal["shortest", "squash", "longest"] = "shortest"
+    """Shorter side then centre crop; both sides at once; or longer side then padding."""
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+TextInput = dict[str, Tensor]
+"""`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the longest caption of the batch where
+the encoder allows it."""
+
+
+def standardise(images: Tensor, expected: ImageInput) -> Tensor:
+    """uint8 images scaled to 0..1 and standardised, as float32; float images pass as they are.
+
+    Args:
+        images: `[B, 3, H, W]`.
+    """
+    if images.is_floating_point():
+        return images
+    mean = images.new_tensor(expected.mean, dtype=torch.float32).view(1, 3, 1, 1) * 255
+    std = images.new_tensor(expected.std, dtype=torch.float32).view(1, 3, 1, 1) * 255
+    return (images.to(torch.float32) - mean) / std

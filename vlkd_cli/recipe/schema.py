@@ -1,0 +1,176 @@
+"""The shape of a recipe: closed, frozen sections. Keys of components (towers, distillers, ...) are checked against their signatures
+by `recipe.load`; here they are only held."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Precision, Probability, Schedulable
+
+
+class Section(BaseModel):
+    """A closed, frozen part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """Something chosen by name; every other key belongs to its signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that its constructor takes."""
+        return dict(self.model_extra or {})
+
+
+class LastLayers(Section):
+    """Train the last N layers of the backbone (and the head)."""
+
+    last: PositiveInt
+
+
+Train = Literal["all", "none", "head"] | list[str] | LastLayers
+
+
+class TowerSpec(BaseModel):
+    """One tower: a backbone from a builder, how its tokens are pooled, what head it carries and what of it learns.
+
+    Keys that are not listed here (model, pretrained, config, ...) belong to the builder's signature.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    builder: str | None = Field(None, description="where the backbone comes from")
+    modality: Literal["image", "text"] | None = Field(None, description="needed where neither the tower's name nor the builder tells")
+    run: str | None = Field(None, description="a vlkd run or checkpoint to take a trained tower from, instead of a builder")
+    tower: str | None = Field(None, description="which tower of that run; by default the one of the same modality")
+    follows: str | None = Field(None, description="the tower whose exponential moving average this one is, instead of a builder")
+    momentum: Schedulable = Field(0.999, description="momentum of a tower that follows another")
+    pooler: Component | None = Field(None, description="how tokens become one feature; by default the model's own way")
+    head: Component | None = Field(None, description="what projects the feature; by default nothing")
+    adapter: Component | None = Field(None, description="a parameter-efficient method for a Hugging Face text tower")
+    prompt: Component | None = Field(None, description="learned prompt vectors for a text tower")
+    train: Train = Field("all", description="what learns: all, none, head, patterns, or {last: N} layers")
+    lr: Positive | None = Field(None, description="this tower's learning rate instead of the optimizer's")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="factor on the learning rate per layer below the last")
+    cache: bool | None = Field(
+        None, description="compute a frozen backbone's features once and read them later; by default where the input never changes"
+    )
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that the builder's constructor takes."""
+        return dict(self.model_extra or {})
+
+
+class DistillerSpec(Component):
+    """One training objective, drawn as an arrow from a student output to a teacher output."""
+
+    weight: Schedulable = Field(1.0, description="factor on this term")
+    student: str | list[str] | None = Field(None, description="address of the student output: tower[.backbone|.head][@view]")
+    teacher: str | list[str] | None = Field(None, description="address of the teacher output")
+
+
+class DataSpec(BaseModel):
+    """What is trained on. Keys that are not listed here belong to the reader's signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    reader: str | None = None
+    readers: list[dict[str, Any]] | None = Field(None, description="several readers, each with its own keys and a 'weight', mixed")
+    augment: Component | None = Field(None, description="augmentation of the training images; by default the standard random resized crop")
+    views: dict[str, Component | None] = Field(default_factory=dict, description="further draws of each sample, by name")
+    episode_samples: PositiveInt | None = Field(None, description="samples drawn per epoch instead of one pass over all")
+    shuffle: bool = True
+    workers: NonNegativeInt = Field(2, description="loader processes for each training process")
+    prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
+    max_broken_share: Probability = Field(0.01, description="the run stops when more than this share of the images is broken")
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that the reader's constructor takes."""
+        return dict(self.model_extra or {})
+
+
+class TrainSpec(Section):
+    """How long and how the towers are trained."""
+
+    epochs: PositiveInt = 1
+    steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps, whatever the epochs say")
+    batch_size: PositiveInt = Field(64, description="pairs per process and step")
+    accumulate: PositiveInt = Field(1, description="batches whose gradients are added up before one optimizer step")
+    precision: Precision = "fp32"
+    clip_grad_norm: Positive | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of an average of the weights, evaluated and saved")
+    seed: NonNegativeInt = 0
+    compile: bool = False
+    channels_last: bool = False
+    sync_batch_norm: bool = False
+    save_every_steps: PositiveInt | None = None
+    save_every_epochs: PositiveInt | None = 1
+    save_every_minutes: Positive | None = None
+    keep: PositiveInt = Field(1, description="how many of the newest checkpoints stay")
+    best: str | None = Field(None, description="result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric")
+    max_nonfinite_steps: PositiveInt = Field(10, description="the run stops after this many non-finite steps in a row")
+    log_every_steps: PositiveInt = 10
+    cache_dir: str | None = Field(None, description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd")
+
+
+class OptimizerSpec(Component):
+    """The optimizer: adamw, sgd, lars, lion, or any class of torch.optim by its name."""
+
+    name: str = "adamw"
+    lr: Positive = 5e-4
+    weight_decay: NonNegative = 0.2
+    decay_all: bool = Field(False, description="also decay biases, norms and scales")
+
+
+class ScheduleSpec(Section):
+    """The learning rate over time."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    warmup_epochs: NonNegative = 0
+    end_factor: NonNegative = Field(0.0, description="the last learning rate as a share of the highest")
+
+
+class EvalSpec(BaseModel):
+    """A suite and when it runs. Keys that are not listed here belong to the suite's signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    suite: str
+    every_epochs: PositiveInt | None = None
+    every_steps: PositiveInt | None = None
+    first: bool = Field(False, description="also before the first step")
+    last: bool = Field(True, description="also after the last step")
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that the suite's constructor takes."""
+        return dict(self.model_extra or {})
+
+
+class Recipe(Section):
+    """Towers, what aligns them, on which data, for how long, and how the outcome is measured."""
+
+    towers: dict[str, TowerSpec]
+    distillers: list[DistillerSpec] = Field(default_factory=list)
+    data: DataSpec | None = None
+    train: TrainSpec = TrainSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    evals: list[EvalSpec] = Field(default_factory=list)
+    reports: list[str | Component] = Field(default_factory=lambda: ["csv"])
+
+    @model_validator(mode="after")
+    def _has_towers(self) -> Recipe:
+        if not self.towers:
+            raise ValueError("a recipe needs at least one tower")
+        return self

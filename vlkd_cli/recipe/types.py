@@ -1,0 +1,60 @@
+"""The types that recipe keys use; torch-free, so that any component may name them in its signature."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Schedule(BaseModel):
+    """A number that changes with time: `{linear: [0.04, 0.07], epochs: 30}` or `{cosine: [0.99, 1.0]}`.
+
+    It goes from the first value to the last over `epochs` or `steps` (over the whole run where neither is given), then stays there.
+    With `epochs`, the value changes at the start of an epoch and the last of these epochs already has the final value, as
+    `numpy.linspace(first, last, epochs)` indexed by the epoch would give.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    linear: tuple[float, float] | None = None
+    cosine: tuple[float, float] | None = None
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Schedule:
+        if (self.linear is None) == (self.cosine is None):
+            raise ValueError("a schedule has exactly one of 'linear' and 'cosine'")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("a schedule lasts for 'epochs' or for 'steps', not both")
+        return self
+
+    def at(self, step: int, steps_per_epoch: int = 1, total_steps: int = 1) -> float:
+        """The value at an optimizer step (0-based)."""
+        if self.epochs is not None:
+            done = (step // max(steps_per_epoch, 1)) / max(self.epochs - 1, 1)
+        else:
+            done = step / max((self.steps or total_steps) - 1, 1)
+        done = min(max(done, 0.0), 1.0)
+        first, last = self.linear or self.cosine or (0.0, 0.0)
+        if self.cosine is not None:
+            done = (1 - math.cos(math.pi * done)) / 2
+        return first + (last - first) * done
+
+
+Schedulable = float | Schedule
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def value_at(number: Schedulable, step: int, steps_per_epoch: int = 1, total_steps: int = 1) -> float:
+    """The value of a plain number or of a schedule at an optimizer step."""
+    return number.at(step, steps_per_epoch, total_steps) if isinstance(number, Schedule) else float(number)
