@@ -1,0 +1,63 @@
+# Everything a fresh machine with Python 3.11 or newer and make needs. `make quickstart` and `make test` set up .venv themselves.
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
+# One core per process: tests start processes of their own, and small tensors gain nothing from threads.
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install install-dev test test-slow test-gpu check format bench docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
+
+quickstart: install  ## set up, train on drawn shapes, show the results (about two minutes)
+	$(BIN)/vlkd train recipes/quickstart.yaml
+
+install: $(VENV)/.installed  ## create .venv and install vlkd with the pinned versions
+
+install-dev: $(VENV)/.installed-dev  ## the same with every extra and the tools of development
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer, or say make PYTHON=/path/to/python." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11. Say make PYTHON=/path/to/a/newer/python." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second `make` quick; they are older than what they were made from as soon as that changes.
+$(VENV)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+test: install-dev  ## set up and run the fast tests
+	$(TEST) -q -m "not slow and not gpu"
+
+test-slow: install-dev  ## the tests that take longer than a few seconds each
+	$(TEST) -q -m "slow and not gpu" --timeout 1200
+
+test-gpu: install-dev  ## the tests that need CUDA devices
+	$(TEST) -q -m gpu --timeout 1200
+
+check: install-dev  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## how quick the command line starts; the other scripts under benchmarks/ say what they need
+	$(BIN)/python benchmarks/startup.py
+
+docs: install  ## write docs/catalogue.md anew from the signatures
+	$(BIN)/vlkd recipes reference --output docs/catalogue.md
+
+clean:  ## remove caches and builds, never runs or .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find vlkd_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
