@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vlkd_cli.recipe.types import Schedulable, value_at
@@ -32,7 +33,8 @@ class Distiller(nn.Module):
     """Base of the training objectives.
 
     A subclass takes its recipe keys as keyword-only constructor arguments and implements `forward(student, teacher, context=None)`.
-    It receives the rows of this rank and returns their mean loss, such that the mean over ranks equals the loss of one process on
+    Both sides arrive in float32 or float64, with autocast off. It receives
+    the rows of this rank and returns their mean loss, such that the mean over ranks equals the loss of one process on
     all rows, and the gradient on a rank is W times its rows' gradient there (DDP averages; see `distributed.collectives`).
 
     Forward is pure: what a queue or a centre will take in is staged while `self.training` and moved into buffers by `commit`, which the
@@ -74,11 +76,20 @@ class Distiller(nn.Module):
             self._ready = True
 
     def __call__(self, student: Any, teacher: Any = None, context: Context | None = None) -> Tensor:
+        tensor = student if isinstance(student, Tensor) else student[0]
         if not self._ready:
             self.prepare(_width(student), _width(teacher))
-            tensor = student if isinstance(student, Tensor) else student[0]
             self.to(tensor.device)
-        return super().__call__(student, teacher, context)
+        # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a step's time goes elsewhere.
+        with torch.autocast(tensor.device.type, enabled=False):
+            return super().__call__(_full(student), _full(teacher), context)
+
+
+def _full(side: Any) -> Any:
+    """16-bit tensors as float32; float32 and float64 as they are."""
+    if isinstance(side, Tensor):
+        return side.float() if side.dtype in (torch.float16, torch.bfloat16) else side
+    return side if side is None else tuple(_full(tensor) for tensor in side)
 
 
 def _width(side: Tensor | Sequence[Tensor] | None) -> int | list[int]:

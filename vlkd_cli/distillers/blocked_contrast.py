@@ -1,0 +1,206 @@
+"""InfoNCE and SigLIP over tiles of the similarity matrix, with the exact gradient.
+
+A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows' log-sum-exps are complete by themselves;
+those of the columns are completed by exchanging N numbers per rank. Small matrices keep their tiles from forward to backward, which
+saves a matrix product; large ones compute them anew, so that nothing of size B x N is ever held.
+
+Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
+dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with any shift m,
+exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - m) (exp(m - r_i) + exp(m - c_j)), so a tile costs one exponential, not two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vlkd_cli.distributed.collectives import gather, gather_without_grad
+from vlkd_cli.distributed.runtime import rank, world_size
+
+KEPT_ENTRIES = 4096 * 4096
+"""Matrices up to this many entries keep their tiles for the backward pass (64 MiB in float32)."""
+TILE_ROWS = 512
+TILE_COLUMNS = 1024
+SAFE_NATS = 60.0
+"""A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift: e^-60 is far above float32's
+smallest normal number, and what underflows beside it is below a relative 1e-11."""
+
+
+class _Tile:
+    """Rows [top, bottom) and columns [left, right) of the matrix, and the columns' offset to the rows that match them."""
+
+    def __init__(self, top: int, bottom: int, left: int, right: int, first_match: int) -> None:
+        self.rows, self.columns = slice(top, bottom), slice(left, right)
+        self.diagonal = top + first_match - left  # the tile's column that matches its first row
+
+    def subtract_on_matches(self, tile: Tensor, value: float) -> None:
+        # Matches lie on one diagonal, which may start left or right of the tile.
+        skipped = max(-self.diagonal, 0)
+        start = max(self.diagonal, 0)
+        if skipped < tile.shape[0] and start < tile.shape[1]:
+            tile[skipped:, start:].diagonal().sub_(value)
+
+
+def _tiles(rows: int, columns: int, first_match: int) -> Iterator[_Tile]:
+    for top in range(0, rows, TILE_ROWS):
+        for left in range(0, columns, TILE_COLUMNS):
+            yield _Tile(top, min(top + TILE_ROWS, rows), left, min(left + TILE_COLUMNS, columns), first_match)
+
+
+class _TiledLoss(torch.autograd.Function):
+    """Common frame: a forward pass over the tiles, and a backward pass that turns each tile of Z into a tile of dL/dZ."""
+
+    @staticmethod
+    def walk(rows: Tensor, columns: Tensor, kept: list[Tensor] | None) -> Iterator[tuple[_Tile, Tensor]]:
+        """The tiles of `rows @ columns.T`, from the kept ones where there are any."""
+        transposed = columns.T
+        for number, tile in enumerate(_tiles(len(rows), len(columns), rank() * len(rows))):
+            yield tile, kept[number] if kept is not None else rows[tile.rows] @ transposed[:, tile.columns]
+
+    @staticmethod
+    def gradients(
+        rows: Tensor, columns: Tensor, scaled: Tensor, kept: list[Tensor] | None, columns_want: bool, to_gradient: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dZ @ columns `[B, D]` and its transpose @ rows `[N, D]`; `to_gradient(tile, values)` gives the tile of dL/dZ."""
+        of_rows = torch.zeros_like(rows)
+        of_columns = torch.zeros_like(columns) if columns_want else None
+        for tile, values in _TiledLoss.walk(scaled, columns, kept):
+            gradient = to_gradient(tile, values)
+            of_rows[tile.rows].addmm_(gradient, columns[tile.columns])
+            if of_columns is not None:
+                of_columns[tile.columns].addmm_(gradient.T, rows[tile.rows])
+        return of_rows, of_columns
+
+
+def _keep(ctx: Any, rows: Tensor, columns: Tensor) -> list[Tensor] | None:
+    return [] if any(ctx.needs_input_grad) and len(rows) * len(columns) <= KEPT_ENTRIES else None
+
+
+class _InfoNCE(_TiledLoss):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+        kept = _keep(ctx, rows, columns)
+        scaled = rows * scale
+        # The running sums are few, so double precision is free and no rounding piles up over the tiles.
+        row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
+        column_lse = torch.full((len(columns),), -torch.inf, dtype=torch.float64, device=rows.device)
+        for tile, values in _TiledLoss.walk(scaled, columns, None):
+            if kept is not None:
+                kept.append(values)
+            of_rows, of_columns = _lse_both_ways(values)
+            row_lse[tile.rows] = torch.logaddexp(row_lse[tile.rows], of_rows)
+            column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
+        column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
+        own = slice(rank() * len(rows), (rank() + 1) * len(rows))
+        matches = (scaled * columns[own]).sum(dim=1)
+        ctx.save_for_backward(rows, columns, scale, row_lse, column_lse)
+        ctx.kept = kept
+        return ((row_lse + column_lse[own]) / 2 - matches).mean().to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, scale, row_lse, column_lse = ctx.saved_tensors
+        # Kept tiles are overwritten below; a second backward over the same graph computes them anew.
+        kept, ctx.kept = ctx.kept, None
+
+        def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
+            gradient = _softmax_both_ways(values, row_lse[tile.rows], column_lse[tile.columns])
+            tile.subtract_on_matches(gradient, 2.0)
+            return gradient
+
+        scaled = rows * scale
+        of_rows, of_columns = _TiledLoss.gradients(rows, columns, scaled, kept, ctx.needs_input_grad[1], to_gradient)
+        factor = grads[0] / (2 * len(rows))
+        of_scale = factor * (of_rows * rows).sum() if ctx.needs_input_grad[2] else None
+        factor = factor * scale
+        return of_rows.mul_(factor), None if of_columns is None else of_columns.mul_(factor), of_scale
+
+
+def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of a tile's rows and columns, in float64."""
+    if values.device.type == "cpu":
+        shift = values.max()
+        exponentials = (values - shift).exp_()
+        row_sum, column_sum = exponentials.sum(dim=1), exponentials.sum(dim=0)
+        if min(row_sum.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
+            return shift.double() + row_sum.double().log_(), shift.double() + column_sum.double().log_()
+    # Elsewhere the check would stop the device at every tile, and exponentials are cheap there.
+    return values.logsumexp(dim=1).double(), values.logsumexp(dim=0).double()
+
+
+def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
+    """exp(Z - rows' lse) + exp(Z - columns' lse) of a tile, written over it where that is safe."""
+    if values.device.type == "cpu":
+        shift = values.max()
+        if shift.item() - min(row_lse.min().item(), column_lse.min().item()) < SAFE_NATS:
+            factors = (shift - row_lse).exp_().to(values.dtype)[:, None] + (shift - column_lse).exp_().to(values.dtype)[None, :]
+            return values.sub_(shift).exp_().mul_(factors)
+    return (values - row_lse.to(values.dtype)[:, None]).exp_().add_((values - column_lse.to(values.dtype)[None, :]).exp_())
+
+
+class _SigLIP(_TiledLoss):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        kept = _keep(ctx, rows, columns)
+        scaled = rows * scale
+        own = slice(rank() * len(rows), (rank() + 1) * len(rows))
+        total = -((scaled * columns[own]).sum() + bias * len(rows)).double()
+        for _, values in _TiledLoss.walk(scaled, columns, None):
+            values.add_(bias)
+            if kept is not None:
+                kept.append(values)
+            # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of these are tiny and there are N per row:
+            # the tiles' sums meet in double precision.
+            total -= F.logsigmoid(-values).sum().double()
+        ctx.save_for_backward(rows, columns, scale, bias)
+        ctx.kept = kept
+        return (total / len(rows)).to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, scale, bias = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        of_bias = torch.zeros((), dtype=torch.float64, device=rows.device)
+
+        def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
+            gradient = (values if kept is not None else values.add_(bias)).sigmoid_()
+            tile.subtract_on_matches(gradient, 1.0)
+            of_bias.add_(gradient.sum())
+            return gradient
+
+        of_rows, of_columns = _TiledLoss.gradients(rows, columns, rows * scale, kept, ctx.needs_input_grad[1], to_gradient)
+        factor = grads[0] / len(rows)
+        of_scale = factor * (of_rows * rows).sum() if ctx.needs_input_grad[2] else None
+        bias_gradient = factor * of_bias.to(rows.dtype) if ctx.needs_input_grad[3] else None
+        factor = factor * scale
+        return of_rows.mul_(factor), None if of_columns is None else of_columns.mul_(factor), of_scale, bias_gradient
+
+
+def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The side that stays and the side that travels: one that needs no gradient travels cheapest, as nothing has to come back."""
+    if teacher.requires_grad and not student.requires_grad:
+        return teacher, gather(student)
+    return student, gather(teacher) if teacher.requires_grad else gather_without_grad(teacher)
+
+
+def blocked_infonce(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Mean of the two directions' cross-entropies of `scale * student @ teacher.T` over all ranks, for this rank's rows.
+
+    The objective is symmetric, so the sides may be named either way. The loss's cotangent must be the same on every rank.
+    """
+    rows, columns = _sides(student, teacher)
+    return cast(Tensor, _InfoNCE.apply(rows, columns, scale))
+
+
+def blocked_siglip(
+    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""], bias: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Sum over all pairs of softplus(-sign * (scale * <s, t> + bias)), for this rank's rows, divided by their number."""
+    rows, columns = _sides(student, teacher)
+    return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias))

@@ -1,0 +1,58 @@
+"""What the contrastive objectives share: unit rows, the learnable logit scale, and logits of a rank's rows against all rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.distributed.collectives import gather
+from vlkd_cli.distributed.runtime import rank
+
+
+def unit(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """Rows scaled to length 1. A zero row stays zero and gets a finite gradient."""
+    return F.normalize(features, dim=-1, eps=1e-12)
+
+
+def add_log_scale(module: nn.Module, logit_scale: float, learnable: bool) -> None:
+    """Give the module a 0-dim `log_scale`: a parameter where it learns, else a buffer, so that checkpoints look the same."""
+    value = torch.tensor(math.log(logit_scale))
+    if learnable:
+        module.register_parameter("log_scale", nn.Parameter(value))
+    else:
+        module.register_buffer("log_scale", value)
+
+
+@torch.no_grad()
+def clamp_log_scale(log_scale: Tensor, highest: float | None) -> None:
+    """Keep the scale within [1, highest]; None leaves it alone. Belongs in `commit`, after the optimizer's step."""
+    if highest is not None:
+        log_scale.clamp_(0.0, math.log(highest))
+
+
+def own_columns(rows: int, device: torch.device) -> Tensor:
+    """Where the matches of this rank's rows stand among the gathered rows, `[B]`."""
+    return torch.arange(rank() * rows, (rank() + 1) * rows, device=device)
+
+
+def cross_logits(
+    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], scale: Tensor | float
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Scaled similarities of this rank's images to all texts, and of its texts to all images, with the exact gradient over ranks."""
+    return scale * image @ gather(text).T, scale * text @ gather(image).T
+
+
+def soft_cross_entropy(targets: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """CE(P, Z): mean over rows of the cross-entropy from target distributions to the softmax of the logits."""
+    # lse(z) - <p, z>, not -<p, log_softmax(z)>: a target of 0 then never meets an infinite logarithm.
+    return (logits.logsumexp(dim=-1) - (targets * logits).sum(dim=-1)).mean()
+
+
+def soft_kl(targets_logits: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """KL(Q, Z): mean over rows of the divergence from softmax(Q) to softmax(Z)."""
+    log_targets = targets_logits.log_softmax(dim=-1)
+    return (log_targets.exp() * (log_targets - logits.log_softmax(dim=-1))).sum(dim=-1).mean()
