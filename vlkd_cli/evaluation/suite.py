@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -36,6 +36,8 @@ class Subject:
     """`--data ROOT`: where data sets are looked up by name."""
     image_start: Tower | None = None
     """The image tower before training, for WiSE-FT."""
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Feature tables of this evaluation, open or in memory; `run_suites` empties it at its end."""
 
 
 class Suite:

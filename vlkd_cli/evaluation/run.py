@@ -1,0 +1,101 @@
+"""Run suites on what was trained, print them and keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli import catalog
+from vlkd_cli.distributed.runtime import is_main
+from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.recipe.schema import EvalSpec
+
+
+def run_suites(subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | None = None) -> list[Result]:
+    """Every suite in turn; they share the features of `subject`. The same list on every rank.
+
+    Args:
+        subject: the towers and the means.
+        specs: which suites with which keys.
+        folder: where each result is written as JSON by rank 0; None writes nothing.
+
+    Raises:
+        RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told before the first suite runs.
+    """
+    suites = [build_suite(spec, subject) for spec in specs]
+    results: list[Result] = []
+    try:
+        for suite in suites:
+            found = suite.run(subject)
+            results.extend(found)
+            if folder is not None and is_main():
+                for result in found:
+                    write_result(result, folder)
+    finally:
+        subject.kept.clear()
+    return results
+
+
+def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
+    """The suite of an `evals:` entry, once it is certain that the towers it needs are there.
+
+    Raises:
+        RecipeError: see `run_suites`.
+    """
+    made = catalog.load("suite", spec.suite)
+    try:
+        suite: Suite = made(**spec.keys)
+    except TypeError as error:
+        raise RecipeError(f"evals: suite '{spec.suite}': {error}. `vlkd show suite {spec.suite}` lists its keys.") from error
+    have = {name for name, tower in (("image", subject.image), ("text", subject.text)) if tower is not None}
+    missing = sorted(suite.modalities - have)
+    if missing:
+        needs = " and ".join(sorted(suite.modalities))
+        raise RecipeError(f"suite '{spec.suite}' needs towers for {needs}, and there is none for {' or '.join(missing)}.")
+    return suite
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Keep a result as `SUITE-DATASET-PROTOCOL.json`; an earlier one of that name is replaced at once or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    parts = (result.suite, result.dataset, result.split, result.protocol)
+    name = "-".join(_plain(part) for part in parts if part)
+    path = folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".json.{os.getpid()}")
+        partial.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: the result cannot be written: {error.strerror}. Choose another folder or make room.") from error
+    return path
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """One table: a line per metric, with the value that a random encoder would reach beside it."""
+    from vlkd_cli import console
+
+    rows = [
+        [result.suite, result.dataset, result.split, metric, _number(value), _number(result.chance.get(metric))]
+        for result in results
+        for metric, value in result.metrics.items()
+    ]
+    console.print_table("Results", ["suite", "data", "split", "metric", "value", "chance"], rows)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def _plain(part: Any) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._@" else "_" for letter in str(part))

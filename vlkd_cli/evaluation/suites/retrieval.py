@@ -1,0 +1,93 @@
+"""Find the image of a caption, and a caption of an image."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_recall, rank_scores, ranks_of_own
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class Retrieval(Suite):
+    """Rank all captions for each image and all images for each caption by cosine.
+
+    An image counts as right when any of its captions is among the first k, a caption when its own image is. Ranks begin at 1; a
+    candidate of equal score is ahead if it stands before the own one. Only a block of the score matrix is ever in memory.
+
+    Args:
+        data: image-caption data, `{reader: ..., ...}`; `name` in it says what the result calls the split, e.g. coco2014-karpathy5k.
+        k: the cut-offs of recall.
+        captions_per_image: use only the first so many captions of each image; by default all.
+
+    Source: the hit rule of CLIP_benchmark's zeroshot_retrieval.py; ranks as open_clip_train's metrics.py.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
+    def __init__(self, *, data: dict[str, Any] | None = None, k: list[int] | None = None, captions_per_image: int | None = None) -> None:
+        self.data = data
+        self.k = tuple(sorted(k or (1, 5, 10)))
+        self.captions_per_image = captions_per_image
+        if self.k[0] < 1 or (captions_per_image is not None and captions_per_image < 1):
+            raise RecipeError("suite 'retrieval': k and captions_per_image are at least 1.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset = open_dataset(subject, self.data)
+        reader = dataset.reader
+        captions: list[str] = []
+        ends = np.zeros(len(reader), dtype=np.int64)
+        for index in range(len(reader)):
+            captions.extend(list(reader.captions(index))[: self.captions_per_image])
+            ends[index] = len(captions)
+        counts = np.diff(ends, prepend=0)
+        if (counts == 0).any():
+            bare = int((counts == 0).argmax())
+            raise DataError(f"{reader.name(bare)}: has no caption; retrieval needs one for every image. Leave it out or give it one.")
+        images = normalise(embed_images(subject, reader))
+        texts = normalise(embed_texts(subject, captions))
+        if images.shape[1] != texts.shape[1]:
+            raise RecipeError(
+                f"the image tower embeds {images.shape[1]} values and the text tower {texts.shape[1]}; retrieval compares them. "
+                f"Give one of them `head: {{name: linear, width: {texts.shape[1]}}}`."
+            )
+        last = torch.from_numpy(ends)
+        first = last - torch.from_numpy(counts)
+        owner = torch.from_numpy(np.repeat(np.arange(len(reader)), counts))
+        metrics: dict[str, float] = {}
+        chance: dict[str, float] = {}
+        one_each = np.ones(len(captions), dtype=np.int64)
+        for direction, ranks, own, candidates in (
+            ("image_to_text", ranks_of_own(images, texts, first, last), counts, len(captions)),
+            ("text_to_image", ranks_of_own(texts, images, owner, owner + 1), one_each, len(reader)),
+        ):
+            scores = rank_scores(ranks, self.k)
+            for k, recall in scores.recall.items():
+                metrics[f"{direction}_R@{k}"] = recall
+                chance[f"{direction}_R@{k}"] = chance_recall(own, candidates, k)
+            metrics[f"{direction}_mean_rank"] = scores.mean_rank
+            metrics[f"{direction}_median_rank"] = scores.median_rank
+            chance[f"{direction}_mean_rank"] = chance_mean_rank(own, candidates)
+        for values in (metrics, chance):
+            recalls = [value for name, value in values.items() if "_R@" in name]
+            values["mean_recall"] = float(np.mean(recalls))
+        return [
+            Result(
+                suite="retrieval",
+                dataset=dataset.name,
+                split=dataset.split,
+                protocol="all_captions" if self.captions_per_image is None else f"first_{self.captions_per_image}_captions",
+                metrics=metrics,
+                headline="mean_recall",
+                chance=chance,
+                num_items=len(reader),
+                hashes={"rows": dataset.row_hash},
+                settings={"k": list(self.k), "captions": len(captions), "precision": subject.precision},
+            )
+        ]

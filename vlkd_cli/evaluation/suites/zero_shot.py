@@ -1,0 +1,167 @@
+"""Classify images by the text features of prompts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.dataset import Dataset, class_hash, open_dataset
+from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.metrics import (
+    chance_average_precision,
+    confusion_pairs,
+    mean_average_precision,
+    mean_per_class,
+    recall_per_class,
+    top_k_accuracy,
+)
+from vlkd_cli.evaluation.prompts import class_names, prompts
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+Ensemble = Literal["normalise", "raw_mean"]
+
+
+class ZeroShot(Suite):
+    """Classify each image by the nearest class, where a class is the mean of its prompts' text features.
+
+    Data with several labels per image is scored by the mean over classes of the average precision of the cosine.
+
+    Args:
+        data: labelled images, `{reader: ..., ...}`.
+        templates: prompt templates: a list, a file, `open_clip:imagenet`, `open_clip:simple`, `clip_benchmark`, or the name of a set
+            that vlkd brings along; by default the data's own, else the set of that data's name, else a general one.
+        classes: class names in label order: a list or a file, where the data has none or others are wanted.
+        ensemble: how the prompts of a class become one feature: each brought to unit length before the mean (CLIP), or the mean of the
+            features as they are. Either mean is brought to unit length.
+        topk: the accuracies to report.
+        multi_label: whether images have several labels; by default as the data says.
+
+    Source: CLIP's zero-shot notebook; CLIP_benchmark's zeroshot_classification.py for the metrics; `raw_mean` as in ITRA.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
+    def __init__(
+        self,
+        *,
+        data: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
+        classes: str | list[str] | None = None,
+        ensemble: Ensemble = "normalise",
+        topk: list[int] | None = None,
+        multi_label: bool | None = None,
+    ) -> None:
+        self.data = data
+        self.templates = templates
+        self.classes = classes
+        self.ensemble = ensemble
+        self.topk = tuple(sorted(topk or (1, 5)))
+        self.multi_label = multi_label
+        if self.topk[0] < 1:
+            raise RecipeError("suite 'zero_shot': topk is at least 1.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset = open_dataset(subject, self.data)
+        names = class_names(dataset.reader, self.classes, dataset.name)
+        texts = prompts(names, dataset.reader, self.templates, dataset.name)
+        images = normalise(embed_images(subject, dataset.reader))
+        classifier = class_features(subject, texts, self.ensemble)
+        if images.shape[1] != classifier.shape[1]:
+            raise RecipeError(
+                f"the image tower embeds {images.shape[1]} values and the text tower {classifier.shape[1]}; zero_shot compares them. "
+                f"Give one of them `head: {{name: linear, width: {classifier.shape[1]}}}`."
+            )
+        cosine = images @ classifier.T
+        several = [tuple(dataset.reader.labels(index)) for index in range(len(dataset.reader))]
+        many = self.multi_label if self.multi_label is not None else any(len(labels) > 1 for labels in several)
+        scored = self._multi_label(cosine, several, names) if many else self._single_label(cosine, labels_of(dataset.reader, names), names)
+        return [self._result(dataset, subject, names, texts, *scored)]
+
+    def _single_label(self, scores: Tensor, labels: Tensor, names: list[str]) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+        predicted = scores.argmax(1)
+        ks = [k for k in self.topk if k == 1 or k < len(names)]  # with k classes or fewer, top-k says nothing
+        metrics = {f"top{k}": top_k_accuracy(scores, labels, k) for k in ks}
+        chance = {f"top{k}": min(k / len(names), 1.0) for k in ks}
+        metrics["mean_per_class"] = mean_per_class(predicted, labels)
+        chance["mean_per_class"] = 1 / len(names)
+        details = {
+            "per_class": [
+                {"class": names[row.label], "images": row.images, "recall": row.recall} for row in recall_per_class(predicted, labels)
+            ],
+            "confusions": [
+                {"class": names[pair.label], "taken_for": names[pair.predicted], "images": pair.images}
+                for pair in confusion_pairs(predicted, labels, len(names))
+            ],
+        }
+        return metrics, chance, details
+
+    def _multi_label(
+        self, scores: Tensor, several: list[tuple[int, ...]], names: list[str]
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+        targets = np.zeros((len(several), len(names)), dtype=bool)
+        for row, labels in enumerate(several):
+            targets[row, list(labels)] = True
+        values = scores.double().numpy()
+        metrics = {"mean_average_precision": mean_average_precision(values, targets)}
+        positives = targets.sum(0)
+        chance = {"mean_average_precision": float(np.mean([chance_average_precision(int(n), len(several)) for n in positives]))}
+        details = {"per_class": [{"class": name, "images": int(count)} for name, count in zip(names, positives, strict=True)]}
+        return metrics, chance, details
+
+    def _result(
+        self,
+        dataset: Dataset,
+        subject: Subject,
+        names: list[str],
+        texts: list[list[str]],
+        metrics: dict[str, float],
+        chance: dict[str, float],
+        details: dict[str, Any],
+    ) -> Result:
+        return Result(
+            suite="zero_shot",
+            dataset=dataset.name,
+            split=dataset.split,
+            protocol=f"prompts_{self.ensemble}",
+            metrics=metrics,
+            headline="top1" if "top1" in metrics else next(iter(metrics)),
+            chance=chance,
+            num_items=len(dataset.reader),
+            hashes={"rows": dataset.row_hash, "classes": class_hash(names)},
+            settings={
+                "templates": self.templates if self.templates is not None else "default",
+                "prompts_per_class": max(map(len, texts)),
+                "num_classes": len(names),
+                "ensemble": self.ensemble,
+                "precision": subject.precision,
+            },
+            details=details,
+        )
+
+
+def class_features(subject: Subject, texts: list[list[str]], ensemble: Ensemble) -> Tensor:
+    """One unit-length feature per class, `[C, D]`, from the prompts of each class."""
+    features = embed_texts(subject, [text for own in texts for text in own])
+    if ensemble == "normalise":
+        features = normalise(features)
+    return normalise(torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])]))
+
+
+def labels_of(reader: Reader, names: list[str]) -> Tensor:
+    """The label of every image, `[N]` int64.
+
+    Raises:
+        DataError: an image has no label, or one beyond the class names.
+    """
+    labels = torch.tensor([reader.label(index) for index in range(len(reader))], dtype=torch.int64)
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
+    return labels
