@@ -27,12 +27,14 @@ class HeadSetting(NamedTuple):
 def epoch_orders(num_rows: int, *, seed: int = 0) -> Iterator[Tensor]:
     """Row orders of epoch 1, 2, ..., as a DataLoader with `shuffle` and a generator of this seed gives them.
 
-    The loader draws one number for its workers' seeds from the same generator before each permutation.
+    The loader draws one number for its workers' seeds from the same generator before each permutation, and its sampler draws a second
+    permutation, of which it takes no row, when the first is used up.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=generator)
         yield torch.randperm(num_rows, generator=generator)
+        torch.randperm(num_rows, generator=generator)
 
 
 def epoch_batches(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -41,14 +43,14 @@ def epoch_batches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 class HeadBank:
-    """H heads behind one batch norm without weights: features -> BatchNorm -> Linear, each head with its own learning rate and weight decay.
+    """H heads behind one batch norm without weights: features -> BatchNorm -> Linear, each with its own learning rate and weight decay.
 
     Args:
         width: D, of the features.
         classes: C.
         settings: H of them.
-        initial: `[C, D]` start of every head, e.g. the text embeddings of the classes; the bias starts at 0. By default torch's own start of
-            a linear layer, drawn once from `seed` and the same for all heads.
+        initial: `[C, D]` start of every head, e.g. the text embeddings of the classes; the bias starts at 0. By default torch's own start
+            of a linear layer, drawn once from `seed` and the same for all heads.
         multi_label: binary cross-entropy over the classes instead of cross-entropy.
         momentum: of SGD (without Nesterov, without dampening).
         device: where it trains.
