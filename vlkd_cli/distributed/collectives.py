@@ -26,7 +26,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
         # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows; nccl gets the cheaper collective.
-        if dist.get_backend() == "nccl":
+        if grad.is_cuda:
             own = torch.empty(grad.shape[0] // world_size(), *grad.shape[1:], dtype=grad.dtype, device=grad.device)
             dist.reduce_scatter_tensor(own, grad.contiguous())
             return own

@@ -64,7 +64,8 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     if "WORLD_SIZE" not in os.environ or is_distributed():
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # CPU tensors (flags, results) travel through gloo also where gradients go through nccl.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:
         yield

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from vlkd_cli.engine.launch import first_host, joins_running_job
+from vlkd_cli.engine.start import choose_placement, first_difference
+from vlkd_cli.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [("gpu7", "gpu7"), ("gpu7,gpu9", "gpu7"), ("gpu[03-05,9],login", "gpu03"), ("gpu[4]", "gpu4"), ("a[1-2]-ib,b", "a1-ib")],
+)
+def test_the_first_host_of_a_slurm_list(nodelist: str, host: str) -> None:
+    assert first_host(nodelist) == host
+
+
+def test_a_job_step_of_slurm_is_joined_and_a_bare_allocation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert not joins_running_job()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert joins_running_job()
+
+
+def test_torchrun_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert joins_running_job()
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--gpus 99: there .* Use --cpu-workers 99"):
+        choose_placement(99, None)
+
+
+def test_gpus_and_cpu_workers_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        choose_placement(1, 1)
+
+
+def test_several_nodes_need_a_meeting_point() -> None:
+    with pytest.raises(UserError, match="--rendezvous HOST:PORT"):
+        choose_placement(None, 2, nodes=2)
+    with pytest.raises(UserError, match="counts from 0"):
+        choose_placement(None, 2, nodes=2, node_rank=2, rendezvous="a:1")
+
+
+def test_the_first_difference_is_named_by_its_path() -> None:
+    assert first_difference({"a": [{"b": 1}]}, {"a": [{"b": 2}]}) == ("a[0].b", 1, 2)
+    assert first_difference({"a": 1}, {"a": 1}) is None
+    assert first_difference({}, {"c": 3}) == ("c", None, 3)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vlkd_cli.data.batch import Skipped
+from vlkd_cli.engine.run_folder import RunFolder, existing_run, fresh_run, latest_run
+from vlkd_cli.errors import CheckpointError
+
+
+def make_run(base: Path, name: str, age: int) -> Path:
+    folder = base / name
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("towers: {}")
+    os.utime(folder / "recipe.yaml", (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
+    first = fresh_run("quickstart", tmp_path).create()
+    second = fresh_run("quickstart", tmp_path).create()
+    assert first.path != second.path
+
+
+def test_the_latest_run_is_of_the_recipe_asked_for(tmp_path: Path) -> None:
+    make_run(tmp_path, "clip-20260101-000000", age=30)
+    newer = make_run(tmp_path, "clip-20260102-000000", age=20)
+    make_run(tmp_path, "clip-large-20260103-000000", age=10)
+    assert latest_run(tmp_path, "clip").path == newer
+    assert latest_run(tmp_path).path.name == "clip-large-20260103-000000"
+
+
+def test_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run of recipe 'clip' under"):
+        latest_run(tmp_path, "clip")
+
+
+def test_a_misspelt_run_is_corrected(tmp_path: Path) -> None:
+    make_run(tmp_path, "clip-20260101-000000", age=0)
+    with pytest.raises(CheckpointError, match="Did you mean 'clip-20260101-000000'"):
+        existing_run(Path("clip-20260101-000001"), tmp_path)
+
+
+def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write the run folder .*Choose another with --run"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_skipped_samples_are_listed_by_name(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path).create()
+    run.note_skipped([Skipped("a,b.jpg", "truncated")], rank=0)
+    run.note_skipped([Skipped("c.jpg", "missing")], rank=0)
+    assert (tmp_path / "skipped.csv").read_text().splitlines() == ['"a,b.jpg",truncated', "c.jpg,missing"]

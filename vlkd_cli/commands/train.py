@@ -1,0 +1,51 @@
+"""`vlkd train RECIPE`: compose the towers, align them, evaluate, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def train(
+    recipe: Annotated[Optional[str], typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False)] = None,
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe, e.g. optimizer.lr=1e-4. Repeatable.")
+    ] = None,
+    gpus: Annotated[Optional[int], typer.Option(min=1, help="Worker processes on this machine, one per GPU.")] = None,
+    cpu_workers: Annotated[Optional[int], typer.Option(min=1, help="Worker processes on this machine, on the CPU.")] = None,
+    resume: Annotated[
+        Optional[str], typer.Option(metavar="[RUN]", help="Continue a run; without RUN the newest of this recipe.", show_default=False)
+    ] = None,
+    run: Annotated[Optional[Path], typer.Option(help="Folder of this run. By default runs/RECIPE-TIME.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines of the job.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rendezvous: Annotated[Optional[str], typer.Option(metavar="HOST:PORT", help="Where the machines meet: the first one.")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="How often a failed group starts again from its last checkpoint.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what the libraries say.")] = False,
+) -> None:
+    """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""
+    from vlkd_cli.engine.start import start_training
+
+    status = start_training(
+        recipe=recipe,
+        overrides=set_ or [],
+        gpus=gpus,
+        cpu_workers=cpu_workers,
+        resume=resume,
+        run=run,
+        runs=runs,
+        dry_run=dry_run,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        max_restarts=max_restarts,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    if status:
+        raise typer.Exit(128 + status)

@@ -1,0 +1,146 @@
+"""Towers wired by distillers: what is trained. Knows which tower sees what and what is compared with what; not optimizers or files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import Batch
+from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.recipe.address import Address, Arrow
+from vlkd_cli.recipe.types import Schedulable
+from vlkd_cli.towers.tower import Tower
+
+
+class StepOutput(NamedTuple):
+    """The weighted sum of the terms, with its graph, and each term by name, without."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class Objective(NamedTuple):
+    """One distiller with the arrow that it is drawn along."""
+
+    name: str
+    distiller: Distiller
+    arrow: Arrow
+    weight: Schedulable = 1.0
+
+
+class Composition(nn.Module):
+    """All towers of a recipe and the objectives between them.
+
+    Frozen towers are held outside the module tree: they are no parameters of this module, are not in its state dict, not moved by DDP,
+    and always run without gradient. `towers` holds the ones that learn; `followers` the ones that follow another by momentum.
+
+    Args:
+        towers: every tower by its name in the recipe, as training runs them (those with stored features included).
+        objectives: the distillers with their arrows.
+        steps_per_epoch, total_steps: in optimizer steps; what schedules of the recipe refer to.
+    """
+
+    def __init__(
+        self, towers: Mapping[str, Tower | MomentumTower], objectives: Sequence[Objective], *, steps_per_epoch: int, total_steps: int
+    ) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict({name: tower for name, tower in towers.items() if isinstance(tower, Tower) and not tower.is_frozen})
+        self.followers = nn.ModuleDict({name: tower for name, tower in towers.items() if isinstance(tower, MomentumTower)})
+        # A plain dict in a tuple keeps the frozen towers out of nn.Module's registration.
+        self._frozen = ({name: tower for name, tower in towers.items() if isinstance(tower, Tower) and tower.is_frozen},)
+        self.distillers = nn.ModuleDict({objective.name: objective.distiller for objective in objectives})
+        self.objectives = tuple(objectives)
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+        for objective in objectives:
+            objective.distiller.prepare(self._width(objective.arrow.student), self._width(objective.arrow.teacher))
+
+    @property
+    def frozen(self) -> dict[str, Tower]:
+        """Towers of which nothing learns."""
+        return self._frozen[0]
+
+    def tower(self, name: str) -> Tower | MomentumTower:
+        """Any tower by its name in the recipe."""
+        for group in (self.towers, self.followers, self.frozen):
+            if name in group:
+                return group[name]  # type: ignore[return-value]
+        raise KeyError(name)
+
+    def input_keys(self) -> dict[str, str]:
+        """Keys of `Batch.inputs` that a step reads -> the tower that reads them."""
+        return {address.input_key: address.tower for objective in self.objectives for address in objective.arrow.addresses()}
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Loss of this rank's rows at an optimizer step. Each tower encodes each view once."""
+        outputs: dict[tuple[str, str], Tensor] = {}
+
+        def read(side: Address | tuple[Address, ...] | None) -> Tensor | tuple[Tensor, ...] | None:
+            if side is None:
+                return None
+            return self._output(side, batch, outputs) if isinstance(side, Address) else tuple(self._output(a, batch, outputs) for a in side)
+
+        context = Context(step, self.steps_per_epoch, self.total_steps, batch.labels, batch.indices)
+        loss = torch.zeros((), device=batch.indices.device)
+        terms = {}
+        for objective in self.objectives:
+            term = objective.distiller(read(objective.arrow.student), read(objective.arrow.teacher), context)
+            terms[objective.name] = term.detach()
+            loss = loss + context.value(objective.weight) * term
+        return StepOutput(loss, terms)
+
+    def commit(self, step: int) -> None:
+        """After an optimizer step: queues and centres take in what they saw, momentum towers follow."""
+        for objective in self.objectives:
+            objective.distiller.commit(step)
+        for name, follower in self.followers.items():
+            assert isinstance(follower, MomentumTower)
+            source = self.tower(follower.follows)
+            assert isinstance(source, Tower), f"{name} follows another follower"
+            follower.follow(source, step, self.steps_per_epoch, self.total_steps)
+
+    def discard(self) -> None:
+        """After a step that was skipped: forget what the distillers staged."""
+        for objective in self.objectives:
+            objective.distiller.discard()
+
+    def to(self, *args: object, **kwargs: object) -> Composition:
+        """Move everything, the frozen towers too."""
+        super().to(*args, **kwargs)  # type: ignore[arg-type]
+        for tower in self.frozen.values():
+            tower.to(*args, **kwargs)  # type: ignore[arg-type]
+        return self
+
+    def encode(self, address: Address, inputs: object) -> Tensor:
+        """One output of one tower, `[B, D]`; without gradient for towers that do not learn."""
+        tower = self.tower(address.tower)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and address.tower in self.towers):
+            features = tower.features(inputs)
+            return features if address.output == "backbone" else tower.project(features)
+
+    def _output(self, address: Address, batch: Batch, outputs: dict[tuple[str, str], Tensor]) -> Tensor:
+        tower = self.tower(address.tower)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and address.tower in self.towers):
+            key = (address.input_key, address.output)
+            if key not in outputs:
+                features_key = (address.input_key, "backbone")
+                if features_key not in outputs:
+                    outputs[features_key] = tower.features(batch.inputs[address.input_key])
+                if address.output == "head":
+                    outputs[key] = tower.project(outputs[features_key])
+            return outputs[key]
+
+    def _width(self, side: Address | tuple[Address, ...] | None) -> int | list[int]:
+        if side is None:
+            return 0
+        if isinstance(side, tuple):
+            return [self._width_of(address) for address in side]
+        return self._width_of(side)
+
+    def _width_of(self, address: Address) -> int:
+        tower = self.tower(address.tower)
+        return tower.feature_width if address.output == "backbone" else tower.width

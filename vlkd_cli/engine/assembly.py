@@ -1,0 +1,94 @@
+"""A recipe made live: towers, objectives, data. Shared by training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli import catalog
+from vlkd_cli.composition.composition import Composition, Objective
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import View
+from vlkd_cli.data.readers.reader import Reader, StreamReader
+from vlkd_cli.data.views import ImageView, TextView
+from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.determinism import seed_everything
+from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.towers.assemble import assemble
+from vlkd_cli.towers.tower import Tower
+
+
+def build_towers(
+    recipe: Recipe, *, captions: Callable[[], Iterable[str]] | None, run_folder: Path | None, cache_dir: Path | None
+) -> dict[str, Tower | MomentumTower]:
+    """Every tower of the recipe, with the same initial weights on every rank."""
+    towers: dict[str, Tower | MomentumTower] = {}
+    for name, spec in sorted(recipe.towers.items(), key=lambda item: item[1].follows is not None):
+        seed_everything(recipe.train.seed, "weights", name)
+        if spec.follows is not None:
+            followed = towers[spec.follows]
+            assert isinstance(followed, Tower)
+            towers[name] = MomentumTower(followed, follows=spec.follows, momentum=spec.momentum)
+            continue
+        # What one process of a machine fetches or makes (weights, a tokenizer), the others find.
+        if runtime.local_rank() != 0:
+            runtime.barrier()
+        towers[name] = assemble(
+            name, spec, captions=captions, cache_dir=cache_dir, run_folder=run_folder, peers={n: t for n, t in towers.items() if isinstance(t, Tower)}
+        )
+        if runtime.local_rank() == 0:
+            runtime.barrier()
+    return {name: towers[name] for name in recipe.towers}
+
+
+def build_objectives(recipe: Recipe) -> list[Objective]:
+    """The distillers with the arrows that they are drawn along; a name used twice gets a number."""
+    objectives: list[Objective] = []
+    seed_everything(recipe.train.seed, "distillers")
+    for spec in recipe.distillers:
+        kind = catalog.load("distiller", spec.name)
+        arrow = arrow_of(recipe, spec, kind.takes, needs_teacher=getattr(kind, "needs_teacher", True))
+        base = spec.name.split(":")[-1]
+        taken = {objective.name for objective in objectives}
+        name = next(n for n in [base, *(f"{base}_{k}" for k in range(2, len(recipe.distillers) + 2))] if n not in taken)
+        objectives.append(Objective(name, kind(**spec.keys), arrow, spec.weight))
+    return objectives
+
+
+def build_composition(recipe: Recipe, towers: dict[str, Tower | MomentumTower], *, steps_per_epoch: int, total_steps: int) -> Composition:
+    """The towers wired by the recipe's distillers."""
+    return Composition(towers, build_objectives(recipe), steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+
+
+def build_views(recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]) -> dict[str, View]:
+    """What the loader prepares for each tower and view that a step reads."""
+    assert recipe.data is not None
+    return {key: _view(recipe, key, towers[tower]) for key, tower in input_keys.items()}
+
+
+def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | None:
+    """All captions of the data, one after another; for training a tokenizer."""
+    if not isinstance(reader, Reader):
+        return None
+    return lambda: (caption for index in range(len(reader)) for caption in reader.captions(index))
+
+
+def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:
+    assert recipe.data is not None
+    original = tower.tower if isinstance(tower, MomentumTower) else tower
+    if original.modality == "text":
+        return TextView(original.tokenize)
+    assert original.image_input is not None
+    name = key.partition("@")[2] or MAIN_VIEW
+    return ImageView(original.image_input, build_augment(recipe, name))
+
+
+def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
+    """The augmentation of a view of the training images, or None where it is switched off."""
+    assert recipe.data is not None
+    component = recipe.data.views.get(view) or recipe.data.augment
+    if component is None:
+        return catalog.load("augment", "standard")()
+    return None if component.name == "none" else catalog.load("augment", component.name)(**component.keys)

@@ -1,0 +1,53 @@
+"""An exponential moving average of everything that learns, to evaluate and to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Average of a module's trainable parameters; batch-norm statistics are the module's own.
+
+    Args:
+        module: what learns.
+        decay: share of the average that stays at each step, 0 to 1.
+    """
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._average = [parameter.detach().clone() for parameter in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an optimizer step."""
+        torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._live], 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it, the module holds the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for live, average in zip(self._live, self._average, strict=True):
+            kept = live.detach().clone()
+            live.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(zip(self._names, self._average, strict=True))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])

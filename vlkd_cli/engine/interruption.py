@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM as a wish to stop at the next safe place."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """Raised where work may be dropped at once (an evaluation, the filling of a cache)."""
+
+
+class Interruption:
+    """Holds which signal asked to stop.
+
+    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. A second signal always
+    raises KeyboardInterrupt, for those who cannot wait.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._drops = False
+
+    @contextmanager
+    def watched(self) -> Iterator[Interruption]:
+        """Take over SIGINT and SIGTERM, and give them back at the end."""
+        former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Work that may be abandoned in the middle."""
+        self._drops = True
+        try:
+            if self.signal_number is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._drops = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # A terminal sends SIGINT to the whole group and the agent then adds SIGTERM: only the same signal again means impatience.
+        if self.signal_number == number:
+            raise KeyboardInterrupt
+        if self.signal_number is None:
+            self.signal_number = number
+            if self._drops:
+                raise Interrupted

@@ -1,0 +1,106 @@
+"""Optimizers and their parameter groups."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.composition.composition import Composition
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.schema import OptimizerSpec, TowerSpec
+from vlkd_cli.towers.tower import Tower
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """adamw, sgd, lars, lion, or any class of torch.optim by its name in any case.
+
+    Raises:
+        RecipeError: no such optimizer.
+    """
+    if name in ("lars", "lion"):
+        from timm.optim import Lars, Lion
+
+        return Lars if name == "lars" else Lion
+    classes = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    # A closure, and sparse gradients, are things that a training step here does not give.
+    for unusable in ("lbfgs", "sparseadam"):
+        classes.pop(unusable, None)
+    if name.lower() not in classes:
+        choices = sorted([*classes, "lars", "lion"])
+        raise RecipeError(f"optimizer.name: unknown optimizer '{name}'.{did_you_mean(name, choices)} Known: {', '.join(choices)}.")
+    return classes[name.lower()]
+
+
+def build_optimizer(composition: Composition, spec: OptimizerSpec, towers: Mapping[str, TowerSpec], device: torch.device) -> Any:
+    """The optimizer over everything that learns, grouped by learning rate and weight decay.
+
+    Each group carries `base_lr`, which the schedule's factor multiplies. Biases, norms and scales (everything with fewer than two
+    dimensions) are not decayed unless `decay_all` says so. With `layer_decay` d, a tower's layer that lies k below its head learns at
+    d**k times the tower's rate (Bao et al., BEiT, arXiv:2106.08254).
+
+    Raises:
+        RecipeError: unknown optimizer, a key that it does not take, or nothing that learns.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter, lr, decay in _settings(composition, spec, towers):
+        groups.setdefault((lr, decay), []).append(parameter)
+    if not groups:
+        raise RecipeError("nothing learns: every tower is frozen and no distiller has parameters. Give a tower `train: head` or `all`.")
+    kind = optimizer_class(spec.name)
+    accepted = set(inspect.signature(kind).parameters) - {"params", "lr", "weight_decay"}
+    keys = dict(spec.keys)
+    for key in keys:
+        if key not in accepted:
+            raise RecipeError(
+                f"optimizer.{key}: unknown key of {spec.name}.{did_you_mean(key, accepted)} Accepted: {', '.join(sorted(accepted))}."
+            )
+    if "betas" in keys:
+        keys["betas"] = tuple(keys["betas"])
+    if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {"foreach", "fused", "maximize"} & set(keys):
+        keys["fused"] = True
+    return kind(
+        [{"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()],
+        lr=spec.lr,
+        **keys,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group to its base rate times the factor; returns the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def _settings(
+    composition: Composition, spec: OptimizerSpec, towers: Mapping[str, TowerSpec]
+) -> Iterator[tuple[nn.Parameter, float, float]]:
+    """(parameter, learning rate, weight decay) of everything that learns, each once."""
+    seen: set[nn.Parameter] = set()
+    for tower_name, tower in composition.towers.items():
+        assert isinstance(tower, Tower)
+        lr = towers[tower_name].lr or spec.lr
+        layer_decay = towers[tower_name].layer_decay
+        for name, parameter in tower.named_parameters():
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            rate = lr if layer_decay is None else lr * layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
+            yield parameter, rate, _decay(parameter, spec)
+    for parameter in composition.distillers.parameters():
+        if parameter.requires_grad and parameter not in seen:
+            seen.add(parameter)
+            yield parameter, spec.lr, _decay(parameter, spec)
+
+
+def _decay(parameter: nn.Parameter, spec: OptimizerSpec) -> float:
+    return spec.weight_decay if spec.decay_all or parameter.ndim >= 2 else 0.0

@@ -1,0 +1,119 @@
+"""What happens every so many steps, epochs or minutes: evaluations and saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.run_folder import RunFolder
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.run import print_results, run_suites
+from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
+from vlkd_cli.towers.tower import Tower
+
+
+class Saves:
+    """When checkpoints are due."""
+
+    def __init__(self, settings: TrainSpec, steps_per_epoch: int, total_steps: int) -> None:
+        self.settings, self.steps_per_epoch, self.total_steps = settings, steps_per_epoch, total_steps
+        self._last_save = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this many steps; minutes go by this process's clock."""
+        settings = self.settings
+        return (
+            step == self.total_steps
+            or (settings.save_every_steps is not None and step % settings.save_every_steps == 0)
+            or (settings.save_every_epochs is not None and step % (settings.save_every_epochs * self.steps_per_epoch) == 0)
+            or (settings.save_every_minutes is not None and time.monotonic() - self._last_save >= 60 * settings.save_every_minutes)
+        )
+
+    def done(self) -> None:
+        """A checkpoint was just written."""
+        self._last_save = time.monotonic()
+
+
+class Evaluations:
+    """The recipe's `evals:` over a run: when each is due, what came out last, and which result was best."""
+
+    def __init__(
+        self, recipe: Recipe, towers: Mapping[str, Tower], folder: RunFolder, device: torch.device, steps_per_epoch: int, total_steps: int
+    ) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.best_value: float | None = None
+        self.last: list[Result] = []
+        self._subject = subject_of(recipe, towers, device)
+
+    def due(self, step: int) -> list[EvalSpec]:
+        """The suites to run after this many steps."""
+        return [spec for spec in self.recipe.evals if self._is_due(spec, step)]
+
+    def run(self, step: int) -> tuple[dict[str, float], bool]:
+        """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best value."""
+        self._subject.kept.clear()
+        results = run_suites(self._subject, self.due(step), folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None)
+        self.last = results
+        values = {
+            f"eval/{result.suite}.{result.dataset}.{name}": value for result in results for name, value in result.metrics.items()
+        }
+        watched = watched_value(self.recipe.train.best, results)
+        is_best = watched is not None and (self.best_value is None or watched > self.best_value)
+        if is_best:
+            self.best_value = watched
+        return values, is_best
+
+    def print_last(self) -> None:
+        """The table of the newest results."""
+        if self.last:
+            print_results(self.last)
+
+    def _is_due(self, spec: EvalSpec, step: int) -> bool:
+        if step == 0:
+            return spec.first
+        if step == self.total_steps and spec.last:
+            return True
+        return (spec.every_steps is not None and step % spec.every_steps == 0) or (
+            spec.every_epochs is not None and step % (spec.every_epochs * self.steps_per_epoch) == 0
+        )
+
+
+def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device) -> Subject:
+    """What is evaluated: the recipe's image and text tower. With several of a modality, the one called like it, else one that learns."""
+
+    def chosen(modality: str) -> Tower | None:
+        candidates = [tower for tower in towers.values() if tower.modality == modality]
+        return min(candidates, key=lambda tower: (tower.name != modality, tower.is_frozen)) if candidates else None
+
+    return Subject(
+        image=chosen("image"),
+        text=chosen("text"),
+        device=device,
+        precision=recipe.train.precision,
+        batch_size=max(recipe.train.batch_size, 64),
+        workers=recipe.data.workers if recipe.data else 0,
+        cache=None,
+    )
+
+
+def watched_value(best: str | None, results: list[Result]) -> float | None:
+    """The value of `train.best` (suite.metric or suite.dataset.metric) in these results, or None where its suite was not due.
+
+    Raises:
+        RecipeError: the suite ran and has no such metric.
+    """
+    if best is None:
+        return None
+    suite, *middle, metric = best.split(".")
+    found = [result for result in results if result.suite == suite and (not middle or result.dataset == ".".join(middle))]
+    if not found:
+        return None
+    if metric not in found[0].metrics:
+        raise RecipeError(f"train.best: suite '{suite}' has no metric '{metric}'. It has: {', '.join(found[0].metrics)}.")
+    return found[0].metrics[metric]

@@ -1,0 +1,98 @@
+"""Where a run keeps what it makes, and how a run is found again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.batch import Skipped
+from vlkd_cli.errors import CheckpointError
+
+
+class RunFolder:
+    """One run: `recipe.yaml`, `versions.json`, `metrics.csv`, `checkpoints/`, `results/`, `logs/`, `skipped.csv`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    def create(self) -> RunFolder:
+        """Make the folders.
+
+        Raises:
+            CheckpointError: the place cannot be written.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.results, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError("permission denied")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}. Choose another with --run.") from error
+        return self
+
+    def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
+        """Append samples that could not be read to `skipped.csv` (of this rank, where there are several)."""
+        name = "skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv"
+        with (self.path / name).open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows((item.name, item.reason) for item in skipped)
+
+
+def fresh_run(recipe_name: str, base: Path) -> RunFolder:
+    """A new folder under `base`, named after the recipe and the time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = base / f"{recipe_name}-{stamp}"
+    number = 2
+    while path.exists():
+        path = base / f"{recipe_name}-{stamp}-{number}"
+        number += 1
+    return RunFolder(path)
+
+
+def latest_run(base: Path, recipe_name: str | None = None) -> RunFolder:
+    """The run under `base` that was worked on last, of one recipe or of any.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    pattern = f"{recipe_name}-*" if recipe_name else "*"
+    found = [path.parent for path in base.glob(f"{pattern}/recipe.yaml")]
+    if recipe_name:
+        # quickstart-2 is another recipe than quickstart: what follows the name must be the time stamp.
+        found = [path for path in found if path.name.removeprefix(f"{recipe_name}-")[:8].isdigit()]
+    if not found:
+        of_recipe = f" of recipe '{recipe_name}'" if recipe_name else ""
+        raise CheckpointError(f"no run{of_recipe} under {base}/. Start one with `vlkd train`, or name its folder.")
+    return RunFolder(max(found, key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns))
+
+
+def existing_run(path: Path, base: Path) -> RunFolder:
+    """A run by its folder, or by its name under `base`.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    for candidate in (path, base / path):
+        if (candidate / "recipe.yaml").is_file():
+            return RunFolder(candidate)
+    names = [folder.parent.name for folder in base.glob("*/recipe.yaml")]
+    raise CheckpointError(f"{path} is no run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}")

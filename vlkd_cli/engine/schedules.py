@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the optimizer step, so that nothing about it needs saving."""
+
+from __future__ import annotations
+
+import math
+
+from vlkd_cli.recipe.schema import ScheduleSpec
+
+
+def learning_rate_factor(spec: ScheduleSpec, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """Share of the highest learning rate at an optimizer step (0-based).
+
+    Warm-up rises linearly and reaches 1 at its last step; then cosine or linear descent to `end_factor` at the last step, or constant.
+    """
+    warmup = spec.warmup_steps or round(spec.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    if spec.name == "constant":
+        return 1.0
+    done = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    share = (1 + math.cos(math.pi * done)) / 2 if spec.name == "cosine" else 1 - done
+    return spec.end_factor + (1 - spec.end_factor) * share

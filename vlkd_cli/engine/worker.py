@@ -1,0 +1,394 @@
+"""One training process: recipe -> towers -> composition -> trainer. What `vlkd train` runs on every rank."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlkd_cli import console
+from vlkd_cli.composition.composition import Composition
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import Batch
+from vlkd_cli.data.loader import Loader
+from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.views import FeatureView
+from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distributed import collectives, runtime
+from vlkd_cli.engine.assembly import build_augment, build_composition, build_towers, build_views, captions_of
+from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
+from vlkd_cli.engine.feature_cache import cache_folder, store_features
+from vlkd_cli.engine.interruption import Interrupted, Interruption
+from vlkd_cli.engine.optim import build_optimizer
+from vlkd_cli.engine.periodic import Evaluations, Saves
+from vlkd_cli.engine.run_folder import RunFolder
+from vlkd_cli.engine.trainer import Hooks, Trainer
+from vlkd_cli.errors import CheckpointError, DataError, RecipeError
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.reports.open import Sinks
+from vlkd_cli.towers.tower import Tower
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told; plain values only, since it crosses a process boundary.
+
+    Args:
+        recipe: the recipe as JSON.
+        run: the run folder, which exists.
+        device: "auto", "cuda" or "cpu".
+        resume: continue from the run's last checkpoint.
+        dry_run: build everything, take one step, report sizes, write no checkpoint.
+        quiet, verbose: how much is printed.
+    """
+
+    recipe: str
+    run: str
+    device: str = "auto"
+    resume: bool = False
+    dry_run: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+def train(job: Job) -> int:
+    """Train, evaluate and save as the recipe says, on this rank of the group that is up.
+
+    Returns:
+        0 when the run is complete, else the number of the signal that stopped it after a save.
+
+    Raises:
+        UserError: what the user can mend; the last checkpoint is kept.
+    """
+    device = runtime.pick_device(job.device)
+    with Interruption().watched() as interruption:
+        try:
+            return _Run(job, device, interruption).go()
+        except Interrupted:
+            # Before the first step there is nothing to save; caches keep what they have.
+            return interruption.signal_number or signal.SIGINT
+
+
+class _Run:
+    def __init__(self, job: Job, device: torch.device, interruption: Interruption) -> None:
+        self.job, self.device, self.interruption = job, device, interruption
+        self.recipe = Recipe.model_validate_json(job.recipe)
+        self.folder = RunFolder(Path(job.run))
+        self.settings = self.recipe.train
+        self.is_main = runtime.is_main()
+        self.checkpoints = Checkpoints(self.folder.checkpoints, keep=self.settings.keep)
+        with interruption.dropping():
+            self._build()
+
+    def _build(self) -> None:
+        recipe, settings = self.recipe, self.settings
+        if recipe.data is None or not recipe.distillers:
+            raise RecipeError("this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with `vlkd eval`.")
+        self.reader = open_reader(recipe.data)
+        cache = cache_folder(settings.cache_dir)
+        self.towers = build_towers(recipe, captions=captions_of(self.reader), run_folder=self.folder.path, cache_dir=cache)
+        if settings.sync_batch_norm and runtime.world_size() > 1 and self.device.type == "cuda":
+            self.towers = {name: nn.SyncBatchNorm.convert_sync_batchnorm(tower) for name, tower in self.towers.items()}
+        for tower in self.towers.values():
+            tower.to(self.device)
+        trained = self._with_stored_features(cache)
+        # Widths and steps need each other's owner: the composition knows which inputs a step reads, the loader how many steps there are.
+        self.composition = build_composition(recipe, trained, steps_per_epoch=1, total_steps=1)
+        views = build_views(recipe, {k: t for k, t in self.composition.input_keys().items() if t not in self.stored}, self.towers)
+        for key, tower in self.composition.input_keys().items():
+            if tower in self.stored:
+                modality = "image" if self.towers[tower].modality == "image" else "caption"  # type: ignore[union-attr]
+                views[key] = FeatureView(self.stored[tower], modality)
+        self.loader = Loader(
+            self.reader,
+            views,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=recipe.data.workers,
+            prefetch=recipe.data.prefetch,
+            shuffle=recipe.data.shuffle,
+            episode_samples=recipe.data.episode_samples,
+            max_broken_share=recipe.data.max_broken_share,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.steps_per_epoch = self.loader.batches_per_epoch // settings.accumulate
+        if self.steps_per_epoch == 0:
+            needed = settings.batch_size * settings.accumulate * runtime.world_size()
+            raise DataError(
+                f"the data gives {self.loader.batches_per_epoch} batches per epoch on each process, fewer than one step needs "
+                f"({needed} samples over all processes). Lower train.batch_size or train.accumulate."
+            )
+        self.total_steps = self.steps_per_epoch * settings.epochs
+        if settings.steps is not None:
+            self.total_steps = min(self.total_steps, settings.steps)
+        self.composition.steps_per_epoch, self.composition.total_steps = self.steps_per_epoch, self.total_steps
+        self.composition.to(self.device)
+        if settings.channels_last:
+            self.composition.to(memory_format=torch.channels_last)
+        self._check_batch()
+        optimizer = build_optimizer(self.composition, recipe.optimizer, recipe.towers, self.device)
+        self.trainer = Trainer(
+            self.composition, optimizer, self.loader, settings, recipe.schedule, self.device, self.steps_per_epoch, self.total_steps
+        )
+
+    def go(self) -> int:
+        """Run to the end, or to the next safe place after a signal."""
+        trainer, state = self.trainer, self._resumed_state()
+        if self.job.dry_run:
+            return self._dry_run()
+        self.evaluations = Evaluations(self.recipe, self._towers_to_evaluate(), self.folder, self.device, self.steps_per_epoch, self.total_steps)
+        self.saves = Saves(self.settings, self.steps_per_epoch, self.total_steps)
+        if state is not None:
+            self.evaluations.best_value = state["best"]
+        start = trainer.step_count
+        self.sinks = Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None) if self.is_main else None
+        begin = time.perf_counter()
+        try:
+            with console.training_progress(self.total_steps, self.steps_per_epoch, quiet=self.job.quiet or not self.is_main) as self.progress:
+                trainer.hooks = Hooks(self._before_epoch, self._after_step, self._log, self._note_skipped, self._should_stop)
+                if start == 0 or (state is not None and not state["evaluated"]):
+                    self._evaluate(start)
+                trainer.fit()
+        except Interrupted:
+            self._save(evaluated=False)
+        finally:
+            if self.sinks is not None:
+                self.sinks.finish()
+        if self.interruption.signal_number is not None and trainer.step_count < self.total_steps:
+            self._say(f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in {self.folder.path}. Go on with --resume.")
+            return self.interruption.signal_number
+        self._finish(time.perf_counter() - begin, trainer.step_count - start)
+        return 0
+
+    # -- towers ------------------------------------------------------------------------------------------------------------------
+
+    def _with_stored_features(self, cache: Path) -> dict[str, Tower | MomentumTower]:
+        """The towers as training runs them: those whose input never changes read stored features."""
+        self.stored: dict[str, Path] = {}
+        trained = dict(self.towers)
+        for name, tower in self.towers.items():
+            if isinstance(tower, Tower) and self._reads_stored(name, tower):
+                assert isinstance(self.reader, Reader) and self.recipe.data is not None
+                self.stored[name] = store_features(
+                    tower,
+                    self.reader,
+                    cache,
+                    device=self.device,
+                    precision=self.settings.precision,
+                    batch_size=self.settings.batch_size,
+                    workers=self.recipe.data.workers,
+                )
+                trained[name] = tower.with_stored_features()
+        return trained
+
+    def _reads_stored(self, name: str, tower: Tower) -> bool:
+        asked, data = self.recipe.towers[name].cache, self.recipe.data
+        assert data is not None
+        views = [v for v in self._views_of(name)]
+        obstacle = None
+        if not tower.cacheable:
+            obstacle = "its backbone or pooler learns"
+        elif not isinstance(self.reader, Reader):
+            obstacle = "its data is a stream, which has no rows to store"
+        elif tower.modality == "image" and any(build_augment(self.recipe, view) is not None for view in views):
+            obstacle = "its images are augmented at random, so its features change from epoch to epoch; set data.augment: {name: none}"
+        if asked and obstacle:
+            raise RecipeError(f"towers.{name}.cache: the features cannot be computed once: {obstacle}.")
+        if asked is not None or obstacle:
+            return bool(asked)
+        assert isinstance(self.reader, Reader)
+        rows = len(self.reader) if tower.modality == "image" else self.reader.num_captions
+        drawn = (data.episode_samples or len(self.reader)) * self.settings.epochs
+        # Worth it only where the run would otherwise encode more than there is to encode.
+        return rows <= drawn
+
+    def _views_of(self, name: str) -> set[str]:
+        from vlkd_cli.engine.assembly import build_objectives
+
+        return {a.view for objective in build_objectives(self.recipe) for a in objective.arrow.addresses() if a.tower == name}
+
+    def _towers_to_evaluate(self) -> dict[str, Tower]:
+        return {name: tower for name, tower in self.towers.items() if isinstance(tower, Tower)}
+
+    def _check_batch(self) -> None:
+        total = self.settings.batch_size * runtime.world_size()
+        for objective in self.composition.objectives:
+            if total < objective.distiller.minimum_batch:
+                raise RecipeError(
+                    f"distiller '{objective.name}' needs at least {objective.distiller.minimum_batch} samples a step over all processes "
+                    f"and gets {total}. Raise train.batch_size."
+                )
+
+    # -- around the steps --------------------------------------------------------------------------------------------------------
+
+    def _before_epoch(self, epoch: int) -> None:
+        if not any("episode" in objective.distiller.needs for objective in self.composition.objectives):
+            return
+        with self.interruption.dropping():
+            self._start_episode(epoch)
+
+    @torch.no_grad()
+    def _start_episode(self, epoch: int) -> None:
+        """Embed the samples of the coming epoch for the distillers that cluster them."""
+        from vlkd_cli.engine.precision import autocast
+
+        self.composition.eval()
+        context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
+        wanted = [objective for objective in self.composition.objectives if "episode" in objective.distiller.needs]
+        collected: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {objective.name: [] for objective in wanted}
+        for batch in self.loader.batches(epoch):
+            moved: Batch = batch.to(self.device)
+            for objective in wanted:
+                student, teacher = objective.arrow.student, objective.arrow.teacher
+                student = student[0] if isinstance(student, tuple) and not hasattr(student, "tower") else student
+                with autocast(self.settings.precision, self.device):
+                    sides = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in (student, teacher)]  # type: ignore
+                collected[objective.name].append((sides[0], sides[1], moved.indices))
+        for objective in wanted:
+            parts = [torch.cat(part) for part in zip(*collected[objective.name], strict=True)]
+            objective.distiller.start_episode(parts[0], parts[1], parts[2], context)
+        self.composition.train()
+
+    def _after_step(self, step: int) -> None:
+        asked_to_stop, due = self._agree(step)
+        is_best = False
+        if not asked_to_stop and self.evaluations.due(step):
+            is_best = self._evaluate(step)
+        if due or asked_to_stop or is_best:
+            self._save(evaluated=not (asked_to_stop and self.evaluations.due(step)), is_best=is_best)
+
+    def _agree(self, step: int) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether it is time to save: the same answer on every rank."""
+        stop, due = self.interruption.signal_number is not None, self.saves.due(step)
+        if runtime.world_size() == 1:
+            return stop, due
+        flags = torch.tensor([int(stop), int(due)])
+        flags = collectives.sum_without_grad(flags)
+        if flags[0] and self.interruption.signal_number is None:
+            self.interruption.signal_number = signal.SIGTERM
+        return bool(flags[0]), bool(flags[1])
+
+    def _should_stop(self) -> bool:
+        return self.interruption.signal_number is not None
+
+    def _evaluate(self, step: int) -> bool:
+        """Run what is due; whether the watched result is the best so far."""
+        if not self.evaluations.due(step):
+            return False
+        self._share_statistics()
+        with self.interruption.dropping():
+            if self.trainer.ema is not None:
+                with self.trainer.ema.applied():
+                    values, is_best = self.evaluations.run(step)
+            else:
+                values, is_best = self.evaluations.run(step)
+        if self.sinks is not None:
+            self.sinks.log(step, values)
+        return is_best
+
+    def _share_statistics(self) -> None:
+        """Batch-norm statistics differ between ranks while training; the first rank's are the run's."""
+        if runtime.world_size() > 1:
+            for tower in self.composition.towers.values():
+                for buffer in tower.buffers():
+                    collectives.broadcast_(buffer)
+
+    def _log(self, step: int, values: Any) -> None:
+        if self.sinks is not None:
+            self.sinks.log(step, values)
+        self.progress.update(
+            step,
+            epoch=values["train/epoch"],
+            loss=values["train/loss"],
+            lr=values["train/learning_rate"],
+            samples_per_second=values["train/samples_per_second"],
+            data_wait=values["train/data_wait"],
+        )
+
+    def _note_skipped(self, skipped: Any) -> None:
+        self.folder.note_skipped(skipped, runtime.rank())
+
+    def _save(self, *, evaluated: bool, is_best: bool = False) -> None:
+        self.saves.done()
+        if self.is_main:
+            state = self.trainer.state_dict()
+            state.update(
+                recipe=self.job.recipe, world_size=runtime.world_size(), evaluated=evaluated, best=self.evaluations.best_value, epoch=(
+                    self.trainer.step_count // self.steps_per_epoch
+                )
+            )
+            self.checkpoints.save(state, is_best=is_best)
+
+    def _resumed_state(self) -> dict[str, Any] | None:
+        if not self.job.resume:
+            return None
+        path = newest(self.folder.path)
+        state = load_checkpoint(path)
+        if state["world_size"] != runtime.world_size():
+            raise CheckpointError(
+                f"the run was trained on {state['world_size']} processes and would continue on {runtime.world_size()}; the batches would "
+                f"not be the same. Start it with {state['world_size']} processes."
+            )
+        try:
+            self.trainer.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path} does not fit this recipe: {reason}") from error
+        self._say(f"Continuing {self.folder.path} at step {state['step']} of {self.total_steps}.")
+        return state
+
+    # -- reports -----------------------------------------------------------------------------------------------------------------
+
+    def _dry_run(self) -> int:
+        batches = self.loader.batches(0)
+        begin = time.perf_counter()
+        output, norm = self.trainer.step([next(batches) for _ in range(self.settings.accumulate)])
+        seconds = time.perf_counter() - begin
+        if self.is_main:
+            rows = []
+            for name, tower in self.towers.items():
+                total, trainable = tower_sizes(tower)
+                how = "stored features" if name in self.stored else ("follows" if isinstance(tower, MomentumTower) else "")
+                rows.append([name, f"{total:,}", f"{trainable:,}", str(tower.width), how])
+            extra = sum(p.numel() for p in self.composition.distillers.parameters() if p.requires_grad)
+            rows.append(["distillers", f"{extra:,}", f"{extra:,}", "", ""])
+            console.print_table("Parameters", ["tower", "total", "trainable", "width", ""], rows)
+            terms = ", ".join(f"{name} {float(term):.4f}" for name, term in output.terms.items())
+            console.say(f"One step took {seconds:.2f} s: loss {float(output.loss):.4f} ({terms}), gradient norm {norm:.3f}.")
+            console.say(f"{self.steps_per_epoch} steps per epoch, {self.total_steps} in all; peak memory {_peak_memory(self.device)}.")
+        return 0
+
+    def _finish(self, seconds: float, steps: int) -> None:
+        if not self.is_main:
+            return
+        self.evaluations.print_last()
+        rate = f", {steps / seconds:.1f} steps/s" if steps and seconds else ""
+        skipped = f" {self.trainer.skipped_steps} steps were skipped as not finite." if self.trainer.skipped_steps else ""
+        self._say(f"Trained {steps} steps in {seconds:.0f} s{rate}.{skipped}")
+        self._say(f"Run folder: {self.folder.path}")
+        self._say(f"Next: vlkd eval {self.folder.path} --suite retrieval    or look into {self.folder.path}/metrics.csv")
+
+    def _say(self, text: str) -> None:
+        if self.is_main and not self.job.quiet:
+            console.say(text)
+
+
+def tower_sizes(tower: Tower | MomentumTower) -> tuple[int, int]:
+    """(parameters in all, those that learn), the frozen backbone counted."""
+    if isinstance(tower, MomentumTower):
+        return tower_sizes(tower.tower)[0], 0
+    return tower.num_parameters(), sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+
+
+def _peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
+    import resource
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
