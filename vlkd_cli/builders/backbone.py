@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -34,6 +35,15 @@ class Backbone(nn.Module):
     """Image backbones: what they expect."""
     pools: bool = True
     """Whether it has a pooled feature of its own; otherwise a pooler is needed."""
+    settings: str = ""
+    """What determines its output beside weights and class, e.g. the number of heads or the tokenizer; part of the feature cache's key."""
+
+    fixed: frozenset[str] = frozenset()
+    """Parameters and buffers (names as in state_dict) that never train and are never saved, e.g. the encoder under an adapter. `train:`
+    chooses among the rest; a checkpoint holds every other trained parameter and every other buffer."""
+    learned: frozenset[str] = frozenset()
+    """Parameters (names as in state_dict) that learn whatever `train:` says: a fresh adapter or prompt. Empty where they come trained (from a
+    run or a file), so that `train: none` then freezes them too."""
 
     @abstractmethod
     def forward(self, inputs: Any) -> Tensor:
@@ -50,7 +60,7 @@ class Backbone(nn.Module):
     def layers(self) -> list[list[str]]:
         """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and layer-wise learning rates.
 
-        What no prefix names (embeddings, final norms) goes with the first layer if it comes before, else with the last.
+        Names are the library's own, as in patterns: without the `encoder.` that holds the library's module. What no prefix names (embeddings, final norms) goes with the first layer if it comes before, else with the last.
         """
         return []
 
@@ -68,9 +78,22 @@ class ModelInfo(NamedTuple):
 
 
 class Builder:
-    """Base of the builders: keyword-only constructor arguments are the tower's recipe keys."""
+    """Base of the builders: keyword-only constructor arguments are the tower's recipe keys.
+
+    What a tower's surroundings supply beside the recipe keys is set on the builder by `towers.assemble` before `build`.
+    """
 
     modalities: tuple[str, ...] = ("image", "text")
+    tower_name: str = "tower"
+    captions: Callable[[], Iterable[str]] | None = None
+    """The captions at hand, for a tokenizer that is trained on them."""
+    run_folder: Path | None = None
+    """Where such a tokenizer is kept and found again."""
+    adapter: Any = None
+    """The tower's `adapter:` section (recipe.schema.Component), for builders whose `takes_adapters` is true."""
+    prompt: Any = None
+    """The tower's `prompt:` section, likewise."""
+    takes_adapters: bool = False
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:
         """The backbone with its weights loaded, on the CPU, in fp32.

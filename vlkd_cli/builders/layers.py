@@ -1,0 +1,46 @@
+"""The layers of any network, found from its structure rather than from a table of families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def find_layers(module: nn.Module) -> list[list[str]]:
+    """Name prefixes of each layer, input side first.
+
+    A layer is a block inside a plain container (Sequential, ModuleList), containers being looked for along the path that holds most of
+    the parameters, word embeddings aside. Single convolutions, linears and norms between blocks are no layers of their own, unless the
+    network consists of nothing else. What follows the last of a row of equal blocks belongs to it.
+    """
+    units = list(_units(module, "", _count(module) / 2, alike=False))
+    blocks = [unit for unit in units if any(True for _ in unit[1].children())]
+    chosen = blocks or units
+    layers: list[list[str]] = []
+    seen_row = False
+    for name, _, alike in chosen:
+        if seen_row and not alike:
+            layers[-1].append(name)
+        else:
+            layers.append([name])
+        seen_row = seen_row or alike
+    return layers
+
+
+def _units(module: nn.Module, prefix: str, half: float, alike: bool) -> Iterator[tuple[str, nn.Module, bool]]:
+    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+    plain = type(module) in CONTAINERS
+    if prefix and not plain and (alike or not children or _count(module) <= half):
+        yield prefix, module, alike
+        return
+    row = plain and len({type(child) for _, child in children}) == 1 and len(children) > 1
+    for name, child in children:
+        yield from _units(child, f"{prefix}.{name}" if prefix else name, half, row and type(child) not in CONTAINERS)
+
+
+def _count(module: nn.Module) -> int:
+    words = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in words)

@@ -1,0 +1,119 @@
+"""Strings to token ids: small callables that survive pickling, so that loader workers can run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import TextInput
+
+CLIP_VOCABULARY = 49408
+CLIP_BASE_TOKENS = 512
+MAX_REMEMBERED_WORDS = 200_000
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding; it comes with open_clip, so nothing is downloaded.
+
+    Args:
+        context_length: longest caption in tokens, start and end included; longer ones lose their tail but keep their end token.
+        trim: cut the batch to its longest caption instead of padding to the context length.
+        vocabulary_size: fewer than CLIP's 49408 tokens keep the most frequent merges only, for small embedding tables.
+        masked: also give the attention mask, for encoders that need it.
+    """
+
+    def __init__(
+        self, *, context_length: int = 77, trim: bool = True, vocabulary_size: int = CLIP_VOCABULARY, masked: bool = False, clean: str = "lower"
+    ) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        least = CLIP_BASE_TOKENS + 2
+        if not least <= vocabulary_size <= CLIP_VOCABULARY:
+            raise RecipeError(f"vocab_size: {vocabulary_size} does not fit CLIP's tokenizer. Choose between {least} and {CLIP_VOCABULARY}.")
+        self.context_length = context_length
+        self.trim = trim
+        self.masked = masked
+        self.vocabulary_size = vocabulary_size
+        self._bpe = SimpleTokenizer(context_length=context_length, clean=clean)
+        if vocabulary_size < CLIP_VOCABULARY:
+            merges = sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__)[: vocabulary_size - least]
+            self._bpe.bpe_ranks = {merge: place for place, merge in enumerate(merges)}
+        self._start, self._end = vocabulary_size - 2, vocabulary_size - 1
+        self._bpe.encoder["<start_of_text>"], self._bpe.encoder["<end_of_text>"] = self._start, self._end
+        self._lowers = clean == "lower"
+        self._words: dict[str, list[int]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        rows = []
+        for text in texts:
+            ids = [self._start, *self._encode(text), self._end]
+            if len(ids) > self.context_length:
+                ids = [*ids[: self.context_length - 1], self._end]
+            rows.append(ids)
+        length = max(map(len, rows), default=1) if self.trim else self.context_length
+        # One conversion for the whole batch: a tensor per caption costs more than its tokens.
+        input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in rows], dtype=torch.long).view(len(rows), length)
+        if not self.masked:
+            return {"input_ids": input_ids}
+        lengths = torch.tensor([len(ids) for ids in rows])
+        return {"input_ids": input_ids, "attention_mask": (torch.arange(length)[None] < lengths[:, None]).long()}
+
+    def _encode(self, text: str) -> list[int]:
+        # Printable ASCII without an ampersand has nothing that the repair of broken Unicode and HTML could change, and that repair
+        # costs more than the encoding.
+        plain = self._lowers and "&" not in text and text.isascii() and text.isprintable()
+        text = " ".join(text.split()).lower() if plain else self._bpe.clean_fn(text)
+        ids: list[int] = []
+        for word in self._bpe.pat.findall(text):
+            known = self._words.get(word)
+            if known is None:
+                known = self._encode_word(word)
+            ids.extend(known)
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        letters = "".join(self._bpe.byte_encoder[byte] for byte in word.encode("utf-8"))
+        ids = [self._bpe.encoder[piece] for piece in self._bpe.bpe(letters).split(" ")]
+        if len(self._words) >= MAX_REMEMBERED_WORDS:
+            self._words.clear()
+            self._bpe.cache = {"<start_of_text>": "<start_of_text>", "<end_of_text>": "<end_of_text>"}
+        self._words[word] = ids
+        return ids
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers: ids and attention mask, padded to the longest caption of the batch.
+
+    Args:
+        tokenizer: the fast or slow tokenizer object.
+        max_length: longest caption in tokens; longer ones are cut.
+        lower: lower-case the texts first (some sentence encoders ask for it).
+    """
+
+    def __init__(self, tokenizer: Any, *, max_length: int, lower: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.lower = lower
+        if tokenizer.pad_token is None:
+            # Decoder-style vocabularies have no padding; the mask keeps whatever stands there from mattering.
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        texts = [text.lower() for text in texts] if self.lower else list(texts)
+        encoded = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", return_attention_mask=True
+        )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+class PaddedTokenizer:
+    """open_clip's wrappers around a transformers tokenizer, which pad to the context length as their models were trained."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        return {"input_ids": self.tokenizer(list(texts))}

@@ -1,0 +1,69 @@
+"""The layers of the DINO head: linear, norm and activation, repeated, then a linear layer, with or without a bottleneck."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.recipe.types import PositiveInt, Probability
+
+
+class MLPHead(nn.Module):
+    """Several linear layers with norm, activation and dropout between them.
+
+    It does not normalise its output: objectives do where their definition says so.
+
+    Args:
+        width: of the projected feature.
+        layers: number of linear layers, the bottleneck's not counted; 1 is a single linear layer.
+        hidden: width between the layers.
+        bottleneck: width that the layers end at before one more linear layer, without a bias, leads to `width`; none by default.
+        norm: what normalises the hidden features.
+        activation: after each hidden layer.
+        dropout: share of the hidden features that is dropped in training.
+
+    Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden 2048, bottleneck 256, GELU, weights
+    truncated normal with std 0.02, biases zero. Differs in leaving the normalisation of the bottleneck and the prototypes to head 'prototypes'.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        *,
+        width: PositiveInt,
+        layers: PositiveInt = 3,
+        hidden: PositiveInt = 2048,
+        bottleneck: PositiveInt | None = None,
+        norm: Literal["none", "batch", "layer"] = "none",
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
+        dropout: Probability = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential()
+        wide = width_in
+        for _ in range(layers - 1):
+            # A batch norm has its own shift, so the bias before it would have no effect.
+            self.layers.append(nn.Linear(wide, hidden, bias=norm != "batch"))
+            if norm != "none":
+                self.layers.append(nn.BatchNorm1d(hidden) if norm == "batch" else nn.LayerNorm(hidden))
+            self.layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                self.layers.append(nn.Dropout(dropout))
+            wide = hidden
+        self.layers.append(nn.Linear(wide, bottleneck or width))
+        if bottleneck is not None:
+            self.layers.append(nn.Linear(bottleneck, width, bias=False))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
+        return self.layers(features)
+
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}

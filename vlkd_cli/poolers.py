@@ -1,0 +1,145 @@
+"""How the tokens of an encoder become one feature. All of them honour the mask: padding never matters.
+
+Each takes the token width from the engine and its recipe keys as keyword-only arguments; `width` is what it returns.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vlkd_cli.recipe.types import Positive, PositiveInt
+
+
+class Pooler(nn.Module):
+    """Base of the poolers: tokens `[B, T, D]`, their mask (True: real) and end-of-text positions, where the encoder has them, to `[B, D]`."""
+
+    width: int
+    needs_eot: bool = False
+    """Whether the encoder must say where the text ends."""
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__()
+        self.width = token_width
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        raise NotImplementedError
+
+
+class CLSPooler(Pooler):
+    """The first token."""
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        # Padding may stand on the left (decoder-style tokenizers), so the first token is the first real one.
+        return _pick(tokens, mask.int().argmax(1))
+
+
+class MeanPooler(Pooler):
+    """Mean over the real tokens; a row without any gives zeros."""
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        return masked_mean(tokens, mask)
+
+
+class MaxPooler(Pooler):
+    """Maximum over the real tokens, for each feature; a row without any gives zeros."""
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        highest = tokens.masked_fill(~mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
+        return highest * mask.any(1, keepdim=True).to(tokens.dtype)
+
+
+class LastPooler(Pooler):
+    """The last real token."""
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        return _pick(tokens, (positions * mask).amax(1))
+
+
+class EOTPooler(Pooler):
+    """The end-of-text token, for encoders that mark one (CLIP's text transformers)."""
+
+    needs_eot = True
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        assert eot is not None, "the encoder marks no end of text"
+        return _pick(tokens, eot)
+
+
+class GeMPooler(Pooler):
+    """Generalised mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of the positive parts, large p the maximum.
+
+    Args:
+        p: where the power starts.
+        eps: floor of the values, which must be positive to be raised to a power.
+        learnable: whether the power is trained.
+
+    Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, arXiv:1711.02512, equation 3, with one power for
+    all features as in the authors' code.
+    """
+
+    def __init__(self, token_width: int, *, p: Positive = 3.0, eps: Positive = 1e-6, learnable: bool = True) -> None:
+        super().__init__(token_width)
+        self.p = nn.Parameter(torch.full((1,), float(p)), requires_grad=learnable)
+        self.eps = eps
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        # fp32: 1e-6 to the third power is below what 16-bit floats hold.
+        raised = tokens.float().clamp(min=self.eps).pow(self.p.float())
+        return masked_mean(raised, mask).clamp(min=torch.finfo(torch.float32).tiny).pow(1 / self.p.float()).to(tokens.dtype)
+
+
+class AttentionPooler(Pooler):
+    """A learned query attends to the real tokens; the outcome is normalised and passed through a residual MLP.
+
+    Args:
+        heads: attention heads; must divide the token width.
+        mlp_ratio: width of the MLP's hidden layer over the token width; 0 leaves the MLP out.
+
+    Source: the MAP head of Zhai et al., Scaling Vision Transformers, arXiv:2106.04560, section 3.2.
+    """
+
+    def __init__(self, token_width: int, *, heads: PositiveInt = 8, mlp_ratio: float = 4.0) -> None:
+        super().__init__(token_width)
+        if token_width % heads:
+            raise ValueError(f"pooler 'attention': {heads} heads do not divide the token width {token_width}")
+        self.query = nn.Parameter(torch.empty(1, 1, token_width))
+        nn.init.trunc_normal_(self.query, std=token_width**-0.5)
+        self.attention = nn.MultiheadAttention(token_width, heads, batch_first=True)
+        hidden = int(token_width * mlp_ratio)
+        self.norm = nn.LayerNorm(token_width)
+        self.mlp = nn.Sequential(nn.Linear(token_width, hidden), nn.GELU(), nn.Linear(hidden, token_width)) if hidden else None
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+        query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
+        # A row without real tokens attends to everything: a softmax over nothing is not a number.
+        ignored = ~mask & mask.any(1, keepdim=True)
+        pooled = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)[0].squeeze(1)
+        return pooled if self.mlp is None else pooled + self.mlp(self.norm(pooled))
+
+
+def masked_mean(tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    """Mean over the real tokens; zeros where there is none."""
+    weights = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _pick(tokens: Tensor, positions: Tensor) -> Tensor:
+    return tokens[torch.arange(len(tokens), device=tokens.device), positions]

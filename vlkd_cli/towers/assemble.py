@@ -1,0 +1,205 @@
+"""From a recipe's tower section to a tower: builder, pooler, head, what learns; every misfit is told with its remedy."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from vlkd_cli import catalog
+from vlkd_cli.builders.backbone import Backbone, Builder
+from vlkd_cli.errors import CheckpointError, RecipeError
+from vlkd_cli.recipe.schema import Component, TowerSpec
+from vlkd_cli.towers.freezing import choose_parameters
+from vlkd_cli.towers.tower import Tower
+
+Modality = Literal["image", "text"]
+CHECKPOINTS = ("best.pt", "last.pt")
+
+
+def assemble(
+    name: str,
+    spec: TowerSpec,
+    *,
+    captions: Callable[[], Iterable[str]] | None = None,
+    cache_dir: Path | str | None = None,
+    run_folder: Path | None = None,
+    peers: Mapping[str, Tower] | None = None,
+) -> Tower:
+    """Build a tower on the CPU in fp32. It seeds nothing: random weights come from torch's generator as it stands.
+
+    Args:
+        name: the tower's name in the recipe.
+        spec: its section.
+        captions: gives the captions at hand, for a tokenizer that is trained on them.
+        cache_dir: where downloaded weights are kept unless the section says so itself.
+        run_folder: where a trained tokenizer is kept and found again.
+        peers: towers that were assembled before, for one that follows another.
+
+    Raises:
+        RecipeError: the parts do not fit together.
+        WeightsError: weights are missing or do not fit.
+    """
+    sources = [key for key in ("builder", "run", "follows") if getattr(spec, key)]
+    if len(sources) != 1:
+        given = f"has {' and '.join(sources)}" if sources else "says nothing of where it comes from"
+        raise RecipeError(f"tower '{name}' {given}. Give exactly one of builder, run, follows.")
+    if spec.follows:
+        return _follower(name, spec, peers or {})
+    if spec.run:
+        return _from_run(name, spec, cache_dir=cache_dir)
+    return _build(name, spec, captions=captions, cache_dir=cache_dir, run_folder=run_folder)
+
+
+def _build(
+    name: str, spec: TowerSpec, *, captions: Callable[[], Iterable[str]] | None, cache_dir: Path | str | None, run_folder: Path | None
+) -> Tower:
+    assert spec.builder is not None
+    builder_class: type[Builder] = catalog.load("builder", spec.builder)
+    modality = modality_of(name, spec, builder_class.modalities)
+    builder = _make(builder_class, spec, name, cache_dir)
+    builder.tower_name, builder.captions, builder.run_folder = name, captions, run_folder
+    for key in ("adapter", "prompt"):
+        if getattr(spec, key) is not None and not builder_class.takes_adapters:
+            raise RecipeError(f"tower '{name}': builder '{spec.builder}' takes no `{key}`. Use builder 'adapters' or remove it.")
+    builder.adapter, builder.prompt = spec.adapter, spec.prompt
+    backbone = builder.build(modality)
+    pooler = _pooler(name, spec, backbone)
+    head = _head(name, spec.head, pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
+    choose_parameters(name, backbone, pooler, head if head is not None else nn.Identity(), spec.train)
+    return Tower(name, backbone, pooler=pooler, head=head)
+
+
+def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modality:
+    """What the tower encodes: what its section says, else the builder's only modality, else what its name says.
+
+    Raises:
+        RecipeError: nothing tells, or the builder does not offer it.
+    """
+    wanted = spec.modality or next((word for word in ("image", "text") if word in name.lower()), None)
+    if wanted is None and len(offered) == 1:
+        wanted = offered[0]  # type: ignore[assignment]
+    if wanted is None:
+        raise RecipeError(f"tower '{name}': nothing tells whether it takes images or texts. Add `modality: image` or `modality: text`.")
+    if wanted not in offered:
+        raise RecipeError(f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not {wanted} towers. {_others(wanted)}")
+    return cast(Modality, wanted)
+
+
+def _others(modality: str) -> str:
+    fitting = {"image": "openclip, torchvision, timm", "text": "openclip, huggingface, sbert, adapters"}[modality]
+    return f"Choose one of: {fitting}; or set `modality`."
+
+
+def _make(builder_class: type[Builder], spec: TowerSpec, name: str, cache_dir: Path | str | None) -> Builder:
+    keys = dict(spec.keys)
+    known = list(inspect.signature(builder_class.__init__).parameters)[1:]
+    for key in keys:
+        if key not in known:
+            raise RecipeError(
+                f"tower '{name}': builder '{spec.builder}' has no key '{key}'.{catalog.did_you_mean(key, known)} Accepted: {', '.join(known)}."
+            )
+    if "cache_dir" in known and cache_dir is not None:
+        keys.setdefault("cache_dir", str(cache_dir))
+    try:
+        return builder_class(**keys)
+    except TypeError as error:
+        raise RecipeError(f"tower '{name}': builder '{spec.builder}': {error}.") from error
+
+
+def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
+    if spec.pooler is None:
+        if not backbone.pools:
+            raise RecipeError(f"tower '{name}': builder '{spec.builder}' gives tokens only. Add a pooler, e.g. `pooler: {{name: mean}}`.")
+        return None
+    if backbone.token_width is None:
+        raise RecipeError(f"tower '{name}': this model gives no tokens for pooler '{spec.pooler.name}'. Remove the pooler.")
+    pooler = _component("pooler", name, spec.pooler, backbone.token_width)
+    if getattr(pooler, "needs_eot", False) and not getattr(backbone, "marks_end", False):
+        raise RecipeError(f"tower '{name}': this model marks no end of text for pooler '{spec.pooler.name}'. Use `last` or `mean`.")
+    return pooler
+
+
+def _head(name: str, spec: Component | None, width_in: int) -> nn.Module | None:
+    return None if spec is None else _component("head", name, spec, width_in)
+
+
+def _component(kind: str, tower: str, spec: Component, width_in: int) -> Any:
+    try:
+        return catalog.load(kind, spec.name)(width_in, **spec.keys)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"tower '{tower}': {kind} '{spec.name}' over width {width_in}: {error}. Correct its keys.") from error
+
+
+def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
+    if spec.follows not in peers:
+        raise RecipeError(f"tower '{name}' follows '{spec.follows}', which is no tower before it.{catalog.did_you_mean(spec.follows or '', peers)}")
+    follower = copy.deepcopy(peers[spec.follows])
+    follower.name = name
+    return follower.requires_grad_(False)
+
+
+def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> Tower:
+    """A trained tower out of a run folder or checkpoint, with the freezing that this recipe asks for."""
+    file = find_checkpoint(str(spec.run), name)
+    state = _read_checkpoint(file, name)
+    sections = {key: TowerSpec.model_validate(value) for key, value in json.loads(state["recipe"])["towers"].items()}
+    chosen = spec.tower or _only_of_modality(name, spec, sections, state["towers"], file)
+    if chosen not in sections or chosen not in state["towers"]:
+        raise RecipeError(
+            f"tower '{name}': run '{spec.run}' has no tower '{chosen}'.{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
+        )
+    if spec.head is not None or spec.pooler is not None or spec.keys:
+        extra = ", ".join([*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys])
+        raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
+    tower = _build(chosen, sections[chosen], captions=None, cache_dir=cache_dir, run_folder=file.parent.parent)
+    tower.load_trainable_state(state["towers"][chosen])
+    encoder = tower.encoder
+    for parameter in [*encoder.parameters(), *tower.parameters()]:
+        parameter.requires_grad_(True)
+    head = None if isinstance(tower.head, nn.Identity) else tower.head
+    choose_parameters(name, encoder, tower.pooler, tower.head, spec.train)
+    return Tower(name, encoder, pooler=tower.pooler, head=head)
+
+
+def find_checkpoint(run: str, name: str) -> Path:
+    """The checkpoint that a run folder or file stands for: itself, else the best, else the last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        for file in CHECKPOINTS:
+            if (folder / file).is_file():
+                return folder / file
+    raise CheckpointError(f"tower '{name}': no checkpoint in '{run}'. Name a run folder with checkpoints/last.pt or a checkpoint file.")
+
+
+def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"tower '{name}': '{file}' cannot be read: {str(error).splitlines()[0]}. Use another checkpoint.") from error
+    if not isinstance(state, dict) or "towers" not in state or "recipe" not in state:
+        raise CheckpointError(f"tower '{name}': '{file}' is no checkpoint of vlkd. Use `pretrained` for plain weights.")
+    return state
+
+
+def _only_of_modality(name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], saved: Mapping[str, Any], file: Path) -> str:
+    def offers(section: TowerSpec) -> tuple[str, ...]:
+        return catalog.load("builder", section.builder).modalities if section.builder else ()
+
+    wanted = spec.modality or next((word for word in ("image", "text") if word in name.lower()), None)
+    fitting = [key for key, section in sections.items() if section.builder and key in saved and modality_of(key, section, offers(section)) == wanted]
+    if len(fitting) != 1:
+        raise RecipeError(f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by `tower:`: {', '.join(sections)}.")
+    return fitting[0]
