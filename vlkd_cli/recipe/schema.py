@@ -29,6 +29,12 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
+class PromptSpec(Component):
+    """Learned prompt vectors: `prompt: {tokens: 4}`."""
+
+    name: str = "coop"
+
+
 class LastLayers(Section):
     """Train the last N layers of the backbone (and the head)."""
 
@@ -55,10 +61,12 @@ class TowerSpec(BaseModel):
     pooler: Component | None = Field(None, description="how tokens become one feature; by default the model's own way")
     head: Component | None = Field(None, description="what projects the feature; by default nothing")
     adapter: Component | None = Field(None, description="a parameter-efficient method for a Hugging Face text tower")
-    prompt: Component | None = Field(None, description="learned prompt vectors for a text tower")
+    prompt: PromptSpec | None = Field(None, description="learned prompt vectors for a text tower of openclip")
     train: Train = Field("all", description="what learns: all, none, head, patterns, or {last: N} layers")
     lr: Positive | None = Field(None, description="this tower's learning rate instead of the optimizer's")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="factor on the learning rate per layer below the last")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="factor on the learning rate per layer below the last"
+    )
     cache: bool | None = Field(
         None, description="compute a frozen backbone's features once and read them later; by default where the input never changes"
     )

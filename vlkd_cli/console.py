@@ -1,0 +1,220 @@
+"""What vlkd says on the terminal: lines, tables and the progress of training. Only rank 0 speaks.
+
+rich is imported when something is printed with it, so that commands which say one line start quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?[%KMBG]?")
+
+
+def speaks() -> bool:
+    """Whether this process may print: it is alone, or the first rank."""
+    return os.environ.get("RANK", "") in ("", "0")
+
+
+def say(text: str) -> None:
+    """One line on standard output, exactly as given."""
+    if speaks():
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error: one line that says what is unusual and what to do."""
+    if speaks():
+        label = "warning: "
+        if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+            label = f"\033[1;33m{label}\033[0m"
+        # No rich here: nothing of the text may be taken for markup.
+        print(f"{label}{text}", file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    """An error on standard error, whatever the rank; several problems are several lines, each `file:line: ...` where it has a place."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on standard output. Columns whose cells are all numbers are set to the right; None is an empty cell."""
+    if not speaks():
+        return
+    from rich.table import Table
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_plain(title, columns, cells)
+        return
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if _is_numeric(cells, number) else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(_escape(cell) for cell in row))
+    _console(sys.stdout).print(table)
+
+
+def training_progress(total_steps: int, steps_per_epoch: int, quiet: bool = False, *, start_step: int = 0) -> TrainingProgress:
+    """A context manager that shows how training proceeds; see `TrainingProgress.update`."""
+    return TrainingProgress(total_steps, steps_per_epoch, quiet, start_step=start_step)
+
+
+class TrainingProgress:
+    """Progress of training: a bar on a terminal, a plain line every few seconds elsewhere, nothing when quiet or on other ranks.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of an epoch.
+        quiet: show nothing.
+        start_step: steps that were taken before, when a run is continued; they do not count in the time left.
+        line_every_seconds: least time between two plain lines.
+    """
+
+    def __init__(
+        self, total_steps: int, steps_per_epoch: int, quiet: bool = False, *, start_step: int = 0, line_every_seconds: float = 10.0
+    ) -> None:
+        self.total_steps = total_steps
+        self.steps_per_epoch = max(steps_per_epoch, 1)
+        self.start_step = start_step
+        self.line_every_seconds = line_every_seconds
+        self._shown = speaks() and not quiet
+        self._on_terminal = self._shown and sys.stdout.isatty()
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> TrainingProgress:
+        self._started = time.monotonic()
+        # The first update prints a line at once.
+        self._last_line = self._started - self.line_every_seconds
+        if self._on_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}"),
+                console=_console(sys.stdout),
+                refresh_per_second=4,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("starting", total=self.total_steps, completed=self.start_step, status="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def update(
+        self,
+        step: int,
+        *,
+        epoch: int | None = None,
+        loss: float | None = None,
+        lr: float | None = None,
+        samples_per_second: float | None = None,
+        data_wait: float | None = None,
+    ) -> None:
+        """Show where training is.
+
+        Args:
+            step: optimizer steps done, from 1.
+            epoch: the epoch under way, from 0; by default told from the step.
+            data_wait: share of the time that was spent waiting for data, 0 to 1.
+        """
+        if not self._shown:
+            return
+        now = time.monotonic()
+        epoch = (max(step, 1) - 1) // self.steps_per_epoch if epoch is None else epoch
+        num_epochs = -(-self.total_steps // self.steps_per_epoch)
+        head = f"epoch {epoch + 1}/{max(num_epochs, epoch + 1)}  step {step}/{self.total_steps}"
+        status = "  ".join(
+            part
+            for part in (
+                f"loss {loss:.4f}" if loss is not None else "",
+                f"lr {lr:.2e}" if lr is not None else "",
+                f"{samples_per_second:.0f} samples/s" if samples_per_second is not None else "",
+                f"data wait {data_wait:.0%}" if data_wait is not None else "",
+                f"{duration(self._seconds_left(step, now))} left",
+            )
+            if part
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=head, status=status)
+        elif now - self._last_line >= self.line_every_seconds or step >= self.total_steps:
+            self._last_line = now
+            print(f"{head}  {status}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that does not tear the bar."""
+        if not speaks():
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def _seconds_left(self, step: int, now: float) -> float:
+        done = step - self.start_step
+        return (now - self._started) / done * max(self.total_steps - step, 0) if done > 0 else 0.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42s, 3m05s, 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _console(file: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=file, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 1000 or 0 < abs(value) < 0.001 else f"{value:.4f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def _is_numeric(cells: Sequence[Sequence[str]], column: int) -> bool:
+    texts = [row[column] for row in cells if row[column]]
+    return bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_plain(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Without a terminal: aligned by spaces, never folded, so that every line can be searched."""
+    widths = [max(len(text) for text in (column, *(row[number] for row in cells))) for number, column in enumerate(columns)]
+    numeric = [_is_numeric(cells, number) for number in range(len(columns))]
+    if title:
+        print(title)
+    for row in (columns, ["-" * width for width in widths], *cells):
+        parts = [text.rjust(width) if right else text.ljust(width) for text, width, right in zip(row, widths, numeric, strict=True)]
+        print("  ".join(parts).rstrip())
+    sys.stdout.flush()

@@ -1,0 +1,149 @@
+"""Components of a recipe: their keys checked against their signatures, and the component made from them."""
+
+from __future__ import annotations
+
+import functools
+import types as python_types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vlkd_cli import catalog
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.messages import Path, Problem, choices_of, described_type, report, shown
+from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
+from vlkd_cli.recipe.params import Key, Signature, signature_of
+from vlkd_cli.recipe.types import Schedule
+
+# `data:` keys of suites and the entries of `data.readers` name a reader and hold its keys.
+NESTED_READER = "data"
+
+
+def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
+    """The component: its class imported and called with what the engine supplies and the recipe's keys in their declared types.
+
+    Raises:
+        RecipeError: the name or a key is unknown, or a value is of another type; all problems at once.
+        MissingPackageError: its optional library is not installed.
+    """
+    return catalog.load(kind, name)(*supplied, **typed_keys(kind, name, keys))
+
+
+def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}` as a Schedule.
+
+    Raises:
+        RecipeError: as `make` does.
+    """
+    problems = check_component(kind, name, keys, ())
+    if problems:
+        raise RecipeError(report({}, problems, f"{kind} '{name}'"))
+    declared = {key.name: key for key in signature_of(kind, name).keys}
+    return {key: _adapter(declared[key]).validate_python(value) for key, value in keys.items()}
+
+
+def check_component(
+    kind: str, name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key] = (), name_key: str = "name"
+) -> list[Problem]:
+    """Problems of one component.
+
+    Args:
+        keys: everything written at `path` but its name.
+        shared: keys that every component of this place takes beside its own; they are checked by the caller.
+        name_key: the key that holds the name: name, builder, reader, suite.
+    """
+    signature = known_signature(kind, name, (*path, name_key))
+    if isinstance(signature, Problem):
+        return [signature]
+    return check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
+
+
+def known_signature(kind: str, name: Any, path: Path) -> Signature | Problem:
+    """The component's signature, or what is wrong with its name."""
+    if not isinstance(name, str):
+        return Problem(path, f"expected the name of a {kind}, got {shown(name)}. Known: {', '.join(catalog.names(kind))}.")
+    try:
+        return signature_of(kind, name)
+    except RecipeError as error:
+        return Problem(path, str(error))
+
+
+def check_optimizer(name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key]) -> list[Problem]:
+    """Problems of the optimizer's name and its own keys."""
+    names = optimizer_names()
+    if not isinstance(name, str) or name.lower() not in names:
+        guess = catalog.did_you_mean(str(name), names)
+        return [Problem((*path, "name"), f"unknown optimizer {shown(name)}.{guess} Known: {', '.join(names)}.")]
+    return check_keys(optimizer_keys(name), keys, path, f"optimizer '{name}'", shared)
+
+
+def check_keys(declared: Sequence[Key], keys: Mapping[str, Any], path: Path, owner: str, shared: Sequence[Key] = ()) -> list[Problem]:
+    """Unknown keys, missing keys and wrong values, against the declared ones."""
+    by_name = {key.name: key for key in declared}
+    allowed = [*by_name, *(key.name for key in shared if key.name not in by_name)]
+    problems = []
+    for name, value in keys.items():
+        if name in by_name:
+            problems += check_value(by_name[name], value, (*path, name))
+        else:
+            problems.append(unknown_key(name, allowed, (*path, name), owner))
+    for key in declared:
+        if key.required and key.name not in keys:
+            problems.append(Problem(path, f"key '{key.name}' is missing; {owner} needs it: {described_type(key.annotation)}."))
+    return problems
+
+
+def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Problem:
+    accepted = f"Accepted: {', '.join(allowed)}." if allowed else f"{owner[0].upper()}{owner[1:]} takes no keys."
+    return Problem(path, f"unknown key.{catalog.did_you_mean(str(name), allowed)} {accepted}")
+
+
+def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
+    """Whether a value is of the type that its key declares."""
+    if key.name == NESTED_READER and isinstance(value, Mapping) and "reader" in value:
+        return check_component("reader", value["reader"], _without(value, "reader"), path, READER_SHARED, name_key="reader")
+    expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
+    if isinstance(value, bool) and _is_number(key.annotation):
+        return [Problem(path, expected)]
+    if isinstance(value, str) and _is_number(key.annotation):
+        return [Problem(path, expected.replace("got ", "got the text "))]
+    try:
+        _adapter(key).validate_python(value)
+    except ValidationError as error:
+        said = [str(detail["ctx"]["error"]) for detail in error.errors() if detail["type"] == "value_error"]
+        if said and isinstance(value, Mapping):
+            return [Problem(path, f"{said[0]}.")]
+        guess = catalog.did_you_mean(value, choices_of(key.annotation)) if isinstance(value, str) else ""
+        return [Problem(path, expected + guess)]
+    return []
+
+
+READER_SHARED: tuple[Key, ...] = (Key("reader", str),)
+
+
+def _adapter(key: Key) -> TypeAdapter[Any]:
+    try:
+        return _adapter_of(key.annotation)
+    except TypeError:
+        # Annotated with something that has no hash.
+        return TypeAdapter(key.annotation)
+
+
+@functools.cache
+def _adapter_of(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether only numbers (or schedules of them, or null) are meant, so that text and truth values are mistakes."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _is_number(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
+        return all(_is_number(part) or part is type(None) for part in typing.get_args(annotation))
+    return annotation in (int, float, Schedule)
+
+
+def _without(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in names}

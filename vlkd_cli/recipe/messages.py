@@ -1,0 +1,164 @@
+"""Problems of a recipe and how they read: one line each, from the user's file, line, key and value to what to do."""
+
+from __future__ import annotations
+
+import types as python_types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from vlkd_cli.recipe.types import Schedule
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a recipe: ("distillers", 0, "weight")."""
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "a mapping",
+    list: "a list",
+    tuple: "a list",
+    Any: "anything",
+}
+
+
+class Problem(NamedTuple):
+    """Something wrong at a place of the recipe."""
+
+    path: Path
+    text: str
+
+
+def written(path: Path) -> str:
+    """A path as a user would write it: `distillers[0].weight`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value in a message, short enough for one line."""
+    text = " ".join((f"'{value}'" if isinstance(value, str) else _flow(value)).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def described_type(annotation: Any) -> str:
+    """What a key takes, in words: "a number above 0", "'a' or 'b'", "a list of text"."""
+    annotation, bounds = _unwrapped(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Schedule:
+        return "a schedule ({linear: [first, last]} or {cosine: [first, last]}, with epochs or steps)"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a mapping with {', '.join(annotation.model_fields)}" if annotation.model_fields else "a mapping"
+    if origin is Literal:
+        return _either([shown(argument) for argument in arguments])
+    if origin in (typing.Union, python_types.UnionType):
+        return _either([described_type(argument) for argument in arguments])
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(described_type(argument) for argument in arguments)}"
+    if origin in (list, tuple, set, frozenset, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return f"a list of {_plural(described_type(arguments[0]))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a mapping of names to {_plural(described_type(arguments[1]))}" if len(arguments) == 2 else "a mapping"
+    name = getattr(annotation, "__name__", "a value")
+    word = _WORDS.get(annotation) or ("a path" if name == "Path" else name)
+    return f"{word} {bounds}" if bounds else word
+
+
+def choices_of(annotation: Any) -> list[str]:
+    """The texts that a key accepts where it accepts only some; for did-you-mean."""
+    annotation, _ = _unwrapped(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return [argument for argument in typing.get_args(annotation) if isinstance(argument, str)]
+    if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
+        return [choice for argument in typing.get_args(annotation) for choice in choices_of(argument)]
+    return []
+
+
+def accepts(annotation: Any, kind: type) -> bool:
+    """Whether a plain type is among what a key takes."""
+    annotation, _ = _unwrapped(annotation)
+    if annotation in (kind, Any):
+        return True
+    if typing.get_origin(annotation) is Literal:
+        return any(isinstance(argument, kind) for argument in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
+        return any(accepts(argument, kind) for argument in typing.get_args(annotation))
+    return False
+
+
+def report(origins: Mapping[Path, str], problems: Sequence[Problem], default_origin: str) -> str:
+    """All problems in the order of the file, one line each: `recipes/my.yaml:12: distillers[0].temprature: unknown key. ...`."""
+    lines = []
+    for problem in problems:
+        origin = origin_of(origins, problem.path, default_origin)
+        place = written(problem.path)
+        # `--set optimizer.lrr=1: optimizer.lrr: ...` would say the key twice.
+        repeats = place == origin or (origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == place)
+        lines.append((origin, f"{origin}: {problem.text}" if repeats or not place else f"{origin}: {place}: {problem.text}"))
+    return "\n".join(line for _, line in sorted(dict.fromkeys(lines), key=lambda pair: _order(pair[0])))
+
+
+def origin_of(origins: Mapping[Path, str], path: Path, default: str) -> str:
+    """`file:line` (or `--set key=value`) of a value, or of the nearest thing around it that is in the file."""
+    while path:
+        if path in origins:
+            return origins[path]
+        path = path[:-1]
+    return origins.get((), default)
+
+
+def _order(origin: str) -> tuple[int, int]:
+    line = origin.rpartition(":")[2]
+    return (0, int(line)) if line.isdigit() else (1, 0)
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, str]:
+    """The bare type of an Annotated, and its bounds in words."""
+    bounds = []
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation, *metadata = typing.get_args(annotation)
+        for item in metadata:
+            for part in item.metadata if isinstance(item, FieldInfo) else [item]:
+                bounds.append(_bound(part))
+    return annotation, " and ".join(bound for bound in bounds if bound)
+
+
+def _bound(part: Any) -> str:
+    for kind, word in ((annotated_types.Gt, "above"), (annotated_types.Lt, "below")):
+        if isinstance(part, kind):
+            return f"{word} {getattr(part, kind.__name__.lower())}"
+    if isinstance(part, annotated_types.Ge):
+        return f"of at least {part.ge}"
+    if isinstance(part, annotated_types.Le):
+        return f"of at most {part.le}"
+    return ""
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML's flow style writes it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"[{', '.join(_flow(item) for item in value)}]"
+    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _either(parts: list[str]) -> str:
+    parts = list(dict.fromkeys(parts))
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def _plural(text: str) -> str:
+    for singular, plural in (("a whole number", "whole numbers"), ("a number", "numbers"), ("a mapping", "mappings"), ("a list", "lists")):
+        if text.startswith(singular):
+            return plural + text.removeprefix(singular)
+    return text

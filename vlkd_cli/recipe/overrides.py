@@ -1,0 +1,75 @@
+"""`--set key=value`: the one way to change a recipe from the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.recipe.messages import Path, Problem, shown, written
+from vlkd_cli.recipe.yaml_file import Document, read_document
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Write each `a.b[0].c=value` into the document, in order; the value is read as YAML.
+
+    Sections that the recipe leaves out come to be; whether their keys exist is found by the recipe's check, which then names the option.
+    """
+    problems = []
+    for override in overrides:
+        origin = f"--set {override}"
+        key, equals, text = override.partition("=")
+        path = parse_path(key.strip())
+        if not equals or not path:
+            document.origins[(origin,)] = origin
+            problems.append(Problem((origin,), "write key=value, e.g. --set optimizer.lr=1e-4."))
+            continue
+        value = read_document(text, origin, numbered=False)
+        wrong = _place(document, path, value, origin)
+        if wrong is None and value.problems:
+            document.origins[path] = origin
+            wrong = value.problems[0].text
+        if wrong is not None:
+            # A place of its own keeps the message from being taken for one about the file's value.
+            document.origins[(origin,)] = origin
+            problems.append(Problem((origin,), wrong))
+    return problems
+
+
+def parse_path(text: str) -> Path:
+    """`distillers[0].weight` or `distillers.0.weight` as ("distillers", 0, "weight"); () where it is no path."""
+    if not re.fullmatch(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*", text):
+        return ()
+    parts = re.findall(r"[^.\[\]]+", text)
+    return tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _place(document: Document, path: Path, value: Document, origin: str) -> str | None:
+    """Put the value in its place; what is wrong with the place, if anything."""
+    here: Any = document.value
+    if not isinstance(here, dict):
+        return "the recipe has no keys to set."
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        at = path[:depth]
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                return f"{written(at)} is a list with {len(here)} {'entry' if len(here) == 1 else 'entries'}, counted from 0."
+        elif not isinstance(here, dict):
+            return f"{written(at)} is {shown(here)} and has no keys."
+        elif at == ("towers",) and not last and part not in here:
+            return f"no tower '{part}'.{did_you_mean(str(part), here)} Towers: {', '.join(here)}."
+        if last:
+            here[part] = value.value
+        else:
+            if isinstance(here, dict) and here.get(part) is None:
+                here[part] = {}
+                document.origins[(*at, part)] = origin
+            here = here[part]
+    for old in [known for known in document.origins if known[: len(path)] == path]:
+        del document.origins[old]
+    for inner in value.origins:
+        document.origins[(*path, *inner)] = origin
+    document.origins[path] = origin
+    return None

@@ -1,0 +1,222 @@
+"""The keys of a component, read from its constructor's signature without importing it.
+
+A component's file is parsed with `ast`; annotations are evaluated in a small namespace of builtins, typing and `recipe.types`, so that
+a misspelt key is found before torch is. A third party's component (`module:Class`) is imported and inspected instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import collections.abc
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import pathlib
+import typing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from vlkd_cli import catalog
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe import types
+
+REQUIRED: Any = object()
+"""Default of a key that has none."""
+
+
+class Key(NamedTuple):
+    """One key of a recipe: its type, what it is when left out, and what it means."""
+
+    name: str
+    annotation: Any
+    default: Any = REQUIRED
+    description: str = ""
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+class Source(NamedTuple):
+    """An expression that is shown as it is written, because its value is not known without running the component's module."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Signature(NamedTuple):
+    """What a component takes and says of itself."""
+
+    module: str
+    attribute: str
+    docstring: str
+    keys: tuple[Key, ...]
+    attributes: dict[str, Any]
+    """Class attributes with plain values, e.g. a distiller's `takes` and `needs`."""
+
+    def key_names(self) -> list[str]:
+        return [key.name for key in self.keys]
+
+
+@functools.cache
+def signature_of(kind: str, name: str) -> Signature:
+    """The signature of a catalogue name, or of a third party's `module:Class`.
+
+    Raises:
+        RecipeError: no such component.
+    """
+    module, attribute = catalog.locate(kind, name)
+    if ":" in name:
+        return _imported(kind, name)
+    path = module_file(module)
+    if path is None:
+        raise RecipeError(f"{kind} '{name}' is not part of this installation: there is no module {module}.")
+    return read_class(path, module, attribute)
+
+
+def module_file(module: str) -> Path | None:
+    """Where a module's source lies, found without importing any of its parent packages."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    base = Path(spec.origin).parent.joinpath(*rest)
+    for candidate in (base.with_suffix(".py") if rest else Path(spec.origin), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_class(path: Path, module: str, attribute: str) -> Signature:
+    """The signature of a class in a source file. A class without a constructor takes no keys unless a base in the same file does."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if attribute not in classes:
+        raise RecipeError(f"{module} has no class '{attribute}'.")
+    names = _Names(tree)
+    chain = _family(attribute, classes)
+    docstring = next((text for node in chain if (text := ast.get_docstring(node))), "")
+    constructor = next((found for node in chain if (found := _constructor(node))), None)
+    attributes: dict[str, Any] = {}
+    for node in reversed(chain):
+        attributes |= _attributes(node, names)
+    keys = _keys(constructor, names, described(docstring)) if constructor else ()
+    return Signature(module, attribute, docstring, keys, attributes)
+
+
+def described(docstring: str) -> dict[str, str]:
+    """What the "Args:" part of a docstring says of each argument."""
+    found: dict[str, str] = {}
+    current, inside, margin = "", False, None
+    for line in inspect.cleandoc(docstring).splitlines():
+        if line.strip() == "Args:":
+            inside, margin = True, None
+        elif inside and line.strip():
+            indent = len(line) - len(line.lstrip())
+            if indent == 0:
+                inside = False
+                continue
+            margin = indent if margin is None else margin
+            name, colon, text = line.strip().partition(":")
+            if indent == margin and colon and name.replace(", ", "").isidentifier():
+                current = name
+                found |= {part: text.strip() for part in name.split(", ")}
+            elif current:
+                found |= {part: f"{found[part]} {line.strip()}" for part in current.split(", ")}
+    return found
+
+
+class _Names(dict[str, Any]):
+    """The names that an annotation or default may use; a module's own aliases are evaluated when they are asked for."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        super().__init__(vars(builtins))
+        for module in (collections.abc, typing, types):
+            self.update({key: value for key, value in vars(module).items() if not key.startswith("_")})
+        self.update(Field=Field, Path=Path, pathlib=pathlib, math=math, typing=typing)
+        self._aliases: dict[str, ast.expr] = {}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                self._aliases[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
+                self._aliases[node.target.id] = node.value
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._aliases:
+            raise NameError(name)
+        self[name] = value = self.value(self._aliases[name])
+        return value
+
+    def value(self, node: ast.expr) -> Any:
+        """What an expression of annotations, literals and arithmetic is worth."""
+        code = compile(ast.Expression(node), "<signature>", "eval")
+        return eval(code, {"__builtins__": {}}, self)
+
+    def plain(self, node: ast.expr) -> Any:
+        """The value of an expression, or its text where it needs more than these names."""
+        try:
+            return self.value(node)
+        except (NameError, AttributeError, TypeError, ValueError):
+            return Source(ast.unparse(node))
+
+
+def _family(attribute: str, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """The class and its bases of the same file, nearest first."""
+    node = classes[attribute]
+    chain = [node]
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            chain += _family(base.id, classes)
+    return chain
+
+
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+
+
+def _keys(constructor: ast.FunctionDef, names: _Names, texts: dict[str, str]) -> tuple[Key, ...]:
+    keys = []
+    for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
+        annotation = names.value(argument.annotation) if argument.annotation else Any
+        value = REQUIRED if default is None else names.plain(default)
+        keys.append(Key(argument.arg, annotation, value, texts.get(argument.arg, "")))
+    return tuple(keys)
+
+
+def _attributes(node: ast.ClassDef, names: _Names) -> dict[str, Any]:
+    found = {}
+    for part in node.body:
+        target = part.targets[0] if isinstance(part, ast.Assign) else part.target if isinstance(part, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+            value = names.plain(part.value)
+            if not isinstance(value, Source):
+                found[target.id] = value
+    return found
+
+
+def _imported(kind: str, name: str) -> Signature:
+    component = catalog.load(kind, name)
+    constructor = component.__init__
+    hints = typing.get_type_hints(constructor, include_extras=True)
+    docstring = inspect.getdoc(component) or ""
+    texts = described(docstring)
+    keys = tuple(
+        Key(
+            parameter.name,
+            hints.get(parameter.name, Any),
+            REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default,
+            texts.get(parameter.name, ""),
+        )
+        for parameter in inspect.signature(constructor).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+    attributes = {key: getattr(component, key) for key in dir(component) if not key.startswith("_")}
+    module, _, attribute = name.partition(":")
+    return Signature(module, attribute, docstring, keys, attributes)

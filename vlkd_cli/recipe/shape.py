@@ -1,0 +1,195 @@
+"""Whether a recipe has the right sections, keys and types; every problem at once. What they mean together is `checks.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel
+
+from vlkd_cli.recipe.component import check_component, check_keys, check_optimizer, check_value, known_signature, unknown_key
+from vlkd_cli.recipe.messages import Path, Problem, shown, written
+from vlkd_cli.recipe.params import REQUIRED, Key
+from vlkd_cli.recipe.schema import (
+    Component,
+    DataSpec,
+    DistillerSpec,
+    EvalSpec,
+    OptimizerSpec,
+    Recipe,
+    ScheduleSpec,
+    TowerSpec,
+    TrainSpec,
+)
+from vlkd_cli.recipe.types import Positive
+
+Check = Callable[[Any, Path], list[Problem]]
+
+# Keys of a tower that choose a component of a kind.
+TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
+
+
+def section_keys(model: type[BaseModel]) -> list[Key]:
+    """The keys that a section of the schema declares."""
+    keys = []
+    for name, field in model.model_fields.items():
+        annotation: Any = field.annotation
+        for extra in field.metadata:
+            annotation = Annotated[annotation, extra]
+        default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
+        keys.append(Key(name, annotation, default, field.description or ""))
+    return keys
+
+
+def check_shape(recipe: Any) -> list[Problem]:
+    """Problems of a recipe's plain values, as YAML gives them."""
+    if recipe is None:
+        return [Problem((), "the recipe is empty. It needs at least 'towers:'; see `vlkd recipes show quickstart`.")]
+    if not isinstance(recipe, Mapping):
+        return [Problem((), f"a recipe is a mapping of sections such as 'towers:', got {shown(recipe)}.")]
+    handled: dict[str, Check] = {
+        "towers": lambda value, path: _mapping(value, path, "towers by name", check_tower),
+        "distillers": lambda value, path: _list(value, path, "distillers", check_distiller),
+        "data": check_data,
+        "train": lambda value, path: _section(value, path, TrainSpec),
+        "optimizer": check_optimizer_section,
+        "schedule": lambda value, path: _section(value, path, ScheduleSpec),
+        "evals": lambda value, path: _list(value, path, "suites", check_eval),
+        "reports": lambda value, path: _list(value, path, "sinks", check_report),
+    }
+    problems = _walk(recipe, (), Recipe, handled, "recipe")
+    if "towers" in recipe and not recipe["towers"]:
+        problems.append(Problem(("towers",), "a recipe needs at least one tower: `image: {builder: torchvision, model: resnet18}`."))
+    return problems
+
+
+def check_tower(tower: Any, path: Path) -> list[Problem]:
+    if not isinstance(tower, Mapping):
+        return [_no_mapping(tower, path, "builder")]
+    if not str(path[-1]).isidentifier():
+        return [Problem(path, "a tower's name is made of letters, digits and underscores.")]
+    handled: dict[str, Check] = {kind: _component_check(kind) for kind in TOWER_COMPONENTS}
+    own, other = _split(tower, TowerSpec)
+    problems = _walk(own, path, TowerSpec, handled, "tower")
+    shared = section_keys(TowerSpec)
+    if tower.get("builder") is None:
+        return problems + check_keys((), other, path, "tower", shared)
+    return problems + check_component("builder", tower["builder"], other, path, shared, name_key="builder")
+
+
+def check_distiller(distiller: Any, path: Path) -> list[Problem]:
+    return _named(distiller, path, "distiller", DistillerSpec, "name")
+
+
+def check_eval(entry: Any, path: Path) -> list[Problem]:
+    return _named(entry, path, "suite", EvalSpec, "suite")
+
+
+def check_report(report: Any, path: Path) -> list[Problem]:
+    if isinstance(report, str):
+        signature = known_signature("sink", report, path)
+        return [signature] if isinstance(signature, Problem) else []
+    return _named(report, path, "sink", Component, "name")
+
+
+def check_optimizer_section(optimizer: Any, path: Path) -> list[Problem]:
+    if not isinstance(optimizer, Mapping):
+        return [_no_mapping(optimizer, path, "name")]
+    own, other = _split(optimizer, OptimizerSpec)
+    problems = _walk(own, path, OptimizerSpec, {}, "optimizer")
+    return problems + check_optimizer(optimizer.get("name", "adamw"), other, path, section_keys(OptimizerSpec))
+
+
+def check_data(data: Any, path: Path) -> list[Problem]:
+    if data is None:
+        return []
+    if not isinstance(data, Mapping):
+        return [_no_mapping(data, path, "reader")]
+    augment = _component_check("augment")
+    handled: dict[str, Check] = {
+        "augment": augment,
+        "views": lambda value, at: _mapping(value, at, "views by name", augment),
+        "readers": lambda value, at: [] if value is None else _list(value, at, "readers", check_mixed_reader),
+    }
+    own, other = _split(data, DataSpec)
+    problems = _walk(own, path, DataSpec, handled, "data")
+    shared = section_keys(DataSpec)
+    if data.get("reader") is not None:
+        return problems + check_component("reader", data["reader"], other, path, shared, name_key="reader")
+    if data.get("readers") is None:
+        return [*problems, Problem(path, "say what is read: `reader: csv`, or several under `readers:`.")]
+    return problems + check_keys((), other, path, "data", shared)
+
+
+def check_mixed_reader(entry: Any, path: Path) -> list[Problem]:
+    """One of `data.readers`: a reader, its keys and its weight in the mix."""
+    if not isinstance(entry, Mapping):
+        return [_no_mapping(entry, path, "reader")]
+    weight = Key("weight", Positive, 1.0)
+    problems = check_value(weight, entry["weight"], (*path, "weight")) if "weight" in entry else []
+    if "reader" not in entry:
+        return [*problems, Problem(path, "key 'reader' is missing: which reader is it?")]
+    other = {key: value for key, value in entry.items() if key not in ("reader", "weight")}
+    return problems + check_component("reader", entry["reader"], other, path, [Key("reader", str), weight], name_key="reader")
+
+
+def _walk(values: Mapping[str, Any], path: Path, model: type[BaseModel], handled: Mapping[str, Check], owner: str) -> list[Problem]:
+    """Check a section's own keys: the handled ones by their check, the others by their type."""
+    keys = {key.name: key for key in section_keys(model)}
+    problems = []
+    for name, value in values.items():
+        place = (*path, name)
+        if name not in keys:
+            problems.append(unknown_key(name, list(keys), place, owner))
+        elif name in handled:
+            problems += handled[name](value, place)
+        else:
+            problems += check_value(keys[name], value, place)
+    for key in keys.values():
+        if key.required and key.name not in values:
+            problems.append(Problem(path, f"key '{key.name}' is missing from the {owner}."))
+    return problems
+
+
+def _section(value: Any, path: Path, model: type[BaseModel]) -> list[Problem]:
+    if not isinstance(value, Mapping):
+        return [_no_mapping(value, path, next(iter(model.model_fields)))]
+    return _walk(value, path, model, {}, str(path[-1]))
+
+
+def _named(value: Any, path: Path, kind: str, model: type[BaseModel], name_key: str) -> list[Problem]:
+    """A component with the keys that its place declares and those of its signature."""
+    if not isinstance(value, Mapping):
+        return [_no_mapping(value, path, name_key)]
+    own, other = _split(value, model)
+    problems = _walk(own, path, model, {}, kind)
+    if name_key not in value:
+        return problems
+    return problems + check_component(kind, value[name_key], other, path, section_keys(model), name_key)
+
+
+def _component_check(kind: str) -> Check:
+    return lambda value, path: [] if value is None else _named(value, path, kind, Component, "name")
+
+
+def _mapping(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
+    if not isinstance(value, Mapping):
+        return [Problem(path, f"expected {what}, got {shown(value)}.")]
+    return [problem for name, item in value.items() for problem in check(item, (*path, name))]
+
+
+def _list(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
+    if not isinstance(value, list):
+        return [Problem(path, f"expected a list of {what}, got {shown(value)}.")]
+    return [problem for number, item in enumerate(value) for problem in check(item, (*path, number))]
+
+
+def _split(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys that the section declares, and the component's."""
+    own = {key: value for key, value in values.items() if key in model.model_fields}
+    return own, {key: value for key, value in values.items() if key not in model.model_fields}
+
+
+def _no_mapping(value: Any, path: Path, name_key: str) -> Problem:
+    hint = f" Write {{{name_key}: {value}}}." if isinstance(value, str) else f" {written(path[-1:])} takes keys such as '{name_key}'."
+    return Problem(path, f"expected keys, got {shown(value)}.{hint}")
