@@ -27,11 +27,17 @@ class Sample:
     captions: Sequence[str]
     caption: int = 0
     """Which of the captions this draw uses."""
+    caption_row: int = 0
+    """Row of that caption in a table of all captions of the reader."""
     label: int = -1
     name: str = ""
     """What a message calls it, e.g. the file's path."""
     seed: int = 0
     """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position only."""
+
+
+class Broken(Exception):
+    """One sample that cannot be read; the text is the reason, without the sample's name. The loader puts another in its place."""
 
 
 class Skipped(NamedTuple):
@@ -45,6 +51,7 @@ class View(Protocol):
     """What one tower sees of the samples; runs in a loader worker."""
 
     needs_image: bool
+    needs_captions: bool
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor | TextInput: ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlkd_cli.data.batch import Sample
 
 if TYPE_CHECKING:
@@ -23,11 +25,19 @@ class Reader:
     templates: Sequence[str] | None = None
     """Prompt templates that the data set brings along, each with one `{}`."""
 
+    def opened(self) -> Reader | StreamReader:
+        """What to read from: itself, or a stream where the data turns out to allow nothing else."""
+        return self
+
     def __len__(self) -> int:
         raise NotImplementedError
 
     def image(self, index: int) -> bytes | str | Image.Image | None:
-        """Encoded bytes, a local path, or a drawn picture; nothing is decoded here."""
+        """Encoded bytes, a local path, or a drawn picture; nothing is decoded here.
+
+        Raises:
+            Broken: this one sample cannot be read.
+        """
         raise NotImplementedError
 
     def captions(self, index: int) -> Sequence[str]:
@@ -52,13 +62,24 @@ class Reader:
         raise NotImplementedError
 
     def caption_start(self, index: int) -> int:
-        """Number of captions before those of this position; the row of its first caption in a table of all captions."""
+        """Number of captions before those of this position; the row of its first caption in a table of all captions.
+
+        `caption_start(len(reader))` is the number of captions.
+        """
         raise NotImplementedError
+
+    def caption_starts(self, indices: np.ndarray) -> np.ndarray:
+        """`caption_start` of many positions at once, int64."""
+        return np.fromiter((self.caption_start(int(index)) for index in indices), dtype=np.int64, count=len(indices))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """`label` of many positions at once, int64."""
+        return np.fromiter((self.label(int(index)) for index in indices), dtype=np.int64, count=len(indices))
 
     @property
     def num_captions(self) -> int:
         """Captions in total."""
-        raise NotImplementedError
+        return self.caption_start(len(self))
 
 
 class StreamReader:

@@ -1,0 +1,275 @@
+"""From an image file to uint8 pixels, and from pixels to what a tower expects.
+
+Pixels are what `PIL.Image.open(file).convert("RGB")` gives, with three additions: the EXIF rotation is applied, 16-bit values are
+scaled to 8 bits rather than clipped, and the first frame stands for an animation. Transparency is dropped, as `convert("RGB")` does.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.preprocessing import ImageInput
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_EXIF_SEARCH_BYTES = 1 << 16  # an EXIF block is at most 64 KiB and comes first
+
+
+class Box(NamedTuple):
+    """A region of an image, in pixels of its full size."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Picture:
+    """An image whose size is known and whose pixels are decoded when asked for, at once or scaled down by the JPEG decoder.
+
+    Args:
+        image: encoded bytes, a path, or a PIL image.
+
+    Raises:
+        Broken: there is no such file, or it is no image.
+    """
+
+    def __init__(self, image: bytes | str | Image.Image) -> None:
+        self._jpeg: bytes | None = None  # what simplejpeg is to decode
+        self._data: bytes | None = None  # what PIL is to decode
+        self._opened: Image.Image | None = None
+        self._orientation = 1
+        if isinstance(image, Image.Image):
+            self._opened = image
+            self.height, self.width = image.height, image.width
+            return
+        data = _read(image) if isinstance(image, (str, os.PathLike)) else image
+        if not data:
+            raise Broken("the file is empty")
+        if data[:3] == b"\xff\xd8\xff":
+            header = _jpeg_header(data)
+            if header is not None:
+                self._jpeg = data
+                self.height, self.width = header
+                if b"Exif\0\0" in data[:_EXIF_SEARCH_BYTES]:
+                    self._orientation = _open(data).getexif().get(_ORIENTATION, 1)
+                if self._orientation >= 5:
+                    self.height, self.width = self.width, self.height
+                return
+        self._data = data
+        self._opened = _open(data)
+        self.height, self.width = self._opened.height, self._opened.width
+        if self._opened.getexif().get(_ORIENTATION, 1) >= 5:
+            self.height, self.width = self.width, self.height
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        """Upright RGB pixels `[h, w, 3]` uint8.
+
+        Args:
+            shrink: 1, 2, 4 or 8: JPEG files may be decoded at 1/shrink of their size (rounded up). Others come at full size.
+
+        Raises:
+            Broken: the file is damaged.
+        """
+        if self._jpeg is not None:
+            decoded = _decode_jpeg(self._jpeg, self._orientation, shrink, (self.height, self.width))
+            if decoded is not None:
+                return decoded
+        if self._opened is None or self._data is not None:
+            # Anew from the bytes: a decoder set to a scale, or a file that was decoded, does not go back.
+            self._opened = _open(self._data or self._jpeg or b"")
+            if shrink > 1 and self._opened.format == "JPEG":
+                self._opened.draft(None, (-(-self._opened.width // shrink), -(-self._opened.height // shrink)))
+        return _pil_pixels(self._opened)
+
+
+def decode(image: bytes | str | Image.Image) -> np.ndarray:
+    """Upright RGB pixels `[h, w, 3]` uint8 at full size.
+
+    Raises:
+        Broken: the file is missing, damaged or no image.
+    """
+    return Picture(image).pixels()
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise Broken("no such file") from None
+    except OSError as error:
+        raise Broken(error.strerror or str(error)) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise Broken("no image format that is known") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Broken(str(error)) from None
+
+
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that simplejpeg decodes as PIL would; None: leave it to PIL (CMYK, no simplejpeg, odd header)."""
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if colours in ("YCbCr", "Gray", "GRAY", "RGB") else None
+
+
+def _decode_jpeg(data: bytes, orientation: int, shrink: int, upright: tuple[int, int]) -> np.ndarray | None:
+    height, width = upright if orientation < 5 else upright[::-1]
+    smallest = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
+    try:
+        pixels = _simplejpeg().decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
+    except ValueError:
+        # Damage that libjpeg can live with is decided by PIL, so that what counts as broken does not depend on the decoder.
+        return None
+    if orientation == 1:
+        return pixels  # type: ignore[no-any-return]
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pil_pixels(image: Image.Image) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            upright = ImageOps.exif_transpose(image)
+            return np.array(as_rgb(upright))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise Broken(str(error) or type(error).__name__) from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """`image.convert("RGB")`, but with 16-bit and floating-point greys scaled instead of clipped at 255."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        # 32-bit integers are how PIL holds some 16-bit files; 255 stays the white of those that never exceed it.
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values = np.clip(values, 0, 65535) >> 8
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        if values.max(initial=0) <= 1:
+            values = values * 255
+        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    elif image.mode in ("P", "PA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def shrink_for(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """By how much a JPEG region of `size` (height, width) may be scaled in decoding so that it is still not below `target`."""
+    factor = min(size[0] / target[0], size[1] / target[1])
+    return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+    """Pixels `[h, w, 3]` uint8 to `[3, height, width]` uint8, antialiased; within one grey level of PIL's resize."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if pixels.shape[:2] == size:
+        return image[0]
+    if interpolation == "nearest":
+        return functional.interpolate(image, size=size, mode="nearest-exact")[0]
+    return functional.interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)[0]
+
+
+def crop(pixels: np.ndarray, box: Box, full: tuple[int, int]) -> np.ndarray:
+    """The box, given in pixels of the full size, out of pixels that may be scaled down."""
+    height, width = pixels.shape[:2]
+    if (height, width) == full:
+        return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    vertical, horizontal = height / full[0], width / full[1]
+    top, left = round(box.top * vertical), round(box.left * horizontal)
+    bottom, right = round((box.top + box.height) * vertical), round((box.left + box.width) * horizontal)
+    return pixels[min(top, height - 1) : max(bottom, top + 1), min(left, width - 1) : max(right, left + 1)]
+
+
+def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
+    """The evaluation transform of a tower: `[h, w, 3]` to `[3, H, W]`, both uint8.
+
+    `shortest` scales until both sides cover the crop (the shorter side to `resize_px` where that is set) and crops the centre;
+    `squash` ignores the aspect ratio; `longest` scales until both sides fit and pads with black.
+    """
+    height, width = pixels.shape[:2]
+    target_height, target_width = expected.size_px
+    if expected.resize == "squash":
+        return resize(pixels, expected.size_px, expected.interpolation)
+    if expected.resize == "longest":
+        factor = min(target_height / height, target_width / width)
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+    elif expected.resize_px is not None or target_height == target_width:
+        # torchvision's Resize(int): the longer side is truncated, not rounded.
+        shorter = expected.resize_px or target_height
+        size = (shorter, int(shorter * width / height)) if height <= width else (int(shorter * height / width), shorter)
+    else:
+        factor = max(target_height / height, target_width / width)
+        size = round(height * factor), round(width * factor)
+    return centred(resize(pixels, size, expected.interpolation), expected.size_px)
+
+
+def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop the centre of `[3, h, w]`, or pad with black around it where it is smaller."""
+    height, width = image.shape[-2:]
+    if height < size[0] or width < size[1]:
+        down, right = max(size[0] - height, 0), max(size[1] - width, 0)
+        image = functional.pad(image, (right // 2, right - right // 2, down // 2, down - down // 2))
+        height, width = image.shape[-2:]
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def random_box(size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], draw: Any) -> Box:
+    """A region whose share of the area and aspect ratio are drawn uniformly (the ratio in its logarithm).
+
+    Ten draws are tried; then the largest centred region whose ratio is allowed is taken, as torchvision's RandomResizedCrop does.
+
+    Args:
+        draw: a `random.Random`.
+    """
+    height, width = size
+    lowest, highest = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * draw.uniform(*scale)
+        aspect = math.exp(draw.uniform(lowest, highest))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return Box(draw.randint(0, height - box_height), draw.randint(0, width - box_width), box_height, box_width)
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = min(height, max(1, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        box_width = min(width, max(1, round(height * ratio[1])))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
