@@ -75,6 +75,11 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "elevater": Entry("data.readers.elevater:Elevater", "a data set in ELEVATER's layout"),
         "shapes": Entry("data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"),
     },
+    "augment": {
+        "standard": Entry("data.augment:StandardAugment", "random resized crop; flip, colours, blur on request"),
+        "simclr": Entry("data.augment:SimCLRAugment", "small crops, flips, strong colours and blur"),
+        "none": Entry("data.augment:NoAugment", "the tower's evaluation transform, the same in every epoch"),
+    },
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
         "retrieval": Entry("evaluation.suites.retrieval:Retrieval", "find the image of a caption and the caption of an image"),
