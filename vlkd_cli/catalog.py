@@ -30,6 +30,26 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "sbert": Entry("builders.sbert:SBERT", "sentence encoders and static word vectors of sentence-transformers"),
         "adapters": Entry("builders.adapters:Adapters", "Hugging Face text encoders with adapters", "adapters"),
     },
+    "adapter": {
+        "bottleneck": Entry("builders.adapter_methods.bottleneck:Bottleneck", "small networks after or beside the layers", "adapters"),
+        "language": Entry("builders.adapter_methods.bottleneck:Language", "bottlenecks and an invertible network (MAD-X)", "adapters"),
+        "compacter": Entry("builders.adapter_methods.bottleneck:Compacter", "bottlenecks of shared Kronecker factors", "adapters"),
+        "prefix_tuning": Entry("builders.adapter_methods.prefix_tuning:PrefixTuning", "learned keys and values", "adapters"),
+        "prompt_tuning": Entry(
+            "builders.adapter_methods.prefix_tuning:PromptTuning", "learned word vectors before the sentence", "adapters"
+        ),
+        "lora": Entry("builders.adapter_methods.low_rank:LoRA", "low-rank change of weight matrices", "adapters"),
+        "dora": Entry("builders.adapter_methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"),
+        "vera": Entry("builders.adapter_methods.low_rank:VeRA", "vectors between shared random matrices", "adapters"),
+        "ia3": Entry("builders.adapter_methods.low_rank:IA3", "one learned factor for each channel", "adapters"),
+        "mtl_lora": Entry("builders.adapter_methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"),
+        "reft": Entry("builders.adapter_methods.reft:ReFT", "edits of hidden states at the first and last tokens", "adapters"),
+        "mix_and_match": Entry("builders.adapter_methods.mixtures:MixAndMatch", "prefix tuning and a parallel bottleneck", "adapters"),
+        "unipelt": Entry("builders.adapter_methods.mixtures:UniPELT", "gated prefix tuning, bottleneck and LoRA", "adapters"),
+    },
+    "prompt": {
+        "coop": Entry("builders.prompts:CoOp", "learned word vectors shared by all captions"),
+    },
     "pooler": {
         "cls": Entry("poolers:CLSPooler", "the first token"),
         "mean": Entry("poolers:MeanPooler", "mean over the real tokens"),
@@ -121,7 +141,7 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """" Did you mean 'x'?" with its leading space, or nothing where no choice is close."""
+    """ " Did you mean 'x'?" with its leading space, or nothing where no choice is close."""
     found = closest(word, choices)
     return f" Did you mean '{found}'?" if found else ""
 

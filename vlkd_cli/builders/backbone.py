@@ -38,12 +38,10 @@ class Backbone(nn.Module):
     settings: str = ""
     """What determines its output beside weights and class, e.g. the number of heads or the tokenizer; part of the feature cache's key."""
 
-    fixed: frozenset[str] = frozenset()
-    """Parameters and buffers (names as in state_dict) that never train and are never saved, e.g. the encoder under an adapter. `train:`
-    chooses among the rest; a checkpoint holds every other trained parameter and every other buffer."""
-    learned: frozenset[str] = frozenset()
-    """Parameters (names as in state_dict) that learn whatever `train:` says: a fresh adapter or prompt. Empty where they come trained (from a
-    run or a file), so that `train: none` then freezes them too."""
+    able: frozenset[str] | None = None
+    """Names, as patterns write them, of what can learn at all; set by `towers.freezing` from the first `requires_grad` it meets."""
+    prompted: frozenset[str] = frozenset()
+    """Names (as in state_dict) of learned prompt vectors: what `train: prompt` means."""
 
     @abstractmethod
     def forward(self, inputs: Any) -> Tensor:
@@ -91,8 +89,6 @@ class Builder:
     """Where such a tokenizer is kept and found again."""
     adapter: Any = None
     """The tower's `adapter:` section (recipe.schema.Component), for builders whose `takes_adapters` is true."""
-    prompt: Any = None
-    """The tower's `prompt:` section, likewise."""
     takes_adapters: bool = False
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:

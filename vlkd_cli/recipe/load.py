@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlkd_cli import console
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.checks import check_recipe
+from vlkd_cli.recipe.former_names import replace_former_names
 from vlkd_cli.recipe.messages import Path, Problem, report
 from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.schema import Recipe
@@ -54,6 +56,8 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     if document.problems and document.value is None:
         raise RecipeError(report(document.origins, document.problems, name))
     early = [*document.problems, *apply_overrides(document, overrides)]
+    for notice in replace_former_names(document.value):
+        console.warn(notice)
     taken = [problem.path for problem in early]
     shape = [problem for problem in check_shape(document.value) if problem.path not in taken]
     problems = early + shape

@@ -41,7 +41,7 @@ class LastLayers(Section):
     last: PositiveInt
 
 
-Train = Literal["all", "none", "head"] | list[str] | LastLayers
+Train = Literal["all", "none", "head", "prompt"] | list[str] | LastLayers
 
 
 class TowerSpec(BaseModel):
@@ -62,7 +62,7 @@ class TowerSpec(BaseModel):
     head: Component | None = Field(None, description="what projects the feature; by default nothing")
     adapter: Component | None = Field(None, description="a parameter-efficient method for a Hugging Face text tower")
     prompt: PromptSpec | None = Field(None, description="learned prompt vectors for a text tower of openclip")
-    train: Train = Field("all", description="what learns: all, none, head, patterns, or {last: N} layers")
+    train: Train = Field("all", description="what learns: all, none, head, prompt (and head), patterns, or {last: N} layers")
     lr: Positive | None = Field(None, description="this tower's learning rate instead of the optimizer's")
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate per layer below the last"

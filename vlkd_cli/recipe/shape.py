@@ -16,6 +16,7 @@ from vlkd_cli.recipe.schema import (
     DistillerSpec,
     EvalSpec,
     OptimizerSpec,
+    PromptSpec,
     Recipe,
     ScheduleSpec,
     TowerSpec,
@@ -163,13 +164,15 @@ def _named(value: Any, path: Path, kind: str, model: type[BaseModel], name_key: 
         return [_no_mapping(value, path, name_key)]
     own, other = _split(value, model)
     problems = _walk(own, path, model, {}, kind)
-    if name_key not in value:
+    default = model.model_fields[name_key].default
+    if name_key not in value and not isinstance(default, str):
         return problems
-    return problems + check_component(kind, value[name_key], other, path, section_keys(model), name_key)
+    return problems + check_component(kind, value.get(name_key, default), other, path, section_keys(model), name_key)
 
 
 def _component_check(kind: str) -> Check:
-    return lambda value, path: [] if value is None else _named(value, path, kind, Component, "name")
+    model = PromptSpec if kind == "prompt" else Component
+    return lambda value, path: [] if value is None else _named(value, path, kind, model, "name")
 
 
 def _mapping(value: Any, path: Path, what: str, check: Check) -> list[Problem]:

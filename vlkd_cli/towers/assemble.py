@@ -65,11 +65,14 @@ def _build(
     modality = modality_of(name, spec, builder_class.modalities)
     builder = _make(builder_class, spec, name, cache_dir)
     builder.tower_name, builder.captions, builder.run_folder = name, captions, run_folder
-    for key in ("adapter", "prompt"):
-        if getattr(spec, key) is not None and not builder_class.takes_adapters:
-            raise RecipeError(f"tower '{name}': builder '{spec.builder}' takes no `{key}`. Use builder 'adapters' or remove it.")
-    builder.adapter, builder.prompt = spec.adapter, spec.prompt
+    if spec.adapter is not None and not builder_class.takes_adapters:
+        raise RecipeError(f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters' or remove it.")
+    builder.adapter = spec.adapter
     backbone = builder.build(modality)
+    if spec.prompt is not None:
+        if modality != "text" or spec.builder != "openclip":
+            raise RecipeError(f"tower '{name}': `prompt` is for text towers of builder 'openclip'. Remove it.")
+        catalog.load("prompt", spec.prompt.name)(**spec.prompt.keys).attach(backbone)
     pooler = _pooler(name, spec, backbone)
     head = _head(name, spec.head, pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
     choose_parameters(name, backbone, pooler, head if head is not None else nn.Identity(), spec.train)
@@ -161,8 +164,6 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     tower = _build(chosen, sections[chosen], captions=None, cache_dir=cache_dir, run_folder=file.parent.parent)
     tower.load_trainable_state(state["towers"][chosen])
     encoder = tower.encoder
-    for parameter in [*encoder.parameters(), *tower.parameters()]:
-        parameter.requires_grad_(True)
     head = None if isinstance(tower.head, nn.Identity) else tower.head
     choose_parameters(name, encoder, tower.pooler, tower.head, spec.train)
     return Tower(name, encoder, pooler=tower.pooler, head=head)

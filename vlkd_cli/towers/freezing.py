@@ -13,7 +13,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import LastLayers
 
-Learns = Literal["all", "none", "head"] | Sequence[str] | LastLayers
+Learns = Literal["all", "none", "head", "prompt"] | Sequence[str] | LastLayers
 
 HOLDER = "encoder."
 """Backbones keep the library's module under this name; patterns and layers are written without it."""
@@ -22,18 +22,21 @@ HOLDER = "encoder."
 def choose_parameters(
     tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns
 ) -> None:
-    """Set `requires_grad` of every parameter of a tower.
+    """Set `requires_grad` of every parameter of a tower. A tower may be asked again, with another choice.
 
-    Parameters that a library or pooler holds fixed by its own design (sine-cosine positions, a fixed power) stay fixed.
+    Parameters that a library or pooler holds fixed by its own design (sine-cosine positions, a fixed power, the encoder under an adapter)
+    stay fixed.
 
     Raises:
         RecipeError: a choice that has no effect: `head` without a head, a pattern without a match, more layers than there are.
     """
     parameters = named_parameters(backbone, pooler, head)
-    able = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    chosen = _choose(tower_name, backbone, list(able), learns)
-    for name, parameter in able.items():
-        parameter.requires_grad_(name in chosen)
+    if backbone.able is None:
+        backbone.able = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
+    able = [name for name in parameters if name in backbone.able]
+    chosen = _choose(tower_name, backbone, able, learns)
+    for name in able:
+        parameters[name].requires_grad_(name in chosen)
 
 
 def named_parameters(backbone: Backbone, pooler: nn.Module | None, head: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,6 +78,10 @@ def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) ->
         if not added:
             raise RecipeError(f"tower '{tower}': `train: head`, but it has no head. Add `head: {{name: linear, width: ...}}` or set `train: none`.")
         return added
+    if learns == "prompt":
+        if not backbone.prompted:
+            raise RecipeError(f"tower '{tower}': `train: prompt`, but it has no prompt. Add `prompt: {{tokens: 4}}`.")
+        return {name.removeprefix(HOLDER) for name in backbone.prompted} | added
     assert not isinstance(learns, str)
     return _matching(tower, names, learns)
 

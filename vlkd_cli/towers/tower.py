@@ -134,7 +134,8 @@ class Tower(nn.Module):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs: everything but frozen parameters and the buffers of frozen parts."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        # Under all of its names: libraries hold some parameters, word embeddings above all, in two places.
+        frozen = {name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
         for part in self._held:
             frozen |= {f"{part}.{name}" for name, _ in self.get_submodule(part).named_buffers()}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}

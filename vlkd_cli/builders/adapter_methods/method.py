@@ -1,0 +1,32 @@
+"""What every parameter-efficient method of a text tower says about itself; torch-free, so that a recipe is checked without torch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+
+class Method:
+    """Base of the methods: keyword-only constructor arguments are the keys of a tower's `adapter:`."""
+
+    paper: ClassVar[str]
+    """Where the method was published."""
+    library: ClassVar[Literal["adapters", "peft"]]
+    """Which library builds its modules."""
+    merges: ClassVar[bool] = False
+    """Whether its weights can be folded into the base weights without a remainder."""
+    gates_over_tokens: ClassVar[bool] = False
+    """Whether it averages something over all positions, padded ones included. Such a tower encodes sentences of equal length together."""
+
+    @property
+    def prompt_length(self) -> int:
+        """How many learned positions it puts before a sentence."""
+        return 0
+
+    @abstractmethod
+    def config(self) -> Any:
+        """The library's own configuration object. Imports the library."""
+
+    def problems(self, hidden_size: int) -> list[str]:
+        """Why it does not fit an encoder of this width; empty where it does."""
+        return []

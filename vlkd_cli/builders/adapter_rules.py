@@ -1,0 +1,181 @@
+"""Which adapter goes with which encoder, said when the recipe is read: nothing here imports torch.
+
+The table holds what was tried, with tests/unit/builders/test_adapters_matrix.py as its record, not what a library claims: `adapters`
+accepts pairs that fail at the first step or give wrong embeddings without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli import catalog
+from vlkd_cli.errors import UserError
+
+ENCODERS: tuple[str, ...] = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "deberta-v2",
+    "mpnet",
+    "t5",
+    "clip_text_model",
+)
+"""The `model_type` of every encoder that the library `adapters` was tried on."""
+
+_NEVER_MPNET = "the library reaches MPNet's layers but not the inside of its attention"
+_REFUSED: dict[str, dict[str, str]] = {
+    "prefix_tuning": {"mpnet": _NEVER_MPNET},
+    "mix_and_match": {"mpnet": _NEVER_MPNET},
+    "unipelt": {"mpnet": _NEVER_MPNET},
+    "mtl_lora": {"mpnet": _NEVER_MPNET},
+    "prompt_tuning": {
+        "clip_text_model": "this encoder takes tokens only, no vectors; for openclip's own text towers say prompt: {tokens: 4}",
+    },
+}
+_MODERNBERT = "the libraries change ModernBERT's output before an adapter learns anything"
+
+# CLIP's configuration on disk describes both towers; its text tower is what a text builder loads.
+_SAME_ENCODER = {"clip": "clip_text_model"}
+
+
+def check(tower: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a tower's `adapter:` and `prompt:`, as "key: what is wrong and what to do", without torch.
+
+    Args:
+        tower: the tower's section as it stands in the recipe. Keys that do not fit a method's signature are left to the recipe's own check.
+    """
+    return [*_check_adapter(tower), *_check_prompt(tower)]
+
+
+def refusal(name: str, model_type: str, *, form: str | None = None) -> str | None:
+    """Why a method does not go with an encoder, or None where it does.
+
+    Args:
+        name: the method, as in the catalogue.
+        model_type: the encoder's `model_type`, as in its config.json.
+        form: the method's `form`, where it has several.
+    """
+    model_type = _SAME_ENCODER.get(model_type, model_type)
+    if model_type == "modernbert":
+        return f"adapter.name: '{name}' is refused on modernbert: {_MODERNBERT}. Choose another encoder."
+    reason = _REFUSED.get(name, {}).get(model_type)
+    if name == "bottleneck" and form == "adapter_plus" and model_type == "mpnet":
+        reason = "form adapter_plus fails on MPNet; the other forms work"
+    if reason is not None:
+        return f"adapter.name: '{name}' does not work on {model_type} encoders: {reason}."
+    if model_type not in ENCODERS and library_of(name) == "adapters":
+        anywhere = [other for other in catalog.names("adapter") if library_of(other) == "peft" and other != "prompt_tuning"]
+        return (
+            f"adapter.name: '{name}' is not known to work on {model_type} encoders, only on {', '.join(ENCODERS)}. "
+            f"Methods for any encoder: {', '.join(anywhere)}."
+        )
+    return None
+
+
+def library_of(name: str) -> str:
+    """The library that builds a method: adapters or peft."""
+    return str(catalog.load("adapter", name).library)
+
+
+def needs_eager_attention(name: str, model_type: str) -> bool:
+    """Whether the method is right with transformers' eager attention only.
+
+    On DistilBERT the library adds 1 to the scores of prefix keys where the fused attention expects 0, so padding changes an embedding.
+    """
+    return model_type == "distilbert" and name in ("prefix_tuning", "mix_and_match", "unipelt")
+
+
+def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The encoder's configuration where it is at hand: in the recipe, in a local folder or in the Hugging Face cache; else None."""
+    config = tower.get("config")
+    if isinstance(config, Mapping) and ("type" in config or "model_type" in config):
+        return {**config, "model_type": config.get("type", config.get("model_type"))}
+    for key in ("pretrained", "model"):
+        place = tower.get(key)
+        if isinstance(place, str) and (found := _find_config(place)) is not None:
+            try:
+                return dict(json.loads(found.read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                # Damaged files are the builder's to report, with the weights beside them.
+                return None
+    return None
+
+
+def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
+    adapter, builder = tower.get("adapter"), tower.get("builder")
+    if builder == "adapters" and adapter is None and not tower.get("run"):
+        return [
+            f"adapter: builder 'adapters' needs one of {', '.join(catalog.names('adapter'))}, e.g. adapter: {{name: lora}}. "
+            "For the encoder alone say builder: huggingface."
+        ]
+    if adapter is None:
+        return []
+    if builder != "adapters":
+        return [f"adapter: has no effect with builder '{builder}'. Say builder: adapters, which loads Hugging Face text encoders."]
+    if tower.get("train") in ("none", "head") and not tower.get("adapter_weights"):
+        return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it, or name a trained one in adapter_weights."]
+    keys = {key: value for key, value in dict(adapter).items() if key != "name"}
+    name = str(dict(adapter).get("name"))
+    try:
+        method = catalog.load("adapter", name)(**keys)
+    except TypeError:
+        return []  # Unknown keys are reported by the recipe's own check of the signature.
+    except UserError as error:
+        return [str(error)]
+    config = read_config(tower)
+    if config is None or not config.get("model_type"):
+        return []
+    if refused := refusal(name, str(config["model_type"]), form=getattr(method, "form", None)):
+        return [refused]
+    hidden_size = next((config[key] for key in ("hidden_size", "d_model", "dim") if isinstance(config.get(key), int)), None)
+    return method.problems(hidden_size) if hidden_size else []
+
+
+def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
+    train = tower.get("train")
+    if tower.get("prompt") is None:
+        if train == "prompt" and not tower.get("run"):
+            return ["train: 'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`."]
+        return []
+    if tower.get("builder") == "openclip":
+        if tower.get("modality") == "image":
+            return ["prompt: learned prompt vectors stand before captions, and this tower takes images. Remove it."]
+        if train in ("none", "head"):
+            return [
+                f"prompt: would stay as randomly drawn with train: {train}. Say train: prompt, which learns the prompt and the head alone."
+            ]
+        return []
+    return [
+        f"prompt: learned prompt vectors are for text towers of builder openclip, not '{tower.get('builder')}'. "
+        "For a Hugging Face encoder say builder: adapters with adapter: {name: prompt_tuning}."
+    ]
+
+
+def _find_config(place: str) -> Path | None:
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        # Sentence-transformers once kept the encoder in a folder of its own.
+        candidates = (folder / "config.json", folder / "0_Transformer" / "config.json")
+        return next((path for path in candidates if path.is_file()), None)
+    if place.count("/") <= 1 and not place.startswith((".", "/", "~")):
+        return _cached_config(place)
+    return None
+
+
+def _cached_config(hub_id: str) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
