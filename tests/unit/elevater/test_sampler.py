@@ -1,0 +1,45 @@
+"""The rows that the toolkit draws."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.elevater_goldens import drawn, golden
+from vlkd_cli.elevater.sampler import few_shot, validation_split
+
+
+def _multiclass() -> list[list[int]]:
+    return [[int(label)] for label in drawn("fewshot.multiclass")["lab"]]
+
+
+def _multilabel() -> list[list[int]]:
+    return [[column for column, one in enumerate(row) if one] for row in drawn("fewshot.multilabel")["mat"]]
+
+
+@pytest.mark.parametrize("case", golden("fewshot.multiclass")["expected"])
+def test_few_shot_rows_of_one_label_are_the_toolkits(case: str) -> None:
+    shots, seed = map(int, re.findall(r"\d+", case))
+    assert few_shot(_multiclass(), shots, seed) == golden("fewshot.multiclass")["expected"][case]
+
+
+@pytest.mark.parametrize("case", golden("fewshot.multilabel")["expected"])
+def test_few_shot_rows_of_several_labels_are_the_toolkits(case: str) -> None:
+    shots, seed = map(int, re.findall(r"\d+", case))
+    assert few_shot(_multilabel(), shots, seed) == golden("fewshot.multilabel")["expected"][case]
+
+
+@pytest.mark.parametrize("case", golden("val_split")["expected"])
+def test_validation_split_is_the_toolkits(case: str) -> None:
+    expected = golden("val_split")["expected"][case]
+    rows = _multiclass() if case.startswith("multiclass") else _multilabel()
+    if "5shot" in case:
+        rows = [rows[row] for row in few_shot(rows, 5, 0)]
+    split = validation_split(rows, multi_label=case.startswith("multilabel"))
+    assert (split.train, split.valid) == (expected["train_positions"], expected["val_positions"])
+
+
+def test_a_five_shot_class_trains_on_four_and_validates_on_one() -> None:
+    split = validation_split([[0], [1]] * 5)
+    assert (len(split.train), len(split.valid)) == (8, 2)

@@ -1,0 +1,93 @@
+"""Few-shot samples and the validation split, row for row those of the toolkit."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Labels = Sequence[Sequence[int]]
+
+
+class Split(NamedTuple):
+    """Positions into the rows that were split."""
+
+    train: list[int]
+    valid: list[int]
+
+
+def few_shot(labels: Labels, shots: int, seed: int) -> list[int]:
+    """Rows kept, in the order they were drawn: shuffled, then taken greedily while their classes want more.
+
+    A class with fewer rows than `shots` gives all it has. A row of several labels is left out once its least filled class has enough;
+    before that it is kept if that class has no more than half, or if its fullest class has no more than 1.5 times enough. Rows without
+    labels are kept up to `shots`.
+
+    Args:
+        labels: class indices of every row.
+        shots: rows wanted per class.
+        seed: of the shuffle.
+
+    Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions draw other rows.
+    """
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)
+    taken: Counter[int] = Counter()
+    unlabelled = 0
+    kept = []
+    for row in order:
+        own = labels[row]
+        if not own:
+            if unlabelled < shots:
+                unlabelled += 1
+                kept.append(row)
+            continue
+        least, most = min(taken[label] for label in own), max(taken[label] for label in own)
+        if least >= shots or (least > shots / 2 and most > 1.5 * shots):
+            continue
+        taken.update(own)
+        kept.append(row)
+    return kept
+
+
+def validation_split(labels: Labels, share: float = 0.2, *, multi_label: bool = False) -> Split:
+    """Cut the first rows of every class off for validation: ceil(share * n) of its n rows.
+
+    Multi-label rows count for all their classes: as long as a class lacks rows, the first remaining row that has it is taken.
+
+    Args:
+        labels: class indices of every row, in the order that counts as first.
+        share: of each class.
+
+    Source: Elevater_Toolkit_IC @00d0af7, evaluation/feature.py, get_dataloader.
+    """
+    counts = Counter(label for own in labels for label in own)
+    wanted = {label: math.ceil(share * count) for label, count in counts.items()}
+    if multi_label:
+        valid = _cover(labels, wanted)
+    else:
+        valid = set()
+        for row, own in enumerate(labels):
+            if own and wanted[own[0]] > 0:
+                wanted[own[0]] -= 1
+                valid.add(row)
+    return Split([row for row in range(len(labels)) if row not in valid], sorted(valid))
+
+
+def _cover(labels: Labels, wanted: dict[int, int]) -> set[int]:
+    valid: set[int] = set()
+    rows_of: dict[int, list[int]] = {}
+    for row in reversed(range(len(labels))):
+        for label in labels[row]:
+            rows_of.setdefault(label, []).append(row)
+    for label in sorted(wanted):
+        while wanted[label] > 0 and rows_of[label]:
+            row = rows_of[label].pop()
+            if row in valid:
+                continue
+            valid.add(row)
+            for other in labels[row]:
+                wanted[other] -= 1
+    return valid
