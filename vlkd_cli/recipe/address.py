@@ -49,7 +49,7 @@ def parse_address(text: str) -> Address:
     if match is None:
         raise ValueError(f"'{text}' is no address. Write tower, tower.backbone or tower.head, with @view where it has several views")
     tower, output, view = match.groups()
-    return Address(tower, output or "head", view or MAIN_VIEW)
+    return Address(tower, "backbone" if output == "backbone" else "head", view or MAIN_VIEW)
 
 
 def modality_of(name: str, declared: str | None = None) -> Literal["image", "text"] | None:

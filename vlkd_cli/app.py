@@ -1,0 +1,123 @@
+"""The command table. Knows where each command lives, and how mistakes end: one line on standard error and exit code 2.
+
+A command's module imports typer and the standard library only; the real imports happen inside its function, so `vlkd --help` imports
+neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+import vlkd_cli
+from vlkd_cli import console
+from vlkd_cli.errors import UserError
+
+
+class Command(NamedTuple):
+    """A module below vlkd_cli.commands and the name in it: a function, or a typer app with commands of its own."""
+
+    module: str
+    attribute: str
+    panel: str
+
+
+TRAIN, LOOK, SUBMIT = "Train and evaluate", "Look up", "Hand in"
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train", "train", TRAIN),
+    "eval": Command("evaluate", "evaluate", TRAIN),
+    "recipes": Command("recipes", "recipes", LOOK),
+    "show": Command("show", "show", LOOK),
+    "list-models": Command("list_models", "list_models", LOOK),
+    "list-distillers": Command("list_distillers", "list_distillers", LOOK),
+    "list-datasets": Command("list_datasets", "list_datasets", LOOK),
+    "list-adapters": Command("list_adapters", "list_adapters", LOOK),
+    "submit-elevater": Command("submit_elevater", "submit_elevater", SUBMIT),
+}
+
+INTERRUPTED = 130
+"""What shells report for a program that Ctrl-C ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `vlkd`; leaves with the command's exit code."""
+    words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
+    # A command that is named needs none of the others.
+    asked = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
+    build_app(asked)(args=words, prog_name="vlkd")
+
+
+def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line with the given commands."""
+    app = typer.Typer(
+        name="vlkd",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in commands:
+        command = COMMANDS[name]
+        if importlib.util.find_spec(f"vlkd_cli.commands.{command.module}") is None:
+            continue
+        target = getattr(importlib.import_module(f"vlkd_cli.commands.{command.module}"), command.attribute)
+        if isinstance(target, typer.Typer):
+            for registered in target.registered_commands:
+                if registered.callback is not None:
+                    registered.callback = guarded(registered.callback)
+            app.add_typer(target, name=name, rich_help_panel=command.panel)
+        else:
+            app.command(name, rich_help_panel=command.panel)(guarded(target))
+    return app
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed pipe as the end of the output."""
+
+    @functools.wraps(function)
+    def run(*positional: Any, **named: Any) -> Any:
+        try:
+            return function(*positional, **named)
+        except UserError as error:
+            console.error(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            console.error("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader (`| head`) has seen enough. What Python still holds back must not raise again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def with_bare_resume(words: Sequence[str]) -> list[str]:
+    """`--resume` without a run means the latest one; option parsers know no option with an optional value."""
+    out: list[str] = []
+    for number, word in enumerate(words):
+        out.append(word)
+        if word == "--resume" and (number + 1 == len(words) or words[number + 1].startswith("-")):
+            out.append("latest")
+    return out
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.say(f"vlkd {vlkd_cli.__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """Align and distil image towers with text towers, from one YAML recipe."""

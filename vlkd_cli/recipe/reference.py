@@ -1,0 +1,185 @@
+"""Everything that a recipe can say, told from the signatures: the pages of `vlkd show` and of docs/catalogue.md."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vlkd_cli import catalog
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe import schema
+from vlkd_cli.recipe.messages import described_type, shown
+from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
+from vlkd_cli.recipe.params import Key, Signature, Source, signature_of
+from vlkd_cli.recipe.shape import section_keys
+
+SECTIONS: dict[str, type[Any]] = {
+    "towers": schema.TowerSpec,
+    "distillers": schema.DistillerSpec,
+    "data": schema.DataSpec,
+    "train": schema.TrainSpec,
+    "optimizer": schema.OptimizerSpec,
+    "schedule": schema.ScheduleSpec,
+    "evals": schema.EvalSpec,
+}
+_EACH = {"towers": "Each tower", "distillers": "Each distiller", "evals": "Each entry"}
+_PLURALS = {"suite": "Suites", "section": "Sections"}
+
+
+class Page(NamedTuple):
+    """What there is to say of one component or section."""
+
+    text: str
+    facts: list[tuple[str, str]]
+    keys: list[tuple[str, str, str, str]]
+    """Rows of (key, type, default, meaning)."""
+
+
+def kinds() -> list[str]:
+    """What `vlkd show` can be asked about."""
+    return ["section", *catalog.CATALOG, "optimizer"]
+
+
+def names_of(kind: str) -> list[str]:
+    """The names of a kind.
+
+    Raises:
+        RecipeError: no such kind.
+    """
+    if kind not in kinds():
+        raise RecipeError(f"unknown kind '{kind}'.{did_you_mean(kind, kinds())} Known: {', '.join(kinds())}.")
+    if kind == "section":
+        return list(SECTIONS)
+    return list(optimizer_names()) if kind == "optimizer" else catalog.names(kind)
+
+
+def about(kind: str, name: str) -> Page:
+    """The page of one component or section.
+
+    Raises:
+        RecipeError: unknown kind or name.
+    """
+    known = names_of(kind)
+    if kind in ("section", "optimizer"):
+        if name.lower() not in known:
+            raise RecipeError(f"unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        if kind == "section":
+            return Page(inspect.getdoc(SECTIONS[name]) or "", [], key_rows(section_keys(SECTIONS[name])))
+        shared = [key for key in section_keys(schema.OptimizerSpec) if key.name != "name"]
+        return Page(
+            f"The optimizer {name}, with its own keys and those of every optimizer.", [], key_rows([*optimizer_keys(name), *shared])
+        )
+    signature = signature_of(kind, name)
+    facts = _facts(kind, signature)
+    if name in catalog.CATALOG[kind] and (extra := catalog.CATALOG[kind][name].extra):
+        facts.append(("installed by", f"pip install 'vlkd[{extra}]'"))
+    return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys))
+
+
+def key_rows(keys: Sequence[Key]) -> list[tuple[str, str, str, str]]:
+    """(key, type in words, default, meaning) of each key."""
+    return [(key.name, described_type(key.annotation), default_text(key), key.description) for key in keys]
+
+
+def default_text(key: Key) -> str:
+    """A key's default as a recipe would write it."""
+    if key.required:
+        return "required"
+    if isinstance(key.default, float):
+        return f"{key.default:.6g}"
+    if isinstance(key.default, Source):
+        return key.default.text
+    if hasattr(key.default, "model_dump"):
+        return shown(key.default.model_dump(exclude_none=True))
+    return shown(key.default)
+
+
+def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
+    """(name, paper, direction, needs, state, what crosses ranks) of each training objective."""
+    rows = []
+    for name in catalog.names("distiller"):
+        signature = signature_of("distiller", name)
+        said = dict(_facts("distiller", signature))
+        rows.append((name, said["paper"], said["direction"], said["needs"], said["state"], said["crosses ranks"]))
+    return rows
+
+
+def catalogue_page() -> str:
+    """docs/catalogue.md: every section of a recipe and every component, with keys, types, defaults and meanings."""
+    parts = [
+        "# Recipe reference",
+        "",
+        "Written by `vlkd recipes reference` from the schema and the components' signatures; do not edit it by hand.",
+        "`vlkd show KIND NAME` prints the same for one component.",
+        "",
+    ]
+    for kind in kinds():
+        if kind == "optimizer":
+            continue
+        parts += [f"## {_PLURALS.get(kind, kind.capitalize() + 's')}", ""]
+        for name in names_of(kind):
+            page = about(kind, name)
+            parts += [f"### {kind} `{name}`" if kind != "section" else f"### `{name}:`", ""]
+            parts += [page.text if kind != "section" or name not in _EACH else f"{_EACH[name]}: {page.text}", ""]
+            parts += [f"- {fact}: {value}" for fact, value in page.facts]
+            parts += [""] if page.facts else []
+            parts += _markdown_table(page.keys)
+    parts += [
+        "## Optimizers",
+        "",
+        f"`optimizer.name` is one of: {', '.join(optimizer_names())}. `vlkd show optimizer NAME` lists the keys.",
+        "",
+    ]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
+    said = signature.attributes
+    if kind == "distiller":
+        needs = said.get("needs", frozenset())
+        # An objective says in words what it keeps; the needs tell it where it does not.
+        state = said.get("state") or ", ".join(sorted(needs & {"queue", "prototypes", "episode"})) or "none"
+        return [
+            ("paper", said.get("paper", "")),
+            ("direction", said.get("direction", "")),
+            (
+                "takes",
+                {"pair": "image and text of each side", "views": "several views"}.get(said.get("takes", "one"), "one tensor of each side"),
+            ),
+            ("needs", ", ".join(sorted(needs)) or "nothing"),
+            ("state", state),
+            ("crosses ranks", said.get("crosses_ranks", "nothing")),
+            ("smallest batch", f"{said.get('minimum_batch', 1)} over all ranks"),
+        ]
+    if kind in ("builder", "suite") and said.get("modalities"):
+        return [("modalities", ", ".join(sorted(said["modalities"])))]
+    return []
+
+
+def _without_arguments(docstring: str) -> str:
+    """The docstring without its list of arguments, which the table of keys repeats."""
+    lines, skipping = [], False
+    for line in docstring.splitlines():
+        if line.strip() == "Args:":
+            skipping = True
+            continue
+        if skipping and line.strip() and not line.startswith(" "):
+            skipping = False
+        if not skipping:
+            lines.append(line)
+    text = "\n".join(lines)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.strip()
+
+
+def _markdown_table(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    if not rows:
+        return ["Takes no keys.", ""]
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, kind, default, meaning in rows:
+        cells = [f"`{name}`", kind, f"`{default}`", meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [*lines, ""]
