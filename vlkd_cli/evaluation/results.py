@@ -32,6 +32,6 @@ class Result:
     version: str = vlkd_cli.__version__
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for json.dump."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=float))
+        """Plain values, ready for json.dump; a number that does not exist (a correlation with a constant) is null."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=float), parse_constant=lambda _: None)
         return plain

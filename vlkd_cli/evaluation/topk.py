@@ -19,7 +19,7 @@ class TopK:
     A fast matrix product only proposes candidates: a row is dropped when its approximate score lies below the k-th best by more than
     the product can be wrong. What is left is scored again in float64 and rounded to float32, so the outcome depends neither on
     the precision of the proposals, nor on how rows are cut into blocks or spread over ranks, and equal rows tie exactly.
-    Order: score descending, then key descending. Memory: the queries, one block of scores (at most 1024 x `block_rows`) and k entries a query.
+    Order: score descending, then key descending. Memory: the queries, one block of scores (at most 1024 x `block_rows`), k entries a query.
 
     Args:
         queries: `[Q, D]` float; normalise both sides beforehand for cosine.
@@ -133,9 +133,7 @@ class TopK:
         self._keys = key[kept].view(num_queries, k)
 
 
-def top_k(
-    queries: Tensor, rows: Tensor, k: int, *, candidates: Candidates = "auto", keys: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def top_k(queries: Tensor, rows: Tensor, k: int, *, candidates: Candidates = "auto", keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Scores and keys `[Q, min(k, N)]` of the k largest dot products; see `TopK` for order and exactness."""
     best = TopK(queries, k, candidates=candidates)
     best.add(rows, keys)
@@ -162,7 +160,7 @@ def _at_least(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     Maxima over groups of 64 neighbours are looked at first: nearly every group falls out there, at a fraction of the cost of comparing
     every score.
     """
-    num_queries, num_rows = scores.shape
+    num_rows = scores.shape[1]
     whole = num_rows - num_rows % _GROUP
     grouped = scores[:, :whole].unflatten(1, (whole // _GROUP, _GROUP))
     query, group = (grouped.amax(dim=2).to(torch.float32) >= floor[:, None]).nonzero(as_tuple=True)

@@ -1,0 +1,263 @@
+"""Semantic textual similarity: do similarities of sentences order pairs as people do?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.correlation import SIMILARITIES, pair_similarity, pearson, spearman
+from vlkd_cli.evaluation.encode import Point, embed_texts
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.text_files import file_hashes, find_folder, library_versions, missing_files, number, read_lines
+
+SUBSETS = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+SINGLE = {
+    "STSB": ("STS/STSBenchmark/sts-test.csv",),
+    "STSB-dev": ("STS/STSBenchmark/sts-dev.csv",),
+    "STSB-train": ("STS/STSBenchmark/sts-train.csv",),
+    "SICKR": ("SICK/SICK_test_annotated.txt",),
+    "SICKR-all": ("SICK/SICK_train.txt", "SICK/SICK_trial.txt", "SICK/SICK_test_annotated.txt"),
+}
+TABLE = (*SUBSETS, "STSB", "SICKR")
+"""The seven columns of the usual table, whose mean is its last one."""
+
+
+class Pairs(NamedTuple):
+    """Judged pairs of one subset, and how many lines had no judgement."""
+
+    first: list[str]
+    second: list[str]
+    gold: NDArray[np.float64]
+    skipped: int = 0
+
+
+class STS(Suite):
+    """STS12 to STS16, STS-Benchmark and SICK relatedness without training: cosine of two sentences against the human score.
+
+    The yearly sets consist of subsets, and papers aggregate them in three ways that differ by many points: `all` is one
+    correlation over the pairs of all subsets, `mean` the mean of the subsets' correlations, `wmean` their mean weighted by pairs. All
+    three are reported, for Spearman and Pearson. Pairs without a gold score are skipped and counted.
+
+    Args:
+        data: folder in SentEval's layout (`downstream/STS/STS12-en-test/...`, or that folder `downstream` itself); by default `--data`.
+        sets: STS12 to STS16, STSB, STSB-dev, STSB-train, SICKR (the 4,927 test pairs that SentEval scores), SICKR-all (the 9,927 pairs
+            that MTEB scores). By default those of the seven of the usual table, and STSB-dev, whose files are all there; the
+            files that the others miss are named.
+        similarity: `max` is the best Spearman (and Pearson) of the four, which sentence-transformers before 3.0 returned.
+        aggregation: which of the three the headline is.
+        compat: `simcse` rounds to two decimals (of percent) before the mean over sets is taken, as published tables did.
+        point: features after the head, or before it.
+
+    Source: SentEval (Conneau and Kiela 2018), senteval/sts.py; `all` as in SimCSE (Gao et al. 2021).
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __init__(
+        self,
+        *,
+        data: str | None = None,
+        sets: list[str] | None = None,
+        similarity: Literal["cosine", "dot", "euclidean", "manhattan", "max"] = "cosine",
+        aggregation: Literal["all", "mean", "wmean"] = "all",
+        compat: Literal["none", "simcse"] = "none",
+        point: Literal["projected", "backbone"] = "projected",
+    ) -> None:
+        self.data, self.sets = data, sets
+        self.similarity, self.aggregation, self.compat = similarity, aggregation, compat
+        self.point: Point = point
+        known = [*SUBSETS, *SINGLE]
+        for name in sets or ():
+            if name not in known:
+                raise RecipeError(f"suite 'sts': unknown set '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        root = find_folder(subject, self.data, "sts", holds=("STS", "SICK"), below=_BELOW)
+        sets = self._present(root)
+        read = {name: _read(root, name) for name in sets}
+        texts = [text for subsets in read.values() for pairs in subsets.values() for text in (*pairs.first, *pairs.second)]
+        embedded = embed_texts(subject, texts, point=self.point).numpy()
+        results, start = [], 0
+        for name, subsets in read.items():
+            vectors = {}
+            for subset, pairs in subsets.items():
+                middle, end = start + len(pairs.gold), start + 2 * len(pairs.gold)
+                vectors[subset] = (embedded[start:middle], embedded[middle:end])
+                start = end
+            results.append(self._result(subject, root, name, subsets, vectors))
+        if len(table := [result for result in results if result.dataset in TABLE]) > 1:
+            results.append(self._average(table))
+        return results
+
+    def _present(self, root: Path) -> list[str]:
+        wanted = self.sets or [*TABLE, "STSB-dev"]
+        missing = {name: missing_files(root, _files(name)) for name in wanted}
+        incomplete = "; ".join(f"{name} misses {', '.join(files)}" for name, files in missing.items() if files)
+        present = [name for name in wanted if not missing[name]]
+        if incomplete and (self.sets is not None or not present):
+            raise DataError(f"suite 'sts': below {root}, {incomplete}. Put the files there, or choose the sets that you have with `sets:`.")
+        if incomplete:
+            console.warn(f"suite 'sts': only {', '.join(present)}; below {root}, {incomplete}.")
+        return present
+
+    def _result(
+        self,
+        subject: Subject,
+        root: Path,
+        name: str,
+        subsets: dict[str, Pairs],
+        vectors: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    ) -> Result:
+        gold = {subset: pairs.gold for subset, pairs in subsets.items()}
+        kinds = SIMILARITIES if self.similarity == "max" else (self.similarity,)
+        tables = [aggregate({subset: pair_similarity(*vectors[subset], kind=kind) for subset in subsets}, gold) for kind in kinds]
+        figures = {metric: max(figure[metric] for figure, _ in tables) for metric in tables[0][0]}
+        if name in SINGLE:
+            figures = {"spearman": figures["spearman_all"], "pearson": figures["pearson_all"]}
+        files = _files(name)
+        return Result(
+            suite="sts",
+            dataset=name,
+            split="all" if name == "SICKR-all" else name.partition("-")[2] or "test",
+            protocol=f"unsupervised_{self.similarity}",
+            metrics=figures,
+            headline="spearman" if name in SINGLE else f"spearman_{self.aggregation}",
+            chance=dict.fromkeys(figures, 0.0),
+            num_items=sum(len(pairs.gold) for pairs in subsets.values()),
+            num_skipped=sum(pairs.skipped for pairs in subsets.values()),
+            hashes=file_hashes(root, files),
+            settings={
+                "similarity": self.similarity,
+                "aggregation": "one list" if name in SINGLE else self.aggregation,
+                "point": self.point,
+                "precision": subject.precision,
+                "files": files,
+                "libraries": library_versions("numpy", "scipy", "torch"),
+            },
+            details={"subsets": {str(kind): table for kind, (_, table) in zip(kinds, tables, strict=True)}},
+        )
+
+    def _average(self, table: Sequence[Result]) -> Result:
+        """The last column of the usual table; says over which sets it is."""
+        values = [result.metrics[result.headline] for result in table]
+        pearsons = [result.metrics[result.headline.replace("spearman", "pearson")] for result in table]
+        if self.compat == "simcse":
+            values, pearsons = ([round(100 * value, 2) / 100 for value in column] for column in (values, pearsons))
+        names = [result.dataset for result in table]
+        return Result(
+            suite="sts",
+            dataset="average" if len(names) == len(TABLE) else f"average of {'+'.join(names)}",
+            split="test",
+            protocol=table[0].protocol,
+            metrics={"spearman": float(np.mean(values)), "pearson": float(np.mean(pearsons))},
+            headline="spearman",
+            chance={"spearman": 0.0, "pearson": 0.0},
+            num_items=sum(result.num_items for result in table),
+            num_skipped=sum(result.num_skipped for result in table),
+            settings={"sets": names, "aggregation": self.aggregation, "compat": self.compat, "similarity": self.similarity},
+        )
+
+
+def aggregate(
+    similarities: dict[str, NDArray[np.float64]], gold: dict[str, NDArray[np.float64]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The three aggregations of Spearman and Pearson over subsets, and the subsets' own figures.
+
+    Args:
+        similarities: of the pairs of each subset.
+        gold: their human scores.
+    """
+    table = {
+        name: {"spearman": spearman(scores, gold[name]), "pearson": pearson(scores, gold[name]), "pairs": len(scores)}
+        for name, scores in similarities.items()
+    }
+    weights = [float(row["pairs"]) for row in table.values()]
+    together = np.concatenate(list(similarities.values())), np.concatenate([gold[name] for name in similarities])
+    figures = {}
+    for metric, correlate in (("spearman", spearman), ("pearson", pearson)):
+        each = [row[metric] for row in table.values()]
+        figures[f"{metric}_all"] = correlate(*together)
+        figures[f"{metric}_mean"] = float(np.mean(each))
+        figures[f"{metric}_wmean"] = float(np.average(each, weights=weights))
+    return figures, table
+
+
+_BELOW = tuple(f"{folder}downstream" for folder in ("", "senteval/", "SentEval/data/", "data/", "sentences/", "simcse_sts_data/"))
+
+
+def _files(name: str) -> list[str]:
+    if name in SINGLE:
+        return list(SINGLE[name])
+    return [f"STS/{name}-en-test/STS.{part}.{subset}.txt" for subset in SUBSETS[name] for part in ("input", "gs")]
+
+
+def _read(root: Path, name: str) -> dict[str, Pairs]:
+    if name in SUBSETS:
+        folder = root / "STS" / f"{name}-en-test"
+        subsets = {subset: _read_year(folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt") for subset in SUBSETS[name]}
+    else:
+        read = read_benchmark if name.startswith("STSB") else read_sick
+        subsets = {Path(file).stem: read(root / file) for file in SINGLE[name]}
+    for subset, pairs in subsets.items():
+        if len(pairs.gold) < 2:
+            raise DataError(f"suite 'sts': {name}, {subset} has {len(pairs.gold)} judged pairs; a correlation needs at least two.")
+    return subsets
+
+
+def _read_year(inputs: Path, scores: Path) -> Pairs:
+    lines, gold_lines = read_lines(inputs), read_lines(scores)
+    if len(lines) != len(gold_lines):
+        raise DataError(f"{scores}: has {len(gold_lines)} lines for {len(lines)} pairs in {inputs.name}. Restore the original files.")
+    first, second, gold = [], [], []
+    for place, (line, score) in enumerate(zip(lines, gold_lines, strict=True), start=1):
+        if not score.strip():
+            continue
+        pair = line.split("\t")
+        if len(pair) < 2:
+            raise DataError(f"{inputs}:{place}: expected two sentences with a TAB between them.")
+        first.append(pair[0].strip())
+        second.append(pair[1].strip())
+        gold.append(number(score, scores, place, "the score"))
+    return Pairs(first, second, np.array(gold), len(lines) - len(gold))
+
+
+def read_benchmark(path: Path) -> Pairs:
+    """A part of STS-Benchmark: TAB-separated genre, file, year, id, score, sentence, sentence; no header."""
+    return _read_table(path, columns=(5, 6, 4), first_line=1)
+
+
+def read_sick(path: Path) -> Pairs:
+    """A part of SICK: header, then TAB-separated id, sentence, sentence, relatedness, entailment."""
+    return _read_table(path, columns=(1, 2, 3), first_line=2)
+
+
+def _read_table(path: Path, columns: tuple[int, int, int], first_line: int) -> Pairs:
+    left, right, score = columns
+    first, second, gold, skipped = [], [], [], 0
+    for place, line in enumerate(read_lines(path)[first_line - 1 :], start=first_line):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) <= max(columns):
+            raise DataError(f"{path}:{place}: has {len(cells)} TAB-separated fields; expected at least {max(columns) + 1}.")
+        if not cells[score].strip():
+            skipped += 1
+            continue
+        first.append(cells[left].strip())
+        second.append(cells[right].strip())
+        gold.append(number(cells[score], path, place, "the score"))
+    return Pairs(first, second, np.array(gold), skipped)
