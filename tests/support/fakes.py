@@ -36,7 +36,7 @@ class FakeReader(Reader):
         split: str = "val",
     ) -> None:
         self._labels = list(labels)
-        self._captions = [list(own) for own in captions] if captions is not None else [[f"picture {offset + i}"] for i in range(len(labels))]
+        self._captions = [list(own) for own in captions or [[f"picture {offset + i}"] for i in range(len(labels))]]
         self.classes = list(classes) if classes is not None else None
         self.split = split
         self._name = name
@@ -96,7 +96,13 @@ class FakeTower(nn.Module):
     """
 
     def __init__(
-        self, modality: str, feature: Callable[[Any], Tensor], width: int, head: nn.Module | None = None, name: str = "", output_width: int = 0
+        self,
+        modality: str,
+        feature: Callable[[Any], Tensor],
+        width: int,
+        head: nn.Module | None = None,
+        name: str = "",
+        output_width: int = 0,
     ) -> None:
         super().__init__()
         self.name = name or modality

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.suite import Subject
@@ -50,6 +53,61 @@ def open_dataset(subject: Subject, data: Mapping[str, Any] | None, *, split: str
     if not len(reader):
         raise DataError(f"data '{name}' holds no samples.")
     return Dataset(reader, name, str(keys.get("split", getattr(reader, "split", "")) or "all"))
+
+
+class LabelledPair(NamedTuple):
+    """Images to learn from and images to be judged by, with one list of classes."""
+
+    train: Dataset
+    test: Dataset
+    classes: list[str]
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+def labelled_pair(subject: Subject, data: Mapping[str, Any] | None, train_data: Mapping[str, Any] | None) -> LabelledPair:
+    """The two parts of a suite that learns from labels.
+
+    Args:
+        subject: see `open_dataset`.
+        data: what is judged.
+        train_data: what is learnt from; by default the same data with `split: train`.
+
+    Raises:
+        DataError: the two have different classes, or they are the same images.
+    """
+    test = open_dataset(subject, data)
+    train = open_dataset(subject, train_data) if train_data is not None else open_dataset(subject, data, split="train")
+    if train.row_hash == test.row_hash:
+        raise DataError(f"data '{test.name}': training and test images are the same. Give `train_data:` or another `split:`.")
+    classes = named_classes(test)
+    if class_hash(named_classes(train)) != class_hash(classes):
+        raise DataError(f"data '{train.name}' ({train.split}) and '{test.name}' ({test.split}) have different classes or class orders.")
+    return LabelledPair(train, test, classes, labels_of(train.reader, classes), labels_of(test.reader, classes))
+
+
+def named_classes(dataset: Dataset) -> list[str]:
+    """Class names in label order; numbers where the data names none."""
+    if dataset.reader.classes:
+        return list(dataset.reader.classes)
+    most = max(max(dataset.reader.labels(index), default=-1) for index in range(len(dataset.reader)))
+    if most < 0:
+        raise DataError(f"data '{dataset.name}' has no labels.")
+    return [str(label) for label in range(most + 1)]
+
+
+def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
+    """The label of every image, `[N]` int64.
+
+    Raises:
+        DataError: an image has no label, or one beyond the class names.
+    """
+    labels = torch.tensor([reader.label(index) for index in range(len(reader))], dtype=torch.int64)
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
+    return labels
 
 
 def class_hash(classes: Sequence[str]) -> str:

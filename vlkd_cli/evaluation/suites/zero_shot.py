@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import Dataset, class_hash, open_dataset
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.dataset import Dataset, class_hash, labels_of, open_dataset
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
 from vlkd_cli.evaluation.metrics import (
     chance_average_precision,
@@ -151,17 +150,3 @@ def class_features(subject: Subject, texts: list[list[str]], ensemble: Ensemble)
     if ensemble == "normalise":
         features = normalise(features)
     return normalise(torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])]))
-
-
-def labels_of(reader: Reader, names: list[str]) -> Tensor:
-    """The label of every image, `[N]` int64.
-
-    Raises:
-        DataError: an image has no label, or one beyond the class names.
-    """
-    labels = torch.tensor([reader.label(index) for index in range(len(reader))], dtype=torch.int64)
-    wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
-    return labels

@@ -1,0 +1,114 @@
+"""Whether images of a class form a cluster, without telling the classes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.dataset import class_hash, labels_of, named_classes, open_dataset
+from vlkd_cli.evaluation.encode import embed_images, normalise
+from vlkd_cli.evaluation.kmeans import kmeans
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class Clustering(Suite):
+    """K-means on unit-length image features, compared with the classes.
+
+    Reports adjusted mutual information, normalised mutual information, the adjusted Rand index, and the accuracy of the best one-to-one
+    matching of clusters and classes.
+
+    Args:
+        data: labelled images.
+        clusters: how many; by default as many as classes.
+        restarts: independent starts, of which the tightest clustering counts.
+        iterations: at most so many for each.
+        point: features before the head, or after it.
+        seed: of the starts.
+
+    Source: ProtoCLIP's clustering_evaluation (faiss, 100 iterations, 5 restarts).
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self,
+        *,
+        data: dict[str, Any] | None = None,
+        clusters: int | None = None,
+        restarts: int = 5,
+        iterations: int = 100,
+        point: Literal["backbone", "projected"] = "projected",
+        seed: int = 0,
+    ) -> None:
+        self.data = data
+        self.clusters = clusters
+        self.restarts = restarts
+        self.iterations = iterations
+        self.point = point
+        self.seed = seed
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset = open_dataset(subject, self.data)
+        classes = named_classes(dataset)
+        labels = labels_of(dataset.reader, classes)
+        clusters = self.clusters or len(classes)
+        features = normalise(embed_images(subject, dataset.reader, point=self.point))
+        if len(features) < clusters:
+            raise DataError(f"data '{dataset.name}' has {len(features)} images, too few for {clusters} clusters. Lower `clusters`.")
+        found = kmeans(features, clusters, iterations=self.iterations, restarts=self.restarts, seed=self.seed)
+        return [
+            Result(
+                suite="clustering",
+                dataset=dataset.name,
+                split=dataset.split,
+                protocol=f"kmeans_{clusters}",
+                metrics=cluster_scores(labels, found.assignment),
+                headline="ami",
+                chance={"ami": 0.0, "ari": 0.0, "accuracy": chance_accuracy(labels, found.assignment, self.seed)},
+                num_items=len(labels),
+                hashes={"rows": dataset.row_hash, "classes": class_hash(classes)},
+                settings={
+                    "clusters": clusters,
+                    "restarts": self.restarts,
+                    "iterations": self.iterations,
+                    "point": self.point,
+                    "seed": self.seed,
+                    "inertia": found.inertia,
+                    "precision": subject.precision,
+                },
+            )
+        ]
+
+
+def cluster_scores(labels: Tensor, clusters: Tensor) -> dict[str, float]:
+    """AMI, NMI, ARI and the accuracy of the best matching, from `[N]` class labels and `[N]` cluster numbers."""
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+
+    truth, found = labels.numpy(), clusters.numpy()
+    return {
+        "ami": float(adjusted_mutual_info_score(truth, found)),
+        "nmi": float(normalized_mutual_info_score(truth, found)),
+        "ari": float(adjusted_rand_score(truth, found)),
+        "accuracy": matched_accuracy(labels, clusters),
+    }
+
+
+def matched_accuracy(labels: Tensor, clusters: Tensor) -> float:
+    """Share of rows in the cluster that the Hungarian method matches with their class."""
+    from scipy.optimize import linear_sum_assignment
+
+    width = int(clusters.max()) + 1
+    table = torch.bincount(labels * width + clusters, minlength=(int(labels.max()) + 1) * width).view(-1, width).numpy()
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / len(labels))
+
+
+def chance_accuracy(labels: Tensor, clusters: Tensor, seed: int, draws: int = 10) -> float:
+    """Mean matched accuracy of clusters of these sizes dealt at random; there is no closed form."""
+    generator = torch.Generator().manual_seed(seed)
+    return float(np.mean([matched_accuracy(labels, clusters[torch.randperm(len(clusters), generator=generator)]) for _ in range(draws)]))

@@ -1,0 +1,100 @@
+"""Classify images by their nearest training images."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.encode import embed_images, normalise
+from vlkd_cli.evaluation.metrics import mean_per_class, top_k_accuracy
+from vlkd_cli.evaluation.neighbours import nearest
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class KNN(Suite):
+    """Vote of the k training images of highest cosine, each with the weight exp(cosine / temperature).
+
+    Args:
+        data: labelled images that are classified.
+        train_data: labelled images that vote; by default the same data with `split: train`.
+        k: numbers of neighbours; those beyond the training set are left out. The headline is 20, or the largest where 20 is not among them.
+        temperature: of the weights; 0 lets every neighbour count 1.
+        point: features before the head, or after it.
+
+    Source: DINO's eval_knn.py; ITRA's knn evaluation is k 20.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self,
+        *,
+        data: dict[str, Any] | None = None,
+        train_data: dict[str, Any] | None = None,
+        k: list[int] | None = None,
+        temperature: float = 0.07,
+        point: Literal["backbone", "projected"] = "backbone",
+    ) -> None:
+        self.data, self.train_data = data, train_data
+        self.k = tuple(sorted(k or (10, 20, 100, 200)))
+        self.temperature = temperature
+        self.point = point
+        if self.k[0] < 1 or temperature < 0:
+            raise RecipeError("suite 'knn': k is at least 1 and temperature at least 0.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        pair = labelled_pair(subject, self.data, self.train_data)
+        train = normalise(embed_images(subject, pair.train.reader, point=self.point))
+        test = normalise(embed_images(subject, pair.test.reader, point=self.point))
+        num_classes = len(pair.classes)
+        ks = tuple(k for k in self.k if k <= len(train)) or (len(train),)
+        votes = vote(train, pair.train_labels, test, ks=ks, temperature=self.temperature, num_classes=num_classes)
+        metrics: dict[str, float] = {}
+        chance: dict[str, float] = {}
+        for k, scores in votes.items():
+            metrics[f"k{k}_top1"] = top_k_accuracy(scores, pair.test_labels)
+            chance[f"k{k}_top1"] = 1 / num_classes
+            if num_classes > 5 and k >= 5:  # with fewer votes the fifth class is nobody's choice
+                metrics[f"k{k}_top5"] = top_k_accuracy(scores, pair.test_labels, 5)
+                chance[f"k{k}_top5"] = 5 / num_classes
+            metrics[f"k{k}_mean_per_class"] = mean_per_class(scores.argmax(1), pair.test_labels)
+            chance[f"k{k}_mean_per_class"] = 1 / num_classes
+        return [
+            Result(
+                suite="knn",
+                dataset=pair.test.name,
+                split=pair.test.split,
+                protocol="weighted" if self.temperature else "majority",
+                metrics=metrics,
+                headline="k20_top1" if "k20_top1" in metrics else f"k{ks[-1]}_top1",
+                chance=chance,
+                num_items=len(test),
+                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                settings={
+                    "temperature": self.temperature,
+                    "point": self.point,
+                    "train_split": pair.train.split,
+                    "train_images": len(train),
+                    "num_classes": num_classes,
+                    "precision": subject.precision,
+                },
+            )
+        ]
+
+
+def vote(train: Tensor, labels: Tensor, test: Tensor, *, ks: tuple[int, ...], temperature: float, num_classes: int) -> dict[int, Tensor]:
+    """Votes `[N, C]` for each k.
+
+    Args:
+        train: unit-length features `[M, D]` with `labels` `[M]`.
+        test: unit-length features `[N, D]`.
+    """
+    found = nearest(test, train, max(ks))
+    weights = (found.similarity / temperature).exp() if temperature else torch.ones_like(found.similarity)
+    classes = labels.to(found.index.device)[found.index]
+    return {k: torch.zeros(len(test), num_classes, device=test.device).scatter_add_(1, classes[:, :k], weights[:, :k]) for k in ks}
