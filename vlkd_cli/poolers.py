@@ -23,7 +23,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.width = token_width
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         raise NotImplementedError
 
 
@@ -33,7 +35,9 @@ class CLSPooler(Pooler):
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         # Padding may stand on the left (decoder-style tokenizers), so the first token is the first real one.
         return _pick(tokens, mask.int().argmax(1))
 
@@ -44,7 +48,9 @@ class MeanPooler(Pooler):
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         return masked_mean(tokens, mask)
 
 
@@ -54,7 +60,9 @@ class MaxPooler(Pooler):
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         highest = tokens.masked_fill(~mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
         return highest * mask.any(1, keepdim=True).to(tokens.dtype)
 
@@ -65,7 +73,9 @@ class LastPooler(Pooler):
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         positions = torch.arange(mask.shape[1], device=mask.device)
         return _pick(tokens, (positions * mask).amax(1))
 
@@ -78,7 +88,9 @@ class EOTPooler(Pooler):
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         assert eot is not None, "the encoder marks no end of text"
         return _pick(tokens, eot)
 
@@ -100,7 +112,9 @@ class GeMPooler(Pooler):
         self.p = nn.Parameter(torch.full((1,), float(p)), requires_grad=learnable)
         self.eps = eps
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         # fp32: 1e-6 to the third power is below what 16-bit floats hold.
         raised = tokens.float().clamp(min=self.eps).pow(self.p.float())
         return masked_mean(raised, mask).clamp(min=torch.finfo(torch.float32).tiny).pow(1 / self.p.float()).to(tokens.dtype)
@@ -127,7 +141,9 @@ class AttentionPooler(Pooler):
         self.norm = nn.LayerNorm(token_width)
         self.mlp = nn.Sequential(nn.Linear(token_width, hidden), nn.GELU(), nn.Linear(hidden, token_width)) if hidden else None
 
-    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B D"]:
+    def forward(
+        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B D"]:
         query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
         # A row without real tokens attends to everything: a softmax over nothing is not a number.
         ignored = ~mask & mask.any(1, keepdim=True)

@@ -36,7 +36,7 @@ def _units(module: nn.Module, prefix: str, half: float, alike: bool) -> Iterator
     if prefix and not plain and (alike or not children or _count(module) <= half):
         yield prefix, module, alike
         return
-    row = plain and len({type(child) for _, child in children}) == 1 and len(children) > 1
+    row = plain and len({type(child) for _, child in children}) == 1 and (len(children) > 1 or isinstance(module, nn.ModuleList))
     for name, child in children:
         yield from _units(child, f"{prefix}.{name}" if prefix else name, half, row and type(child) not in CONTAINERS)
 

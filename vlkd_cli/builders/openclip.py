@@ -69,5 +69,3 @@ def _build_half(source: Source, modality: str) -> nn.Module:
     section = dict(source.vision if modality == "image" else source.text)
     section["output_tokens"] = False
     return build(source.embed_dim, section, source.quick_gelu)
-
-

@@ -13,7 +13,7 @@ from vlkd_cli.builders.backbone import Backbone, Tokens
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.openclip_config import Source
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
-from vlkd_cli.builders.weights import unfetchable, cache_folder
+from vlkd_cli.builders.weights import cache_folder, unfetchable
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
 LAST_IMAGE_PARTS = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive", "attnpool", "head")
@@ -156,7 +156,10 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
     except Exception as error:
         wanted = source.text.get("hf_tokenizer_name", source.name)
         raise unfetchable(
-            f"openclip model '{source.name}'", files=f"the tokenizer of hub id '{wanted}'", folder=cache_folder(cache_dir) / "openclip", error=error
+            f"openclip model '{source.name}'",
+            files=f"the tokenizer of hub id '{wanted}'",
+            folder=cache_folder(cache_dir) / "openclip",
+            error=error,
         ) from error
 
 

@@ -37,7 +37,9 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
         if own is not None and own.shape[1] == encoder.positional_embedding.shape[1]:
             resize_text_pos_embed(half, encoder)
     # Buffers that newer versions compute themselves.
-    fit_weights(encoder, half, what, source=source.origin or str(source.weights), ignore=lambda name: name.endswith(("position_ids", "attn_mask")))
+    fit_weights(
+        encoder, half, what, source=source.origin or str(source.weights), ignore=lambda name: name.endswith(("position_ids", "attn_mask"))
+    )
 
 
 def select_half(state: dict[str, Tensor], modality: str) -> dict[str, Tensor]:

@@ -23,10 +23,21 @@ class ClipTokenizer:
         trim: cut the batch to its longest caption instead of padding to the context length.
         vocabulary_size: fewer than CLIP's 49408 tokens keep the most frequent merges only, for small embedding tables.
         masked: also give the attention mask, for encoders that need it.
+        pad: id that fills up short captions.
+        shift: added to every other id, so that `pad` may be a number of its own.
+        clean: how open_clip cleans the text.
     """
 
     def __init__(
-        self, *, context_length: int = 77, trim: bool = True, vocabulary_size: int = CLIP_VOCABULARY, masked: bool = False, clean: str = "lower"
+        self,
+        *,
+        context_length: int = 77,
+        trim: bool = True,
+        vocabulary_size: int = CLIP_VOCABULARY,
+        masked: bool = False,
+        pad: int = 0,
+        shift: int = 0,
+        clean: str = "lower",
     ) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -36,6 +47,8 @@ class ClipTokenizer:
         self.context_length = context_length
         self.trim = trim
         self.masked = masked
+        self.pad = pad
+        self.shift = shift
         self.vocabulary_size = vocabulary_size
         self._bpe = SimpleTokenizer(context_length=context_length, clean=clean)
         if vocabulary_size < CLIP_VOCABULARY:
@@ -43,6 +56,7 @@ class ClipTokenizer:
             self._bpe.bpe_ranks = {merge: place for place, merge in enumerate(merges)}
         self._start, self._end = vocabulary_size - 2, vocabulary_size - 1
         self._bpe.encoder["<start_of_text>"], self._bpe.encoder["<end_of_text>"] = self._start, self._end
+        self.eot = self._end + shift
         self._lowers = clean == "lower"
         self._words: dict[str, list[int]] = {}
 
@@ -52,10 +66,10 @@ class ClipTokenizer:
             ids = [self._start, *self._encode(text), self._end]
             if len(ids) > self.context_length:
                 ids = [*ids[: self.context_length - 1], self._end]
-            rows.append(ids)
+            rows.append([token + self.shift for token in ids] if self.shift else ids)
         length = max(map(len, rows), default=1) if self.trim else self.context_length
         # One conversion for the whole batch: a tensor per caption costs more than its tokens.
-        input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in rows], dtype=torch.long).view(len(rows), length)
+        input_ids = torch.tensor([ids + [self.pad] * (length - len(ids)) for ids in rows], dtype=torch.long).view(len(rows), length)
         if not self.masked:
             return {"input_ids": input_ids}
         lengths = torch.tensor([len(ids) for ids in rows])

@@ -70,7 +70,9 @@ class TorchVision(Builder):
         else:
             network = self._published(what, arguments)
         strip_classifier(network, anatomy)
-        return TorchVisionImage(network, anatomy, self._image_input(), settings=json.dumps([self.model, arguments], sort_keys=True, default=str))
+        return TorchVisionImage(
+            network, anatomy, self._image_input(), settings=json.dumps([self.model, arguments], sort_keys=True, default=str)
+        )
 
     @classmethod
     def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
@@ -114,7 +116,9 @@ class TorchVision(Builder):
                 # Sizes of `config` that the published weights do not have, or a file that broke off.
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 detail = lines[min(1, len(lines) - 1)]
-                raise RecipeError(f"{what}, weights '{weights.name}': they do not fit or are damaged ({folder / file}): {detail}") from error
+                raise RecipeError(
+                    f"{what}, weights '{weights.name}': they do not fit or are damaged ({folder / file}): {detail}"
+                ) from error
             except ValueError as error:
                 raise RecipeError(f"{what}, weights '{weights.name}': {error} Drop `image_size` or `config`.") from error
 
@@ -270,7 +274,7 @@ def find_tokens(network: nn.Module, size_px: tuple[int, int]) -> tuple[int | Non
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and (output.ndim == 4 and output.shape[2] * output.shape[3] > 1 or output.ndim == 3):
+            if isinstance(output, Tensor) and ((output.ndim == 4 and output.shape[2] * output.shape[3] > 1) or output.ndim == 3):
                 seen.append((name, output.shape))
 
         return hook

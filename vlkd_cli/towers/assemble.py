@@ -91,7 +91,9 @@ def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modalit
     if wanted is None:
         raise RecipeError(f"tower '{name}': nothing tells whether it takes images or texts. Add `modality: image` or `modality: text`.")
     if wanted not in offered:
-        raise RecipeError(f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not {wanted} towers. {_others(wanted)}")
+        raise RecipeError(
+            f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not {wanted} towers. {_others(wanted)}"
+        )
     return cast(Modality, wanted)
 
 
@@ -142,7 +144,9 @@ def _component(kind: str, tower: str, spec: Component, width_in: int) -> Any:
 
 def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
     if spec.follows not in peers:
-        raise RecipeError(f"tower '{name}' follows '{spec.follows}', which is no tower before it.{catalog.did_you_mean(spec.follows or '', peers)}")
+        raise RecipeError(
+            f"tower '{name}' follows '{spec.follows}', which is no tower before it.{catalog.did_you_mean(spec.follows or '', peers)}"
+        )
     follower = copy.deepcopy(peers[spec.follows])
     follower.name = name
     return follower.requires_grad_(False)
@@ -200,7 +204,13 @@ def _only_of_modality(name: str, spec: TowerSpec, sections: Mapping[str, TowerSp
         return catalog.load("builder", section.builder).modalities if section.builder else ()
 
     wanted = spec.modality or next((word for word in ("image", "text") if word in name.lower()), None)
-    fitting = [key for key, section in sections.items() if section.builder and key in saved and modality_of(key, section, offers(section)) == wanted]
+    fitting = [
+        key
+        for key, section in sections.items()
+        if section.builder and key in saved and modality_of(key, section, offers(section)) == wanted
+    ]
     if len(fitting) != 1:
-        raise RecipeError(f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by `tower:`: {', '.join(sections)}.")
+        raise RecipeError(
+            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by `tower:`: {', '.join(sections)}."
+        )
     return fitting[0]

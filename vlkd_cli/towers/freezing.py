@@ -19,9 +19,7 @@ HOLDER = "encoder."
 """Backbones keep the library's module under this name; patterns and layers are written without it."""
 
 
-def choose_parameters(
-    tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns
-) -> None:
+def choose_parameters(tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns) -> None:
     """Set `requires_grad` of every parameter of a tower. A tower may be asked again, with another choice.
 
     Parameters that a library or pooler holds fixed by its own design (sine-cosine positions, a fixed power, the encoder under an adapter)
@@ -62,7 +60,6 @@ def layer_index(backbone: Backbone) -> dict[str, int]:
 
 
 def _below(name: str, prefix: str) -> bool:
-    prefix = prefix.removeprefix(HOLDER)
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -76,7 +73,9 @@ def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) ->
         return set()
     if learns == "head":
         if not added:
-            raise RecipeError(f"tower '{tower}': `train: head`, but it has no head. Add `head: {{name: linear, width: ...}}` or set `train: none`.")
+            raise RecipeError(
+                f"tower '{tower}': `train: head`, but it has no head. Add `head: {{name: linear, width: ...}}` or set `train: none`."
+            )
         return added
     if learns == "prompt":
         if not backbone.prompted:
@@ -89,7 +88,9 @@ def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) ->
 def _last(tower: str, backbone: Backbone, count: int) -> set[str]:
     layers = backbone.layers()
     if count > len(layers):
-        raise RecipeError(f"tower '{tower}': `train: {{last: {count}}}`, but the backbone has {len(layers)} layers. Choose at most that many.")
+        raise RecipeError(
+            f"tower '{tower}': `train: {{last: {count}}}`, but the backbone has {len(layers)} layers. Choose at most that many."
+        )
     first = len(layers) - count
     return {name for name, layer in layer_index(backbone).items() if layer >= first}
 
@@ -103,7 +104,9 @@ def _matching(tower: str, names: list[str], patterns: Sequence[str]) -> set[str]
     for pattern in patterns:
         hits = {name for name in names if _matches(name, pattern.removeprefix("!"))}
         if not hits:
-            raise RecipeError(f"tower '{tower}': `train` pattern '{pattern}' matches no parameter.{_near(pattern.removeprefix('!'), names)}")
+            raise RecipeError(
+                f"tower '{tower}': `train` pattern '{pattern}' matches no parameter.{_near(pattern.removeprefix('!'), names)}"
+            )
         chosen = chosen - hits if pattern.startswith("!") else chosen | hits
     if not chosen:
         raise RecipeError(f"tower '{tower}': the patterns of `train` leave nothing to learn. Set `train: none` if that is meant.")

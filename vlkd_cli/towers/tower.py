@@ -122,7 +122,14 @@ class Tower(nn.Module):
             return self._digest
         encoder = self.encoder
         digest = hashlib.sha256()
-        settings = (type(encoder).__name__, encoder.settings, self.modality, repr(self.image_input), repr(self.pooler), _tokens_of(self._tokenize))
+        settings = (
+            type(encoder).__name__,
+            encoder.settings,
+            self.modality,
+            repr(self.image_input),
+            repr(self.pooler),
+            _tokens_of(self._tokenize),
+        )
         digest.update("\0".join(settings).encode())
         for part in (encoder, self.pooler):
             for name, tensor in part.state_dict().items() if part is not None else ():

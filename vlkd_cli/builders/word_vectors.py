@@ -1,0 +1,151 @@
+"""Static word vectors: a vector per word, averaged over the text."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.errors import WeightsError
+from vlkd_cli.poolers import masked_mean
+from vlkd_cli.preprocessing import TextInput
+
+WORD_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
+WORDS = re.compile(r"\w+|[^\w\s]+", re.UNICODE)
+
+
+class WordVectors(Backbone):
+    """The mean of the vectors of a text's words; a text without a known word gives zeros.
+
+    Words are runs of letters and digits, each looked up as written, else lower-cased; punctuation and unknown words are left out.
+
+    Args:
+        words: the vocabulary, most frequent first as files have it.
+        vectors: `[V, D]` float32.
+        max_length: words beyond it are cut off.
+    """
+
+    modality = "text"
+
+    def __init__(self, words: Sequence[str], vectors: np.ndarray, *, max_length: int | None = None) -> None:
+        super().__init__()
+        self.encoder = nn.Embedding.from_pretrained(torch.from_numpy(vectors), freeze=False)
+        self.tokenizer = WordTokenizer(words, max_length=max_length)
+        self.width = self.token_width = vectors.shape[1]
+
+    def forward(self, inputs: TextInput) -> Tensor:
+        return masked_mean(*self.tokens(inputs)[:2])
+
+    def tokens(self, inputs: TextInput) -> Tokens:
+        return Tokens(F.embedding(inputs["input_ids"], self.encoder.weight), inputs["attention_mask"].bool())
+
+    def tokenize(self, texts: Sequence[str]) -> TextInput:
+        return self.tokenizer(texts)
+
+
+class WordTokenizer:
+    """Words to their rows in the table."""
+
+    def __init__(self, words: Sequence[str], *, max_length: int | None = None) -> None:
+        self.rows = {word: row for row, word in enumerate(words)}
+        self.max_length = max_length
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        return pad([self._rows(text)[: self.max_length] for text in texts])
+
+    def _rows(self, text: str) -> list[int]:
+        found = (
+            self.rows.get(word, self.rows.get(word.lower(), -1)) for word in WORDS.findall(text) if word[0].isalnum() or word[0] == "_"
+        )
+        return [row for row in found if row >= 0]
+
+
+class WhitespaceWords:
+    """sentence-transformers' own tokenizer of its WordEmbeddings module."""
+
+    def __init__(self, tokenizer: Any, *, max_length: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        return pad([list(self.tokenizer.tokenize(text))[: self.max_length] for text in texts])
+
+
+class StaticTokenizer:
+    """The tokenizer of sentence-transformers' StaticEmbedding: word pieces without start and end.
+
+    Args:
+        content: the tokenizer as JSON; it survives pickling, whatever the library's version.
+    """
+
+    def __init__(self, content: str, *, max_length: int | None = None) -> None:
+        self.content = content
+        self.max_length = max_length
+        self._tokenizer: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> TextInput:
+        if self._tokenizer is None:
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_str(self.content)
+            self._tokenizer.no_padding()
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return pad([encoding.ids[: self.max_length] for encoding in encodings])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tokenizer": None}
+
+
+def pad(rows: Sequence[Sequence[int]]) -> TextInput:
+    """Ids and mask, padded to the longest row; at least one column, so that poolers have something to mask."""
+    length = max([1, *map(len, rows)])
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(len(rows), length)
+    lengths = torch.tensor([len(row) for row in rows]).view(-1, 1)
+    return {"input_ids": ids, "attention_mask": (torch.arange(length)[None] < lengths).long()}
+
+
+def is_word_file(model: str) -> bool:
+    """Whether a `model:` value names a text file of word vectors."""
+    return model.endswith(WORD_FILES)
+
+
+def read_word_vectors(path: Path) -> tuple[list[str], np.ndarray]:
+    """Words and their vectors `[V, D]` of a GloVe or word2vec text file.
+
+    Raises:
+        WeightsError: a line that is no word with its numbers, or an empty file.
+    """
+    words: list[str] = []
+    rows: list[np.ndarray] = []
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.rstrip().split(" ")
+            if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
+                continue
+            width = len(rows[0]) if rows else len(fields) - 1
+            try:
+                # Some vocabularies hold words with spaces, so the numbers are counted from the right.
+                row = np.asarray(fields[-width:], dtype=np.float32) if 0 < width < len(fields) else None
+            except ValueError:
+                row = None
+            if row is None:
+                raise WeightsError(f"word vectors '{path}': line {number} is no word with {width} numbers. Correct or remove the line.")
+            words.append(" ".join(fields[:-width]))
+            rows.append(row)
+    if not rows:
+        raise WeightsError(f"word vectors '{path}': the file is empty. Give a GloVe or word2vec text file.")
+    return words, np.stack(rows)
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
