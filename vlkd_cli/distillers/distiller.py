@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.catalog import CATALOG
+from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import Schedulable, value_at
 
 
@@ -33,12 +35,12 @@ class Distiller(nn.Module):
     """Base of the training objectives.
 
     A subclass takes its recipe keys as keyword-only constructor arguments and implements `forward(student, teacher, context=None)`.
-    Both sides arrive in float32 or float64, with autocast off. It receives
-    the rows of this rank and returns their mean loss, such that the mean over ranks equals the loss of one process on
-    all rows, and the gradient on a rank is W times its rows' gradient there (DDP averages; see `distributed.collectives`).
+    Both sides arrive in float32 or float64, with autocast off. It receives the rows of this rank and returns their mean loss, such that
+    the mean over ranks equals the loss of one process on all rows, and the gradient on a rank is W times its rows' gradient there (DDP
+    averages; see `distributed.collectives`). Every rank holds the same number of rows.
 
-    Forward is pure: what a queue or a centre will take in is staged while `self.training` and moved into buffers by `commit`, which the
-    trainer calls once after each optimizer step.
+    Forward is pure: what a queue or a centre will take in is staged while `self.training` (`stage`) and moved into buffers by `commit`
+    (`take_staged`), which the trainer calls once after each optimizer step. A step that is skipped ends in `discard` instead.
     """
 
     direction: ClassVar[Literal["symmetric", "one_way"]]
@@ -53,8 +55,14 @@ class Distiller(nn.Module):
     """What is exchanged between ranks, in a few words, for the table of objectives."""
     paper: ClassVar[str] = ""
     """Short citation with the arXiv number."""
+    needs_teacher: ClassVar[bool] = True
+    """Whether there is anything to compare with; otherwise the teacher is None."""
 
     _ready = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._staged: list[tuple[Tensor, ...]] = []
 
     def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
         """Create what depends on the widths (queues, centres). Called once, before the first forward and before a checkpoint is loaded.
@@ -66,12 +74,32 @@ class Distiller(nn.Module):
     def commit(self, step: int) -> None:
         """Move what the forward passes staged into the buffers; `step` is the optimizer step that was just taken. On every rank."""
 
+    def discard(self) -> None:
+        """Forget what was staged; after a step that was skipped."""
+        self._staged = []
+
+    def stage(self, *tensors: Tensor) -> None:
+        """Keep what `commit` will move into buffers; nothing outside of training."""
+        if self.training:
+            self._staged.append(tuple(tensor.detach() for tensor in tensors))
+
+    def take_staged(self) -> list[tuple[Tensor, ...]]:
+        """What the forward passes since the last commit staged, one entry for each, in their order."""
+        staged, self._staged = self._staged, []
+        return staged
+
     def start_episode(self, student: Tensor, teacher: Tensor, indices: Tensor, context: Context) -> None:
         """Take in the features of this rank's share of the coming epoch; only for objectives that need "episode"."""
 
     def prepare(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        """Run `setup` once, however often it is asked for."""
+        """Run `setup` once, however often it is asked for.
+
+        Raises:
+            RecipeError: the sides have different widths and the objective compares them directly.
+        """
         if not self._ready:
+            if "equal_width" in self.needs:
+                require_equal_width(self, student_width, teacher_width)
             self.setup(student_width, teacher_width)
             self._ready = True
 
@@ -83,6 +111,51 @@ class Distiller(nn.Module):
         # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a step's time goes elsewhere.
         with torch.autocast(tensor.device.type, enabled=False):
             return super().__call__(_full(student), _full(teacher), context)
+
+
+def require_equal_width(distiller: Distiller, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+    """Refuse sides of different widths, naming the head to add.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    ours = [student_width] if isinstance(student_width, int) else list(student_width)
+    theirs = [teacher_width] if isinstance(teacher_width, int) else list(teacher_width)
+    for our_width in ours:
+        for their_width in theirs:
+            if our_width != their_width:
+                raise RecipeError(
+                    f"teacher embeds {their_width} values, student {our_width}, and distiller '{_name(distiller)}' compares them directly. "
+                    f"Add `head: {{name: linear, width: {their_width}}}` to the student."
+                )
+
+
+def require_pairs(
+    distiller: Distiller, student_width: int | Sequence[int], teacher_width: int | Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The widths of (image, text) of both sides.
+
+    Raises:
+        RecipeError: a side is no pair.
+    """
+    for side, width in (("student", student_width), ("teacher", teacher_width)):
+        if isinstance(width, int) or len(width) != 2:
+            count = 1 if isinstance(width, int) else len(width)
+            raise RecipeError(
+                f"distiller '{_name(distiller)}' compares two pairs of towers, but its {side} is {count} output{'s' * (count > 1)}. "
+                f"Write student: [image, text] and teacher: [teacher_image, teacher_text]."
+            )
+    assert not isinstance(student_width, int) and not isinstance(teacher_width, int)
+    return student_width, teacher_width
+
+
+def _name(distiller: Distiller) -> str:
+    """Its name in the catalogue, or its class."""
+    kind = type(distiller)
+    for name, entry in CATALOG["distiller"].items():
+        if entry.target.endswith(f":{kind.__name__}"):
+            return name
+    return kind.__name__
 
 
 def _full(side: Any) -> Any:

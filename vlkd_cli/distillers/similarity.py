@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,9 +12,13 @@ from vlkd_cli.distributed.collectives import gather
 from vlkd_cli.distributed.runtime import rank
 
 
-def unit(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-    """Rows scaled to length 1. A zero row stays zero and gets a finite gradient."""
-    return F.normalize(features, dim=-1, eps=1e-12)
+def unit(features: Float[Tensor, "B D"], smallest: float = 1e-12) -> Float[Tensor, "B D"]:
+    """Rows scaled to length 1. A zero row (length up to `smallest`) becomes 0 and gets no gradient.
+
+    Where there is no such row this is `torch.nn.functional.normalize`, which would send a gradient of 1 / smallest through one.
+    """
+    length = features.norm(dim=-1, keepdim=True)
+    return features / length.masked_fill(length <= smallest, torch.inf)
 
 
 def add_log_scale(module: nn.Module, logit_scale: float, learnable: bool) -> None:
