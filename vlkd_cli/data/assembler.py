@@ -106,7 +106,7 @@ class Assembler:
                 drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
                 row = int(hashed(seed, attempt)[0] % np.uint64(len(self.reader)))
         first = drawn.skipped[0]
-        raise DataError(f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}. Check the data and its paths.")
+        raise DataError(f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}. Check the data.")
 
     def _sample(self, row: int, choice: int, seed: int) -> Sample:
         reader, needs = self.reader, self.views_of_samples
@@ -159,9 +159,7 @@ class Drawn:
 
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
-        inputs: dict[str, Tensor | TextInput] = {
-            key: images[:size] for key, images in zip(self.views.drawn, self.images, strict=True)
-        }
+        inputs: dict[str, Tensor | TextInput] = {key: images[:size] for key, images in zip(self.views.drawn, self.images, strict=True)}
         if samples:
             inputs |= {key: view(samples) for key, view in self.views.others.items()}
         indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)

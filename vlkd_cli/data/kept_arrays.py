@@ -81,7 +81,7 @@ def kept_arrays(key: str, build: Callable[[Path], dict[str, np.ndarray]], *, kee
         except OSError as error:
             # Another process may have been quicker; a folder that is there is complete.
             if not folder.is_dir():
-                raise DataError(f"cannot write {folder} ({error.strerror}). Free space there, or set VLKD_CACHE to another folder.") from None
+                raise DataError(f"cannot write {folder} ({error.strerror}). Free space, or set VLKD_CACHE to another folder.") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return KeptArrays(folder=folder)

@@ -130,8 +130,10 @@ class MixedStream(StreamReader):
             repeat = 0
             while True:
                 own = int(hashed(seed, part, repeat)[0] >> np.uint64(1))
-                one_pass = reader.stream(epoch, own, shard, num_shards) if isinstance(reader, StreamReader) else _shuffled(
-                    reader, epoch, own, shard, num_shards
+                one_pass = (
+                    reader.stream(epoch, own, shard, num_shards)
+                    if isinstance(reader, StreamReader)
+                    else _shuffled(reader, epoch, own, shard, num_shards)
                 )
                 empty = True
                 for sample in one_pass:

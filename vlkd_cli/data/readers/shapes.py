@@ -29,12 +29,12 @@ BACKGROUNDS = {"black": (12, 12, 12), "white": (243, 243, 243), "grey": (128, 12
 SIZES = {"small": 0.11, "medium": 0.175, "large": 0.26}
 """Radius as a share of the picture's side."""
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-RELATIONS = ("to the left of", "to the right of", "above", "below")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 TEMPLATES = ("a {}", "a picture of a {}", "there is a {} here")
 _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
 _NUM_SAMPLES = {"train": 10_000, "val": 500, "test": 500}
+_BLOCK = 16_384
 _DRAWING = 1  # raised whenever the same keys would give other pictures or captions
 
 
@@ -98,6 +98,8 @@ class Shapes(Reader):
         self._first_kind, self._num_kinds = first, last - first
         grid = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
         self._x, self._y = np.meshgrid(grid, grid)
+        self._block: tuple[int, np.ndarray] = (-1, grid)
+        self._last: tuple[int, Scene] | None = None
         self._num_captions = len(self.captions(0))
 
     def __len__(self) -> int:
@@ -146,12 +148,17 @@ class Shapes(Reader):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._imagined(index)
+        return self._last[1]
+
+    def _imagined(self, index: int) -> Scene:
         draw = self._generator(index, 0)
         kind, label = divmod(self._kind(index), len(CLASSES))
         colour, shape = CLASSES[label].split()
         kind, size = divmod(kind, len(SIZES))
         background, place = divmod(kind, len(POSITIONS))
-        jitter = draw.uniform(-1, 1, 4)
+        jitter = draw.uniform(-1, 1, 4).tolist()
         row, column = divmod(place, 3)
         radius = list(SIZES.values())[size] * (1 + 0.1 * jitter[0])
         # Large shapes still lie within the picture: the outer positions are as far from its edge as the radius asks for.
@@ -195,13 +202,16 @@ class Shapes(Reader):
             return scene
         relation, centre = room[draw.integers(len(room))]
         colours = [colour for colour in COLOURS if colour != thing.colour]
-        other = Thing(
-            colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))], "small", "", centre, radius, float(draw.uniform(-0.15, 0.15))
-        )
+        colour, shape = colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))]
+        other = Thing(colour, shape, "small", "", centre, radius, float(draw.uniform(-0.15, 0.15)))
         return scene._replace(other=other, relation=relation)
 
     def _kind(self, index: int) -> int:
-        return int(self._kinds(np.asarray([index]))[0])
+        # Kinds of many positions at once cost hardly more than one.
+        block = index // _BLOCK
+        if self._block[0] != block:
+            self._block = block, self._kinds(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+        return int(self._block[1][index % _BLOCK])
 
     def _kinds(self, indices: np.ndarray) -> np.ndarray:
         """Kind of picture at each position: the split's kinds in a shuffled order, again and again in other orders."""
@@ -211,8 +221,7 @@ class Shapes(Reader):
         return permuted(self._first_kind + inside, _KINDS, hashed(20_231))
 
     def _generator(self, index: int, purpose: int) -> np.random.Generator:
-        split = list(_SPLITS).index(self.split)
-        return np.random.Generator(np.random.SFC64(int(hashed(self.seed, split, index, purpose)[0])))
+        return np.random.Generator(np.random.SFC64((self.seed, list(_SPLITS).index(self.split), index, purpose)))
 
 
 def _place(position: str) -> str:

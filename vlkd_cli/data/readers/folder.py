@@ -1,0 +1,54 @@
+"""A folder of images, each beside a text file of the same name."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from vlkd_cli.data.captioned_images import CaptionedImages
+from vlkd_cli.data.image_files import existing_folder, find_images
+from vlkd_cli.errors import DataError
+
+
+class Folder(CaptionedImages):
+    """Images below a folder, each with its captions, one per line, in a `.txt` file of the same stem.
+
+    Args:
+        path: the folder; sub-folders are searched too. `{split}` in it is replaced by `split`.
+        missing: what to do with images without a text file: refuse the data, or leave these images out.
+        encoding: of the text files.
+        split: which split, where `path` has a place for it.
+    """
+
+    def __init__(
+        self, *, path: str, missing: Literal["refuse", "leave_out"] = "refuse", encoding: str = "utf-8", split: str | None = None
+    ) -> None:
+        if split is not None and "{split}" not in path:
+            raise DataError(f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in.")
+        self.split = split
+        folder = existing_folder(path.replace("{split}", split or "train"), "path")
+        images = find_images(folder)
+        if not images:
+            raise DataError(f"data.path {path}: there is no image below this folder.")
+        captions = [_captions(os.path.join(folder, os.path.splitext(image)[0] + ".txt"), encoding) for image in images]
+        bare = [image for image, own in zip(images, captions, strict=True) if not own]
+        if bare and (missing == "refuse" or len(bare) == len(images)):
+            raise DataError(
+                f"data.path {path}: {len(bare)} of {len(images)} images have no captions, e.g. {bare[0]}. "
+                "Put them into a .txt file of the same stem, or set data.missing: leave_out."
+            )
+        self.num_left_out = len(bare)
+        kept = [k for k, own in enumerate(captions) if own]
+        super().__init__(str(folder), (images[k] for k in kept), (captions[k] for k in kept))
+
+
+def _captions(path: str, encoding: str) -> list[str]:
+    try:
+        with open(path, encoding=encoding) as file:
+            return [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (UnicodeError, LookupError) as error:
+        raise DataError(f"{path} cannot be read as {encoding} ({error}). Set data.encoding.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
