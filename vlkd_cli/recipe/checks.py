@@ -58,6 +58,10 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
         yield Problem(path, "say where the tower comes from: `builder:`, `run:` or `follows:`.")
     elif len(sources) > 1:
         yield Problem((*path, sources[1]), f"a tower comes from one place, and this one has {' and '.join(sources)}. Remove one.")
+    if tower.run is not None:
+        for part in ("pooler", "head", "adapter", "prompt"):
+            if getattr(tower, part) is not None:
+                yield Problem((*path, part), "a tower of a run comes as it was trained there. Remove it.")
     if tower.tower is not None and tower.run is None:
         yield Problem((*path, "tower"), "has no effect without `run:`.")
     if tower.follows is None:

@@ -15,10 +15,7 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.messages import Path, Problem, choices_of, described_type, report, shown
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, signature_of
-from vlkd_cli.recipe.types import Schedule
-
-# `data:` keys of suites and the entries of `data.readers` name a reader and hold its keys.
-NESTED_READER = "data"
+from vlkd_cli.recipe.types import Positive, Schedule
 
 
 def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
@@ -102,8 +99,9 @@ def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Pr
 
 def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
-    if key.name == NESTED_READER and isinstance(value, Mapping) and "reader" in value:
-        return check_component("reader", value["reader"], _without(value, "reader"), path, READER_SHARED, name_key="reader")
+    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping):
+        # A suite's data: the reader's name with its keys.
+        return check_reader(value, path)
     expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
     if isinstance(value, bool) and _is_number(key.annotation):
         return [Problem(path, expected)]
@@ -120,7 +118,21 @@ def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     return []
 
 
-READER_SHARED: tuple[Key, ...] = (Key("reader", str),)
+def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
+    """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight in the mix."""
+    if not isinstance(entry, Mapping):
+        return [Problem(path, f"expected keys, got {shown(entry)}. Write {{reader: shapes}}, say.")]
+    shared = [Key("reader", str), *([Key("weight", Positive, 1.0)] if mixed else [])]
+    own = {key: value for key, value in entry.items() if key not in [key.name for key in shared]}
+    several = own.pop("readers", None) if not mixed else None
+    problems = check_value(shared[-1], entry["weight"], (*path, "weight")) if mixed and "weight" in entry else []
+    if isinstance(several, list):
+        for number, part in enumerate(several):
+            problems += check_reader(part, (*path, "readers", number), mixed=True)
+        return problems + check_keys((), own, path, "a mix of readers", [Key("readers", list)])
+    if "reader" not in entry:
+        return [*problems, Problem(path, f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.")]
+    return problems + check_component("reader", entry["reader"], own, path, shared, name_key="reader")
 
 
 def _adapter(key: Key) -> TypeAdapter[Any]:
@@ -143,7 +155,3 @@ def _is_number(annotation: Any) -> bool:
     if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
         return all(_is_number(part) or part is type(None) for part in typing.get_args(annotation))
     return annotation in (int, float, Schedule)
-
-
-def _without(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if key not in names}

@@ -95,19 +95,15 @@ def module_file(module: str) -> Path | None:
 
 
 def read_class(path: Path, module: str, attribute: str) -> Signature:
-    """The signature of a class in a source file. A class without a constructor takes no keys unless a base in the same file does."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if attribute not in classes:
+    """The signature of a class in a source file. What it does not say itself, its bases say, in this file or others of vlkd."""
+    chain = _family(_Source.of(path), attribute)
+    if not chain:
         raise RecipeError(f"{module} has no class '{attribute}'.")
-    names = _Names(tree)
-    chain = _family(attribute, classes)
-    docstring = next((text for node in chain if (text := ast.get_docstring(node))), "")
-    constructor = next((found for node in chain if (found := _constructor(node))), None)
+    docstring = next((text for node, _ in chain if (text := ast.get_docstring(node))), "")
+    keys = next((_keys(found, source.names, described(docstring)) for node, source in chain if (found := _constructor(node))), ())
     attributes: dict[str, Any] = {}
-    for node in reversed(chain):
-        attributes |= _attributes(node, names)
-    keys = _keys(constructor, names, described(docstring)) if constructor else ()
+    for node, source in reversed(chain):
+        attributes |= _attributes(node, source.names)
     return Signature(module, attribute, docstring, keys, attributes)
 
 
@@ -167,13 +163,39 @@ class _Names(dict[str, Any]):
             return Source(ast.unparse(node))
 
 
-def _family(attribute: str, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """The class and its bases of the same file, nearest first."""
-    node = classes[attribute]
-    chain = [node]
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            chain += _family(base.id, classes)
+class _Source(NamedTuple):
+    """A parsed file: its classes, where vlkd's names in it come from, and what its annotations may use."""
+
+    classes: dict[str, ast.ClassDef]
+    imported: dict[str, str]
+    names: _Names
+
+    @classmethod
+    @functools.cache
+    def of(cls, path: Path) -> _Source:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        imported = {
+            alias.asname or alias.name: node.module
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlkd_cli.")
+            for alias in node.names
+        }
+        return cls(classes, imported, _Names(tree))
+
+
+def _family(source: _Source, attribute: str) -> list[tuple[ast.ClassDef, _Source]]:
+    """The class and its bases within vlkd, nearest first; empty where the file has no such class."""
+    if attribute not in source.classes:
+        return []
+    chain = [(source.classes[attribute], source)]
+    for base in source.classes[attribute].bases:
+        if not isinstance(base, ast.Name):
+            continue
+        if base.id in source.classes:
+            chain += _family(source, base.id)
+        elif base.id in source.imported and (file := module_file(source.imported[base.id])) is not None:
+            chain += _family(_Source.of(file), base.id)
     return chain
 
 

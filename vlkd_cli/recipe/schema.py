@@ -175,7 +175,7 @@ class Recipe(Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     evals: list[EvalSpec] = Field(default_factory=list)
-    reports: list[str | Component] = Field(default_factory=lambda: ["csv"])
+    reports: list[str | Component] = ["csv"]
 
     @model_validator(mode="after")
     def _has_towers(self) -> Recipe:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from vlkd_cli.recipe.component import check_component, check_keys, check_optimizer, check_value, known_signature, unknown_key
+from vlkd_cli.recipe.component import check_component, check_keys, check_optimizer, check_reader, check_value, known_signature, unknown_key
 from vlkd_cli.recipe.messages import Path, Problem, shown, written
 from vlkd_cli.recipe.params import REQUIRED, Key
 from vlkd_cli.recipe.schema import (
@@ -22,7 +23,6 @@ from vlkd_cli.recipe.schema import (
     TowerSpec,
     TrainSpec,
 )
-from vlkd_cli.recipe.types import Positive
 
 Check = Callable[[Any, Path], list[Problem]]
 
@@ -110,7 +110,7 @@ def check_data(data: Any, path: Path) -> list[Problem]:
     handled: dict[str, Check] = {
         "augment": augment,
         "views": lambda value, at: _mapping(value, at, "views by name", augment),
-        "readers": lambda value, at: [] if value is None else _list(value, at, "readers", check_mixed_reader),
+        "readers": lambda value, at: [] if value is None else _list(value, at, "readers", partial(check_reader, mixed=True)),
     }
     own, other = _split(data, DataSpec)
     problems = _walk(own, path, DataSpec, handled, "data")
@@ -120,18 +120,6 @@ def check_data(data: Any, path: Path) -> list[Problem]:
     if data.get("readers") is None:
         return [*problems, Problem(path, "say what is read: `reader: csv`, or several under `readers:`.")]
     return problems + check_keys((), other, path, "data", shared)
-
-
-def check_mixed_reader(entry: Any, path: Path) -> list[Problem]:
-    """One of `data.readers`: a reader, its keys and its weight in the mix."""
-    if not isinstance(entry, Mapping):
-        return [_no_mapping(entry, path, "reader")]
-    weight = Key("weight", Positive, 1.0)
-    problems = check_value(weight, entry["weight"], (*path, "weight")) if "weight" in entry else []
-    if "reader" not in entry:
-        return [*problems, Problem(path, "key 'reader' is missing: which reader is it?")]
-    other = {key: value for key, value in entry.items() if key not in ("reader", "weight")}
-    return problems + check_component("reader", entry["reader"], other, path, [Key("reader", str), weight], name_key="reader")
 
 
 def _walk(values: Mapping[str, Any], path: Path, model: type[BaseModel], handled: Mapping[str, Check], owner: str) -> list[Problem]:
