@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlkd_cli import catalog
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.messages import Path, Problem, choices_of, described_type, report, shown
+from vlkd_cli.recipe.messages import Path, Problem, accepts, choices_of, described_type, report, shown
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, signature_of
 from vlkd_cli.recipe.types import Positive, Schedule
@@ -99,8 +99,8 @@ def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Pr
 
 def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
-    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping):
-        # A suite's data: the reader's name with its keys.
+    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping) and not accepts(key.annotation, str):
+        # A suite's data: the reader's name with its keys, and what the result calls it.
         return check_reader(value, path)
     expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
     if isinstance(value, bool) and _is_number(key.annotation):
@@ -122,14 +122,14 @@ def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
     """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight in the mix."""
     if not isinstance(entry, Mapping):
         return [Problem(path, f"expected keys, got {shown(entry)}. Write {{reader: shapes}}, say.")]
-    shared = [Key("reader", str), *([Key("weight", Positive, 1.0)] if mixed else [])]
+    shared = [Key("reader", str), Key("weight", Positive, 1.0) if mixed else Key("name", str, "")]
     own = {key: value for key, value in entry.items() if key not in [key.name for key in shared]}
     several = own.pop("readers", None) if not mixed else None
-    problems = check_value(shared[-1], entry["weight"], (*path, "weight")) if mixed and "weight" in entry else []
+    problems = check_value(shared[1], entry[shared[1].name], (*path, shared[1].name)) if shared[1].name in entry else []
     if isinstance(several, list):
         for number, part in enumerate(several):
             problems += check_reader(part, (*path, "readers", number), mixed=True)
-        return problems + check_keys((), own, path, "a mix of readers", [Key("readers", list)])
+        return problems + check_keys((), own, path, "a mix of readers", [Key("readers", list), *shared[1:]])
     if "reader" not in entry:
         return [*problems, Problem(path, f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.")]
     return problems + check_component("reader", entry["reader"], own, path, shared, name_key="reader")

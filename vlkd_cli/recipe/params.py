@@ -60,6 +60,8 @@ class Signature(NamedTuple):
     keys: tuple[Key, ...]
     attributes: dict[str, Any]
     """Class attributes with plain values, e.g. a distiller's `takes` and `needs`."""
+    state: tuple[str, ...] = ()
+    """Names of the buffers and queues that it keeps between steps."""
 
     def key_names(self) -> list[str]:
         return [key.name for key in self.keys]
@@ -104,7 +106,8 @@ def read_class(path: Path, module: str, attribute: str) -> Signature:
     attributes: dict[str, Any] = {}
     for node, source in reversed(chain):
         attributes |= _attributes(node, source.names)
-    return Signature(module, attribute, docstring, keys, attributes)
+    state = dict.fromkeys(name for node, _ in chain for name in _state(node))
+    return Signature(module, attribute, docstring, keys, attributes, tuple(state))
 
 
 def described(docstring: str) -> dict[str, str]:
@@ -221,6 +224,21 @@ def _attributes(node: ast.ClassDef, names: _Names) -> dict[str, Any]:
             if not isinstance(value, Source):
                 found[target.id] = value
     return found
+
+
+def _state(node: ast.ClassDef) -> list[str]:
+    """What a class registers as buffers or keeps in queues, learned parameters left out."""
+    kept, learned = [], set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Call) and ast.unparse(part.func) == "self.register_buffer" and isinstance(part.args[0], ast.Constant):
+            kept.append(str(part.args[0].value))
+        elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Attribute) and isinstance(part.value, ast.Call):
+            made = ast.unparse(part.value.func)
+            if made.endswith("Queue"):
+                kept.append(part.targets[0].attr)
+            elif made.endswith("Parameter"):
+                learned.add(part.targets[0].attr)
+    return [name for name in kept if name not in learned]
 
 
 def _imported(kind: str, name: str) -> Signature:

@@ -139,8 +139,6 @@ def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
     said = signature.attributes
     if kind == "distiller":
         needs = said.get("needs", frozenset())
-        # An objective says in words what it keeps; the needs tell it where it does not.
-        state = said.get("state") or ", ".join(sorted(needs & {"queue", "prototypes", "episode"})) or "none"
         return [
             ("paper", said.get("paper", "")),
             ("direction", said.get("direction", "")),
@@ -149,7 +147,7 @@ def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
                 {"pair": "image and text of each side", "views": "several views"}.get(said.get("takes", "one"), "one tensor of each side"),
             ),
             ("needs", ", ".join(sorted(needs)) or "nothing"),
-            ("state", state),
+            ("state", ", ".join(signature.state) or "none"),
             ("crosses ranks", said.get("crosses_ranks", "nothing")),
             ("smallest batch", f"{said.get('minimum_batch', 1)} over all ranks"),
         ]
