@@ -1,0 +1,214 @@
+"""Prediction files: one per data set and seed, in the toolkit's keys, order and rounding, written and read row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+from vlkd_cli.errors import DataError, UserError
+
+DECIMALS = 6
+KEYS = (
+    "model_name",
+    "dataset_name",
+    "num_trainable_params",
+    "num_params",
+    "num_visual_params",
+    "num_backbone_params",
+    "n_shot",
+    "rnd_seeds",
+)
+"""What stands before `predictions`, in this order."""
+PROVENANCE = "provenance"
+"""Folder beside the prediction files; the toolkit's merge reads every .json of a folder, but none below it."""
+_CHUNK = 1 << 16
+
+
+class Rows(Protocol):
+    """Rows of numbers: a tensor or an array `[N, C]`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class Header(NamedTuple):
+    """What a prediction file says besides the predictions."""
+
+    model_name: str
+    dataset_name: str
+    num_trainable_params: int
+    num_params: int
+    num_visual_params: int
+    num_backbone_params: int
+    n_shot: int
+    rnd_seeds: list[int]
+
+
+def file_name(dataset: str, shots: int, seed: int) -> str:
+    """`NAME.json` for zero-shot, else `seed0_NAME.json`, as the toolkit calls them."""
+    return f"{dataset}.json" if shots == 0 else f"seed{seed}_{dataset}.json"
+
+
+def row_text(row: Iterable[float]) -> str:
+    """A row as JSON with every number rounded to 6 decimals: `[0.25, 1e-06, 0.0]`."""
+    return json.dumps([round(value, DECIMALS) for value in row])
+
+
+def write_predictions(path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, Any]) -> None:
+    """Write a prediction file and, below `provenance/`, what tells where its rows come from. All of it or nothing.
+
+    Args:
+        path: of the prediction file.
+        probabilities: `[N, C]` of this one seed.
+        provenance: plain values; see `submission`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        (path.parent / PROVENANCE).mkdir(parents=True, exist_ok=True)
+        # The provenance comes first, so that a prediction file never stands without it.
+        _replace(path.parent / PROVENANCE / path.name, [json.dumps(provenance)])
+        _replace(path, _record(header, probabilities))
+    except OSError as error:
+        raise UserError(f"{path}: predictions cannot be written: {error.strerror}. Choose another folder or make room.") from error
+
+
+def _record(header: Header, probabilities: Rows) -> Iterator[str]:
+    yield header_text(header._asdict()) + "[["
+    for start in range(0, len(probabilities), 64):
+        rows = probabilities[start : start + 64].tolist()
+        yield (", " if start else "") + ", ".join(map(row_text, rows))
+    yield "]]}"
+
+
+def header_text(values: Mapping[str, Any]) -> str:
+    """A record's text up to the value of `predictions`."""
+    return json.dumps(values)[:-1] + ', "predictions": '
+
+
+def _replace(path: Path, parts: Iterable[str]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="ascii") as file:
+        file.writelines(parts)
+    os.replace(partial, path)
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """What lies below `provenance/` for a prediction file; None where there is nothing (files of another tool)."""
+    beside = path.parent / PROVENANCE / path.name
+    try:
+        found: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{beside}: cannot be read: {error}. Evaluate this data set again.") from error
+
+
+class Field(NamedTuple):
+    """A key of a prediction file with its value; `predictions` is not among them."""
+
+    key: str
+    value: Any
+
+
+class Row(NamedTuple):
+    """One row of the predictions."""
+
+    seed: int
+    """Position in `rnd_seeds`."""
+    values: list[Any]
+
+
+def read_predictions(path: Path) -> Iterator[Field | Row]:
+    """The fields and rows of a prediction file as they come, holding one row at a time.
+
+    Raises:
+        DataError: the file is missing or is no prediction file.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _Reader(file).record()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: no prediction file ({error}). Evaluate this data set again.") from error
+
+
+class _Reader:
+    """JSON of a known shape, taken from a file in pieces."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text, self._at = "", 0
+        self._decoder = json.JSONDecoder()
+
+    def record(self) -> Iterator[Field | Row]:
+        self._expect("{")
+        while True:
+            key = self._value()
+            self._expect(":")
+            if key == "predictions":
+                for seed in self._items():
+                    for _ in self._items():
+                        yield Row(seed, self._row())
+            else:
+                yield Field(str(key), self._value())
+            if self._expect(",}") == "}":
+                return
+
+    def _items(self) -> Iterator[int]:
+        """Step through a list whose items the caller takes."""
+        self._expect("[")
+        if self._peek() == "]":
+            self._expect("]")
+            return
+        number = 0
+        while True:
+            yield number
+            number += 1
+            if self._expect(",]") == "]":
+                return
+
+    def _row(self) -> list[Any]:
+        if self._peek() != "[":
+            raise ValueError("predictions are a list of seeds of rows of numbers")
+        while (end := self._text.find("]", self._at)) < 0:
+            if not self._more():
+                raise ValueError("the file ends inside a row")
+        row: list[Any] = json.loads(self._text[self._at : end + 1])
+        self._at = end + 1
+        return row
+
+    def _value(self) -> Any:
+        """A small value. Enough text is at hand for it to be whole."""
+        self._peek()
+        while len(self._text) - self._at < 4096 and self._more():
+            pass
+        value, self._at = self._decoder.raw_decode(self._text, self._at)
+        return value
+
+    def _expect(self, letters: str) -> str:
+        letter = self._peek()
+        if letter not in letters or not letter:
+            raise ValueError(f"expected one of '{letters}', found '{letter or 'the end'}'")
+        self._at += 1
+        return letter
+
+    def _peek(self) -> str:
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        chunk = self._file.read(_CHUNK)
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(chunk)
