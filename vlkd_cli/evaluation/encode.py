@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vlkd_cli.data.loader import in_order
 from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.views import ImageView
 from vlkd_cli.distributed.collectives import gather_objects, gather_ragged
 from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
@@ -52,15 +54,13 @@ def embed_images(subject: Subject, reader: Reader, *, point: Point = "projected"
     if not isinstance(reader, Reader):
         raise DataError("this data can only be read as a stream; evaluation needs every sample at its place. Use local shards or files.")
     tower = _needed(subject.image, "image")
-    assert tower.image_input is not None
-    key = _digest(tower.digest(), reader.fingerprint(), repr(tuple(tower.image_input)), subject.precision)
+    expected = tower.image_input
+    assert expected is not None
+    key = _digest(tower.digest(), reader.fingerprint(), repr(tuple(expected)), subject.precision)
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
-        from vlkd_cli.data.loader import in_order
-        from vlkd_cli.data.views import ImageView
-
         positions = [int(position) for batch in batches for position in batch]
-        views = {"image": ImageView(tower.image_input, None)}
+        views = {"image": ImageView(expected, None)}
         for batch in in_order(reader, views, positions, batch_size=subject.batch_size, workers=subject.workers):
             yield _features(subject, tower, batch.to(subject.device).inputs["image"])
 
@@ -86,10 +86,10 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
     lengths = np.fromiter((len(text) for text in unique), dtype=np.int64, count=len(unique))
 
     def by_length(missing: Rows, batch_size: int) -> list[list[Rows]]:
-        # Texts of similar length share a batch, so that little of it is padding.
-        windows = _in_order_batches(missing, batch_size)
-        together = (np.concatenate(window) for window in windows)
-        return [_split(window[np.argsort(lengths[window], kind="stable")], batch_size) for window in together]
+        # Texts of similar length share a batch, so that little of it is padding; the longest come first, so that
+        # memory runs out at once or never.
+        ordered = missing[np.argsort(-lengths[missing], kind="stable")]
+        return _in_order_batches(ordered, batch_size)
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         for batch in batches:
@@ -97,6 +97,29 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
             yield _features(subject, tower, {name: tensor.to(subject.device) for name, tensor in tokens.items()})
 
     return _embed(subject, tower, key, len(unique), wanted, compute, by_length, point)
+
+
+def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
+    """Features of the text tower's backbone on this rank alone, kept nowhere: for collections that are too large for `embed_texts`.
+
+    Returns:
+        `[M, feature_width]` float32 on the CPU, in the order of the texts.
+    """
+    tower = _needed(subject.text, "text")
+    features = torch.empty(len(texts), tower.feature_width)
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    with evaluating(tower):
+        for batch in _split(order, subject.batch_size):
+            tokens = tower.tokenize([texts[row] for row in batch])
+            inputs = {name: tensor.to(subject.device) for name, tensor in tokens.items()}
+            features[torch.from_numpy(batch)] = _features(subject, tower, inputs)
+    return features
+
+
+def project_texts(subject: Subject, features: Tensor) -> Tensor:
+    """Features `[M, feature_width]` of the text tower's backbone through its head, float32 on the CPU."""
+    tower = _needed(subject.text, "text")
+    return features if isinstance(tower.head, nn.Identity) else _project(subject, tower, features)
 
 
 def normalise(features: Tensor) -> Tensor:
@@ -214,7 +237,7 @@ def _project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
 
 def _features(subject: Subject, tower: Tower, inputs: object) -> Tensor:
     with torch.no_grad(), _autocast(subject):
-        return cast(Tensor, tower.features(inputs)).float().cpu()
+        return tower.features(inputs).float().cpu()
 
 
 def _autocast(subject: Subject) -> torch.autocast:

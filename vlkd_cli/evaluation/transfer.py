@@ -67,15 +67,16 @@ def nested_folds(features: Tensor, labels: Labels, protocol: Protocol) -> Scores
     grid = protocol.grid(range(-2, 4))
     outer = _folds(labels, protocol.folds, NESTED_SEED)
     own = []
-    for number, (train, test) in enumerate(outer):
+    for number, (train, held) in enumerate(outer):
         if number % world_size() != rank():
             continue
         scores = _cross_validate(features[train], labels[train], grid, protocol, _folds(labels[train], protocol.folds, NESTED_SEED))
         best = int(np.argmax(scores))
-        predicted = _final(features[train], labels[train], None, features[test], grid[best], protocol)
-        own.append((number, scores[best], _percent(predicted == labels[test])))
+        predicted = _final(features[train], labels[train], None, features[held], grid[best], protocol)
+        own.append((number, scores[best], _percent(predicted == labels[held])))
     every = sorted(fold for part in gather_objects(own) for fold in part)
-    return Scores(*(round(float(np.mean([fold[column] for fold in every])), 2) for column in (1, 2)))
+    dev, test = (round(float(np.mean([fold[column] for fold in every])), 2) for column in (1, 2))
+    return Scores(dev, test)
 
 
 def folds_then_test(train: tuple[Tensor, Labels], test: tuple[Tensor, Labels], protocol: Protocol) -> Scores:

@@ -45,9 +45,9 @@ class WordSimilarity(Suite):
         data: folder with the files, in their native or the short format; by default `--data`.
         files: other lists of that folder instead of the three known ones, e.g. EN-MC-30.txt.
         templates: `none` embeds the bare word; `prototype` the mean of its normalised template embeddings; `expand` repeats every pair for
-            every template and takes one Spearman over all rows (the ancestor's way, for parity only: the templates' own noise enters).
+            every template and takes one Spearman over all rows (ITRA's way, for parity only: the templates' own noise enters).
         template_set: a list, a file, or a named set of templates, as in suite zero_shot.
-        oov: pairs with a word that has no vector: `skip` them (eval-word-vectors), give them similarity 0 (`zero`, the ancestor), or the
+        oov: pairs with a word that has no vector: `skip` them (eval-word-vectors), give them similarity 0 (`zero`, ITRA), or the
             `mean` vector of the list's known words in place of the missing one.
         lowercase: embed words in lower case (WordSim-353 writes names with a capital, which uncased static vectors lack).
         point: features after the head, or before it.

@@ -1,0 +1,117 @@
+"""Linear evaluation of text features: how well does a caption's embedding tell the class of its image?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.distributed.collectives import broadcast_object
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.encode import Point, embed_texts, normalise
+from vlkd_cli.evaluation.linear import logistic_regression
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.text_files import library_versions
+
+SWEEP = (1.0, 10.0, 100.0, 1000.0)
+
+
+class Captioned(Suite):
+    """Logistic regression from normalised caption features to the label of the captioned image, e.g. of a captioned ImageNet.
+
+    Images are not read. Any reader of labelled images with captions will do; a table needs a caption and a label column only:
+    `data: {reader: csv, path: test.csv, caption: caption, label: label}` and the same as `train_data` with `path: train.csv`.
+
+    Args:
+        data: what is judged, `{reader: ..., ...}`; by default the drawn shapes.
+        train_data: what is learnt from; by default the same data with `split: train`.
+        captions: every caption is a row of its own (`all`), or only an image's first one (`first`).
+        C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of the training images.
+        point: features after the head, or before it.
+
+    Source: ITRA's linear evaluation of a text tower on captioned ImageNet.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __init__(
+        self,
+        *,
+        data: dict[str, Any] | None = None,
+        train_data: dict[str, Any] | None = None,
+        captions: Literal["all", "first"] = "all",
+        C: float | None = None,
+        point: Literal["projected", "backbone"] = "projected",
+    ) -> None:
+        if C is not None and C <= 0:
+            raise RecipeError("suite 'captioned': C is above 0.")
+        self.data, self.train_data, self.captions, self.C = data, train_data, captions, C
+        self.point: Point = point
+
+    def run(self, subject: Subject) -> list[Result]:
+        pair = labelled_pair(subject, self.data, self.train_data)
+        train_texts, train_owner = self._rows(pair.train.reader)
+        test_texts, test_owner = self._rows(pair.test.reader)
+        train = normalise(embed_texts(subject, train_texts, point=self.point))
+        test = normalise(embed_texts(subject, test_texts, point=self.point))
+        train_labels, test_labels = pair.train_labels[train_owner], pair.test_labels[test_owner]
+        strength = self.C or _choose(train, train_labels, train_owner)
+        fitted = logistic_regression(train, train_labels, C=strength)
+        hits = fitted.predict(test.numpy()) == test_labels.numpy()
+        # Trained on every rank alike; broadcast, since threads may still differ in the last bit.
+        strength, accuracy = broadcast_object((strength, float(hits.mean())))
+        commonest = float(torch.bincount(test_labels).max() / len(test_labels))
+        return [
+            Result(
+                suite="captioned",
+                dataset=pair.test.name,
+                split=pair.test.split,
+                protocol=f"logistic_regression_{self.captions}_captions",
+                metrics={"accuracy": accuracy},
+                headline="accuracy",
+                chance={"accuracy": commonest},
+                num_items=len(test_texts),
+                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                settings={
+                    "C": strength,
+                    "captions": self.captions,
+                    "train_captions": len(train_texts),
+                    "classes": len(pair.classes),
+                    "point": self.point,
+                    "precision": subject.precision,
+                    "libraries": library_versions("numpy", "scikit-learn", "torch"),
+                },
+            )
+        ]
+
+    def _rows(self, reader: Reader) -> tuple[list[str], Tensor]:
+        """The captions that count, and the image of each."""
+        texts: list[str] = []
+        owner: list[int] = []
+        for index in range(len(reader)):
+            own = list(reader.captions(index))[: 1 if self.captions == "first" else None]
+            if not own:
+                raise DataError(f"{reader.name(index)}: has no caption; suite 'captioned' needs one for every image.")
+            texts.extend(own)
+            owner.extend([index] * len(own))
+        return texts, torch.tensor(owner)
+
+
+def _choose(features: Tensor, labels: Tensor, owner: Tensor) -> float:
+    """The strength that is best on a fifth of the images; captions of one image stay together, ties go to the stronger penalty."""
+    images = int(owner.max()) + 1
+    held = torch.zeros(images, dtype=torch.bool)
+    held[torch.from_numpy(np.random.RandomState(0).permutation(images)[: max(images // 5, 1)])] = True
+    dev = held[owner]
+    if len(labels[~dev].unique()) < 2:
+        raise DataError("suite 'captioned': a fifth of the images is too much to hold out of so few; set `C`.")
+    scores = [
+        float((logistic_regression(features[~dev], labels[~dev], C=strength).predict(features[dev].numpy()) == labels[dev].numpy()).mean())
+        for strength in SWEEP
+    ]
+    return SWEEP[int(np.argmax(scores))]
