@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vlkd_cli.builders.adapter_methods.low_rank import IA3, MTLLoRA, PeftMethod
 from vlkd_cli.builders.adapter_methods.method import Method
@@ -47,10 +48,25 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
     else:
         with _quiet("adapters"):
             _attach_adapters(model, method)
+    if model.config.model_type == "deberta-v2":
+        _cast_projections(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_own(name))
     # Both libraries leave the model in training mode, whose dropout would reach an evaluation.
     model.eval()
+
+
+def encoder_model(stack: Any) -> Any:
+    """The model that the libraries know: for T5's bare stack of layers, the T5EncoderModel around it; else the model itself."""
+    if type(stack).__name__ != "T5Stack":
+        return stack
+    from transformers import T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(stack.config)
+    model.shared = stack.embed_tokens
+    model.encoder = stack
+    return model.eval()
 
 
 def is_own(name: str) -> bool:
@@ -61,7 +77,7 @@ def is_own(name: str) -> bool:
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The adapter's parameters and buffers, each once, under the first of its names.
 
-    Buffers belong to it: the orthogonal base of LoReFT and the fixed matrices of VeRA are random numbers that only the first run drew.
+    Buffers belong to it: the fixed matrices of VeRA are random numbers.
     """
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor for name, tensor in named if is_own(name)}
@@ -82,6 +98,27 @@ def _attach_adapters(model: Any, method: Method) -> None:
         return
     model.add_adapter(NAME, config=method.config())
     model.train_adapter(NAME)
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight") and isinstance(module, nn.Linear):
+            _make_decayable(module)
+
+
+def _make_decayable(projection: nn.Linear) -> None:
+    # torch's own parametrization reads signs from the whole part of learned numbers that start at 1: with weight decay they are 0 after the
+    # first step, and so is the whole matrix. It also keeps a fixed random matrix of the encoder's width squared, which would be saved.
+    parametrize.remove_parametrizations(projection, "weight", leave_parametrized=True)
+    parametrize.register_parametrization(projection, "weight", _OrthonormalRows())
+
+
+class _OrthonormalRows(nn.Module):
+    """The orthonormal basis of a matrix's rows, by QR with a positive diagonal. Weight decay, which scales the matrix, changes nothing."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        basis, triangle = torch.linalg.qr(rows.mT)
+        return (basis * triangle.diagonal().sign()).mT
+
+    def right_inverse(self, rows: Tensor) -> Tensor:
+        return rows
 
 
 def _mpnet_interface() -> Any:
@@ -139,6 +176,19 @@ def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
             )
         chosen += [name for name in found if name not in chosen]
     return chosen
+
+
+def _cast_projections(model: nn.Module) -> None:
+    # DeBERTa masks its scores with the lowest number of the queries' type. Under autocast some methods hand it float32 queries for bfloat16
+    # scores, where that number does not exist.
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("query_proj", "key_proj", "value_proj"):
+            module.register_forward_hook(_to_autocast_type)
+
+
+def _to_autocast_type(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
 
 class _Prompt(nn.Module):

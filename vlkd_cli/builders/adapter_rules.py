@@ -6,13 +6,15 @@ accepts pairs that fail at the first step or give wrong embeddings without a wor
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlkd_cli import catalog
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import MissingPackageError, UserError
 
 ENCODERS: tuple[str, ...] = (
     "bert",
@@ -51,6 +53,12 @@ def check(tower: Mapping[str, Any]) -> list[str]:
         tower: the tower's section as it stands in the recipe. Keys that do not fit a method's signature are left to the recipe's own check.
     """
     return [*_check_adapter(tower), *_check_prompt(tower)]
+
+
+def is_installed() -> bool:
+    """Whether the libraries that the builder needs are there, without importing them."""
+    # Once imported, `adapters` has no import specification any more, so it is looked for among the imported modules first.
+    return all(sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None for package in ("adapters", "peft"))
 
 
 def refusal(name: str, model_type: str, *, form: str | None = None) -> str | None:
@@ -109,6 +117,8 @@ def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
     adapter, builder = tower.get("adapter"), tower.get("builder")
+    if builder == "adapters" and not is_installed():
+        return [f"builder: {MissingPackageError(repr(builder), 'adapters')}"]
     if builder == "adapters" and adapter is None and not tower.get("run"):
         return [
             f"adapter: builder 'adapters' needs one of {', '.join(catalog.names('adapter'))}, e.g. adapter: {{name: lora}}. "

@@ -58,7 +58,8 @@ class Backbone(nn.Module):
     def layers(self) -> list[list[str]]:
         """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and layer-wise learning rates.
 
-        Names are the library's own, as in patterns: without the `encoder.` that holds the library's module. What no prefix names (embeddings, final norms) goes with the first layer if it comes before, else with the last.
+        Names are the library's own, as in patterns: without the `encoder.` that holds the library's module. What no prefix names
+        (embeddings, final norms) goes with the first layer if it comes before, else with the last.
         """
         return []
 

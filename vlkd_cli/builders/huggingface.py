@@ -75,19 +75,25 @@ class HuggingFace(Builder):
             sizes = {key: value for key, value in self.config.items() if key != "vocab_size" or self._makes_tokenizer()}
             config = apply_sizes(load_config(self.model, **place), {key: value for key, value in sizes.items() if key != "vocab_size"})
         tokenizer = self._tokenizer(config, weights)
-        encoder = load_model(weights, config, pretrained=weights is not None, pooling_layer=self.own_pooler, **place)
+        encoder = load_model(
+            weights, config, pretrained=weights is not None, pooling_layer=self.own_pooler, attention=self.attention(config), **place
+        )
         settings = json.dumps([self.model, self.config, self.own_pooler], sort_keys=True, default=str)
         return HuggingFaceText(encoder, config, tokenizer, own_pooler=self.own_pooler, settings=settings)
 
     @classmethod
     def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
         """The types that `config: {type: ...}` takes; the hub's models are too many to list."""
-        from transformers import MODEL_MAPPING_NAMES
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         if modality == "image" or pretrained_only:
             return []
         text = sorted(name for name in MODEL_MAPPING_NAMES if _reads_words(name))
         return [ModelInfo(name, "huggingface", "text") for name in text if fnmatch(name, pattern.lower())]
+
+    def attention(self, config: Any) -> str | None:
+        """The attention implementation that a builder over this one needs; None: the library's choice."""
+        return None
 
     def _weights(self) -> str | None:
         if isinstance(self.pretrained, str):
@@ -208,6 +214,6 @@ def set_vocabulary(config: Any, size: int, special: Mapping[str, int | None]) ->
 
 
 def _reads_words(kind: str) -> bool:
-    from transformers import TOKENIZER_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     return kind in TOKENIZER_MAPPING_NAMES

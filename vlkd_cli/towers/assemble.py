@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modalit
         raise RecipeError(
             f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not {wanted} towers. {_others(wanted)}"
         )
-    return cast(Modality, wanted)
+    return wanted
 
 
 def _others(modality: str) -> str:
@@ -108,7 +108,8 @@ def _make(builder_class: type[Builder], spec: TowerSpec, name: str, cache_dir: P
     for key in keys:
         if key not in known:
             raise RecipeError(
-                f"tower '{name}': builder '{spec.builder}' has no key '{key}'.{catalog.did_you_mean(key, known)} Accepted: {', '.join(known)}."
+                f"tower '{name}': builder '{spec.builder}' has no key '{key}'."
+                f"{catalog.did_you_mean(key, known)} Accepted: {', '.join(known)}."
             )
     if "cache_dir" in known and cache_dir is not None:
         keys.setdefault("cache_dir", str(cache_dir))
@@ -143,7 +144,7 @@ def _component(kind: str, tower: str, spec: Component, width_in: int) -> Any:
 
 
 def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
-    if spec.follows not in peers:
+    if spec.follows is None or spec.follows not in peers:
         raise RecipeError(
             f"tower '{name}' follows '{spec.follows}', which is no tower before it.{catalog.did_you_mean(spec.follows or '', peers)}"
         )
@@ -160,7 +161,8 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     chosen = spec.tower or _only_of_modality(name, spec, sections, state["towers"], file)
     if chosen not in sections or chosen not in state["towers"]:
         raise RecipeError(
-            f"tower '{name}': run '{spec.run}' has no tower '{chosen}'.{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
+            f"tower '{name}': run '{spec.run}' has no tower '{chosen}'."
+            f"{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
         )
     if spec.head is not None or spec.pooler is not None or spec.keys:
         extra = ", ".join([*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys])

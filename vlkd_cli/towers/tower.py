@@ -141,11 +141,11 @@ class Tower(nn.Module):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs: everything but frozen parameters and the buffers of frozen parts."""
-        # Under all of its names: libraries hold some parameters, word embeddings above all, in two places.
-        frozen = {name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+        # Libraries hold some tensors in several places; here each stands once, under the first of its names.
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {name for name, _ in self.named_buffers()}
         for part in self._held:
-            frozen |= {f"{part}.{name}" for name, _ in self.get_submodule(part).named_buffers()}
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+            kept -= {f"{part}.{name}" for name, _ in self.get_submodule(part).named_buffers()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Take in what `trainable_state` gave.

@@ -85,7 +85,7 @@ class VeRA(PeftMethod):
         initial_scale: first value of the inner vector; the outer one starts at 0.
         targets: as LoRA's.
         dropout: share of the input dropped while training.
-        projection_seed: seed of the random matrices, which are saved with the adapter all the same.
+        projection_seed: seed of the random matrices, so that checkpoints need not hold them.
 
     Source: Kopiczko et al., VeRA, arXiv:2310.11454, equation 2; as peft builds it (the library `adapters` trains full matrices instead).
     """
@@ -107,7 +107,7 @@ class VeRA(PeftMethod):
     def config(self) -> Any:
         from peft import VeraConfig
 
-        return VeraConfig(save_projection=True, **self.options)
+        return VeraConfig(save_projection=False, **self.options)
 
 
 class IA3(PeftMethod):

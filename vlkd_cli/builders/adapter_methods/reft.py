@@ -22,7 +22,8 @@ class ReFT(Method):
         layers: layers, counted from 0, whose output is edited; by default all.
         dropout: share of the edited values dropped while training.
 
-    Source: Wu et al., ReFT, arXiv:2404.03592, section 3.2; as the library `adapters` builds it, except that the form is saved.
+    Source: Wu et al., ReFT, arXiv:2404.03592, section 3.2; as the library `adapters` builds it, except that the form is saved and that
+    loreft's projection is made orthonormal by QR, which weight decay does not break.
     """
 
     paper: ClassVar[str] = "arXiv:2404.03592"
