@@ -13,7 +13,7 @@ from vlkd_cli.recipe.types import Positive, PositiveInt
 
 
 class Pooler(nn.Module):
-    """Base of the poolers: tokens `[B, T, D]`, their mask (True: real) and end-of-text positions, where the encoder has them, to `[B, D]`."""
+    """Base of the poolers: tokens `[B, T, D]`, their mask (True: real) and, where the encoder has them, ends of text to `[B, D]`."""
 
     width: int
     needs_eot: bool = False

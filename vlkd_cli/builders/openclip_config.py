@@ -44,7 +44,10 @@ def find_source(model: str | None, pretrained: bool | str, config: Mapping[str, 
             raise RecipeError("builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads: ...}`.")
         if pretrained is True:
             raise RecipeError("builder 'openclip': `pretrained: true` needs a `model`. Name one or give a file of weights.")
-    folder, preprocess, weights, tag_settings = None, {}, None, {}
+    folder: Path | None = None
+    weights: Path | None = None
+    preprocess: dict[str, Any] = {}
+    tag_settings: dict[str, Any] = {}
     if model is None:
         settings: dict[str, Any] = {"vision_cfg": {}, "text_cfg": {}}
     elif model.startswith(HUB) or is_local(model):

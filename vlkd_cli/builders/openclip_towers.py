@@ -39,7 +39,7 @@ class OpenClipImage(Backbone):
         elif isinstance(encoder, ModifiedResNet):
             self.kind, self.token_width = "resnet", encoder.attnpool.k_proj.in_features
         else:
-            self.kind, self.token_width = "timm", encoder.trunk.num_features
+            self.kind, self.token_width = "timm", int(_any(encoder).trunk.num_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encoder(inputs)
@@ -81,7 +81,7 @@ class OpenClipText(Backbone):
             self.is_transformer and plain and self.encoder.attn_mask is not None and self.encoder.cls_emb is None
         ) and self.encoder.pool_type in ("argmax", "eos", "first")
         self.tokenizer = _tokenizer(source, plain, self.trims, cache_dir)
-        self.token_width = self.encoder.width if self.is_transformer else self.encoder.config.hidden_size
+        self.token_width = int(_any(encoder).width if self.is_transformer else _any(encoder).config.hidden_size)
         self.marks_end = self.is_transformer and isinstance(self.tokenizer, ClipTokenizer)
         self.settings = json.dumps([source.embed_dim, source.text, source.quick_gelu], sort_keys=True, default=str)
 
@@ -127,6 +127,11 @@ class OpenClipText(Backbone):
         length = ids.shape[1]
         tokens = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
         return encoder.ln_final(encoder.transformer(tokens, attn_mask=encoder.attn_mask[:length, :length]))
+
+
+def _any(module: nn.Module) -> Any:
+    """The module with the attributes that its library gives it."""
+    return module
 
 
 def as_tokens(values: Tensor, width: int) -> Tensor:

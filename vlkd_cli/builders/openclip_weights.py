@@ -34,7 +34,7 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
         half = {name.removeprefix("visual."): tensor for name, tensor in whole.items()}
     if modality == "text" and hasattr(encoder, "positional_embedding"):
         own = half.get("positional_embedding")
-        if own is not None and own.shape[1] == encoder.positional_embedding.shape[1]:
+        if own is not None and own.shape[1] == encoder.get_parameter("positional_embedding").shape[1]:
             resize_text_pos_embed(half, encoder)
     # Buffers that newer versions compute themselves.
     fit_weights(

@@ -158,7 +158,7 @@ class SentenceBackbone(Backbone):
 
 
 def _tokenizer(first: Any, encoder: Any, max_length: int | None) -> Callable[[Sequence[str]], TextInput]:
-    own = getattr(first, "tokenizer", None)
+    own: Any = getattr(first, "tokenizer", None)
     if isinstance(getattr(first, "embedding", None), nn.EmbeddingBag):
         return StaticTokenizer(own.to_str(), max_length=max_length)
     if hasattr(first, "emb_layer"):

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
 from vlkd_cli.builders.layers import find_layers
@@ -83,9 +84,7 @@ class TorchVision(Builder):
             tags = tuple(weight.name for weight in models.get_model_weights(name))
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and not tags):
                 continue
-            with torch.device("meta"):
-                anatomy = dissect(name, {})
-                network = _construct(name, {})
+            anatomy, network = _open(name, {})
             strip_classifier(network, anatomy)
             parameters = sum(parameter.numel() for parameter in network.parameters())
             rows.append(ModelInfo(name, "torchvision", "image", anatomy.width, parameters, image_input(name).size_px[0], tags))
@@ -94,7 +93,8 @@ class TorchVision(Builder):
     def _check_name(self) -> None:
         if self.model not in names():
             raise RecipeError(
-                f"torchvision model '{self.model}' is unknown.{did_you_mean(self.model, names())} See `vlkd list-models --builder torchvision`."
+                f"torchvision model '{self.model}' is unknown.{did_you_mean(self.model, names())} "
+                "See `vlkd list-models --builder torchvision`."
             )
 
     def _published(self, what: str, arguments: dict[str, Any]) -> nn.Module:
@@ -132,7 +132,7 @@ class TorchVision(Builder):
             state[f"{anatomy.classifier}.{name}"] = tensor
         if hasattr(network, "transform_input"):
             # torchvision's weights of the Inception family were trained on another standardisation and convert the usual one.
-            network.transform_input = True
+            network.transform_input = True  # type: ignore[assignment]
         extra = auxiliary_names(self.model)
         fit_weights(network, state, what, source=str(self.pretrained), ignore=lambda name: name in extra)
 
@@ -198,7 +198,11 @@ def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
     Raises:
         RecipeError: the constructor does not take the arguments.
     """
-    with torch.device("meta"):
+    return _open(model, arguments)[0]
+
+
+def _open(model: str, arguments: dict[str, Any]) -> tuple[Anatomy, nn.Module]:
+    with WithoutMemory():
         network = _construct(model, {**arguments, "num_classes": UNUSUAL_CLASSES})
     found = [
         (name, module)
@@ -217,7 +221,7 @@ def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
         elif any(True for _ in module.parameters(recurse=False)):
             dropouts.clear()
     width = getattr(classifier, "in_features", None) or classifier.in_channels
-    return Anatomy(name, int(width), tuple(dropouts))
+    return Anatomy(name, int(width), tuple(dropouts)), network
 
 
 def strip_classifier(network: nn.Module, anatomy: Anatomy) -> None:
@@ -227,7 +231,7 @@ def strip_classifier(network: nn.Module, anatomy: Anatomy) -> None:
         setattr(network.get_submodule(parent), last, nn.Identity())
     if getattr(network, "aux_logits", False):
         # Published weights of the Inception family bring training-time side classifiers.
-        network.aux_logits = False
+        network.aux_logits = False  # type: ignore[assignment]
         for child, module in list(network.named_children()):
             if any(part is not network and hasattr(part, "fc") for part in module.modules()):
                 setattr(network, child, None)
@@ -253,7 +257,7 @@ def auxiliary_names(model: str) -> set[str]:
     """Names that published weights of the model hold for training-time side classifiers."""
     from torchvision import models
 
-    with torch.device("meta"):
+    with WithoutMemory():
         slim = _construct(model, {})
         if not hasattr(slim, "aux_logits"):
             return set()
@@ -288,6 +292,25 @@ def find_tokens(network: nn.Module, size_px: tuple[int, int]) -> tuple[int | Non
         return None, None
     name, shape = seen[-1]
     return int(shape[1] if len(shape) == 4 else shape[2]), name
+
+
+INITIALISERS = frozenset({"normal", "uniform", "fill", "zero", "erfinv", "mul", "add", "clamp", "div"})
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Inside, modules are built without memory for their weights.
+
+    Unlike `torch.device("meta")` it leaves alone the arithmetic that some constructors do with small tensors.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "").rstrip("_") in INITIALISERS:
+            # Nothing to fill; torch would work out the shapes at length.
+            return args[0]
+        return func(*args, **kwargs)
 
 
 def _construct(model: str, arguments: dict[str, Any], *, initialise: bool = True) -> nn.Module:

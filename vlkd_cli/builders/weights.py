@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.builders.cache import cache_folder
 from vlkd_cli.errors import WeightsError
+
+__all__ = ["cache_folder", "fit_weights", "is_local", "locate", "read_weights", "unfetchable", "weights_file"]
 
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -25,11 +27,6 @@ WEIGHT_FILES = (
 )
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".th", ".npz")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-
-
-def cache_folder(setting: str | Path | None = None) -> Path:
-    """Where downloaded weights and listings are kept: the recipe's `cache_dir`, else VLKD_CACHE, else ~/.cache/vlkd."""
-    return Path(setting or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser()
 
 
 def is_local(source: str) -> bool:
@@ -146,7 +143,8 @@ def fit_weights(
             raise WeightsError(f"{what}: weights of '{source}' do not fit: '{name}' {_shape(tensor)} is not in them. {_REMEDY}")
         if given[name].shape != tensor.shape:
             raise WeightsError(
-                f"{what}: weights of '{source}' do not fit: '{name}' is {_shape(given[name])} in them and {_shape(tensor)} in the model. {_REMEDY}"
+                f"{what}: weights of '{source}' do not fit: '{name}' is {_shape(given[name])} in them and {_shape(tensor)} in the model. "
+                + _REMEDY
             )
     for name, tensor in given.items():
         if name not in wanted:

@@ -25,7 +25,8 @@ class MLPHead(nn.Module):
         dropout: share of the hidden features that is dropped in training.
 
     Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden 2048, bottleneck 256, GELU, weights
-    truncated normal with std 0.02, biases zero. Differs in leaving the normalisation of the bottleneck and the prototypes to head 'prototypes'.
+    truncated normal with std 0.02, biases zero. Differs in leaving the bottleneck's normalisation and the prototypes to head
+    'prototypes'.
     """
 
     def __init__(

@@ -1,0 +1,208 @@
+"""Image models of timm without their classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.preprocessing import ImageInput
+
+RESIZING = {"center": "shortest", "squash": "squash", "border": "longest"}
+
+
+class Timm(Builder):
+    """Any image model of timm, built without its classifier.
+
+    Args:
+        model: a name of `vlkd list-models --builder timm`, with or without a tag (`resnet50.a1_in1k`), or a hub id as `hf-hub:org/name`.
+        pretrained: false: random weights; true: the weights of the name's tag, or the model's default ones; a tag; or a file or folder
+            of weights in timm's names (the classifier in it is dropped).
+        image_size: side in pixels that the tower sees instead of the model's own.
+        config: further arguments of timm's create_model, e.g. `{drop_path_rate: 0.1}`.
+        cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
+    """
+
+    modalities = ("image",)
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        pretrained: bool | str = False,
+        image_size: int | None = None,
+        config: dict[str, Any] | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.model = model
+        self.pretrained = pretrained
+        self.image_size = image_size
+        self.config = config or {}
+        self.cache_dir = cache_dir
+
+    def build(self, modality: Literal["image", "text"]) -> Backbone:
+        name = self._name()
+        what = f"timm model '{name}'"
+        local = isinstance(self.pretrained, str) and is_local(self.pretrained)
+        if self.pretrained is False or local:
+            network = self._create(name, what)
+            if local:
+                _load_file(network, str(self.pretrained), what)
+        else:
+            network = self._published(name, what)
+        settings = json.dumps([self.model, self.image_size, self.config], sort_keys=True, default=str)
+        return TimmImage(network, _image_input(network, self.image_size), settings=settings)
+
+    @classmethod
+    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+        import timm
+        from timm.models import get_pretrained_cfg
+
+        if modality == "text":
+            return []
+        tags: dict[str, list[str]] = {}
+        for full in timm.list_pretrained():
+            name, _, tag = full.partition(".")
+            tags.setdefault(name, []).append(tag)
+        rows = []
+        for name in timm.list_models():
+            if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and name not in tags):
+                continue
+            settings = get_pretrained_cfg(name)
+            size = int(settings.input_size[-1]) if settings is not None and settings.input_size else None
+            rows.append(ModelInfo(name, "timm", "image", None, None, size, tuple(tags.get(name, ()))))
+        return rows
+
+    def _name(self) -> str:
+        import timm
+
+        if self.model.startswith("hf-hub:"):
+            return self.model
+        base, _, tag = self.model.partition(".")
+        if not timm.is_model(base):
+            near = did_you_mean(base, timm.list_models())
+            raise RecipeError(f"timm model '{self.model}' is unknown.{near} See `vlkd list-models --builder timm`.")
+        if isinstance(self.pretrained, str) and not is_local(self.pretrained):
+            tag = self.pretrained
+        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+        if tag and tag not in known:
+            listed = f"Known: {', '.join(known)}; or a file." if known else "It has none; give a file."
+            raise RecipeError(f"timm model '{base}' has no weights '{tag}'.{did_you_mean(tag, known)} {listed}")
+        if self.pretrained is True and not known:
+            raise RecipeError(f"timm model '{base}' has no published weights. Set `pretrained: false` or give a file.")
+        return f"{base}.{tag}" if tag else base
+
+    def _create(self, name: str, what: str, **options: Any) -> nn.Module:
+        import timm
+
+        size = {} if self.image_size is None else {"img_size": self.image_size}
+        try:
+            try:
+                return timm.create_model(name, num_classes=0, **size, **self.config, **options)
+            except TypeError as error:
+                # Convolutional models take any size and therefore no such argument.
+                if "img_size" not in str(error):
+                    raise
+                return timm.create_model(name, num_classes=0, **self.config, **options)
+        except TypeError as error:
+            raise RecipeError(f"{what}: {error}. Correct the tower's `config`.") from error
+
+    def _published(self, name: str, what: str) -> nn.Module:
+        folder = cache_folder(self.cache_dir) / "timm"
+        for suffix in (".safetensors", ".pth", ".bin"):
+            own = folder / f"{name.removeprefix('hf-hub:').replace('/', '--')}{suffix}"
+            if own.is_file():
+                return self._create(name, what, pretrained=True, pretrained_cfg_overlay={"file": str(own)})
+        try:
+            return self._create(name, what, pretrained=True, cache_dir=str(folder))
+        except RecipeError:
+            raise
+        # No network, no such file, no right to it: the remedy is the same.
+        except Exception as error:
+            stem = name.removeprefix("hf-hub:").replace("/", "--")
+            raise unfetchable(what, files=f"its weights as {stem}.safetensors (or .pth, .bin)", folder=folder) from error
+
+
+class TimmImage(Backbone):
+    """A timm network without classifier; its feature is the pooled one."""
+
+    modality = "image"
+
+    def __init__(self, network: nn.Module, expected: ImageInput, *, settings: str) -> None:
+        super().__init__()
+        self.encoder = network
+        described: Any = network
+        self.image_input = expected
+        self.settings = settings
+        with torch.no_grad():
+            images = torch.zeros(1, 3, *expected.size_px)
+            network.eval()
+            features = described.forward_features(images)
+            pooled = described.forward_head(features)
+            network.train()
+        self.width = int(pooled.shape[-1])
+        self._channels = int(described.num_features)
+        if isinstance(features, Tensor) and features.ndim in (3, 4) and self._channels in features.shape[1:]:
+            self.token_width = self._channels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs)
+
+    def tokens(self, inputs: Tensor) -> Tokens:
+        """Places of the last feature map, or the tokens of a transformer, class token first where there is one."""
+        network: Any = self.encoder
+        values = network.forward_features(inputs)
+        if values.ndim == 4:
+            # Some families keep their maps with the channels last.
+            values = values.flatten(2).transpose(1, 2) if values.shape[1] == self._channels else values.flatten(1, 2)
+        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+
+    def layers(self) -> list[list[str]]:
+        return find_layers(self.encoder)
+
+
+def _load_file(network: nn.Module, source: str, what: str) -> None:
+    path = weights_file(locate(source, what), what)
+    state = read_weights(Path(path), what)
+    described: Any = network
+    classifiers = described.pretrained_cfg.get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    try:
+        fit_weights(network, state, what, source=source, ignore=lambda name: name.startswith(tuple(f"{part}." for part in names)))
+    except WeightsError:
+        # Original checkpoints of some families have other names, which timm's own reader translates.
+        import timm.models
+
+        try:
+            timm.models.load_checkpoint(network, str(path), strict=True)
+        except (RuntimeError, KeyError, ValueError, AttributeError):
+            pass
+        else:
+            return
+        raise
+
+
+def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:
+    from timm.data import resolve_model_data_config
+
+    settings = resolve_model_data_config(network)
+    height, width = settings["input_size"][1:] if image_size is None else (image_size, image_size)
+    interpolation = settings["interpolation"]
+    return ImageInput(
+        size_px=(int(height), int(width)),
+        resize_px=math.floor(min(height, width) / settings["crop_pct"]),
+        resize=RESIZING.get(settings.get("crop_mode", "center"), "shortest"),  # type: ignore[arg-type]
+        interpolation=interpolation if interpolation in ("bicubic", "bilinear", "nearest") else "bicubic",
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+    )
