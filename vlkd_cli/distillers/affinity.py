@@ -65,7 +65,7 @@ class Affinity(Distiller):
         loss = 0 * scale
         if self.alpha > 0:
             ours = cross_logits(image, text, scale)
-            theirs = cross_logits(*(unit(side.detach()) for side in teacher), self.teacher_logit_scale)
+            theirs = cross_logits(unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale)
             loss = loss + self.alpha / 2 * sum(soft_cross_entropy(q.softmax(dim=1), z) for q, z in zip(theirs, ours, strict=True))
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * blocked_infonce(image, text, scale)

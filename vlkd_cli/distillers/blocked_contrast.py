@@ -5,8 +5,8 @@ those of the columns are completed by exchanging N numbers per rank. Small matri
 saves a matrix product; large ones compute them anew, so that nothing of size B x N is ever held.
 
 Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
-dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with any shift m,
-exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - m) (exp(m - r_i) + exp(m - c_j)), so a tile costs one exponential, not two.
+dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with the tile's row maxima m_i,
+exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - m_i) (exp(m_i - r_i) + exp(m_i - c_j)), so a tile costs one exponential, not two.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vlkd_cli.distributed.runtime import rank, world_size
 
 KEPT_ENTRIES = 4096 * 4096
 """Matrices up to this many entries keep their tiles for the backward pass (64 MiB in float32)."""
+SMALL_ENTRIES = 512 * 512
 TILE_ROWS = 512
 TILE_COLUMNS = 1024
 SAFE_NATS = 60.0
@@ -39,12 +40,10 @@ class _Tile:
         self.rows, self.columns = slice(top, bottom), slice(left, right)
         self.diagonal = top + first_match - left  # the tile's column that matches its first row
 
-    def subtract_on_matches(self, tile: Tensor, value: float) -> None:
-        # Matches lie on one diagonal, which may start left or right of the tile.
-        skipped = max(-self.diagonal, 0)
-        start = max(self.diagonal, 0)
-        if skipped < tile.shape[0] and start < tile.shape[1]:
-            tile[skipped:, start:].diagonal().sub_(value)
+    def matches(self, values: Tensor) -> Tensor:
+        """The entries of rows with their matches, a view; they lie on one diagonal, which may start left or right of the tile."""
+        skipped, start = max(-self.diagonal, 0), max(self.diagonal, 0)
+        return values[skipped:, start:].diagonal()
 
 
 def _tiles(rows: int, columns: int, first_match: int) -> Iterator[_Tile]:
@@ -90,18 +89,20 @@ class _InfoNCE(_TiledLoss):
         # The running sums are few, so double precision is free and no rounding piles up over the tiles.
         row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
         column_lse = torch.full((len(columns),), -torch.inf, dtype=torch.float64, device=rows.device)
+        matched = torch.zeros((), dtype=torch.float64, device=rows.device)
         for tile, values in _TiledLoss.walk(scaled, columns, None):
             if kept is not None:
                 kept.append(values)
+            # From the same products as the log-sum-exps, so that a sure match, or a batch of one, leaves exactly 0.
+            matched += tile.matches(values).double().sum()
             of_rows, of_columns = _lse_both_ways(values)
             row_lse[tile.rows] = torch.logaddexp(row_lse[tile.rows], of_rows)
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
         own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        matches = (scaled * columns[own]).sum(dim=1)
         ctx.save_for_backward(rows, columns, scale, row_lse, column_lse)
         ctx.kept = kept
-        return ((row_lse + column_lse[own]) / 2 - matches).mean().to(rows.dtype)
+        return (((row_lse + column_lse[own]).sum() / 2 - matched) / len(rows)).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -111,7 +112,7 @@ class _InfoNCE(_TiledLoss):
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
             gradient = _softmax_both_ways(values, row_lse[tile.rows], column_lse[tile.columns])
-            tile.subtract_on_matches(gradient, 2.0)
+            tile.matches(gradient).sub_(2.0)
             return gradient
 
         scaled = rows * scale
@@ -124,24 +125,48 @@ class _InfoNCE(_TiledLoss):
 
 def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of a tile's rows and columns, in float64."""
+    values = _precise(values)
     if values.device.type == "cpu":
-        shift = values.max()
-        exponentials = (values - shift).exp_()
-        row_sum, column_sum = exponentials.sum(dim=1), exponentials.sum(dim=0)
-        if min(row_sum.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
-            return shift.double() + row_sum.double().log_(), shift.double() + column_sum.double().log_()
+        exponentials, row_max, shift, factors = _shifted(values, in_place=False)
+        column_sum = factors @ exponentials
+        if min(factors.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
+            return row_max.double() + exponentials.sum(dim=1).double().log_(), shift.double() + column_sum.double().log_()
     # Elsewhere the check would stop the device at every tile, and exponentials are cheap there.
-    return values.logsumexp(dim=1).double(), values.logsumexp(dim=0).double()
+    row_max, column_max = values.amax(dim=1), values.amax(dim=0)
+    return (
+        row_max.double() + (values - row_max[:, None]).exp_().sum(dim=1).double().log_(),
+        column_max.double() + (values - column_max[None, :]).exp_().sum(dim=0).double().log_(),
+    )
 
 
 def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
     """exp(Z - rows' lse) + exp(Z - columns' lse) of a tile, written over it where that is safe."""
+    wanted, values = values.dtype, _precise(values)
     if values.device.type == "cpu":
-        shift = values.max()
-        if shift.item() - min(row_lse.min().item(), column_lse.min().item()) < SAFE_NATS:
-            factors = (shift - row_lse).exp_().to(values.dtype)[:, None] + (shift - column_lse).exp_().to(values.dtype)[None, :]
-            return values.sub_(shift).exp_().mul_(factors)
-    return (values - row_lse.to(values.dtype)[:, None]).exp_().add_((values - column_lse.to(values.dtype)[None, :]).exp_())
+        lowest = min(values.amax(dim=1).min().item(), column_lse.min().item())
+        if values.max().item() - lowest < SAFE_NATS:
+            exponentials, row_max, shift, factors = _shifted(values, in_place=True)
+            of_rows, of_columns = (row_max - row_lse).exp_().to(values.dtype), (shift - column_lse).exp_().to(values.dtype)
+            both = torch.addcmul(of_rows[:, None], factors[:, None], of_columns[None, :])
+            return exponentials.mul_(both).to(wanted)
+    of_rows = (values - row_lse.to(values.dtype)[:, None]).exp_()
+    return of_rows.add_((values - column_lse.to(values.dtype)[None, :]).exp_()).to(wanted)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Small tiles in double precision, where it costs nothing and keeps the digits of a loss near 0."""
+    return values.double() if values.numel() <= SMALL_ENTRIES else values
+
+
+def _shifted(values: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """exp(Z_ij - m_i) with the rows' maxima m_i, these, the tile's maximum M, and exp(m_i - M).
+
+    A row's maximum, often its match, is exactly 1 then, and its loss keeps its digits; exp(Z_ij - M) is the product with the last.
+    """
+    row_max = values.amax(dim=1)
+    shift = row_max.max()
+    exponentials = values.sub_(row_max[:, None]) if in_place else values - row_max[:, None]
+    return exponentials.exp_(), row_max, shift, (row_max.double() - shift).exp_().to(values.dtype)
 
 
 class _SigLIP(_TiledLoss):
@@ -149,15 +174,14 @@ class _SigLIP(_TiledLoss):
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         kept = _keep(ctx, rows, columns)
         scaled = rows * scale
-        own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        total = -((scaled * columns[own]).sum() + bias * len(rows)).double()
-        for _, values in _TiledLoss.walk(scaled, columns, None):
+        total = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for tile, values in _TiledLoss.walk(scaled, columns, None):
             values.add_(bias)
             if kept is not None:
                 kept.append(values)
             # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of these are tiny and there are N per row:
             # the tiles' sums meet in double precision.
-            total -= F.logsigmoid(-values).sum().double()
+            total -= F.logsigmoid(-values).sum().double() + tile.matches(values).double().sum()
         ctx.save_for_backward(rows, columns, scale, bias)
         ctx.kept = kept
         return (total / len(rows)).to(rows.dtype)
@@ -170,7 +194,7 @@ class _SigLIP(_TiledLoss):
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
             gradient = (values if kept is not None else values.add_(bias)).sigmoid_()
-            tile.subtract_on_matches(gradient, 1.0)
+            tile.matches(gradient).sub_(1.0)
             of_bias.add_(gradient.sum())
             return gradient
 

@@ -74,9 +74,9 @@ def _assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, float]:
     for top in range(0, len(share), height):
         block = share[top : top + height]
         # |x|^2 does not change which centroid is nearest.
-        distances, nearest = torch.addmm(lengths, block, centroids.T, alpha=-2).min(dim=1)
+        nearest = torch.addmm(lengths, block, centroids.T, alpha=-2).argmin(dim=1)
         labels[top : top + height] = nearest
-        total += (distances + block.square().sum(dim=1)).clamp_min(0).sum()
+        total += (block - centroids[nearest]).square().sum()
     return gather_ragged(labels), float(sum_without_grad(total))
 
 
