@@ -9,6 +9,7 @@ import numpy as np
 from vlkd_cli.data.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.remote import fetch_bytes, is_url, joined
+from vlkd_cli.data.subset import checked_part, part_of
 from vlkd_cli.data.text_table import TextTable
 
 
@@ -19,10 +20,11 @@ class CaptionedImages(Reader):
         root: what paths are relative to.
         paths: of the images.
         captions: of each image.
+        part: of the images that `opened` gives, as shares of a fixed random order.
     """
 
-    def __init__(self, root: str, paths: Iterable[str], captions: Iterable[Sequence[str]]) -> None:
-        self.root = root
+    def __init__(self, root: str, paths: Iterable[str], captions: Iterable[Sequence[str]], part: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.root, self.part = root, checked_part(part)
         self._paths = TextTable(paths)
         counts: list[int] = []
 
@@ -33,6 +35,9 @@ class CaptionedImages(Reader):
 
         self._texts = TextTable(flat())
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def opened(self) -> Reader:
+        return part_of(self, self.part)
 
     def __len__(self) -> int:
         return len(self._paths)

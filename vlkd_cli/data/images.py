@@ -196,13 +196,19 @@ def shrink_for(size: tuple[int, int], target: tuple[int, int]) -> int:
     return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Pixels `[h, w, 3]` uint8 to `[3, height, width]` uint8, antialiased; within one grey level of PIL's resize."""
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic", *, exact: bool = False) -> Tensor:
+    """Pixels `[h, w, 3]` uint8 to `[3, height, width]` uint8, antialiased.
+
+    Args:
+        exact: stay within one grey level of PIL also where the image grows, which takes PIL's own resize; otherwise within two there.
+    """
     if pixels.shape[:2] == size:
-        return image[0]
-    if interpolation == "nearest":
-        return functional.interpolate(image, size=size, mode="nearest-exact")[0]
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    # PIL itself where ties of the nearest pixel, or a cubic's overshoot when growing, would round differently in torch.
+    if interpolation == "nearest" or (exact and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1])):
+        resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling[interpolation.upper()])
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return functional.interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)[0]
 
 
@@ -226,7 +232,7 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
     height, width = pixels.shape[:2]
     target_height, target_width = expected.size_px
     if expected.resize == "squash":
-        return resize(pixels, expected.size_px, expected.interpolation)
+        return resize(pixels, expected.size_px, expected.interpolation, exact=True)
     if expected.resize == "longest":
         factor = min(target_height / height, target_width / width)
         size = max(1, round(height * factor)), max(1, round(width * factor))
@@ -237,7 +243,7 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
     else:
         factor = max(target_height / height, target_width / width)
         size = round(height * factor), round(width * factor)
-    return centred(resize(pixels, size, expected.interpolation), expected.size_px)
+    return centred(resize(pixels, size, expected.interpolation, exact=True), expected.size_px)
 
 
 def centred(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -61,8 +61,8 @@ def kept_arrays(key: str, build: Callable[[Path], dict[str, np.ndarray]], *, kee
         DataError: the cache folder cannot be written.
     """
     if not keep:
-        with tempfile.TemporaryDirectory() as scratch:
-            return KeptArrays({name: np.array(array) for name, array in build(Path(scratch)).items()})
+        with tempfile.TemporaryDirectory() as temporary:
+            return KeptArrays({name: np.array(array) for name, array in build(Path(temporary)).items()})
     folder = data_cache() / "index" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
         try:

@@ -88,7 +88,8 @@ def captions_in(content: bytes, parts: Parts) -> list[str]:
 
 def _samples(shard: str) -> Any:
     """(stem, suffix -> (offset, size)) of each run of members with the same stem."""
-    stem, members = None, {}
+    stem: str | None = None
+    members: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:

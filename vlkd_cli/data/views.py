@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlkd_cli.data.augment import Augment
 from vlkd_cli.data.batch import Sample
-from vlkd_cli.data.images import Picture, fit
+from vlkd_cli.data.images import Box, Picture, fit
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
@@ -56,7 +56,7 @@ def draw_images(sample: Sample, views: Sequence[ImageView], salts: Sequence[int]
     picture = Picture(sample.image)
     full = picture.height, picture.width
     shrink = 8
-    planned = []
+    planned: list[tuple[Augment, Box, random.Random] | None] = []
     for view, salt in zip(views, salts or [0] * len(views), strict=True):
         if view.augment is None:
             shrink = 1

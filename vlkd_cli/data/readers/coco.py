@@ -20,6 +20,7 @@ class COCO(CaptionedImages):
         image_root: folder or URL of the images; by default the one that the json lies in.
         split: of a Karpathy file; by default all of it. `{split}` in `path` is replaced by it, for files of the original layout.
         restval: count Karpathy's "restval" images among the training images, as is usual.
+        part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on, `[0.9, 1]` to choose by.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class COCO(CaptionedImages):
         image_root: str | None = None,
         split: Literal["train", "val", "test"] | None = None,
         restval: bool = True,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         has_place = "{split}" in path
         path = path.replace("{split}", split or "train")
@@ -50,7 +52,7 @@ class COCO(CaptionedImages):
             raise DataError(f"{path}: an entry is not as in COCO or Karpathy caption files ({type(error).__name__}: {error}).") from None
         if not pairs:
             raise DataError(f"{path}: no image with captions" + (f" in split '{split}'." if split else "."))
-        super().__init__(root, (image for image, _ in pairs), (captions for _, captions in pairs))
+        super().__init__(root, (image for image, _ in pairs), (captions for _, captions in pairs), part)
         first = joined(root, pairs[0][0])
         if not is_url(first) and not any(os.path.exists(joined(root, image)) for image, _ in pairs[:3]):
             raise DataError(f"{path}: its first images are not there, e.g. {first}. Set data.image_root to their folder.")

@@ -16,6 +16,7 @@ from vlkd_cli.data.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.kept_arrays import KEEP_ABOVE_BYTES, KeptArrays, data_cache, kept_arrays
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.remote import fetch_bytes, is_url, joined, local_copy, parent_of
+from vlkd_cli.data.subset import checked_part, part_of
 from vlkd_cli.data.table_groups import group_rows
 from vlkd_cli.data.table_rows import find_rows, split_row
 from vlkd_cli.errors import DataError
@@ -39,6 +40,7 @@ class CSV(Reader):
         label: column of the class, as a number or a name; names are numbered in alphabetical order.
         quotes: whether a quote at the beginning of a field opens a quoted one.
         split: which split, where `path` has a place for it.
+        part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on, `[0.9, 1]` to choose by.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class CSV(Reader):
         label: str | None = None,
         quotes: bool = True,
         split: str | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if split is not None and "{split}" not in path:
             raise DataError(f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in.")
@@ -79,6 +82,10 @@ class CSV(Reader):
         if "class_names" in self._index:
             self.classes = bytes(self._index["class_names"]).decode().split("\0")
         self._check_images(image_root)
+        self.part = checked_part(part)
+
+    def opened(self) -> Reader:
+        return part_of(self, self.part)
 
     def __len__(self) -> int:
         return len(self._index["caption_starts"]) - 1 if "caption_starts" in self._index else len(self._index["starts"]) - 2
@@ -202,12 +209,14 @@ class CSV(Reader):
         """A wrong image root shows in the first rows; later gaps are the loader's to count."""
         if image_root is not None and not is_url(image_root) and not Path(image_root).is_dir():
             raise DataError(f"data.image_root {image_root}: no such folder.")
-        places = []
+        places, broken = [], None
         for index in range(min(_FIRST_IMAGES, len(self))):
             try:
                 places.append(self._place(index))
-            except Broken as broken:
-                raise DataError(f"{broken}. Check data.sep and data.quotes, or repair the row.") from None
+            except Broken as error:
+                broken = error
+        if not places:
+            raise DataError(f"{broken}. Check data.sep and data.quotes, or repair the row.")
         if not any(is_url(place) or os.path.isfile(place) for place in places):
             raise DataError(f"table {self.path}: its first images are not there, e.g. {places[0]}. Set data.image_root to their folder.")
 

@@ -18,10 +18,17 @@ class Folder(CaptionedImages):
         missing: what to do with images without a text file: refuse the data, or leave these images out.
         encoding: of the text files.
         split: which split, where `path` has a place for it.
+        part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on, `[0.9, 1]` to choose by.
     """
 
     def __init__(
-        self, *, path: str, missing: Literal["refuse", "leave_out"] = "refuse", encoding: str = "utf-8", split: str | None = None
+        self,
+        *,
+        path: str,
+        missing: Literal["refuse", "leave_out"] = "refuse",
+        encoding: str = "utf-8",
+        split: str | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if split is not None and "{split}" not in path:
             raise DataError(f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in.")
@@ -39,7 +46,7 @@ class Folder(CaptionedImages):
             )
         self.num_left_out = len(bare)
         kept = [k for k, own in enumerate(captions) if own]
-        super().__init__(str(folder), (images[k] for k in kept), (captions[k] for k in kept))
+        super().__init__(str(folder), (images[k] for k in kept), (captions[k] for k in kept), part)
 
 
 def _captions(path: str, encoding: str) -> list[str]:

@@ -155,14 +155,14 @@ def _shards(paths: Sequence[str], split: str | None) -> list[str]:
     """Every shard by name, in the order given."""
     if split is not None and not any("{split}" in path for path in paths):
         raise DataError(f"data.split is '{split}', but data.path ({paths[0]}) has no '{{split}}' to put it in.")
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     shards: list[str] = []
     for path in paths:
         path = path.replace("{split}", split or "train")
         try:
             expanded = [path] if path.startswith("pipe:") and "{" not in path else list(braceexpand(path))
-        except UnbalancedBracesError:
+        except ValueError:
             raise DataError(f"data.path {path}: a brace is not closed.") from None
         for shard in expanded:
             if _is_local(shard) and any(mark in shard for mark in "*?["):

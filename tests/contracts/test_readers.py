@@ -1,0 +1,108 @@
+"""What every reader of the catalogue keeps to."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.data_sets import READER_DATA, photo
+from tests.support.elevater_root import make_elevater_root
+from vlkd_cli import catalog
+from vlkd_cli.data.images import decode
+from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.errors import RecipeError
+
+READERS = catalog.names("reader")
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return {name: build(tmp_path_factory.mktemp(name)) for name, build in READER_DATA.items()}
+
+
+def opened(section: dict[str, Any]) -> Reader:
+    reader = open_reader(section)
+    assert isinstance(reader, Reader)
+    return reader
+
+
+def test_every_reader_of_the_catalogue_has_small_data_for_these_tests() -> None:
+    assert len(READERS) == 7
+    assert set(READERS) == set(READER_DATA)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_image_decodes_and_has_captions(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    reader = opened(sections[name])
+    assert len(reader) >= 4
+    for index in range(len(reader)):
+        image = reader.image(index)
+        assert image is not None
+        pixels = decode(image)
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        captions = reader.captions(index)
+        assert captions and all(isinstance(caption, str) and caption for caption in captions)
+        assert reader.name(index)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_caption_start_counts_the_captions_before(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    reader = opened(sections[name])
+    counts = [len(reader.captions(index)) for index in range(len(reader))]
+    expected = np.concatenate([[0], np.cumsum(counts)])
+    assert [reader.caption_start(index) for index in range(len(reader) + 1)] == expected.tolist()
+    assert reader.caption_starts(np.arange(len(reader) + 1)).tolist() == expected.tolist()
+    assert reader.num_captions == sum(counts)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_labels_agree_with_the_class_names(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    reader = opened(sections[name])
+    labels = [reader.label(index) for index in range(len(reader))]
+    assert reader.labels_of(np.arange(len(reader))).tolist() == labels
+    if reader.classes is not None:
+        assert all(0 <= label < len(reader.classes) for label in labels)
+        assert all("{}" in template for template in reader.templates or ["{}"])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pickled_reader_reads_the_same(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    reader = opened(sections[name])
+    assert reader.image(0) is not None and reader.captions(0)
+    copy = pickle.loads(pickle.dumps(reader))
+    assert len(copy) == len(reader)
+    assert copy.fingerprint() == reader.fingerprint()
+    assert list(copy.captions(1)) == list(reader.captions(1))
+    assert np.array_equal(decode(copy.image(1)), decode(reader.image(1)))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_fingerprint_is_the_same_for_the_same_data(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    assert opened(sections[name]).fingerprint() == opened(sections[name]).fingerprint()
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "shapes"])
+def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path: Path) -> None:
+    section = READER_DATA[name](tmp_path)
+    before = opened(section).fingerprint()
+    if name == "elevater":
+        make_elevater_root(tmp_path / "other", train=3, test=2)
+        section = section | {"root": str(tmp_path / "other")}
+    elif name == "webdataset":
+        shutil.copyfile(tmp_path / "shard-1.tar", tmp_path / "shard-0.tar")
+    else:
+        images = sorted(path for path in tmp_path.rglob("*.jpg") if path.parent.parent.name != "val")
+        photo(91).save(images[0])
+    assert opened(section).fingerprint() != before
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_misspelt_key_names_the_closest(name: str, sections: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'split'"):
+        open_reader(sections[name] | {"spilt": "train"})

@@ -1,0 +1,119 @@
+"""Small data sets on disk, one for every reader of the catalogue."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.support.elevater_root import make_elevater_root
+
+COLOURS = [(200, 30, 30), (30, 180, 60), (40, 60, 220), (230, 220, 40), (120, 40, 150), (20, 20, 20)]
+
+
+def photo(number: int, size: tuple[int, int] = (40, 56)) -> Image.Image:
+    """A smooth picture (height, width) that differs with its number and in every direction."""
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    ramp = (rows / size[0] + columns / size[1])[..., None] * np.asarray([60, -40, 30])
+    pixels = np.asarray(COLOURS[number % len(COLOURS)]) * 0.7 + ramp + (number * 7) % 40
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **keys: Any) -> bytes:
+    """The file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **keys)
+    return buffer.getvalue()
+
+
+def write_photos(folder: Path, count: int, stem: str = "photo") -> list[str]:
+    """JPEG files in a folder; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{stem}{number:02}.jpg" for number in range(count)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encoded(photo(number)))
+    return names
+
+
+def write_table(path: Path, rows: Sequence[Sequence[str]], *, header: Sequence[str] = ("filepath", "title"), sep: str = "\t") -> Path:
+    """A delimited file without quoting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(sep.join(row) for row in [header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar file with these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def csv_data(folder: Path) -> dict[str, Any]:
+    names = write_photos(folder / "images", 6)
+    rows = [(f"images/{name}", f"caption {k} of {name}") for name in names for k in range(2)]
+    write_table(folder / "data.tsv", rows)
+    return {"reader": "csv", "path": str(folder / "data.tsv")}
+
+
+def folder_data(folder: Path) -> dict[str, Any]:
+    for name in write_photos(folder / "inner", 5):
+        (folder / "inner" / name).with_suffix(".txt").write_text(f"first of {name}\nsecond of {name}\n")
+    return {"reader": "folder", "path": str(folder)}
+
+
+def webdataset_data(folder: Path) -> dict[str, Any]:
+    for shard in range(2):
+        members: dict[str, bytes] = {}
+        for number in range(4 * shard, 4 * shard + 4):
+            members[f"{number:04}.jpg"] = encoded(photo(number))
+            members[f"{number:04}.txt"] = f"caption of {number}".encode()
+            members[f"{number:04}.cls"] = str(number % 3).encode()
+        write_tar(folder / f"shard-{shard}.tar", members)
+    return {"reader": "webdataset", "path": f"{folder}/shard-{{0..1}}.tar"}
+
+
+def coco_data(folder: Path) -> dict[str, Any]:
+    names = write_photos(folder / "images", 4)
+    images = [{"id": 10 + number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [{"image_id": 10 + number, "caption": f"caption {k} of {number}"} for k in range(3) for number in range(4)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return {"reader": "coco", "path": str(folder / "captions.json"), "image_root": str(folder / "images")}
+
+
+def classification_data(folder: Path) -> dict[str, Any]:
+    for split in ("train", "val"):
+        for name in ("red_apple", "pear"):
+            write_photos(folder / split / name, 3, stem=name)
+    return {"reader": "classification", "path": str(folder), "split": "train"}
+
+
+def shapes_data(folder: Path) -> dict[str, Any]:
+    return {"reader": "shapes", "num_samples": 20, "size_px": 32}
+
+
+def elevater_data(folder: Path) -> dict[str, Any]:
+    make_elevater_root(folder, train=2, test=2)
+    return {"reader": "elevater", "root": str(folder), "dataset": "toy-colours", "split": "train"}
+
+
+READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "csv": csv_data,
+    "folder": folder_data,
+    "webdataset": webdataset_data,
+    "coco": coco_data,
+    "classification": classification_data,
+    "elevater": elevater_data,
+    "shapes": shapes_data,
+}
+"""Reader -> writes a small data set into a folder and returns the `data:` section that reads it. Every reader has its line here."""

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+from tests.support.data_sets import encoded, photo
+from vlkd_cli.data import images
+from vlkd_cli.data.augment import SimCLRAugment, StandardAugment, open_augment
+from vlkd_cli.data.batch import Broken, Sample
+from vlkd_cli.data.images import Picture, centred, decode, fit, random_box, resize
+from vlkd_cli.data.views import ImageView, draw_images
+from vlkd_cli.preprocessing import ImageInput
+
+
+def textured(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A photo-like picture: smooth noise at several scales."""
+    draw = np.random.default_rng(seed)
+    pixels = np.zeros((height, width, 3), dtype=np.float32)
+    for scale in (4, 16, 64):
+        coarse = Image.fromarray(draw.integers(0, 256, (max(height // scale, 2), max(width // scale, 2), 3), dtype=np.uint8))
+        pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 3
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def pil_rgb(data: bytes) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+@pytest.fixture(params=["simplejpeg", "PIL alone"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "PIL alone":
+        monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(encoded(photo(1)), id="jpeg"),
+        pytest.param(encoded(photo(1), progressive=True), id="progressive jpeg"),
+        pytest.param(encoded(photo(1).convert("L")), id="grey jpeg"),
+        pytest.param(encoded(photo(1).convert("CMYK")), id="CMYK jpeg"),
+        pytest.param(encoded(photo(1).convert("P"), "PNG"), id="palette png"),
+        pytest.param(encoded(photo(1).convert("L"), "PNG"), id="grey png"),
+        pytest.param(encoded(photo(1).convert("1"), "PNG"), id="one-bit png"),
+        pytest.param(encoded(photo(1).convert("LA"), "PNG"), id="grey and alpha png"),
+        pytest.param(encoded(photo(1).convert("P"), "GIF"), id="gif"),
+        pytest.param(encoded(photo(1), "WEBP", lossless=True), id="webp"),
+        pytest.param(encoded(photo(1), "BMP"), id="bmp"),
+        pytest.param(encoded(photo(1), "TIFF"), id="tiff"),
+    ],
+)
+def test_pixels_are_those_of_pil(data: bytes, decoder: str) -> None:
+    pixels, expected = decode(data), pil_rgb(data)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= 2  # two builds of libjpeg may round apart
+
+
+def test_transparency_is_dropped_as_convert_rgb_does() -> None:
+    image = photo(2).convert("RGBA")
+    image.putalpha(60)
+    assert np.array_equal(decode(encoded(image, "PNG")), np.asarray(photo(2)))
+    palette = photo(2).convert("P")
+    data = encoded(palette, "PNG", transparency=bytes(range(256)))
+    assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGBA").convert("RGB")))
+
+
+def test_sixteen_bit_greys_are_scaled_and_not_clipped() -> None:
+    values = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
+    pixels = decode(encoded(Image.fromarray(values), "PNG"))
+    assert np.array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+    assert np.array_equal(decode(Image.fromarray(values.astype(np.int32), mode="I")), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_rotation_is_applied(orientation: int, kind: str, decoder: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(3), kind, exif=exif)
+    picture = Picture(data)
+    pixels, expected = picture.pixels(), pil_rgb(data)
+    assert (picture.height, picture.width) == pixels.shape[:2] == expected.shape[:2]
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_decoded_at_a_fraction_is_close_to_the_resized_whole(shrink: int, decoder: str) -> None:
+    image = textured(200, 264)
+    data = encoded(image, quality=95)
+    small = Picture(data).pixels(shrink)
+    assert small.shape[:2] == (200 // shrink, 264 // shrink)
+    whole = np.asarray(Image.open(io.BytesIO(data)).resize((264 // shrink, 200 // shrink), Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - whole).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"no picture at all", "no image format"), (encoded(textured(64, 64), "JPEG")[:900], "truncated|No reference|broken")],
+)
+def test_damaged_files_are_broken_with_a_reason(content: bytes, reason: str, tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(Broken, match=reason):
+        decode(str(tmp_path / "bad.jpg"))
+
+
+def test_a_missing_file_is_broken() -> None:
+    with pytest.raises(Broken, match="no such file"):
+        decode("nowhere.jpg")
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("size", [(50, 70), (224, 224), (301, 500)])
+def test_resizing_is_within_one_grey_level_of_pil(interpolation: str, size: tuple[int, int]) -> None:
+    image = textured(240, 320)
+    resized = resize(np.array(image), size, interpolation, exact=True).permute(1, 2, 0).numpy()
+    expected = np.asarray(image.resize(size[::-1], Image.Resampling[interpolation.upper()]))
+    assert np.abs(resized.astype(int) - expected).max() <= (0 if interpolation == "nearest" else 1)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (320, 240), (100, 333), (224, 224)])
+@pytest.mark.parametrize("resize_px", [None, 256, 224])
+def test_fitting_by_the_shorter_side_is_torchvisions_resize_and_crop(shape: tuple[int, int], resize_px: int | None) -> None:
+    image = textured(*shape)
+    fitted = fit(np.array(image), ImageInput(resize_px=resize_px)).permute(1, 2, 0).numpy()
+    expected = CenterCrop(224)(Resize(resize_px or 224, InterpolationMode.BICUBIC)(image))
+    assert np.abs(fitted.astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_squash_ignores_the_aspect_ratio_and_longest_pads_with_black() -> None:
+    image = textured(60, 120)
+    squashed = fit(np.array(image), ImageInput(size_px=(40, 40), resize="squash")).permute(1, 2, 0).numpy()
+    assert np.abs(squashed.astype(int) - np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))).max() <= 1
+    padded = fit(np.array(image) | 1, ImageInput(size_px=(40, 40), resize="longest"))
+    assert padded[:, :10].max() == 0 and padded[:, 30:].max() == 0 and padded[:, 10:30].min() >= 1
+
+
+def test_a_crop_larger_than_the_image_is_padded_around_it() -> None:
+    padded = centred(torch.full((3, 4, 6), 9, dtype=torch.uint8), (8, 6))
+    assert padded.shape == (3, 8, 6) and padded[:, 2:6].min() == 9 and padded[:, :2].max() == 0 and padded[:, 6:].max() == 0
+
+
+def test_random_boxes_keep_to_scale_and_ratio_and_stay_inside() -> None:
+    draw = random.Random(0)
+    shares, ratios = [], []
+    for _ in range(500):
+        box = random_box((300, 400), scale=(0.2, 0.8), ratio=(0.75, 4 / 3), draw=draw)
+        assert 0 <= box.top <= 300 - box.height and 0 <= box.left <= 400 - box.width
+        shares.append(box.height * box.width / 120_000)
+        ratios.append(box.width / box.height)
+    assert 0.19 < min(shares) < 0.25 and 0.75 < max(shares) < 0.81
+    assert 0.74 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.35
+
+
+def test_where_no_box_fits_the_largest_allowed_is_taken_from_the_middle() -> None:
+    box = random_box((10, 400), scale=(0.9, 1.0), ratio=(0.75, 4 / 3), draw=random.Random(0))
+    assert (box.height, box.width, box.left) == (10, 13, 193)
+
+
+@pytest.mark.parametrize("augment", [StandardAugment(), SimCLRAugment()], ids=["standard", "simclr"])
+def test_an_augmentation_depends_on_the_samples_seed_only(augment: StandardAugment) -> None:
+    view = ImageView(ImageInput(size_px=(32, 32)), augment)
+    data = encoded(textured(120, 90))
+    torch.manual_seed(0)
+    random.seed(0)
+    first = view([Sample(0, data, (), seed=5)])
+    torch.manual_seed(1)
+    random.seed(1)
+    assert torch.equal(first, view([Sample(3, data, (), seed=5)]))
+    assert not torch.equal(first, view([Sample(0, data, (), seed=6)]))
+    assert first.dtype == torch.uint8 and first.shape == (1, 3, 32, 32)
+
+
+def test_colour_changes_are_drawn_within_their_strength() -> None:
+    grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+    brightened = [int(StandardAugment(brightness=0.4).finish(grey, random.Random(seed))[0, 0, 0]) for seed in range(200)]
+    assert 60 <= min(brightened) < 65 and 135 < max(brightened) <= 140
+    red = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    red[0] = 200
+    assert len(set(StandardAugment(grey=1.0).finish(red, random.Random(0))[:, 0, 0].tolist())) == 1
+    assert torch.equal(StandardAugment(flip=1.0).finish(red, random.Random(0)), red.flip(-1))
+    assert StandardAugment(blur=1.0).finish(red, random.Random(0)).shape == red.shape
+
+
+def test_several_views_decode_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    original = Picture.pixels
+    monkeypatch.setattr(Picture, "pixels", lambda self, shrink=1: counts.append(shrink) or original(self, shrink))
+    sample = Sample(0, encoded(textured(400, 400)), (), seed=1)
+    small, large = ImageView(ImageInput(size_px=(32, 32)), StandardAugment()), ImageView(ImageInput(size_px=(160, 160)), StandardAugment())
+    assert [image.shape[-1] for image in draw_images(sample, [small, large])] == [32, 160]
+    draw_images(sample, [small])
+    draw_images(sample, [small, ImageView(ImageInput(size_px=(32, 32)))])
+    assert counts == [2, 8, 1]
+
+
+def test_augment_none_is_the_evaluation_transform() -> None:
+    assert open_augment("none") is None
+    assert isinstance(open_augment("standard", scale=[0.5, 1.0]), StandardAugment)

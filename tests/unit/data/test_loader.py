@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.data_sets import csv_data, write_photos, write_table
+from vlkd_cli.data.augment import SimCLRAugment, StandardAugment
+from vlkd_cli.data.batch import Batch
+from vlkd_cli.data.loader import Loader, in_order
+from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.shapes import Shapes
+from vlkd_cli.data.views import FeatureView, ImageView, TextView
+from vlkd_cli.errors import DataError
+from vlkd_cli.preprocessing import ImageInput, TextInput
+
+SMALL = ImageInput(size_px=(24, 24))
+
+
+def letters(texts: Sequence[str]) -> TextInput:
+    """Character codes, padded with zeros."""
+    longest = max(map(len, texts))
+    return {"input_ids": torch.tensor([[*map(ord, text), *[0] * (longest - len(text))] for text in texts])}
+
+
+def views() -> dict[str, Any]:
+    return {"image": ImageView(SMALL, StandardAugment(scale=(0.3, 1.0), flip=0.5)), "text": TextView(letters)}
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    same = torch.equal(one.indices, other.indices) and torch.equal(one.labels, other.labels) and one.skipped == other.skipped
+    for key, value in one.inputs.items():
+        theirs = other.inputs[key]
+        pairs = [(value, theirs)] if isinstance(value, torch.Tensor) else [(value[name], theirs[name]) for name in value]
+        same = same and all(torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+    return same
+
+
+def tsv(folder: Path, count: int, broken: Sequence[int] = ()) -> Any:
+    names = write_photos(folder / "images", count)
+    for number in broken:
+        (folder / "images" / names[number]).write_bytes(b"\xff\xd8\xff no picture")
+    write_table(folder / "data.tsv", [(f"images/{name}", f"caption of {name}") for name in names])
+    return open_reader({"reader": "csv", "path": str(folder / "data.tsv")})
+
+
+def test_workers_change_nothing_and_resuming_gives_the_same_batches() -> None:
+    reader = Shapes(num_samples=60, size_px=32)
+    alone = list(Loader(reader, views(), batch_size=8, seed=3).batches(1))
+    loader = Loader(reader, views(), batch_size=8, seed=3, workers=2)
+    try:
+        together = list(loader.batches(1))
+        resumed = list(loader.batches(1, start=3))
+        again = list(loader.batches(0))
+    finally:
+        loader.close()
+    assert len(alone) == 7
+    assert all(map(equal, alone, together))
+    assert len(resumed) == 4 and all(map(equal, alone[3:], resumed))
+    assert not equal(again[0], alone[0])
+
+
+def test_ranks_see_disjoint_rows_that_are_those_of_one_process() -> None:
+    reader = Shapes(num_samples=50, size_px=16)
+    shown = {"text": TextView(letters)}
+    whole = [batch.indices.tolist() for batch in Loader(reader, shown, batch_size=12, seed=0).batches(2)]
+    for world_size in (2, 3, 4):
+        ranks = [
+            list(Loader(reader, shown, batch_size=12 // world_size, seed=0, rank=rank, world_size=world_size).batches(2))
+            for rank in range(world_size)
+        ]
+        together = [[row for own in ranks for row in own[step].indices.tolist()] for step in range(len(whole))]
+        assert together == whole
+    assert len({row for step in whole for row in step}) == 48
+
+
+def test_the_last_batch_is_equal_on_all_ranks_when_nothing_is_dropped() -> None:
+    reader = Shapes(num_samples=21, size_px=16)
+    ranks = [
+        list(Loader(reader, {"text": TextView(letters)}, batch_size=4, seed=0, drop_last=False, rank=rank, world_size=2).batches(0))
+        for rank in range(2)
+    ]
+    assert [len(batch) for batch in ranks[0]] == [len(batch) for batch in ranks[1]] == [4, 4, 3]
+    assert {row for own in ranks for batch in own for row in batch.indices.tolist()} == set(range(21))
+
+
+def test_captions_vary_over_epochs_and_not_with_the_batch() -> None:
+    reader = Shapes(num_samples=8, size_px=16)
+    loader = Loader(reader, {"text": TextView(letters)}, batch_size=8, seed=0)
+    chosen = set()
+    for epoch in range(12):
+        (batch,) = loader.batches(epoch)
+        (row,) = (batch.indices == 3).nonzero()[0].tolist()
+        text = batch.inputs["text"]
+        assert isinstance(text, dict)
+        chosen.add("".join(chr(code) for code in text["input_ids"][row].tolist() if code))
+    assert chosen <= set(reader.captions(3)) and len(chosen) >= 4
+
+
+def test_a_broken_image_is_replaced_the_same_way_everywhere_and_named(tmp_path: Path) -> None:
+    reader = tsv(tmp_path, 40, broken=[7])
+    alone = list(Loader(reader, views(), batch_size=8, seed=1).batches(0))
+    loader = Loader(reader, views(), batch_size=8, seed=1, workers=2)
+    together = list(loader.batches(0))
+    loader.close()
+    assert all(map(equal, alone, together))
+    skipped = [skipped for batch in alone for skipped in batch.skipped]
+    assert [Path(name).name for name, _ in skipped] == ["photo07.jpg"]
+    assert skipped[0].reason
+    assert all(7 not in batch.indices.tolist() for batch in alone)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_images_stop_with_count_share_and_first_file(tmp_path: Path, workers: int) -> None:
+    reader = tsv(tmp_path, 40, broken=range(3, 23))
+    loader = Loader(reader, {"image": ImageView(SMALL)}, batch_size=8, seed=1, workers=workers)
+    with pytest.raises(
+        DataError, match=r"^\d+ of \d+ samples are broken \(.*allowed 1.0%\); the first: .*photo\d\d.jpg: .* data.max_broken_share"
+    ):
+        list(loader.batches(0))
+    loader.close()
+
+
+def test_when_nothing_can_be_read_the_line_names_a_file(tmp_path: Path) -> None:
+    reader = tsv(tmp_path, 8, broken=range(8))
+    loader = Loader(reader, {"image": ImageView(SMALL)}, batch_size=4, seed=1, workers=1)
+    with pytest.raises(DataError, match=r"samples in a row are broken, the first: .*photo\d\d.jpg") as caught:
+        list(loader.batches(0))
+    assert "\n" not in str(caught.value)
+    loader.close()
+
+
+def test_a_bug_in_a_view_keeps_its_traceback() -> None:
+    def bug(texts: Sequence[str]) -> TextInput:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(Loader(Shapes(num_samples=8), {"text": TextView(bug)}, batch_size=4, seed=0).batches(0))
+
+
+def test_too_little_data_for_a_step_says_what_to_lower() -> None:
+    with pytest.raises(DataError, match=r"an epoch has 10 samples, fewer than the 16 of one step \(2 x batch size 8\). Lower"):
+        Loader(Shapes(num_samples=10), {}, batch_size=8, seed=0, rank=0, world_size=2)
+
+
+def test_in_order_gives_every_index_once_and_a_short_last_batch() -> None:
+    reader = Shapes(num_samples=10, size_px=16)
+    for workers in (0, 2):
+        batches = list(in_order(reader, {"image": ImageView(SMALL)}, [4, 2, 9, 0, 7], batch_size=2, workers=workers))
+        assert [batch.indices.tolist() for batch in batches] == [[4, 2], [9, 0], [7]]
+
+
+def test_in_order_names_a_broken_image_or_leaves_it_out(tmp_path: Path) -> None:
+    reader = tsv(tmp_path, 6, broken=[4])
+    shown = {"image": ImageView(SMALL), "text": TextView(letters)}
+    with pytest.raises(DataError, match=r"photo04.jpg: .*Repair the file"):
+        list(in_order(reader, shown, range(6), batch_size=4, workers=1))
+    batches = list(in_order(reader, shown, range(6), batch_size=4, skip=True))
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [5]]
+    assert [Path(skipped.name).name for skipped in batches[1].skipped] == ["photo04.jpg"]
+    assert batches[1].inputs["image"].shape == (1, 3, 24, 24)  # type: ignore[union-attr]
+
+
+def test_towers_of_one_view_share_their_region_and_other_views_do_not() -> None:
+    augment = SimCLRAugment(scale=(0.2, 0.4))
+    shown = {"a": ImageView(SMALL, augment), "b": ImageView(SMALL, augment), "a@second": ImageView(SMALL, augment)}
+    (batch,) = Loader(Shapes(num_samples=4), shown, batch_size=4, seed=0).batches(0)
+    assert torch.equal(batch.inputs["a"], batch.inputs["b"])  # type: ignore[arg-type]
+    assert not torch.equal(batch.inputs["a"], batch.inputs["a@second"])  # type: ignore[arg-type]
+
+
+def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path: Path) -> None:
+    reader = open_reader(csv_data(tmp_path))
+    np.save(tmp_path / "images.npy", np.arange(len(reader), dtype=np.float32)[:, None] * [1, 10])  # type: ignore[arg-type]
+    np.save(tmp_path / "captions.npy", np.arange(reader.num_captions, dtype=np.float32)[:, None])  # type: ignore[union-attr]
+    stored = {"image": FeatureView(tmp_path / "images.npy", "image"), "caption": FeatureView(tmp_path / "captions.npy", "caption")}
+    fast = Loader(reader, stored, batch_size=3, seed=5)
+    slow = Loader(reader, stored | {"text": TextView(letters)}, batch_size=3, seed=5)
+    for epoch in range(4):
+        for one, other in zip(fast.batches(epoch), slow.batches(epoch), strict=True):
+            for key in stored:
+                assert torch.equal(one.inputs[key], other.inputs[key])  # type: ignore[arg-type]
+            assert one.inputs["image"][:, 1].tolist() == (10 * one.indices).tolist()  # type: ignore[index]
+            text = other.inputs["text"]
+            assert isinstance(text, dict)
+            for row, index, codes in zip(one.inputs["caption"], one.indices, text["input_ids"], strict=True):  # type: ignore[arg-type]
+                start = reader.caption_start(int(index))  # type: ignore[union-attr]
+                caption = "".join(chr(code) for code in codes.tolist() if code)
+                assert reader.captions(int(index))[int(row) - start] == caption  # type: ignore[union-attr]
+
+
+def test_starting_another_iteration_ends_the_former() -> None:
+    loader = Loader(Shapes(num_samples=16, size_px=16), {"text": TextView(letters)}, batch_size=4, seed=0)
+    first = loader.batches(0)
+    next(first)
+    next(loader.batches(0))
+    with pytest.raises(RuntimeError, match="only the newest"):
+        next(first)
