@@ -159,11 +159,11 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
     for number, spec in enumerate(recipe.distillers):
         arrow, problems = _arrow(recipe, spec, ("distillers", number))
         yield from problems
-        if arrow is None:
+        if arrow is None or problems:
             complete = False
             continue
         used |= {address.tower for address in arrow.addresses()}
-        if learners and not problems and not _side_towers(arrow.student) & learners and not _teacher_learns(recipe, spec, arrow, learners):
+        if learners and not _side_towers(arrow.student) & learners and not _teacher_learns(recipe, spec, arrow, learners):
             names = " and ".join(sorted(_side_towers(arrow.student)))
             yield Problem(("distillers", number), f"nothing learns from it: its student '{names}' is frozen.")
     if complete:

@@ -88,7 +88,7 @@ def check_keys(declared: Sequence[Key], keys: Mapping[str, Any], path: Path, own
             problems.append(unknown_key(name, allowed, (*path, name), owner))
     for key in declared:
         if key.required and key.name not in keys:
-            problems.append(Problem(path, f"key '{key.name}' is missing; {owner} needs it: {described_type(key.annotation)}."))
+            problems.append(Problem(path, f"key '{key.name}' is missing; {owner} needs it: {described_type(key.annotation)}.", False))
     return problems
 
 
@@ -99,7 +99,7 @@ def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Pr
 
 def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
-    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping) and not accepts(key.annotation, str):
+    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping) and accepts(key.annotation, dict):
         # A suite's data: the reader's name with its keys, and what the result calls it.
         return check_reader(value, path)
     expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
@@ -131,7 +131,7 @@ def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
             problems += check_reader(part, (*path, "readers", number), mixed=True)
         return problems + check_keys((), own, path, "a mix of readers", [Key("readers", list), *shared[1:]])
     if "reader" not in entry:
-        return [*problems, Problem(path, f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.")]
+        return [*problems, Problem(path, f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.", False)]
     return problems + check_component("reader", entry["reader"], own, path, shared, name_key="reader")
 
 

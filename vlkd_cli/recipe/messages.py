@@ -30,10 +30,14 @@ _WORDS: dict[Any, str] = {
 
 
 class Problem(NamedTuple):
-    """Something wrong at a place of the recipe."""
+    """Something wrong at a place of the recipe.
+
+    `about_value` is false where nothing that stands there is wrong, only something that does not.
+    """
 
     path: Path
     text: str
+    about_value: bool = True
 
 
 def written(path: Path) -> str:
@@ -86,7 +90,7 @@ def choices_of(annotation: Any) -> list[str]:
 def accepts(annotation: Any, kind: type) -> bool:
     """Whether a plain type is among what a key takes."""
     annotation, _ = _unwrapped(annotation)
-    if annotation in (kind, Any):
+    if annotation in (kind, Any) or typing.get_origin(annotation) is kind:
         return True
     if typing.get_origin(annotation) is Literal:
         return any(isinstance(argument, kind) for argument in typing.get_args(annotation))

@@ -26,10 +26,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
             problems.append(Problem((origin,), "write key=value, e.g. --set optimizer.lr=1e-4."))
             continue
         value = read_document(text, origin, numbered=False)
-        wrong = _place(document, path, value, origin)
-        if wrong is None and value.problems:
-            document.origins[path] = origin
-            wrong = value.problems[0].text
+        wrong = value.problems[0].text if value.problems else _place(document, path, value, origin)
         if wrong is not None:
             # A place of its own keeps the message from being taken for one about the file's value.
             document.origins[(origin,)] = origin

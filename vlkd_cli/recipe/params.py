@@ -228,17 +228,18 @@ def _attributes(node: ast.ClassDef, names: _Names) -> dict[str, Any]:
 
 def _state(node: ast.ClassDef) -> list[str]:
     """What a class registers as buffers or keeps in queues, learned parameters left out."""
-    kept, learned = [], set()
+    kept: list[tuple[int, str]] = []
+    learned = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Call) and ast.unparse(part.func) == "self.register_buffer" and isinstance(part.args[0], ast.Constant):
-            kept.append(str(part.args[0].value))
+            kept.append((part.lineno, str(part.args[0].value)))
         elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Attribute) and isinstance(part.value, ast.Call):
             made = ast.unparse(part.value.func)
             if made.endswith("Queue"):
-                kept.append(part.targets[0].attr)
+                kept.append((part.lineno, part.targets[0].attr))
             elif made.endswith("Parameter"):
                 learned.add(part.targets[0].attr)
-    return [name for name in kept if name not in learned]
+    return [name for _, name in sorted(kept) if name not in learned]
 
 
 def _imported(kind: str, name: str) -> Signature:

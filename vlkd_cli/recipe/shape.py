@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
+from vlkd_cli.catalog import closest
 from vlkd_cli.recipe.component import check_component, check_keys, check_optimizer, check_reader, check_value, known_signature, unknown_key
 from vlkd_cli.recipe.messages import Path, Problem, shown, written
 from vlkd_cli.recipe.params import REQUIRED, Key
@@ -25,6 +26,9 @@ from vlkd_cli.recipe.schema import (
 )
 
 Check = Callable[[Any, Path], list[Problem]]
+
+# Where a tower can come from.
+_SOURCES = ("builder", "run", "follows")
 
 # Keys of a tower that choose a component of a kind.
 TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
@@ -73,6 +77,9 @@ def check_tower(tower: Any, path: Path) -> list[Problem]:
     own, other = _split(tower, TowerSpec)
     problems = _walk(own, path, TowerSpec, handled, "tower")
     shared = section_keys(TowerSpec)
+    if all(tower.get(key) is None for key in _SOURCES):
+        # Whose keys these are is not known; only what may be the misspelt source is worth a line.
+        return problems + [unknown_key(key, _SOURCES, (*path, key), "tower") for key in other if closest(key, _SOURCES)]
     if tower.get("builder") is None:
         return problems + check_keys((), other, path, "tower", shared)
     return problems + check_component("builder", tower["builder"], other, path, shared, name_key="builder")
@@ -118,7 +125,7 @@ def check_data(data: Any, path: Path) -> list[Problem]:
     if data.get("reader") is not None:
         return problems + check_component("reader", data["reader"], other, path, shared, name_key="reader")
     if data.get("readers") is None:
-        return [*problems, Problem(path, "say what is read: `reader: csv`, or several under `readers:`.")]
+        return [*problems, Problem(path, "say what is read: `reader: csv`, or several under `readers:`.", False)]
     return problems + check_keys((), other, path, "data", shared)
 
 
@@ -136,7 +143,7 @@ def _walk(values: Mapping[str, Any], path: Path, model: type[BaseModel], handled
             problems += check_value(keys[name], value, place)
     for key in keys.values():
         if key.required and key.name not in values:
-            problems.append(Problem(path, f"key '{key.name}' is missing from the {owner}."))
+            problems.append(Problem(path, f"key '{key.name}' is missing from the {owner}.", False))
     return problems
 
 

@@ -21,6 +21,8 @@ _FLOAT = re.compile(
 _INT = re.compile(r"[-+]?[0-9][0-9_]*$|0x[0-9a-fA-F_]+$")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with plainer scalars."""
@@ -63,7 +65,11 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
     Problems carry the empty path and say the line themselves only through `origins`; YAML that cannot be parsed at all is one problem.
     """
     builder = _Builder(source, numbered)
-    loader = Loader(text)
+    try:
+        loader = Loader(builder.hide_variables(text))
+    except yaml.reader.ReaderError as error:
+        builder.origins[()] = source
+        return Document(None, builder.origins, [Problem((), f"not valid YAML: character {error.position} may not stand in a YAML file.")])
     try:
         node = loader.get_single_node()
         value = None if node is None else builder.build(loader, node, ())
@@ -71,9 +77,6 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
         mark = error.problem_mark or error.context_mark
         builder.origins[()] = f"{source}:{mark.line + 1}" if numbered and mark else source
         return Document(None, builder.origins, [Problem((), f"not valid YAML: {_in_words(error)}.")])
-    except yaml.reader.ReaderError as error:
-        builder.origins[()] = source
-        return Document(None, builder.origins, [Problem((), f"not valid YAML: character {error.position} may not stand in a YAML file.")])
     finally:
         loader.dispose()
     return Document(value, builder.origins, builder.problems)
@@ -88,6 +91,16 @@ class _Builder:
         self.origins: dict[Path, str] = {}
         self.problems: list[Problem] = []
         self._open: set[int] = set()
+        self._variables: list[tuple[str, str | None]] = []
+
+    def hide_variables(self, text: str) -> str:
+        """The text with a mark for each `${...}`, whose braces would end a flow mapping such as `{path: ${DATA}/x.csv}`."""
+
+        def mark(match: re.Match[str]) -> str:
+            self._variables.append((match[1], match[2]))
+            return f"\ue000{len(self._variables) - 1}\ue001"
+
+        return _VARIABLE.sub(mark, text)
 
     def build(self, loader: Loader, node: yaml.Node, path: Path) -> Any:
         self.origins.setdefault(path, self._place(node))
@@ -127,22 +140,21 @@ class _Builder:
         return values
 
     def _scalar(self, loader: Loader, node: yaml.ScalarNode, path: Path) -> Any:
-        text = _VARIABLE.sub(lambda match: self._variable(match, path), node.value)
+        text = _MARK.sub(lambda match: self._variable(*self._variables[int(match[1])], path), node.value)
         if text != node.value:
             # What a plain `${EPOCHS}` stands for may be a number; in quotes it stays text.
             tag = loader.resolve(yaml.ScalarNode, text, (True, False)) if node.style is None else node.tag
             node = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
         return loader.construct_object(node, deep=True)
 
-    def _variable(self, match: re.Match[str], path: Path) -> str:
-        name, default = match.groups()
+    def _variable(self, name: str, default: str | None, path: Path) -> str:
         value = os.environ.get(name, "")
         if value or (name in os.environ and default is None):
             return value
         if default is None:
             self.problems.append(Problem(path, f"the environment variable {name} is not set. Set it, or write ${{{name}:-default}}."))
             return ""
-        return str(default)
+        return default
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source

@@ -1,0 +1,112 @@
+"""YAML with line numbers, plain scalars and variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlkd_cli.recipe.yaml_file import read_document
+
+
+def value_of(text: str) -> object:
+    document = read_document(text, "a.yaml")
+    assert document.problems == []
+    return document.value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-4", 1e-4),
+        ("1.0e-5", 1e-5),
+        ("5E3", 5000.0),
+        (".5", 0.5),
+        ("-3.", -3.0),
+        ("2_000_000", 2_000_000),
+        ("0x10", 16),
+        ("010", 10),
+        ("-7", -7),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("no", "no"),
+        ("on", "on"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("e5", "e5"),
+        ("1.2.3", "1.2.3"),
+        ("'1e-4'", "1e-4"),
+        ('"true"', "true"),
+        (".inf", float("inf")),
+        ("_1", "_1"),
+    ],
+)
+def test_scalars_are_read_as_people_mean_them(text, expected):
+    read = value_of(f"a: {text}")["a"]
+    assert read == expected
+    assert type(read) is type(expected)
+
+
+def test_every_place_knows_its_line():
+    document = read_document("a:\n  b: 1\n  c:\n    - x\n    - d: 2\n", "a.yaml")
+    lines = {".".join(map(str, path)): int(origin.removeprefix("a.yaml:")) for path, origin in document.origins.items()}
+    assert lines == {"": 1, "a": 1, "a.b": 2, "a.c": 3, "a.c.0": 4, "a.c.1": 5, "a.c.1.d": 5}
+
+
+def test_a_key_written_twice_names_both_lines():
+    document = read_document("a:\n  b: 1\n  c: 2\n  b: 3\n", "a.yaml")
+    (problem,) = document.problems
+    assert (problem.path, problem.text) == (("a", "b"), "written twice, first in line 2. Remove one of the two.")
+    assert document.origins["a", "b"] == "a.yaml:4"
+
+
+def test_variables_are_filled_in(monkeypatch):
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setenv("EPOCHS", "3")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    text = (
+        "{path: '${DATA}/x.csv', epochs: ${EPOCHS}, quoted: '${EPOCHS}', lr: ${NOT_SET:-1e-3}, none: '${NOT_SET:-}', empty: '${EMPTY:-7}'}"
+    )
+    assert value_of(text) == {"path": "/data/x.csv", "epochs": 3, "quoted": "3", "lr": 1e-3, "none": "", "empty": "7"}
+
+
+def test_a_variable_that_is_not_set_is_a_problem_at_its_line(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    document = read_document("a:\n  b: ${NOT_SET}/x\n", "a.yaml")
+    (problem,) = document.problems
+    assert (problem.path, problem.text) == (
+        ("a", "b"),
+        "the environment variable NOT_SET is not set. Set it, or write ${NOT_SET:-default}.",
+    )
+    assert document.origins["a", "b"] == "a.yaml:2"
+
+
+def test_anchors_and_merges_work_and_own_keys_win():
+    assert value_of("base: &b {x: 1, y: 2}\nmore: {<<: *b, y: 3}\nsame: *b\n") == {
+        "base": {"x": 1, "y": 2},
+        "more": {"x": 1, "y": 3},
+        "same": {"x": 1, "y": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        ("a: 1\nb: [1, 2\n", 3, "not valid YAML: expected ',' or ']', but got '<stream end>', while parsing a flow sequence."),
+        ("a: 1\n  b: 2\n", 2, "not valid YAML: mapping values are not allowed here."),
+        ("a: *none\n", 1, "not valid YAML: found undefined alias 'none'."),
+        ("a: &x [*x]\n", 1, "not valid YAML: an anchor that contains itself."),
+        ("? [1, 2]\n: 3\n", 1, "not valid YAML: a key that is no plain word."),
+        ("a: !!python/object:os.system x\n", 1, None),
+    ],
+)
+def test_bad_yaml_is_one_problem_with_its_line(text, line, expected):
+    document = read_document(text, "a.yaml")
+    assert document.value is None
+    assert document.origins[()] == f"a.yaml:{line}"
+    assert expected is None or document.problems[0].text == expected
+
+
+def test_control_characters_are_one_problem():
+    document = read_document("a: \x00\n", "a.yaml")
+    assert document.problems[0].text == "not valid YAML: character 3 may not stand in a YAML file."
