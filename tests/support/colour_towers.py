@@ -1,0 +1,85 @@
+"""Real towers that are tiny and know colours: an image's feature is its mean colour, a text's the colour that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.support.elevater_root import COLOURS
+from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.towers.tower import Tower
+
+INPUT = ImageInput(size_px=(12, 12), mean=(0.5, 0.45, 0.35), std=(0.3, 0.3, 0.3))
+
+
+class ColourImages(Backbone):
+    """Mean colour after a learnable 1 x 1 convolution that starts as the identity, or at random."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self.modality, self.width, self.image_input = "image", 3, INPUT
+        self.settings = f"colours {knows}"
+        self.convolution = nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            self.convolution.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            self.convolution.bias.zero_()  # type: ignore[union-attr]
+            if not knows:
+                self.convolution.weight.normal_(generator=torch.Generator().manual_seed(5))
+
+    def forward(self, inputs: Any) -> Tensor:
+        features: Tensor = self.convolution(inputs).mean((2, 3))
+        return features
+
+
+class ColourTexts(Backbone):
+    """The colour that a text names, standardised as the images are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modality, self.width = "text", 3
+        self.settings = "colour words"
+        colours = torch.tensor([(0, 0, 0), *COLOURS.values()]) / 255
+        self.words = nn.Embedding.from_pretrained((colours - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False)
+
+    def tokenize(self, texts: Sequence[str]) -> TextInput:
+        ids = [next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0) for text in texts]
+        return {"input_ids": torch.tensor(ids).view(-1, 1)}
+
+    def forward(self, inputs: Any) -> Tensor:
+        features: Tensor = self.words(inputs["input_ids"][:, 0])
+        return features
+
+
+def colour_towers(*, knows: bool = True, frozen: bool = True) -> tuple[Tower, Tower]:
+    """An image and a text tower; `knows: False` gives an image tower with random weights."""
+    image, text = ColourImages(knows), ColourTexts()
+    return Tower("image", image.requires_grad_(not frozen)), Tower("text", text.requires_grad_(not frozen))
+
+
+class MobileNet(Backbone):
+    """torchvision's MobileNetV2 with weights of a file, its features averaged."""
+
+    def __init__(self, weights: Path) -> None:
+        from safetensors.torch import load_file
+        from torchvision.models import mobilenet_v2
+
+        super().__init__()
+        self.modality, self.width, self.settings = "image", 1280, "mobilenet_v2"
+        self.image_input = ImageInput((224, 224), 256, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        model = mobilenet_v2()
+        model.load_state_dict(load_file(weights))
+        self.encoder = model.features
+
+    def forward(self, inputs: Any) -> Tensor:
+        features: Tensor = self.encoder(inputs).mean((2, 3))
+        return features
+
+
+def mobilenet_tower(weights: Path) -> Tower:
+    """A frozen image tower that knows ImageNet."""
+    return Tower("image", MobileNet(weights).requires_grad_(False))

@@ -1,0 +1,43 @@
+"""Prompt templates for ELEVATER's data sets: vlkd's own, or the originals from a file or a package that the user has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.prompts import prompts
+
+
+def prompts_of(reader: Elevater, chosen: str | list[str] | None) -> list[list[str]]:
+    """The prompts of every class in column order.
+
+    Args:
+        chosen: as of suite `zero_shot`: a list, a file, `open_clip:imagenet`, `clip_benchmark`; or a JSON object from data set names to
+            templates, or to `{"classes": [...], "templates": [...]}`, whose class names then count too. By default the data set's own.
+
+    Raises:
+        DataError: the file does not fit the data set.
+    """
+    names, name = list(reader.classes), reader.facts.name
+    if isinstance(chosen, str) and chosen.endswith(".json") and Path(chosen).is_file():
+        table = _table(Path(chosen))
+        if name in table:
+            entry = table[name]
+            templates = entry.get("templates") if isinstance(entry, dict) else entry
+            if not isinstance(templates, list) or not templates:
+                raise DataError(f"{chosen}: data set '{name}' has no list of templates.")
+            own = entry.get("classes") if isinstance(entry, dict) else None
+            if own is not None and len(own) != len(names):
+                raise DataError(f"{chosen}: {len(own)} class names for data set '{name}', which has {len(names)} classes.")
+            return prompts(own or names, reader, templates, name)
+    return prompts(names, reader, chosen, name)
+
+
+def _table(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from error
+    return found if isinstance(found, dict) else {}
