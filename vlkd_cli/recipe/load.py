@@ -73,7 +73,8 @@ def _build(document: Document, problems: list[Problem]) -> Recipe | None:
     """The recipe without the places that have problems, so that what the rest means together can be checked too."""
     values = copy.deepcopy(document.value)
     for problem in problems:
-        _remove(values, problem.path)
+        if problem.about_value:
+            _remove(values, problem.path)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
