@@ -93,6 +93,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
         "classification": Entry("data.readers.classification:Classification", "labelled images with captions from templates"),
         "elevater": Entry("data.readers.elevater:Elevater", "a data set in ELEVATER's layout"),
+        "clip_benchmark": Entry("data.readers.clip_benchmark:ClipBenchmark", "a data set in CLIP_benchmark's webdataset layout"),
         "shapes": Entry("data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"),
     },
     "augment": {

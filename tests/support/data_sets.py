@@ -107,6 +107,20 @@ def elevater_data(folder: Path) -> dict[str, Any]:
     return {"reader": "elevater", "root": str(folder), "dataset": "toy-colours", "split": "train"}
 
 
+def clip_benchmark_data(folder: Path) -> dict[str, Any]:
+    (folder / "classnames.txt").write_text("apple\nripe pear\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na drawing of a {c}.\n")
+    for split in ("train", "test"):
+        for shard in range(2):
+            members: dict[str, bytes] = {}
+            for number in range(3 * shard, 3 * shard + 3):
+                members[f"s{number:07}.jpg"] = encoded(photo(number + (100 if split == "train" else 0)))
+                members[f"s{number:07}.cls"] = str(number % 2).encode()
+            write_tar(folder / split / f"{shard}.tar", members)
+        (folder / split / "nshards.txt").write_text("2\n")
+    return {"reader": "clip_benchmark", "path": str(folder), "split": "test"}
+
+
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "csv": csv_data,
     "folder": folder_data,
@@ -114,6 +128,7 @@ READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "coco": coco_data,
     "classification": classification_data,
     "elevater": elevater_data,
+    "clip_benchmark": clip_benchmark_data,
     "shapes": shapes_data,
 }
 """Reader -> writes a small data set into a folder and returns the `data:` section that reads it. Every reader has its line here."""

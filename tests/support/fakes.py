@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
@@ -74,6 +75,25 @@ class FakeReader(Reader):
         return int(self._starts[-1])
 
 
+class Coloured(FakeReader):
+    """A fake reader with recipe keys, for a suite's `data:`: `num_classes` classes in turn, two captions a picture.
+
+    The training pictures are others than the validation pictures.
+    """
+
+    def __init__(self, *, num_classes: int = 8, num_samples: int = 480, split: str = "val", several: bool = False) -> None:
+        offset = {"val": 0, "test": 1024, "train": 2048}[split]
+        labels: list[int | tuple[int, ...]] = [position % num_classes for position in range(num_samples)]
+        if several:
+            labels = [(position % num_classes, (position // 3) % num_classes) for position in range(num_samples)]
+        captions = [[f"picture {offset + i}", f"again picture {offset + i}"] for i in range(num_samples)]
+        classes = [f"kind {number}" for number in range(num_classes)]
+        super().__init__(labels, captions, classes, name=f"coloured-{num_classes}", offset=offset, split=split)
+
+
+COLOURED = "tests.support.fakes:Coloured"
+
+
 def colour_of(position: int) -> tuple[int, int, int]:
     """The colour of the picture at a position; steps of 16 survive rounding."""
     return (position % 16 * 16, position // 16 % 16 * 16, position // 256 * 16)
@@ -135,6 +155,21 @@ class FakeTower(nn.Module):
 
     def digest(self) -> str:
         return f"{self.name}-{self.modality}-{self.feature_width}"
+
+
+class TableBackbone(Backbone):
+    """A backbone that looks the picture's position up in a table, and has one weight to learn."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.modality, self.width, self.settings = "image", table.shape[1], "table"
+        self.image_input = ImageInput(size_px=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.register_buffer("table", table)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert isinstance(self.table, Tensor)
+        return self.table[torch.tensor(position_of(inputs * 255))] * self.scale
 
 
 def read_texts(inputs: TextInput) -> list[str]:

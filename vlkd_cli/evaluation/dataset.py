@@ -7,14 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.places import found_by_name
 from vlkd_cli.evaluation.suite import Subject
 
 DEFAULT_DATA = {"reader": "shapes", "split": "val"}
+
+
+Data = str | Mapping[str, Any] | None
+"""A suite's `data:` key."""
 
 
 class Dataset(NamedTuple):
@@ -30,12 +36,13 @@ class Dataset(NamedTuple):
         return self.reader.fingerprint()
 
 
-def open_dataset(subject: Subject, data: Mapping[str, Any] | None, *, split: str | None = None) -> Dataset:
+def open_dataset(subject: Subject, data: Data, *, split: str | None = None) -> Dataset:
     """The data of a suite's `data:` key; by default the drawn shapes.
 
     Args:
-        subject: whose `data_root` relative paths of data are looked up in, where the path does not exist as it is.
-        data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result calls it.
+        subject: whose `data_root` data sets are looked up in by name.
+        data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result calls it; or `{dataset: NAME, ...}`
+            or just the name of a data set below the data root.
         split: another part of the same data.
 
     Raises:
@@ -43,8 +50,10 @@ def open_dataset(subject: Subject, data: Mapping[str, Any] | None, *, split: str
     """
     from vlkd_cli.data.open import open_reader
 
-    keys = dict(data or DEFAULT_DATA)
+    keys = {"dataset": data} if isinstance(data, str) else dict(data or DEFAULT_DATA)
     name = str(keys.pop("name", "") or _name(keys))
+    if "reader" not in keys and "readers" not in keys:
+        keys = found_by_name(keys, subject.data_root)
     if split is not None:
         keys["split"] = split
     reader = open_reader(keys)
@@ -65,7 +74,7 @@ class LabelledPair(NamedTuple):
     test_labels: Tensor
 
 
-def labelled_pair(subject: Subject, data: Mapping[str, Any] | None, train_data: Mapping[str, Any] | None) -> LabelledPair:
+def labelled_pair(subject: Subject, data: Data, train_data: Data) -> LabelledPair:
     """The two parts of a suite that learns from labels.
 
     Args:
@@ -102,7 +111,7 @@ def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
     Raises:
         DataError: an image has no label, or one beyond the class names.
     """
-    labels = torch.tensor([reader.label(index) for index in range(len(reader))], dtype=torch.int64)
+    labels = torch.from_numpy(np.asarray(reader.labels_of(np.arange(len(reader))), dtype=np.int64))
     wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
     if len(wrong):
         first = int(wrong[0])

@@ -16,10 +16,10 @@ GROUP = 64
 
 
 class Neighbours(NamedTuple):
-    """`similarity` `[N, k]` float32 in falling order and `index` `[N, k]` int64 of the candidates."""
+    """`similarity` `[N, k]` float32 in falling order and the `rows` `[N, k]` int64 of the candidates."""
 
     similarity: Tensor
-    index: Tensor
+    rows: Tensor
 
 
 def nearest(queries: Tensor, candidates: Tensor, k: int, *, rough: bool | None = None) -> Neighbours:
@@ -44,7 +44,7 @@ def nearest(queries: Tensor, candidates: Tensor, k: int, *, rough: bool | None =
     search = _RoughSearch(candidates, k) if rough else _Search(candidates, k)
     rows = max(1, BLOCK_BYTES // (search.bytes_per_score * groups * GROUP))
     parts = [search(queries[start : start + rows]) for start in range(0, len(queries), rows)]
-    return Neighbours(torch.cat([part.similarity for part in parts]), torch.cat([part.index for part in parts]))
+    return Neighbours(torch.cat([part.similarity for part in parts]), torch.cat([part.rows for part in parts]))
 
 
 def _plain(queries: Tensor, candidates: Tensor, k: int) -> Neighbours:
@@ -117,7 +117,7 @@ class _RoughSearch(_Search):
         unsure = (last + last.abs() / 128 + error >= similarity[:, -1]).nonzero().flatten()
         if len(unsure):
             again = self.exact(queries[unsure])
-            similarity[unsure], index[unsure] = again.similarity, again.index
+            similarity[unsure], index[unsure] = again.similarity, again.rows
         return Neighbours(similarity, index)
 
 

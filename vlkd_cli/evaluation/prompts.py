@@ -12,6 +12,7 @@ from typing import Any
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
+from vlkd_cli.evaluation.dataset import Data, Dataset
 
 GENERIC = "photo"
 """The template set for data that no set is made for."""
@@ -65,6 +66,36 @@ def prompts(names: Sequence[str], reader: Reader, chosen: str | Sequence[str] | 
     if not source:
         raise DataError(f"templates '{chosen}': there are none.")
     return [[fill(template, name) for template in source] for name in names]
+
+
+def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: Data) -> list[str]:
+    """`class_names`; a well-known data set whose files tell no readable names gets those that vlkd knows.
+
+    Args:
+        data: the suite's `data:` key.
+    """
+    if chosen is None and _left_to_us(data, "classes"):
+        known = known_as(dataset.name)
+        own = dataset.reader.classes or ()
+        if known == "imagenet1k" and len(own) == 1000:
+            chosen = "open_clip:imagenet"
+        elif len(load_classes().get(known, ())) == len(own):
+            chosen = load_classes().get(known)
+    return class_names(dataset.reader, chosen, dataset.name)
+
+
+def prompts_of(dataset: Dataset, names: Sequence[str], chosen: str | Sequence[str] | None, data: Data) -> list[list[str]]:
+    """`prompts`; a well-known data set gets the templates that vlkd has for it."""
+    if chosen is None and _left_to_us(data, "templates") and known_as(dataset.name) in load_templates():
+        chosen = known_as(dataset.name)
+    return prompts(names, dataset.reader, chosen, dataset.name)
+
+
+def _left_to_us(data: Data, key: str) -> bool:
+    """Whether a data set is named, and read by the reader that knows names only as they stand in the files."""
+    if isinstance(data, str) or data is None:
+        return isinstance(data, str)
+    return key not in data and data.get("reader", "classification") == "classification" and "dataset" in data
 
 
 def fill(template: str, name: str) -> str:

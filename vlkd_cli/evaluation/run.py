@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkd_cli import catalog
+from vlkd_cli import catalog, console
+from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
@@ -31,7 +32,8 @@ def run_suites(subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | No
     results: list[Result] = []
     try:
         for suite in suites:
-            found = suite.run(subject)
+            # Rank 0's results: what a library computes may differ in the last bit from machine to machine.
+            found = broadcast_object(suite.run(subject))
             results.extend(found)
             if folder is not None and is_main():
                 for result in found:
@@ -81,8 +83,6 @@ def write_result(result: Result, folder: Path) -> Path:
 
 def print_results(results: Sequence[Result]) -> None:
     """One table: a line per metric, with the value that a random encoder would reach beside it."""
-    from vlkd_cli import console
-
     rows = [
         [result.suite, result.dataset, result.split, metric, _number(value), _number(result.chance.get(metric))]
         for result in results

@@ -38,7 +38,7 @@ class Clustering(Suite):
     def __init__(
         self,
         *,
-        data: dict[str, Any] | None = None,
+        data: str | dict[str, Any] | None = None,
         clusters: int | None = None,
         restarts: int = 5,
         iterations: int = 100,

@@ -34,8 +34,8 @@ class KNN(Suite):
     def __init__(
         self,
         *,
-        data: dict[str, Any] | None = None,
-        train_data: dict[str, Any] | None = None,
+        data: str | dict[str, Any] | None = None,
+        train_data: str | dict[str, Any] | None = None,
         k: list[int] | None = None,
         temperature: float = 0.07,
         point: Literal["backbone", "projected"] = "backbone",
@@ -96,5 +96,5 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, *, ks: tuple[int, ...], te
     """
     found = nearest(test, train, max(ks))
     weights = (found.similarity / temperature).exp() if temperature else torch.ones_like(found.similarity)
-    classes = labels.to(found.index.device)[found.index]
+    classes = labels.to(found.rows.device)[found.rows]
     return {k: torch.zeros(len(test), num_classes, device=test.device).scatter_add_(1, classes[:, :k], weights[:, :k]) for k in ks}

@@ -31,7 +31,9 @@ class Retrieval(Suite):
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
-    def __init__(self, *, data: dict[str, Any] | None = None, k: list[int] | None = None, captions_per_image: int | None = None) -> None:
+    def __init__(
+        self, *, data: str | dict[str, Any] | None = None, k: list[int] | None = None, captions_per_image: int | None = None
+    ) -> None:
         self.data = data
         self.k = tuple(sorted(k or (1, 5, 10)))
         self.captions_per_image = captions_per_image

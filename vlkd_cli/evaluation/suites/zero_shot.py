@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.metrics import (
     recall_per_class,
     top_k_accuracy,
 )
-from vlkd_cli.evaluation.prompts import class_names, prompts
+from vlkd_cli.evaluation.prompts import names_of, prompts_of
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Subject, Suite
 
@@ -49,7 +49,7 @@ class ZeroShot(Suite):
     def __init__(
         self,
         *,
-        data: dict[str, Any] | None = None,
+        data: str | dict[str, Any] | None = None,
         templates: str | list[str] | None = None,
         classes: str | list[str] | None = None,
         ensemble: Ensemble = "normalise",
@@ -67,8 +67,8 @@ class ZeroShot(Suite):
 
     def run(self, subject: Subject) -> list[Result]:
         dataset = open_dataset(subject, self.data)
-        names = class_names(dataset.reader, self.classes, dataset.name)
-        texts = prompts(names, dataset.reader, self.templates, dataset.name)
+        names = names_of(dataset, self.classes, self.data)
+        texts = prompts_of(dataset, names, self.templates, self.data)
         images = normalise(embed_images(subject, dataset.reader))
         classifier = class_features(subject, texts, self.ensemble)
         if images.shape[1] != classifier.shape[1]:

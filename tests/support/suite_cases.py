@@ -1,0 +1,112 @@
+"""For every suite of the catalogue: small data, towers that know everything, and towers that know nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.support.fakes import COLOURED, FakeTower, TableBackbone, random_feature
+from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.towers.tower import Tower
+
+CLASSES = 8
+
+
+class Case(NamedTuple):
+    """What a suite is given, and how near to its chance level random towers come."""
+
+    keys: dict[str, Any]
+    perfect: Subject
+    random: Subject
+    error: float
+    """About four standard deviations of the headline under random towers."""
+    best: float = 1.0
+    """The headline of perfect towers."""
+
+
+def class_of_picture(position: int) -> Tensor:
+    """Tells the class and nothing else."""
+    return torch.eye(CLASSES)[position % CLASSES]
+
+
+def class_of_prompt(text: str) -> Tensor:
+    """The class that a prompt ends with; 'kind 3' of 'a photo of a kind 3.'."""
+    return torch.eye(CLASSES)[int("".join(letter for letter in text.split("kind")[1] if letter.isdigit()))]
+
+
+def picture_of_caption(text: str) -> Tensor:
+    """The feature of the picture that a caption names."""
+    return random_feature(32)(int(text.split()[-1]))
+
+
+def subject(image: Callable[[int], Tensor], text: Callable[[str], Tensor], width: int) -> Subject:
+    return Subject(FakeTower("image", image, width), FakeTower("text", text, width))
+
+
+def knowing_classes() -> Subject:
+    return subject(class_of_picture, class_of_prompt, CLASSES)
+
+
+def knowing_nothing() -> Subject:
+    return subject(random_feature(32, 1), random_feature(32, 2), 32)
+
+
+def labelled(error: float, **keys: Any) -> Case:
+    return Case({"data": {"reader": COLOURED}, **keys}, knowing_classes(), knowing_nothing(), error)
+
+
+def zero_shot(folder: Path) -> Case:
+    return labelled(0.06)
+
+
+def linear_probe(folder: Path) -> Case:
+    return labelled(0.06, tune=False)
+
+
+def knn(folder: Path) -> Case:
+    return labelled(0.06, k=[20])
+
+
+def clustering(folder: Path) -> Case:
+    return labelled(0.06)
+
+
+def few_shot(folder: Path) -> Case:
+    return labelled(0.06, shots=[1, 5])
+
+
+def pairs(error: float) -> Case:
+    knowing = subject(random_feature(32), picture_of_caption, 32)
+    return Case({"data": {"reader": COLOURED, "num_samples": 200}}, knowing, knowing_nothing(), error)
+
+
+def retrieval(folder: Path) -> Case:
+    return pairs(0.03)
+
+
+def feature_analysis(folder: Path) -> Case:
+    return pairs(0.06)
+
+
+def fine_tune(folder: Path) -> Case:
+    knowing = Subject(Tower("image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1))), None)
+    table = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0))
+    keys = {"data": {"reader": COLOURED, "num_samples": 240}, "epochs": 2, "lr": 0.1}
+    return Case(keys, knowing, Subject(Tower("image", TableBackbone(table)), None), 0.09)
+
+
+SUITE_CASES: dict[str, Callable[[Path], Case]] = {
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
+    "linear_probe": linear_probe,
+    "knn": knn,
+    "clustering": clustering,
+    "few_shot": few_shot,
+    "feature_analysis": feature_analysis,
+    "fine_tune": fine_tune,
+}
+"""Suite -> writes its data into a folder, if it needs files, and returns the case. Every suite has its line here."""

@@ -1,0 +1,96 @@
+"""How image and text features lie to each other."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.geometry import (
+    alignment,
+    effective_rank,
+    mean_deviation,
+    mean_positive_cosine,
+    modality_gap,
+    spectrum,
+    uniformity,
+)
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class FeatureAnalysis(Suite):
+    """Alignment, uniformity, modality gap and spectrum of the unit-length features of images and their first captions.
+
+    These describe; only `pair_cosine` (the mean cosine of an image and its caption) has a best value, 1.
+
+    Args:
+        data: image-caption data.
+        items: at most so many images, spread evenly over the data.
+
+    Source: ProtoCLIP analyze_features.py; Wang and Isola 2020; Liang et al. 2022; Roy and Vetterli 2007.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
+    def __init__(self, *, data: str | dict[str, Any] | None = None, items: int = 10_000) -> None:
+        self.data, self.items = data, items
+        if items < 2:
+            raise RecipeError("suite 'feature_analysis': items is at least 2.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset = open_dataset(subject, self.data)
+        reader = dataset.reader
+        count = min(self.items, len(reader))
+        if count < 2:
+            raise DataError(f"data '{dataset.name}' has {len(reader)} images; their relations need two.")
+        rows = [position * len(reader) // count for position in range(count)]
+        captions = []
+        for row in rows:
+            own = reader.captions(row)
+            if not own:
+                raise DataError(f"{reader.name(row)}: has no caption; feature_analysis needs one for every image.")
+            captions.append(own[0])
+        images = normalise(embed_images(subject, reader, indices=rows))
+        texts = normalise(embed_texts(subject, captions))
+        if images.shape[1] != texts.shape[1]:
+            raise RecipeError(
+                f"the image tower embeds {images.shape[1]} values and the text tower {texts.shape[1]}; feature_analysis compares them. "
+                f"Give one of them `head: {{name: linear, width: {texts.shape[1]}}}`."
+            )
+        metrics = {
+            "pair_cosine": (images * texts).double().sum(1).mean().item(),
+            "alignment": alignment(images, texts),
+            "modality_gap": modality_gap(images, texts),
+        }
+        details: dict[str, Any] = {}
+        for modality, features in (("image", images), ("text", texts)):
+            shares = spectrum(features)
+            metrics |= {
+                f"{modality}_uniformity": uniformity(features),
+                f"{modality}_mean_positive_cosine": mean_positive_cosine(features),
+                f"{modality}_mean_deviation": mean_deviation(features),
+                f"{modality}_effective_rank": effective_rank(shares),
+            }
+            # The numbers of axes that hold so much of the variance, for a plot of the spectrum.
+            details[f"{modality}_spectrum"] = [round(share, 8) for share in shares.tolist()]
+            cumulative = shares.cumsum(0)
+            details[f"{modality}_axes_for_90_percent"] = int(torch.searchsorted(cumulative, torch.tensor(0.9, dtype=cumulative.dtype))) + 1
+        return [
+            Result(
+                suite="feature_analysis",
+                dataset=dataset.name,
+                split=dataset.split,
+                protocol="first_caption",
+                metrics=metrics,
+                headline="pair_cosine",
+                chance={"pair_cosine": 0.0, "alignment": 2.0},
+                num_items=count,
+                hashes={"rows": dataset.row_hash},
+                settings={"items": count, "width": images.shape[1], "precision": subject.precision},
+                details=details,
+            )
+        ]

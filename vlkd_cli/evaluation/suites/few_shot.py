@@ -1,0 +1,105 @@
+"""What can be learnt from a few images per class."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.encode import embed_images, normalise
+from vlkd_cli.evaluation.linear import logistic_regression
+from vlkd_cli.evaluation.metrics import mean_per_class
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class FewShot(Suite):
+    """Logistic regression on k images per class, over several draws: mean and spread.
+
+    Only the drawn training images are embedded. The draws are those of the ELEVATER toolkit.
+
+    Args:
+        data: labelled images that are judged.
+        train_data: labelled images that are drawn from; by default the same data with `split: train`.
+        shots: numbers of images per class; a class with fewer gives all it has.
+        seeds: one draw for each.
+        C: inverse regulariser; there is nothing to choose it on.
+        point: features before the head, or after it.
+        normalise: bring features to unit length first.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self,
+        *,
+        data: str | dict[str, Any] | None = None,
+        train_data: str | dict[str, Any] | None = None,
+        shots: list[int] | None = None,
+        seeds: list[int] | None = None,
+        C: float = 3.16,
+        point: Literal["backbone", "projected"] = "backbone",
+        normalise: bool = False,
+    ) -> None:
+        self.data, self.train_data = data, train_data
+        self.shots = tuple(sorted([shots] if isinstance(shots, int) else shots or (1, 5, 20)))
+        self.seeds = tuple(seeds if seeds is not None else (0, 1, 2))
+        self.C, self.point, self.normalise = C, point, normalise
+        if self.shots[0] < 1 or not self.seeds:
+            raise RecipeError("suite 'few_shot': shots are at least 1, and there is at least one seed.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        from vlkd_cli.elevater.sampler import few_shot
+
+        pair = labelled_pair(subject, self.data, self.train_data)
+        labels = [(label,) for label in pair.train_labels.tolist()]
+        draws = {(shots, seed): few_shot(labels, shots, seed) for shots in self.shots for seed in self.seeds}
+        rows = sorted(set().union(*draws.values()))
+        place = {row: number for number, row in enumerate(rows)}
+        train = embed_images(subject, pair.train.reader, point=self.point, indices=rows)
+        test = embed_images(subject, pair.test.reader, point=self.point)
+        if self.normalise:
+            train, test = normalise(train), normalise(test)
+        metrics: dict[str, float] = {}
+        chance: dict[str, float] = {}
+        details: dict[str, Any] = {}
+        for shots in self.shots:
+            top1, per_class = [], []
+            for seed in self.seeds:
+                drawn = draws[shots, seed]
+                fitted = logistic_regression(train[[place[row] for row in drawn]], pair.train_labels[drawn], C=self.C)
+                predicted = torch.from_numpy(np.asarray(fitted.predict(test.numpy()), dtype=np.int64))
+                top1.append((predicted == pair.test_labels).double().mean().item())
+                per_class.append(mean_per_class(predicted, pair.test_labels))
+            for name, values in (("top1", top1), ("mean_per_class", per_class)):
+                metrics[f"{shots}shot_{name}"] = float(np.mean(values))
+                chance[f"{shots}shot_{name}"] = 1 / len(pair.classes)
+            # The spread of the population of these seeds, not an estimate for all seeds.
+            metrics[f"{shots}shot_top1_spread"] = float(np.std(top1))
+            details[f"{shots}shot_top1_per_seed"] = dict(zip(map(str, self.seeds), top1, strict=True))
+        return [
+            Result(
+                suite="few_shot",
+                dataset=pair.test.name,
+                split=pair.test.split,
+                protocol="logistic_regression",
+                metrics=metrics,
+                headline=f"{self.shots[-1]}shot_top1",
+                chance=chance,
+                num_items=len(test),
+                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                settings={
+                    "shots": list(self.shots),
+                    "seeds": list(self.seeds),
+                    "C": self.C,
+                    "point": self.point,
+                    "normalise": self.normalise,
+                    "train_split": pair.train.split,
+                    "precision": subject.precision,
+                },
+                details=details,
+            )
+        ]

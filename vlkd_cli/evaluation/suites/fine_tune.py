@@ -1,0 +1,119 @@
+"""Train the whole image tower on labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.fine_tuning import TowerClassifier, class_probabilities, train_classifier
+from vlkd_cli.evaluation.metrics import top_k_accuracy
+from vlkd_cli.evaluation.probes import HeadSetting
+from vlkd_cli.evaluation.prompts import prompts_of
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suites.linear_probe import accuracies
+from vlkd_cli.evaluation.suites.zero_shot import class_features
+from vlkd_cli.evaluation.wise_ft import interpolate_states
+
+
+class FineTune(Suite):
+    """Fine-tune a copy of the image tower with a linear classifier on it, as ELEVATER does, and judge the last epoch.
+
+    Every rank trains the same copy on the same batches, so more processes make it no faster.
+
+    Args:
+        data: labelled images that are judged.
+        train_data: labelled images to learn from; by default the same data with `split: train`.
+        epochs: passes over the training images; the learning rate is constant.
+        lr: learning rate of SGD with momentum 0.9.
+        weight_decay: on all weights and biases.
+        batch_size: images per step.
+        point: the classifier's input: features before the head, or after it.
+        text_start: start the classifier from the classes' text features, which needs `point: projected` and a text tower.
+        templates: prompt templates for `text_start`, as in zero_shot.
+        wise_ft: also score the weights between the start (0) and the end (1) of fine-tuning; makes sense with `text_start`.
+        seed: of the order of images and of the classifier's start.
+
+    Source: Elevater_Toolkit_IC @00d0af7, full_model_finetune.py; Wortsman et al. 2022 for `wise_ft`.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self,
+        *,
+        data: str | dict[str, Any] | None = None,
+        train_data: str | dict[str, Any] | None = None,
+        epochs: int = 10,
+        lr: float = 0.01,
+        weight_decay: float = 1e-6,
+        batch_size: int = 64,
+        point: Literal["backbone", "projected"] = "projected",
+        text_start: bool = False,
+        templates: str | list[str] | None = None,
+        wise_ft: list[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.data, self.train_data = data, train_data
+        self.epochs, self.setting, self.batch_size, self.seed = epochs, HeadSetting(lr, weight_decay), batch_size, seed
+        self.point, self.text_start, self.templates, self.wise_ft = point, text_start, templates, tuple(wise_ft or ())
+        if epochs < 1 or batch_size < 2:
+            raise RecipeError("suite 'fine_tune': epochs is at least 1 and batch_size at least 2.")
+        if text_start and point == "backbone":
+            raise RecipeError("suite 'fine_tune': text_start needs point projected, where image and text features compare.")
+
+    def run(self, subject: Subject) -> list[Result]:
+        assert subject.image is not None
+        pair = labelled_pair(subject, self.data, self.train_data)
+        start = None
+        if self.text_start:
+            if subject.text is None:
+                raise RecipeError("suite 'fine_tune': text_start needs a text tower, and there is none.")
+            start = class_features(subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise")
+        num_classes = len(pair.classes)
+        network = TowerClassifier(subject.image, num_classes, point=self.point, initial=start, seed=self.seed)
+        before = copy.deepcopy(network.state_dict())
+        rows, test_rows = range(len(pair.train_labels)), range(len(pair.test_labels))
+        keys: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
+        for _ in train_classifier(subject, network, pair.train.reader, rows, pair.train_labels, self.setting, **keys):
+            pass
+        metrics, chance = accuracies(class_probabilities(subject, network, pair.test.reader, test_rows), pair.test_labels, num_classes)
+        after = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        for alpha in self.wise_ft:
+            network.load_state_dict(interpolate_states(before, after, alpha))
+            probabilities = class_probabilities(subject, network, pair.test.reader, test_rows)
+            metrics[f"wise_ft_{alpha:g}_top1"] = top_k_accuracy(probabilities, pair.test_labels)
+            chance[f"wise_ft_{alpha:g}_top1"] = 1 / num_classes
+        del network
+        if subject.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [
+            Result(
+                suite="fine_tune",
+                dataset=pair.test.name,
+                split=pair.test.split,
+                protocol="elevater_last_epoch",
+                metrics=metrics,
+                headline="top1",
+                chance=chance,
+                num_items=len(pair.test_labels),
+                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                settings={
+                    "epochs": self.epochs,
+                    "lr": self.setting.lr,
+                    "weight_decay": self.setting.weight_decay,
+                    "batch_size": self.batch_size,
+                    "point": self.point,
+                    "text_start": self.text_start,
+                    "train_split": pair.train.split,
+                    "train_images": len(pair.train_labels),
+                    "num_classes": num_classes,
+                    "seed": self.seed,
+                    "precision": subject.precision,
+                },
+            )
+        ]
