@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WORDS = "a photo of the cat dog sits on mat and looks at big red blue green small round square circle".split()
+# fmt: off
+WORDS = [
+    "a", "photo", "of", "the", "cat", "dog", "sits", "on", "mat", "and", "looks", "at", "big", "red", "blue", "green", "small", "round",
+    "square", "circle",
+]
+# fmt: on
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 SENTENCES = ["a photo of the big red dog", "the cat", "a small round blue circle sits on the mat and looks at the dog"]
 

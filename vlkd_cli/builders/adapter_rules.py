@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
         return {**config, "model_type": config.get("type", config.get("model_type"))}
     for key in ("pretrained", "model"):
         place = tower.get(key)
-        if isinstance(place, str) and (found := _find_config(place)) is not None:
+        if isinstance(place, str) and (found := _find_config(place, tower.get("cache_dir"))) is not None:
             try:
                 return dict(json.loads(found.read_text(encoding="utf-8")))
             except (OSError, ValueError):
@@ -167,25 +168,33 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _find_config(place: str) -> Path | None:
-    folder = Path(place).expanduser()
-    if folder.is_dir():
+def _find_config(place: str, cache_dir: str | None) -> Path | None:
+    """The config.json of a model by the places where `huggingface_load` would look, in its order."""
+    if place.startswith("package:"):
+        package = place.removeprefix("package:")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        roots = list(spec.submodule_search_locations or ()) if spec is not None else []
+        found = sorted((path for root in roots for path in Path(root).rglob("config.json")), key=lambda path: (len(path.parts), str(path)))
+        return found[0] if found else None
+    cache = Path(cache_dir or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser()
+    for folder in (Path(place).expanduser(), cache / "huggingface" / place):
         # Sentence-transformers once kept the encoder in a folder of its own.
-        candidates = (folder / "config.json", folder / "0_Transformer" / "config.json")
-        return next((path for path in candidates if path.is_file()), None)
+        for path in (folder / "config.json", folder / "0_Transformer" / "config.json"):
+            if path.is_file():
+                return path
     if place.count("/") <= 1 and not place.startswith((".", "/", "~")):
-        return _cached_config(place)
+        return _downloaded_config(place, str(cache / "hub") if cache_dir or os.environ.get("VLKD_CACHE") else None)
     return None
 
 
-def _cached_config(hub_id: str) -> Path | None:
+def _downloaded_config(hub_id: str, hub: str | None) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(hub_id, "config.json")
+        found = try_to_load_from_cache(hub_id, "config.json", cache_dir=hub)
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None

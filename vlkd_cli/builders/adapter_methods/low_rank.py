@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -107,7 +108,10 @@ class VeRA(PeftMethod):
     def config(self) -> Any:
         from peft import VeraConfig
 
-        return VeraConfig(save_projection=False, **self.options)
+        with warnings.catch_warnings():
+            # It warns that the random matrices come from their seed; that is what is wanted.
+            warnings.simplefilter("ignore", UserWarning)
+            return VeraConfig(save_projection=False, **self.options)
 
 
 class IA3(PeftMethod):

