@@ -36,9 +36,13 @@ def find_folder(subject: Subject, data: str | None, suite: str, *, holds: Sequen
     raise DataError(f"suite '{suite}': {looked} holds no {_one_of(holds)}. Nothing is downloaded: put the data there as published.")
 
 
-def missing_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the files below `root` that are not there."""
-    return [name for name in names if not (root / name).is_file()]
+def missing_files(root: Path, names: Sequence[str]) -> list[str]:
+    """Those of the files below `root` that are not there; a folder that lacks all of several is named instead of them."""
+    missing = [name for name in names if not (root / name).is_file()]
+    folders = {name.rpartition("/")[0] for name in names}
+    if len(missing) == len(names) > 2 and len(folders) == 1:
+        return [f"all {len(names)} files of {folders.pop()}/"]
+    return missing
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:

@@ -28,7 +28,7 @@ class Captioned(Suite):
     `data: {reader: csv, path: test.csv, caption: caption, label: label}` and the same as `train_data` with `path: train.csv`.
 
     Args:
-        data: what is judged, `{reader: ..., ...}`; by default the drawn shapes.
+        data: what is judged, `{reader: ..., ...}` or the name of a data set below `--data`; by default the drawn shapes.
         train_data: what is learnt from; by default the same data with `split: train`.
         captions: every caption is a row of its own (`all`), or only an image's first one (`first`).
         C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of the training images.
@@ -42,8 +42,8 @@ class Captioned(Suite):
     def __init__(
         self,
         *,
-        data: dict[str, Any] | None = None,
-        train_data: dict[str, Any] | None = None,
+        data: str | dict[str, Any] | None = None,
+        train_data: str | dict[str, Any] | None = None,
         captions: Literal["all", "first"] = "all",
         C: float | None = None,
         point: Literal["projected", "backbone"] = "projected",

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.text_folders import perfect_subject, random_subject, write_senteval
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.senteval_tasks import PROBING, TASKS
+from vlkd_cli.evaluation.suites.senteval import SentEval
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_senteval(tmp_path_factory.mktemp("senteval"))
+
+
+def test_a_perfect_encoder_scores_one_in_every_task(root: Path) -> None:
+    results = {result.dataset: result for result in SentEval(data=str(root), classifier="sklearn", kfold=2).run(perfect_subject())}
+    assert set(results) == {*TASKS, "average"} and len(PROBING) == 10
+    for name, result in results.items():
+        if "accuracy" in result.metrics:
+            assert result.metrics["accuracy"] == 1, name
+    assert results["MRPC"].metrics["f1"] == 1
+    assert results["STS-B"].metrics["spearman"] > 0.8 and results["SICK-R"].metrics["spearman"] > 0.8
+
+
+def test_a_random_encoder_stays_near_chance(root: Path) -> None:
+    for result in SentEval(data=str(root), tasks=["MR", "TREC"], classifier="sklearn", kfold=2).run(random_subject()):
+        assert result.metrics["accuracy"] < result.chance["accuracy"] + 0.25, result.dataset
+
+
+def test_the_torch_classifier_learns_what_logistic_regression_learns(root: Path) -> None:
+    # Many small steps: on few rows the early stopping of the defaults ends near the start.
+    (result,) = SentEval(data=str(root), tasks=["SST2"], hidden=20).run(perfect_subject())
+    assert result.protocol == "split_paper" and result.settings["hidden"] == 20
+    assert result.metrics["accuracy"] > 0.5
+
+
+def test_word_content_is_always_linear(root: Path) -> None:
+    content, length = SentEval(data=str(root), tasks=["WordContent", "Length"], classifier="fast", hidden=5).run(random_subject())
+    assert (content.settings["hidden"], length.settings["hidden"]) == (0, 5)
+
+
+def test_items_are_sorted_by_tokens_then_label(root: Path) -> None:
+    for name, task in TASKS.items():
+        for part in task.read([root / file for file in task.files]):
+            keys = [len(text.split()) for text in part.first]
+            assert keys == sorted(keys), name
+            if part.second is None:
+                assert all(a <= b for a, b, same in zip(part.labels, part.labels[1:], np.diff(keys) == 0, strict=False) if same), name
+
+
+def test_latin_1_is_read_and_the_byte_order_mark_is_not_a_label(root: Path) -> None:
+    task = TASKS["MR"]
+    assert task.read([root / file for file in task.files])[0].first[0].startswith("café one")
+    assert sorted(set(TASKS["MRPC"].read([root / file for file in TASKS["MRPC"].files])[0].labels)) == [0, 1]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    root = write_senteval(tmp_path, items=12)
+    (root / "probing/past_present.txt").unlink()
+    with pytest.raises(DataError, match=r"Tense misses probing/past_present\.txt"):
+        SentEval(data=str(root), tasks=["Tense", "MR"]).run(random_subject())
+
+
+def test_a_damaged_line_is_told_with_its_place(root: Path, tmp_path: Path) -> None:
+    broken = write_senteval(tmp_path, items=12)
+    (broken / "downstream/TREC/TREC_10.label").write_text("NUM:dist how far\nnothing here\n")
+    with pytest.raises(DataError, match=r"TREC_10\.label:2: expected 'COARSE:fine question'"):
+        SentEval(data=str(broken), tasks=["TREC"]).run(random_subject())
+
+
+def test_too_few_items_for_the_folds_say_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"MR: the rarest class has 6 items, and 10 folds need one each"):
+        SentEval(data=str(write_senteval(tmp_path, items=12)), tasks=["MR"]).run(random_subject())
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(RecipeError, match="'hidden' has no effect"):
+        SentEval(classifier="sklearn", hidden=50)
+    with pytest.raises(RecipeError, match="'dropout' has no effect"):
+        SentEval(dropout=0.1)
+    with pytest.raises(RecipeError, match="Did you mean 'SST2'"):
+        SentEval(tasks=["sst2"])
