@@ -8,30 +8,7 @@ from typing import Any
 
 from vlkd_cli.data.elevater_sets import find_set, known_sets, locate
 from vlkd_cli.errors import DataError
-
-TORCHVISION = {
-    "caltech101": ("Caltech101", "caltech101"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR100", "cifar-100-python"),
-    "country211": ("Country211", "country211"),
-    "dtd": ("DTD", "dtd"),
-    "eurosat": ("EuroSAT", "eurosat"),
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST"),
-    "fer2013": ("FER2013", "fer2013"),
-    "fgvc_aircraft": ("FGVCAircraft", "fgvc-aircraft-2013b"),
-    "flowers102": ("Flowers102", "flowers-102"),
-    "food101": ("Food101", "food-101"),
-    "gtsrb": ("GTSRB", "gtsrb"),
-    "imagenet1k": ("ImageNet", "meta.bin"),
-    "mnist": ("MNIST", "MNIST"),
-    "pcam": ("PCAM", "pcam"),
-    "pets": ("OxfordIIITPet", "oxford-iiit-pet"),
-    "rendered_sst2": ("RenderedSST2", "rendered-sst2"),
-    "stl10": ("STL10", "stl10_binary"),
-    "sun397": ("SUN397", "SUN397"),
-    "svhn": ("SVHN", "test_32x32.mat"),
-}
-"""vlkd's name of a data set: torchvision's class, and what that class keeps directly below its root."""
+from vlkd_cli.evaluation.known_sets import TORCHVISION, known_as
 
 
 def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
@@ -43,8 +20,6 @@ def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     Raises:
         DataError: there is no such data set; says where it was looked for.
     """
-    from vlkd_cli.evaluation.prompts import known_as
-
     given = dict(keys)
     dataset = str(given.pop("dataset", ""))
     if not dataset:
@@ -56,9 +31,9 @@ def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
                 return {"reader": "clip_benchmark", "path": str(root / name), **given}
         elevater = _elevater_name(root, dataset)
         if elevater is not None:
-            return {"reader": "elevater", "root": str(root), "dataset": elevater, **{"split": "test"} | given}
+            return {"reader": "elevater", "root": str(root), "dataset": elevater, **({"split": "test"} | given)}
         if known in TORCHVISION and (root / TORCHVISION[known][1]).exists():
-            return {"reader": "classification", "dataset": TORCHVISION[known][0], "root": str(root), **{"split": "test"} | given}
+            return {"reader": "classification", "dataset": TORCHVISION[known][0], "root": str(root), **({"split": "test"} | given)}
         for name in (dataset, known):
             if (root / name).is_dir():
                 return {"reader": "classification", "path": str(root / name), **given}

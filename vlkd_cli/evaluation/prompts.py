@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
 from vlkd_cli.evaluation.dataset import Data, Dataset
+from vlkd_cli.evaluation.known_sets import known_as, load_classes, load_templates
 
 GENERIC = "photo"
 """The template set for data that no set is made for."""
@@ -106,25 +105,6 @@ def fill(template: str, name: str) -> str:
     raise DataError(f"template '{template}' has no {{}} for the class name.")
 
 
-@cache
-def load_templates() -> dict[str, list[str]]:
-    """The template sets that vlkd brings along, by data set."""
-    return dict(_packaged("templates.json"))
-
-
-@cache
-def load_classes() -> dict[str, list[str]]:
-    """Class names of common data sets in their label order."""
-    return dict(_packaged("classes.json"))
-
-
-def known_as(dataset: str) -> str:
-    """A data set's name in vlkd's own lists: lower case, with underscores, without an index of a copy."""
-    plain = dataset.lower().replace("-", "_").replace(" ", "_").replace("/", "_")
-    aliases = _packaged("aliases.json")
-    return str(aliases.get(plain, plain))
-
-
 def _named_templates(chosen: str, dataset: str) -> PromptSource:
     if Path(chosen).is_file():
         return _from_file(Path(chosen))
@@ -201,10 +181,3 @@ def _package(name: str, chosen: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"'{chosen}'", "dev") from error
-
-
-@cache
-def _packaged(file: str) -> dict[str, Any]:
-    text = importlib.resources.files("vlkd_cli.evaluation").joinpath("names", file).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
