@@ -146,6 +146,9 @@ class _Names(dict[str, Any]):
                 self._aliases[node.targets[0].id] = node.value
             elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
                 self._aliases[node.target.id] = node.value
+        # The module's own `Protocol = Literal[...]` is meant, not typing's.
+        for name in self._aliases:
+            self.pop(name, None)
 
     def __missing__(self, name: str) -> Any:
         if name not in self._aliases:

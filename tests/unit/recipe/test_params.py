@@ -22,7 +22,7 @@ from typing import Literal
 from collections.abc import Sequence
 from vlkd_cli.recipe.types import NonNegative, Schedulable
 
-Norm = Literal["batch", "layer"]
+Protocol = Literal["batch", "layer"]
 HALF = 1 / 2
 
 class Base:
@@ -42,7 +42,7 @@ class Mine(Base):
     Source: nowhere.
     """
     takes = "one"
-    def __init__(self, width_in: int, *, width: int, norm: Norm | None = None, low: NonNegative = HALF, high: Schedulable = 1e-3,
+    def __init__(self, width_in: int, *, width: int, norm: Protocol | None = None, low: NonNegative = HALF, high: Schedulable = 1e-3,
                  names: Sequence[str] = ("a", "b"), other: float = a_package_that_is_not_there.X) -> None:
         self.register_buffer("centre", None)
         self.bias = Parameter(0)

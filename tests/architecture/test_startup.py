@@ -1,0 +1,67 @@
+"""What answers without torch, and quickly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.recipes import SMALL
+
+SCRIPT = """
+import sys
+from vlkd_cli.app import main
+try:
+    main(sys.argv[1:])
+except SystemExit as leaving:
+    code = leaving.code or 0
+slow = [name for name in ("torch", "torchvision", "transformers", "open_clip", "timm", "PIL") if name in sys.modules]
+print("LOADED", code, *slow)
+"""
+
+MISSPELT = SMALL.replace("{name: infonce}", "{name: infonce, logit_scal: 50}")
+
+
+def answered(*words: str) -> tuple[int, list[str], str]:
+    """Exit code, slow modules that were imported, and standard error of `vlkd WORDS`."""
+    result = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False)
+    last = result.stdout.rpartition("LOADED ")[2].split()
+    assert last, result.stderr
+    return int(last[0]), last[1:], result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+        ("recipes", "list"),
+        ("recipes", "check", "quickstart"),
+        ("recipes", "schema"),
+        ("show", "distiller", "infonce"),
+        ("list-distillers",),
+    ],
+)
+def test_looking_things_up_needs_no_torch(words):
+    assert answered(*words)[:2] == (0, [])
+
+
+@pytest.mark.parametrize("command", [("recipes", "check"), ("train",)])
+def test_a_misspelt_recipe_is_told_without_torch(command, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(MISSPELT + "optimiser: {}\n")
+    code, slow, stderr = answered(*command, str(file))
+    assert (code, slow) == (2, [])
+    assert "distillers[0].logit_scal: unknown key. Did you mean 'logit_scale'?" in stderr
+    assert "optimiser: unknown key. Did you mean 'optimizer'?" in stderr
+
+
+def test_help_loads_neither_pydantic_nor_yaml():
+    script = (
+        "import sys; from vlkd_cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'pydantic', 'yaml', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

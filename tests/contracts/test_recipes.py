@@ -1,0 +1,35 @@
+"""Every shipped recipe is right and says what it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlkd_cli.recipe.load import load_recipe
+from vlkd_cli.recipe.shipped import shipped_recipes, summary_of
+from vlkd_cli.recipe.snapshot import recipe_to_yaml
+
+RECIPES = shipped_recipes()
+
+
+def test_there_are_recipes():
+    assert "quickstart" in RECIPES
+    assert len(RECIPES) >= 7
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_passes_its_check(name, tmp_path):
+    read = load_recipe(name)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe_to_yaml(read), encoding="utf-8")
+    assert load_recipe(resolved) == read
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_opens_with_what_it_shows_and_its_command(name):
+    header = []
+    for line in RECIPES[name].read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line)
+    assert len(summary_of(RECIPES[name])) > 20
+    assert f"vlkd train recipes/{name}.yaml" in "\n".join(header)

@@ -1,0 +1,63 @@
+"""The schema for editors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vlkd_cli import catalog
+from vlkd_cli.recipe.json_schema import recipe_schema
+from vlkd_cli.recipe.params import signature_of
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return json.loads(json.dumps(recipe_schema()))
+
+
+def alternatives(schema: dict[str, Any], name_key: str) -> dict[str, dict[str, Any]]:
+    return {one["properties"][name_key]["const"]: one for one in schema["anyOf"] if "const" in one["properties"].get(name_key, {})}
+
+
+def test_every_component_is_an_alternative_with_its_own_keys(schema):
+    distillers = alternatives(schema["properties"]["distillers"]["items"], "name")
+    assert list(distillers) == catalog.names("distiller")
+    for name, one in distillers.items():
+        assert set(signature_of("distiller", name).key_names()) | {"name", "weight", "student", "teacher"} == set(one["properties"])
+        assert one["additionalProperties"] is False
+
+
+def test_towers_know_their_builders_heads_and_required_keys(schema):
+    towers = alternatives(schema["properties"]["towers"]["additionalProperties"], "builder")
+    assert list(towers) == catalog.names("builder")
+    assert towers["torchvision"]["required"] == ["builder", "model"]
+    assert "model" in towers["torchvision"]["properties"]
+    heads = alternatives(towers["torchvision"]["properties"]["head"]["anyOf"][0], "name")
+    assert list(heads) == catalog.names("head")
+
+
+def test_sections_carry_types_defaults_and_descriptions(schema):
+    batch_size = schema["properties"]["train"]["properties"]["batch_size"]
+    assert (batch_size["type"], batch_size["default"], batch_size["exclusiveMinimum"]) == ("integer", 64, 0)
+    assert batch_size["description"] == "pairs per process and step"
+    assert schema["properties"]["schedule"]["properties"]["name"]["enum"] == ["cosine", "linear", "constant"]
+
+
+def test_every_reference_leads_somewhere(schema):
+    found = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                found.append(value["$ref"])
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(schema)
+    assert found
+    assert {reference.removeprefix("#/$defs/") for reference in found} <= set(schema["$defs"])

@@ -1,0 +1,85 @@
+"""The command line: what it answers, how mistakes end."""
+
+from __future__ import annotations
+
+import typer
+from typer.testing import CliRunner
+
+import vlkd_cli
+from vlkd_cli.app import COMMANDS, build_app, guarded, main, with_bare_resume
+from vlkd_cli.errors import RecipeError
+
+RUN = CliRunner()
+
+
+def ran(function) -> tuple[int, str]:
+    """Exit code and standard error of a command that runs the function."""
+    app = typer.Typer()
+    app.command()(guarded(function))
+    result = RUN.invoke(app, [])
+    return result.exit_code, result.stderr
+
+
+def test_help_lists_every_command():
+    result = RUN.invoke(build_app(), ["--help"])
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert f" {name} " in result.stdout
+    assert set(COMMANDS) == {"train", "eval", "recipes", "show", "list-models", "list-distillers", "list-datasets", "list-adapters",
+                             "submit-elevater"}  # fmt: skip
+
+
+def test_every_command_has_help_and_each_option_says_what_it_does():
+    app = typer.main.get_command(build_app())
+    for name, command in app.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.name != "help" and parameter.param_type_name == "option":
+                assert parameter.help, f"{name} --{parameter.name}"
+
+
+def test_version():
+    assert RUN.invoke(build_app([]), ["--version"]).stdout == f"vlkd {vlkd_cli.__version__}\n"
+
+
+def test_a_misspelt_command_names_the_closest():
+    result = RUN.invoke(build_app(), ["trian"])
+    assert result.exit_code == 2
+    assert "Did you mean 'train'?" in result.stderr
+
+
+def test_a_user_s_mistake_is_its_text_alone_and_exit_code_2():
+    def command() -> None:
+        raise RecipeError("r.yaml:1: a: wrong.\nr.yaml:2: [b]: wrong too.")
+
+    assert ran(command) == (2, "r.yaml:1: a: wrong.\nr.yaml:2: [b]: wrong too.\n")
+
+
+def test_ctrl_c_ends_with_130():
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert ran(command) == (130, "Interrupted.\n")
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    def command() -> None:
+        raise ZeroDivisionError
+
+    app = typer.Typer()
+    app.command()(guarded(command))
+    assert isinstance(RUN.invoke(app, []).exception, ZeroDivisionError)
+
+
+def test_resume_without_a_run_means_the_latest():
+    assert with_bare_resume(["train", "r", "--resume"]) == ["train", "r", "--resume", "latest"]
+    assert with_bare_resume(["train", "--resume", "--quiet"]) == ["train", "--resume", "latest", "--quiet"]
+    assert with_bare_resume(["train", "--resume", "runs/a"]) == ["train", "--resume", "runs/a"]
+
+
+def test_main_leaves_with_the_command_s_exit_code(capsys):
+    try:
+        main(["show", "distiller", "nothing"])
+    except SystemExit as leaving:
+        assert leaving.code == 2
+    assert capsys.readouterr().err.startswith("unknown distiller 'nothing'.")
