@@ -160,8 +160,9 @@ def run_steps(
         with torch.no_grad():
             for name, parameter in distiller.named_parameters():
                 assert parameter.grad is not None, f"{name} takes no part, which DDP would not forgive"
-                gradients[name] = average(parameter.grad).numpy()
-                parameter -= 0.1 * average(parameter.grad)
+                gradient = average(parameter.grad)
+                gradients[name] = gradient.numpy()
+                parameter -= 0.1 * gradient
         record["parameters"].append(gradients)
         distiller.commit(step)
     record["state"] = {name: value.detach().numpy().copy() for name, value in distiller.state_dict().items()}

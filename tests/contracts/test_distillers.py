@@ -1,0 +1,277 @@
+"""What every objective of the catalogue keeps to, on one process and on several."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.support.distiller_cases import CASES, batch, run_steps, tensors
+from tests.support.ranks import run_on_ranks
+from vlkd_cli.catalog import load, names
+from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad, sum_without_grad
+
+ROWS, STEPS = 12, 3
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-6}
+"""Relative to the largest entry. Three steps of float32 add up some rounding: values are held to 1e-6, gradients and state to this."""
+
+
+def gather_own_gradient(local: torch.Tensor) -> torch.Tensor:
+    """The usual mistake: right value, but only the own rows carry a gradient."""
+    everywhere = gather_without_grad(local).clone()
+    everywhere[dist.get_rank() * len(local) : (dist.get_rank() + 1) * len(local)] = local
+    return everywhere
+
+
+def sum_own_gradient(local: torch.Tensor) -> torch.Tensor:
+    """An all-reduce that autograd does not know of: gradient 1/W."""
+    return local + (sum_without_grad(local) - local.detach())
+
+
+WRONG = {
+    "infonce": ("blocked_contrast.gather", gather_own_gradient),
+    "affinity": ("similarity.gather", gather_own_gradient),
+    "simcse": ("simcse.gather", gather_own_gradient),
+    "barlow_twins narrow": ("moments.all_reduce_sum", sum_own_gradient),
+    "vicreg narrow": ("moments.all_reduce_sum", lambda tensor: tensor),
+    "unicl": ("similarity.gather", gather_own_gradient),
+    "rkd": ("rkd.gather", gather_own_gradient),
+    "compress two queues": ("anchors.gather_without_grad", lambda tensor: tensor.detach()),
+    "seed": ("anchors.gather_without_grad", lambda tensor: tensor.detach()),
+    "dino": ("dino.mean_without_grad", lambda tensor: tensor),
+    "protocpc sinkhorn": ("protocpc.mean_without_grad", lambda tensor: tensor),
+    "gradient_match": ("clip_kd.all_reduce_sum", sum_own_gradient),
+    "cross_entropy": ("cross_entropy.sum_without_grad", lambda tensor: tensor),
+}
+"""The originals' failures: gathers without gradient, statistics of one rank, queues and centres that drift apart."""
+
+
+def test_every_objective_of_the_catalogue_has_a_case() -> None:
+    assert {case.distiller for case in CASES.values()} == set(names("distiller"))
+    assert len(names("distiller")) == 20
+
+
+@pytest.mark.parametrize("name", names("distiller"))
+def test_objective_declares_what_it_is(name: str) -> None:
+    kind = load("distiller", name)
+    assert issubclass(kind, Distiller)
+    assert kind.direction in ("symmetric", "one_way")
+    assert kind.takes in ("one", "pair", "views")
+    assert kind.needs <= {"equal_width", "labels", "queue", "prototypes", "episode"}
+    assert kind.crosses_ranks and (kind.paper or name == "cross_entropy")
+    assert "Source:" in kind.__doc__
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
+    assert all(parameter.name in kind.__doc__ for parameter in parameters)
+    kind()
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any], world_size: int) -> float:
+    """Largest relative deviation of a rank's record from the single process's, losses aside."""
+    worst = 0.0
+
+    def compare(ours: Any, theirs: Any) -> None:
+        nonlocal worst
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs.size:
+            scale = max(np.abs(theirs.astype(np.float64)).max(), 1e-3)
+            worst = max(worst, float(np.abs(ours.astype(np.float64) - theirs).max() / scale))
+
+    for ours, theirs in zip(found["features"], wanted["features"], strict=True):
+        for our_gradient, their_gradient in zip(ours, theirs, strict=True):
+            compare(None if our_gradient is None else our_gradient / world_size, their_gradient)
+    for ours, theirs in zip(found["parameters"] + [found["state"]], wanted["parameters"] + [wanted["state"]], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            compare(ours[key], theirs[key])
+    return worst
+
+
+def share_of(record: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """The single process's record with only the rows of one rank."""
+    own = slice(rank * ROWS // world_size, (rank + 1) * ROWS // world_size)
+    return record | {"features": [[None if one is None else one[own] for one in step] for step in record["features"]]}
+
+
+def _precisions(world_size: int) -> list[torch.dtype]:
+    # The claim is one of exactness, so float64 carries it; float32 shows once that nothing is special about that.
+    return [torch.float64, torch.float32] if world_size == 2 else [torch.float64]
+
+
+def on_one_rank(world_sizes: list[int], folder: str) -> dict[str, Any]:
+    """Every case at every world size, and with the wrong collectives at two ranks; groups are left and joined anew in between."""
+    rank, everything = dist.get_rank(), {}
+    for world_size in world_sizes:
+        dist.destroy_process_group()
+        if rank < world_size:
+            file = f"file://{folder}/{world_size}"
+            dist.init_process_group("gloo", init_method=file, rank=rank, world_size=world_size, timeout=timedelta(seconds=100))
+            for name, case in CASES.items():
+                for dtype in _precisions(world_size):
+                    everything[world_size, name, dtype] = run_steps(case, ROWS, STEPS, dtype, rank, world_size, mean_without_grad)
+            if world_size == 2:
+                for name, (target, replacement) in WRONG.items():
+                    with mock.patch(f"vlkd_cli.distillers.{target}", replacement):
+                        everything["wrong", name] = run_steps(CASES[name], ROWS, STEPS, torch.float64, rank, world_size, mean_without_grad)
+            dist.barrier()
+            dist.destroy_process_group()
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/all-{world_size}", rank=rank, world_size=4, timeout=timedelta(seconds=100)
+        )
+    return everything
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[Any, Any]:
+    torch.set_num_threads(1)
+    return {(name, dtype): run_steps(case, ROWS, STEPS, dtype) for name, case in CASES.items() for dtype in TOLERANCE}
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    folder = tmp_path_factory.mktemp("groups")
+    return run_on_ranks(on_one_rank, 4, [4, 3, 2, 1], os.fspath(folder))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_objective_is_exact_over_ranks(name: str, world_size: int, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]) -> None:
+    for dtype in _precisions(world_size):
+        tolerance, wanted = TOLERANCE[dtype], alone[name, dtype]
+        records = [on_ranks[rank][world_size, name, dtype] for rank in range(world_size)]
+        losses = np.mean([record["losses"] for record in records], axis=0)
+        np.testing.assert_allclose(losses, wanted["losses"], rtol=min(tolerance, 1e-6), atol=min(tolerance, 1e-6))
+        for rank, record in enumerate(records):
+            assert differences(record, share_of(wanted, rank, world_size), world_size) < tolerance
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_collective_is_noticed(name: str, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]) -> None:
+    wanted = alone[name, torch.float64]
+    records = [on_ranks[rank]["wrong", name] for rank in range(2)]
+    losses = np.mean([record["losses"] for record in records], axis=0)
+    in_values = np.abs(losses - wanted["losses"]).max() > 1e-4
+    in_gradients_or_state = any(differences(record, share_of(wanted, rank, 2), 2) > 1e-3 for rank, record in enumerate(records))
+    assert in_values or in_gradients_or_state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_objective_resumes_as_if_never_stopped(name: str, alone: dict[Any, Any]) -> None:
+    case, dtype = CASES[name], torch.float32
+    torch.set_num_threads(1)
+    half = case.build(dtype)
+    from tests.support import distiller_cases
+
+    if "episode" in half.needs:
+        student, teacher, indices = distiller_cases.episode(case, dtype)
+        half.start_episode(student, teacher, indices, Context())
+    run_steps(case, ROWS, 2, dtype, distiller=half)
+    saved = copy.deepcopy(half.state_dict())
+    resumed = case.build(dtype)
+    resumed.load_state_dict(saved)
+    last = run_steps(case, ROWS, 1, dtype, distiller=resumed, first=2)
+    wanted = alone[name, dtype]
+    assert last["losses"] == wanted["losses"][2:]
+    for key, value in wanted["state"].items():
+        np.testing.assert_array_equal(last["state"][key], value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_evaluation_leave_the_state_alone(name: str) -> None:
+    case = CASES[name]
+    distiller = case.build(torch.float32)
+    before = copy.deepcopy(distiller.state_dict())
+    student, teacher, context = batch(case, ROWS, 0, torch.float32)
+    distiller(student, teacher, context)
+    distiller.discard()
+    distiller.eval()
+    with torch.no_grad():
+        distiller(student, teacher, context)
+    distiller.commit(0)
+    for key, value in distiller.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_way_objective_sends_no_gradient_to_its_teacher(name: str) -> None:
+    case = CASES[name]
+    distiller = case.build(torch.float32)
+    student, teacher, context = batch(case, ROWS, 0, torch.float32)
+    for tensor in tensors(student, teacher):
+        tensor.requires_grad_()
+    distiller(student, teacher, context).backward()
+    if distiller.direction == "one_way":
+        assert all(tensor.grad is None for tensor in tensors(teacher))
+    if name not in ("compress momentum", "protoclip external"):  # a key encoder learns nothing; no episode has begun
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in tensors(student))
+
+
+HARD = {
+    "one row": lambda tensor: tensor[:1],
+    "duplicated rows": lambda tensor: tensor[:1].repeat(6, 1),
+    "a zero row": lambda tensor: torch.cat([tensor[:5], torch.zeros_like(tensor[:1])]),
+    "near duplicates": lambda tensor: tensor[:1] + 1e-4 * tensor[:6],
+    "large rows": lambda tensor: 30 * tensor[:6],
+}
+
+
+@pytest.mark.parametrize("hardness", HARD)
+@pytest.mark.parametrize("name", CASES)
+def test_hard_batches_have_finite_loss_and_gradient(name: str, hardness: str) -> None:
+    case = CASES[name]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        distiller = case.build(torch.float32)
+        student, teacher, context = batch(case, ROWS, 0, torch.float32)
+        made = [HARD[hardness](tensor).to(dtype).requires_grad_() for tensor in tensors(student, teacher)]
+        rows = len(made[0])
+        count = len(list(tensors(student)))
+        student = made[:count] if isinstance(student, list) else made[0]
+        teacher = None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        context = context._replace(labels=context.labels[:rows], indices=context.indices[:rows])
+        with torch.autocast("cpu", dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32):
+            loss = distiller(student, teacher, context)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        assert loss.isfinite()
+        for tensor in made:
+            # Features in 16 bits have gradients in 16 bits; a gradient that a scaler must tame is the trainer's matter.
+            assert tensor.grad is None or tensor.grad.isfinite().all() or dtype == torch.float16
+            assert tensor.grad is None or dtype != torch.float32 or tensor.grad.abs().max() < 1e5
+        distiller.commit(0)
+        assert all(value.isfinite().all() for value in distiller.state_dict().values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sixteen_bits_stay_near_float32(name: str) -> None:
+    case = CASES[name]
+    student, teacher, context = batch(case, ROWS, 0, torch.float32)
+    rounded = [tensor.bfloat16() for tensor in tensors(student, teacher)]
+    values = []
+    for dtype in (torch.float32, torch.bfloat16):
+        made = [tensor.to(dtype) for tensor in rounded]
+        count = len(list(tensors(student)))
+        ours = made[:count] if isinstance(student, list) else made[0]
+        theirs = None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            values.append(case.build(torch.float32)(ours, theirs, context).item())
+    # Nothing is computed in 16 bits, so only the rounding of the inputs counts, and that is the same here.
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_objective_survives_deepcopy_after_a_step(name: str) -> None:
+    case = CASES[name]
+    distiller = case.build(torch.float32)
+    inputs = batch(case, ROWS, 0, torch.float32)
+    distiller(*inputs)
+    twin = copy.deepcopy(distiller)
+    assert twin(*inputs).item() == distiller(*inputs).item()
