@@ -11,12 +11,13 @@ from torch import Tensor
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.caption_table import CaptionTable
+from vlkd_cli.evaluation.dataset import Dataset, LabelledPair, class_hash, labelled_pair, labels_of
 from vlkd_cli.evaluation.encode import Point, embed_texts, normalise
 from vlkd_cli.evaluation.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import library_versions
+from vlkd_cli.evaluation.text_files import find_folder, library_versions
 
 SWEEP = (1.0, 10.0, 100.0, 1000.0)
 
@@ -24,12 +25,13 @@ SWEEP = (1.0, 10.0, 100.0, 1000.0)
 class Captioned(Suite):
     """Logistic regression from normalised caption features to the label of the captioned image, e.g. of a captioned ImageNet.
 
-    Images are not read. Any reader of labelled images with captions will do; a table needs a caption and a label column only:
-    `data: {reader: csv, path: test.csv, caption: caption, label: label}` and the same as `train_data` with `path: train.csv`.
+    Images are not read: a folder of two tables will do, and so will any reader of labelled images with captions.
 
     Args:
-        data: what is judged, `{reader: ..., ...}` or the name of a data set below `--data`; by default the drawn shapes.
-        train_data: what is learnt from; by default the same data with `split: train`.
+        data: folder with `train.csv` and `test.csv` (or `val.csv`; or .tsv), columns caption (title, text) and label (class, target), below
+            `--data` or anywhere; or what is judged as `{reader: ..., ...}`. By default such tables in `--data` itself or its folder
+            `captioned`; without `--data`, the drawn shapes.
+        train_data: with a reader: what is learnt from; by default the same data with `split: train`.
         captions: every caption is a row of its own (`all`), or only an image's first one (`first`).
         C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of the training images.
         point: features after the head, or before it.
@@ -43,18 +45,20 @@ class Captioned(Suite):
         self,
         *,
         data: str | dict[str, Any] | None = None,
-        train_data: str | dict[str, Any] | None = None,
+        train_data: dict[str, Any] | None = None,
         captions: Literal["all", "first"] = "all",
         C: float | None = None,
         point: Literal["projected", "backbone"] = "projected",
     ) -> None:
         if C is not None and C <= 0:
             raise RecipeError("suite 'captioned': C is above 0.")
+        if isinstance(data, str) and train_data is not None:
+            raise RecipeError("suite 'captioned': 'train_data' has no effect where 'data' is a folder of tables.")
         self.data, self.train_data, self.captions, self.C = data, train_data, captions, C
         self.point: Point = point
 
     def run(self, subject: Subject) -> list[Result]:
-        pair = labelled_pair(subject, self.data, self.train_data)
+        pair = self._pair(subject)
         train_texts, train_owner = self._rows(pair.train.reader)
         test_texts, test_owner = self._rows(pair.test.reader)
         train = normalise(embed_texts(subject, train_texts, point=self.point))
@@ -88,6 +92,25 @@ class Captioned(Suite):
                 },
             )
         ]
+
+    def _pair(self, subject: Subject) -> LabelledPair:
+        if isinstance(self.data, dict) or (self.data is None and subject.data_root is None):
+            return labelled_pair(subject, self.data, self.train_data)
+        endings = (".csv", ".tsv")
+        holds = [f"train{ending}" for ending in endings]
+        folder = find_folder(subject, self.data, "captioned", holds=holds, below=("captioned",))
+        names = [f"{part}{ending}" for part in ("test", "val") for ending in endings]
+        judged = next((folder / name for name in names if (folder / name).is_file()), None)
+        if judged is None:
+            raise DataError(f"suite 'captioned': {folder} misses {' or '.join(names)}.")
+        learnt = next(folder / name for name in holds if (folder / name).is_file())
+        train = CaptionTable(learnt)
+        test = CaptionTable(judged, train.classes)
+        if train.fingerprint() == test.fingerprint():
+            raise DataError(f"suite 'captioned': {learnt} and {judged.name} hold the same captions.")
+        classes = list(train.classes or ())
+        train_set, test_set = Dataset(train, folder.name, "train"), Dataset(test, folder.name, judged.stem)
+        return LabelledPair(train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes))
 
     def _rows(self, reader: Reader) -> tuple[list[str], Tensor]:
         """The captions that count, and the image of each."""

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.text_folders import perfect_subject, random_subject, write_captioned
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.suites.captioned import Captioned
+
+
+def test_captions_that_tell_the_class_score_one_and_others_chance(tmp_path: Path) -> None:
+    suite = Captioned(data=str(write_captioned(tmp_path, items=90)))
+    (perfect,) = suite.run(perfect_subject())
+    assert (perfect.metrics["accuracy"], perfect.split, perfect.num_items, perfect.settings["classes"]) == (1, "test", 90, 3)
+    (random,) = suite.run(random_subject())
+    assert abs(random.metrics["accuracy"] - random.chance["accuracy"]) < 0.2 and random.chance["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_labelled_reader_serves_as_well() -> None:
+    data = {"reader": "shapes", "split": "val", "num_samples": 120}
+    (result,) = Captioned(data=data, captions="first", C=1.0).run(random_subject())
+    assert (result.dataset, result.split, result.num_items) == ("shapes", "val", 120)
+
+
+def test_the_same_captions_to_learn_from_and_to_judge_are_refused(tmp_path: Path) -> None:
+    root = write_captioned(tmp_path)
+    (root / "train.csv").write_bytes((root / "test.csv").read_bytes())
+    with pytest.raises(DataError, match="hold the same captions"):
+        Captioned(data=str(root)).run(perfect_subject())
+
+
+def test_tables_are_found_below_the_data_root_and_missing_ones_named(tmp_path: Path) -> None:
+    root = write_captioned(tmp_path / "captioned")
+    assert Captioned(C=2.5).run(perfect_subject(data_root=tmp_path))[0].settings["C"] == 2.5
+    (root / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"misses test\.csv or test\.tsv or val\.csv"):
+        Captioned().run(perfect_subject(data_root=tmp_path))
+    with pytest.raises(RecipeError, match="'train_data' has no effect"):
+        Captioned(data="x", train_data={"reader": "shapes"})
+
+
+def test_columns_and_labels_that_are_missing_are_told(tmp_path: Path) -> None:
+    root = write_captioned(tmp_path)
+    (root / "test.csv").write_text("caption,label\na dog,17\n")
+    with pytest.raises(DataError, match="label '17' does not occur"):
+        Captioned(data=str(root)).run(perfect_subject())
+    (root / "test.csv").write_text("words,label\na dog,1\n")
+    with pytest.raises(DataError, match="no column is called caption or title or text; there are words, label"):
+        Captioned(data=str(root)).run(perfect_subject())

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.fakes import FakeTower
+from tests.support.text_folders import WIDTH, meaning, perfect_subject, random_subject, write_beir, write_marco
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.passages import Corpus, open_collection
+from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.suites.passage_retrieval import PassageRetrieval
+
+
+def test_a_perfect_encoder_finds_every_passage(tmp_path: Path) -> None:
+    marco = PassageRetrieval(data=str(write_marco(tmp_path / "msmarco"))).run(perfect_subject())[0]
+    assert (marco.dataset, marco.split, marco.headline, marco.num_items) == ("msmarco", "dev.small", "mrr@10", 10)
+    assert all(marco.metrics[metric] == 1 for metric in ("mrr@10", "ndcg@10", "map@100", "recall@10", "accuracy@1"))
+    beir = PassageRetrieval(data=str(write_beir(tmp_path / "beir")), gain="binary").run(perfect_subject())[0]
+    assert (beir.headline, beir.metrics["ndcg@10"], beir.metrics["map@100"]) == ("ndcg@10", 1, 1)
+    assert set(beir.hashes) == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}
+
+
+def test_a_random_encoder_stays_near_chance(tmp_path: Path) -> None:
+    result = PassageRetrieval(data=str(write_marco(tmp_path, passages=300, queries=40))).run(random_subject())[0]
+    for metric, chance in result.chance.items():
+        assert abs(result.metrics[metric] - chance) < 0.15, metric
+
+
+def test_equal_scores_go_to_the_larger_id_so_that_a_constant_encoder_gains_nothing(tmp_path: Path) -> None:
+    root = write_marco(tmp_path / "m", passages=30, queries=5)
+    subject = Subject(None, FakeTower("text", lambda text: torch.ones(4), 4), batch_size=7, output=tmp_path / "out")  # type: ignore[arg-type]
+    result = PassageRetrieval(data=str(root), chunk_size=4, k=[3]).run(subject)[0]
+    assert result.metrics["mrr@10"] < 0.15
+    lines = (tmp_path / "out" / "passage_retrieval-m-dev.small.run").read_text().splitlines()
+    ranked = [line.split()[2] for line in lines if line.startswith("1000 ")]
+    # Ids are text: "9" is larger than "29".
+    assert ranked == sorted((str(i) for i in range(30)), reverse=True)
+    assert lines[0].split() == ["1000", "Q0", "9", "1", "1", "vlkd"]
+
+
+def test_chunks_and_batches_move_no_score(tmp_path: Path) -> None:
+    root = write_beir(tmp_path, passages=70)
+    whole = PassageRetrieval(data=str(root)).run(random_subject())[0].metrics
+    for chunk in (1, 9, 64):
+        assert PassageRetrieval(data=str(root), chunk_size=chunk).run(random_subject())[0].metrics == whole
+
+
+def test_what_was_embedded_before_an_interruption_is_not_embedded_again(tmp_path: Path) -> None:
+    root = write_marco(tmp_path / "data", passages=40)
+
+    class Interrupted(FakeTower):
+        def features(self, inputs: object) -> torch.Tensor:
+            if self.encoded >= 30:
+                raise KeyboardInterrupt
+            return super().features(inputs)
+
+    def subject(tower: type[FakeTower]) -> Subject:
+        return Subject(None, tower("text", meaning, WIDTH), batch_size=5, cache=tmp_path / "cache")  # type: ignore[arg-type]
+
+    suite = PassageRetrieval(data=str(root), chunk_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(subject(Interrupted))
+    again = subject(FakeTower)
+    assert suite.run(again)[0].metrics["mrr@10"] == 1
+    # 10 queries and 20 passages were kept.
+    assert again.text is not None and again.text.encoded == 20  # type: ignore[attr-defined]
+
+
+def test_only_the_small_queries_count_where_judgements_cover_more(tmp_path: Path) -> None:
+    result = PassageRetrieval(data=str(write_marco(tmp_path, small=False))).run(perfect_subject())[0]
+    assert (result.num_items, result.metrics["mrr@10"]) == (10, 1)
+    assert "qrels.dev.tsv" in result.hashes
+
+
+def test_a_judged_query_without_text_counts_nothing_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_marco(tmp_path)
+    with open(root / "qrels.dev.small.tsv", "a") as file:
+        file.write("3000\t0\t1\t1\n")
+    result = PassageRetrieval(data=str(root)).run(perfect_subject())[0]
+    assert result.metrics["mrr@10"] == pytest.approx(10 / 11)
+    assert "1 judged queries have no text" in capsys.readouterr().err
+
+
+def test_a_smaller_collection_keeps_relevant_passages_and_is_named(tmp_path: Path) -> None:
+    root = write_marco(tmp_path / "m", passages=80)
+    result = PassageRetrieval(data=str(root), max_passages=20).run(perfect_subject())[0]
+    assert (result.dataset, result.metrics["recall@10"], result.settings["passages"]) == ("m[20]", 1, 20)
+
+
+def test_the_search_goes_through_the_head(tmp_path: Path) -> None:
+    root = write_marco(tmp_path)
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, 1)
+    subject = Subject(None, FakeTower("text", meaning, WIDTH, head=head, output_width=1))  # type: ignore[arg-type]
+    projected = PassageRetrieval(data=str(root)).run(subject)[0].metrics["mrr@10"]
+    backbone = PassageRetrieval(data=str(root), point="backbone").run(subject)[0].metrics["mrr@10"]
+    assert projected < backbone == 1
+
+
+def test_a_title_stands_before_its_text_unless_told_otherwise(tmp_path: Path) -> None:
+    collection = open_collection(write_beir(tmp_path, passages=3, queries=2), None)
+    ((_, texts),) = Corpus(collection).texts(10, lambda chunk: True)
+    assert texts[0] == "title 0 topic0 0"
+    ((_, texts),) = Corpus(collection, title=False).texts(10, lambda chunk: True)
+    assert texts[0] == "topic0 0"
+
+
+def test_keys_follow_the_ids_as_text(tmp_path: Path) -> None:
+    corpus = Corpus(open_collection(write_marco(tmp_path, passages=12, queries=2), None))
+    assert [corpus.id_of(key) for key in range(12)] == sorted(str(i) for i in range(12))
+    assert corpus.num_missing(np.array([b"3", b"99", b"11"])) == 1
+
+
+def test_a_collection_is_found_below_the_root_and_several_are_asked_about(tmp_path: Path) -> None:
+    write_beir(tmp_path / "retrieval" / "one")
+    assert PassageRetrieval().run(perfect_subject(data_root=tmp_path))[0].dataset == "one"
+    write_marco(tmp_path / "retrieval" / "two")
+    with pytest.raises(DataError, match=r"several collections; choose one with `dataset:`\. Found: one, two"):
+        PassageRetrieval().run(perfect_subject(data_root=tmp_path))
+    assert PassageRetrieval(dataset="two").run(perfect_subject(data_root=tmp_path))[0].dataset == "two"
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no collection\.tsv \(MS MARCO\) or corpus\.jsonl \(BEIR\)"):
+        PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
+    root = write_beir(tmp_path / "b")
+    with pytest.raises(DataError, match=r"misses qrels/dev\.tsv\. Splits with judgements: test"):
+        PassageRetrieval(data=str(root), split="dev").run(perfect_subject())
+    with open(root / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "d1", "text": "again"}\n')
+    with pytest.raises(DataError, match="passage id 'd1' occurs more than once"):
+        PassageRetrieval(data=str(root)).run(perfect_subject())
+    (root / "corpus.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no passages"):
+        PassageRetrieval(data=str(root)).run(perfect_subject())
