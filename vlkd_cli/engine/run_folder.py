@@ -7,10 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.data.batch import Skipped
 from vlkd_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from vlkd_cli.data.batch import Skipped
 
 
 class RunFolder:

@@ -51,8 +51,9 @@ def start_training(
     """
     if recipe is None and resume in (None, LATEST):
         raise UserError("say which recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped ones.")
-    placement = choose_placement(gpus, cpu_workers, nodes, node_rank, rendezvous, max_restarts)
+    # The recipe before the machine: a misspelt key is told without waiting for torch.
     checked = load_recipe(recipe, overrides) if recipe is not None else None
+    placement = choose_placement(gpus, cpu_workers, nodes, node_rank, rendezvous, max_restarts)
     name = Path(recipe).stem if recipe is not None else ""
     if resume is not None:
         folder = run_to_resume(resume, run, runs, name)
