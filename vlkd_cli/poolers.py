@@ -153,8 +153,9 @@ class AttentionPooler(Pooler):
 
 def masked_mean(tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
     """Mean over the real tokens; zeros where there is none."""
-    weights = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+    # Filled rather than multiplied by zero: what stands in the padding may be infinite.
+    real = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+    return real.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(tokens.dtype)
 
 
 def _pick(tokens: Tensor, positions: Tensor) -> Tensor:

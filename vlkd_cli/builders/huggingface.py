@@ -16,6 +16,7 @@ from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PretrainedTokenizer
 from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
 
 DEFAULT_TRAINED_VOCABULARY = 8192
@@ -180,8 +181,7 @@ class HuggingFaceText(Backbone):
         output = self._run(inputs)
         if self.own_pooler:
             return output.pooler_output
-        mask = inputs["attention_mask"].to(output.last_hidden_state.dtype).unsqueeze(-1)
-        return (output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return masked_mean(output.last_hidden_state, inputs["attention_mask"].bool())
 
     def tokens(self, inputs: TextInput) -> Tokens:
         return Tokens(self._run(inputs).last_hidden_state, inputs["attention_mask"].bool())

@@ -14,31 +14,33 @@ def find_layers(module: nn.Module) -> list[list[str]]:
 
     A layer is a block inside a plain container (Sequential, ModuleList), containers being looked for along the path that holds most of
     the parameters, word embeddings aside. Single convolutions, linears and norms between blocks are no layers of their own, unless the
-    network consists of nothing else. What follows the last of a row of equal blocks belongs to it.
+    network consists of nothing else. What follows the containers, such as
+    a pooler, belongs to the last layer.
     """
-    units = list(_units(module, "", _count(module) / 2, alike=False))
+    units = list(_units(module, "", _count(module) / 2, listed=False, alike=False))
     blocks = [unit for unit in units if any(True for _ in unit[1].children())]
     chosen = blocks or units
     layers: list[list[str]] = []
     seen_row = False
-    for name, _, alike in chosen:
-        if seen_row and not alike:
+    for name, _, listed in chosen:
+        if seen_row and not listed:
             layers[-1].append(name)
         else:
             layers.append([name])
-        seen_row = seen_row or alike
+        seen_row = seen_row or listed
     return layers
 
 
-def _units(module: nn.Module, prefix: str, half: float, alike: bool) -> Iterator[tuple[str, nn.Module, bool]]:
+def _units(module: nn.Module, prefix: str, half: float, listed: bool, alike: bool) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Modules that are not opened further: name, module, and whether it stands in a plain container."""
     children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
     plain = type(module) in CONTAINERS
     if prefix and not plain and (alike or not children or _count(module) <= half):
-        yield prefix, module, alike
+        yield prefix, module, listed
         return
     row = plain and len({type(child) for _, child in children}) == 1 and (len(children) > 1 or isinstance(module, nn.ModuleList))
     for name, child in children:
-        yield from _units(child, f"{prefix}.{name}" if prefix else name, half, row and type(child) not in CONTAINERS)
+        yield from _units(child, f"{prefix}.{name}" if prefix else name, half, plain, row)
 
 
 def _count(module: nn.Module) -> int:

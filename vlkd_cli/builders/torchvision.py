@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import urllib.error
@@ -10,21 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.torchvision_anatomy import (
+    Anatomy,
+    auxiliary_names,
+    construct,
+    dissect,
+    drop_side_classifiers,
+    find_tokens,
+    fixes_its_size,
+    open_without_memory,
+    strip_classifier,
+)
 from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
-
-UNUSUAL_CLASSES = 1009
-"""A number of classes that no layer inside a network has: whatever puts out so many values is the classifier."""
 
 
 class TorchVision(Builder):
@@ -60,20 +66,19 @@ class TorchVision(Builder):
         self._check_name()
         what = f"torchvision model '{self.model}'"
         arguments = dict(self.config)
-        if self.image_size is not None and _fixes_its_size(self.model):
+        if self.image_size is not None and fixes_its_size(self.model):
             arguments["image_size"] = self.image_size
         anatomy = dissect(self.model, arguments)
         if self.pretrained is False:
-            network = _construct(self.model, arguments)
+            network = construct(self.model, arguments)
         elif isinstance(self.pretrained, str) and is_local(self.pretrained):
-            network = _construct(self.model, arguments, initialise=False)
+            network = construct(self.model, arguments, initialise=False)
             self._load_file(network, anatomy, what)
         else:
             network = self._published(what, arguments)
+        drop_side_classifiers(network, self.model)
         strip_classifier(network, anatomy)
-        return TorchVisionImage(
-            network, anatomy, self._image_input(), settings=json.dumps([self.model, arguments], sort_keys=True, default=str)
-        )
+        return TorchVisionImage(network, anatomy, self._image_input(), model=self.model, arguments=arguments)
 
     @classmethod
     def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
@@ -84,7 +89,7 @@ class TorchVision(Builder):
             tags = tuple(weight.name for weight in models.get_model_weights(name))
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and not tags):
                 continue
-            anatomy, network = _open(name, {})
+            anatomy, network = open_without_memory(name, {})
             strip_classifier(network, anatomy)
             parameters = sum(parameter.numel() for parameter in network.parameters())
             rows.append(ModelInfo(name, "torchvision", "image", anatomy.width, parameters, image_input(name).size_px[0], tags))
@@ -150,13 +155,13 @@ class TorchVisionImage(Backbone):
 
     modality = "image"
 
-    def __init__(self, network: nn.Module, anatomy: Anatomy, expected: ImageInput, *, settings: str) -> None:
+    def __init__(self, network: nn.Module, anatomy: Anatomy, expected: ImageInput, *, model: str, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.encoder = network
         self.width = anatomy.width
         self.image_input = expected
-        self.settings = settings
-        self.token_width, self._token_source = find_tokens(network, expected.size_px)
+        self.settings = json.dumps([model, arguments], sort_keys=True, default=str)
+        self.token_width, self._token_source = find_tokens(model, arguments, expected.size_px)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encoder(inputs)
@@ -177,64 +182,11 @@ class TorchVisionImage(Backbone):
         return find_layers(self.encoder)
 
 
-class Anatomy(NamedTuple):
-    """Where a network's classifier is, how wide the feature is that it reads, and the dropouts that belong to it."""
-
-    classifier: str
-    width: int
-    dropouts: tuple[str, ...]
-
-
 def names() -> list[str]:
     """Classification models of torchvision."""
     from torchvision import models
 
     return models.list_models(module=models)
-
-
-def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
-    """Find the classifier of a model without giving memory to its weights.
-
-    Raises:
-        RecipeError: the constructor does not take the arguments.
-    """
-    return _open(model, arguments)[0]
-
-
-def _open(model: str, arguments: dict[str, Any]) -> tuple[Anatomy, nn.Module]:
-    with WithoutMemory():
-        network = _construct(model, {**arguments, "num_classes": UNUSUAL_CLASSES})
-    found = [
-        (name, module)
-        for name, module in network.named_modules()
-        if UNUSUAL_CLASSES in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
-        and not any(True for _ in module.children())
-    ]
-    assert len(found) == 1, f"{model}: {len(found)} layers put out the classes"
-    name, classifier = found[0]
-    dropouts: list[str] = []
-    for other, module in network.named_modules():
-        if module is classifier:
-            break
-        if isinstance(module, nn.Dropout):
-            dropouts.append(other)
-        elif any(True for _ in module.parameters(recurse=False)):
-            dropouts.clear()
-    width = getattr(classifier, "in_features", None) or classifier.in_channels
-    return Anatomy(name, int(width), tuple(dropouts)), network
-
-
-def strip_classifier(network: nn.Module, anatomy: Anatomy) -> None:
-    """Replace the classifier's last layer, and dropout that only served it, by identities."""
-    for name in (anatomy.classifier, *anatomy.dropouts):
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, nn.Identity())
-    if getattr(network, "aux_logits", False):
-        # Published weights of the Inception family bring training-time side classifiers.
-        network.aux_logits = False  # type: ignore[assignment]
-        for child, module in list(network.named_children()):
-            if any(part is not network and hasattr(part, "fc") for part in module.modules()):
-                setattr(network, child, None)
 
 
 def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
@@ -251,90 +203,6 @@ def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
         mean=tuple(preset.mean),  # type: ignore[arg-type]
         std=tuple(preset.std),  # type: ignore[arg-type]
     )
-
-
-def auxiliary_names(model: str) -> set[str]:
-    """Names that published weights of the model hold for training-time side classifiers."""
-    from torchvision import models
-
-    with WithoutMemory():
-        slim = _construct(model, {})
-        if not hasattr(slim, "aux_logits"):
-            return set()
-        whole = models.get_model_builder(model)(weights=None, init_weights=False, aux_logits=True)
-    return set(whole.state_dict()) - set(slim.state_dict())
-
-
-def find_tokens(network: nn.Module, size_px: tuple[int, int]) -> tuple[int | None, str | None]:
-    """Width and module name of the last feature map with several places, or of the last tokens, by a run without memory.
-
-    Returns:
-        None twice where the network gives none.
-    """
-    import copy
-
-    shadow = copy.deepcopy(network).to("meta").eval()
-    seen: list[tuple[str, torch.Size]] = []
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and ((output.ndim == 4 and output.shape[2] * output.shape[3] > 1) or output.ndim == 3):
-                seen.append((name, output.shape))
-
-        return hook
-
-    for name, module in shadow.named_modules():
-        if name:
-            module.register_forward_hook(watch(name))
-    with torch.no_grad():
-        shadow(torch.empty(2, 3, *size_px, device="meta"))
-    if not seen:
-        return None, None
-    name, shape = seen[-1]
-    return int(shape[1] if len(shape) == 4 else shape[2]), name
-
-
-INITIALISERS = frozenset({"normal", "uniform", "fill", "zero", "erfinv", "mul", "add", "clamp", "div"})
-
-
-class WithoutMemory(TorchFunctionMode):
-    """Inside, modules are built without memory for their weights.
-
-    Unlike `torch.device("meta")` it leaves alone the arithmetic that some constructors do with small tensors.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "").rstrip("_") in INITIALISERS:
-            # Nothing to fill; torch would work out the shapes at length.
-            return args[0]
-        return func(*args, **kwargs)
-
-
-def _construct(model: str, arguments: dict[str, Any], *, initialise: bool = True) -> nn.Module:
-    from torchvision import models
-
-    build = models.get_model_builder(model)
-    try:
-        try:
-            # Only the Inception family takes the first of these; everyone else refuses it before building anything.
-            return build(weights=None, aux_logits=False, init_weights=initialise, **arguments)
-        except TypeError as error:
-            if "aux_logits" not in str(error):
-                raise
-            return build(weights=None, **arguments)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"torchvision model '{model}': {error} Correct the tower's `config`.") from error
-
-
-def _fixes_its_size(model: str) -> bool:
-    from torchvision import models
-
-    module = inspect.getmodule(models.get_model_builder(model))
-    classes = [item for item in vars(module).values() if inspect.isclass(item) and item.__module__ == getattr(module, "__name__", "")]
-    return any("image_size" in inspect.signature(item.__init__).parameters for item in classes if issubclass(item, nn.Module))
 
 
 def _modern_name(name: str) -> str:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlkd_cli.errors import CheckpointError, RecipeError
+from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.towers.assemble import assemble
+
+IMAGE: dict[str, Any] = {"builder": "openclip", "config": {"layers": 2, "width": 32, "heads": 2, "image_size": 32, "patch_size": 16}}
+TEXT: dict[str, Any] = {"builder": "openclip", "config": {"layers": 2, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 600}}
+
+
+def spec(**keys: Any) -> TowerSpec:
+    return TowerSpec.model_validate(keys)
+
+
+def test_the_modality_comes_from_the_section_the_builder_or_the_name() -> None:
+    assert assemble("image", spec(**IMAGE)).modality == "image"
+    assert assemble("teacher_text", spec(**TEXT)).modality == "text"
+    assert assemble("student", spec(**TEXT, modality="text")).modality == "text"
+    assert assemble("student", spec(builder="torchvision", model="mobilenet_v3_small")).modality == "image"
+    with pytest.raises(RecipeError, match="tower 'student': nothing tells whether it takes images or texts"):
+        assemble("student", spec(**TEXT))
+    with pytest.raises(RecipeError, match=r"builder 'torchvision' builds image towers, not text towers\. Choose one of: openclip, hugging"):
+        assemble("text", spec(builder="torchvision", model="resnet18"))
+
+
+def test_pooler_and_head_set_the_widths() -> None:
+    tower = assemble("text", spec(**TEXT, pooler={"name": "attention", "heads": 2}, head={"name": "mlp", "width": 8, "layers": 2}))
+    assert (tower.feature_width, tower.width) == (32, 8)
+    inputs = tower.tokenize(["a dog", "two cats on a mat"])
+    assert tower.features(inputs).shape == (2, 32)
+    assert tower(inputs).shape == (2, 8)
+    torch.testing.assert_close(tower.project(tower.features(inputs)), tower(inputs))
+
+
+def test_the_tokenizer_travels_without_the_weights() -> None:
+    tower = assemble("text", spec(**TEXT))
+    packed = pickle.dumps(tower.tokenize)
+    assert b"resblocks" not in packed
+    assert pickle.loads(packed)(["a dog"])["input_ids"].equal(tower.tokenize(["a dog"])["input_ids"])
+    with pytest.raises(TypeError, match="takes images and has no tokenizer"):
+        assemble("image", spec(**IMAGE)).tokenize(["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "says nothing of where it comes from"),
+        ({**TEXT, "run": "runs/a"}, "has builder and run"),
+        ({**TEXT, "modle": "RN50"}, r"builder 'openclip' has no key 'modle'\. Did you mean 'model'\?"),
+        ({"builder": "opencilp"}, r"unknown builder 'opencilp'\. Did you mean 'openclip'\?"),
+        ({"builder": "sbert"}, r"builder 'sbert': .*missing .*'model'"),
+        ({**TEXT, "head": {"name": "linear"}}, "head 'linear' over width 32: .*'width'"),
+        ({**TEXT, "head": {"name": "lineer", "width": 3}}, r"unknown head 'lineer'\. Did you mean 'linear'\?"),
+        ({**TEXT, "pooler": {"name": "attention", "heads": 5}}, "5 heads do not divide the token width 32"),
+        ({**TEXT, "adapter": {"name": "lora"}}, "builder 'openclip' takes no `adapter`"),
+        ({"follows": "imagee"}, r"follows 'imagee', which is no tower before it"),
+    ],
+)
+def test_misfits_are_named_with_their_remedy(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        assemble("text", spec(**keys))
+    assert "\n" not in str(error.value)
+
+
+def test_the_end_of_text_pooler_needs_a_marked_end() -> None:
+    assemble("text", spec(**TEXT, pooler={"name": "eot"}))
+    with pytest.raises(RecipeError, match="this model marks no end of text"):
+        assemble("image", spec(**IMAGE, pooler={"name": "eot"}))
+
+
+def test_a_follower_starts_as_a_copy_that_takes_no_gradient() -> None:
+    image = assemble("image", spec(**IMAGE))
+    follower = assemble("teacher", spec(follows="image"), peers={"image": image})
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(follower(images), image(images))
+    assert not any(parameter.requires_grad for parameter in follower.parameters())
+
+
+def saved_run(folder: Path, towers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A run folder with a checkpoint of freshly drawn towers."""
+    torch.manual_seed(0)
+    built = {name: assemble(name, spec(**keys)) for name, keys in towers.items()}
+    (folder / "checkpoints").mkdir(parents=True)
+    state = {name: tower.trainable_state() for name, tower in built.items()}
+    torch.save({"recipe": json.dumps({"towers": towers}), "towers": state}, folder / "checkpoints" / "last.pt")
+    return built
+
+
+def test_a_trained_tower_comes_out_of_a_run(tmp_path: Path) -> None:
+    built = saved_run(tmp_path, {"image": {**IMAGE, "head": {"name": "linear", "width": 4}}, "text": TEXT})
+    loaded = assemble("teacher_image", spec(run=str(tmp_path), train="none"))
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), built["image"](images))
+    assert loaded.is_frozen and loaded.name == "teacher_image"
+    assert assemble("teacher", spec(run=str(tmp_path), tower="text")).modality == "text"
+
+
+def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        assemble("image", spec(run=str(tmp_path)))
+    saved_run(tmp_path, {"image": IMAGE})
+    with pytest.raises(RecipeError, match=r"has no tower 'imag'\. Did you mean 'image'\?"):
+        assemble("image", spec(run=str(tmp_path), tower="imag"))
+    with pytest.raises(RecipeError, match=r"holds 0 text towers"):
+        assemble("text", spec(run=str(tmp_path)))
+    with pytest.raises(RecipeError, match="as it was trained; remove head"):
+        assemble("image", spec(run=str(tmp_path), head={"name": "linear", "width": 3}))
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        assemble("image", spec(run=str(tmp_path)))
+
+
+def test_a_checkpoint_of_another_size_names_the_first_difference(tmp_path: Path) -> None:
+    saved_run(tmp_path, {"image": IMAGE})
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    state["recipe"] = json.dumps({"towers": {"image": {**IMAGE, "config": {**IMAGE["config"], "width": 64}}}})
+    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    with pytest.raises(CheckpointError, match=r"'backbone\.encoder\.class_embedding' is \[32\] in it and \[64\] in the recipe's tower"):
+        assemble("image", spec(run=str(tmp_path)))
