@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.json_schema import fits
+from tests.support.recipes import SMALL
 from vlkd_cli import catalog
 from vlkd_cli.recipe.json_schema import recipe_schema
+from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.shipped import shipped_recipes
+from vlkd_cli.recipe.yaml_file import read_document
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,35 @@ def test_every_reference_leads_somewhere(schema):
     walk(schema)
     assert found
     assert {reference.removeprefix("#/$defs/") for reference in found} <= set(schema["$defs"])
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_fit_the_schema(schema, name):
+    value = read_document(shipped_recipes()[name].read_text(encoding="utf-8"), name).value
+    assert fits(value, schema, schema)
+
+
+@pytest.mark.parametrize(
+    ("option", "right"),
+    [
+        ("train.epochs=2", True),
+        ("train.epochs=0", False),
+        ("train.epoch=2", False),
+        ("distillers[0].weight={linear: [0, 1]}", True),
+        ("distillers[0].weight={linear: [0]}", False),
+        ("distillers[0].logit_scal=1", False),
+        ("distillers[0]={name: my.module:Mine, anything: 1}", True),
+        ("towers.image.head={name: linear, width: 3}", True),
+        ("towers.image.head={name: liner, width: 3}", False),
+        ("towers.image.moddel=x", False),
+        ("towers.ema={follows: image, momentum: {cosine: [0.9, 1]}}", True),
+        ("optimizer={lr: 0.1, betas: [0.9, 0.95]}", True),
+        ("optimizer={name: sgd, betas: [0.9, 0.95]}", False),
+        ("reports=[csv, {name: wandb, project: x}]", True),
+        ("data={readers: [{reader: shapes, weight: 2}, {reader: shapes}]}", True),
+    ],
+)
+def test_the_schema_tells_right_from_wrong(schema, option, right):
+    document = read_document(SMALL, "r.yaml")
+    assert apply_overrides(document, [option]) == []
+    assert fits(document.value, schema, schema) is right
