@@ -100,6 +100,8 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             yield Problem((*path, "layer_decay"), "has no effect: only the head learns (train: head).")
         if tower.head is None and not _has_random_weights(tower, "pooler") and tower.run is None:
             yield Problem((*path, "train"), "'head' leaves nothing that learns: the tower has no head. Add `head: {name: linear, ...}`.")
+    if tower.train == "prompt" and tower.prompt is None and tower.run is None:
+        yield Problem((*path, "train"), "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`.")
     if tower.train == []:
         yield Problem((*path, "train"), "an empty list of patterns leaves nothing that learns. Write none.")
 

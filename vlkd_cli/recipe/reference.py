@@ -24,7 +24,6 @@ SECTIONS: dict[str, type[Any]] = {
     "schedule": schema.ScheduleSpec,
     "evals": schema.EvalSpec,
 }
-_EACH = {"towers": "Each tower", "distillers": "Each distiller", "evals": "Each entry"}
 _PLURALS = {"suite": "Suites", "section": "Sections"}
 
 
@@ -122,7 +121,7 @@ def catalogue_page() -> str:
         for name in names_of(kind):
             page = about(kind, name)
             parts += [f"### {kind} `{name}`" if kind != "section" else f"### `{name}:`", ""]
-            parts += [page.text if kind != "section" or name not in _EACH else f"{_EACH[name]}: {page.text}", ""]
+            parts += [page.text, ""]
             parts += [f"- {fact}: {value}" for fact, value in page.facts]
             parts += [""] if page.facts else []
             parts += _markdown_table(page.keys)

@@ -21,7 +21,7 @@ class Component(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: str = Field(description="which one: a name of the catalogue, or another package's module:Class")
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -90,12 +90,12 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    reader: str | None = None
+    reader: str | None = Field(None, description="where images and captions come from")
     readers: list[dict[str, Any]] | None = Field(None, description="several readers, each with its own keys and a 'weight', mixed")
     augment: Component | None = Field(None, description="augmentation of the training images; by default the standard random resized crop")
     views: dict[str, Component | None] = Field(default_factory=dict, description="further draws of each sample, by name")
     episode_samples: PositiveInt | None = Field(None, description="samples drawn per epoch instead of one pass over all")
-    shuffle: bool = True
+    shuffle: bool = Field(True, description="draw the samples in another order each epoch")
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
     max_broken_share: Probability = Field(0.01, description="the run stops when more than this share of the images is broken")
@@ -109,42 +109,42 @@ class DataSpec(BaseModel):
 class TrainSpec(Section):
     """How long and how the towers are trained."""
 
-    epochs: PositiveInt = 1
+    epochs: PositiveInt = Field(1, description="passes over the data, or episodes")
     steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps, whatever the epochs say")
     batch_size: PositiveInt = Field(64, description="pairs per process and step")
     accumulate: PositiveInt = Field(1, description="batches whose gradients are added up before one optimizer step")
-    precision: Precision = "fp32"
-    clip_grad_norm: Positive | None = None
+    precision: Precision = Field("fp32", description="autocast type of the forward pass; weights stay fp32")
+    clip_grad_norm: Positive | None = Field(None, description="longest gradient; longer ones are scaled down to it")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of an average of the weights, evaluated and saved")
-    seed: NonNegativeInt = 0
-    compile: bool = False
-    channels_last: bool = False
-    sync_batch_norm: bool = False
-    save_every_steps: PositiveInt | None = None
-    save_every_epochs: PositiveInt | None = 1
-    save_every_minutes: Positive | None = None
+    seed: NonNegativeInt = Field(0, description="of weights, order of samples, augmentation and dropout")
+    compile: bool = Field(False, description="compile the towers with torch.compile")
+    channels_last: bool = Field(False, description="memory order of images and convolutions; faster on GPUs")
+    sync_batch_norm: bool = Field(False, description="batch statistics over all processes")
+    save_every_steps: PositiveInt | None = Field(None, description="optimizer steps between checkpoints")
+    save_every_epochs: PositiveInt | None = Field(1, description="epochs between checkpoints")
+    save_every_minutes: Positive | None = Field(None, description="minutes between checkpoints")
     keep: PositiveInt = Field(1, description="how many of the newest checkpoints stay")
     best: str | None = Field(None, description="result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric")
     max_nonfinite_steps: PositiveInt = Field(10, description="the run stops after this many non-finite steps in a row")
-    log_every_steps: PositiveInt = 10
+    log_every_steps: PositiveInt = Field(10, description="optimizer steps between two logged values")
     cache_dir: str | None = Field(None, description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd")
 
 
 class OptimizerSpec(Component):
     """The optimizer: adamw, sgd, lars, lion, or any class of torch.optim by its name."""
 
-    name: str = "adamw"
-    lr: Positive = 5e-4
-    weight_decay: NonNegative = 0.2
+    name: str = Field("adamw", description="adamw, sgd, lars, lion, or any class of torch.optim")
+    lr: Positive = Field(5e-4, description="highest learning rate, after the warm-up")
+    weight_decay: NonNegative = Field(0.2, description="pull towards 0; biases, norms and scales are left out")
     decay_all: bool = Field(False, description="also decay biases, norms and scales")
 
 
 class ScheduleSpec(Section):
     """The learning rate over time."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: NonNegativeInt = 0
-    warmup_epochs: NonNegative = 0
+    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape of the way down after the warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
+    warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
     end_factor: NonNegative = Field(0.0, description="the last learning rate as a share of the highest")
 
 
@@ -153,9 +153,9 @@ class EvalSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    suite: str
-    every_epochs: PositiveInt | None = None
-    every_steps: PositiveInt | None = None
+    suite: str = Field(description="which suite")
+    every_epochs: PositiveInt | None = Field(None, description="epochs between two evaluations")
+    every_steps: PositiveInt | None = Field(None, description="optimizer steps between two evaluations")
     first: bool = Field(False, description="also before the first step")
     last: bool = Field(True, description="also after the last step")
 

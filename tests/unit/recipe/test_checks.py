@@ -49,6 +49,7 @@ def test_where_a_tower_comes_from(options, expected):
             ["towers.text.head={name: linear, width: 8}", "towers.text.train=head", "towers.text.layer_decay=0.5"],
             "has no effect: only the head learns (train: head).",
         ),
+        (["towers.text.train=prompt"], "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`."),
         (["towers.text.train=[]"], "an empty list of patterns leaves nothing that learns. Write none."),
         (["towers.text.cache=true"], "the tower's features change while its backbone learns. Remove cache, or say train: none (or head)."),
         (

@@ -45,6 +45,13 @@ def test_misspelt_kinds_and_names_name_the_closest(kind, name, message):
     assert str(caught.value).startswith(message)
 
 
+def test_every_key_of_every_section_is_described():
+    sections = names_of("section")
+    assert len(sections) == 7
+    for section in sections:
+        assert [key for key, _, _, meaning in about("section", section).keys if not meaning] == []
+
+
 def test_every_distiller_says_where_it_is_from_and_what_crosses_ranks():
     rows = distiller_rows()
     assert len(rows) == len(names_of("distiller")) >= 20
