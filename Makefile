@@ -27,10 +27,12 @@ $(BIN)/python:
 
 # The stamps make a second `make` quick; they are older than what they were made from as soon as that changes.
 $(VENV)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	@echo "Installing vlkd and its libraries into $(VENV); the first time this takes some minutes."
 	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	@echo "Installing vlkd, every extra and the tools of development into $(VENV); the first time this takes some minutes."
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
