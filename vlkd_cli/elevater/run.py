@@ -23,7 +23,7 @@ from vlkd_cli.elevater.predictions import Header, file_name, read_provenance, wr
 from vlkd_cli.elevater.protocol import Choice, draw_sample, fit
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.elevater.templates import prompts_of
-from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
 from vlkd_cli.evaluation.suite import Subject
 
@@ -184,7 +184,8 @@ class SetRun:
                 seed=seed,
             )
         except UserError as error:
-            raise type(error)(f"data set '{self.facts.name}': {error}") from error
+            kind = DataError if isinstance(error, DataError) else UserError
+            raise kind(f"data set '{self.facts.name}': {error}") from error
         return done.outcome.probabilities, done.summary(), learner.num_trainable
 
     def _header(self, seed: int, trainable: int) -> Header:

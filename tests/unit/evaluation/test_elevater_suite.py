@@ -212,7 +212,7 @@ def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) 
 def _on_a_rank(root: str, output: str) -> dict[str, Any]:
     subject = _subject(Path(root), Path(output))
     probe = ElevaterSuite(mode="linear_probe", datasets=["toy-colours", "toy-tags"], shots=2, seeds=[0, 1], **SHORT)
-    tuned = ElevaterSuite(mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, sweep_epochs=1, epochs=2)
+    tuned = ElevaterSuite(mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, tune=False, lr=0.02, epochs=2)
     results = [*ElevaterSuite().run(subject), *probe.run(subject), *tuned.run(subject)]
     return {f"{result.protocol} {result.dataset}": (result.metrics, result.details) for result in results}
 
