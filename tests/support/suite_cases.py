@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.support import text_folders
 from tests.support.fakes import COLOURED, FakeTower, TableBackbone, random_feature
 from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.towers.tower import Tower
@@ -99,6 +100,35 @@ def fine_tune(folder: Path) -> Case:
     return Case(keys, knowing, Subject(Tower("image", TableBackbone(table)), None), 0.09)
 
 
+def sentences(error: float, **keys: Any) -> Case:
+    return Case(keys, text_folders.perfect_subject(), text_folders.random_subject(), error)
+
+
+def sts(folder: Path) -> Case:
+    return sentences(0.28, data=str(text_folders.write_sts(folder, pairs=200)), sets=["STS13", "STSB"])
+
+
+def senteval(folder: Path) -> Case:
+    root = text_folders.write_senteval(folder, items=200)
+    return sentences(0.15, data=str(root), tasks=["TREC", "SST2"], classifier="sklearn", kfold=2)
+
+
+def word_similarity(folder: Path) -> Case:
+    return sentences(0.28, data=str(text_folders.write_word_similarity(folder, pairs=200)))
+
+
+def wiki_sections(folder: Path) -> Case:
+    return sentences(0.14, data=str(text_folders.write_wiki_sections(folder, triplets=200)))
+
+
+def passage_retrieval(folder: Path) -> Case:
+    return sentences(0.04, data=str(text_folders.write_marco(folder, passages=300, queries=100)))
+
+
+def captioned(folder: Path) -> Case:
+    return sentences(0.14, data=str(text_folders.write_captioned(folder, items=200)))
+
+
 SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
@@ -108,5 +138,11 @@ SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "few_shot": few_shot,
     "feature_analysis": feature_analysis,
     "fine_tune": fine_tune,
+    "sts": sts,
+    "senteval": senteval,
+    "word_similarity": word_similarity,
+    "wiki_sections": wiki_sections,
+    "passage_retrieval": passage_retrieval,
+    "captioned": captioned,
 }
 """Suite -> writes its data into a folder, if it needs files, and returns the case. Every suite has its line here."""

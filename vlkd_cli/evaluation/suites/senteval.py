@@ -195,5 +195,6 @@ def _average(table: Sequence[Result]) -> Result:
         headline="accuracy",
         chance={"accuracy": float(np.mean([result.chance["accuracy"] for result in table]))},
         num_items=sum(result.num_items for result in table),
+        hashes={file: digest for result in table for file, digest in result.hashes.items()},
         settings={"tasks": [result.dataset for result in table]},
     )

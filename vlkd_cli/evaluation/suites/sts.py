@@ -168,6 +168,7 @@ class STS(Suite):
             chance={"spearman": 0.0, "pearson": 0.0},
             num_items=sum(result.num_items for result in table),
             num_skipped=sum(result.num_skipped for result in table),
+            hashes={file: digest for result in table for file, digest in result.hashes.items()},
             settings={"sets": names, "aggregation": self.aggregation, "compat": self.compat, "similarity": self.similarity},
         )
 
