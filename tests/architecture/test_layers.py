@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import vlkd_cli
@@ -48,6 +49,7 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
+@functools.cache
 def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
     """Modules that a file imports, those for type checkers left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
