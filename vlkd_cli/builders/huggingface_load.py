@@ -67,11 +67,15 @@ def load_config(model: str, *, builder: str = "huggingface", trust: bool = False
         if Path(source).is_dir():
             raise WeightsError(f"{what}: '{source}' has no readable config.json. Put the model's files there.") from error
         raise _missing(what, model, builder, cache_dir, error) from error
+    if not raw:
+        # The library takes a missing file for an empty configuration.
+        raise WeightsError(f"{what}: '{source}' has no readable config.json. Put the model's files there.")
     refuse_foreign_code(raw, what, trust=trust)
     try:
         config = AutoConfig.from_pretrained(source, cache_dir=hub_cache(cache_dir), trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"{what}: its config.json describes no model that transformers knows: {str(error).splitlines()[0]}") from error
+        kind = raw.get("model_type", "no model_type")
+        raise RecipeError(f"{what}: its config.json ({kind}) describes no model that this version of transformers knows.") from error
     return getattr(config, "text_config", None) or config
 
 
