@@ -2,12 +2,13 @@
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 BIN := $(VENV)/bin
+LATEST := .venv-latest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 # One core per process: tests start processes of their own, and small tensors gain nothing from threads.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install install-dev test test-slow test-gpu check format bench docs clean
+.PHONY: help quickstart install install-dev test test-slow test-latest test-gpu check format bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -41,6 +42,18 @@ test: install-dev  ## set up and run the fast tests
 
 test-slow: install-dev  ## the tests that take longer than a few seconds each
 	$(TEST) -q -m "slow and not gpu" --timeout 1200
+
+test-latest: $(LATEST)/.installed  ## the fast tests with transformers 5 and sentence-transformers 6, where no adapters can be
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LATEST)/bin/python -m pytest -q -m "not slow and not gpu"
+
+# Pinned as everywhere, but for the libraries around transformers.
+$(LATEST)/.installed: pyproject.toml requirements/constraints.txt requirements/latest.txt | $(BIN)/python
+	$(BIN)/python -m venv $(LATEST)
+	grep -v -i -E '^(accelerate|adapters|huggingface-hub|peft|safetensors|sentence-transformers|tokenizers|transformers)==' \
+		requirements/constraints.txt > $(LATEST)/constraints.txt
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LATEST)/constraints.txt \
+		-r requirements/latest.txt -e '.[tensorboard,wandb,fast]'
+	@touch $@
 
 test-gpu: install-dev  ## the tests that need CUDA devices
 	$(TEST) -q -m gpu --timeout 1200

@@ -11,10 +11,13 @@ import torch
 
 from tests.support.adapters import adapted, embed, shake
 from tests.support.encoders import SENTENCES, write_encoder
+from vlkd_cli.builders import adapter_rules
 from vlkd_cli.builders.adapter_files import export_merged
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
+
+pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
 
 MERGING: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "targets": ["q", "k", "v", "o", "intermediate", "output"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ towers:
 distillers: [{name: infonce}]
 data: {reader: shapes}
 """
+
+
+IS_INSTALLED = adapter_rules.is_installed()
+
+
+@pytest.fixture(autouse=True)
+def the_rules_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_rules, "is_installed", lambda: True)
 
 
 def read(tower: str) -> Any:
@@ -118,6 +127,14 @@ def test_without_the_library_the_builder_is_refused_in_one_line(monkeypatch: pyt
         catalog.load("builder", "adapters")(model="x")
 
 
+@pytest.mark.skipif(IS_INSTALLED, reason="is for environments without the extra 'adapters', see `make test-latest`")
+def test_a_real_environment_without_the_library_says_so() -> None:
+    command = [sys.executable, "-m", "vlkd_cli", "list-adapters"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "list-adapters needs an optional package: pip install 'vlkd[adapters]'.\n"
+
+
 @pytest.mark.parametrize(
     ("former", "now"),
     [
@@ -150,3 +167,11 @@ def test_a_recipe_with_an_adapter_is_checked_without_torch() -> None:
         "assert not {'torch', 'transformers', 'adapters', 'peft'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_recipes_of_the_page_on_adapters_are_right() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        assert parse_recipe(recipe, "adapters.md").distillers

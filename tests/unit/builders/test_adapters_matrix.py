@@ -12,6 +12,8 @@ from tests.support.encoders import SENTENCES, write_encoder
 from vlkd_cli.builders import adapter_rules
 from vlkd_cli.errors import RecipeError
 
+pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
+
 OTHERS = [kind for kind in adapter_rules.ENCODERS if kind != "bert"]
 
 

@@ -13,7 +13,10 @@ from vlkd_cli.builders import adapter_rules
 from vlkd_cli.commands.list_adapters import list_adapters
 from vlkd_cli.errors import MissingPackageError
 
+needs_adapters = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
 
+
+@needs_adapters
 def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list_adapters(model=str(write_encoder(tmp_path)), json_=True)
     rows = json.loads(capsys.readouterr().out)
@@ -27,6 +30,7 @@ def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(tmp_path: P
     assert compacter["trained"] is None and "bottleneck of 2" in compacter["refused"]
 
 
+@needs_adapters
 def test_the_table_says_what_is_refused_on_the_given_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list_adapters(model=str(write_encoder(tmp_path, "mpnet")))
     out = capsys.readouterr().out
