@@ -66,8 +66,8 @@ class TorchVision(Builder):
         self._check_name()
         what = f"torchvision model '{self.model}'"
         arguments = dict(self.config)
-        if self.image_size is not None and fixes_its_size(self.model):
-            arguments["image_size"] = self.image_size
+        if fixes_its_size(self.model):
+            arguments.setdefault("image_size", self._image_input().size_px[0])
         anatomy = dissect(self.model, arguments)
         if self.pretrained is False:
             network = construct(self.model, arguments)
@@ -89,10 +89,11 @@ class TorchVision(Builder):
             tags = tuple(weight.name for weight in models.get_model_weights(name))
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and not tags):
                 continue
-            anatomy, network = open_without_memory(name, {})
+            size = image_input(name).size_px[0]
+            anatomy, network = open_without_memory(name, {"image_size": size} if fixes_its_size(name) else {})
             strip_classifier(network, anatomy)
             parameters = sum(parameter.numel() for parameter in network.parameters())
-            rows.append(ModelInfo(name, "torchvision", "image", anatomy.width, parameters, image_input(name).size_px[0], tags))
+            rows.append(ModelInfo(name, "torchvision", "image", anatomy.width, parameters, size, tags))
         return rows
 
     def _check_name(self) -> None:

@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from vlkd_cli.builders.torchvision import TorchVision, image_input, names
-from vlkd_cli.builders.torchvision_anatomy import auxiliary_names, dissect, drop_side_classifiers, open_without_memory, strip_classifier
+from vlkd_cli.builders.torchvision_anatomy import (
+    auxiliary_names,
+    dissect,
+    drop_side_classifiers,
+    fixes_its_size,
+    open_without_memory,
+    strip_classifier,
+)
 from vlkd_cli.errors import RecipeError, WeightsError
 
 FAMILIES = ["alexnet", "densenet121", "googlenet", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "vgg11", "vit_b_32"]
@@ -18,9 +25,9 @@ FAMILIES = ["alexnet", "densenet121", "googlenet", "mobilenet_v3_small", "resnet
 
 def feature_of(name: str) -> tuple[int, tuple[int, ...]]:
     """The width that is told and the shape that a run on the meta device gives."""
-    anatomy, network = open_without_memory(name, {})
-    strip_classifier(network, anatomy)
     size = image_input(name).size_px
+    anatomy, network = open_without_memory(name, {"image_size": size[0]} if fixes_its_size(name) else {})
+    strip_classifier(network, anatomy)
     with torch.no_grad():
         return anatomy.width, tuple(network.to("meta").eval()(torch.empty(2, 3, *size, device="meta")).shape)
 
