@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,21 @@ def test_starting_another_iteration_ends_the_former() -> None:
     next(loader.batches(0))
     with pytest.raises(RuntimeError, match="only the newest"):
         next(first)
+
+
+class Killer:
+    """A view that ends its process as the kernel does when memory runs out."""
+
+    needs_image = False
+    needs_captions = True
+
+    def __call__(self, samples: Sequence[Any]) -> TextInput:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+def test_a_worker_that_dies_ends_in_one_line() -> None:
+    loader = Loader(Shapes(num_samples=8, size_px=16), {"text": Killer()}, batch_size=4, seed=0, workers=1)
+    with pytest.raises(DataError, match=r"a loader process died \(.*(killed by signal|exited unexpectedly).*Lower data.workers") as caught:
+        list(loader.batches(0))
+    assert "\n" not in str(caught.value)

@@ -98,7 +98,7 @@ class Shapes(Reader):
         self._first_kind, self._num_kinds = first, last - first
         grid = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
         self._x, self._y = np.meshgrid(grid, grid)
-        self._block: tuple[int, np.ndarray] = (-1, grid)
+        self._blocks: dict[int, np.ndarray] = {}
         self._last: tuple[int, Scene] | None = None
         self._num_captions = len(self.captions(0))
 
@@ -129,7 +129,7 @@ class Shapes(Reader):
         return self._kind(index) % len(CLASSES)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._kinds(np.asarray(indices)) % len(CLASSES)
+        return np.fromiter((self._kind(index) for index in indices.tolist()), dtype=np.int64, count=len(indices)) % len(CLASSES)
 
     def name(self, index: int) -> str:
         return f"drawn picture {index}"
@@ -207,11 +207,11 @@ class Shapes(Reader):
         return scene._replace(other=other, relation=relation)
 
     def _kind(self, index: int) -> int:
-        # Kinds of many positions at once cost hardly more than one.
-        block = index // _BLOCK
-        if self._block[0] != block:
-            self._block = block, self._kinds(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-        return int(self._block[1][index % _BLOCK])
+        # Kinds of many positions at once cost hardly more than one; two bytes each are kept.
+        block, place = divmod(index, _BLOCK)
+        if block not in self._blocks:
+            self._blocks[block] = self._kinds(np.arange(block * _BLOCK, (block + 1) * _BLOCK)).astype(np.int16)
+        return int(self._blocks[block][place])
 
     def _kinds(self, indices: np.ndarray) -> np.ndarray:
         """Kind of picture at each position: the split's kinds in a shuffled order, again and again in other orders."""

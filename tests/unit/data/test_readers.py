@@ -1,0 +1,195 @@
+"""Folder, COCO, classification and their bad input; csv, webdataset and shapes have files of their own."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.data_sets import classification_data, coco_data, folder_data, write_photos
+from vlkd_cli.data.images import decode
+from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.prompts import templates_of
+from vlkd_cli.data.readers.classification import Classification
+from vlkd_cli.data.readers.coco import COCO
+from vlkd_cli.data.readers.folder import Folder
+from vlkd_cli.errors import DataError, RecipeError
+
+
+def test_captions_of_a_folder_are_the_lines_beside_each_image(tmp_path: Path) -> None:
+    reader = Folder(path=folder_data(tmp_path)["path"])
+    assert len(reader) == 5
+    assert reader.captions(2) == ["first of photo02.jpg", "second of photo02.jpg"]
+    assert reader.name(2) == str(tmp_path / "inner" / "photo02.jpg")
+
+
+def test_images_without_captions_are_refused_or_left_out_by_request(tmp_path: Path) -> None:
+    folder_data(tmp_path)
+    (tmp_path / "inner" / "photo01.txt").unlink()
+    (tmp_path / "inner" / "photo03.txt").write_text("\n \n")
+    with pytest.raises(DataError, match=r"2 of 5 images have no captions, e.g. inner/photo01.jpg. .*missing: leave_out"):
+        Folder(path=str(tmp_path))
+    reader = Folder(path=str(tmp_path), missing="leave_out")
+    assert [Path(reader.name(index)).stem for index in range(len(reader))] == ["photo00", "photo02", "photo04"]
+    assert reader.num_left_out == 2
+
+
+def test_a_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.path .*nowhere: no such folder"):
+        Folder(path=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"there is no image below this folder"):
+        Folder(path=str(tmp_path))
+    write_photos(tmp_path, 2)
+    with pytest.raises(DataError, match=r"2 of 2 images have no captions"):
+        Folder(path=str(tmp_path), missing="leave_out")
+
+
+def test_coco_captions_are_joined_by_image(tmp_path: Path) -> None:
+    section = coco_data(tmp_path)
+    reader = COCO(path=section["path"], image_root=section["image_root"])
+    assert reader.captions(1) == ["caption 0 of 1", "caption 1 of 1", "caption 2 of 1"]
+    assert decode(reader.image(1)).shape == (40, 56, 3)
+
+
+def test_images_without_captions_in_a_coco_file_are_warned_of(tmp_path: Path) -> None:
+    section = coco_data(tmp_path)
+    content = json.loads(Path(section["path"]).read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 12]
+    Path(section["path"]).write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="1 images have no caption"):
+        reader = COCO(path=section["path"], image_root=section["image_root"])
+    assert [reader.captions(index)[0][-1] for index in range(len(reader))] == ["0", "1", "3"]
+
+
+def karpathy(folder: Path) -> str:
+    names = write_photos(folder / "val2014", 5)
+    images = [
+        {"filepath": "val2014", "filename": name, "split": split, "sentences": [{"raw": f" a  caption of {name}\n"}] * 2}
+        for name, split in zip(names, ["train", "restval", "val", "test", "test"], strict=True)
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return str(folder / "dataset.json")
+
+
+def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
+    path = karpathy(tmp_path)
+    sizes = {split: len(COCO(path=path, split=split)) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert sizes == {"train": 2, "val": 1, "test": 2}
+    assert len(COCO(path=path, split="train", restval=False)) == 1
+    assert len(COCO(path=path)) == 5
+    assert COCO(path=path, split="val").captions(0) == ["a caption of photo02.jpg"] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"is not valid JSON"),
+        ("[]", r"has no 'images' \(found: list\)"),
+        ('{"annotations": []}', r"has no 'images' \(found: annotations\)"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', r"annotations without captions .*captions_\*.json"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}', r"an entry is not as in COCO .*file_name"),
+        ('{"images": [], "annotations": []}', r"no image with captions"),
+        (
+            '{"images": [{"id": 1, "file_name": "no.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}',
+            r"its first images are not there, e.g. .*no.jpg. Set data.image_root",
+        ),
+    ],
+)
+def test_a_caption_file_that_cannot_be_read_says_why(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        COCO(path=str(tmp_path / "captions.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_of_an_unsplit_coco_file_is_an_error(tmp_path: Path) -> None:
+    section = coco_data(tmp_path)
+    with pytest.raises(DataError, match=r"has no splits: it is a COCO captions file. Put '{split}' into data.path"):
+        COCO(path=section["path"], image_root=section["image_root"], split="val")
+    with pytest.raises(DataError, match=r"captions file nowhere.json: no such file"):
+        COCO(path="nowhere.json")
+
+
+def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
+    reader = Classification(path=classification_data(tmp_path)["path"], split="val", templates=["a {}", "the {}"])
+    assert reader.classes == ["pear", "red apple"]
+    assert [reader.label(index) for index in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert reader.captions(4) == ["a red apple", "the red apple"]
+    assert "/val/" in reader.name(0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, r"takes either 'dataset' .* or 'path'"),
+        ({"dataset": "CIFAR11", "root": "."}, r"torchvision.datasets has no such class. Did you mean 'CIFAR10'\?"),
+        ({"dataset": "CIFAR10", "root": "nowhere"}, r"data.root nowhere: no such folder. .*data.download: true"),
+        ({"dataset": "CIFAR10", "root": "."}, r"CIFAR10 is not in data.root . .*data.download: true"),
+        ({"dataset": "CIFAR10", "root": ".", "split": "val"}, r"'val': CIFAR10 has only train and test"),
+        ({"path": "{folder}", "split": "test"}, r"has no folder 'test' for data.split"),
+        ({"path": "{folder}", "split": "train", "classes": ["one"]}, r"data.classes has 1 names, the data 2 classes"),
+        ({"path": "{folder}", "split": "train", "classes": "nowhere.txt"}, r"data.classes nowhere.txt: No such file"),
+        ({"path": "{folder}", "split": "train", "templates": "simpel"}, r"templates 'simpel': no such set. Did you mean 'simple'\?"),
+        ({"path": "{folder}", "split": "train", "templates": ["a thing"]}, r"template 'a thing' has no {} for the class name"),
+        ({"path": "{folder}/train/pear"}, r"there is no image in a sub-folder"),
+    ],
+)
+def test_labelled_data_that_cannot_be_read_says_why(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    folder = classification_data(tmp_path)["path"]
+    keys = {key: value.replace("{folder}", folder) if isinstance(value, str) else value for key, value in keys.items()}
+    with pytest.raises(DataError, match=message):
+        Classification(**keys)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array in the IDX format of MNIST."""
+    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def test_data_sets_of_torchvision_are_read_by_name(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 28, 28))
+    for part, count in (("train", 12), ("t10k", 8)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pictures[:count]))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count) % 10))
+    reader = Classification(dataset="MNIST", root=str(tmp_path), split="test")
+    assert len(reader) == 8 and len(reader.classes or ()) == 10
+    assert reader.labels_of(np.arange(8)).tolist() == list(range(8))
+    assert np.array_equal(decode(reader.image(3))[..., 0], pictures[3])
+    assert len(Classification(dataset="MNIST", root=str(tmp_path), split="train")) == 12
+
+
+def test_template_sets_of_open_clip_have_a_place_for_the_name() -> None:
+    assert len(templates_of("open_clip:imagenet")) == 80
+    assert all("{}" in template for template in templates_of("open_clip:imagenet"))
+
+
+def test_the_section_names_one_reader_and_its_keys() -> None:
+    with pytest.raises(RecipeError, match=r"either 'reader' or 'readers'"):
+        open_reader({"path": "data.csv"})
+    with pytest.raises(RecipeError, match=r"unknown reader 'csw'. Did you mean 'csv'\?"):
+        open_reader({"reader": "csw"})
+    with pytest.raises(RecipeError, match=r"reader 'csv' needs the key 'path'"):
+        open_reader({"reader": "csv"})
+    assert len(open_reader({"reader": "shapes", "num_samples": 5, "workers": 3}, split="val")) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("section", "images", "captions"), [
+    ({"reader": "csv", "path": "{data}/coco_captions/val.tsv"}, 110, 550),
+    ({"reader": "coco", "path": "{data}/coco_captions/captions_val.json", "image_root": "{data}/coco_captions/val"}, 110, 550),
+    ({"reader": "csv", "path": "{data}/flickr8k_mini/{split}.tsv", "split": "val"}, 100, 500),
+    ({"reader": "csv", "path": "{data}/imagenet_sample/labels.tsv", "image": "file", "caption": "name", "label": "class_index"}, 200, 200),
+])  # fmt: skip
+def test_real_photos_are_read_and_decoded(shared: Path, section: dict[str, Any], images: int, captions: int) -> None:
+    section = {key: value.replace("{data}", str(shared / "data")) for key, value in section.items()}
+    reader: Any = open_reader(section)
+    assert (len(reader), reader.num_captions) == (images, captions)
+    shapes = [decode(reader.image(index)).shape for index in range(0, images, 5)]
+    assert all(len(shape) == 3 and shape[2] == 3 for shape in shapes)
+    assert all(caption.strip() for index in range(images) for caption in reader.captions(index))
