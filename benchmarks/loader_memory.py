@@ -78,10 +78,8 @@ def _measure(folder: Path, rows: int, options: argparse.Namespace) -> list[Memor
             pass
         curve.append(_memory())
         if epoch in (0, 1, options.epochs // 2, options.epochs - 1):
-            memory = curve[-1]
-            print(
-                f"  epoch {epoch + 1:3}: {memory.anonymous:8.1f} MiB anonymous in {memory.processes} processes, {memory.mapped:8.1f} MiB mapped"
-            )
+            anonymous, mapped, processes = curve[-1]
+            print(f"  epoch {epoch + 1:3}: {anonymous:8.1f} MiB anonymous in {processes} processes, {mapped:8.1f} MiB mapped")
     loader.close()
     return curve
 
