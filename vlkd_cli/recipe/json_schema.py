@@ -15,6 +15,9 @@ from vlkd_cli.recipe.shape import TOWER_COMPONENTS, section_keys
 
 Schema = dict[str, Any]
 
+# Kinds whose name may be left out.
+_DEFAULTS = {"prompt": schema.PromptSpec.model_fields["name"].default}
+
 
 def recipe_schema() -> Schema:
     """JSON Schema (2020-12) of a whole recipe; each component is one alternative with its own closed set of keys."""
@@ -80,7 +83,8 @@ def _alternatives(kind: str, name_key: str, shared: dict[str, Schema], definitio
         keys = signature_of(kind, name).keys
         properties = shared | {key.name: _key(key, definitions) for key in keys}
         properties[name_key] = {"const": name, "description": entry.summary}
-        found.append(_closed(properties, required=[name_key, *(key.name for key in keys if key.required)]))
+        named = [] if name == _DEFAULTS.get(kind) else [name_key]
+        found.append(_closed(properties, required=[*named, *(key.name for key in keys if key.required)]))
     third_party = {name_key: {"type": "string", "pattern": "^[\\w.]+:\\w+$", "description": f"a {kind} of another package: module:Class"}}
     return [*found, {"type": "object", "properties": shared | third_party, "required": [name_key]}]
 
