@@ -137,9 +137,8 @@ class Composition(nn.Module):
     def _width(self, side: Address | tuple[Address, ...] | None) -> int | list[int]:
         if side is None:
             return 0
-        if isinstance(side, tuple):
-            return [self._width_of(address) for address in side]
-        return self._width_of(side)
+        # An address is itself a tuple, so it is asked for first.
+        return self._width_of(side) if isinstance(side, Address) else [self._width_of(address) for address in side]
 
     def _width_of(self, address: Address) -> int:
         tower = self.tower(address.tower)

@@ -15,6 +15,7 @@ from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.tower import Tower
@@ -53,7 +54,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         base = spec.name.split(":")[-1]
         taken = {objective.name for objective in objectives}
         name = next(n for n in [base, *(f"{base}_{k}" for k in range(2, len(recipe.distillers) + 2))] if n not in taken)
-        objectives.append(Objective(name, kind(**spec.keys), arrow, spec.weight))
+        objectives.append(Objective(name, make("distiller", spec.name, spec.keys), arrow, spec.weight))
     return objectives
 
 
@@ -90,5 +91,5 @@ def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
     assert recipe.data is not None
     component = recipe.data.views.get(view) or recipe.data.augment
     if component is None:
-        return catalog.load("augment", "standard")()
-    return None if component.name == "none" else catalog.load("augment", component.name)(**component.keys)
+        return make("augment", "standard", {})
+    return None if component.name == "none" else make("augment", component.name, component.keys)

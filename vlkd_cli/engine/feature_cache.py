@@ -7,16 +7,18 @@ data, precision), so another run with the same tower and data finds it filled, a
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlkd_cli import console
+from vlkd_cli.data.batch import Skipped
 from vlkd_cli.data.loader import in_order
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView
@@ -27,7 +29,7 @@ from vlkd_cli.evaluation.feature_store import FeatureStore
 from vlkd_cli.recipe.types import Precision
 from vlkd_cli.towers.tower import Tower
 
-ROWS_PER_WINDOW = 1024
+SAMPLES_PER_WINDOW = 1024
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -35,16 +37,23 @@ def cache_folder(setting: str | None) -> Path:
     return Path(setting or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser()
 
 
+class Stored(NamedTuple):
+    """A complete table of features: its `.npy` file, and the rows of images that could not be read, which hold zeros."""
+
+    path: Path
+    broken: dict[int, Skipped]
+
+
 def store_features(
     tower: Tower, reader: Reader, folder: Path, *, device: torch.device, precision: Precision, batch_size: int, workers: int
-) -> Path:
-    """Fill the table of a tower's features over a data set and return its `.npy` file.
+) -> Stored:
+    """Fill the table of a tower's features over a data set.
 
     Rows are the images in the reader's order, or all captions (`Reader.caption_start`). The processes of one machine share the work;
     each machine fills the table of its own cache folder.
 
     Returns:
-        The file of `[rows, feature_width]` float32, complete on return, on every rank.
+        The table `[rows, feature_width]` float32, complete on return, on every rank.
     """
     is_image = tower.modality == "image"
     rows = len(reader) if is_image else reader.num_captions
@@ -54,41 +63,61 @@ def store_features(
         FeatureStore(place, rows, tower.feature_width)
     runtime.barrier()
     store = FeatureStore(place, rows, tower.feature_width)
-    positions = np.arange(len(reader))
-    starts = positions if is_image else np.fromiter((reader.caption_start(int(p)) for p in positions), dtype=np.int64, count=len(positions))
-    windows = [window for window in np.split(positions, range(ROWS_PER_WINDOW, len(positions), ROWS_PER_WINDOW)) if len(window)]
-    ends = np.append(starts[1:], rows)
-    missing = [window for window in windows if not store.done[starts[window[0]] : ends[window[-1]]].all()]
+    missing = [positions for positions in _windows(len(reader)) if not store.done[_rows_of(reader, positions, is_image)].all()]
     if missing and runtime.is_main():
         console.say(f"Computing the features of tower '{tower.name}' once: {rows:,} {'images' if is_image else 'captions'}.")
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if runtime.is_distributed() else 1
-    with evaluating(tower), torch.no_grad():
-        for window in missing[runtime.local_rank() :: local_world]:
-            blocks = (
-                _image_features(tower, reader, window, device, precision, batch_size, workers)
-                if is_image
-                else _caption_features(tower, reader, window, device, precision, batch_size)
-            )
-            features = torch.cat(list(blocks)).numpy()
-            store.write(np.arange(starts[window[0]], starts[window[0]] + len(features)), features)
+    # Every process must have read what is missing before one of them fills it in.
     runtime.barrier()
-    return place / "features.npy"
+    with evaluating(tower), torch.no_grad():
+        for positions in missing[runtime.local_rank() :: local_world]:
+            if is_image:
+                features = _image_features(tower, reader, positions, store.folder, device, precision, batch_size, workers)
+            else:
+                features = _caption_features(tower, reader, positions, device, precision, batch_size)
+            store.write(np.arange(rows)[_rows_of(reader, positions, is_image)], features.numpy())
+    runtime.barrier()
+    return Stored(place / "features.npy", _read_broken(place / "broken.csv"))
+
+
+def _windows(count: int) -> list[range]:
+    return [range(start, min(start + SAMPLES_PER_WINDOW, count)) for start in range(0, count, SAMPLES_PER_WINDOW)]
+
+
+def _rows_of(reader: Reader, positions: range, is_image: bool) -> slice:
+    if is_image:
+        return slice(positions.start, positions.stop)
+    return slice(reader.caption_start(positions.start), reader.caption_start(positions.stop))
 
 
 def _image_features(
-    tower: Tower, reader: Reader, window: np.ndarray, device: torch.device, precision: Precision, batch_size: int, workers: int
-) -> Iterator[Tensor]:
-    assert tower.image_input is not None
-    views = {"image": ImageView(tower.image_input, None)}
-    for batch in in_order(reader, views, [int(p) for p in window], batch_size=batch_size, workers=workers):
-        with autocast(precision, device):
-            yield tower.features(batch.to(device).inputs["image"]).float().cpu()
+    tower: Tower,
+    reader: Reader,
+    positions: range,
+    folder: Path | None,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int,
+    workers: int,
+) -> Tensor:
+    """`[len(positions), feature_width]`; zeros where an image cannot be read, which `broken.csv` names."""
+    assert tower.image_input is not None and folder is not None
+    features = torch.zeros(len(positions), tower.feature_width)
+    for batch in in_order(reader, {"image": ImageView(tower.image_input, None)}, positions, batch_size=batch_size, workers=workers, skip=True):
+        rows = batch.indices - positions.start
+        if len(rows):
+            with autocast(precision, device):
+                features[rows] = tower.features(batch.to(device).inputs["image"]).float().cpu()
+        if batch.skipped:
+            reasons = {skipped.name: skipped.reason for skipped in batch.skipped}
+            lost = [row for row in positions if reader.name(row) in reasons]
+            with (folder / "broken.csv").open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows((row, reader.name(row), reasons[reader.name(row)]) for row in lost)
+    return features
 
 
-def _caption_features(
-    tower: Tower, reader: Reader, window: np.ndarray, device: torch.device, precision: Precision, batch_size: int
-) -> Iterator[Tensor]:
-    captions = [caption for position in window for caption in reader.captions(int(position))]
+def _caption_features(tower: Tower, reader: Reader, positions: range, device: torch.device, precision: Precision, batch_size: int) -> Tensor:
+    captions = [caption for position in positions for caption in reader.captions(position)]
     # Captions of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
     features = torch.empty(len(captions), tower.feature_width)
@@ -97,4 +126,11 @@ def _caption_features(
         tokens = {name: tensor.to(device) for name, tensor in tower.tokenize([captions[row] for row in chosen]).items()}
         with autocast(precision, device):
             features[chosen] = tower.features(tokens).float().cpu()
-    yield features
+    return features
+
+
+def _read_broken(path: Path) -> dict[int, Skipped]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {int(row): Skipped(name, reason) for row, name, reason in csv.reader(file)}

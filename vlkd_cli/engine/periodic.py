@@ -11,7 +11,7 @@ from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.run_folder import RunFolder
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.run import print_results, run_suites
+from vlkd_cli.evaluation.run import build_suite, print_results, run_suites
 from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
 from vlkd_cli.towers.tower import Tower
@@ -50,6 +50,9 @@ class Evaluations:
         self.best_value: float | None = None
         self.last: list[Result] = []
         self._subject = subject_of(recipe, towers, device)
+        # A suite that cannot run with these towers is told before the first step, not after the first epoch.
+        for spec in recipe.evals:
+            build_suite(spec, self._subject)
 
     def due(self, step: int) -> list[EvalSpec]:
         """The suites to run after this many steps."""
@@ -68,6 +71,14 @@ class Evaluations:
         if is_best:
             self.best_value = watched
         return values, is_best
+
+    def one_line(self, step: int) -> str:
+        """The newest results in short: each suite's headline beside what chance would reach."""
+        shown = []
+        for result in self.last:
+            chance = f" (chance {result.chance[result.headline]:.3f})" if result.headline in result.chance else ""
+            shown.append(f"{result.suite} {result.dataset} {result.headline} {result.metrics[result.headline]:.3f}{chance}")
+        return f"step {step}: " + ", ".join(shown)
 
     def print_last(self) -> None:
         """The table of the newest results."""

@@ -189,7 +189,7 @@ class Trainer:
         scales = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
         for name, parameter in self.composition.distillers.named_parameters():
             if parameter.ndim == 0:
-                scales[f"train/{name}"] = float(parameter)
+                scales[f"train/{name}"] = float(parameter.detach())
         return {
             **scales,
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),

@@ -23,7 +23,7 @@ from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.assembly import build_augment, build_composition, build_towers, build_views, captions_of
 from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
-from vlkd_cli.engine.feature_cache import cache_folder, store_features
+from vlkd_cli.engine.feature_cache import Stored, cache_folder, store_features
 from vlkd_cli.engine.interruption import Interrupted, Interruption
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.periodic import Evaluations, Saves
@@ -104,7 +104,7 @@ class _Run:
         for key, tower in self.composition.input_keys().items():
             if tower in self.stored:
                 modality = "image" if self.towers[tower].modality == "image" else "caption"  # type: ignore[union-attr]
-                views[key] = FeatureView(self.stored[tower], modality)
+                views[key] = FeatureView(self.stored[tower].path, modality)
         self.loader = Loader(
             self.reader,
             views,
@@ -150,7 +150,8 @@ class _Run:
         self.sinks = Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None) if self.is_main else None
         begin = time.perf_counter()
         try:
-            with console.training_progress(self.total_steps, self.steps_per_epoch, quiet=self.job.quiet or not self.is_main) as self.progress:
+            quiet = self.job.quiet or not self.is_main
+            with console.training_progress(self.total_steps, self.steps_per_epoch, quiet, start_step=start) as self.progress:
                 trainer.hooks = Hooks(self._before_epoch, self._after_step, self._log, self._note_skipped, self._should_stop)
                 if start == 0 or (state is not None and not state["evaluated"]):
                     self._evaluate(start)
@@ -170,7 +171,7 @@ class _Run:
 
     def _with_stored_features(self, cache: Path) -> dict[str, Tower | MomentumTower]:
         """The towers as training runs them: those whose input never changes read stored features."""
-        self.stored: dict[str, Path] = {}
+        self.stored: dict[str, Stored] = {}
         trained = dict(self.towers)
         for name, tower in self.towers.items():
             if isinstance(tower, Tower) and self._reads_stored(name, tower):
@@ -245,10 +246,8 @@ class _Run:
         for batch in self.loader.batches(epoch):
             moved: Batch = batch.to(self.device)
             for objective in wanted:
-                student, teacher = objective.arrow.student, objective.arrow.teacher
-                student = student[0] if isinstance(student, tuple) and not hasattr(student, "tower") else student
                 with autocast(self.settings.precision, self.device):
-                    sides = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in (student, teacher)]  # type: ignore
+                    sides = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in objective.arrow.addresses()]
                 collected[objective.name].append((sides[0], sides[1], moved.indices))
         for objective in wanted:
             parts = [torch.cat(part) for part in zip(*collected[objective.name], strict=True)]
@@ -290,6 +289,7 @@ class _Run:
                 values, is_best = self.evaluations.run(step)
         if self.sinks is not None:
             self.sinks.log(step, values)
+            self.progress.say(self.evaluations.one_line(step))
         return is_best
 
     def _share_statistics(self) -> None:
@@ -304,7 +304,7 @@ class _Run:
             self.sinks.log(step, values)
         self.progress.update(
             step,
-            epoch=values["train/epoch"],
+            epoch=(step - 1) // self.steps_per_epoch,
             loss=values["train/loss"],
             lr=values["train/learning_rate"],
             samples_per_second=values["train/samples_per_second"],
@@ -383,7 +383,7 @@ def tower_sizes(tower: Tower | MomentumTower) -> tuple[int, int]:
     """(parameters in all, those that learn), the frozen backbone counted."""
     if isinstance(tower, MomentumTower):
         return tower_sizes(tower.tower)[0], 0
-    return tower.num_parameters(), sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+    return tower.count_parameters()
 
 
 def _peak_memory(device: torch.device) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlkd_cli import catalog
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import Component
 from vlkd_cli.reports.sink import Sink
 
@@ -17,7 +17,7 @@ class Sinks(Sink):
         super().__init__(folder, resume_step)
         chosen = {component.name: component.keys for component in (Component(name=r) if isinstance(r, str) else r for r in reports)}
         self._sinks: list[Sink] = [
-            catalog.load("sink", name)(folder, resume_step, **keys) for name, keys in {"csv": {}, **chosen}.items()
+            make("sink", name, keys, folder, resume_step) for name, keys in {"csv": {}, **chosen}.items()
         ]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

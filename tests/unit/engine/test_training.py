@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
+from vlkd_cli.engine.trainer import Trainer
+from vlkd_cli.errors import CheckpointError, RecipeError, UserError
+from vlkd_cli.reports.csv import read_metrics
+
+SMALL_EVAL = [{"suite": "retrieval", "data": {"reader": "shapes", "split": "val", "num_samples": 16, "size_px": 32}, "every_epochs": 1}]
+
+
+def test_a_run_leaves_recipe_versions_metrics_checkpoints_and_results(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe(evals=SMALL_EVAL))
+    assert {"recipe.yaml", "versions.json", "metrics.csv", "checkpoints", "results"} <= {path.name for path in run.iterdir()}
+    metrics = read_metrics(run)
+    assert [step for step, _ in metrics["train/loss"]] == list(range(1, 13))
+    assert [step for step, _ in metrics["eval/retrieval.shapes.text_to_image_R@1"]] == [6, 12]
+    result = json.loads(next((run / "results" / "step_00000012").glob("*.json")).read_text())
+    assert result["suite"] == "retrieval" and result["chance"] and result["version"]
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    losses = [value for _, value in read_metrics(train(tmp_path, tiny_recipe(train={"epochs": 6})))["train/loss"]]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+def test_two_runs_of_one_recipe_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    first, second = (final_state(train(tmp_path, tiny_recipe(), run)) for run in ("a", "b"))
+    assert differences(first, second) == []
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    first = final_state(train(tmp_path, tiny_recipe(), "a"))
+    second = final_state(train(tmp_path, tiny_recipe(train={"seed": 1}), "b"))
+    assert differences(first["towers"], second["towers"])
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 9])
+def test_resuming_at_any_step_equals_never_having_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    recipe = tiny_recipe(train={"ema": 0.9, "accumulate": 1, "save_every_steps": stop, "save_every_epochs": None})
+    whole = final_state(train(tmp_path, recipe, "whole"))
+    with monkeypatch.context() as patch:
+        _stop_after(patch, stop)
+        with pytest.raises(_Killed):
+            train(tmp_path, recipe, "cut")
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert differences(whole, resumed) == []
+
+
+def test_accumulated_gradients_are_those_of_their_mean(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe(train={"accumulate": 3, "epochs": 1}))
+    assert final_state(run)["step"] == 2
+
+
+def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer._update
+    poisoned = {3, 4, 5, 6}
+    before: dict[int, Any] = {}
+
+    def poison(self: Trainer) -> float:
+        if self.step_count + 1 in poisoned:
+            before.setdefault(self.step_count, [p.detach().clone() for p in self._parameters])
+            next(p for p in self._parameters if p.grad is not None).grad.fill_(math.nan)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_update", poison)
+    recipe = tiny_recipe(train={"max_nonfinite_steps": 3, "save_every_steps": 1})
+    with pytest.raises(UserError, match=r"not finite for 3 steps in a row, the last at step 5\. Lower optimizer.lr"):
+        train(tmp_path, recipe)
+    state = final_state(tmp_path / "run")
+    assert state["step"] == 4 and state["skipped_steps"] == 2
+    first, last = before[2], before[4]
+    assert all(a.equal(b) for a, b in zip(first, last, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bit_precisions_train(tmp_path: Path, precision: str) -> None:
+    metrics = read_metrics(train(tmp_path, tiny_recipe(train={"precision": precision, "epochs": 1})))
+    assert all(math.isfinite(value) for _, value in metrics["train/loss"])
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "lars"}, {"name": "lion"}, {"name": "rmsprop"}])
+def test_optimizers_by_name_train(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    run = train(tmp_path, tiny_recipe(optimizer={**optimizer, "lr": 1e-3, "weight_decay": 0.0}, train={"steps": 2}))
+    assert final_state(run)["step"] == 2
+
+
+def test_a_frozen_tower_is_neither_trained_nor_saved_and_its_features_are_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    recipe = tiny_recipe(towers={"text": {**TEXT, "train": "none", "cache": True}})
+    run = train(tmp_path, recipe)
+    assert set(final_state(run)["towers"]) == {"image"}
+    assert len(list((tmp_path / "cache" / "train_features").glob("*/features.npy"))) == 1
+    uncached = {**recipe, "towers": {**recipe["towers"], "text": {**TEXT, "train": "none", "cache": False}}}
+    cached, live = (read_metrics(folder)["train/loss"] for folder in (run, train(tmp_path, uncached, "uncached")))
+    # Not bit for bit: other captions share the batch in which a feature was computed.
+    assert [value for _, value in cached] == pytest.approx([value for _, value in live], rel=1e-4)
+
+
+def test_two_frozen_backbones_train_their_heads_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    head = {"head": {"name": "linear", "width": 8}, "train": "head", "cache": True}
+    data = {"augment": {"name": "none"}}
+    run = train(tmp_path, tiny_recipe(towers={"image": {**IMAGE, **head}, "text": {**TEXT, **head}}, data=data, evals=SMALL_EVAL))
+    assert all(name.startswith("head.") for state in final_state(run)["towers"].values() for name in state)
+    assert len(list((tmp_path / "cache" / "train_features").glob("*/features.npy"))) == 2
+
+
+def test_a_momentum_tower_follows_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(
+        towers={"image": IMAGE, "text": TEXT, "image_teacher": {"follows": "image", "momentum": {"cosine": [0.5, 1.0]}}},
+        distillers=[{"name": "infonce"}, {"name": "simreg", "student": "image", "teacher": "image_teacher", "weight": 0.5}],
+        train={"save_every_steps": 4},
+    )
+    whole = final_state(train(tmp_path, recipe, "whole"))
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 4)
+        with pytest.raises(_Killed):
+            train(tmp_path, recipe, "cut")
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert whole["followers"] and differences(whole, resumed) == []
+
+
+def test_dry_run_takes_one_step_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from tests.unit.engine.recipes import write_recipe
+    from vlkd_cli.engine.start import start_training
+
+    assert start_training(recipe=write_recipe(tmp_path, tiny_recipe()), overrides=(), dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "trainable" in printed and "One step took" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_the_best_checkpoint_is_of_the_watched_metric(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.text_to_image_R@10"}))
+    values = dict(read_metrics(run)["eval/retrieval.shapes.text_to_image_R@10"])
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    assert best["best"] == max(values.values()) == values[best["step"]]
+
+
+def test_a_watched_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="suite 'retrieval' has no metric 'top1'"):
+        train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.top1"}))
+
+
+def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe())
+    with pytest.raises(CheckpointError, match=r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own recipe"):
+        train(tmp_path, tiny_recipe(optimizer={"lr": 0.1}), resume=str(run))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(tmp_path, tiny_recipe(train={"steps": 1}))
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        train(tmp_path, tiny_recipe())
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe(train={"steps": 1}))
+    (run / "checkpoints" / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="last.pt is damaged or no checkpoint"):
+        train(tmp_path, tiny_recipe(train={"steps": 1}), resume=str(run))
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing in the engine may catch it."""
+
+
+def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    from vlkd_cli.engine.worker import _Run
+
+    real = _Run._after_step
+
+    def stop(self: Any, count: int) -> None:
+        real(self, count)
+        if count == step:
+            raise _Killed
+
+    patch.setattr(_Run, "_after_step", stop)
