@@ -35,12 +35,11 @@ class OneByOne:
         rows = torch.tensor(train)
         dataset = TensorDataset(self.features[rows], self.task.train_targets[rows])
         loader = DataLoader(dataset, batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(0))
-        network = nn.Sequential(
-            nn.BatchNorm1d(self.features.shape[1], affine=False), nn.Linear(self.features.shape[1], self.task.num_classes)
-        )
+        linear = nn.Linear(self.features.shape[1], self.task.num_classes)
+        network = nn.Sequential(nn.BatchNorm1d(self.features.shape[1], affine=False), linear)
         with torch.no_grad():
-            network[1].weight.copy_(self.initial)
-            network[1].bias.zero_()
+            linear.weight.copy_(self.initial)
+            linear.bias.zero_()
         optimizer = torch.optim.SGD(network.parameters(), lr=trial.lr, momentum=0.9, weight_decay=trial.weight_decay)
         loss_of, scores = nn.CrossEntropyLoss(), []
         for _ in range(epochs):

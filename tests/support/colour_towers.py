@@ -55,6 +55,17 @@ class ColourTexts(Backbone):
         return features
 
 
+class RandomHead(nn.Module):
+    """Gives every row a random feature, whatever it is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.randn(len(features), self.width, generator=torch.Generator().manual_seed(0))
+
+
 def colour_towers(*, knows: bool = True, frozen: bool = True) -> tuple[Tower, Tower]:
     """An image and a text tower; `knows: False` gives an image tower with random weights."""
     image, text = ColourImages(knows), ColourTexts()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.support import text_folders
+from tests.support.colour_towers import RandomHead, colour_towers
+from tests.support.elevater_root import make_elevater_root
 from tests.support.fakes import COLOURED, FakeTower, TableBackbone, random_feature
 from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.towers.tower import Tower
@@ -129,6 +131,15 @@ def captioned(folder: Path) -> Case:
     return sentences(0.14, data=str(text_folders.write_captioned(folder, items=200)))
 
 
+def elevater(folder: Path) -> Case:
+    root = make_elevater_root(folder / "elevater", train=1, test=60)
+    random = Subject(*colour_towers())
+    assert random.image is not None
+    random.image.head = RandomHead(3)
+    keys = {"root": str(root), "datasets": ["toy-colours", "toy-places"]}
+    return Case(keys, Subject(*colour_towers()), random, 0.15)
+
+
 SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
@@ -138,6 +149,7 @@ SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "few_shot": few_shot,
     "feature_analysis": feature_analysis,
     "fine_tune": fine_tune,
+    "elevater": elevater,
     "sts": sts,
     "senteval": senteval,
     "word_similarity": word_similarity,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.colour_towers import colour_towers, mobilenet_tower
+from tests.support.colour_towers import RandomHead, colour_towers, mobilenet_tower
 from tests.support.elevater_goldens import drawn, golden
 from tests.support.elevater_root import make_elevater_root
 from tests.support.ranks import run_on_ranks
@@ -84,17 +84,9 @@ def test_zero_shot_reaches_a_checked_submission(root: Path, tmp_path: Path, caps
 
 
 def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
-    class Blind(torch.nn.Module):
-        """A head that gives every image a random feature."""
-
-        width = 3
-
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            return torch.randn(len(features), 3, generator=torch.Generator().manual_seed(0))
-
     subject = _subject(root)
     assert subject.image is not None
-    subject.image.head = Blind()
+    subject.image.head = RandomHead(3)
     scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-places"]).run(subject))
     assert scores["toy-colours"] == pytest.approx(1 / 3, abs=0.37)  # 15 images: three standard errors
     assert scores["toy-places"] == pytest.approx(1 / 4, abs=0.3)
