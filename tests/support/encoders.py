@@ -14,7 +14,7 @@ WORDS = [
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 SENTENCES = ["a photo of the big red dog", "the cat", "a small round blue circle sits on the mat and looks at the dog"]
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -22,7 +22,7 @@ _SIZES = {
     "intermediate_size": 128,
     "max_position_embeddings": 48,
 }
-_OWN = {
+_OWN: dict[str, dict[str, Any]] = {
     "distilbert": {"vocab_size": 40, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "max_position_embeddings": 48},
     "t5": {"vocab_size": 40, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
     "electra": {**_SIZES, "embedding_size": 32},

@@ -200,7 +200,8 @@ class _Prompt(nn.Module):
         self.length = length
 
     def forward(self, batch: int) -> Tensor:
-        learned: Tensor = self.vectors[NAME].embedding.weight
+        vectors: Any = self.vectors[NAME]
+        learned: Tensor = vectors.embedding.weight
         return learned.unsqueeze(0).expand(batch, -1, -1)
 
 

@@ -43,8 +43,8 @@ class CoOp:
         Raises:
             RecipeError: the tower has no word vectors of open_clip's own, or no room for the prompt and a caption.
         """
-        embedding = getattr(backbone.encoder, "token_embedding", None)
-        if not isinstance(embedding, nn.Embedding):
+        embedding: Any = getattr(backbone.encoder, "token_embedding", None)
+        if embedding is None:
             raise RecipeError(
                 "prompt: this tower's encoder is a Hugging Face model inside open_clip, whose words are out of reach. Load that model with "
                 "builder: adapters and adapter: {name: prompt_tuning}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -42,21 +42,36 @@ ADAPTERS: dict[str, Now] = {
 }
 
 
+KEYS: dict[str, dict[str, str]] = {
+    # The libraries' words -> ours, for every method that has the key.
+    "": {"r": "rank", "lora_alpha": "alpha", "reduction": "reduction_factor"},
+    "prefix_tuning": {"prefix_length": "length"},
+    "prompt_tuning": {"prompt_length": "length"},
+}
+
+
 def replace_former_names(recipe: Any) -> list[str]:
-    """Replace former names in a recipe's plain values, in place, and return a line about each. Whatever has another shape is left alone."""
+    """Replace former names and keys in a recipe's plain values, in place, and return a line about each. Other shapes are left alone."""
     towers = recipe.get("towers") if isinstance(recipe, Mapping) else None
     notices = []
-    for tower_name, tower in towers.items() if isinstance(towers, Mapping) else ():
+    for name, tower in towers.items() if isinstance(towers, Mapping) else ():
         if not isinstance(tower, dict):
             continue
         if isinstance(tower.get("adapter"), str) and tower["adapter"] in ADAPTERS:
             tower["adapter"] = {"name": tower["adapter"]}
-        adapter = tower.get("adapter")
-        former = adapter.get("name") if isinstance(adapter, dict) else None
-        if not isinstance(former, str) or former not in ADAPTERS:
-            continue
+        if isinstance(tower.get("adapter"), dict):
+            notices += [f"towers.{name}.adapter: {notice}" for notice in _replace_in_adapter(tower["adapter"])]
+    return notices
+
+
+def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
+    former = adapter.get("name")
+    if isinstance(former, str) and former in ADAPTERS:
         now = ADAPTERS[former]
         adapter.update({"name": now.name, **{key: value for key, value in now.keys.items() if key not in adapter}})
         written = ", ".join(f"{key}: {value}" for key, value in {"name": now.name, **now.keys}.items())
-        notices.append(f"towers.{tower_name}.adapter: '{former}' is now called {{{written}}}.")
-    return notices
+        yield f"'{former}' is now called {{{written}}}."
+    for key, present in {**KEYS[""], **KEYS.get(str(adapter.get("name")), {})}.items():
+        if key in adapter and present not in adapter:
+            adapter[present] = adapter.pop(key)
+            yield f"key '{key}' is now called '{present}'."

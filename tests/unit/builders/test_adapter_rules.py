@@ -155,6 +155,12 @@ def test_former_names_are_understood_with_a_notice(former: str, now: dict[str, s
     assert read(f"{{builder: adapters, model: x, adapter: {former}}}").adapter == adapter
 
 
+def test_the_libraries_words_for_keys_are_understood_with_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read("{builder: adapters, model: x, adapter: {name: lora, r: 4}}").adapter.keys == {"rank": 4}
+    assert read("{builder: adapters, model: x, adapter: {name: prefix_tuning, prefix_length: 9}}").adapter.keys == {"length": 9}
+    assert "towers.text.adapter: key 'r' is now called 'rank'." in capsys.readouterr().err
+
+
 def test_former_names_lead_to_known_methods_and_hide_none() -> None:
     assert {now.name for now in ADAPTERS.values()} <= set(catalog.names("adapter"))
     assert not set(ADAPTERS) & set(catalog.names("adapter"))
