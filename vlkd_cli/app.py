@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -67,8 +66,6 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     app.callback()(_root)
     for name in commands:
         command = COMMANDS[name]
-        if importlib.util.find_spec(f"vlkd_cli.commands.{command.module}") is None:
-            continue
         target = getattr(importlib.import_module(f"vlkd_cli.commands.{command.module}"), command.attribute)
         if isinstance(target, typer.Typer):
             for registered in target.registered_commands:

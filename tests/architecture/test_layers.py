@@ -27,12 +27,9 @@ ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
 
 # In a row, one package may stand on another; never the other way round.
 STANDS_ON = {
-    ("console", "catalog"),
-    ("heads", "distillers"),
     # The suite is the door to the protocol's own room.
     ("elevater", "evaluation"),
     ("evaluation.suites", "elevater"),
-    ("app", "commands"),
 }
 # Third-party packages that need torch or are as slow; only rows from `distributed` down may import them.
 HEAVY = {"torch", "torchvision", "numpy", "transformers", "open_clip", "timm", "sentence_transformers", "sklearn", "PIL", "webdataset"}
