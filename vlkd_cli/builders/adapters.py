@@ -155,11 +155,18 @@ class AdaptedText(HuggingFaceText):
         return self._run_batch(inputs)
 
     def _run_batch(self, inputs: Mapping[str, Tensor]) -> Any:
-        ids, extra = inputs["input_ids"], {}
-        if isinstance(self.method, MTLLoRA):
-            own = inputs.get("task_ids")
-            extra["task_ids"] = own if own is not None else ids.new_full((len(ids),), self.method.tasks.index(self.method.task))
-        return self.encoder(input_ids=ids, attention_mask=inputs["attention_mask"], return_dict=True, **extra)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if not isinstance(self.method, MTLLoRA):
+            return self.encoder(input_ids=ids, attention_mask=mask, return_dict=True)
+        tasks = inputs.get("task_ids")
+        if tasks is None:
+            tasks = ids.new_full((len(ids),), self.method.tasks.index(self.method.task))
+        output = self.encoder(input_ids=ids, attention_mask=mask, task_ids=tasks, return_dict=True)
+        if torch.is_grad_enabled():
+            # Tasks that no row has get a gradient of zero rather than none, which every process of a distributed run waits for.
+            absent = sum(parameter.sum() for parameter in self.encoder.parameters() if parameter.requires_grad)
+            output.last_hidden_state = output.last_hidden_state + 0 * absent
+        return output
 
     def _run_by_length(self, inputs: Mapping[str, Tensor]) -> Any:
         """Sentences of equal length together and without padding, put back in order."""

@@ -209,6 +209,12 @@ def test_mtl_lora_shares_its_matrices_and_tells_tasks_apart(bert: Path) -> None:
     assert torch.allclose(mixed[1:], own[1:], atol=1e-6) and not torch.allclose(mixed[0], own[0], atol=1e-4)
 
 
+def test_tasks_that_no_row_has_still_get_a_gradient(bert: Path) -> None:
+    tower = adapted(bert, "mtl_lora", adapter={"name": "mtl_lora", "tasks": ["caption", "question"]})
+    tower.encode(tower.tokenize(SENTENCES)).sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.parameters() if parameter.requires_grad)
+
+
 def test_the_word_embeddings_are_not_in_a_checkpoint_under_another_name(bert: Path) -> None:
     # The library keeps them a second time below its own module for prompts.
     state = adapted(bert, "bottleneck").trainable_state()
