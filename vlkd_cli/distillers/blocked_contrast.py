@@ -2,7 +2,8 @@
 
 A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows' log-sum-exps are complete by themselves;
 those of the columns are completed by exchanging N numbers per rank. Small matrices keep their tiles from forward to backward, which
-saves a matrix product; large ones compute them anew, so that nothing of size B x N is ever held.
+saves a matrix product; large ones compute them anew, so that nothing of size B x N is ever held. Rows are normalised tile by tile too,
+which keeps two copies of the features out of memory.
 
 Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
 dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with the tile's row maxima m_i,
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,51 +47,80 @@ class _Tile:
         return values[skipped:, start:].diagonal()
 
 
-def _tiles(rows: int, columns: int, first_match: int) -> Iterator[_Tile]:
-    for top in range(0, rows, TILE_ROWS):
-        for left in range(0, columns, TILE_COLUMNS):
-            yield _Tile(top, min(top + TILE_ROWS, rows), left, min(left + TILE_COLUMNS, columns), first_match)
+class _Matrix(NamedTuple):
+    """Z = scale * cosines of `rows` `[B, D]` and `columns` `[N, D]`, with the inverse lengths of both (0 for zero rows)."""
 
+    rows: Tensor
+    columns: Tensor
+    scale: Tensor
+    row_inverse: Tensor
+    column_inverse: Tensor
 
-class _TiledLoss(torch.autograd.Function):
-    """Common frame: a forward pass over the tiles, and a backward pass that turns each tile of Z into a tile of dL/dZ."""
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor, scale: Tensor) -> _Matrix:
+        return cls(rows, columns, scale, _inverse_lengths(rows), _inverse_lengths(columns))
 
-    @staticmethod
-    def walk(rows: Tensor, columns: Tensor, kept: list[Tensor] | None) -> Iterator[tuple[_Tile, Tensor]]:
-        """The tiles of `rows @ columns.T`, from the kept ones where there are any."""
-        transposed = columns.T
-        for number, tile in enumerate(_tiles(len(rows), len(columns), rank() * len(rows))):
-            yield tile, kept[number] if kept is not None else rows[tile.rows] @ transposed[:, tile.columns]
+    def walk(self, kept: list[Tensor] | None = None) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
+        """Tiles of Z (the kept ones where there are any) with their unit rows and unit columns, which are never held as a whole."""
+        number = 0
+        for top in range(0, len(self.rows), TILE_ROWS):
+            bottom = min(top + TILE_ROWS, len(self.rows))
+            row_block = self.rows[top:bottom] * self.row_inverse[top:bottom]
+            scaled = row_block * self.scale
+            for left in range(0, len(self.columns), TILE_COLUMNS):
+                right = min(left + TILE_COLUMNS, len(self.columns))
+                column_block = self.columns[left:right] * self.column_inverse[left:right]
+                values = scaled @ column_block.T if kept is None else kept[number]
+                yield _Tile(top, bottom, left, right, rank() * len(self.rows)), values, row_block, column_block
+                number += 1
 
-    @staticmethod
+    def keeps_tiles(self, ctx: Any) -> bool:
+        return any(ctx.needs_input_grad) and len(self.rows) * len(self.columns) <= KEPT_ENTRIES
+
     def gradients(
-        rows: Tensor, columns: Tensor, scaled: Tensor, kept: list[Tensor] | None, columns_want: bool, to_gradient: Callable[..., Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """dL/dZ @ columns `[B, D]` and its transpose @ rows `[N, D]`; `to_gradient(tile, values)` gives the tile of dL/dZ."""
-        of_rows = torch.zeros_like(rows)
-        of_columns = torch.zeros_like(columns) if columns_want else None
-        for tile, values in _TiledLoss.walk(scaled, columns, kept):
+        self, ctx: Any, kept: list[Tensor] | None, factor: Tensor, to_gradient: Callable[[_Tile, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients to rows, columns and scale of factor * L, where `to_gradient` turns a tile of Z into one of dL/dZ."""
+        of_rows = torch.zeros_like(self.rows)
+        of_columns = torch.zeros_like(self.columns) if ctx.needs_input_grad[1] else None
+        for tile, values, row_block, column_block in self.walk(kept):
             gradient = to_gradient(tile, values)
-            of_rows[tile.rows].addmm_(gradient, columns[tile.columns])
+            of_rows[tile.rows].addmm_(gradient, column_block)
             if of_columns is not None:
-                of_columns[tile.columns].addmm_(gradient.T, rows[tile.rows])
-        return of_rows, of_columns
+                of_columns[tile.columns].addmm_(gradient.T, row_block)
+        of_scale = factor * _through_lengths(of_rows, self.rows, self.row_inverse, factor * self.scale)
+        if of_columns is not None:
+            _through_lengths(of_columns, self.columns, self.column_inverse, factor * self.scale)
+        return of_rows, of_columns, of_scale if ctx.needs_input_grad[2] else None
 
 
-def _keep(ctx: Any, rows: Tensor, columns: Tensor) -> list[Tensor] | None:
-    return [] if any(ctx.needs_input_grad) and len(rows) * len(columns) <= KEPT_ENTRIES else None
+def _inverse_lengths(features: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return 1 / lengths.masked_fill(lengths <= 1e-12, torch.inf)
 
 
-class _InfoNCE(_TiledLoss):
+def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
+    """Turn gradients to unit rows into gradients to the rows, times a factor, in place; the sum of <unit row, gradient> before."""
+    total = torch.zeros((), dtype=torch.float64, device=gradient.device)
+    for top in range(0, len(features), TILE_COLUMNS):
+        some = slice(top, top + TILE_COLUMNS)
+        unit_rows = features[some] * inverse[some]
+        along = torch.linalg.vecdot(unit_rows, gradient[some])[:, None]
+        total += along.double().sum()
+        gradient[some].addcmul_(unit_rows, along, value=-1).mul_(inverse[some] * factor)
+    return total.to(gradient.dtype)
+
+
+class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
-        kept = _keep(ctx, rows, columns)
-        scaled = rows * scale
+        matrix = _Matrix.of(rows, columns, scale)
+        kept: list[Tensor] | None = [] if matrix.keeps_tiles(ctx) else None
         # The running sums are few, so double precision is free and no rounding piles up over the tiles.
         row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
         column_lse = torch.full((len(columns),), -torch.inf, dtype=torch.float64, device=rows.device)
         matched = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile, values in _TiledLoss.walk(scaled, columns, None):
+        for tile, values, _, _ in matrix.walk():
             if kept is not None:
                 kept.append(values)
             # From the same products as the log-sum-exps, so that a sure match, or a batch of one, leaves exactly 0.
@@ -100,13 +130,14 @@ class _InfoNCE(_TiledLoss):
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
         own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        ctx.save_for_backward(rows, columns, scale, row_lse, column_lse)
+        ctx.save_for_backward(*matrix, row_lse, column_lse)
         ctx.kept = kept
         return (((row_lse + column_lse[own]).sum() / 2 - matched) / len(rows)).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, row_lse, column_lse = ctx.saved_tensors
+        *fields, row_lse, column_lse = ctx.saved_tensors
+        matrix = _Matrix(*fields)
         # Kept tiles are overwritten below; a second backward over the same graph computes them anew.
         kept, ctx.kept = ctx.kept, None
 
@@ -115,12 +146,7 @@ class _InfoNCE(_TiledLoss):
             tile.matches(gradient).sub_(2.0)
             return gradient
 
-        scaled = rows * scale
-        of_rows, of_columns = _TiledLoss.gradients(rows, columns, scaled, kept, ctx.needs_input_grad[1], to_gradient)
-        factor = grads[0] / (2 * len(rows))
-        of_scale = factor * (of_rows * rows).sum() if ctx.needs_input_grad[2] else None
-        factor = factor * scale
-        return of_rows.mul_(factor), None if of_columns is None else of_columns.mul_(factor), of_scale
+        return matrix.gradients(ctx, kept, grads[0] / (2 * len(matrix.rows)), to_gradient)
 
 
 def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,28 +195,29 @@ def _shifted(values: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor, Te
     return exponentials.exp_(), row_max, shift, (row_max.double() - shift).exp_().to(values.dtype)
 
 
-class _SigLIP(_TiledLoss):
+class _SigLIP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        kept = _keep(ctx, rows, columns)
-        scaled = rows * scale
+        matrix = _Matrix.of(rows, columns, scale)
+        kept: list[Tensor] | None = [] if matrix.keeps_tiles(ctx) else None
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile, values in _TiledLoss.walk(scaled, columns, None):
+        for tile, values, _, _ in matrix.walk():
             values.add_(bias)
             if kept is not None:
                 kept.append(values)
             # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of these are tiny and there are N per row:
             # the tiles' sums meet in double precision.
             total -= F.logsigmoid(-values).sum().double() + tile.matches(values).double().sum()
-        ctx.save_for_backward(rows, columns, scale, bias)
+        ctx.save_for_backward(*matrix, bias)
         ctx.kept = kept
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, bias = ctx.saved_tensors
+        *fields, bias = ctx.saved_tensors
+        matrix = _Matrix(*fields)
         kept, ctx.kept = ctx.kept, None
-        of_bias = torch.zeros((), dtype=torch.float64, device=rows.device)
+        of_bias = torch.zeros((), dtype=torch.float64, device=bias.device)
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
             gradient = (values if kept is not None else values.add_(bias)).sigmoid_()
@@ -198,12 +225,9 @@ class _SigLIP(_TiledLoss):
             of_bias.add_(gradient.sum())
             return gradient
 
-        of_rows, of_columns = _TiledLoss.gradients(rows, columns, rows * scale, kept, ctx.needs_input_grad[1], to_gradient)
-        factor = grads[0] / len(rows)
-        of_scale = factor * (of_rows * rows).sum() if ctx.needs_input_grad[2] else None
-        bias_gradient = factor * of_bias.to(rows.dtype) if ctx.needs_input_grad[3] else None
-        factor = factor * scale
-        return of_rows.mul_(factor), None if of_columns is None else of_columns.mul_(factor), of_scale, bias_gradient
+        factor = grads[0] / len(matrix.rows)
+        of_rows, of_columns, of_scale = matrix.gradients(ctx, kept, factor, to_gradient)
+        return of_rows, of_columns, of_scale, factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None
 
 
 def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +238,7 @@ def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blocked_infonce(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Mean of the two directions' cross-entropies of `scale * student @ teacher.T` over all ranks, for this rank's rows.
+    """Mean of the two directions' cross-entropies of `scale * cos(student, teacher)` over all ranks, for this rank's rows.
 
     The objective is symmetric, so the sides may be named either way. The loss's cotangent must be the same on every rank.
     """

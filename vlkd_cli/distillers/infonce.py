@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, unit
+from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale
 from vlkd_cli.recipe.types import Positive
 
 
@@ -43,7 +43,7 @@ class InfoNCE(Distiller):
         add_log_scale(self, logit_scale, learnable)
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
-        return blocked_infonce(unit(student), unit(teacher), self.log_scale.exp())
+        return blocked_infonce(student, teacher, self.log_scale.exp())
 
     def commit(self, step: int) -> None:
         if self.learnable:

@@ -107,7 +107,7 @@ class ProtoCLIP(Distiller):
         # Both scales always take part, so that DDP meets every parameter at every step.
         loss = 0 * (self.log_scale + self.log_proto_scale)
         if self.w_clip:
-            loss = loss + self.w_clip * blocked_infonce(unit(image), unit(text), self.log_scale.exp())
+            loss = loss + self.w_clip * blocked_infonce(image, text, self.log_scale.exp())
         if len(self.episode_indices) == 0:
             return loss
         if context is None or context.indices is None:

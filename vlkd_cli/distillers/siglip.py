@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.distillers.blocked_contrast import blocked_siglip
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, unit
+from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale
 from vlkd_cli.recipe.types import Positive
 
 
@@ -55,7 +55,7 @@ class SigLIP(Distiller):
             self.register_buffer("bias", bias)
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
-        return blocked_siglip(unit(student), unit(teacher), self.log_scale.exp(), self.bias)
+        return blocked_siglip(student, teacher, self.log_scale.exp(), self.bias)
 
     def commit(self, step: int) -> None:
         if self.learnable:

@@ -1,0 +1,77 @@
+"""CPU time, wall time and peak memory of a computation, each in a process of its own, forked so that nothing is imported twice."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """Seconds of CPU and wall time, and the memory in MiB that a computation took at its height beyond its inputs."""
+
+    cpu: float
+    wall: float
+    peak_mib: float
+
+
+def _kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def cost(prepare: Callable[[], Callable[[], object]]) -> Cost:
+    """Fork, call `prepare` for the inputs, and measure what it returns.
+
+    Raises:
+        RuntimeError: the child failed; its traceback is on stderr.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            work = prepare()
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            before, cpu, wall = _kib("VmRSS"), time.process_time(), time.perf_counter()
+            work()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            os.write(writing, json.dumps([cpu, wall, (_kib("VmHWM") - before) / 1024]).encode())
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status or not answer:
+        raise RuntimeError("the measured process failed")
+    return Cost(*json.loads(answer))
+
+
+def compare(ours: Callable[[], Callable[[], object]], peer: Callable[[], Callable[[], object]], rounds: int) -> tuple[Cost, Cost]:
+    """Median costs of both, measured in turns."""
+    runs = [(cost(ours), cost(peer)) for _ in range(rounds)]
+    medians = [Cost(*(statistics.median(values) for values in zip(*side, strict=True))) for side in zip(*runs, strict=True)]
+    return medians[0], medians[1]
+
+
+def report(what: str, ours: Cost, peer: Cost, *, faster: float | None = None, smaller: float | None = None) -> bool:
+    """Print both costs and their ratios; whether the floors hold."""
+    speed, size = peer.cpu / ours.cpu, peer.peak_mib / max(ours.peak_mib, 0.1)
+    wanted = [f"{name} {floor:g}" for name, floor in (("time", faster), ("memory", smaller)) if floor is not None]
+    print(
+        f"{what}: vlkd {ours.cpu:.2f} s CPU ({ours.wall:.2f} s wall), {ours.peak_mib:.0f} MiB; peer {peer.cpu:.2f} s ({peer.wall:.2f} s), "
+        f"{peer.peak_mib:.0f} MiB; ratio time {speed:.2f}, memory {size:.1f}" + (f" (floors: {', '.join(wanted)})" if wanted else "")
+    )
+    return (faster is None or speed >= faster) and (smaller is None or size >= smaller)

@@ -1,0 +1,94 @@
+"""Tiles of the similarity matrix against the whole matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlkd_cli.distillers import blocked_contrast
+from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
+from vlkd_cli.distillers.infonce import InfoNCE
+
+
+def dense_infonce(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    logits, matches = scale * F.normalize(x, dim=1) @ F.normalize(y, dim=1).T, torch.arange(len(x))
+    return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
+
+
+def pair(rows: int, spread: float, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(rows, 16, generator=generator, dtype=torch.float64)
+    second = first + spread * torch.randn(rows, 16, generator=generator, dtype=torch.float64)
+    return first.to(dtype).requires_grad_(), second.to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize("scale", [1.0, 14.0, 100.0, 1000.0])
+def test_tiles_equal_the_whole_matrix(kept: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KEPT_ENTRIES", kept), ("TILE_ROWS", 5), ("TILE_COLUMNS", 7), ("SMALL_ENTRIES", 0)):
+        monkeypatch.setattr(blocked_contrast, name, value)
+    x, y = pair(23, 2.0)
+    factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    found = blocked_infonce(x, y, factor)
+    wanted = dense_infonce(x, y, factor)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(found, (x, y, factor)), torch.autograd.grad(wanted, (x, y, factor)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_logits_beyond_one_shared_exponential_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_contrast, "SMALL_ENTRIES", 0)
+    x, y = pair(40, 0.5, torch.float32)
+    # One opposed pair puts a row and a column some 200 nats below the tile's highest entry.
+    with torch.no_grad():
+        y[3] = -x[3]
+    factor = torch.tensor(100.0)
+    found, wanted = blocked_infonce(x, y, factor), dense_infonce(x.double(), y.double(), factor.double())
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    (ours,), (theirs,) = torch.autograd.grad(found, x), torch.autograd.grad(wanted, x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_backward_twice_over_one_graph_gives_the_same_gradient() -> None:
+    x, y = pair(12, 1.0)
+    loss = blocked_infonce(x, y, torch.tensor(10.0, dtype=torch.float64))
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), first)
+
+
+def test_siglip_tiles_equal_the_sum_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_contrast, "TILE_ROWS", 5)
+    x, y = pair(13, 1.0)
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -10.0))
+    logits = scale * F.normalize(x, dim=1) @ F.normalize(y, dim=1).T + bias
+    wanted = -F.logsigmoid((2 * torch.eye(13, dtype=torch.float64) - 1) * logits).sum() / 13
+    found = blocked_siglip(x, y, scale, bias)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    inputs = (x, y, scale, bias)
+    for ours, theirs in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_of_one_has_no_loss_and_no_gradient() -> None:
+    x, y = pair(1, 0.3, torch.float32)
+    loss = InfoNCE()(x, y)
+    loss.backward()
+    assert loss.item() == 0 and x.grad is not None and x.grad.abs().max() < 1e-6
+
+
+def test_only_the_side_that_learns_gets_a_gradient() -> None:
+    x, y = pair(6, 1.0)
+    wanted = torch.autograd.grad(dense_infonce(x, y, torch.tensor(5.0)), y)[0]
+    found = torch.autograd.grad(blocked_infonce(x.detach(), y, torch.tensor(5.0, dtype=torch.float64)), y)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_scale_is_clamped_in_commit_only() -> None:
+    loss = InfoNCE(logit_scale=99.0)
+    with torch.no_grad():
+        loss.log_scale.add_(1.0)
+    loss(*pair(4, 1.0, torch.float32))
+    assert loss.log_scale.exp().item() > 200
+    loss.commit(0)
+    assert loss.log_scale.exp().item() == pytest.approx(100, rel=1e-5)

@@ -1,0 +1,73 @@
+"""Properties of RKD, VICReg, UniCL and labels that goldens do not show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlkd_cli.distillers.barlow_twins import BarlowTwins
+from vlkd_cli.distillers.cross_entropy import CrossEntropy
+from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.infonce import InfoNCE
+from vlkd_cli.distillers.rkd import RKD
+from vlkd_cli.distillers.unicl import UniCL
+from vlkd_cli.distillers.vicreg import VICReg
+from vlkd_cli.errors import DataError
+
+
+def test_rkd_ignores_rotation_scale_and_shift_of_the_student() -> None:
+    torch.manual_seed(0)
+    teacher, student = torch.randn(9, 7, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    moved = 3 * student @ rotation + 100
+    assert RKD()(moved, teacher).item() == pytest.approx(RKD()(student, teacher).item(), rel=1e-9)
+
+
+def test_rkd_of_a_student_like_its_teacher_is_zero() -> None:
+    teacher = torch.randn(9, 7, dtype=torch.float64)
+    assert RKD(normalize="none")(2 * teacher, teacher).item() == pytest.approx(0, abs=1e-20)
+
+
+def test_a_duplicated_caption_does_not_explode_rkd() -> None:
+    student, teacher = torch.randn(8, 16), torch.randn(8, 16)
+    student[5] = student[2]
+    student.requires_grad_()
+    RKD()(student, teacher).backward()
+    assert student.grad is not None and student.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("loss", [VICReg(), BarlowTwins()])
+def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> None:
+    """Doubling the batch by a copy crosses from the one form to the other; means over rows stay what they are."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
+    if isinstance(loss, VICReg):
+        loss.std_coeff = loss.sim_coeff = 0.0
+        # Unbiased covariances of 12 rows differ from those of 6 by (2 * 5 / 11)^2.
+        factor = (10 / 11) ** 2
+    else:
+        factor = 1.0
+    assert loss(x.repeat(2, 1), y.repeat(2, 1)).item() == pytest.approx(factor * loss(x, y).item(), rel=1e-9)
+
+
+def test_unicl_without_labels_is_infonce_and_stays_finite_at_wide_logits() -> None:
+    x, y = torch.randn(6, 4), torch.randn(6, 4)
+    unlabelled = Context(labels=torch.full((6,), -1))
+    assert UniCL()(x, y, unlabelled).item() == pytest.approx(InfoNCE()(x, y).item(), rel=1e-5)
+    assert UniCL(logit_scale=300.0)(x, -x, Context(labels=torch.zeros(6, dtype=torch.int64))).isfinite()
+
+
+def test_cross_entropy_counts_labelled_rows_only() -> None:
+    loss = CrossEntropy(num_classes=3)
+    features, labels = torch.randn(5, 4), torch.tensor([0, -1, 2, -1, 1])
+    found = loss(features, None, Context(labels=labels))
+    known = labels >= 0
+    torch.testing.assert_close(found, F.cross_entropy(loss.classifier(features[known]), labels[known]))
+    assert loss(features, None, Context(labels=torch.full((5,), -1))).item() == 0
+
+
+@pytest.mark.parametrize("loss", [UniCL(), CrossEntropy()])
+def test_missing_labels_are_one_line(loss: torch.nn.Module) -> None:
+    with pytest.raises(DataError, match="needs labels"):
+        loss(torch.randn(4, 3), torch.randn(4, 3), Context())

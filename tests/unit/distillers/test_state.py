@@ -1,0 +1,129 @@
+"""Queues, centres, schedules and episodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlkd_cli.distillers.anchors import AnchorQueue, queue_loss
+from vlkd_cli.distillers.compress import CompRess
+from vlkd_cli.distillers.dino import DINO
+from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.kmeans import kmeans
+from vlkd_cli.distillers.protoclip import ProtoCLIP
+from vlkd_cli.distillers.seed import SEED
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.recipe.types import Schedule
+
+
+def test_queue_wraps_inside_a_batch() -> None:
+    queue = AnchorQueue(5, 1, seed=0, unit_rows=False)
+    for start in (0, 3, 6):
+        queue.push(torch.arange(start, start + 3.0)[:, None])
+    assert queue.rows[:, 0].tolist() == [5, 6, 7, 8, 4]
+    assert queue.position.item() == 4
+
+
+def test_queue_shorter_than_a_batch_keeps_the_last_rows_where_they_land() -> None:
+    queue = AnchorQueue(4, 1, seed=0, unit_rows=False)
+    queue.push(torch.arange(10.0)[:, None])
+    assert sorted(queue.rows[:, 0].tolist()) == [6, 7, 8, 9]
+    assert queue.position.item() == 2
+    assert queue.rows[1, 0] == 9
+
+
+def test_streamed_queue_loss_equals_the_materialised_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlkd_cli.distillers.anchors.TILE_ENTRIES", 20)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, ours, theirs = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (5, 5, 33, 33))
+    student.requires_grad_()
+    z, y = student @ ours.T / 0.1, teacher @ theirs.T / 0.2
+    target = y.softmax(dim=1)
+    wanted = (target * (target.log() - z.log_softmax(dim=1))).sum(dim=1).mean()
+    found = queue_loss(student, teacher, ours, theirs, student_temperature=0.1, teacher_temperature=0.2, subtracts_entropy=True)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, wanted)))
+
+
+def test_batch_is_scored_against_the_queue_before_it_enters() -> None:
+    loss = CompRess(queue_size=8)
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    first = loss(student, teacher).item()
+    assert loss(student, teacher).item() == first
+    loss.discard()
+    loss.commit(0)
+    assert loss(student, teacher).item() == first
+    loss.commit(0)
+    assert loss(student, teacher).item() != first
+
+
+def test_micro_batches_enter_in_their_order() -> None:
+    loss = SEED(queue_size=6)
+    rows = torch.eye(4)
+    loss(rows[:2], rows[:2])
+    loss(rows[2:], rows[2:])
+    loss.commit(0)
+    assert loss.queue is not None
+    torch.testing.assert_close(loss.queue.rows[:4], rows)
+
+
+def test_center_moves_once_per_commit_by_the_mean_of_micro_batches() -> None:
+    loss = DINO(prototypes=None, center_momentum=0.5)
+    first, second = torch.randn(3, 5), torch.randn(3, 5)
+    loss(first, first)
+    loss(second, second)
+    loss.commit(0)
+    torch.testing.assert_close(loss.center, 0.5 * torch.cat([first, second]).mean(dim=0))
+
+
+def test_teacher_temperature_follows_its_schedule_by_epoch() -> None:
+    warm = DINO(prototypes=None, teacher_temp=Schedule(linear=(0.04, 0.07), epochs=4))
+    student, teacher = torch.randn(3, 5), torch.randn(3, 5)
+    for epoch, temperature in ((0, 0.04), (1, 0.05), (3, 0.07), (9, 0.07)):
+        fixed = DINO(prototypes=None, teacher_temp=temperature)
+        context = Context(step=epoch * 10, steps_per_epoch=10)
+        assert warm(student, teacher, context).item() == pytest.approx(fixed(student, teacher).item(), rel=1e-5)
+
+
+def test_tied_prototypes_learn_from_the_student_alone() -> None:
+    loss = DINO(prototypes=7)
+    student, teacher = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    loss(student, teacher).backward()
+    assert loss.prototypes is not None and loss.prototypes.grad is not None and teacher.grad is None
+    # Only directions matter: no gradient along a prototype.
+    assert (loss.prototypes.grad * loss.prototypes).sum(dim=1).abs().max() < 1e-6
+
+
+def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
+    with pytest.raises(RecipeError, match=r"teacher embeds 9 values, student 6, .*'compress'.*head: \{name: linear, width: 9\}"):
+        CompRess(queues=1).prepare(6, 9)
+    with pytest.raises(RecipeError, match="distiller 'seed' compares them directly"):
+        SEED().prepare(6, 9)
+
+
+def test_kmeans_fills_empty_clusters() -> None:
+    points = torch.cat([torch.zeros(20, 2), torch.ones(1, 2)]) + 1e-3 * torch.randn(21, 2, generator=torch.Generator().manual_seed(0))
+    clusters = kmeans(points, 5, iterations=10, tries=1, seed=0)
+    assert clusters.labels.bincount(minlength=5).min() > 0
+
+
+def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_the_graph() -> None:
+    loss = ProtoCLIP(num_prototypes=2)
+    features = torch.randn(6, 4, requires_grad=True)
+    loss.start_episode(features, features, torch.arange(6), Context())  # the first epoch only contrasts
+    loss(features, features + 0.1, Context(indices=torch.arange(6))).backward()
+    assert len(loss.episode_indices) == 0
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+
+
+def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() -> None:
+    torch.manual_seed(0)
+    loss = ProtoCLIP(num_prototypes=2, contrastive_episodes=0, w_clip=0.0)
+    features = torch.randn(8, 4)
+    loss.start_episode(features, features, torch.arange(8), Context())
+    seen = loss(features[:2], features[:2], Context(indices=torch.tensor([0, 1]))).item()
+    both = loss(features[:3], features[:3], Context(indices=torch.tensor([0, 1, 99]))).item()
+    assert both == pytest.approx(seen, rel=1e-6) and seen > 0
+    assert loss(features[:2], features[:2], Context(indices=torch.tensor([98, 99]))).item() == 0
+    with pytest.raises(DataError, match="forms 2 clusters, but the episode has only 1 samples"):
+        loss.start_episode(features[:1], features[:1], torch.zeros(1, dtype=torch.int64), Context())
