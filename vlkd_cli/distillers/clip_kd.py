@@ -23,7 +23,6 @@ from vlkd_cli.distributed.collectives import all_reduce_sum, gather
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.recipe.types import Positive
 
-PAPER = "Yang et al. 2024, arXiv:2307.12732"
 Pair = Sequence[Tensor]
 
 
@@ -62,7 +61,7 @@ class FeatureDistance(_Projecting):
     direction = "one_way"
     takes = "pair"
     crosses_ranks = "nothing"
-    paper = PAPER
+    paper = "Yang et al. 2024, arXiv:2307.12732"
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class InteractiveContrast(_Projecting):
     direction = "one_way"
     takes = "pair"
     crosses_ranks = "teacher features"
-    paper = PAPER
+    paper = "Yang et al. 2024, arXiv:2307.12732"
 
     log_scale: Tensor
 
@@ -141,7 +140,7 @@ class RelationalKL(Distiller):
     direction = "one_way"
     takes = "pair"
     crosses_ranks = "features of both towers of both models, the student's with gradient"
-    paper = PAPER
+    paper = "Yang et al. 2024, arXiv:2307.12732"
 
     log_scale: Tensor
 
@@ -195,7 +194,7 @@ class GradientMatch(_Projecting):
     direction = "one_way"
     takes = "pair"
     crosses_ranks = "features of both towers of both models and the keys' gradients, the student's with gradient"
-    paper = PAPER
+    paper = "Yang et al. 2024, arXiv:2307.12732"
 
     log_scale: Tensor
 

@@ -33,6 +33,7 @@ class CompRess(Distiller):
     """
 
     direction = "one_way"
+    takes_lists = True
     needs = frozenset({"queue"})
     crosses_ranks = "features that enter the queues"
     paper = "Koohpayegani et al. 2020, arXiv:2010.14713"

@@ -36,6 +36,7 @@ class DINO(PrototypeDistiller):
     """
 
     direction = "one_way"
+    takes_lists = True
     needs = frozenset({"equal_width", "prototypes"})
     crosses_ranks = "the sum of the teacher's logits"
     paper = "Caron et al. 2021, arXiv:2104.14294"

@@ -47,6 +47,8 @@ class Distiller(nn.Module):
     """"one_way" objectives detach their teacher."""
     takes: ClassVar[Literal["one", "pair", "views"]] = "one"
     """What each side of the arrow is: one tensor, an (image, text) pair of tensors, or a list of views of one tower."""
+    takes_lists: ClassVar[bool] = False
+    """Whether a recipe may give a side more tensors than `takes` says; the class's documentation tells what they are."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Subset of: equal_width, labels, queue, prototypes, episode."""
     minimum_batch: ClassVar[int] = 1
@@ -88,7 +90,7 @@ class Distiller(nn.Module):
         staged, self._staged = self._staged, []
         return staged
 
-    def start_episode(self, student: Tensor, teacher: Tensor, indices: Tensor, context: Context) -> None:
+    def start_episode(self, student: Any, teacher: Any, indices: Tensor, context: Context) -> None:
         """Take in the features of this rank's share of the coming epoch; only for objectives that need "episode"."""
 
     def prepare(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:

@@ -55,6 +55,7 @@ class ProtoCLIP(Distiller):
     """
 
     direction = "symmetric"
+    takes_lists = True
     needs = frozenset({"episode", "prototypes"})
     crosses_ranks = "features of one side, with gradient; at an episode's start all its features"
     paper = "Chen et al. 2023, arXiv:2206.10996"

@@ -44,6 +44,7 @@ class ProtoCPC(PrototypeDistiller):
     """
 
     direction = "one_way"
+    takes_lists = True
     needs = frozenset({"equal_width", "prototypes"})
     crosses_ranks = "the sum of the teacher's assignments; with Sinkhorn also a number per prototype and round"
     paper = "Lee 2022 (ICLR)"

@@ -47,6 +47,7 @@ class Reinforced(Distiller):
 
     direction = "one_way"
     takes = "pair"
+    takes_lists = True
     crosses_ranks = "features of both towers of all models, the student's with gradient"
     paper = "Vasu et al. 2024, arXiv:2311.17049"
 

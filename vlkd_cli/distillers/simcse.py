@@ -35,6 +35,7 @@ class SimCSE(Distiller):
     """
 
     direction = "symmetric"
+    takes_lists = True
     needs = frozenset({"equal_width"})
     crosses_ranks = "second views and hard negatives, with gradient"
     paper = "Gao et al. 2021, arXiv:2104.08821"

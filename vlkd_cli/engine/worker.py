@@ -30,6 +30,7 @@ from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.run_folder import RunFolder
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, DataError, RecipeError
+from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.towers.tower import Tower
@@ -242,16 +243,21 @@ class _Run:
         self.composition.eval()
         context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
         wanted = [objective for objective in self.composition.objectives if "episode" in objective.distiller.needs]
-        collected: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {objective.name: [] for objective in wanted}
+        collected: dict[str, list[tuple[torch.Tensor, ...]]] = {objective.name: [] for objective in wanted}
         for batch in self.loader.batches(epoch):
             moved: Batch = batch.to(self.device)
             for objective in wanted:
                 with autocast(self.settings.precision, self.device):
                     sides = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in objective.arrow.addresses()]
-                collected[objective.name].append((sides[0], sides[1], moved.indices))
+                collected[objective.name].append((*sides, moved.indices))
         for objective in wanted:
-            parts = [torch.cat(part) for part in zip(*collected[objective.name], strict=True)]
-            objective.distiller.start_episode(parts[0], parts[1], parts[2], context)
+            *features, indices = [torch.cat(part) for part in zip(*collected[objective.name], strict=True)]
+            arrow = objective.arrow
+            count = 1 if isinstance(arrow.student, Address) else len(arrow.student)
+            student, teacher = features[:count], features[count:]
+            objective.distiller.start_episode(
+                student[0] if count == 1 else student, teacher[0] if len(teacher) == 1 else teacher, indices, context
+            )
         self.composition.train()
 
     def _after_step(self, step: int) -> None:

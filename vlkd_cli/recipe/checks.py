@@ -176,7 +176,7 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
 def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | None, list[Problem]]:
     """The distiller's arrow, and what is wrong with its addresses."""
     about = _about("distiller", spec.name)
-    takes = about.get("takes", "one")
+    takes, takes_lists = about.get("takes", "one"), bool(about.get("takes_lists", False))
     try:
         arrow = arrow_of(recipe, spec, takes, about.get("needs_teacher", True))
     except ValueError as error:
@@ -191,9 +191,9 @@ def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | Non
         at = (*path, side)
         if addresses is None:
             continue
-        if takes == "one" and not isinstance(addresses, Address):
+        if takes == "one" and not takes_lists and not isinstance(addresses, Address):
             problems.append(Problem(at, f"distiller '{spec.name}' takes one address, got {len(addresses)}."))
-        if takes == "pair" and (isinstance(addresses, Address) or len(addresses) != 2):
+        if takes == "pair" and (isinstance(addresses, Address) or (len(addresses) != 2 and not takes_lists)):
             problems.append(Problem(at, f"distiller '{spec.name}' takes two addresses, the image and the text side: [image, text]."))
         if takes == "views" and isinstance(addresses, Address):
             problems.append(Problem(at, f"distiller '{spec.name}' takes a list of addresses: [image, image@view_b]."))
