@@ -21,7 +21,8 @@ def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
         labels: `[N]` int64.
     """
     own = scores.gather(1, labels.view(-1, 1))
-    ahead = (scores > own).sum(1)
+    # Counted as "not at most", so that a score that is no number is a miss and not a hit.
+    ahead = scores.shape[1] - (scores <= own).sum(1)
     position = torch.arange(scores.shape[1], device=scores.device)
     ahead += ((scores == own) & (position < labels.view(-1, 1))).sum(1)
     return ahead < k
@@ -144,8 +145,9 @@ def ranks_of_own(
         own = block.gather(1, columns)
         best = own.amax(1, keepdim=True)
         position = columns.gather(1, (own == best).int().argmax(1, keepdim=True))
-        torch.gt(block, best, out=better)
-        found = _count(better)
+        # Counted as "not at most", so that features that are no numbers rank last and not first.
+        torch.le(block, best, out=better)
+        found = (len(candidates) - _count(better)).clamp(max=len(candidates) - 1)
         torch.eq(block, best, out=better)
         ties = _count(better)
         for row in (ties > 1).nonzero().flatten().tolist():
