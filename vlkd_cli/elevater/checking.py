@@ -182,7 +182,7 @@ def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _P
     if facts is not None and len(values) != facts.num_classes:
         problems.add(f"row {row} has {len(values)} values, and '{facts.name}' has {facts.num_classes} classes.", "rows of a wrong length")
         return False
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+    if not set(map(type, values)) <= {int, float}:
         problems.add(f"row {row} holds something that is no number.", "rows with values that are no numbers")
         return False
     lowest, highest, total = min(values, default=0), max(values, default=0), sum(values)

@@ -16,7 +16,8 @@ import vlkd_cli
 from vlkd_cli import console
 from vlkd_cli.data.elevater_sets import official_sets
 from vlkd_cli.data.readers.elevater import Elevater
-from vlkd_cli.distributed.runtime import barrier, is_main
+from vlkd_cli.distributed.collectives import broadcast_object
+from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.elevater.learners import FineTuneLearner, ProbeLearner, Task
 from vlkd_cli.elevater.metrics import METRICS
 from vlkd_cli.elevater.predictions import Header, file_name, read_provenance, write_predictions
@@ -61,7 +62,7 @@ class Plan:
         """Where its prediction files go, below `elevater/`."""
         if self.mode == "zero_shot":
             return self.mode
-        amount = "full" if self.shots is None else str(self.n_shot)
+        amount = "full" if self.shots is None else str(self.shots)
         return f"{self.mode}_{amount}" + ("_best_on_test" if self.protocol == "elevater_paper" else "")
 
 
@@ -137,15 +138,20 @@ class SetRun:
         path = None
         if self.subject.output is not None:
             path = self.subject.output / "elevater" / self.plan.folder / file_name(self.facts.name, self.plan.n_shot, seed)
-            before = read_provenance(path) if path.is_file() else None
-            barrier()  # nobody writes before everybody has looked
+            # Rank 0 writes and rank 0 looks: the others may be on machines that do not see its files.
+            before = broadcast_object(_done_before(path) if is_main() else None)
             if before is not None and before.get("key") == key and before.get("seed") == seed:
                 return Scored(seed, before["score"], before["details"], reused=True)
         probabilities, details, trainable = self._predict(seed)
         value = METRICS[self.facts.metric](probabilities.numpy(), self.test.targets())
+        problem = None
         if path is not None and is_main():
-            write_predictions(path, self._header(seed, trainable), probabilities, self._provenance(seed, key, value, details))
-        barrier()
+            try:
+                write_predictions(path, self._header(seed, trainable), probabilities, self._provenance(seed, key, value, details))
+            except UserError as error:
+                problem = str(error)
+        if (problem := broadcast_object(problem)) is not None:
+            raise UserError(problem)
         return Scored(seed, value, details)
 
     def _predict(self, seed: int) -> tuple[Tensor, dict[str, Any], int]:
@@ -246,6 +252,14 @@ class SetRun:
         parts += [] if self.train is None else [self.train.fingerprint()]
         parts += [] if self.weights is None else [repr(prompts_of(self.test, self.plan.templates))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _done_before(path: Path) -> dict[str, Any] | None:
+    """What is known of a prediction file that is there; nothing where its provenance cannot be read, so that it is made again."""
+    try:
+        return read_provenance(path) if path.is_file() else None
+    except DataError:
+        return None
 
 
 def _without_crop(subject: Subject) -> Subject:
