@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.weights import cache_folder, is_local, locate, unfetchable
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
@@ -37,6 +38,7 @@ def find_model(model: str, *, builder: str = "huggingface", cache_dir: str | Non
     """
     if model.startswith("package:") or is_local(model):
         return str(locate(model, f"{builder} model '{model}'"))
+    prepare_hub()
     own = offline_folder(model, builder, cache_dir)
     return str(own) if (own / "config.json").is_file() or (own / "modules.json").is_file() else model
 

@@ -8,9 +8,11 @@ from typing import Any, Literal
 from torch import nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo
+from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.openclip_config import Source, describe, find_source
 from vlkd_cli.builders.openclip_towers import OpenClipImage, OpenClipText
 from vlkd_cli.builders.openclip_weights import load_half
+from vlkd_cli.builders.weights import cache_folder, unfetchable
 
 
 class OpenCLIP(Builder):
@@ -68,4 +70,11 @@ def _build_half(source: Source, modality: str) -> nn.Module:
     build = _build_vision_tower if modality == "image" else _build_text_tower
     section = dict(source.vision if modality == "image" else source.text)
     section["output_tokens"] = False
-    return build(source.embed_dim, section, source.quick_gelu)
+    wanted = section.get("hf_model_name") if modality == "text" else None
+    if wanted:
+        prepare_hub()
+    try:
+        return build(source.embed_dim, section, source.quick_gelu)
+    except OSError as error:
+        folder = cache_folder() / "hub"
+        raise unfetchable(f"openclip model '{source.name}'", files=f"config.json of hub id '{wanted}'", folder=folder) from error

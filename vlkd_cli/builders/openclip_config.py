@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli.builders.backbone import ModelInfo
+from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.weights import cache_folder, is_local, locate, unfetchable, weights_file
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
@@ -116,13 +117,14 @@ def _fetch(name: str, tag: str, settings: Mapping[str, Any], what: str, cache_di
     for suffix in (".safetensors", ".bin", ".pt"):
         if (folder / f"{name}-{tag}{suffix}").is_file():
             return folder / f"{name}-{tag}{suffix}"
+    prepare_hub()
     try:
         return Path(download_pretrained(dict(settings), cache_dir=str(folder)))
     # Whatever goes wrong in fetching (no network, no such file, no right to it) has the same remedy.
     except Exception as error:
         origin = settings.get("hf_hub") or settings.get("url")
         files = f"the weights of '{origin}' as {name}-{tag}.safetensors (or .pt, .bin)"
-        raise unfetchable(f"{what}, tag '{tag}'", files=files, folder=folder) from error
+        raise unfetchable(f"{what}, tag '{tag}'", files=files, folder=folder, error=error) from error
 
 
 def _hub_folder(model: str, what: str, cache_dir: str | None) -> Path:
@@ -133,6 +135,7 @@ def _hub_folder(model: str, what: str, cache_dir: str | None) -> Path:
     if (folder / CONFIG_FILE).is_file():
         return folder
     downloads = str(cache_folder(cache_dir) / "openclip")
+    prepare_hub()
     try:
         settings = Path(download_pretrained_from_hf(name, filename=CONFIG_FILE, cache_dir=downloads))
         download_pretrained_from_hf(name, cache_dir=downloads)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.openclip_config import Source
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
-from vlkd_cli.builders.weights import cache_folder, unfetchable
+from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 LAST_IMAGE_PARTS = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive", "attnpool", "head")
 LAST_TEXT_PARTS = ("ln_final", "text_projection", "cls_emb", "proj", "pooler")
 
@@ -154,7 +156,10 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
             )
     import open_clip
 
-    name = source.name if source.folder is None else f"local-dir:{source.folder}"
+    prepare_hub()
+    # A download holds the weights alone; a folder put together by hand may bring its tokenizer.
+    own_files = source.folder is not None and any((source.folder / file).is_file() for file in TOKENIZER_FILES)
+    name = f"local-dir:{source.folder}" if own_files or is_local(source.name) else source.name
     try:
         return PaddedTokenizer(open_clip.get_tokenizer(name, cache_dir=str(cache_folder(cache_dir) / "openclip")))
     # transformers raises many kinds of error where a tokenizer cannot be had; the remedy is one.

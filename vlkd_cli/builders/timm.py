@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file
 from vlkd_cli.catalog import did_you_mean
@@ -123,6 +124,7 @@ class Timm(Builder):
             own = folder / f"{name.removeprefix('hf-hub:').replace('/', '--')}{suffix}"
             if own.is_file():
                 return self._create(name, what, pretrained=True, pretrained_cfg_overlay={"file": str(own)})
+        prepare_hub()
         try:
             return self._create(name, what, pretrained=True, cache_dir=str(folder))
         except RecipeError:

@@ -20,6 +20,7 @@ from vlkd_cli.towers.freezing import choose_parameters
 from vlkd_cli.towers.tower import Tower
 
 Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 CHECKPOINTS = ("best.pt", "last.pt")
 
 
@@ -85,7 +86,7 @@ def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modalit
     Raises:
         RecipeError: nothing tells, or the builder does not offer it.
     """
-    wanted = spec.modality or next((word for word in ("image", "text") if word in name.lower()), None)
+    wanted = spec.modality or _word_in(name)
     if wanted is None and len(offered) == 1:
         wanted = offered[0]  # type: ignore[assignment]
     if wanted is None:
@@ -158,8 +159,8 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     file = find_checkpoint(str(spec.run), name)
     state = _read_checkpoint(file, name)
     sections = {key: TowerSpec.model_validate(value) for key, value in json.loads(state["recipe"])["towers"].items()}
-    chosen = spec.tower or _only_of_modality(name, spec, sections, state["towers"], file)
-    if chosen not in sections or chosen not in state["towers"]:
+    chosen = spec.tower or _only_of_modality(name, spec, sections, file)
+    if chosen not in sections:
         raise RecipeError(
             f"tower '{name}': run '{spec.run}' has no tower '{chosen}'."
             f"{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
@@ -167,8 +168,15 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     if spec.head is not None or spec.pooler is not None or spec.keys:
         extra = ", ".join([*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys])
         raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
-    tower = _build(chosen, sections[chosen], captions=None, cache_dir=cache_dir, run_folder=file.parent.parent)
-    tower.load_trainable_state(state["towers"][chosen])
+    section = sections[chosen]
+    if section.follows:
+        raise RecipeError(f"tower '{name}': '{chosen}' of run '{spec.run}' follows another tower. Name '{section.follows}' instead.")
+    if section.run:
+        tower = _from_run(chosen, section, cache_dir=cache_dir)
+    else:
+        tower = _build(chosen, section, captions=None, cache_dir=cache_dir, run_folder=file.parent.parent)
+    # Of a tower that was frozen there, the checkpoint holds nothing: it is what its builder gives.
+    tower.load_trainable_state(state["towers"].get(chosen, {}))
     encoder = tower.encoder
     head = None if isinstance(tower.head, nn.Identity) else tower.head
     choose_parameters(name, encoder, tower.pooler, tower.head, spec.train)
@@ -202,18 +210,19 @@ def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
     return state
 
 
-def _only_of_modality(name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], saved: Mapping[str, Any], file: Path) -> str:
-    def offers(section: TowerSpec) -> tuple[str, ...]:
-        return catalog.load("builder", section.builder).modalities if section.builder else ()
+def _only_of_modality(name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], file: Path) -> str:
+    def encodes(key: str, section: TowerSpec) -> str | None:
+        offered: tuple[str, ...] = catalog.load("builder", section.builder).modalities if section.builder else ()
+        return section.modality or _word_in(key) or (offered[0] if len(offered) == 1 else None)
 
-    wanted = spec.modality or next((word for word in ("image", "text") if word in name.lower()), None)
-    fitting = [
-        key
-        for key, section in sections.items()
-        if section.builder and key in saved and modality_of(key, section, offers(section)) == wanted
-    ]
+    wanted = spec.modality or _word_in(name)
+    fitting = [key for key, section in sections.items() if not section.follows and encodes(key, section) == wanted]
     if len(fitting) != 1:
         raise RecipeError(
             f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by `tower:`: {', '.join(sections)}."
         )
     return fitting[0]
+
+
+def _word_in(name: str) -> Modality | None:
+    return next((word for word in MODALITIES if word in name.lower()), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ class StoredTower(Tower):
         self._layer_of, self._num_backbone_layers = original._layer_of, original._num_backbone_layers
         self._tokenize, self._digest = original._tokenize, original.digest()
         self._held = original._held
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredTower:
+        # The backbone stays where it is: nothing runs it here.
+        nn.Module._apply(self, fn, recurse)
+        return self
 
     def features(self, inputs: Any) -> Tensor:
         """The stored rows as they are, `[B, feature_width]`."""

@@ -103,6 +103,31 @@ def test_a_trained_tower_comes_out_of_a_run(tmp_path: Path) -> None:
     assert assemble("teacher", spec(run=str(tmp_path), tower="text")).modality == "text"
 
 
+def test_a_tower_that_was_frozen_in_its_run_comes_from_its_builder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "text.pt"
+    torch.save(assemble("text", spec(**TEXT)).encoder.encoder.state_dict(), weights)
+    keys = {**TEXT, "pretrained": str(weights), "train": "none"}
+    built = saved_run(tmp_path / "run", {"image": IMAGE, "text": keys})
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    del state["towers"]["text"]
+    torch.save(state, tmp_path / "run" / "checkpoints" / "last.pt")
+    loaded = assemble("text", spec(run=str(tmp_path / "run")))
+    inputs = loaded.tokenize(["a dog"])
+    torch.testing.assert_close(loaded.eval()(inputs), built["text"](inputs))
+    assert not loaded.is_frozen
+
+
+def test_what_follows_in_a_run_is_not_what_is_loaded(tmp_path: Path) -> None:
+    saved_run(tmp_path, {"image": IMAGE})
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    state["recipe"] = json.dumps({"towers": {"image": IMAGE, "teacher_image": {"follows": "image"}}})
+    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    assert assemble("image", spec(run=str(tmp_path))).modality == "image"
+    with pytest.raises(RecipeError, match="follows another tower. Name 'image' instead"):
+        assemble("image", spec(run=str(tmp_path), tower="teacher_image"))
+
+
 def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         assemble("image", spec(run=str(tmp_path)))

@@ -158,7 +158,9 @@ def test_a_tower_of_stored_features_shares_head_and_digest() -> None:
     assert stored.head is built.head
     assert stored.digest() == built.digest()
     assert set(stored.trainable_state()) == set(built.trainable_state())
-    stored.train()
+    stored.train().double()
+    # What nothing runs is not moved either.
+    assert stored.encoder.encoder.stem.weight.dtype == torch.float32
 
 
 def test_uint8_images_are_standardised_by_the_tower() -> None:
