@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -100,6 +101,7 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logs.mkdir(parents=True, exist_ok=True)
+    _log_agent(logs / "agent.log")
     for old in logs.glob("failure_rank_*.json"):
         old.unlink()
     # One thread each unless the user says otherwise: workers that all use every core are slower than one.
@@ -125,6 +127,14 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     except SignalException as error:
         return int(error.sigval)
     return int(answers.get(0, next(iter(answers.values()), 0)) or 0)
+
+
+def _log_agent(path: Path) -> None:
+    """What torch's agent says goes to a file: its tracebacks are of its own waiting, the worker's cause is told in one line."""
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.FileHandler(path, encoding="utf-8")]
+        logger.propagate = False
 
 
 def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:

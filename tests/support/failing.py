@@ -1,0 +1,71 @@
+"""Objectives that go wrong on purpose, named from recipes as a third party's would be."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from torch import Tensor
+
+from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.infonce import InfoNCE
+from vlkd_cli.distributed.runtime import rank
+
+
+class FailsAt(InfoNCE):
+    """InfoNCE that raises at a step on one rank.
+
+    Args:
+        step: the optimizer step, from 1.
+        on_rank: who fails.
+    """
+
+    def __init__(self, *, step: int = 3, on_rank: int = 1) -> None:
+        super().__init__()
+        self.step, self.on_rank = step, on_rank
+
+    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
+        assert context is not None
+        if context.step + 1 == self.step and rank() == self.on_rank:
+            raise RuntimeError("the projector caught fire\nsecond line")
+        return super().forward(student, teacher, context)
+
+
+class DiesAt(InfoNCE):
+    """InfoNCE whose process is killed at a step, as the out-of-memory killer would.
+
+    Args:
+        step: the optimizer step, from 1.
+        on_rank: who is killed.
+    """
+
+    def __init__(self, *, step: int = 3, on_rank: int = 0) -> None:
+        super().__init__()
+        self.step, self.on_rank = step, on_rank
+
+    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
+        assert context is not None
+        # A resumed run gets past the step: the marker says that it has happened.
+        marker = os.environ.get("VLKD_TEST_MARKER", "")
+        if context.step + 1 == self.step and rank() == self.on_rank and not (marker and os.path.exists(marker)):
+            if marker:
+                open(marker, "w").close()
+            os.kill(os.getpid(), 9)
+        return super().forward(student, teacher, context)
+
+
+class Slow(InfoNCE):
+    """InfoNCE that takes a while, so that a signal finds it at work.
+
+    Args:
+        seconds: for each step.
+    """
+
+    def __init__(self, *, seconds: float = 0.2) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
+        time.sleep(self.seconds)
+        return super().forward(student, teacher, context)
