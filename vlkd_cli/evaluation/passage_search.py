@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli.distributed.collectives import gather_objects, gather_without_grad
-from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
+from vlkd_cli.distributed.runtime import local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.encode import encode_texts, normalise, project_texts
 from vlkd_cli.evaluation.feature_store import FeatureStore
@@ -59,10 +59,7 @@ def search(
     except UserError as error:
         problem = str(error)
     # Ranks that went on would wait for one that has stopped.
-    for told in gather_objects(problem):
-        if told:
-            raise DataError(told)
-    barrier()
+    _fail_together(problem)
     return _merge(best, depth, len(corpus))
 
 
@@ -89,10 +86,22 @@ def _open_store(subject: Subject, corpus: Corpus, fingerprint: str, prompt: str)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     width = subject.text.feature_width
     folder = Path(subject.cache) / "passages" / f"{key}-{width}"
-    # The first rank of each machine makes the files before the others look.
-    store = FeatureStore(folder, len(corpus), width) if local_rank() == 0 else None
-    barrier()
+    # The first rank of each machine makes the files before the others look; none waits for one that could not.
+    store, problem = None, ""
+    if local_rank() == 0:
+        try:
+            store = FeatureStore(folder, len(corpus), width)
+        except UserError as error:
+            problem = str(error)
+    _fail_together(problem)
     return store or FeatureStore(folder, len(corpus), width)
+
+
+def _fail_together(problem: str) -> None:
+    """Raise on every rank what any rank met; every rank must call it."""
+    for told in gather_objects(problem):
+        if told:
+            raise DataError(told)
 
 
 def _comparable(features: Tensor, similarity: str) -> Tensor:
