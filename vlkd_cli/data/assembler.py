@@ -33,6 +33,7 @@ class Assembler:
         seed: of captions, augmentation and replacements.
         rank: of this process.
         world_size: number of ranks.
+        broken: rows that are known to be unreadable; they are replaced without being tried.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Assembler:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        broken: Mapping[int, Skipped] | None = None,
     ) -> None:
         self.reader, self.views, self.order = reader, dict(views), order
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.broken = dict(broken or {})
         self.views_of_samples = ViewsOfSamples(self.views)
         self.reads_samples = any(not isinstance(view, FeatureView) for view in self.views.values())
 
@@ -56,7 +59,7 @@ class Assembler:
         rows = self.order.rows(request.epoch, int(positions[0]), int(positions[-1]) + 1)
         choices = hashed(self.seed, request.epoch, rows) >> np.uint64(1)
         if not self.reads_samples:
-            return self._gathered(rows, choices)
+            return self._readable(request.epoch, positions, rows, choices) if self.broken else self._gathered(rows, choices)
         seeds = hashed(self.seed, request.epoch, positions, 1) >> np.uint64(1)
         drawn = Drawn(self.views_of_samples, len(rows))
         for slot, (row, choice, seed) in enumerate(zip(rows.tolist(), choices.tolist(), seeds.tolist(), strict=True)):
@@ -98,6 +101,22 @@ class Assembler:
         }
         return Batch(inputs, torch.from_numpy(rows), torch.from_numpy(self.reader.labels_of(rows)))
 
+    def _readable(self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray) -> Batch:
+        """A batch of stored features with the rows that have none replaced, as `_draw` does it."""
+        rows, skipped = rows.copy(), []
+        for slot in np.flatnonzero(np.isin(rows, list(self.broken))).tolist():
+            seed = int(hashed(self.seed, epoch, positions[slot], 1)[0] >> np.uint64(1))
+            for attempt in range(_REPLACEMENTS):
+                if (known := self.broken.get(int(rows[slot]))) is None:
+                    break
+                skipped.append(known)
+                rows[slot] = int(hashed(seed, attempt)[0] % np.uint64(len(self.reader)))
+            else:
+                raise DataError(_too_many(skipped[0]))
+        batch = self._gathered(rows, choices)
+        batch.skipped.extend(skipped)
+        return batch
+
     def _draw(self, drawn: Drawn, slot: int, row: int, choice: int, seed: int) -> None:
         for attempt in range(_REPLACEMENTS):
             try:
@@ -110,6 +129,8 @@ class Assembler:
 
     def _sample(self, row: int, choice: int, seed: int) -> Sample:
         reader, needs = self.reader, self.views_of_samples
+        if row in self.broken:
+            raise Broken(self.broken[row].reason)
         image = reader.image(row) if needs.images else None
         captions = reader.captions(row) if needs.captions else ()
         caption, caption_row = choice % len(captions) if captions else 0, 0
@@ -118,6 +139,10 @@ class Assembler:
             caption = caption if captions else choice % max(reader.caption_start(row + 1) - start, 1)
             caption_row = start + caption
         return Sample(row, image, captions, caption, caption_row, reader.label(row), "", seed)
+
+
+def _too_many(first: Skipped) -> str:
+    return f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}. Check the data and its paths."
 
 
 class ViewsOfSamples:

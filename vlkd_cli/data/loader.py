@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vlkd_cli.data.assembler import Assembler
-from vlkd_cli.data.batch import Batch, View
+from vlkd_cli.data.batch import Batch, Skipped, View
 from vlkd_cli.data.broken import BrokenCount
 from vlkd_cli.data.episodes import EpochOrder
 from vlkd_cli.data.readers.reader import Reader, StreamReader
@@ -43,6 +43,7 @@ class Loader:
         rank: of this process; by default that of the process group.
         world_size: likewise.
         pin_memory: deliver page-locked memory, for copies to a GPU that do not block.
+        broken: rows that are known to be unreadable (their stored features are missing); replaced and reported like those found broken.
 
     Raises:
         DataError: there is less data than one step of all ranks needs; while iterating: too much of it is broken.
@@ -64,6 +65,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         pin_memory: bool = False,
+        broken: Mapping[int, Skipped] | None = None,
     ) -> None:
         rank = runtime.rank() if rank is None else rank
         world_size = runtime.world_size() if world_size is None else world_size
@@ -87,7 +89,7 @@ class Loader:
             self._assembler = streams
         else:
             order = EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
-            self._assembler = Assembler(reader, views, order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+            self._assembler = Assembler(reader, views, order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, broken=broken)
             if not self._assembler.reads_samples:
                 workers = 0  # gathering stored rows takes less time than sending them between processes
         self._pool = WorkerPool(self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory)

@@ -117,6 +117,7 @@ class _Run:
             episode_samples=recipe.data.episode_samples,
             max_broken_share=recipe.data.max_broken_share,
             pin_memory=self.device.type == "cuda",
+            broken={row: skipped for stored in self.stored.values() for row, skipped in stored.broken.items()},
         )
         self.steps_per_epoch = self.loader.batches_per_epoch // settings.accumulate
         if self.steps_per_epoch == 0:

@@ -12,7 +12,7 @@ import torch
 
 from tests.support.data_sets import csv_data, write_photos, write_table
 from vlkd_cli.data.augment import SimCLRAugment, StandardAugment
-from vlkd_cli.data.batch import Batch
+from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.data.loader import Loader, in_order
 from vlkd_cli.data.open import open_reader
 from vlkd_cli.data.readers.shapes import Shapes
@@ -220,3 +220,19 @@ def test_a_worker_that_dies_ends_in_one_line() -> None:
     with pytest.raises(DataError, match=r"a loader process died \(.*(killed by signal|exited unexpectedly).*Lower data.workers") as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_rows_known_to_be_broken_are_replaced_and_reported(tmp_path: Path, stored: bool) -> None:
+    reader = open_reader({"reader": "shapes", "num_samples": 12, "size_px": 16})
+    np.save(tmp_path / "rows.npy", np.arange(12, dtype=np.float32)[:, None])
+    views = {"image": FeatureView(tmp_path / "rows.npy", "image")} if stored else {"image": ImageView(ImageInput((16, 16)))}
+    known = {3: Skipped("three.jpg", "truncated"), 7: Skipped("seven.jpg", "missing")}
+    loader = Loader(reader, views, batch_size=4, seed=0, max_broken_share=1.0, broken=known)
+    batches = list(loader.batches(0))
+    rows = torch.cat([batch.indices for batch in batches]).tolist()
+    assert len(rows) == 12 and not {3, 7} & set(rows)
+    names = {skipped.name for batch in batches for skipped in batch.skipped}
+    assert names == ({"three.jpg", "seven.jpg"} if stored else {reader.name(3), reader.name(7)})
+    if stored:
+        assert torch.cat([batch.inputs["image"] for batch in batches]).squeeze(1).tolist() == rows
