@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,22 @@ def test_the_head_alone_does_not_free_the_encoder(bert: Path) -> None:
     tower = adapted(bert, "lora", head=HEAD, train=["head.*"], adapter_weights=None)
     assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == {"head.linear.weight", "head.linear.bias"}
     assert tower.backbone_is_frozen
+
+
+@pytest.mark.parametrize("method", ["lora", "compacter", "prefix_tuning"])
+def test_a_tower_taken_from_a_run_is_restored_and_keeps_its_encoder_fixed(bert: Path, method: str, tmp_path: Path) -> None:
+    name, keys = METHODS[method]
+    section = {"builder": "adapters", "model": str(bert), "adapter": {"name": name, **keys}}
+    tower = adapted(bert, method, seed=1)
+    shake(tower)
+    (tmp_path / "checkpoints").mkdir()
+    state = {"recipe": json.dumps({"towers": {"text": section}}), "towers": {"text": tower.trainable_state()}}
+    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    torch.manual_seed(2)
+    frozen = assemble("text", TowerSpec.model_validate({"run": str(tmp_path), "train": "none"}))
+    assert frozen.is_frozen and torch.equal(embed(frozen), embed(tower))
+    learning = assemble("text", TowerSpec.model_validate({"run": str(tmp_path), "train": "all"}))
+    assert learning.count_parameters() == tower.count_parameters() and torch.equal(embed(learning), embed(tower))
 
 
 def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(bert: Path, tmp_path: Path) -> None:
