@@ -106,7 +106,9 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
     for name in suites or list(dict.fromkeys(spec.suite for spec in recipe.evals)):
         listed = [spec.model_dump(exclude=set(SCHEDULE_KEYS)) for spec in recipe.evals if spec.suite == name]
         entries += listed or [{"suite": name}]
-    plain: dict[str, Any] = {"towers": {"image": {"builder": "torchvision", "model": "resnet18"}}, "evals": entries}
+    # Stand-ins of both modalities: whether the real towers are what a suite needs is told once they are built.
+    towers = {"image": {"builder": "torchvision", "model": "resnet18"}, "text": {"builder": "openclip", "model": "RN50"}}
+    plain: dict[str, Any] = {"towers": towers, "evals": entries}
     applied = []
     for setting in settings:
         key = setting.partition("=")[0].split(".")[0].split("[")[0]
