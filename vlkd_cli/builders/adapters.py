@@ -166,6 +166,8 @@ class AdaptedText(HuggingFaceText):
             # Tasks that no row has get a gradient of zero rather than none, which every process of a distributed run waits for.
             absent = sum(parameter.sum() for parameter in self.encoder.parameters() if parameter.requires_grad)
             output.last_hidden_state = output.last_hidden_state + 0 * absent
+            if self.own_pooler:
+                output.pooler_output = output.pooler_output + 0 * absent
         return output
 
     def _run_by_length(self, inputs: Mapping[str, Tensor]) -> Any:
