@@ -65,7 +65,9 @@ def find_target(target: str | None, overrides: Sequence[str], runs: Path) -> tup
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
     """
     if target is None and any(override.startswith("towers.") for override in overrides):
-        recipe = parse_recipe("towers: {}\n", "--set", overrides)
+        # The towers that --set describes, empty: it fills keys, and refuses towers that are not there.
+        named = [override.partition("=")[0].split(".") for override in overrides if override.startswith("towers.")]
+        recipe = parse_recipe(json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}), "--set", overrides)
         return recipe, RunFolder(runs / "eval").create(), None
     if target is None:
         return _of_run(latest_run(runs), overrides)
