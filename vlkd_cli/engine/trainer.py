@@ -79,7 +79,9 @@ class Trainer:
         try:
             while self.step_count < self.total_steps:
                 epoch, done = divmod(self.step_count, self.steps_per_epoch)
-                self.hooks.before_epoch(epoch)
+                # A run resumed inside an epoch has what the epoch began with in its checkpoint.
+                if done == 0:
+                    self.hooks.before_epoch(epoch)
                 if not self._train_epoch(epoch, done):
                     return
         except Exception as error:

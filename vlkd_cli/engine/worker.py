@@ -31,6 +31,7 @@ from vlkd_cli.engine.run_folder import RunFolder
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, DataError, RecipeError
 from vlkd_cli.recipe.address import Address
+from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.towers.tower import Tower
@@ -244,21 +245,23 @@ class _Run:
         self.composition.eval()
         context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
         wanted = [objective for objective in self.composition.objectives if "episode" in objective.distiller.needs]
-        collected: dict[str, list[tuple[torch.Tensor, ...]]] = {objective.name: [] for objective in wanted}
+        collected: dict[str, list[list[torch.Tensor]]] = {objective.name: [] for objective in wanted}
+        indices = []
         for batch in self.loader.batches(epoch):
             moved: Batch = batch.to(self.device)
+            indices.append(moved.indices)
             for objective in wanted:
                 with autocast(self.settings.precision, self.device):
-                    sides = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in objective.arrow.addresses()]
-                collected[objective.name].append((*sides, moved.indices))
+                    outputs = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in objective.arrow.addresses()]
+                collected[objective.name].append(outputs)
         for objective in wanted:
-            *features, indices = [torch.cat(part) for part in zip(*collected[objective.name], strict=True)]
-            arrow = objective.arrow
-            count = 1 if isinstance(arrow.student, Address) else len(arrow.student)
-            student, teacher = features[:count], features[count:]
-            objective.distiller.start_episode(
-                student[0] if count == 1 else student, teacher[0] if len(teacher) == 1 else teacher, indices, context
-            )
+            columns = iter([torch.cat(column) for column in zip(*collected[objective.name], strict=True)])
+            sides = [
+                next(columns) if isinstance(side, Address) else tuple(next(columns) for _ in side)
+                for side in (objective.arrow.student, objective.arrow.teacher)
+                if side is not None
+            ]
+            objective.distiller.start_episode(*sides, torch.cat(indices), context)  # type: ignore[call-arg]
         self.composition.train()
 
     def _after_step(self, step: int) -> None:
