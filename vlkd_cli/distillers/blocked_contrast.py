@@ -6,8 +6,8 @@ saves a matrix product; large ones compute them anew, so that nothing of size B 
 which keeps two copies of the features out of memory.
 
 Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
-dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with the tile's row maxima m_i,
-exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - m_i) (exp(m_i - r_i) + exp(m_i - c_j)), so a tile costs one exponential, not two.
+dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with any m,
+exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - r_i) (1 + exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
 """
 
 from __future__ import annotations
@@ -153,7 +153,12 @@ def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of a tile's rows and columns, in float64."""
     values = _precise(values)
     if values.device.type == "cpu":
-        exponentials, row_max, shift, factors = _shifted(values, in_place=False)
+        # With the rows' maxima m_i and the tile's maximum M: a row's maximum, often its match, is exactly 1 in exp(Z_ij - m_i), and its
+        # loss keeps its digits; exp(Z_ij - M) is the product with exp(m_i - M).
+        row_max = values.amax(dim=1)
+        shift = row_max.max()
+        exponentials = (values - row_max[:, None]).exp_()
+        factors = (row_max.double() - shift).exp_().to(values.dtype)
         column_sum = factors @ exponentials
         if min(factors.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
             return row_max.double() + exponentials.sum(dim=1).double().log_(), shift.double() + column_sum.double().log_()
@@ -168,31 +173,21 @@ def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
 def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
     """exp(Z - rows' lse) + exp(Z - columns' lse) of a tile, written over it where that is safe."""
     wanted, values = values.dtype, _precise(values)
-    if values.device.type == "cpu":
-        lowest = min(values.amax(dim=1).min().item(), column_lse.min().item())
-        if values.max().item() - lowest < SAFE_NATS:
-            exponentials, row_max, shift, factors = _shifted(values, in_place=True)
-            of_rows, of_columns = (row_max - row_lse).exp_().to(values.dtype), (shift - column_lse).exp_().to(values.dtype)
-            both = torch.addcmul(of_rows[:, None], factors[:, None], of_columns[None, :])
-            return exponentials.mul_(both).to(wanted)
-    of_rows = (values - row_lse.to(values.dtype)[:, None]).exp_()
+    # The shift is the log-sum-exp as the tile's precision holds it; what that rounding dropped is put back by a factor.
+    shift = row_lse.to(values.dtype)
+    if values.device.type == "cpu" and (shift.max() - column_lse.min()).item() < SAFE_NATS:
+        exponentials = values.sub_(shift[:, None]).exp_()
+        middle = row_lse.max()
+        of_rows, factors = (shift - row_lse).exp_(), (shift - middle).exp_()
+        both = (part.to(values.dtype) for part in (of_rows[:, None], factors[:, None], (middle - column_lse).exp_()[None, :]))
+        return exponentials.mul_(torch.addcmul(*both)).to(wanted)
+    of_rows = (values - shift[:, None]).exp_()
     return of_rows.add_((values - column_lse.to(values.dtype)[None, :]).exp_()).to(wanted)
 
 
 def _precise(values: Tensor) -> Tensor:
     """Small tiles in double precision, where it costs nothing and keeps the digits of a loss near 0."""
     return values.double() if values.numel() <= SMALL_ENTRIES else values
-
-
-def _shifted(values: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(Z_ij - m_i) with the rows' maxima m_i, these, the tile's maximum M, and exp(m_i - M).
-
-    A row's maximum, often its match, is exactly 1 then, and its loss keeps its digits; exp(Z_ij - M) is the product with the last.
-    """
-    row_max = values.amax(dim=1)
-    shift = row_max.max()
-    exponentials = values.sub_(row_max[:, None]) if in_place else values - row_max[:, None]
-    return exponentials.exp_(), row_max, shift, (row_max.double() - shift).exp_().to(values.dtype)
 
 
 class _SigLIP(torch.autograd.Function):
