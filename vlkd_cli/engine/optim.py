@@ -103,4 +103,6 @@ def _settings(
 
 
 def _decay(parameter: nn.Parameter, spec: OptimizerSpec) -> float:
-    return spec.weight_decay if spec.decay_all or parameter.ndim >= 2 else 0.0
+    # A column such as IA3's (64, 1) scales, however many dimensions it is written in.
+    is_matrix = sum(size > 1 for size in parameter.shape) >= 2
+    return spec.weight_decay if spec.decay_all or is_matrix else 0.0
