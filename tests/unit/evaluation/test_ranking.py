@@ -67,6 +67,6 @@ def test_chance_is_what_random_orders_reach_on_average() -> None:
     random = np.random.RandomState(0)
     documents = [f"d{i}" for i in range(30)]
     judged = {"q0": {"d0": 1.0}, "q1": {"d1": 2.0, "d2": 1.0, "d3": 1.0}}
-    runs = [ranking_metrics({query: list(random.permutation(documents)) for query in judged}, judged, [1, 10]) for _ in range(3000)]
+    runs = [ranking_metrics({query: list(random.permutation(documents)) for query in judged}, judged, [1, 10]) for _ in range(1000)]
     for metric, value in chance_metrics(judged, 30, [1, 10]).items():
-        assert np.mean([run[metric] for run in runs]) == pytest.approx(value, abs=0.02), metric
+        assert np.mean([run[metric] for run in runs]) == pytest.approx(value, abs=0.03), metric

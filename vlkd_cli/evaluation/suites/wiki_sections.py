@@ -60,7 +60,11 @@ class WikiSections(Suite):
         below = ("wiki_sections", "wikipedia-sections-triplets", "wikipedia-sections", "wiki")
         root = find_folder(subject, self.data, "wiki_sections", holds=(file,), below=below)
         triplets = read_triplets(root / file, self.limit)
-        from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
+        try:
+            from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
+        except ModuleNotFoundError:
+            # Its place in older versions; newer ones warn about it.
+            from sentence_transformers.evaluation import TripletEvaluator
 
         kinds = [kind for kind in SIMILARITIES if kind == self.similarity or (self.similarity == "max" and kind != "dot")]
         anchors, positives, negatives = (list(column) for column in zip(*triplets, strict=True))
