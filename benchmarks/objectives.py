@@ -111,7 +111,9 @@ def train(name: str, trial: Trial, folder: Path, steps: int) -> Outcome:
     run, file = folder / name, folder / f"{name}.yaml"
     file.write_text(recipe(trial, folder / "teacher", steps), encoding="utf-8")
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "vlkd_cli", "train", str(file), "--run", str(run), "--quiet"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "vlkd_cli", "train", str(file), "--run", str(run), "--quiet"], check=True, stdout=subprocess.DEVNULL
+    )
     seconds = time.perf_counter() - start
     term = f"train/{trial.distiller.split()[1].strip(',}')}"
     with (run / "metrics.csv").open(encoding="utf-8") as stream:
