@@ -198,7 +198,7 @@ def on_ranks(folder: str) -> Any:
     return everything_on_this_rank(Path(folder)), everything_on_this_rank(None), failing_rank()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_ranks_gives_the_same_numbers(world_size: int, tmp_path: Path) -> None:
     expected = everything_on_this_rank(None)
     for disk, memory, failure in run_on_ranks(on_ranks, world_size, str(tmp_path)):

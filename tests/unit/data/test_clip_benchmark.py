@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.data_sets import clip_benchmark_data, encoded, photo, write_tar
+from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.clip_benchmark import ClipBenchmark
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.evaluation.suite import Subject
+
+
+def test_labels_classes_and_templates_are_those_of_the_folder(tmp_path: Path) -> None:
+    reader = open_reader(clip_benchmark_data(tmp_path))
+    assert isinstance(reader, ClipBenchmark)
+    assert reader.classes == ["apple", "ripe pear"]
+    assert [reader.label(index) for index in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert list(reader.captions(1)) == ["a photo of a ripe pear.", "a drawing of a ripe pear."]
+
+
+def test_several_labels_come_from_rows_of_ones(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("a\nb\nc\n")
+    (tmp_path / "dataset_type.txt").write_text("multilabel\n")
+    members: dict[str, bytes] = {}
+    for number, row in enumerate(([1, 0, 1], [0, 0, 0])):
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(row))
+        members |= {f"s{number}.jpg": encoded(photo(number)), f"s{number}.npy": buffer.getvalue()}
+    write_tar(tmp_path / "test" / "0.tar", members)
+    reader = ClipBenchmark(path=str(tmp_path))
+    assert [tuple(reader.labels(index)) for index in range(2)] == [(0, 2), ()]
+
+
+def test_captions_for_retrieval_are_one_per_line(tmp_path: Path) -> None:
+    (tmp_path / "dataset_type.txt").write_text("retrieval\n")
+    write_tar(
+        tmp_path / "test" / "0.tar", {"s0.jpg": encoded(photo(0)), "s0.txt": b"one\ntwo\n", "s1.jpg": encoded(photo(1)), "s1.txt": b"three"}
+    )
+    reader = ClipBenchmark(path=str(tmp_path))
+    assert [list(reader.captions(index)) for index in range(2)] == [["one", "two"], ["three"]]
+    assert [reader.caption_start(index) for index in range(3)] == [0, 2, 3]
+
+
+def test_missing_shards_and_wrong_classes_are_told(tmp_path: Path) -> None:
+    clip_benchmark_data(tmp_path)
+    with pytest.raises(DataError, match="no folder 'val'"):
+        ClipBenchmark(path=str(tmp_path), split="val")
+    (tmp_path / "classnames.txt").write_text("apple\n")
+    with pytest.raises(DataError, match="class 1 is not one of the 1 names"):
+        ClipBenchmark(path=str(tmp_path))
+    (tmp_path / "test" / "1.tar").unlink()
+    with pytest.raises(DataError, match="nshards.txt says 2"):
+        ClipBenchmark(path=str(tmp_path))
+
+
+def test_suites_find_data_by_name_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "wds_fruit").mkdir()
+    clip_benchmark_data(tmp_path / "wds_fruit")
+    subject = Subject(None, None, data_root=tmp_path)
+    dataset = open_dataset(subject, "fruit")
+    assert (dataset.name, dataset.split, len(dataset.reader)) == ("fruit", "test", 6)
+    assert open_dataset(subject, "fruit", split="train").row_hash != dataset.row_hash
+    for split in ("train", "val"):
+        (tmp_path / "Birds" / split / "wren").mkdir(parents=True)
+        photo(1).save(tmp_path / "Birds" / split / "wren" / "0.jpg")
+    assert open_dataset(subject, {"dataset": "Birds", "split": "val"}).split == "val"
+    with pytest.raises(DataError, match="list-datasets"):
+        open_dataset(subject, "fish")
