@@ -177,6 +177,18 @@ def chance_recall(num_own: NDArray[np.int64], num_candidates: int, k: int) -> fl
     return float(((1 - miss) * counts).sum() / counts.sum())
 
 
+def chance_median_rank(num_own: NDArray[np.int64], num_candidates: int) -> float:
+    """The smallest k at which a random order finds half of the queries' own candidates."""
+    low, high = 1, num_candidates
+    while low < high:
+        middle = (low + high) // 2
+        if chance_recall(num_own, num_candidates, middle) >= 0.5:
+            high = middle
+        else:
+            low = middle + 1
+    return float(low)
+
+
 def chance_mean_rank(num_own: NDArray[np.int64], num_candidates: int) -> float:
     """Expected rank of the best of m own candidates in a random order of M: (M + 1) / (m + 1)."""
     return float(((num_candidates + 1) / (num_own + 1)).mean())

@@ -136,13 +136,14 @@ def test_features_that_are_no_numbers_are_misses() -> None:
 
 
 def test_chance_of_retrieval_is_what_random_orders_reach() -> None:
-    from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_recall
+    from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_median_rank, chance_recall
 
     random = np.random.default_rng(0)
     own = np.array([1, 5, 7])
     ranks = np.array([[random.permutation(40)[:count].min() + 1 for count in own] for _ in range(4000)])
     assert (ranks <= 5).mean() == pytest.approx(chance_recall(own, 40, 5), abs=0.01)
     assert ranks.mean() == pytest.approx(chance_mean_rank(own, 40), abs=0.15)
+    assert np.median(ranks) == pytest.approx(chance_median_rank(own, 40), abs=1)
 
 
 @pytest.mark.parametrize("rough", [False, True])

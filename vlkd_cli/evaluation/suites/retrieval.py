@@ -10,7 +10,7 @@ import torch
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.dataset import open_dataset
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_recall, rank_scores, ranks_of_own
+from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_median_rank, chance_recall, rank_scores, ranks_of_own
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Subject, Suite
 
@@ -76,6 +76,7 @@ class Retrieval(Suite):
             metrics[f"{direction}_mean_rank"] = scores.mean_rank
             metrics[f"{direction}_median_rank"] = scores.median_rank
             chance[f"{direction}_mean_rank"] = chance_mean_rank(own, candidates)
+            chance[f"{direction}_median_rank"] = chance_median_rank(own, candidates)
         for values in (metrics, chance):
             recalls = [value for name, value in values.items() if "_R@" in name]
             values["mean_recall"] = float(np.mean(recalls))
