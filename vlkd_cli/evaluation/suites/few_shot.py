@@ -38,7 +38,7 @@ class FewShot(Suite):
         *,
         data: str | dict[str, Any] | None = None,
         train_data: str | dict[str, Any] | None = None,
-        shots: list[int] | None = None,
+        shots: int | list[int] | None = None,
         seeds: list[int] | None = None,
         C: float = 3.16,
         point: Literal["backbone", "projected"] = "backbone",

@@ -1,0 +1,48 @@
+"""A suite of one's own: see docs/add_a_suite.md."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject, Suite
+
+
+class TwoCaptions(Suite):
+    """Share of the images that are more similar to their own first caption than to that of the next image; a tie counts one half.
+
+    Args:
+        data: image-caption data, `{reader: ..., ...}`; by default the drawn shapes.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
+    def __init__(self, *, data: str | dict[str, Any] | None = None) -> None:
+        self.data = data
+
+    def run(self, subject: Subject) -> list[Result]:
+        data = open_dataset(subject, self.data)
+        if len(data.reader) < 2:
+            raise DataError(f"data '{data.name}': two images are the least that can be told apart.")
+        images = normalise(embed_images(subject, data.reader))
+        captions = normalise(embed_texts(subject, [data.reader.captions(index)[0] for index in range(len(data.reader))]))
+        own = (images * captions).sum(1)
+        other = (images * captions.roll(-1, 0)).sum(1)
+        share = ((own > other).float() + 0.5 * (own == other).float()).mean()
+        return [
+            Result(
+                suite="two_captions",
+                dataset=data.name,
+                split=data.split,
+                protocol="next_image",
+                metrics={"accuracy": float(share)},
+                headline="accuracy",
+                chance={"accuracy": 0.5},
+                num_items=len(images),
+                hashes={"rows": data.row_hash},
+                settings={"precision": subject.precision},
+            )
+        ]

@@ -1,0 +1,211 @@
+"""How a command of README or docs is tested. Each falls under exactly one of WAYS; none is left untested."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.support.pages import BASE, ROOT, Block, Command
+from vlkd_cli.app import main
+from vlkd_cli.recipe.load import load_recipe, parse_recipe
+from vlkd_cli.recipe.schema import Recipe
+
+# What makes the quickstart recipe a matter of a second.
+SMALL = [
+    "data.num_samples=64", "train.steps=2", "train.batch_size=16", "train.log_every_steps=1",
+    "evals[0].data.num_samples=48", "evals[1].data.num_samples=48",
+]  # fmt: skip
+TINY = [word for setting in SMALL for word in ("--set", setting)]
+TINY_SUITES = ["--with", "data={reader: shapes, split: val, num_samples: 48, size_px: 64}"]
+
+# Trained and evaluated for real, in the pages' order and in one folder for each page, with these words added.
+RUN: dict[str, list[str]] = {
+    "vlkd train quickstart": TINY,
+    "vlkd train quickstart --run runs/first": TINY,
+    "vlkd train quickstart --dry-run": TINY,
+    "vlkd train --resume runs/first": [],
+    "vlkd eval": [],
+    "vlkd eval runs/first --suite retrieval,feature_analysis": TINY_SUITES,
+    "vlkd eval runs/first/checkpoints/last.pt --suite zero_shot --output results.json": TINY_SUITES,
+    "vlkd eval quickstart --suite retrieval": [*TINY_SUITES, "--set", "data.num_samples=64"],
+}
+
+# Run for real, but only among the slow tests.
+SLOW = ("vlkd list-adapters", "vlkd list-models --builder torchvision --search 'resnet*'")
+
+
+def way_of(command: Command) -> str:
+    """The one way in which the command is tested."""
+    ways = [name for name, (applies, _) in WAYS.items() if applies(command)]
+    assert len(ways) == 1, f"{command} is tested in {len(ways)} ways ({', '.join(ways)}); name it in tests/support/page_commands.py"
+    return ways[0]
+
+
+def try_command(command: Command, folder: Path) -> None:
+    """Test the command in its way; `folder` is the current one and holds the page's recipes."""
+    WAYS[way_of(command)][1](command, folder)
+
+
+def write_recipes(blocks: list[Block], folder: Path) -> None:
+    """The recipes of a page that say their file's name, for the page's commands."""
+    for block in blocks:
+        if block.language == "yaml" and block.file_name is not None:
+            (folder / block.file_name).write_text(block.text, encoding="utf-8")
+
+
+def is_slow(command: Command) -> bool:
+    """Whether `make test` leaves the command out."""
+    return _plain(command) in SLOW
+
+
+def check_yaml(block: Block) -> Recipe:
+    """A recipe of a page, or a fragment of one inside a small whole one, passes the checks."""
+    sections = yaml.safe_load(BASE)
+    fragment = yaml.safe_load(_without_variables(block.text)) or {}
+    kept = {key: value for key, value in sections.items() if key not in fragment}
+    whole = (yaml.safe_dump(kept) if kept and block.file_name is None else "") + block.text
+    return parse_recipe(whole, str(block))
+
+
+def leaves(words: list[str]) -> int:
+    """The exit code of `vlkd WORDS` in this process."""
+    try:
+        main(words)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def _without_variables(text: str) -> str:
+    return re.sub(r"\$\{[^}]*\}", "x", text)
+
+
+def _plain(command: Command) -> str:
+    return shlex.join(command.words)
+
+
+def _vlkd_words(command: Command) -> list[str] | None:
+    """The words after `vlkd`, whatever starts it; None where the command is of another program."""
+    words = command.words
+    if words[:1] == ["srun"]:
+        words = words[next(number for number, word in enumerate(words[1:], start=1) if not word.startswith("-")) :]
+    if words[:1] == ["torchrun"]:
+        from torch.distributed.run import get_args_parser
+
+        launched = get_args_parser().parse_args(words[1:])
+        return launched.training_script_args if launched.module and launched.training_script == "vlkd_cli" else None
+    return words[1:] if words[:1] == ["vlkd"] else None
+
+
+def _is_make(command: Command) -> bool:
+    return command.words[0] == "make"
+
+
+def _try_make(command: Command, folder: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(command.words[1:]) <= set(targets), command
+
+
+def _is_install(command: Command) -> bool:
+    return command.words[:2] == ["pip", "install"]
+
+
+def _try_install(command: Command, folder: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for word in command.words[2:]:
+        package = re.fullmatch(r"(?:-e|\.|(?:vlkd|\.)\[([a-z,]+)\])", word)
+        assert package is not None, command
+        assert set(filter(None, (package[1] or "").split(","))) <= set(extras), command
+
+
+def _is_run(command: Command) -> bool:
+    return _plain(command) in RUN
+
+
+def _try_run(command: Command, folder: Path) -> None:
+    assert leaves([*command.words[1:], *RUN[_plain(command)]]) == 0, command
+
+
+def _is_look_up(command: Command) -> bool:
+    words = _vlkd_words(command)
+    return words is not None and (words[:1] == [] or words[0].startswith(("-", "list", "show")) or words[0] == "recipes")
+
+
+def _try_look_up(command: Command, folder: Path) -> None:
+    if "--data" in command.words:
+        (folder / command.words[command.words.index("--data") + 1]).mkdir(parents=True, exist_ok=True)
+    assert leaves(command.words[1:]) == 0, command
+
+
+def _is_checked(command: Command) -> bool:
+    words = _vlkd_words(command)
+    return words is not None and words[:1] in (["train"], ["eval"], ["submit-elevater"]) and not _is_run(command)
+
+
+def _try_checked(command: Command, folder: Path) -> None:
+    """The command runs up to where it would start workers; then what it was given is checked as it would be there."""
+    from vlkd_cli.engine import start, start_evaluation
+
+    words = _vlkd_words(command)
+    assert words is not None
+    given: dict[str, Any] = {}
+
+    def take(**keys: Any) -> int:
+        given.update(keys)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "start_training", take)
+        patch.setattr(start_evaluation, "start_evaluation", take)
+        patch.setattr("vlkd_cli.elevater.submission.submit", lambda *words, **keys: take(submitted=True) or _Done())
+        patch.setattr("vlkd_cli.elevater.submission.prediction_folder", lambda run: run)
+        assert leaves(words) == 0, command
+    assert given, command
+    if words[0] == "train" and given["recipe"] is not None:
+        load_recipe(given["recipe"], given["overrides"])
+    if words[0] == "eval":
+        run = str(given["target"]).startswith("runs/")
+        recipe = parse_recipe(BASE, "run") if run else start_evaluation.find_target(given["target"], given["overrides"], folder / "runs")[0]
+        if given["suites"]:
+            start_evaluation.suite_specs(recipe, given["suites"], given["suite_settings"])
+
+
+class _Done(NamedTuple):
+    """A submission that was not written."""
+
+    path: str = ""
+    num_files: int = 0
+    average: float | None = None
+    scores: tuple[()] = ()
+
+
+def _is_shell(command: Command) -> bool:
+    return command.words[0] in ("export", "git", "cd", "sbatch", "tensorboard", "python")
+
+
+def _try_shell(command: Command, folder: Path) -> None:
+    """Other programs: what they are given exists."""
+    words = command.words
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file(), command
+    elif words[0] == "export":
+        assert re.fullmatch(r"[A-Z_]+=\S+", words[1]), command
+    else:
+        assert words[:2] == ["tensorboard", "--logdir"], command
+
+
+WAYS: dict[str, tuple[Callable[[Command], bool], Callable[[Command, Path], None]]] = {
+    "a target of the Makefile": (_is_make, _try_make),
+    "packages with extras that exist": (_is_install, _try_install),
+    "run for real on a few drawn samples": (_is_run, _try_run),
+    "looked up for real": (_is_look_up, _try_look_up),
+    "up to the start of workers": (_is_checked, _try_checked),
+    "another program": (_is_shell, _try_shell),
+}
