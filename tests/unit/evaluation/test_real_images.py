@@ -45,7 +45,8 @@ def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     inputs, outputs = torch.cat(features).double(), torch.cat(targets).double()
     mean_in, mean_out = inputs.mean(0), outputs.mean(0)
     centred = inputs - mean_in
-    weight = torch.linalg.solve(centred.T @ centred + 1.0 * torch.eye(inputs.shape[1], dtype=torch.float64), centred.T @ (outputs - mean_out))
+    ridge = torch.eye(inputs.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (outputs - mean_out))
     with torch.no_grad():
         # The map takes features of unit length; a scale does not change a cosine, so the typical length is put into the weights.
         scale = embed_images(own, reader, point="backbone").norm(dim=1).mean()
