@@ -35,7 +35,9 @@ def stand_in(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
     builder = tower.get("builder")
-    kept = {key: value for key, value in tower.items() if key not in ("model", "pretrained", "config", "image_size", "tokenizer", "max_length")}
+    kept = {
+        key: value for key, value in tower.items() if key not in ("model", "pretrained", "config", "image_size", "tokenizer", "max_length")
+    }
     if kept.get("head"):
         kept["head"] = {**kept["head"], "width": VIT["width"]}
     elif builder in ("torchvision", "timm"):
@@ -58,7 +60,15 @@ def _tiny_bert(folder: Path) -> Path:
 
     place = folder / "bert"
     if not place.exists():
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+        words = [
+            "[PAD]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            "[MASK]",
+            *"abcdefghijklmnopqrstuvwxyz",
+            *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
+        ]
         place.mkdir(parents=True)
         (place / "vocab.txt").write_text("\n".join(words))
         BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place)

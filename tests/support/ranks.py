@@ -35,9 +35,7 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any,
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    members = [
-        context.Process(target=_member, args=(rank, world_size, port, function, arguments, answers)) for rank in range(world_size)
-    ]
+    members = [context.Process(target=_member, args=(rank, world_size, port, function, arguments, answers)) for rank in range(world_size)]
     for member in members:
         member.start()
     try:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def evaluate(
     target: Annotated[
-        Optional[str], typer.Argument(metavar="[RUN | CHECKPOINT | RECIPE]", help="What to evaluate; by default the newest run here.")
+        str | None, typer.Argument(metavar="[RUN | CHECKPOINT | RECIPE]", help="What to evaluate; by default the newest run here.")
     ] = None,
-    suite: Annotated[Optional[str], typer.Option(metavar="NAME[,NAME...]", help="Suites to run; by default those of the recipe.")] = None,
+    suite: Annotated[str | None, typer.Option(metavar="NAME[,NAME...]", help="Suites to run; by default those of the recipe.")] = None,
     with_: Annotated[
-        Optional[list[str]], typer.Option("--with", metavar="KEY=VALUE", help="Set a key of the suites, e.g. data.split=test. Repeatable.")
+        list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="Set a key of the suites, e.g. data.split=test. Repeatable.")
     ] = None,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable.")] = None,
-    data: Annotated[Optional[Path], typer.Option(help="Folder where suites look for their data sets.")] = None,
-    datasets: Annotated[Optional[str], typer.Option(metavar="NAME[,NAME...]", help="Only these data sets, for suites that have several.")] = None,
-    mode: Annotated[Optional[str], typer.Option(help="How ELEVATER is run: zero_shot, linear_probe or fine_tune.")] = None,
-    shots: Annotated[Optional[int], typer.Option(help="Training images per class; for suites with shots.")] = None,
-    seeds: Annotated[Optional[str], typer.Option(metavar="N[,N...]", help="Seeds of the draws; for suites with shots.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder where suites look for their data sets.")] = None,
+    datasets: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME...]", help="Only these data sets, for suites that have several.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="How ELEVATER is run: zero_shot, linear_probe or fine_tune.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Training images per class; for suites with shots.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N[,N...]", help="Seeds of the draws; for suites with shots.")] = None,
     wise_ft: Annotated[
-        Optional[str], typer.Option(metavar="A[,A...]", help="Interpolate the image tower between its start (0) and its end (1).")
+        str | None, typer.Option(metavar="A[,A...]", help="Interpolate the image tower between its start (0) and its end (1).")
     ] = None,
-    gpus: Annotated[Optional[int], typer.Option(min=1, help="Worker processes on this machine, one per GPU.")] = None,
-    cpu_workers: Annotated[Optional[int], typer.Option(min=1, help="Worker processes on this machine, on the CPU.")] = None,
-    output: Annotated[Optional[Path], typer.Option(help="Also write all results to this JSON file.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")] = None,
+    cpu_workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write all results to this JSON file.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Evaluate a run, a checkpoint, or the untrained towers of a recipe."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,11 +108,11 @@ class Composition(nn.Module):
         for objective in self.objectives:
             objective.distiller.discard()
 
-    def to(self, *args: object, **kwargs: object) -> Composition:
+    def to(self, *args: Any, **kwargs: Any) -> Composition:
         """Move everything, the frozen towers too."""
-        super().to(*args, **kwargs)  # type: ignore[arg-type]
+        super().to(*args, **kwargs)
         for tower in self.frozen.values():
-            tower.to(*args, **kwargs)  # type: ignore[arg-type]
+            tower.to(*args, **kwargs)
         return self
 
     def encode(self, address: Address, inputs: object) -> Tensor:

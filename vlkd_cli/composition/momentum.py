@@ -51,6 +51,6 @@ class MomentumTower(nn.Module):
     def follow(self, source: Tower, step: int, steps_per_epoch: int, total_steps: int) -> None:
         """Move towards the followed tower, once per optimizer step."""
         momentum = value_at(self.momentum, step, steps_per_epoch, total_steps)
-        own = [parameter for parameter in self.tower.parameters() if parameter.is_floating_point()]
-        followed = [parameter for parameter in source.parameters() if parameter.is_floating_point()]
+        own: list[Tensor] = [parameter for parameter in self.tower.parameters() if parameter.is_floating_point()]
+        followed: list[Tensor] = [parameter for parameter in source.parameters() if parameter.is_floating_point()]
         torch._foreach_lerp_(own, followed, 1 - momentum)

@@ -89,7 +89,9 @@ class Loader:
             self._assembler = streams
         else:
             order = EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
-            self._assembler = Assembler(reader, views, order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, broken=broken)
+            self._assembler = Assembler(
+                reader, views, order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, broken=broken
+            )
             if not self._assembler.reads_samples:
                 workers = 0  # gathering stored rows takes less time than sending them between processes
         self._pool = WorkerPool(self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory)

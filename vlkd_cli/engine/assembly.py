@@ -37,7 +37,12 @@ def build_towers(
         if runtime.local_rank() != 0:
             runtime.barrier()
         towers[name] = assemble(
-            name, spec, captions=captions, cache_dir=cache_dir, run_folder=run_folder, peers={n: t for n, t in towers.items() if isinstance(t, Tower)}
+            name,
+            spec,
+            captions=captions,
+            cache_dir=cache_dir,
+            run_folder=run_folder,
+            peers={n: t for n, t in towers.items() if isinstance(t, Tower)},
         )
         if runtime.local_rank() == 0:
             runtime.barrier()

@@ -103,7 +103,9 @@ def _image_features(
     """`[len(positions), feature_width]`; zeros where an image cannot be read, which `broken.csv` names."""
     assert tower.image_input is not None and folder is not None
     features = torch.zeros(len(positions), tower.feature_width)
-    for batch in in_order(reader, {"image": ImageView(tower.image_input, None)}, positions, batch_size=batch_size, workers=workers, skip=True):
+    for batch in in_order(
+        reader, {"image": ImageView(tower.image_input, None)}, positions, batch_size=batch_size, workers=workers, skip=True
+    ):
         rows = batch.indices - positions.start
         if len(rows):
             with autocast(precision, device):
@@ -116,7 +118,9 @@ def _image_features(
     return features
 
 
-def _caption_features(tower: Tower, reader: Reader, positions: range, device: torch.device, precision: Precision, batch_size: int) -> Tensor:
+def _caption_features(
+    tower: Tower, reader: Reader, positions: range, device: torch.device, precision: Precision, batch_size: int
+) -> Tensor:
     captions = [caption for position in positions for caption in reader.captions(position)]
     # Captions of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(captions)), key=lambda row: len(captions[row]))

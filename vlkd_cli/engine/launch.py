@@ -72,7 +72,9 @@ def _join(target: Callable[[Any], int], job: Any) -> int:
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
-        os.environ.setdefault("MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))))
+        os.environ.setdefault(
+            "MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1")))
+        )
         # Tasks of one job agree on a port without talking: it follows from the job's number.
         os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
     return _in_group(target, job)
@@ -140,7 +142,10 @@ def _log_agent(path: Path) -> None:
 def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
     """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the terminal too."""
     rank = int(os.environ["RANK"])
-    log = open(Path(logs) / f"rank_{rank}.log", "a", buffering=1, encoding="utf-8")
+    # Open as long as the process lives.
+    log = open(  # noqa: SIM115
+        Path(logs) / f"rank_{rank}.log", "a", buffering=1, encoding="utf-8"
+    )
     if rank == 0:
         sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
     else:

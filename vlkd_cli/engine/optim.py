@@ -55,7 +55,7 @@ def build_optimizer(composition: Composition, spec: OptimizerSpec, towers: Mappi
         groups.setdefault((lr, decay), []).append(parameter)
     if not groups:
         raise RecipeError("nothing learns: every tower is frozen and no distiller has parameters. Give a tower `train: head` or `all`.")
-    kind = optimizer_class(spec.name)
+    kind: Any = optimizer_class(spec.name)
     accepted = set(inspect.signature(kind).parameters) - {"params", "lr", "weight_decay"}
     keys = dict(spec.keys)
     for key in keys:

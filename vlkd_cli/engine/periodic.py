@@ -63,9 +63,7 @@ class Evaluations:
         self._subject.kept.clear()
         results = run_suites(self._subject, self.due(step), folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None)
         self.last = results
-        values = {
-            f"eval/{result.suite}.{result.dataset}.{name}": value for result in results for name, value in result.metrics.items()
-        }
+        values = {f"eval/{result.suite}.{result.dataset}.{name}": value for result in results for name, value in result.metrics.items()}
         watched = watched_value(self.recipe.train.best, results)
         is_best = watched is not None and (self.best_value is None or watched > self.best_value)
         if is_best:

@@ -50,7 +50,9 @@ class RunFolder:
             if not os.access(self.path, os.W_OK):
                 raise PermissionError("permission denied")
         except OSError as error:
-            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}. Choose another with --run.") from error
+            raise CheckpointError(
+                f"cannot write the run folder {self.path}: {error.strerror or error}. Choose another with --run."
+            ) from error
         return self
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:

@@ -89,7 +89,9 @@ def find_target(target: str | None, overrides: Sequence[str], runs: Path) -> tup
         if path.suffix in (".yaml", ".yml") or path.exists() or _is_shipped(target):
             raise
         guess = catalog.did_you_mean(path.name, names)
-        raise UserError(f"'{target}' is no run folder, checkpoint or recipe.{guess} `vlkd recipes list` shows the shipped recipes.") from None
+        raise UserError(
+            f"'{target}' is no run folder, checkpoint or recipe.{guess} `vlkd recipes list` shows the shipped recipes."
+        ) from None
     return recipe, RunFolder(runs / f"eval-{path.stem}").create(), None
 
 
@@ -118,7 +120,9 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
         if not takers:
             accepted = sorted({k.name for entry in entries for k in signature_of("suite", entry["suite"]).keys})
             chosen = ", ".join(entry["suite"] for entry in entries)
-            raise RecipeError(f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)} Accepted: {', '.join(accepted)}.")
+            raise RecipeError(
+                f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)} Accepted: {', '.join(accepted)}."
+            )
         applied += [f"evals.{number}.{setting}" for number in takers]
     # The recipe's own reader of YAML and its checks, so that messages and types are the same as in a recipe.
     checked = parse_recipe(json.dumps(plain), "--suite", applied)

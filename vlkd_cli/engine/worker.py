@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +13,21 @@ import torch
 from torch import nn
 
 from vlkd_cli import console
-from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.data.loader import Loader
 from vlkd_cli.data.open import open_reader
-from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import FeatureView
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
-from vlkd_cli.engine.assembly import build_augment, build_composition, build_towers, build_views, captions_of
+from vlkd_cli.engine.assembly import build_composition, build_towers, captions_of
 from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
-from vlkd_cli.engine.feature_cache import Stored, cache_folder, store_features
+from vlkd_cli.engine.feature_cache import cache_folder
+from vlkd_cli.engine.inputs import build_loader, prepare_inputs
 from vlkd_cli.engine.interruption import Interrupted, Interruption
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.run_folder import RunFolder
 from vlkd_cli.engine.trainer import Hooks, Trainer
-from vlkd_cli.errors import CheckpointError, DataError, RecipeError
-from vlkd_cli.recipe.address import Address
+from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
@@ -92,44 +89,19 @@ class _Run:
         recipe, settings = self.recipe, self.settings
         if recipe.data is None or not recipe.distillers:
             raise RecipeError("this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with `vlkd eval`.")
-        self.reader = open_reader(recipe.data)
+        reader = open_reader(recipe.data)
         cache = cache_folder(settings.cache_dir)
-        self.towers = build_towers(recipe, captions=captions_of(self.reader), run_folder=self.folder.path, cache_dir=cache)
-        if settings.sync_batch_norm and runtime.world_size() > 1 and self.device.type == "cuda":
-            self.towers = {name: nn.SyncBatchNorm.convert_sync_batchnorm(tower) for name, tower in self.towers.items()}
+        self.towers = build_towers(recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache)
         for tower in self.towers.values():
+            if settings.sync_batch_norm and runtime.world_size() > 1 and self.device.type == "cuda":
+                nn.SyncBatchNorm.convert_sync_batchnorm(tower)
             tower.to(self.device)
-        trained = self._with_stored_features(cache)
-        # Widths and steps need each other's owner: the composition knows which inputs a step reads, the loader how many steps there are.
-        self.composition = build_composition(recipe, trained, steps_per_epoch=1, total_steps=1)
-        views = build_views(recipe, {k: t for k, t in self.composition.input_keys().items() if t not in self.stored}, self.towers)
-        for key, tower in self.composition.input_keys().items():
-            if tower in self.stored:
-                modality = "image" if self.towers[tower].modality == "image" else "caption"  # type: ignore[union-attr]
-                views[key] = FeatureView(self.stored[tower].path, modality)
-        self.loader = Loader(
-            self.reader,
-            views,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            workers=recipe.data.workers,
-            prefetch=recipe.data.prefetch,
-            shuffle=recipe.data.shuffle,
-            episode_samples=recipe.data.episode_samples,
-            max_broken_share=recipe.data.max_broken_share,
-            pin_memory=self.device.type == "cuda",
-            broken={row: skipped for stored in self.stored.values() for row, skipped in stored.broken.items()},
-        )
+        self.inputs = prepare_inputs(recipe, reader, self.towers, self.device)
+        # The composition knows which inputs a step reads, and the loader, built from that, how many steps there are.
+        self.composition = build_composition(recipe, self.inputs.towers, steps_per_epoch=1, total_steps=1)
+        self.loader = build_loader(recipe, self.composition, self.inputs, self.towers, self.device)
         self.steps_per_epoch = self.loader.batches_per_epoch // settings.accumulate
-        if self.steps_per_epoch == 0:
-            needed = settings.batch_size * settings.accumulate * runtime.world_size()
-            raise DataError(
-                f"the data gives {self.loader.batches_per_epoch} batches per epoch on each process, fewer than one step needs "
-                f"({needed} samples over all processes). Lower train.batch_size or train.accumulate."
-            )
-        self.total_steps = self.steps_per_epoch * settings.epochs
-        if settings.steps is not None:
-            self.total_steps = min(self.total_steps, settings.steps)
+        self.total_steps = min(self.steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
         self.composition.steps_per_epoch, self.composition.total_steps = self.steps_per_epoch, self.total_steps
         self.composition.to(self.device)
         if settings.channels_last:
@@ -145,7 +117,9 @@ class _Run:
         trainer, state = self.trainer, self._resumed_state()
         if self.job.dry_run:
             return self._dry_run()
-        self.evaluations = Evaluations(self.recipe, self._towers_to_evaluate(), self.folder, self.device, self.steps_per_epoch, self.total_steps)
+        self.evaluations = Evaluations(
+            self.recipe, self._towers_to_evaluate(), self.folder, self.device, self.steps_per_epoch, self.total_steps
+        )
         self.saves = Saves(self.settings, self.steps_per_epoch, self.total_steps)
         if state is not None:
             self.evaluations.best_value = state["best"]
@@ -169,53 +143,6 @@ class _Run:
             return self.interruption.signal_number
         self._finish(time.perf_counter() - begin, trainer.step_count - start)
         return 0
-
-    # -- towers ------------------------------------------------------------------------------------------------------------------
-
-    def _with_stored_features(self, cache: Path) -> dict[str, Tower | MomentumTower]:
-        """The towers as training runs them: those whose input never changes read stored features."""
-        self.stored: dict[str, Stored] = {}
-        trained = dict(self.towers)
-        for name, tower in self.towers.items():
-            if isinstance(tower, Tower) and self._reads_stored(name, tower):
-                assert isinstance(self.reader, Reader) and self.recipe.data is not None
-                self.stored[name] = store_features(
-                    tower,
-                    self.reader,
-                    cache,
-                    device=self.device,
-                    precision=self.settings.precision,
-                    batch_size=self.settings.batch_size,
-                    workers=self.recipe.data.workers,
-                )
-                trained[name] = tower.with_stored_features()
-        return trained
-
-    def _reads_stored(self, name: str, tower: Tower) -> bool:
-        asked, data = self.recipe.towers[name].cache, self.recipe.data
-        assert data is not None
-        views = [v for v in self._views_of(name)]
-        obstacle = None
-        if not tower.cacheable:
-            obstacle = "its backbone or pooler learns"
-        elif not isinstance(self.reader, Reader):
-            obstacle = "its data is a stream, which has no rows to store"
-        elif tower.modality == "image" and any(build_augment(self.recipe, view) is not None for view in views):
-            obstacle = "its images are augmented at random, so its features change from epoch to epoch; set data.augment: {name: none}"
-        if asked and obstacle:
-            raise RecipeError(f"towers.{name}.cache: the features cannot be computed once: {obstacle}.")
-        if asked is not None or obstacle:
-            return bool(asked)
-        assert isinstance(self.reader, Reader)
-        rows = len(self.reader) if tower.modality == "image" else self.reader.num_captions
-        drawn = (data.episode_samples or len(self.reader)) * self.settings.epochs
-        # Worth it only where the run would otherwise encode more than there is to encode.
-        return rows <= drawn
-
-    def _views_of(self, name: str) -> set[str]:
-        from vlkd_cli.engine.assembly import build_objectives
-
-        return {a.view for objective in build_objectives(self.recipe) for a in objective.arrow.addresses() if a.tower == name}
 
     def _towers_to_evaluate(self) -> dict[str, Tower]:
         return {name: tower for name, tower in self.towers.items() if isinstance(tower, Tower)}
@@ -256,12 +183,12 @@ class _Run:
                 collected[objective.name].append(outputs)
         for objective in wanted:
             columns = iter([torch.cat(column) for column in zip(*collected[objective.name], strict=True)])
-            sides = [
+            sides: list[Any] = [
                 next(columns) if isinstance(side, Address) else tuple(next(columns) for _ in side)
                 for side in (objective.arrow.student, objective.arrow.teacher)
                 if side is not None
             ]
-            objective.distiller.start_episode(*sides, torch.cat(indices), context)  # type: ignore[call-arg]
+            objective.distiller.start_episode(sides[0], sides[1], torch.cat(indices), context)
         self.composition.train()
 
     def _after_step(self, step: int) -> None:
@@ -328,11 +255,7 @@ class _Run:
         self.saves.done()
         if self.is_main:
             state = self.trainer.state_dict()
-            state.update(
-                recipe=self.job.recipe, world_size=runtime.world_size(), evaluated=evaluated, best=self.evaluations.best_value, epoch=(
-                    self.trainer.step_count // self.steps_per_epoch
-                )
-            )
+            state.update(recipe=self.job.recipe, world_size=runtime.world_size(), evaluated=evaluated, best=self.evaluations.best_value)
             self.checkpoints.save(state, is_best=is_best)
 
     def _resumed_state(self) -> dict[str, Any] | None:
@@ -364,7 +287,7 @@ class _Run:
             rows = []
             for name, tower in self.towers.items():
                 total, trainable = tower_sizes(tower)
-                how = "stored features" if name in self.stored else ("follows" if isinstance(tower, MomentumTower) else "")
+                how = "stored features" if name in self.inputs.stored else ("follows" if isinstance(tower, MomentumTower) else "")
                 rows.append([name, f"{total:,}", f"{trainable:,}", str(tower.width), how])
             extra = sum(p.numel() for p in self.composition.distillers.parameters() if p.requires_grad)
             rows.append(["distillers", f"{extra:,}", f"{extra:,}", "", ""])

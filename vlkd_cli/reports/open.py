@@ -16,9 +16,7 @@ class Sinks(Sink):
     def __init__(self, folder: Path, reports: Sequence[str | Component], *, resume_step: int | None = None) -> None:
         super().__init__(folder, resume_step)
         chosen = {component.name: component.keys for component in (Component(name=r) if isinstance(r, str) else r for r in reports)}
-        self._sinks: list[Sink] = [
-            make("sink", name, keys, folder, resume_step) for name, keys in {"csv": {}, **chosen}.items()
-        ]
+        self._sinks: list[Sink] = [make("sink", name, keys, folder, resume_step) for name, keys in {"csv": {}, **chosen}.items()]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:

@@ -31,7 +31,14 @@ class WandbSink(Sink):
         import wandb
 
         self._run = wandb.init(
-            project=project, entity=entity, mode=mode, dir=str(folder), name=folder.name, id=folder.name, resume="allow", settings={"silent": True}
+            project=project,
+            entity=entity,
+            mode=mode,
+            dir=str(folder),
+            name=folder.name,
+            id=folder.name,
+            resume="allow",
+            settings={"silent": True},
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -22,7 +22,9 @@ def batch_for(composition: Composition, views: tuple[str, ...] = ()) -> Batch:
     draw = torch.Generator().manual_seed(0)
     images = {key: torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8, generator=draw) for key in ("image", *views)}
     tokens = composition.tower("text").tokenize(["a cat", "two dogs run", "a red ball", "snow"])  # type: ignore[union-attr]
-    return Batch({**images, "text": tokens, "teacher_text": tokens, "teacher_image": images["image"]}, torch.arange(4), torch.full((4,), -1))
+    return Batch(
+        {**images, "text": tokens, "teacher_text": tokens, "teacher_image": images["image"]}, torch.arange(4), torch.full((4,), -1)
+    )
 
 
 def count_calls(composition: Composition, tower: str) -> list[int]:

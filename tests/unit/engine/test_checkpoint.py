@@ -58,7 +58,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_former_checkpoint_whole(tmp_path
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
     real = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, mode="r", *a, **k: FullDisk(real(self, mode, *a, **k)) if "w" in mode else real(self, mode, *a, **k))
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", *a, **k: FullDisk(real(self, mode, *a, **k)) if "w" in mode else real(self, mode, *a, **k)
+    )
     with pytest.raises(CheckpointError, match=r"could not save step_00000002.pt .* Earlier checkpoints there are whole") as caught:
         checkpoints.save(state(2))
     monkeypatch.undo()

@@ -127,7 +127,9 @@ def test_torchrun_is_joined(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, train={"epochs": 1})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlkd_cli"]
     words = ["train", recipe, "--cpu-workers", "2", "--run", "run", "--quiet"]
-    done = subprocess.run([*command, *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command, *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert final_state(tmp_path / "run")["world_size"] == 2
 

@@ -92,7 +92,9 @@ def test_optimizers_by_name_train(tmp_path: Path, optimizer: dict[str, Any]) -> 
     assert final_state(run)["step"] == 2
 
 
-def test_a_frozen_tower_is_neither_trained_nor_saved_and_its_features_are_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_tower_is_neither_trained_nor_saved_and_its_features_are_read_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
     recipe = tiny_recipe(towers={"text": {**TEXT, "train": "none", "cache": True}})
     run = train(tmp_path, recipe)
@@ -128,7 +130,9 @@ def test_a_momentum_tower_follows_and_is_resumed(tmp_path: Path, monkeypatch: py
     assert whole["followers"] and differences(whole, resumed) == []
 
 
-def test_dry_run_takes_one_step_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_takes_one_step_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     from tests.unit.engine.recipes import write_recipe
     from vlkd_cli.engine.start import start_training
@@ -153,7 +157,9 @@ def test_a_watched_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     run = train(tmp_path, tiny_recipe())
-    with pytest.raises(CheckpointError, match=r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own recipe"
+    ):
         train(tmp_path, tiny_recipe(optimizer={"lr": 0.1}), resume=str(run))
 
 

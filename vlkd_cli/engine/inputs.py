@@ -1,0 +1,117 @@
+"""What a training step reads: which towers run, which read stored features, and the loader that serves both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vlkd_cli.composition.composition import Composition
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.loader import Loader
+from vlkd_cli.data.readers.reader import Reader, StreamReader
+from vlkd_cli.data.views import FeatureView
+from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.assembly import build_augment, build_objectives, build_views
+from vlkd_cli.engine.feature_cache import Stored, cache_folder, store_features
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.towers.tower import Tower
+
+Towers = dict[str, Tower | MomentumTower]
+
+
+@dataclass
+class Inputs:
+    """The towers as training runs them, and the stored features of those that are not run."""
+
+    reader: Reader | StreamReader
+    towers: Towers
+    stored: dict[str, Stored]
+
+
+def prepare_inputs(recipe: Recipe, reader: Reader | StreamReader, towers: Towers, device: torch.device) -> Inputs:
+    """Store the features of towers whose input never changes, where the recipe asks for it or it saves work.
+
+    Raises:
+        RecipeError: the recipe asks for it and it cannot be.
+    """
+    assert recipe.data is not None
+    inputs = Inputs(reader, dict(towers), {})
+    for name, tower in towers.items():
+        if isinstance(tower, Tower) and _reads_stored(recipe, reader, name, tower):
+            assert isinstance(reader, Reader)
+            inputs.stored[name] = store_features(
+                tower,
+                reader,
+                cache_folder(recipe.train.cache_dir),
+                device=device,
+                precision=recipe.train.precision,
+                batch_size=recipe.train.batch_size,
+                workers=recipe.data.workers,
+            )
+            inputs.towers[name] = tower.with_stored_features()
+    return inputs
+
+
+def build_loader(recipe: Recipe, composition: Composition, inputs: Inputs, towers: Towers, device: torch.device) -> Loader:
+    """The loader of everything that a step of the composition reads."""
+    data, settings = recipe.data, recipe.train
+    assert data is not None
+    keys = composition.input_keys()
+    views = build_views(recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers)
+    for key, name in keys.items():
+        if name in inputs.stored:
+            views[key] = FeatureView(inputs.stored[name].path, "image" if _modality(towers[name]) == "image" else "caption")
+    loader = Loader(
+        inputs.reader,
+        views,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        shuffle=data.shuffle,
+        episode_samples=data.episode_samples,
+        max_broken_share=data.max_broken_share,
+        pin_memory=device.type == "cuda",
+        broken={row: skipped for stored in inputs.stored.values() for row, skipped in stored.broken.items()},
+    )
+    if loader.batches_per_epoch < settings.accumulate:
+        needed = settings.batch_size * settings.accumulate * runtime.world_size()
+        raise DataError(
+            f"the data gives {loader.batches_per_epoch} batches per epoch on each process, fewer than one step needs "
+            f"({needed} samples over all processes). Lower train.batch_size or train.accumulate."
+        )
+    return loader
+
+
+def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> bool:
+    asked = recipe.towers[name].cache
+    obstacle = _obstacle(recipe, reader, name, tower)
+    if asked and obstacle:
+        raise RecipeError(f"towers.{name}.cache: the features cannot be computed once: {obstacle}.")
+    if asked is not None or obstacle:
+        return bool(asked)
+    assert isinstance(reader, Reader) and recipe.data is not None
+    rows = len(reader) if tower.modality == "image" else reader.num_captions
+    # Worth it only where the run would otherwise encode more than there is to encode.
+    return rows <= (recipe.data.episode_samples or len(reader)) * recipe.train.epochs
+
+
+def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> str | None:
+    if not tower.cacheable:
+        return "its backbone or pooler learns"
+    if not isinstance(reader, Reader):
+        return "its data is a stream, which has no rows to store"
+    if tower.modality == "image" and any(build_augment(recipe, view) is not None for view in _views_of(recipe, name)):
+        return "its images are augmented at random, so its features change from epoch to epoch; set data.augment: {name: none}"
+    return None
+
+
+def _views_of(recipe: Recipe, name: str) -> set[str]:
+    """The views of the samples that a tower sees."""
+    return {a.view for objective in build_objectives(recipe) for a in objective.arrow.addresses() if a.tower == name}
+
+
+def _modality(tower: Tower | MomentumTower) -> str:
+    return tower.tower.modality if isinstance(tower, MomentumTower) else tower.modality
