@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,11 +27,14 @@ class CentredCosine(Distiller):
     needs = frozenset({"equal_width"})  # refused, with the head to add, where the widths differ
     crosses_ranks = "the teacher's mean, after the step"
 
+    centre: Tensor
+
     def __init__(self, *, momentum: Probability = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
 
-    def setup(self, student_width: int, teacher_width: int) -> None:
+    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+        assert isinstance(teacher_width, int)  # a list only where a side of the arrow is one
         self.register_buffer("centre", torch.zeros(teacher_width))
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
