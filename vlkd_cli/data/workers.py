@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.errors import DataError, UserError
 
 _SMALL_BYTES = 1 << 16
+_GRACE_SECONDS = 10
 
 
 class Request(NamedTuple):
@@ -76,6 +78,7 @@ class WorkerPool:
                 prefetch_factor=self._prefetch,
                 pin_memory=self._pin,
                 collate_fn=_as_is,
+                worker_init_fn=_leave_signals_to_the_trainer,
                 persistent_workers=True,
             )
         self._requests.requests = [request._replace(first=requests[0].number) for request in requests]
@@ -95,6 +98,13 @@ class WorkerPool:
         except UserError:
             self._loader = None
             raise
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # A terminal, `timeout` and SLURM signal the whole group. The trainer still needs batches to reach its next safe place, and lets its
+    # workers go when it is done; a worker that nobody lets go ends a little later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS))
 
 
 class _Requests(Sampler[Request]):

@@ -12,7 +12,6 @@ from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import View
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.views import ImageView, TextView
-from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
 from vlkd_cli.recipe.component import make
@@ -33,9 +32,7 @@ def build_towers(
             assert isinstance(followed, Tower)
             towers[name] = MomentumTower(followed, follows=spec.follows, momentum=spec.momentum)
             continue
-        # What one process of a machine fetches or makes (weights, a tokenizer), the others find.
-        if runtime.local_rank() != 0:
-            runtime.barrier()
+        # Every rank builds at once: libraries lock what they download, and a tokenizer is trained by the first rank and broadcast.
         towers[name] = assemble(
             name,
             spec,
@@ -44,8 +41,6 @@ def build_towers(
             run_folder=run_folder,
             peers={n: t for n, t in towers.items() if isinstance(t, Tower)},
         )
-        if runtime.local_rank() == 0:
-            runtime.barrier()
     return {name: towers[name] for name in recipe.towers}
 
 

@@ -75,7 +75,7 @@ def start_training(
 
     is_first = not joins_running_job() or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
     if joins_running_job() and run is None and resume is None and not dry_run:
-        raise UserError("under torchrun or SLURM every process must know the run's folder: give it with --run FOLDER.")
+        raise UserError("under torchrun or SLURM every process must know the run's folder: give it with --run FOLDER (torchrun: `torchrun ... -m -- vlkd_cli train ...`).")
     folder.create()
     if is_first and resume is None:
         write_snapshot(checked, folder.path)

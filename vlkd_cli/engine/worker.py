@@ -21,6 +21,7 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.assembly import build_composition, build_towers, captions_of
 from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
 from vlkd_cli.engine.feature_cache import cache_folder
+from vlkd_cli.engine.host_memory import keep_freed_memory
 from vlkd_cli.engine.inputs import build_loader, prepare_inputs
 from vlkd_cli.engine.interruption import Interrupted, Interruption
 from vlkd_cli.engine.optim import build_optimizer
@@ -66,6 +67,8 @@ def train(job: Job) -> int:
         UserError: what the user can mend; the last checkpoint is kept.
     """
     device = runtime.pick_device(job.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with Interruption().watched() as interruption:
         try:
             return _Run(job, device, interruption).go()
@@ -136,6 +139,7 @@ class _Run:
         except Interrupted:
             self._save(evaluated=False)
         finally:
+            self.loader.close()
             if self.sinks is not None:
                 self.sinks.finish()
         if self.interruption.signal_number is not None and trainer.step_count < self.total_steps:

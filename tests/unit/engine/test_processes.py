@@ -20,11 +20,13 @@ ROOT = Path(__file__).resolve().parents[3]
 DATA = {"augment": {"name": "none"}}
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, new_group: bool = False, **environment: str) -> subprocess.Popen[str]:
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     settings = {**clean, "PYTHONPATH": str(ROOT), "VLKD_CACHE": str(folder / "cache"), **environment}
     command = [sys.executable, "-m", "vlkd_cli", *words]
-    return subprocess.Popen(command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=new_group
+    )
 
 
 def vlkd(folder: Path, *words: str, **environment: str) -> tuple[int, str, str]:
@@ -123,9 +125,23 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_stops_at_a_safe_place_too(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, distillers=[{"name": "tests.support.failing:Slow"}], data={**DATA, "workers": 2})
+    process = start(tmp_path, "train", recipe, "--run", "run", new_group=True)
+    metrics = tmp_path / "run" / "metrics.csv"
+    while not (metrics.is_file() and "\n2," in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Go on with --resume" in out
+
+
+@pytest.mark.slow
 def test_torchrun_is_joined(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, train={"epochs": 1})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlkd_cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "vlkd_cli"]
     words = ["train", recipe, "--cpu-workers", "2", "--run", "run", "--quiet"]
     done = subprocess.run(
         [*command, *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200

@@ -26,7 +26,7 @@ COLOURS = {
     "pink": (250, 140, 190),
 }
 BACKGROUNDS = {"black": (12, 12, 12), "white": (243, 243, 243), "grey": (128, 128, 128), "brown": (92, 58, 34), "navy": (20, 26, 78)}
-SIZES = {"small": 0.11, "medium": 0.175, "large": 0.26}
+SIZES = {"small": 0.14, "medium": 0.2, "large": 0.26}
 """Radius as a share of the picture's side."""
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -35,7 +35,7 @@ _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
 _NUM_SAMPLES = {"train": 10_000, "val": 500, "test": 500}
 _BLOCK = 16_384
-_DRAWING = 1  # raised whenever the same keys would give other pictures or captions
+_DRAWING = 2  # raised whenever the same keys would give other pictures or captions
 
 
 class Thing(NamedTuple):
@@ -122,7 +122,7 @@ class Shapes(Reader):
             beside = f"{scene.relation} a {scene.other.colour} {scene.other.shape}"
             captions = [f"{caption}, {beside}" for caption in captions] + [f"a {what} {beside}"]
         if self.short_captions:
-            captions += [f"a {what}", f"a picture of a {what}"]
+            captions += [f"a {what}", f"a picture of a {what}", f"there is a {what} here", what]
         return captions
 
     def label(self, index: int) -> int:
