@@ -40,4 +40,5 @@ def standardise(images: Tensor, expected: ImageInput) -> Tensor:
         return images
     mean = images.new_tensor(expected.mean, dtype=torch.float32).view(1, 3, 1, 1) * 255
     std = images.new_tensor(expected.std, dtype=torch.float32).view(1, 3, 1, 1) * 255
-    return (images.to(torch.float32) - mean) / std
+    # In place: three images' worth of memory traffic less.
+    return images.to(torch.float32).sub_(mean).div_(std)

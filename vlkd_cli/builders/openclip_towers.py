@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.openclip_blocks import pooled, quicken, reads_one_token
 from vlkd_cli.builders.openclip_config import Source
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
 from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable
@@ -33,6 +34,7 @@ class OpenClipImage(Backbone):
         from open_clip.transformer import VisionTransformer
 
         self.encoder: Any = encoder
+        quicken(encoder)
         self.width = source.embed_dim
         self.image_input = _image_input(encoder, source)
         self.settings = json.dumps([source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str)
@@ -44,7 +46,11 @@ class OpenClipImage(Backbone):
             self.kind, self.token_width = "timm", int(_any(encoder).trunk.num_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs)
+        encoder = self.encoder
+        if self.kind != "vit" or encoder.attn_pool is not None or encoder.pool_type != "tok" or not reads_one_token(encoder.transformer):
+            return encoder(inputs)
+        feature = encoder.ln_post(pooled(encoder.transformer, encoder._embeds(inputs)))
+        return feature if encoder.proj is None else feature @ encoder.proj
 
     def tokens(self, inputs: Tensor) -> Tokens:
         """Patch tokens after the last norm, the class token first where there is one; places of the last map for ResNets."""
@@ -75,6 +81,7 @@ class OpenClipText(Backbone):
         from open_clip.transformer import TextTransformer
 
         self.encoder: Any = encoder
+        quicken(encoder)
         self.width = source.embed_dim
         self.is_transformer = isinstance(encoder, TextTransformer)
         plain = not any(source.text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")) and "siglip" not in source.name.lower()
@@ -91,13 +98,21 @@ class OpenClipText(Backbone):
         ids = inputs["input_ids"]
         if not self.trims:
             return self.encoder(ids)
-        from open_clip.transformer import text_global_pool
-
-        pooled = text_global_pool(self._hidden(ids), ids, self.encoder.pool_type, eos_token_id=self.encoder.eos_id)
-        projection = self.encoder.text_projection
+        encoder = self.encoder
+        embedded, mask = self._embedded(ids)
+        if encoder.pool_type == "first":
+            positions = None
+        else:
+            positions = (ids if encoder.pool_type == "argmax" else (ids == encoder.eos_id).int()).argmax(dim=-1)
+        if reads_one_token(encoder.transformer):
+            feature = encoder.ln_final(pooled(encoder.transformer, embedded, positions, mask))
+        else:
+            hidden = encoder.ln_final(encoder.transformer(embedded, attn_mask=mask))
+            feature = hidden[:, 0] if positions is None else hidden[torch.arange(len(ids), device=ids.device), positions]
+        projection = encoder.text_projection
         if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            return feature
+        return projection(feature) if isinstance(projection, nn.Linear) else feature @ projection
 
     def tokens(self, inputs: TextInput) -> Tokens:
         """Tokens after the last norm; real ones reach from the start to the end token."""
@@ -124,11 +139,14 @@ class OpenClipText(Backbone):
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """Normed tokens `[B, T, D]` of a causal tower, at any length up to the context's."""
-        encoder = self.encoder
+        embedded, mask = self._embedded(ids)
+        return self.encoder.ln_final(self.encoder.transformer(embedded, attn_mask=mask))
+
+    def _embedded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        encoder, length = self.encoder, ids.shape[1]
         dtype = encoder.transformer.get_cast_dtype()
-        length = ids.shape[1]
         tokens = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
-        return encoder.ln_final(encoder.transformer(tokens, attn_mask=encoder.attn_mask[:length, :length]))
+        return tokens, encoder.attn_mask[:length, :length]
 
 
 def _any(module: nn.Module) -> Any:

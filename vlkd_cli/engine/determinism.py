@@ -20,8 +20,11 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def seed_everything(*parts: int | str) -> None:
-    """Seed torch (all devices), NumPy and random from the parts."""
+    """Seed torch (all devices that are up), NumPy and random from the parts."""
     seed = derived_seed(*parts)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    # torch.manual_seed would note down the call stack for each device that is not up, which takes longer than a small step.
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

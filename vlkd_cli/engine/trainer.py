@@ -73,6 +73,8 @@ class Trainer:
         self._module = self._wrap(self.composition)
         self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._nonfinite_in_a_row = 0
+        # Libraries hand out their models in eval mode.
+        self.composition.train()
 
     def fit(self) -> None:
         """Train from `step_count` to `total_steps`, or until a hook asks to stop."""
@@ -96,7 +98,7 @@ class Trainer:
         Raises:
             UserError: too many such steps in a row.
         """
-        self.composition.train()
+        self._set_training()
         learning_rate = learning_rate_factor(self.schedule, self.step_count, self.steps_per_epoch, self.total_steps)
         set_learning_rate(self.optimizer, learning_rate)
         total: StepOutput | None = None
@@ -160,12 +162,23 @@ class Trainer:
                 return False
         return True
 
+    def _set_training(self) -> None:
+        # Walking through all modules takes a while in a small step; an evaluation changes whole towers.
+        composition = self.composition
+        parts = (composition, *composition.towers.values(), *composition.followers.values(), *composition.distillers.values())
+        if not all(part.training for part in parts):
+            composition.train()
+
     def _update(self) -> float:
         self.scaler.unscale_(self.optimizer)
-        limit = self.settings.clip_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit, foreach=True).item()
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm, limit = total.item(), self.settings.clip_grad_norm
         finite = math.isfinite(norm)
         if finite:
+            # Where nothing is cut, scaling by 1 would still read and write every gradient.
+            if limit is not None and norm > 0.999 * limit:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, total, foreach=True)
             self.scaler.step(self.optimizer)
             self.composition.commit(self.step_count)
             if self.ema is not None:
@@ -176,7 +189,8 @@ class Trainer:
             self.skipped_steps += 1
             self._nonfinite_in_a_row += 1
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         if self._nonfinite_in_a_row >= self.settings.max_nonfinite_steps:
             raise UserError(
                 f"loss or gradient was not finite for {self._nonfinite_in_a_row} steps in a row, the last at step {self.step_count + 1}. "
