@@ -74,6 +74,8 @@ def start_training(
     from vlkd_cli.engine import worker
 
     is_first = not joins_running_job() or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
+    if nodes > 1 and run is None and resume is None and not dry_run:
+        raise UserError("with --nodes every machine must know the run's folder: give the same --run FOLDER, on a disk that all see.")
     if joins_running_job() and run is None and resume is None and not dry_run:
         raise UserError("under torchrun or SLURM every process must know the run's folder: give it with --run FOLDER (torchrun: `torchrun ... -m -- vlkd_cli train ...`).")
     folder.create()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,11 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
             )
         applied += [f"evals.{number}.{setting}" for number in takers]
     # The recipe's own reader of YAML and its checks, so that messages and types are the same as in a recipe.
-    checked = parse_recipe(json.dumps(plain), "--suite", applied)
-    return list(checked.evals)
+    try:
+        return list(parse_recipe(json.dumps(plain), "--suite", applied).evals)
+    except RecipeError as error:
+        # In the words that the user typed.
+        raise RecipeError(re.sub(r"--set evals\.\d+\.", "--with ", str(error))) from None
 
 
 def _takes(suite: str, key: str) -> bool:

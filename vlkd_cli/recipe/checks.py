@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
@@ -102,8 +103,15 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             yield Problem((*path, "train"), "'head' leaves nothing that learns: the tower has no head. Add `head: {name: linear, ...}`.")
     if tower.train == "prompt" and tower.prompt is None and tower.run is None:
         yield Problem((*path, "train"), "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`.")
+    if isinstance(tower.train, list) and tower.head is not None and tower.run is None and tower.train and not _reaches_head(tower.train):
+        yield Problem((*path, "head"), "would stay as randomly drawn: no pattern of `train:` names it. Add 'head.*' to the patterns.")
     if tower.train == []:
         yield Problem((*path, "train"), "an empty list of patterns leaves nothing that learns. Write none.")
+
+
+def _reaches_head(patterns: list[str]) -> bool:
+    """Whether a pattern takes in at least part of a head (its parameters are called head.something)."""
+    return any(fnmatch("head.weight", pattern) or pattern.split(".")[0] == "head" for pattern in patterns if not pattern.startswith("!"))
 
 
 def _has_random_weights(tower: TowerSpec, part: str) -> bool:

@@ -181,3 +181,17 @@ def test_a_suite_that_needs_a_tower_that_is_missing():
 def test_adapters_that_do_not_go_with_the_tower_are_refused():
     (line,) = problems_with("towers.text.adapter={name: lora}")
     assert line.startswith("has no effect with builder 'openclip'")
+
+
+@pytest.mark.parametrize(("patterns", "fine"), [("[layer4.*]", False), ("[layer4.*, head.*]", True), ("['*', '!*.bn*']", True)])
+def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine: bool) -> None:
+    text = (
+        f"towers:\n  image: {{builder: torchvision, model: resnet18, head: {{name: linear, width: 8}}, train: {patterns}}}\n"
+        "  text: {builder: openclip, config: {layers: 1, width: 8, heads: 2}}\n"
+        "distillers: [{name: infonce}]\ndata: {reader: shapes}\n"
+    )
+    if fine:
+        assert parse_recipe(text, "r.yaml").towers["image"].head is not None
+        return
+    with pytest.raises(RecipeError, match=r"r.yaml:2: towers.image.head: would stay as randomly drawn.* Add 'head\.\*'"):
+        parse_recipe(text, "r.yaml")

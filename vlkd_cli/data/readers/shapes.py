@@ -26,7 +26,7 @@ COLOURS = {
     "pink": (250, 140, 190),
 }
 BACKGROUNDS = {"black": (12, 12, 12), "white": (243, 243, 243), "grey": (128, 128, 128), "brown": (92, 58, 34), "navy": (20, 26, 78)}
-SIZES = {"small": 0.14, "medium": 0.2, "large": 0.26}
+SIZES = {"small": 0.16, "medium": 0.21, "large": 0.26}
 """Radius as a share of the picture's side."""
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)

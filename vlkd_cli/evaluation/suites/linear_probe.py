@@ -75,6 +75,7 @@ class LinearProbe(Suite):
         epochs: by default the protocol's (100 for sgd, 20 for adamw, 10 in the search and 50 in the final run for elevater).
         text_start: elevater: start from the classes' text features, which needs `point: projected` and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
+        seed: of the order of batches, where the protocol trains in batches.
 
     Source: Radford et al. 2021, appendix A.3; ITRA and ProtoCLIP linear_eval.py; CLIP_benchmark linear_probe.py; Elevater_Toolkit_IC.
     """
