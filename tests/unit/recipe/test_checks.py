@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.recipes import SMALL, problems, problems_with
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.load import parse_recipe
 
 TEACHERS = (
     "towers.teacher_image={builder: torchvision, model: resnet18, train: none}",
