@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Placement:
 
 class WorkerFailed(UserError):
     """A worker ended the run; the text names rank, step and cause."""
+
+
+def quieten_libraries() -> None:
+    """Leave out what libraries say of their own affairs; whoever wants to read it says --verbose. Workers inherit the settings."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.simplefilter("ignore")
 
 
 def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, logs: Path) -> int:

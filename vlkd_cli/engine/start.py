@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlkd_cli.engine.launch import Placement, joins_running_job, run_workers
+from vlkd_cli.engine.launch import Placement, joins_running_job, quieten_libraries, run_workers
 from vlkd_cli.engine.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.recipe.load import load_recipe
@@ -53,6 +53,8 @@ def start_training(
         raise UserError("say which recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped ones.")
     # The recipe before the machine: a misspelt key is told without waiting for torch.
     checked = load_recipe(recipe, overrides) if recipe is not None else None
+    if not verbose:
+        quieten_libraries()
     placement = choose_placement(gpus, cpu_workers, nodes, node_rank, rendezvous, max_restarts)
     name = Path(recipe).stem if recipe is not None else ""
     if resume is not None:
@@ -77,7 +79,10 @@ def start_training(
     if nodes > 1 and run is None and resume is None and not dry_run:
         raise UserError("with --nodes every machine must know the run's folder: give the same --run FOLDER, on a disk that all see.")
     if joins_running_job() and run is None and resume is None and not dry_run:
-        raise UserError("under torchrun or SLURM every process must know the run's folder: give it with --run FOLDER (torchrun: `torchrun ... -m -- vlkd_cli train ...`).")
+        raise UserError(
+            "under torchrun or SLURM every process must know the run's folder: give it with --run FOLDER "
+            "(torchrun: `torchrun ... -m -- vlkd_cli train ...`)."
+        )
     folder.create()
     if is_first and resume is None:
         write_snapshot(checked, folder.path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.engine.checkpoint import load_checkpoint
-from vlkd_cli.engine.launch import run_workers
+from vlkd_cli.engine.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.run_folder import RunFolder, existing_run, latest_run
 from vlkd_cli.engine.start import choose_placement
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
@@ -40,6 +40,7 @@ def start_evaluation(
     Returns:
         0, or the number of the signal that stopped it.
     """
+    quieten_libraries()
     recipe, folder, checkpoint = find_target(target, overrides, runs)
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data {data_root}: no such folder.")

@@ -92,11 +92,13 @@ class _Run:
         recipe, settings = self.recipe, self.settings
         if recipe.data is None or not recipe.distillers:
             raise RecipeError("this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with `vlkd eval`.")
+        if settings.sync_batch_norm and self.device.type != "cuda":
+            raise RecipeError("train.sync_batch_norm: torch synchronises batch norms on GPUs only. Set it to false to run on the CPU.")
         reader = open_reader(recipe.data)
         cache = cache_folder(settings.cache_dir)
         self.towers = build_towers(recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache)
         for tower in self.towers.values():
-            if settings.sync_batch_norm and runtime.world_size() > 1 and self.device.type == "cuda":
+            if settings.sync_batch_norm and runtime.world_size() > 1:
                 nn.SyncBatchNorm.convert_sync_batchnorm(tower)
             tower.to(self.device)
         self.inputs = prepare_inputs(recipe, reader, self.towers, self.device)

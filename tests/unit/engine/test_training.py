@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
 from vlkd_cli.engine.trainer import Trainer
@@ -191,3 +192,44 @@ def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
             raise _Killed
 
     patch.setattr(_Run, "_after_step", stop)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    rows = ["filepath\ttitle"]
+    for number in range(24):
+        Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png\tpicture {number}")
+    (tmp_path / "7.png").write_bytes(b"no picture")
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    data = {"reader": "csv", "path": str(tmp_path / "pairs.tsv"), "workers": 0, "augment": {"name": "none"}}
+    recipe = {**tiny_recipe(train={"epochs": 1}), "data": data}
+    if cache:
+        frozen = {"head": {"name": "linear", "width": 16}, "train": "head", "cache": True}
+        recipe["towers"] = {"image": {**IMAGE, **frozen}, "text": {**TEXT, **frozen}}
+    run = train(tmp_path, recipe)
+    (line,) = set((run / "skipped.csv").read_text().splitlines())
+    assert "7.png" in line and final_state(run)["step"] == 3
+
+
+def test_channels_last_trains_the_same(tmp_path: Path) -> None:
+    plain, last = (
+        read_metrics(train(tmp_path, tiny_recipe(train={"channels_last": k, "epochs": 1}), str(k)))["train/loss"] for k in (False, True)
+    )
+    assert [value for _, value in last] == pytest.approx([value for _, value in plain], rel=1e-4)
+
+
+def test_synchronised_batch_norm_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train.sync_batch_norm: .* GPUs only"):
+        train(tmp_path, tiny_recipe(train={"sync_batch_norm": True}))
+
+
+@pytest.mark.slow
+def test_a_compiled_composition_trains_the_same(tmp_path: Path) -> None:
+    towers = {"text": {**TEXT, "head": {"name": "linear", "width": 16}}}  # without dropout, whose draws the compiler orders otherwise
+    plain, compiled = (
+        read_metrics(train(tmp_path, tiny_recipe(towers=towers, train={"compile": k, "steps": 2}), str(k)))["train/loss"]
+        for k in (False, True)
+    )
+    assert [value for _, value in compiled] == pytest.approx([value for _, value in plain], rel=1e-3)
