@@ -2,8 +2,8 @@
 
 A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows' log-sum-exps are complete by themselves;
 those of the columns are completed by exchanging N numbers per rank. Small matrices keep their tiles from forward to backward, which
-saves a matrix product; large ones compute them anew, so that nothing of size B x N is ever held. Rows are normalised tile by tile too,
-which keeps two copies of the features out of memory.
+saves a matrix product; large ones keep a bounded share of them and compute the others anew, so that nothing of size B x N is ever held.
+Rows are normalised tile by tile too, which keeps two copies of the features out of memory.
 
 Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
 dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with any m,
@@ -20,14 +20,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 
 KEPT_ENTRIES = 4096 * 4096
-"""Matrices up to this many entries keep their tiles for the backward pass (64 MiB in float32)."""
+"""Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in float32)."""
+KEPT_SHARE = 0.08
+MOST_KEPT_ENTRIES = 2 * KEPT_ENTRIES
+"""Larger ones keep this share, and no more than so many entries: some fiftieth of what the dense loss holds."""
 SMALL_ENTRIES = 512 * 512
-TILE_ROWS = 512
+TILE_ROWS = 1024
 TILE_COLUMNS = 1024
 SAFE_NATS = 60.0
 """A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift: e^-60 is far above float32's
@@ -35,16 +39,31 @@ smallest normal number, and what underflows beside it is below a relative 1e-11.
 
 
 class _Tile:
-    """Rows [top, bottom) and columns [left, right) of the matrix, and the columns' offset to the rows that match them."""
+    """Rows [top, bottom) and columns [left, right) of the matrix, the columns' offset to the rows that match them, and whether it was
+    kept from the forward pass."""
 
-    def __init__(self, top: int, bottom: int, left: int, right: int, first_match: int) -> None:
-        self.rows, self.columns = slice(top, bottom), slice(left, right)
+    def __init__(self, top: int, bottom: int, left: int, right: int, first_match: int, is_kept: bool) -> None:
+        self.rows, self.columns, self.is_kept = slice(top, bottom), slice(left, right), is_kept
         self.diagonal = top + first_match - left  # the tile's column that matches its first row
 
     def matches(self, values: Tensor) -> Tensor:
         """The entries of rows with their matches, a view; they lie on one diagonal, which may start left or right of the tile."""
         skipped, start = max(-self.diagonal, 0), max(self.diagonal, 0)
         return values[skipped:, start:].diagonal()
+
+
+class _Scratch:
+    """Memory for one tile after another: what is written there stays in the processor's cache, unlike in new memory."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def of(self, use: str, like: Tensor, rows: int, columns: int) -> Tensor:
+        """`[rows, columns]` of the dtype and device of `like`; holds until the next call for the same use."""
+        flat = self._flat.get(use)
+        if flat is None or flat.numel() < rows * columns or flat.dtype != like.dtype:
+            flat = self._flat[use] = like.new_empty(rows * columns)
+        return flat[: rows * columns].view(rows, columns)
 
 
 class _Matrix(NamedTuple):
@@ -60,8 +79,11 @@ class _Matrix(NamedTuple):
     def of(cls, rows: Tensor, columns: Tensor, scale: Tensor) -> _Matrix:
         return cls(rows, columns, scale, _inverse_lengths(rows), _inverse_lengths(columns))
 
-    def walk(self, kept: list[Tensor] | None = None) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
-        """Tiles of Z (the kept ones where there are any) with their unit rows and unit columns, which are never held as a whole."""
+    def walk(self, scratch: _Scratch, kept: list[Tensor], room: int = 0) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
+        """Tiles of Z with their unit rows and unit columns, which are never held as a whole, only until the next tile.
+
+        The first tiles are those kept. As many entries as there is `room` for become memory of their own, which the caller may keep.
+        """
         number = 0
         for top in range(0, len(self.rows), TILE_ROWS):
             bottom = min(top + TILE_ROWS, len(self.rows))
@@ -69,21 +91,33 @@ class _Matrix(NamedTuple):
             scaled = row_block * self.scale
             for left in range(0, len(self.columns), TILE_COLUMNS):
                 right = min(left + TILE_COLUMNS, len(self.columns))
-                column_block = self.columns[left:right] * self.column_inverse[left:right]
-                values = scaled @ column_block.T if kept is None else kept[number]
-                yield _Tile(top, bottom, left, right, rank() * len(self.rows)), values, row_block, column_block
+                column_block = scratch.of("columns", self.columns, right - left, self.columns.shape[1])
+                torch.mul(self.columns[left:right], self.column_inverse[left:right], out=column_block)
+                is_kept = number < len(kept)
+                if is_kept:
+                    values = kept[number]
+                elif (room := room - (bottom - top) * (right - left)) >= 0:
+                    kept.append(scaled @ column_block.T)
+                    values = kept[number]
+                else:
+                    values = torch.mm(scaled, column_block.T, out=scratch.of("values", scaled, bottom - top, right - left))
+                yield _Tile(top, bottom, left, right, rank() * len(self.rows), is_kept), values, row_block, column_block
                 number += 1
 
-    def keeps_tiles(self, ctx: Any) -> bool:
-        return any(ctx.needs_input_grad) and len(self.rows) * len(self.columns) <= KEPT_ENTRIES
+    def entries_to_keep(self, ctx: Any) -> int:
+        """How many entries may be kept for the backward pass."""
+        entries = len(self.rows) * len(self.columns)
+        return max(KEPT_ENTRIES, min(int(KEPT_SHARE * entries), MOST_KEPT_ENTRIES)) if any(ctx.needs_input_grad) else 0
 
     def gradients(
-        self, ctx: Any, kept: list[Tensor] | None, factor: Tensor, to_gradient: Callable[[_Tile, Tensor], Tensor]
+        self, ctx: Any, scratch: _Scratch, factor: Tensor, to_gradient: Callable[[_Tile, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients to rows, columns and scale of factor * L, where `to_gradient` turns a tile of Z into one of dL/dZ."""
         of_rows = torch.zeros_like(self.rows)
         of_columns = torch.zeros_like(self.columns) if ctx.needs_input_grad[1] else None
-        for tile, values, row_block, column_block in self.walk(kept):
+        # Kept tiles are overwritten; a second backward over the same graph computes them anew.
+        kept, ctx.kept = ctx.kept, []
+        for tile, values, row_block, column_block in self.walk(scratch, kept):
             gradient = to_gradient(tile, values)
             of_rows[tile.rows].addmm_(gradient, column_block)
             if of_columns is not None:
@@ -115,17 +149,15 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
         matrix = _Matrix.of(rows, columns, scale)
-        kept: list[Tensor] | None = [] if matrix.keeps_tiles(ctx) else None
+        scratch, kept = _Scratch(), cast(list[Tensor], [])
         # The running sums are few, so double precision is free and no rounding piles up over the tiles.
         row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
         column_lse = torch.full((len(columns),), -torch.inf, dtype=torch.float64, device=rows.device)
         matched = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile, values, _, _ in matrix.walk():
-            if kept is not None:
-                kept.append(values)
+        for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
             # From the same products as the log-sum-exps, so that a sure match, or a batch of one, leaves exactly 0.
             matched += tile.matches(values).double().sum()
-            of_rows, of_columns = _lse_both_ways(values)
+            of_rows, of_columns = _lse_both_ways(values, scratch)
             row_lse[tile.rows] = torch.logaddexp(row_lse[tile.rows], of_rows)
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
@@ -135,21 +167,20 @@ class _InfoNCE(torch.autograd.Function):
         return (((row_lse + column_lse[own]).sum() / 2 - matched) / len(rows)).to(rows.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *fields, row_lse, column_lse = ctx.saved_tensors
-        matrix = _Matrix(*fields)
-        # Kept tiles are overwritten below; a second backward over the same graph computes them anew.
-        kept, ctx.kept = ctx.kept, None
+        matrix, scratch = _Matrix(*fields), _Scratch()
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
-            gradient = _softmax_both_ways(values, row_lse[tile.rows], column_lse[tile.columns])
+            gradient = _softmax_both_ways(values, row_lse[tile.rows], column_lse[tile.columns], scratch)
             tile.matches(gradient).sub_(2.0)
             return gradient
 
-        return matrix.gradients(ctx, kept, grads[0] / (2 * len(matrix.rows)), to_gradient)
+        return matrix.gradients(ctx, scratch, grads[0] / (2 * len(matrix.rows)), to_gradient)
 
 
-def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
+def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of a tile's rows and columns, in float64."""
     values = _precise(values)
     if values.device.type == "cpu":
@@ -157,7 +188,7 @@ def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
         # loss keeps its digits; exp(Z_ij - M) is the product with exp(m_i - M).
         row_max = values.amax(dim=1)
         shift = row_max.max()
-        exponentials = (values - row_max[:, None]).exp_()
+        exponentials = torch.sub(values, row_max[:, None], out=scratch.of("exponentials", values, *values.shape)).exp_()
         factors = (row_max.double() - shift).exp_().to(values.dtype)
         column_sum = factors @ exponentials
         if min(factors.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
@@ -170,7 +201,7 @@ def _lse_both_ways(values: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
+def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor, scratch: _Scratch) -> Tensor:
     """exp(Z - rows' lse) + exp(Z - columns' lse) of a tile, written over it where that is safe."""
     wanted, values = values.dtype, _precise(values)
     # The shift is the log-sum-exp as the tile's precision holds it; what that rounding dropped is put back by a factor.
@@ -179,8 +210,11 @@ def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor) -> T
         exponentials = values.sub_(shift[:, None]).exp_()
         middle = row_lse.max()
         of_rows, factors = (shift - row_lse).exp_(), (shift - middle).exp_()
-        both = (part.to(values.dtype) for part in (of_rows[:, None], factors[:, None], (middle - column_lse).exp_()[None, :]))
-        return exponentials.mul_(torch.addcmul(*both)).to(wanted)
+        of_columns = (middle - column_lse).exp_().to(values.dtype)
+        # Two plain passes: addcmul of three broadcast tensors takes longer.
+        both = scratch.of("factors", values, *values.shape)
+        torch.mul(factors.to(values.dtype)[:, None], of_columns, out=both).add_(of_rows.to(values.dtype)[:, None])
+        return exponentials.mul_(both).to(wanted)
     of_rows = (values - shift[:, None]).exp_()
     return of_rows.add_((values - column_lse.to(values.dtype)[None, :]).exp_()).to(wanted)
 
@@ -194,12 +228,10 @@ class _SigLIP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         matrix = _Matrix.of(rows, columns, scale)
-        kept: list[Tensor] | None = [] if matrix.keeps_tiles(ctx) else None
+        scratch, kept = _Scratch(), cast(list[Tensor], [])
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile, values, _, _ in matrix.walk():
+        for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
             values.add_(bias)
-            if kept is not None:
-                kept.append(values)
             # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of these are tiny and there are N per row:
             # the tiles' sums meet in double precision.
             total -= F.logsigmoid(-values).sum().double() + tile.matches(values).double().sum()
@@ -208,20 +240,20 @@ class _SigLIP(torch.autograd.Function):
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *fields, bias = ctx.saved_tensors
         matrix = _Matrix(*fields)
-        kept, ctx.kept = ctx.kept, None
         of_bias = torch.zeros((), dtype=torch.float64, device=bias.device)
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
-            gradient = (values if kept is not None else values.add_(bias)).sigmoid_()
+            gradient = (values if tile.is_kept else values.add_(bias)).sigmoid_()
             tile.matches(gradient).sub_(1.0)
             of_bias.add_(gradient.sum())
             return gradient
 
         factor = grads[0] / len(matrix.rows)
-        of_rows, of_columns, of_scale = matrix.gradients(ctx, kept, factor, to_gradient)
+        of_rows, of_columns, of_scale = matrix.gradients(ctx, _Scratch(), factor, to_gradient)
         return of_rows, of_columns, of_scale, factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None
 
 
