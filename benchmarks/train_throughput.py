@@ -3,8 +3,9 @@
     python benchmarks/train_throughput.py [--precisions fp32 bf16] [--readers csv webdataset] [--rounds 3] [--steps 4] [--workers 0]
                                           [--peer-python PATH]
 
-Both trainers run as they are, epoch by epoch in turns. open_clip_torch 3.3's reader of tar shards fails under webdataset 1; give an
-interpreter of an environment with `open_clip_torch`, `open_clip_train` and `webdataset<1` as --peer-python, else shards are left out.
+Both trainers run as they are, epoch by epoch in turns. open_clip_torch 3.3's reader of tar shards fails (KeyError: 'fname') under a
+webdataset that marks the ends of shards, as 0.2.100 and later do; give an interpreter of an environment with `open_clip_torch[training]`,
+whose webdataset is 0.2.86, as --peer-python, else shards are left out.
 Exits with 1 where a ratio of CPU time is below its floor.
 """
 
@@ -23,8 +24,8 @@ FLOORS = {"fp32": 1.3, "bf16": 1.6}
 
 
 def reads_shards(python: str) -> bool:
-    """Whether the interpreter's webdataset is one that open_clip's reader works with."""
-    code = "import webdataset; raise SystemExit(int(webdataset.__version__.split('.')[0]) >= 1)"
+    """Whether the interpreter's webdataset is one that open_clip's reader works with: one without markers at the ends of shards."""
+    code = "import inspect, webdataset.tariterators as t; exit('eof_value' in inspect.signature(t.tar_file_expander).parameters)"
     return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     fine = True
     for reader in options.readers:
         if reader == "webdataset" and not reads_shards(options.peer_python):
-            print("webdataset: left out, as the peer's reader fails under webdataset 1; see --peer-python.")
+            print("webdataset: left out, as the peer's reader fails under this version of webdataset; see --peer-python.")
             continue
         for precision in options.precisions:
             with tempfile.TemporaryDirectory() as name:
