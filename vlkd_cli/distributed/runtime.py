@@ -66,7 +66,11 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
         return
     # CPU tensors (flags, results) travel through gloo also where gradients go through nccl.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    # The agent's store outlives a failed group; without names of its own, a restarted one would read the addresses of the dead.
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
     try:
         yield
     finally:

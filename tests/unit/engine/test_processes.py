@@ -70,7 +70,12 @@ def test_a_failed_worker_is_one_line_with_rank_step_and_cause(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     distillers = [{"name": "tests.support.failing:DiesAt", "step": 8}]
-    recipe = recipe_of(tmp_path, distillers=distillers, train={"save_every_steps": 5, "ema": 0.9})
+    recipe = recipe_of(
+        tmp_path,
+        data={**DATA, "num_samples": 96},
+        distillers=distillers,
+        train={"save_every_steps": 5, "save_every_epochs": None, "ema": 0.9},
+    )
     marker = str(tmp_path / "died")
     code, _, err = vlkd(tmp_path, "train", recipe, "--cpu-workers", "2", "--run", "cut", VLKD_TEST_MARKER=marker)
     assert code == 2 and "worker 0 was killed by SIGKILL" in err
@@ -86,7 +91,9 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_pat
 @pytest.mark.slow
 def test_the_agent_starts_a_failed_group_again_from_its_checkpoint(tmp_path: Path) -> None:
     distillers = [{"name": "tests.support.failing:DiesAt", "step": 8}]
-    recipe = recipe_of(tmp_path, distillers=distillers, train={"save_every_steps": 5})
+    recipe = recipe_of(
+        tmp_path, data={**DATA, "num_samples": 96}, distillers=distillers, train={"save_every_steps": 5, "save_every_epochs": None}
+    )
     marker = str(tmp_path / "died")
     options = ("--cpu-workers", "2", "--run", "run", "--max-restarts", "1")
     code, out, err = vlkd(tmp_path, "train", recipe, *options, VLKD_TEST_MARKER=marker)
