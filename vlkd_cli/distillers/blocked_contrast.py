@@ -27,9 +27,8 @@ from vlkd_cli.distributed.runtime import rank, world_size
 
 KEPT_ENTRIES = 4096 * 4096
 """Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in float32)."""
-KEPT_SHARE = 0.08
 MOST_KEPT_ENTRIES = 2 * KEPT_ENTRIES
-"""Larger ones keep this share, and no more than so many entries: some fiftieth of what the dense loss holds."""
+"""Larger ones keep an eighth, and no more than so many entries: a thirty-second of what the dense loss holds."""
 SMALL_ENTRIES = 512 * 512
 TILE_ROWS = 1024
 TILE_COLUMNS = 1024
@@ -107,7 +106,9 @@ class _Matrix(NamedTuple):
     def entries_to_keep(self, ctx: Any) -> int:
         """How many entries may be kept for the backward pass."""
         entries = len(self.rows) * len(self.columns)
-        return max(KEPT_ENTRIES, min(int(KEPT_SHARE * entries), MOST_KEPT_ENTRIES)) if any(ctx.needs_input_grad) else 0
+        if not any(ctx.needs_input_grad):
+            return 0
+        return entries if entries <= KEPT_ENTRIES else min(entries // 8, MOST_KEPT_ENTRIES)
 
     def gradients(
         self, ctx: Any, scratch: _Scratch, factor: Tensor, to_gradient: Callable[[_Tile, Tensor], Tensor]

@@ -23,10 +23,11 @@ def pair(rows: int, spread: float, dtype: torch.dtype = torch.float64) -> tuple[
     return first.to(dtype).requires_grad_(), second.to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize(("kept", "most"), [(0, 0), (0, 10**9), (10**9, 0)], ids=["none kept", "an eighth kept", "all kept"])
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0, 1000.0])
-def test_tiles_equal_the_whole_matrix(kept: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("KEPT_ENTRIES", kept), ("TILE_ROWS", 5), ("TILE_COLUMNS", 7), ("SMALL_ENTRIES", 0)):
+def test_tiles_equal_the_whole_matrix(kept: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"KEPT_ENTRIES": kept, "MOST_KEPT_ENTRIES": most, "TILE_ROWS": 5, "TILE_COLUMNS": 7, "SMALL_ENTRIES": 0}
+    for name, value in sizes.items():
         monkeypatch.setattr(blocked_contrast, name, value)
     x, y = pair(23, 2.0)
     factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
