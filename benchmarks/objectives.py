@@ -4,7 +4,7 @@
 
 First a teacher pair is trained by InfoNCE, twice as long. Objectives between two towers then start afresh with both; one-way objectives
 teach a fresh image tower by the teacher's text tower; objectives between pairs teach a fresh pair. Objectives that leave something open (a
-rotation, the other modality) are joined by a little InfoNCE, and the table says so. The keys are those of towers of a few thousand weights
+rotation, the other modality) are joined by a little InfoNCE, and the table says so. The keys are those of towers of some 100,000 weights
 and batches of 64, not the papers', and the table shows which were set.
 
 Prints the mean loss over the first and over the last tenth of the steps (of the named objective alone, without its weight), CPU seconds of
@@ -76,7 +76,7 @@ TRIALS = {
     "feature_distance": Trial("pair teaches", "weight: 200"),
     "interactive_contrast": Trial("pair teaches"),
     "relational_kl": Trial("pair teaches", "teacher_logit_scale: 20"),
-    "gradient_match": Trial("pair teaches", "weight: 1000, teacher_logit_scale: 20", LITTLE_INFONCE),
+    "gradient_match": Trial("pair teaches", "weight: 100, teacher_logit_scale: 20", LITTLE_INFONCE),
     "reinforced": Trial("pair teaches", "teacher_logit_scales: [20], contrastive_weight: 0.25, distill_weight: 0.75"),
 }
 
