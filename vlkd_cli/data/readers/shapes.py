@@ -35,7 +35,7 @@ _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
 _NUM_SAMPLES = {"train": 10_000, "val": 500, "test": 500}
 _BLOCK = 16_384
-_DRAWING = 2  # raised whenever the same keys would give other pictures or captions
+_DRAWING = 3  # raised whenever the same keys would give other pictures or captions
 
 
 class Thing(NamedTuple):
