@@ -23,20 +23,24 @@ LIBRARIES = {
     "sbert": "sentence-transformers",
     "adapters": "adapters",
 }
+SHIPPED = Path(__file__).parent / "listings"
 FIELDS = ("name", "builder", "modality", "width", "parameters", "image_size_px", "pretrained")
 
 
 def rows_of(builder: str) -> list[dict[str, Any]]:
     """Every model of a builder, one row per tower, with the fields of `ModelInfo`; from the cache where this version is in it.
 
+    For the pinned torchvision the first call is answered from `listings/`, which `write_shipped` filled by the same computation.
+
     Raises:
         MissingPackageError: the builder's library is not installed.
     """
     file = _file(builder)
-    remembered = _read(file)
-    if remembered is not None:
-        return remembered
-    rows = [dict(info._asdict()) for info in catalog.load("builder", builder).list_models()]
+    for known in (file, shipped(builder)):
+        remembered = _read(known)
+        if remembered is not None:
+            return remembered
+    rows = computed(builder)
     # A folder that cannot be written to only costs time at the next call.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +48,24 @@ def rows_of(builder: str) -> list[dict[str, Any]]:
         partial.write_text(json.dumps(rows), encoding="utf-8")
         os.replace(partial, file)
     return rows
+
+
+def computed(builder: str) -> list[dict[str, Any]]:
+    """The rows as the builder finds them, which may take seconds."""
+    return [dict(info._asdict()) for info in catalog.load("builder", builder).list_models()]
+
+
+def shipped(builder: str) -> Path:
+    """Where the package may bring the rows of the installed version along."""
+    return SHIPPED / f"{builder}-{_version(builder).partition('+')[0]}.json"
+
+
+def write_shipped(builder: str) -> Path:
+    """Compute the rows of the installed version and keep them in the package; for whoever raises a pin."""
+    file = shipped(builder)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(computed(builder), indent=0) + "\n", encoding="utf-8")
+    return file
 
 
 def choose(rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str, pretrained: bool) -> list[dict[str, Any]]:
@@ -57,11 +79,14 @@ def choose(rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str
 
 
 def _file(builder: str) -> Path:
+    return cache_folder() / "listings" / f"{builder}-{_version(builder)}-vlkd-{vlkd_cli.__version__}.json"
+
+
+def _version(builder: str) -> str:
     try:
-        version = importlib.metadata.version(LIBRARIES.get(builder, builder))
+        return importlib.metadata.version(LIBRARIES.get(builder, builder))
     except importlib.metadata.PackageNotFoundError:
-        version = "none"
-    return cache_folder() / "listings" / f"{builder}-{version}-vlkd-{vlkd_cli.__version__}.json"
+        return "none"
 
 
 def _read(file: Path) -> list[dict[str, Any]] | None:
