@@ -65,13 +65,3 @@ def test_the_rows_that_the_package_brings_along_are_what_the_builder_finds() -> 
         pytest.skip("another torchvision than the pinned one is installed")
     # Through JSON, where tuples are lists.
     assert json.loads(brought.read_text(encoding="utf-8")) == json.loads(json.dumps(listing.computed("torchvision")))
-
-
-def test_rows_of_another_version_are_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
-    monkeypatch.setattr(listing, "_version", lambda builder: "99.0")
-    row = {"name": "x", "builder": "torchvision", "modality": "image", "width": 1, "parameters": 2, "image_size_px": 3, "pretrained": []}
-    monkeypatch.setattr(listing, "computed", lambda builder: [row])
-    assert listing.rows_of("torchvision") == [row]
-    monkeypatch.setattr(listing, "computed", lambda builder: pytest.fail("remembered rows are computed again"))
-    assert listing.rows_of("torchvision") == [row]
