@@ -109,7 +109,7 @@ def chance_average_precision(positives: int, rows: int) -> float:
 
 
 def ranks_of_own(
-    queries: Tensor, candidates: Tensor, first: Tensor, last: Tensor, *, budget_bytes: int = 32 << 20, spread: bool = True
+    queries: Tensor, candidates: Tensor, first: Tensor, last: Tensor, *, budget_bytes: int = 8 << 20, spread: bool = True
 ) -> Tensor:
     """1-based rank of each query's best own candidate by inner product, without ever holding all scores.
 
