@@ -94,15 +94,6 @@ def mean_without_grad(local: Tensor) -> Tensor:
     return sum_without_grad(local) / world_size()
 
 
-def any_rank(flag: bool, device: torch.device | None = None) -> bool:
-    """Whether the flag is set on at least one rank. Every rank must call it."""
-    if not is_distributed() or world_size() == 1:
-        return flag
-    seen = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen.item())
-
-
 def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
     """Overwrite the tensor on every rank with the one of `source`; returns it."""
     if is_distributed() and world_size() > 1:

@@ -24,10 +24,6 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.pt"
-
     def save(self, state: dict[str, Any], *, is_best: bool = False) -> Path:
         """Write the state; `state["step"]` names the file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ class EvalJob:
     device: str = "auto"
     data_root: str | None = None
     wise_ft: tuple[float, ...] = ()
-    quiet: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(job: EvalJob) -> int:

@@ -93,7 +93,6 @@ def start_training(
         resume=resume is not None,
         dry_run=dry_run,
         quiet=quiet,
-        verbose=verbose,
     )
     try:
         # A group that the agent starts again goes on from the last checkpoint; the first attempt finds none.

@@ -45,7 +45,7 @@ class Job:
         device: "auto", "cuda" or "cpu".
         resume: continue from the run's last checkpoint.
         dry_run: build everything, take one step, report sizes, write no checkpoint.
-        quiet, verbose: how much is printed.
+        quiet: print results and errors only.
     """
 
     recipe: str
@@ -54,7 +54,6 @@ class Job:
     resume: bool = False
     dry_run: bool = False
     quiet: bool = False
-    verbose: bool = False
 
 
 def train(job: Job) -> int:
