@@ -44,8 +44,10 @@ def test_an_installed_vlkd_lists_and_checks_its_recipes(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python = environment / "bin" / "python"
     site = next(environment.glob("lib/python3*/site-packages"))
+    # Without --ignore-installed pip would take vlkd out of the environment that runs this test.
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", "--prefix", str(environment), str(wheel)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--prefix", str(environment), str(wheel)],
+        [sys.executable, "-m", "pip", *install],
         check=True,
         capture_output=True,
     )
