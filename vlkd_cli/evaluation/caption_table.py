@@ -30,7 +30,7 @@ class CaptionTable(Reader):
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 header, *rows = [row for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",") if row] or [[]]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: cannot be read: {error}.") from error
         caption, label = _column(path, header, CAPTION_COLUMNS), _column(path, header, LABEL_COLUMNS)
         for place, row in enumerate(rows, start=1):

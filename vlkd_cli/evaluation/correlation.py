@@ -16,7 +16,7 @@ Floats = NDArray[np.floating]
 def pair_similarity(first: Floats, second: Floats, kind: Similarity = "cosine") -> NDArray[np.float64]:
     """Similarity of the rows of two tables, in float64; distances are negated, so that larger always means closer.
 
-    A NaN in a vector counts as 0, and the cosine with a vector of zeros is 0.
+    A NaN in a vector counts as 0. The cosine with a vector of zeros, or with one too long for a number, is 0.
 
     Args:
         first: `[N, D]`.
@@ -27,11 +27,13 @@ def pair_similarity(first: Floats, second: Floats, kind: Similarity = "cosine") 
         return np.asarray(-np.linalg.norm(left - right, axis=1))
     if kind == "manhattan":
         return np.asarray(-np.abs(left - right).sum(axis=1))
-    products = (left * right).sum(axis=1)
-    if kind == "dot":
-        return np.asarray(products)
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = (left * right).sum(axis=1)
+        if kind == "dot":
+            return np.asarray(products)
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return np.nan_to_num(cosines, nan=0.0)
 
 
 def pearson(scores: Floats, gold: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from collections.abc import Callable, Container, Iterator
@@ -89,28 +90,38 @@ def read_queries(collection: Collection) -> dict[str, str]:
                 raise DataError(f"{path}:{place}: expected a query id, a TAB and the query.")
         else:
             record = _record(line, path, place)
-            query, text = str(record["_id"]), str(record["text"])
-        queries[query.strip()] = text.strip()
+            query, text = str(record["_id"]), record["text"]
+        query = query.strip()
+        if query in queries:
+            raise DataError(f"{path}:{place}: query id '{query}' occurs more than once.")
+        queries[query] = text.strip()
     return queries
 
 
 def read_judgements(collection: Collection, queries: Container[str]) -> Judged:
-    """Query id -> passage id -> grade, of queries that have a relevant passage."""
+    """Query id -> passage id -> grade, of queries that have a relevant passage.
+
+    Raises:
+        DataError: a line is malformed, no passage is relevant, or no judged query has a text.
+    """
     path = collection.root / collection.judgements
     judged: Judged = {}
     for place, line in enumerate(read_lines(path), start=1):
-        cells = line.split()
+        # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between blanks of any kind.
+        cells = line.split("\t" if "\t" in line and not collection.is_marco else None)
         if not cells or (not collection.is_marco and place == 1 and not _is_number(cells[-1])):
             continue
         if len(cells) < (4 if collection.is_marco else 3):
             expected = "qid 0 pid grade" if collection.is_marco else "query-id corpus-id score"
             raise DataError(f"{path}:{place}: has {len(cells)} fields; expected {expected}.")
-        query, passage = cells[0], cells[2] if collection.is_marco else cells[1]
+        query, passage = cells[0].strip(), cells[2 if collection.is_marco else 1].strip()
         if not collection.restricted or query in queries:
             judged.setdefault(query, {})[passage] = number(cells[3 if collection.is_marco else 2], path, place, "the grade")
     judged = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
     if not judged:
         raise DataError(f"{path}: judges no passage of these queries relevant.")
+    if not any(query in queries for query in judged):
+        raise DataError(f"{path}: judges queries that {collection.queries} has no text for, such as '{next(iter(judged))}'.")
     return judged
 
 
@@ -192,6 +203,8 @@ class Corpus:
             for place, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
+                if place == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if self._is_marco:
                     passage, tab, text = line.rstrip(b"\r\n").partition(b"\t")
                     if not tab:
@@ -199,7 +212,7 @@ class Corpus:
                     yield passage.strip(), text
                 else:
                     record = _record(line, self.path, place)
-                    yield str(record["_id"]).encode(), record
+                    yield str(record["_id"]).strip().encode(), record
 
 
 def _record(line: str | bytes, path: Path, place: int) -> dict[str, Any]:
@@ -207,8 +220,8 @@ def _record(line: str | bytes, path: Path, place: int) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError as error:
         raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from error
-    if not isinstance(record, dict) or "_id" not in record or "text" not in record:
-        raise DataError(f"{path}:{place}: a record needs '_id' and 'text'.")
+    if not isinstance(record, dict) or not isinstance(record.get("_id"), (str, int)) or not isinstance(record.get("text"), str):
+        raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a text.")
     return record
 
 

@@ -42,12 +42,14 @@ class Task(NamedTuple):
 
 
 def _sentence(text: str) -> str:
-    """A tokenised sentence with single blanks; an empty one is a full stop, which every encoder can take."""
-    return " ".join(text.split()) or "."
+    """A tokenised sentence with single blanks."""
+    return " ".join(text.split())
 
 
 def _sorted_part(rows: list[tuple[tuple[str, ...], float | str]], labels: dict[str, int] | None = None) -> Part:
     """Rows by number of tokens, then by label, as SentEval orders them: the folds depend on it.
+
+    An empty sentence becomes a full stop, which every encoder can take.
 
     Args:
         rows: one or two sentences, and a label.
@@ -57,8 +59,8 @@ def _sorted_part(rows: list[tuple[tuple[str, ...], float | str]], labels: dict[s
     numbered.sort(key=lambda row: (*(len(sentence.split()) for sentence in row[0]), row[1]))
     values = np.array([label for _, label in numbered])
     paired = bool(numbered) and len(numbered[0][0]) == 2
-    second = [sentences[1] for sentences, _ in numbered] if paired else None
-    return Part([sentences[0] for sentences, _ in numbered], second, values)
+    second = [sentences[1] or "." for sentences, _ in numbered] if paired else None
+    return Part([sentences[0] or "." for sentences, _ in numbered], second, values)
 
 
 def _polar(paths: Sequence[Path]) -> list[Part]:
@@ -70,7 +72,7 @@ def _polar(paths: Sequence[Path]) -> list[Part]:
 
 
 def _sst2(paths: Sequence[Path]) -> list[Part]:
-    return [_sorted_part([((_sentence(text),), _class(label, 2, where)) for where, (text, label) in _fields(path, 2)]) for path in paths]
+    return [_sorted_part([((_sentence(row[0]),), _class(row[1], 2, where)) for where, row in _fields(path, 2)]) for path in paths]
 
 
 def _sst5(paths: Sequence[Path]) -> list[Part]:
@@ -89,6 +91,8 @@ def _trec(paths: Sequence[Path]) -> list[Part]:
     for path in paths:
         rows: list[tuple[tuple[str, ...], float | str]] = []
         for place, line in enumerate(read_lines(path, "latin-1"), start=1):
+            if not line.strip():
+                continue
             kind, colon, question = line.partition(":")
             fine, blank, text = question.partition(" ")
             if kind not in classes or not colon or not blank or not fine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,14 +47,14 @@ def missing_files(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line.
+    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line, no lone carriage return.
 
     Raises:
         DataError: unreadable, or not in this encoding.
     """
     try:
-        with open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
-            return [line.rstrip("\n") for line in file]
+        with open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as file:
+            return [line.removesuffix("\n").removesuffix("\r") for line in file]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -61,11 +62,14 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
 
 
 def number(text: str, path: Path, line: int, what: str) -> float:
-    """A number out of a file, or a message that says where it should stand."""
+    """A finite number out of a file, or a message that says where it should stand."""
     try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{path}:{line}: {what} should be a number and is '{text[:40]}'.") from error
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{path}:{line}: {what} should be a number and is '{text[:40]}'.")
+    return found
 
 
 def file_hashes(root: Path, names: Iterable[str]) -> dict[str, str]:

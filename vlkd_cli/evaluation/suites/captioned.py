@@ -64,6 +64,8 @@ class Captioned(Suite):
         train = normalise(embed_texts(subject, train_texts, point=self.point))
         test = normalise(embed_texts(subject, test_texts, point=self.point))
         train_labels, test_labels = pair.train_labels[train_owner], pair.test_labels[test_owner]
+        if len(train_labels.unique()) < 2:
+            raise DataError(f"suite 'captioned': the captions to learn from are all of one class ({pair.train.name}); needs two.")
         strength = self.C or _choose(train, train_labels, train_owner)
         fitted = logistic_regression(train, train_labels, C=strength)
         hits = fitted.predict(test.numpy()) == test_labels.numpy()

@@ -104,6 +104,8 @@ class SentEval(Suite):
         for part in parts:
             if not len(part.labels):
                 raise DataError(f"suite 'senteval': {name} has an empty part in {', '.join(task.files)} below {root}.")
+        if task.scheme != "relatedness" and len(np.unique(parts[0].labels)) < 2:
+            raise DataError(f"suite 'senteval': {name} has training sentences of one class only in {task.files[0]} below {root}.")
         features = self._features(subject, parts)
         if task.scheme == "relatedness":
             found = relatedness(*_scored(features, parts), seed=self.seed, device=subject.device)

@@ -125,7 +125,10 @@ class STS(Suite):
         gold = {subset: pairs.gold for subset, pairs in subsets.items()}
         kinds = SIMILARITIES if self.similarity == "max" else (self.similarity,)
         tables = [aggregate({subset: pair_similarity(*vectors[subset], kind=kind) for subset in subsets}, gold) for kind in kinds]
-        figures = {metric: max(figure[metric] for figure, _ in tables) for metric in tables[0][0]}
+        # A correlation that does not exist is no best one.
+        figures = {
+            metric: max((figure[metric] for figure, _ in tables), key=lambda value: (value == value, value)) for metric in tables[0][0]
+        }
         if name in SINGLE:
             figures = {"spearman": figures["spearman_all"], "pearson": figures["pearson_all"]}
         files = _files(name)
@@ -221,6 +224,11 @@ def _read(root: Path, name: str) -> dict[str, Pairs]:
 
 def _read_year(inputs: Path, scores: Path) -> Pairs:
     lines, gold_lines = read_lines(inputs), read_lines(scores)
+    # Blank lines at the end are no pairs; a blank score beside a pair is one that was not judged.
+    while lines and not lines[-1].strip():
+        lines.pop()
+    while len(gold_lines) > len(lines) and not gold_lines[-1].strip():
+        gold_lines.pop()
     if len(lines) != len(gold_lines):
         raise DataError(f"{scores}: has {len(gold_lines)} lines for {len(lines)} pairs in {inputs.name}. Restore the original files.")
     first, second, gold = [], [], []

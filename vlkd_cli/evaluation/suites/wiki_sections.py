@@ -101,7 +101,7 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
     """Anchor, positive and negative of every row.
 
     Raises:
-        DataError: columns are missing, a row is short, or there are no rows.
+        DataError: unreadable, columns are missing, a row is short, or there are no rows.
     """
     triplets: list[Triplet] = []
     with _opened(path) as rows:
@@ -112,6 +112,8 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
             raise DataError(f"{path}:1: the header should have the columns {', '.join(_COLUMNS[0])}; it has {found}.")
         first, second, third = (header.index(name) for name in names)
         for place, row in enumerate(rows, start=2):
+            if not row:
+                continue
             if limit is not None and len(triplets) == limit:
                 break
             if len(row) < len(header):
@@ -129,3 +131,7 @@ def _opened(path: Path) -> Iterator[Iterator[list[str]]]:
             yield csv.reader(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not utf-8 text (byte {error.start}). Restore the original file.") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a comma-separated table: {error}. Restore the original file.") from error

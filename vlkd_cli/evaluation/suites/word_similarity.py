@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -160,6 +162,7 @@ def score_pairs(
     Raises:
         DataError: fewer than two pairs are left.
     """
+    num_pairs = len(gold)
     if oov == "skip":
         covered = known[first] & known[second]
         first, second, gold = first[covered], second[covered], gold[covered]
@@ -167,9 +170,7 @@ def score_pairs(
         vectors = vectors.copy()
         vectors[~known] = 0 if oov == "zero" or not known.any() else vectors[known].mean(axis=0)
     if len(gold) < 2:
-        raise DataError(
-            f"word similarity: {len(gold)} of {len(known)} words' pairs are covered by the tower's vectors; needs at least two."
-        )
+        raise DataError(f"word similarity: {len(gold)} of {num_pairs} pairs have vectors for both words; a correlation needs two.")
     templates = vectors.shape[1]
     left, right = (vectors[side].reshape(len(side) * templates, -1) for side in (first, second))
     return spearman(pair_similarity(left, right), np.repeat(gold, templates)), len(gold)
@@ -188,23 +189,31 @@ def read_pairs(path: Path) -> WordPairs:
     if not lines:
         raise DataError(f"{path}: holds no word pairs.")
     separator = next((mark for mark in ("\t", ";", ",") if mark in lines[0][1]), None)
-    rows = [(place, [cell.strip() for cell in line.split(separator)]) for place, line in lines]
+    rows = [(place, [cell.strip() for cell in _cells(line, separator)]) for place, line in lines]
     column = 2
     header = rows[0][1]
     if len(header) > 2 and not _is_number(header[2]):
         column = header.index("SimLex999") if "SimLex999" in header else 2
         rows = rows[1:]
+    if not rows:
+        raise DataError(f"{path}: holds no word pairs below its header.")
     for place, cells in rows:
-        if len(cells) <= column or not _is_number(cells[column]):
+        if len(cells) <= column or not _is_number(cells[column]) or not cells[0] or not cells[1]:
             raise DataError(f"{path}:{place}: expected two words and a score; found '{' '.join(cells)[:60]}'.")
     return WordPairs(
         [cells[0] for _, cells in rows], [cells[1] for _, cells in rows], np.array([float(cells[column]) for _, cells in rows])
     )
 
 
+def _cells(line: str, separator: str | None) -> list[str]:
+    """The fields of a line; only in tables with commas or semicolons may quotes stand around them."""
+    if separator in (",", ";") and '"' in line:
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    return line.split(separator)
+
+
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

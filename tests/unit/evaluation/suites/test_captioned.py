@@ -48,3 +48,14 @@ def test_columns_and_labels_that_are_missing_are_told(tmp_path: Path) -> None:
     (root / "test.csv").write_text("words,label\na dog,1\n")
     with pytest.raises(DataError, match="no column is called caption or title or text; there are words, label"):
         Captioned(data=str(root)).run(perfect_subject())
+
+
+def test_captions_of_one_class_and_damaged_tables_are_refused(tmp_path: Path) -> None:
+    root = write_captioned(tmp_path)
+    (root / "train.csv").write_text("caption,label\n" + "".join(f"a dog {i},1\n" for i in range(9)))
+    (root / "test.csv").write_text("caption,label\na cat,1\n")
+    with pytest.raises(DataError, match="the captions to learn from are all of one class"):
+        Captioned(data=str(root), C=1.0).run(perfect_subject())
+    (root / "train.csv").write_text("caption,label\n" + "a" * 200_000 + ",1\n")
+    with pytest.raises(DataError, match=r"train\.csv: cannot be read: field larger"):
+        Captioned(data=str(root)).run(perfect_subject())

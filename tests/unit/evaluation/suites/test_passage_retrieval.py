@@ -10,7 +10,7 @@ from torch import nn
 from tests.support.fakes import FakeTower
 from tests.support.text_folders import WIDTH, meaning, perfect_subject, random_subject, write_beir, write_marco
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.passages import Corpus, open_collection
+from vlkd_cli.evaluation.passages import Corpus, open_collection, read_queries
 from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.passage_retrieval import PassageRetrieval
 
@@ -136,4 +136,56 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         PassageRetrieval(data=str(root)).run(perfect_subject())
     (root / "corpus.jsonl").write_text("")
     with pytest.raises(DataError, match="holds no passages"):
+        PassageRetrieval(data=str(root)).run(perfect_subject())
+
+
+def test_ids_of_a_beir_folder_may_hold_blanks(tmp_path: Path) -> None:
+    root = write_beir(tmp_path)
+    for file, old, new in (
+        ("corpus.jsonl", '"d1"', '"d 1"'),
+        ("queries.jsonl", '"q1"', '"q 1"'),
+        ("qrels/test.tsv", "q1\td1\t", "q 1\td 1\t"),
+    ):
+        (root / file).write_text((root / file).read_text().replace(old, new))
+    (root / "qrels/test.tsv").write_text((root / "qrels/test.tsv").read_text().replace("q1\t", "q 1\t"))
+    assert PassageRetrieval(data=str(root), gain="binary").run(perfect_subject())[0].metrics["map@100"] == 1
+
+
+@pytest.mark.parametrize("file", ["collection.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv"])
+def test_byte_order_marks_and_windows_line_ends_belong_to_no_id(tmp_path: Path, file: str) -> None:
+    path = write_marco(tmp_path) / file
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert PassageRetrieval(data=str(tmp_path)).run(perfect_subject())[0].metrics["mrr@10"] == 1
+
+
+def test_a_query_may_hold_a_carriage_return_and_further_tabs(tmp_path: Path) -> None:
+    root = write_marco(tmp_path)
+    with open(root / "queries.dev.small.tsv", "ab") as file:
+        file.write(b"77\twhat is\rtopic1\tor so\n")
+    assert read_queries(open_collection(root, None))["77"] == "what is\rtopic1\tor so"
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("queries.jsonl", '{"_id": "q1", "text": "again"}', r"queries\.jsonl:11: query id 'q1' occurs more than once"),
+        ("queries.jsonl", '{"_id": "q99", "text": null}', r"queries\.jsonl:11: a record needs '_id' and 'text'"),
+        ("corpus.jsonl", '{"_id": null, "text": "a"}', r"corpus\.jsonl:51: a record needs '_id' and 'text'"),
+        ("corpus.jsonl", '{"_id": "d99", "text": ["a"]}', r"corpus\.jsonl:51: a record needs '_id' and 'text'"),
+        ("qrels/test.tsv", "q1\td9\tinf", r"test\.tsv:22: the grade should be a number and is 'inf'"),
+        ("qrels/test.tsv", "q1\td9", r"test\.tsv:22: has 2 fields; expected query-id corpus-id score"),
+    ],
+)
+def test_a_damaged_line_is_told_with_its_place(tmp_path: Path, file: str, line: str, said: str) -> None:
+    root = write_beir(tmp_path)
+    with open(root / file, "a") as opened:
+        opened.write(line + "\n")
+    with pytest.raises(DataError, match=said):
+        PassageRetrieval(data=str(root)).run(perfect_subject())
+
+
+def test_judgements_of_other_queries_only_are_refused(tmp_path: Path) -> None:
+    root = write_beir(tmp_path)
+    (root / "queries.jsonl").write_text('{"_id": "other", "text": "a"}\n')
+    with pytest.raises(DataError, match=r"test\.tsv: judges queries that queries\.jsonl has no text for, such as 'q0'"):
         PassageRetrieval(data=str(root)).run(perfect_subject())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,3 +85,30 @@ def test_settings_without_effect_are_refused() -> None:
         SentEval(dropout=0.1)
     with pytest.raises(RecipeError, match="Did you mean 'SST2'"):
         SentEval(tasks=["sst2"])
+
+
+def test_an_empty_sentence_has_no_tokens_and_comes_first(tmp_path: Path) -> None:
+    root = write_senteval(tmp_path, items=12)
+    with open(root / "downstream/MR/rt-polarity.pos", "a") as file:
+        file.write("\n")
+    with open(root / "downstream/MR/rt-polarity.neg", "a") as file:
+        file.write("word\n")
+    (part,) = TASKS["MR"].read([root / file for file in TASKS["MR"].files])
+    assert (part.first[:2], part.labels[:2].tolist()) == ([".", "word"], [1, 0])
+
+
+def test_blank_lines_and_further_columns_are_passed_over(tmp_path: Path) -> None:
+    root = write_senteval(tmp_path, items=12)
+    for file, line in (("TREC/TREC_10.label", "\n"), ("SST/binary/sentiment-test", "a b\t1\tmore\n")):
+        with open(root / "downstream" / file, "a") as opened:
+            opened.write(line)
+    sizes = [len(TASKS[name].read([root / file for file in TASKS[name].files])[-1].labels) for name in ("TREC", "SST2")]
+    assert sizes == [12, 13]
+
+
+@pytest.mark.parametrize("classifier", ["sklearn", "fast"])
+def test_training_sentences_of_one_class_are_refused(tmp_path: Path, classifier: Any) -> None:
+    root = write_senteval(tmp_path)
+    (root / "downstream/SST/binary/sentiment-train").write_text("a b\t1\n" * 30)
+    with pytest.raises(DataError, match=r"SST2 has training sentences of one class only in downstream/SST/binary/sentiment-train"):
+        SentEval(data=str(root), tasks=["SST2"], classifier=classifier).run(random_subject())

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from tests.support.fakes import FakeTower
 from tests.support.text_folders import perfect_subject, random_subject, write_sts
 from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.correlation import pair_similarity
 from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.sts import STS, SUBSETS
 
 
@@ -100,3 +107,39 @@ def test_batch_size_moves_no_score(root: Path) -> None:
     few.batch_size, many.batch_size = 3, 1000
     suite = STS(data=str(root))
     assert [result.metrics for result in suite.run(few)] == [result.metrics for result in suite.run(many)]
+
+
+def test_blank_lines_at_the_end_are_no_pairs_and_a_carriage_return_ends_none(tmp_path: Path) -> None:
+    root = write_sts(tmp_path)
+    whole = by_set(STS(data=str(root), sets=["STS13"]).run(perfect_subject()))["STS13"]
+    folder = root / "downstream/STS/STS13-en-test"
+    (folder / "STS.gs.FNWN.txt").write_bytes((folder / "STS.gs.FNWN.txt").read_bytes() + b"\n\n")
+    inputs = folder / "STS.input.OnWN.txt"
+    inputs.write_bytes(inputs.read_bytes().replace(b"left STS13", b"left\rSTS13") + b"\n")
+    again = by_set(STS(data=str(root), sets=["STS13"]).run(perfect_subject()))["STS13"]
+    assert (again.metrics, again.num_items, again.num_skipped) == (whole.metrics, 35, 1)
+
+
+def test_a_score_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    root = write_sts(tmp_path)
+    file = root / "downstream/STS/STS13-en-test/STS.gs.OnWN.txt"
+    file.write_text("nan\n" * 12)
+    with pytest.raises(DataError, match=r"OnWN\.txt:1: the score should be a number and is 'nan'"):
+        STS(data=str(root), sets=["STS13"]).run(perfect_subject())
+
+
+def test_a_vector_of_infinities_counts_as_a_cosine_of_nothing() -> None:
+    first = np.array([[np.inf, 1.0], [1.0, 0.0]])
+    assert pair_similarity(first, np.array([[np.inf, 1.0], [1.0, 0.0]])).tolist() == [0.0, 1.0]
+
+
+def test_a_similarity_without_a_correlation_is_not_the_best_one(tmp_path: Path) -> None:
+    def lengths(text: str) -> torch.Tensor:
+        gold = re.search(r"gold(\S+)", text)
+        # All in one direction: the cosine is constant, the distance is not.
+        return torch.tensor([8.0 - float(gold[1]) if gold else 1.0, 0.0])
+
+    subject = Subject(None, FakeTower("text", lengths, 2))  # type: ignore[arg-type]
+    root = write_sts(tmp_path)
+    assert STS(data=str(root), sets=["STSB"], similarity="max").run(subject)[0].metrics["spearman"] == pytest.approx(1)
+    assert math.isnan(STS(data=str(root), sets=["STSB"]).run(subject)[0].metrics["spearman"])

@@ -51,3 +51,17 @@ def test_accuracies_equal_the_golden_ones_and_a_tie_is_wrong(tmp_path: Path) -> 
         assert accuracy(similarity=kind) == pytest.approx(expected["triplet_accuracy"][f"{kind}_accuracy"], abs=1e-6)
     assert accuracy(margin=0.3) == pytest.approx(expected["triplet_accuracy"]["cosine_accuracy_with_margin_0.3"], abs=1e-6)
     assert accuracy(similarity="max") == pytest.approx(expected["st22_triplet_return_value"]["return"], abs=1e-6)
+
+
+def test_blank_rows_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_bytes(b"Sentence1,Sentence2,Sentence3\r\na,b,c\r\n\r\nd,e,f\r\n")
+    assert WikiSections(data=str(tmp_path)).run(random_subject())[0].num_items == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"), [(b"a\xff,b,c", "is not utf-8 text"), (b"a" * 200_000 + b",b,c", "is not a comma-separated table: field larger")]
+)
+def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path: Path, row: bytes, said: str) -> None:
+    (tmp_path / "test.csv").write_bytes(b"Sentence1,Sentence2,Sentence3\n" + row + b"\n")
+    with pytest.raises(DataError, match=said):
+        WikiSections(data=str(tmp_path)).run(random_subject())

@@ -67,6 +67,8 @@ def test_expanding_templates_takes_one_correlation_over_all_rows() -> None:
         ("gem ; jewel ; 3.94\ncord;smile;0.02 \n", [("gem", "jewel", 3.94), ("cord", "smile", 0.02)]),
         ("Word 1,Word 2,Human (mean)\nlove,sex,6.77\n", [("love", "sex", 6.77)]),
         ("gem jewel 3.94\n\n", [("gem", "jewel", 3.94)]),
+        ('"love","sex",6.77\n"tiger, big", "cat", "7.35"\n', [("love", "sex", 6.77), ("tiger, big", "cat", 7.35)]),
+        ("ice cream\thot dog\t2\n", [("ice cream", "hot dog", 2.0)]),
         ("word1\tword2\tPOS\tSimLex999\told\nold\tnew\tA\t1.58\t2\n", [("old", "new", 1.58)]),
     ],
 )
@@ -91,3 +93,11 @@ def test_lists_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.Captu
     assert "misses WordSim353 (EN-WS-353-ALL.txt or combined.tab" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(DataError, match="misses other.txt"):
         WordSimilarity(data=str(tmp_path), files=["other.txt", "EN-RG-65.txt"]).run(perfect_subject())
+
+
+@pytest.mark.parametrize("text", ["gem\tjewel\tnan\nmidday\tnoon\tnan\n", "gem;jewel;3\n;noon;4\n", "one;two;score\n"])
+def test_pairs_without_words_or_a_finite_score_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"expected two words and a score|holds no word pairs below its header"):
+        read_pairs(path)
