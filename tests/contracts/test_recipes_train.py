@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.recipes import skip_without_its_library
 from vlkd_cli.engine.start import start_training
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.shipped import shipped_recipes
@@ -90,11 +91,10 @@ def _shrunk(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
+    skip_without_its_library(RECIPES[name])
     recipe = yaml.safe_load(recipe_to_yaml(load_recipe(name)))
     for tower, spec in recipe["towers"].items():
         spec["modality"] = spec.get("modality") or ("image" if "image" in tower else "text")
-    if any(spec.get("builder") == "adapters" for spec in recipe["towers"].values()):
-        pytest.importorskip("adapters")
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(stand_in(recipe, tmp_path)), encoding="utf-8")
     assert start_training(recipe=str(path), overrides=(), run=tmp_path / "run", quiet=True) == 0
