@@ -7,10 +7,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vlkd_cli.catalog import CATALOG
+from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import Schedulable, value_at
+
+SMALL_ROWS = 128
+SMALL_ENTRIES = 2**18
+"""Up to so many rows over all ranks, and entries of features and state together, everything is computed in double precision."""
 
 
 class Context(NamedTuple):
@@ -35,7 +41,8 @@ class Distiller(nn.Module):
     """Base of the training objectives.
 
     A subclass takes its recipe keys as keyword-only constructor arguments and implements `forward(student, teacher, context=None)`.
-    Both sides arrive in float32 or float64, with autocast off. It receives the rows of this rank and returns their mean loss, such that
+    Both sides arrive in float32 or float64, with autocast off, as do parameters and buffers: small batches are computed in double
+    precision, where it costs nothing, and the result is rounded. It receives the rows of this rank and returns their mean loss, such that
     the mean over ranks equals the loss of one process on all rows, and the gradient on a rank is W times its rows' gradient there (DDP
     averages; see `distributed.collectives`). Every rank holds the same number of rows.
 
@@ -112,7 +119,20 @@ class Distiller(nn.Module):
             self.to(tensor.device)
         # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a step's time goes elsewhere.
         with torch.autocast(tensor.device.type, enabled=False):
+            if self._is_small(tensor, student, teacher):
+                # Products over shards of another shape round otherwise, by more than 1e-6 of a gradient that nearly cancels.
+                state = {name: _double(value) for name, value in [*self.named_parameters(), *self.named_buffers()]}
+                return functional_call(self, state, (_double(student), _double(teacher), context)).float()
             return super().__call__(_full(student), _full(teacher), context)
+
+    def _is_small(self, tensor: Tensor, *sides: Any) -> bool:
+        """Whether this call is to be made in double precision; never of one that is."""
+        rows = len(tensor) * world_size()
+        if tensor.dtype == torch.float64 or rows > SMALL_ROWS:
+            return False
+        width = sum(one.shape[-1] for side in sides for one in _tensors(side))
+        state = sum(value.numel() for value in [*self.parameters(), *self.buffers()])
+        return rows * width + state <= SMALL_ENTRIES
 
 
 def require_equal_width(distiller: Distiller, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
@@ -165,6 +185,19 @@ def _full(side: Any) -> Any:
     if isinstance(side, Tensor):
         return side.float() if side.dtype in (torch.float16, torch.bfloat16) else side
     return side if side is None else tuple(_full(tensor) for tensor in side)
+
+
+def _double(side: Any) -> Any:
+    """Floating-point tensors as float64; places and labels as they are."""
+    if isinstance(side, Tensor):
+        return side.double() if side.is_floating_point() else side
+    return side if side is None else tuple(_double(tensor) for tensor in side)
+
+
+def _tensors(side: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if side is None:
+        return ()
+    return (side,) if isinstance(side, Tensor) else side
 
 
 def _width(side: Tensor | Sequence[Tensor] | None) -> int | list[int]:

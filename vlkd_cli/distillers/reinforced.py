@@ -151,4 +151,5 @@ class Reinforced(Distiller):
     def _sigmoid_terms(self, logits: Tensor, likely: Tensor) -> Tensor:
         if self.sigmoid_targets == "signed":
             return -F.logsigmoid((2 * likely - 1) * logits)
-        return -F.logsigmoid(logits) + (1 - likely) * logits
+        # softplus(z) - p z: where both probabilities are small, so are both parts of the gradient sigmoid(z) - p, and no digits cancel.
+        return -F.logsigmoid(-logits) - likely * logits

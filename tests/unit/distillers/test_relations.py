@@ -10,6 +10,7 @@ from vlkd_cli.distillers.barlow_twins import BarlowTwins
 from vlkd_cli.distillers.cross_entropy import CrossEntropy
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distillers.infonce import InfoNCE
+from vlkd_cli.distillers.reinforced import Reinforced
 from vlkd_cli.distillers.rkd import RKD
 from vlkd_cli.distillers.unicl import UniCL
 from vlkd_cli.distillers.vicreg import VICReg
@@ -65,6 +66,22 @@ def test_cross_entropy_counts_labelled_rows_only() -> None:
     known = labels >= 0
     torch.testing.assert_close(found, F.cross_entropy(loss.classifier(features[known]), labels[known]))
     assert loss(features, None, Context(labels=torch.full((5,), -1))).item() == 0
+
+
+def test_soft_targets_keep_the_digits_of_small_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first bias of -10 both probabilities are some 1e-5, and so is the gradient between them."""
+    monkeypatch.setattr("vlkd_cli.distillers.distiller.SMALL_ROWS", 0)
+    torch.manual_seed(0)
+    image, text, *teacher = (torch.randn(24, 16) for _ in range(4))
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        student = [side.detach().to(dtype, copy=True).requires_grad_() for side in (image, text)]
+        loss = Reinforced(loss="sigmoid", sigmoid_targets="probability", logit_scale=1.0, teacher_logit_scales=[1.0]).to(dtype)
+        loss(student, [side.to(dtype) for side in teacher]).backward()
+        gradients.append(student[0].grad)
+    ours, exact = gradients
+    assert ours is not None and exact is not None
+    assert ((ours - exact).abs().max() / exact.abs().max()).item() < 1e-5
 
 
 @pytest.mark.parametrize("loss", [UniCL(), CrossEntropy()])
