@@ -1,9 +1,10 @@
 """Zero-shot classification of JPEG files, against clip_benchmark's own functions with the same weights, prompts and batch size.
 
-    python benchmarks/zero_shot.py [--images 400] [--precision fp32] [--rounds 1] [--threads 1]
+    python benchmarks/zero_shot.py [--images 200] [--model ViT-B-32] [--precision fp32] [--rounds 1] [--threads 1]
 
-The peer's classifier and image loops are called as its evaluate does (its accuracy function stops at NumPy 2.4, so the answers are taken
-from its scores). Exits with 1 where vlkd takes longer, or the two disagree on more than 1 in 50 images in fp32.
+The peer's model is loaded as its command loads it, and its classifier and image loops are called as its evaluate does (its accuracy
+function stops at NumPy 2.4, so the answers are taken from its scores). Exits with 1 where vlkd takes longer, or the two disagree on more
+than 1 in 50 images in fp32.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from encoders import PRECISIONS, load_sides
 from forked import compare, report
 from PIL import Image
 from threadpoolctl import threadpool_limits
@@ -26,12 +27,9 @@ from vlkd_cli.data.readers.classification import Classification
 from vlkd_cli.evaluation.encode import embed_images, normalise
 from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.zero_shot import class_features
-from vlkd_cli.recipe.schema import TowerSpec
-from vlkd_cli.towers.assemble import assemble
 
 CLASSES = 10
 TEMPLATES = ["a photo of a {c}.", "a picture showing a {c}.", "one {c}."]
-VISION = {"image_size": 224, "layers": 12, "width": 192, "heads": 3, "patch_size": 32}
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -46,39 +44,24 @@ def write_images(folder: Path, count: int) -> None:
         (own / f"{number:05}.jpg").write_bytes(buffer.getvalue())
 
 
-class Peer:
-    """The same encoders with the two methods that clip_benchmark calls."""
-
-    def __init__(self, image: Any, text: Any) -> None:
-        self.image, self.text = image.encoder, text.encoder
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        return self.image(images)
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.text({"input_ids": tokens})
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    image = assemble("image", TowerSpec.model_validate({"builder": "openclip", "config": VISION}))
-    text = assemble("text", TowerSpec.model_validate({"builder": "openclip", "config": {"layers": 4, "width": 192, "heads": 3}}))
-    image.eval(), text.eval()
     folder = tempfile.TemporaryDirectory()
-    write_images(Path(folder.name), given.images)
+    sides, photos = load_sides(given.model, Path(folder.name)), Path(folder.name) / "photos"
+    write_images(photos, given.images)
     names = [f"kind {number}" for number in range(CLASSES)]
     chosen: dict[str, torch.Tensor] = {}
 
     def ours() -> Callable[[], object]:
-        reader = Classification(path=folder.name)
-        subject = Subject(image, text, precision=given.precision)
+        reader = Classification(path=str(photos))
+        subject = Subject(sides.image, sides.text, precision=given.precision)
 
         def work() -> None:
             own = [[template.replace("{c}", name) for template in TEMPLATES] for name in names]
@@ -88,18 +71,16 @@ def main() -> int:
         return work
 
     def peer() -> Callable[[], object]:
-        import open_clip
         from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
         from torchvision.datasets import ImageFolder
 
-        transform = open_clip.image_transform(224, is_train=False)
-        loader = torch.utils.data.DataLoader(ImageFolder(folder.name, transform), batch_size=64)
-        model, tokenizer, amp = Peer(image, text), open_clip.SimpleTokenizer(), given.precision != "fp32"
+        loader = torch.utils.data.DataLoader(ImageFolder(photos, sides.transform), batch_size=64)
+        amp = given.precision != "fp32"
 
         def work() -> None:
             with torch.no_grad():
-                classifier = zero_shot_classifier(model, tokenizer, names, TEMPLATES, "cpu", amp=amp)
-                logits, _ = run_classification(model, classifier, loader, "cpu", amp=amp)
+                classifier = zero_shot_classifier(sides.model, sides.tokenizer, names, TEMPLATES, "cpu", amp=amp)
+                logits, _ = run_classification(sides.model, classifier, loader, "cpu", amp=amp)
             chosen["peer"] = logits.argmax(1)
 
         return work
@@ -107,7 +88,7 @@ def main() -> int:
     with threadpool_limits(given.threads), folder:
         ours()(), peer()()
         same = (chosen["vlkd"] == chosen["peer"]).double().mean().item()
-        fine = report(f"zero-shot {given.images} images, {given.precision}", *compare(ours, peer, given.rounds), faster=1)
+        fine = report(f"zero-shot {given.images} images, {given.model}, {given.precision}", *compare(ours, peer, given.rounds), faster=1)
     print(f"same answer on {same:.1%} of the images")
     return 0 if fine and (same >= 0.98 or given.precision != "fp32") else 1
 
