@@ -69,6 +69,8 @@ def check_file(path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = 
         provenance = read_provenance(path) or {}
         for event in read_predictions(path):
             if isinstance(event, Field):
+                if counts:
+                    problems.add(f"key '{event.key}' stands after the predictions. Evaluate this data set again.")
                 fields[event.key] = event.value
                 continue
             if not counts and not _check_fields(fields, problems):
@@ -153,7 +155,7 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
     for key in KEYS:
         if key not in fields:
             problems.add(f"key '{key}' is missing before the predictions. Expected: {', '.join(KEYS)}.")
-        elif not isinstance(fields[key], kinds.get(key, (int, float))) or isinstance(fields[key], bool):
+        elif not isinstance(fields[key], kinds.get(key, (int, float))) or isinstance(fields[key], bool) or _no_count(fields[key]):
             problems.add(f"{key} is {fields[key]!r}. Evaluate this data set again.")
     if not all(isinstance(seed, int) for seed in fields.get("rnd_seeds") or ()):
         problems.add(f"rnd_seeds is {fields['rnd_seeds']!r}. Expected a list of integers.")
@@ -161,6 +163,11 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
         if key not in KEYS:
             problems.add(f"unknown key '{key}'. Expected: {', '.join(KEYS)}, predictions.")
     return not problems.lines
+
+
+def _no_count(value: Any) -> bool:
+    """Whether it is NaN or infinity, which JSON has no numbers for."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _check_whole(fields: Mapping[str, Any], counts: Sequence[int], sets: Mapping[str, SetFacts], problems: _Problems) -> None:

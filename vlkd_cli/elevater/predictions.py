@@ -159,7 +159,9 @@ class _Reader:
             else:
                 yield Field(str(key), self._value())
             if self._expect(",}") == "}":
-                return
+                break
+        if self._peek():
+            raise ValueError("text follows the record")
 
     def _items(self) -> Iterator[int]:
         """Step through a list whose items the caller takes."""

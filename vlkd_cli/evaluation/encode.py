@@ -199,6 +199,7 @@ def _fill(
                 if window:
                     values = torch.cat([next(stream) for _ in window])
                     indices = np.concatenate(window)
+                    _insist_on_numbers(tower, values)
             except UserError as error:
                 problem = str(error)
             _fail_together(problem)
@@ -232,7 +233,22 @@ def _project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
         for start in range(0, len(features), 4096):
             block = features[start : start + 4096]
             projected[start : start + len(block)] = tower.project(block.to(subject.device)).float().cpu()
+    _insist_on_numbers(tower, projected)
     return projected
+
+
+def _insist_on_numbers(tower: Tower, features: Tensor) -> None:
+    """No suite says anything sensible about NaN and infinity, and some would fail without a word of the cause.
+
+    Raises:
+        DataError: some are not finite.
+    """
+    wrong = int((~torch.isfinite(features).all(1)).sum())
+    if wrong:
+        raise DataError(
+            f"{wrong} of {len(features)} features of tower '{tower.name}' hold NaN or infinity: its weights have diverged, or the "
+            "precision is too low. Evaluate an earlier checkpoint, or with `--set train.precision=fp32`."
+        )
 
 
 def _features(subject: Subject, tower: Tower, inputs: object) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlkd_cli.errors import DataError
+
 
 class Linear(NamedTuple):
     """A linear classifier: `weight` `[C, D]` and `bias` `[C]`."""
@@ -106,10 +108,15 @@ def _gradient(block: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 def logistic_regression(features: Tensor, labels: Tensor, *, C: float, iterations: int = 1000) -> Any:
     """scikit-learn's logistic regression (L-BFGS), fitted.
 
+    Raises:
+        DataError: all labels are equal.
+
     Source: openai/CLIP's linear-probe example.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if len(labels.unique()) < 2:
+        raise DataError("the training images are all of one class; logistic regression needs two. Give others with `train_data:`.")
     with warnings.catch_warnings():
         # One image per class is what a one-shot probe is about.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater")

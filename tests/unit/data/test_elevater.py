@@ -81,10 +81,11 @@ def test_multi_label_rows_keep_all_their_labels(drawn_root: Path) -> None:
     assert len(reader.captions(1)) == len(reader.labels(1)) * len(reader.templates)
 
 
-def test_a_row_without_labels_is_read_and_has_a_caption(root: Path) -> None:
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_row_without_labels_is_read_and_has_a_caption(root: Path, end: str) -> None:
     index = root / "classification/toy_tags_2026/train_ic.txt"
     lines = index.read_text().splitlines()
-    index.write_text("\n".join([lines[0].rpartition(" ")[0] + " ", *lines[1:]]))
+    index.write_text("\n".join([lines[0].rpartition(" ")[0] + end, *(line + " " for line in lines[1:])]))
     reader = Elevater(root=str(root), dataset="toy-tags", split="train")
     assert (reader.labels(0), reader.label(0)) == ((), -1)
     assert reader.captions(0)

@@ -170,23 +170,26 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
         ({"rnd_seeds": [1, 2]}, "1 seeds of predictions, and rnd_seeds lists 2"),
         ({"rnd_seeds": ["1"]}, "Expected a list of integers"),
         ({"n_shot": "five"}, "n_shot is 'five'"),
-        ({"author": "x"}, "predictions"),
+        ({"num_params": float("nan")}, "num_params is nan"),
+        ({"author": "x"}, "key 'author' stands after the predictions"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     path = _complete(tmp_path) / "seed1_birds.json"
     _change(path, **changes)
-    if "author" in changes:  # a key of another format, where it stands before the predictions
-        record = json.loads(path.read_text())
-        path.write_text(json.dumps({"author": "x", **record}))
-        says = "unknown key 'author'"
     assert any(says in line for line in _refusal(tmp_path))
+
+
+def test_a_key_of_another_format_is_named(tmp_path: Path) -> None:
+    path = _complete(tmp_path) / "seed1_birds.json"
+    path.write_text(json.dumps({"author": "x", **json.loads(path.read_text())}))
+    assert any("unknown key 'author'" in line for line in _refusal(tmp_path))
 
 
 def test_files_cut_off_or_of_another_kind_are_named(tmp_path: Path) -> None:
     path = _complete(tmp_path) / "seed1_birds.json"
     whole = path.read_text()
-    for content in (whole[:-40], "[]", "{}", '{"a": 1}', whole.replace('"predictions": [[', '"predictions": [[3, ')):
+    for content in (whole[:-40], whole + whole, "[]", "{}", '{"a": 1}', whole.replace('"predictions": [[', '"predictions": [[3, ')):
         path.write_text(content)
         assert any(line.startswith(f"{path}: ") for line in _refusal(tmp_path)), content
 

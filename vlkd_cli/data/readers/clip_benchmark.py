@@ -43,6 +43,7 @@ class ClipBenchmark(Reader):
         self.kind = _read(folder / _KIND)[0] if (folder / _KIND).is_file() else "classification"
         if self.kind not in ("classification", "multilabel", "retrieval"):
             raise DataError(f"{folder / _KIND}: '{self.kind}' is no kind of data set. Expected classification, multilabel or retrieval.")
+        self.multi_label = self.kind == "multilabel"
         if self.kind != "retrieval":
             self.classes = _read(folder / _CLASSES)
         templates = folder / _TEMPLATES
@@ -68,7 +69,9 @@ class ClipBenchmark(Reader):
         if self._captions:
             return self._captions[index]
         assert self.classes is not None
-        return [template.replace("{}", self.classes[self.label(index)]) for template in self.templates or ()]
+        label = self.label(index)
+        name = self.classes[label] if label >= 0 else "thing"
+        return [template.replace("{}", name) for template in self.templates or ()]
 
     def label(self, index: int) -> int:
         if self._labels:

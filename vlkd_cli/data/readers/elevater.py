@@ -38,6 +38,7 @@ class Elevater(Reader):
         located = locate(Path(root).expanduser(), dataset)
         self.facts, self.folder, self.split = located.facts, located.folder, split
         facts = self.facts
+        self.multi_label = facts.multi_label
         if located.layout == "folders":
             index = self.folder / split
             self.rows, self.order_source = read_folders(self.folder, split, facts.num_classes)

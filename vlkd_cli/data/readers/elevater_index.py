@@ -38,16 +38,20 @@ class Rows(NamedTuple):
 def read_lines(path: Path, num_classes: int, multi_label: bool) -> Rows:
     """An index of lines `image path label[,label...]`; the path may hold spaces, labels count from 0, blank lines do not count.
 
+    A line without a space is an image without labels, which multi-label data may have.
+
     Raises:
         DataError: with file and line.
     """
 
     def rows() -> Iterator[tuple[str, list[int]]]:
         for number, line in enumerate(_read_text(path).split("\n"), start=1):
-            line = line.rstrip("\r").lstrip()
-            if not line.strip():
+            line = line.strip()
+            if not line:
                 continue
             image, _, text = line.rpartition(" ")
+            if not image and multi_label:
+                image, text = line, ""
             try:
                 labels = [int(label) for label in text.split(",") if label]
             except ValueError:

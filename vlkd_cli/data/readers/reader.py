@@ -25,6 +25,9 @@ class Reader:
     templates: Sequence[str] | None = None
     """Prompt templates that the data set brings along, each with one `{}`."""
 
+    multi_label: bool = False
+    """Whether an image may have several labels, or none."""
+
     def opened(self) -> Reader | StreamReader:
         """What to read from: itself, or a stream where the data turns out to allow nothing else."""
         return self

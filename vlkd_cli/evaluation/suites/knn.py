@@ -95,6 +95,8 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, *, ks: tuple[int, ...], te
         test: unit-length features `[N, D]`.
     """
     found = nearest(test, train, max(ks))
-    weights = (found.similarity / temperature).exp() if temperature else torch.ones_like(found.similarity)
+    # Relative to the nearest, which changes no vote's order, so that a low temperature ends in no infinity.
+    nearer = found.similarity - found.similarity[:, :1]
+    weights = (nearer / temperature).exp() if temperature else torch.ones_like(nearer)
     classes = labels.to(found.rows.device)[found.rows]
     return {k: torch.zeros(len(test), num_classes, device=test.device).scatter_add_(1, classes[:, :k], weights[:, :k]) for k in ks}

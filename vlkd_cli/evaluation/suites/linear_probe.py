@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.dataset import LabelledPair, class_hash, labelled_pair, labels_of, open_dataset
 from vlkd_cli.evaluation.encode import embed_images, normalise
 from vlkd_cli.evaluation.linear import Linear, adamw_probe, logistic_regression, sgd_probe
@@ -163,6 +163,11 @@ class LinearProbe(Suite):
         if not self.tune:
             return Features(train, labels, train[:0], labels[:0], *test)
         held = first_of_each_class(labels, self.val_share)
+        if not bool(held.any()):
+            raise DataError(
+                f"data '{pair.train.name}' ({pair.train.split}) has one image per class and none to spare to choose settings on. "
+                "Give `val_data:`, or the settings with `tune: false`."
+            )
         return Features(train[~held], labels[~held], train[held], labels[held], *test)
 
     def _clip(self, features: Features, num_classes: int) -> Outcome:

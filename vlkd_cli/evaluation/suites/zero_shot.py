@@ -78,7 +78,7 @@ class ZeroShot(Suite):
             )
         cosine = images @ classifier.T
         several = [tuple(dataset.reader.labels(index)) for index in range(len(dataset.reader))]
-        many = self.multi_label if self.multi_label is not None else any(len(labels) > 1 for labels in several)
+        many = dataset.reader.multi_label or any(len(labels) > 1 for labels in several) if self.multi_label is None else self.multi_label
         scored = self._multi_label(cosine, several, names) if many else self._single_label(cosine, labels_of(dataset.reader, names), names)
         return [self._result(dataset, subject, names, texts, *scored)]
 

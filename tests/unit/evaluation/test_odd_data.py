@@ -1,0 +1,79 @@
+"""Data and towers that leave a suite little to work with: it says so in a line, or gives the number that is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.fakes import COLOURED, FakeReader, FakeTower, random_feature
+from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.run import run_suites
+from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.suites.knn import vote
+from vlkd_cli.recipe.schema import EvalSpec
+
+
+def run(subject: Subject, suite: str, **keys: Any) -> Result:
+    (result,) = run_suites(subject, [EvalSpec.model_validate({"suite": suite, **keys})])
+    return result
+
+
+@pytest.mark.parametrize(("suite", "keys"), [("few_shot", {}), ("linear_probe", {}), ("linear_probe", {"tune": False})])
+def test_one_class_to_learn_from_is_too_few(suite: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="all of one class"):
+        run(knowing_classes(), suite, data={"reader": COLOURED, "num_classes": 1, "num_samples": 16}, **keys)
+
+
+@pytest.mark.parametrize("protocol", ["clip", "adamw", "elevater"])
+def test_one_image_per_class_leaves_none_to_choose_settings_on(protocol: str) -> None:
+    data = {"reader": COLOURED, "num_samples": 8}
+    with pytest.raises(DataError, match=r"one image per class.*`tune: false`"):
+        run(knowing_classes(), "linear_probe", data=data, protocol=protocol)
+    assert run(knowing_classes(), "linear_probe", data=data, protocol=protocol, tune=False).metrics["top1"] > 0.1
+
+
+@pytest.mark.parametrize("suite", ["zero_shot", "retrieval", "knn", "clustering", "few_shot", "linear_probe", "feature_analysis"])
+def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> None:
+    def odd(position: int) -> torch.Tensor:
+        return class_of_picture(position) / (position % 10 != 3)  # infinity, and NaN where it was 0
+
+    subject = Subject(FakeTower("image", odd, 8), FakeTower("text", random_feature(8), 8))
+    with pytest.raises(DataError, match=r"\d+ of \d+ features of tower 'image' hold NaN or infinity"):
+        run(subject, suite, data={"reader": COLOURED, "num_samples": 128})
+
+
+def test_a_head_that_gives_no_numbers_is_told() -> None:
+    head = torch.nn.Linear(8, 8)
+    torch.nn.init.constant_(head.weight, torch.nan)
+    with pytest.raises(DataError, match="hold NaN"):
+        run(Subject(FakeTower("image", class_of_picture, 8, head=head), None), "clustering", data={"reader": COLOURED})
+
+
+def test_votes_at_a_low_temperature_go_to_the_nearest() -> None:
+    train = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.9, 0.5]]))
+    labels = torch.tensor([2, 1, 0])
+    votes = vote(train, labels, train[:1], ks=(3,), temperature=0.001, num_classes=3)[3]
+    assert torch.isfinite(votes).all()
+    assert votes.argmax(1).tolist() == [2]
+
+
+class Sparse(FakeReader):
+    """Several labels are possible, and happen to be one or none."""
+
+    multi_label = True
+
+    def __init__(self, *, split: str = "val") -> None:
+        labels = [(row % 8,) if row % 3 else () for row in range(48)]
+        super().__init__(labels, classes=[f"kind {number}" for number in range(8)], split=split)
+
+
+def test_data_that_is_multi_label_is_scored_so_even_if_no_image_has_two() -> None:
+    subject = Subject(FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8))
+    result = run(subject, "zero_shot", data={"reader": f"{__name__}:Sparse"})
+    assert result.headline == "mean_average_precision"
+    # Every third row of a class is unlabelled and as near as the others, so precision is two thirds at every recall.
+    assert result.metrics["mean_average_precision"] == pytest.approx(2 / 3)
