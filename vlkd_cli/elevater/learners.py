@@ -99,6 +99,9 @@ class ProbeLearner:
 class FineTuneLearner:
     """The whole image tower with a head, one training after another; the trials of a look are dealt to the ranks.
 
+    A single training, such as the final one, is done by every rank alike: its steps depend on one another, and gradients summed over
+    ranks would differ in their last bits from those of one process.
+
     Args:
         sample: positions of the sample's rows in `train`.
         train: reader of the training part.
@@ -131,7 +134,7 @@ class FineTuneLearner:
         own: list[tuple[int, list[float]]] = []
         problem: UserError | None = None
         try:
-            for number in range(rank(), len(trials), world_size()):
+            for number in dealt(len(trials)):
                 networks = self._train(trials[number], train, epochs)
                 scores = [self.task.score(class_probabilities(self.subject, each, self.train, rows), targets) for each in networks]
                 own.append((number, scores))
@@ -142,7 +145,7 @@ class FineTuneLearner:
         for _, met in answers:
             if met is not None:
                 raise met
-        found = {number: scores for done, _ in answers for number, scores in done}
+        found = {number: scores for done, _ in reversed(answers) for number, scores in done}
         return [found[number] for number in range(len(trials))]
 
     def predict(self, trial: Trial, *, train: Sequence[int], epochs: int, best_on_test: bool) -> Outcome:
@@ -168,6 +171,14 @@ class FineTuneLearner:
             multi_label=self.task.multi_label,
             seed=self.seed,
         )
+
+
+def dealt(count: int) -> list[int]:
+    """Which of `count` trainings this rank does: the ranks take turns, and those left over at the end repeat the first ones.
+
+    They would only wait otherwise, and a long training can outlast the patience of the process group.
+    """
+    return [number % count for number in range(rank(), -(-count // world_size()) * world_size(), world_size())]
 
 
 def _choose(trained: Iterator[T], predict: Callable[[T], Tensor], task: Task, epochs: int, best_on_test: bool) -> Outcome:

@@ -17,9 +17,13 @@ from tests.support.elevater_root import make_elevater_root
 from tests.support.ranks import run_on_ranks
 from vlkd_cli.commands.submit_elevater import submit_elevater
 from vlkd_cli.data.elevater_sets import read_registry
+from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.elevater import learners
+from vlkd_cli.elevater.learners import FineTuneLearner, Task
 from vlkd_cli.elevater.metrics import METRICS
 from vlkd_cli.elevater.run import zero_shot_probabilities
 from vlkd_cli.elevater.submission import MEMBER, prediction_folder, submit
+from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Subject
@@ -206,7 +210,29 @@ def _on_a_rank(root: str, output: str) -> dict[str, Any]:
     probe = ElevaterSuite(mode="linear_probe", datasets=["toy-colours", "toy-tags"], shots=2, seeds=[0, 1], **SHORT)
     tuned = ElevaterSuite(mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, tune=False, lr=0.02, epochs=2)
     results = [*ElevaterSuite().run(subject), *probe.run(subject), *tuned.run(subject)]
-    return {f"{result.protocol} {result.dataset}": (result.metrics, result.details) for result in results}
+    return {f"{result.protocol} {result.dataset}": (result.metrics, result.details) for result in results} | {
+        "search": _looks(root, subject)
+    }
+
+
+def _looks(root: str, subject: Subject) -> list[list[float]]:
+    """Three fine-tunings of a search."""
+    reader = Elevater(root=root, dataset="toy-colours", split="train")
+    targets = torch.from_numpy(reader.targets())
+    learner = FineTuneLearner(
+        Task("accuracy", 3, False, targets, targets), subject, range(len(reader)), reader, reader, point="projected", initial=None
+    )
+    trials = [Trial(lr, 0.0) for lr in (1e-4, 0.02, 0.5)]
+    return learner.curves(trials, train=range(6, len(reader)), valid=range(6), epochs=2)
+
+
+def test_no_rank_waits_for_the_last_trainings_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learners, "world_size", lambda: 4)
+    shares = []
+    for own in range(4):
+        monkeypatch.setattr(learners, "rank", lambda own=own: own)
+        shares.append([learners.dealt(count) for count in (1, 5, 8)])
+    assert shares == [[[0], [0, 4], [0, 4]], [[0], [1, 0], [1, 5]], [[0], [2, 1], [2, 6]], [[0], [3, 2], [3, 7]]]
 
 
 def test_two_ranks_give_the_numbers_of_one(root: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from vlkd_cli.evaluation.wise_ft import interpolate_states
 class FineTune(Suite):
     """Fine-tune a copy of the image tower with a linear classifier on it, as ELEVATER does, and judge the last epoch.
 
-    Every rank trains the same copy on the same batches, so more processes make it no faster.
+    Every rank trains the same copy on the same batches, so that the numbers are those of one process; more make it no faster.
 
     Args:
         data: labelled images that are judged.
