@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def run_suites(subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | No
     try:
         for suite in suites:
             # Rank 0's results: what a library computes may differ in the last bit from machine to machine.
-            found = broadcast_object(suite.run(subject))
-            results.extend(found)
-            if folder is not None and is_main():
-                for result in found:
+            for found in broadcast_object(suite.run(subject)):
+                result = _told_apart(found, results)
+                results.append(result)
+                if folder is not None and is_main():
                     write_result(result, folder)
     finally:
         subject.kept.clear()
@@ -89,6 +90,20 @@ def print_results(results: Sequence[Result]) -> None:
         for metric, value in result.metrics.items()
     ]
     console.print_table("Results", ["suite", "data", "split", "metric", "value", "chance"], rows)
+
+
+def _told_apart(result: Result, before: Sequence[Result]) -> Result:
+    """The result, its data numbered where an earlier one would have the same name and file; `data: {name: ...}` gives better names."""
+
+    def named(other: Result) -> tuple[str, ...]:
+        return other.suite, other.dataset, other.split, other.protocol
+
+    taken = {named(other) for other in before}
+    numbered, number = result, 1
+    while named(numbered) in taken:
+        number += 1
+        numbered = replace(result, dataset=f"{result.dataset}_{number}")
+    return numbered
 
 
 def _number(value: float | None) -> str:

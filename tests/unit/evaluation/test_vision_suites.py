@@ -37,6 +37,16 @@ def test_prompts_are_normalised_before_the_mean_or_after_it() -> None:
     assert not torch.allclose(clip, itra)
 
 
+def test_results_that_would_have_one_name_are_numbered_and_none_is_lost(tmp_path: Path) -> None:
+    data = [{"reader": COLOURED, "num_samples": size} for size in (16, 24, 32)]
+    specs = [EvalSpec.model_validate({"suite": "zero_shot", "data": keys}) for keys in data]
+    results = run_suites(knowing_classes(), specs, folder=tmp_path)
+    name = results[0].dataset
+    assert [result.dataset for result in results] == [name, f"{name}_2", f"{name}_3"]
+    kept = {json.loads(file.read_text())["dataset"]: json.loads(file.read_text())["num_items"] for file in tmp_path.iterdir()}
+    assert kept == {name: 16, f"{name}_2": 24, f"{name}_3": 32}
+
+
 def half_knowing() -> Subject:
     """Takes every picture of class 1 for class 2 and knows the others."""
     return Subject(
