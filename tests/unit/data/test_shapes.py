@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from vlkd_cli.data.readers.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Shapes
+from vlkd_cli.data.readers.shapes import BACKGROUNDS, CLASSES, COLOURS, SHAPES, UNSEEN, Scene, Shapes
 
 
 def kind(scene: Scene) -> tuple[str, ...]:
@@ -39,6 +39,28 @@ def test_every_class_is_in_every_split() -> None:
         reader = Shapes(split=split)  # type: ignore[arg-type]
         counts = np.bincount(reader.labels_of(np.arange(len(reader))), minlength=len(SHAPES) * len(COLOURS))
         assert counts.min() > 0
+
+
+@pytest.mark.parametrize("relations", [False, True])
+def test_unseen_combinations_occur_in_no_seen_picture_or_caption_though_their_words_do(relations: bool) -> None:
+    seen = Shapes(num_samples=5000, relations=relations, combinations="seen")
+    unseen = Shapes(num_samples=500, split="val", combinations="unseen")
+    names = {CLASSES[label] for label in UNSEEN}
+    assert len(names) == len({name.split()[0] for name in names}) == len({name.split()[1] for name in names}) == len(SHAPES)
+    assert set(unseen.labels_of(np.arange(500)).tolist()) == UNSEEN
+    assert set(seen.labels_of(np.arange(5000)).tolist()) == set(range(len(CLASSES))) - UNSEEN
+    captions = " . ".join(caption for index in range(5000) for caption in seen.captions(index))
+    assert not any(name in captions for name in names)
+    assert all(word in captions for name in names for word in name.split())
+
+
+def test_all_combinations_are_the_seen_and_the_unseen_ones_of_the_same_split() -> None:
+    kinds = {
+        combinations: {kind(reader.scene(index)) for index in range(len(reader))}
+        for combinations in ("all", "seen", "unseen")
+        if (reader := Shapes(num_samples=1500, split="val", combinations=combinations))  # type: ignore[arg-type]
+    }
+    assert kinds["all"] == kinds["seen"] | kinds["unseen"] and not kinds["seen"] & kinds["unseen"]
 
 
 def test_the_full_captions_of_the_validation_pictures_are_all_different() -> None:

@@ -30,6 +30,8 @@ SIZES = {"small": 0.16, "medium": 0.21, "large": 0.26}
 """Radius as a share of the picture's side."""
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+UNSEEN = frozenset(place * len(COLOURS) + place + 1 for place in range(len(SHAPES)))
+"""Labels of the classes that `combinations: seen` leaves out: one of each shape, none twice in a colour, so both words are known."""
 TEMPLATES = ("a {}", "a picture of a {}", "there is a {} here")
 _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
@@ -74,6 +76,8 @@ class Shapes(Reader):
         relations: draw a second, small shape beside the first, and tell where in the captions.
         short_captions: whether captions that name only colour and shape are among those of a picture; by default in training only,
             since such captions fit many pictures.
+        combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on the seen and validate on the unseen
+            to see whether a model puts a known colour and a known shape together; candidates are still all 48.
     """
 
     templates = TEMPLATES
@@ -88,14 +92,19 @@ class Shapes(Reader):
         split: Literal["train", "val", "test"] = "train",
         relations: bool = False,
         short_captions: bool | None = None,
+        combinations: Literal["all", "seen", "unseen"] = "all",
     ) -> None:
         if split not in _SPLITS:
             raise DataError(f"data.split '{split}': reader 'shapes' has train, val and test.")
         self.num_samples = num_samples or _NUM_SAMPLES[split]
         self.size_px, self.seed, self.split, self.relations = size_px, seed, split, relations
         self.short_captions = split == "train" if short_captions is None else short_captions
+        self.combinations = combinations
         first, last = (share * _KINDS // 100 for share in _SPLITS[split])
-        self._first_kind, self._num_kinds = first, last - first
+        # One fixed shuffle deals the kinds to the splits, whatever the seed: a model trained on one seed meets no validation kind.
+        kinds = permuted(np.arange(first, last), _KINDS, hashed(20_231))
+        unseen = np.isin(kinds % len(CLASSES), list(UNSEEN))
+        self._split_kinds = {"all": kinds, "seen": kinds[~unseen], "unseen": kinds[unseen]}[combinations]
         grid = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
         self._x, self._y = np.meshgrid(grid, grid)
         self._blocks: dict[int, np.ndarray] = {}
@@ -135,7 +144,8 @@ class Shapes(Reader):
         return f"drawn picture {index}"
 
     def fingerprint(self) -> str:
-        return digest_of("shapes", _DRAWING, self.num_samples, self.size_px, self.seed, self.split, self.relations, self.short_captions)
+        keys = self.num_samples, self.size_px, self.seed, self.split, self.relations, self.short_captions, self.combinations
+        return digest_of("shapes", _DRAWING, *keys)
 
     def caption_start(self, index: int) -> int:
         return index * self._num_captions
@@ -203,6 +213,8 @@ class Shapes(Reader):
         relation, centre = room[draw.integers(len(room))]
         colours = [colour for colour in COLOURS if colour != thing.colour]
         colour, shape = colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))]
+        while self.combinations == "seen" and CLASSES.index(f"{colour} {shape}") in UNSEEN:
+            colour, shape = colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))]
         other = Thing(colour, shape, "small", "", centre, radius, float(draw.uniform(-0.15, 0.15)))
         return scene._replace(other=other, relation=relation)
 
@@ -215,10 +227,10 @@ class Shapes(Reader):
 
     def _kinds(self, indices: np.ndarray) -> np.ndarray:
         """Kind of picture at each position: the split's kinds in a shuffled order, again and again in other orders."""
-        passes, places = np.divmod(indices, self._num_kinds)
-        inside = permuted(places, self._num_kinds, hashed(self.seed, passes, 17))
-        # One fixed shuffle deals the kinds to the splits, whatever the seed: a model trained on one seed meets no validation kind.
-        return permuted(self._first_kind + inside, _KINDS, hashed(20_231))
+        num_kinds = len(self._split_kinds)
+        passes, places = np.divmod(indices, num_kinds)
+        kinds: np.ndarray = self._split_kinds[permuted(places, num_kinds, hashed(self.seed, passes, 17))]
+        return kinds
 
     def _generator(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64((self.seed, list(_SPLITS).index(self.split), index, purpose)))
