@@ -28,11 +28,12 @@ class Command(NamedTuple):
     panel: str
 
 
-TRAIN, LOOK, SUBMIT = "Train and evaluate", "Look up", "Hand in"
+TRAIN, LOOK, SUBMIT = "Train, evaluate, export", "Look up", "Hand in"
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train", "train", TRAIN),
     "eval": Command("evaluate", "evaluate", TRAIN),
+    "export": Command("export", "export", TRAIN),
     "recipes": Command("recipes", "recipes", LOOK),
     "show": Command("show", "show", LOOK),
     "list-models": Command("list_models", "list_models", LOOK),

@@ -248,6 +248,24 @@ def test_the_example_builder_is_listed_and_says_its_keys():
     assert signature_of("builder", "docs.snippets.my_builder:MyBuilder").key_names() == ["width", "depth", "size_px"]
 
 
+def test_an_exported_head_goes_on_the_features(tmp_path):
+    from docs.snippets.exported_head import load_head
+    from vlkd_cli.recipe.schema import TowerSpec
+    from vlkd_cli.towers.assemble import assemble
+    from vlkd_cli.towers.export import export_tower
+
+    section = {
+        "builder": "torchvision",
+        "model": "resnet18",
+        "image_size": 32,
+        "head": {"name": "mlp", "width": 6, "layers": 2, "hidden": 8},
+    }
+    tower = assemble("image", TowerSpec.model_validate(section)).eval()
+    export_tower(tower, tmp_path, tmp_path)
+    features = torch.randn(3, tower.feature_width, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_head(tmp_path)(features), tower.project(features))
+
+
 def test_an_adapter_is_saved_and_merged_as_the_page_says(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("adapters")

@@ -34,6 +34,9 @@ RUN: dict[str, list[str]] = {
     "vlkd eval": [],
     "vlkd eval runs/first --suite retrieval,feature_analysis": TINY_SUITES,
     "vlkd eval runs/first/checkpoints/last.pt --suite zero_shot --output results.json": TINY_SUITES,
+    "vlkd export runs/first exported": [],
+    "vlkd export exported_newest": [],
+    "vlkd export runs/first/checkpoints/last.pt exported --tower text --force": [],
     "vlkd eval quickstart --suite retrieval": [*TINY_SUITES, "--set", "data.num_samples=64"],
 }
 

@@ -25,8 +25,9 @@ def test_help_lists_every_command():
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f" {name} " in result.stdout
-    assert set(COMMANDS) == {"train", "eval", "recipes", "show", "list-models", "list-distillers", "list-datasets", "list-adapters",
-                             "submit-elevater"}  # fmt: skip
+    assert set(COMMANDS) == {
+        "train", "eval", "export", "recipes", "show", "list-models", "list-distillers", "list-datasets", "list-adapters", "submit-elevater"
+    }  # fmt: skip
 
 
 def test_every_command_has_help_and_each_option_says_what_it_does():

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlkd_cli.builders.adapter_attach import own_tensors
+from vlkd_cli.builders.adapter_attach import is_own, own_tensors
+from vlkd_cli.builders.huggingface_save import save_encoder, save_tokenizer
 from vlkd_cli.errors import WeightsError
 
 WEIGHTS = "adapter.safetensors"
@@ -83,10 +84,13 @@ def export_merged(backbone: Any, folder: Path | str) -> None:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(merged.get_submodule(parent), child, layer.get_base_layer())
-    merged.save_pretrained(folder)
-    tokenizer = getattr(backbone.tokenizer, "tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    save_encoder(merged, backbone.config, Path(folder))
+    save_tokenizer(backbone.tokenizer, Path(folder))
+
+
+def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
+    """An adapted encoder's weights without the adapter's."""
+    return {name: tensor for name, tensor in encoder.state_dict().items() if not is_own(name)}
 
 
 def _same_method(saved: Any, here: dict[str, Any], folder: Path) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,14 +15,18 @@ from torch import Tensor
 from vlkd_cli import catalog
 from vlkd_cli.builders import adapter_rules
 from vlkd_cli.builders.adapter_attach import attach, encoder_model
-from vlkd_cli.builders.adapter_files import load_adapter
+from vlkd_cli.builders.adapter_files import encoder_tensors, export_merged, load_adapter, save_adapter
 from vlkd_cli.builders.adapter_methods.low_rank import MTLLoRA
 from vlkd_cli.builders.adapter_methods.method import Method
 from vlkd_cli.builders.adapter_methods.reft import ReFT
-from vlkd_cli.builders.backbone import Backbone, ModelInfo
+from vlkd_cli.builders.backbone import Backbone, Export, ModelInfo
 from vlkd_cli.builders.huggingface import HuggingFace, HuggingFaceText
 from vlkd_cli.builders.huggingface_load import longest_input
+from vlkd_cli.builders.huggingface_save import save_encoder
 from vlkd_cli.errors import MissingPackageError, RecipeError
+
+ADAPTER = "adapter"
+"""Folder of a method that cannot be merged, beside the encoder's files."""
 
 
 class Adapters(HuggingFace):
@@ -128,7 +133,7 @@ class AdaptedText(HuggingFaceText):
     def __init__(self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, Any]) -> None:
         encoder = encoder_model(plain.encoder)
         settings = json.dumps([plain.settings, section], sort_keys=True, default=str)
-        super().__init__(encoder, encoder.config, plain.tokenizer, own_pooler=plain.own_pooler, settings=settings)
+        super().__init__(encoder, plain.config, plain.tokenizer, own_pooler=plain.own_pooler, settings=settings)
         # As they are without the method, whose own modules would be taken for layers.
         self._layers = super().layers()
         self.method = method
@@ -137,6 +142,18 @@ class AdaptedText(HuggingFaceText):
 
     def layers(self) -> list[list[str]]:
         return self._layers
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        if self.method.merges:
+            export_merged(self, folder)
+            return self.exported(folder, place, keys)._replace(adapter="merged")
+        save_encoder(self.encoder, self.config, folder, tensors=encoder_tensors(self.encoder))
+        save_adapter(self, folder / ADAPTER)
+        plain = self.exported(folder, place, keys)
+        own = {"builder": "adapters", "adapter": self.section, "adapter_weights": str(place / ADAPTER)}
+        name = self.section["name"]
+        note = f"adapter '{name}' is part of the computation and cannot be merged: Python loads the encoder as it was, without {ADAPTER}/."
+        return plain._replace(recipe={**plain.recipe, **own}, adapter="beside", note=note)
 
     def _words(self, text: str) -> list[int]:
         """Token ids of a text without the special ones."""

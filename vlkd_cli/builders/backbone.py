@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
 
@@ -18,6 +19,21 @@ class Tokens(NamedTuple):
     values: Tensor
     mask: Tensor
     eot: Tensor | None = None
+
+
+class Export(NamedTuple):
+    """How a backbone was written for its library: what loads it again, in Python and in a recipe, and what gives its feature.
+
+    `adapter` says what became of a parameter-efficient method: "merged" into the weights or kept "beside" them. `note` is one line on what
+    the library's format cannot hold.
+    """
+
+    format: str
+    python: str
+    recipe: dict[str, Any]
+    feature: str
+    adapter: Literal["", "merged", "beside"] = ""
+    note: str = ""
 
 
 class Backbone(nn.Module):
@@ -62,6 +78,19 @@ class Backbone(nn.Module):
         (embeddings, final norms) goes with the first layer if it comes before, else with the last.
         """
         return []
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        """Write it into an empty folder in its library's format, so that the library loads it without vlkd. It stays as it is.
+
+        Args:
+            folder: where to write.
+            place: where the folder will be when it is done; what the Export says.
+            keys: the recipe keys that its builder was given.
+
+        Raises:
+            WeightsError: its builder has no such format.
+        """
+        raise WeightsError(f"{type(self).__name__} has no format of its own to be written in. Take the tower from its run (`run: ...`).")
 
 
 class ModelInfo(NamedTuple):

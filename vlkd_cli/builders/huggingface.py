@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.huggingface_load import apply_sizes, load_config, load_model, load_tokenizer, longest_input, scratch_config
+from vlkd_cli.builders.huggingface_save import save_encoder, save_tokenizer
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PretrainedTokenizer
 from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
@@ -21,6 +23,8 @@ from vlkd_cli.preprocessing import TextInput
 
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
+EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
+"""Keys that hold for an exported encoder as for the original."""
 
 
 class HuggingFace(Builder):
@@ -170,6 +174,7 @@ class HuggingFaceText(Backbone):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.config = config
         self.tokenizer = tokenizer
         self.own_pooler = own_pooler
         self.settings = settings
@@ -191,6 +196,22 @@ class HuggingFaceText(Backbone):
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        save_encoder(self.encoder, self.config, folder)
+        return self.exported(folder, place, keys)
+
+    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        """The tokenizer beside an encoder that is written, and how to load the two."""
+        save_tokenizer(self.tokenizer, folder)
+        part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
+        trusted = ", trust_remote_code=True" if keys.get("trust") else ""
+        return Export(
+            "Hugging Face",
+            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted}){part}",
+            recipe={"builder": "huggingface", "model": str(place), **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)}},
+            feature="pooler_output" if self.own_pooler else "the mean of last_hidden_state over the real tokens",
+        )
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Any:
         return self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True)

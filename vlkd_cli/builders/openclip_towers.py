@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.builders.backbone import Backbone, Export, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.openclip_blocks import pooled, quicken, reads_one_token
 from vlkd_cli.builders.openclip_config import Source
+from vlkd_cli.builders.openclip_save import PROMPT, save_half
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
-from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable
+from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable, write_weights
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
+HOLDER = "encoder."
 LAST_IMAGE_PARTS = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive", "attnpool", "head")
 LAST_TEXT_PARTS = ("ln_final", "text_projection", "cls_emb", "proj", "pooler")
 
@@ -34,6 +37,7 @@ class OpenClipImage(Backbone):
         from open_clip.transformer import VisionTransformer
 
         self.encoder: Any = encoder
+        self.source = source
         quicken(encoder)
         self.width = source.embed_dim
         self.image_input = _image_input(encoder, source)
@@ -70,6 +74,18 @@ class OpenClipImage(Backbone):
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_IMAGE_PARTS)
 
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        expected = self.image_input
+        assert expected is not None
+        prepared = {
+            "size": expected.size_px,
+            "mean": expected.mean,
+            "std": expected.std,
+            "interpolation": expected.interpolation,
+            "resize_mode": expected.resize,
+        }
+        return save_half("visual", self.source, self.encoder.state_dict(), folder, place, preprocessing=prepared)
+
 
 class OpenClipText(Backbone):
     """A text tower of open_clip; the pooled feature is the one that its contrastive loss compared, projection included."""
@@ -81,6 +97,7 @@ class OpenClipText(Backbone):
         from open_clip.transformer import TextTransformer
 
         self.encoder: Any = encoder
+        self.source = source
         quicken(encoder)
         self.width = source.embed_dim
         self.is_transformer = isinstance(encoder, TextTransformer)
@@ -136,6 +153,21 @@ class OpenClipText(Backbone):
 
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_TEXT_PARTS)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        state = self.encoder.state_dict()
+        prompts = {name.removeprefix(HOLDER): state.pop(name.removeprefix(HOLDER)) for name in self.prompted}
+        written = save_half("text", self.source, state, folder, place, preprocessing={})
+        tokenizer: Any = self.tokenizer
+        if isinstance(tokenizer, PaddedTokenizer):
+            tokenizer.tokenizer.tokenizer.save_pretrained(folder)
+        notes = []
+        if prompts:
+            write_weights(prompts, folder / PROMPT)
+            notes.append(f"open_clip has no place for the learned prompt, which is kept in {PROMPT}; `run: ...` brings it along.")
+        if self.marks_end and tokenizer.vocabulary_size < CLIP_VOCABULARY:
+            notes.append(f"the vocabulary ends at {tokenizer.vocabulary_size}, which vlkd's tokenizer obeys and open_clip's does not.")
+        return written._replace(note=" ".join(notes))
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """Normed tokens `[B, T, D]` of a causal tower, at any length up to the context's."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.openclip_config import Source
 from vlkd_cli.builders.weights import fit_weights, read_weights
 
-TEXT_NAMES = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final", "cls_emb")
+TEXT_NAMES = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final", "cls_emb", "proj")
 
 
 def load_half(encoder: nn.Module, modality: str, source: Source) -> None:

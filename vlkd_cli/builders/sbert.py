@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.huggingface_load import find_model, hub_cache, offline_folder, read_json, refuse_foreign_code
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.tokenizers import PretrainedTokenizer
@@ -142,6 +142,23 @@ class SentenceBackbone(Backbone):
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        longest = getattr(self.encoder, "max_seq_length", None)
+        limit = keys.get("max_length")
+        try:
+            if limit and not self.is_static:
+                self.encoder.max_seq_length = limit
+            self.encoder.save_pretrained(str(folder), create_model_card=False)
+        finally:
+            if limit and not self.is_static:
+                self.encoder.max_seq_length = longest
+        return Export(
+            "SentenceTransformer",
+            python=f"model = sentence_transformers.SentenceTransformer({str(place)!r})",
+            recipe={"builder": "sbert", "model": str(place), **{key: keys[key] for key in ("max_length", "trust") if keys.get(key)}},
+            feature="model.encode(texts)",
+        )
 
     def _embed(self, inputs: TextInput) -> dict[str, Tensor]:
         mask = inputs["attention_mask"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
-from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file
+from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file, write_weights
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
@@ -62,7 +63,7 @@ class Timm(Builder):
         else:
             network = self._published(name, what)
         settings = json.dumps([self.model, self.image_size, self.config], sort_keys=True, default=str)
-        return TimmImage(network, _image_input(network, self.image_size), settings=settings)
+        return TimmImage(network, _image_input(network, self.image_size), name=name, arguments=self._arguments, settings=settings)
 
     @classmethod
     def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
@@ -106,15 +107,20 @@ class Timm(Builder):
     def _create(self, name: str, what: str, **options: Any) -> nn.Module:
         import timm
 
-        size = {} if self.image_size is None else {"img_size": self.image_size}
+        self._arguments: dict[str, Any] = {"num_classes": 0, **self.config}
         try:
-            try:
-                return timm.create_model(name, num_classes=0, **size, **self.config, **options)
-            except TypeError as error:
-                # Convolutional models take any size and therefore no such argument.
-                if "img_size" not in str(error):
-                    raise
-                return timm.create_model(name, num_classes=0, **self.config, **options)
+            if self.image_size is not None:
+                sized = {"img_size": self.image_size, **self._arguments}
+                try:
+                    network = timm.create_model(name, **sized, **options)
+                except TypeError as error:
+                    # Convolutional models take any size and therefore no such argument.
+                    if "img_size" not in str(error):
+                        raise
+                else:
+                    self._arguments = sized
+                    return network
+            return timm.create_model(name, **self._arguments, **options)
         except TypeError as error:
             raise RecipeError(f"{what}: {error}. Correct the tower's `config`.") from error
 
@@ -140,9 +146,10 @@ class TimmImage(Backbone):
 
     modality = "image"
 
-    def __init__(self, network: nn.Module, expected: ImageInput, *, settings: str) -> None:
+    def __init__(self, network: nn.Module, expected: ImageInput, *, name: str, arguments: dict[str, Any], settings: str) -> None:
         super().__init__()
         self.encoder = network
+        self.name, self.arguments = name, arguments
         described: Any = network
         self.image_input = expected
         self.settings = settings
@@ -171,6 +178,19 @@ class TimmImage(Backbone):
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        file = "model.safetensors"
+        write_weights(self.encoder.state_dict(), folder / file)
+        options = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
+        sizes = {key: keys[key] for key in ("image_size", "config") if keys.get(key)}
+        return Export(
+            "timm",
+            python=f"model = timm.create_model({self.name!r}{options}, checkpoint_path={str(place / file)!r})",
+            # A name with a tag stands for the tag's preprocessing too.
+            recipe={"builder": "timm", "model": self.name, "pretrained": str(place / file), **sizes},
+            feature="model(images)",
+        )
 
 
 def _load_file(network: nn.Module, source: str, what: str) -> None:

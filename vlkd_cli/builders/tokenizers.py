@@ -75,6 +75,13 @@ class ClipTokenizer:
         lengths = torch.tensor([len(ids) for ids in rows])
         return {"input_ids": input_ids, "attention_mask": (torch.arange(length)[None] < lengths[:, None]).long()}
 
+    def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """Every piece with the id that calls give it, and the merges in their order. Ids without a piece are called `<unused...>`."""
+        pieces = {piece: number + self.shift for piece, number in self._bpe.encoder.items() if number < self._start}
+        pieces |= {"<start_of_text>": self._start + self.shift, "<end_of_text>": self.eot, "<pad>": self.pad}
+        unused = set(range(self.vocabulary_size + self.shift)) - set(pieces.values())
+        return pieces | {f"<unused{number}>": number for number in unused}, sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__)
+
     def _encode(self, text: str) -> list[int]:
         # Printable ASCII without an ampersand has nothing that the repair of broken Unicode and HTML could change, and that repair
         # costs more than the encoding.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.torchvision_anatomy import (
     Anatomy,
@@ -27,7 +27,7 @@ from vlkd_cli.builders.torchvision_anatomy import (
     open_without_memory,
     strip_classifier,
 )
-from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file
+from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file, write_weights
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
@@ -136,7 +136,7 @@ class TorchVision(Builder):
         classifier = network.get_submodule(anatomy.classifier)
         for name, tensor in classifier.state_dict().items():
             state[f"{anatomy.classifier}.{name}"] = tensor
-        if hasattr(network, "transform_input"):
+        if hasattr(network, "transform_input") and "transform_input" not in self.config:
             # torchvision's weights of the Inception family were trained on another standardisation and convert the usual one.
             network.transform_input = True  # type: ignore[assignment]
         extra = auxiliary_names(self.model)
@@ -161,6 +161,7 @@ class TorchVisionImage(Backbone):
         self.encoder = network
         self.width = anatomy.width
         self.image_input = expected
+        self.model, self.arguments, self.classifier = model, arguments, anatomy.classifier
         self.settings = json.dumps([model, arguments], sort_keys=True, default=str)
         self.token_width, self._token_source = find_tokens(model, arguments, expected.size_px)
 
@@ -181,6 +182,36 @@ class TorchVisionImage(Backbone):
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        file = "model.safetensors"
+        write_weights(self.encoder.state_dict(), folder / file)
+        arguments = dict(self.arguments)
+        if hasattr(self.encoder, "transform_input"):
+            # Of the Inception family: published weights set it, random ones do not.
+            arguments |= {"aux_logits": False, "init_weights": False, "transform_input": bool(self.encoder.transform_input)}
+        options = "".join(f", {key}={value!r}" for key, value in arguments.items())
+        config = {key: value for key, value in arguments.items() if key not in ("aux_logits", "init_weights", "image_size")}
+        size = {"image_size": keys["image_size"]} if keys.get("image_size") else {}
+        usual = TorchVision(model=self.model, image_size=keys.get("image_size"))._image_input()
+        note = (
+            "" if usual == self.image_input else f"a recipe that loads the file prepares images as {usual}, the run as {self.image_input}."
+        )
+        return Export(
+            "torchvision",
+            python=f"model = torchvision.models.get_model({self.model!r}{options}); "
+            f"model.set_submodule({self.classifier!r}, torch.nn.Identity()); "
+            f"model.load_state_dict(safetensors.torch.load_file({str(place / file)!r}))",
+            recipe={
+                "builder": "torchvision",
+                "model": self.model,
+                "pretrained": str(place / file),
+                **size,
+                **({"config": config} if config else {}),
+            },
+            feature="model(images)",
+            note=note,
+        )
 
 
 def names() -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.cache import cache_folder
 from vlkd_cli.errors import WeightsError
 
-__all__ = ["cache_folder", "fit_weights", "is_local", "locate", "read_weights", "unfetchable", "weights_file"]
+__all__ = ["cache_folder", "fit_weights", "is_local", "locate", "read_weights", "unfetchable", "weights_file", "write_weights"]
 
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -117,6 +117,14 @@ def _read(path: Path) -> Any:
             raise
         # OpenAI publishes its CLIP weights as TorchScript archives.
         return torch.jit.load(str(path), map_location="cpu").state_dict()
+
+
+def write_weights(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file as the libraries do, in which no two tensors share memory."""
+    from safetensors.torch import save_file
+
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    save_file(own, file, metadata={"format": "pt"})
 
 
 def fit_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.builders.backbone import Backbone, Export, Tokens
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
@@ -49,6 +49,20 @@ class WordVectors(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
         return self.tokenizer(texts)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        file = "vectors.txt"
+        with (folder / file).open("w", encoding="utf-8") as lines:
+            for word, row in self.tokenizer.rows.items():
+                # Nine digits tell any two numbers of 32 bits apart.
+                lines.write(f"{word} {' '.join(f'{value:.9g}' for value in self.encoder.weight[row].tolist())}\n")
+        limit = {"max_length": keys["max_length"]} if keys.get("max_length") else {}
+        return Export(
+            "word vectors",
+            python=f"lines = open({str(place / file)!r}, encoding='utf-8').read().splitlines()",
+            recipe={"builder": "sbert", "model": str(place / file), **limit},
+            feature="the mean of a text's words, each a line: the word and its numbers",
+        )
 
 
 class WordTokenizer:

@@ -71,30 +71,57 @@ def find_target(target: str | None, overrides: Sequence[str], runs: Path) -> tup
         named = [override.partition("=")[0].split(".") for override in overrides if override.startswith("towers.")]
         recipe = parse_recipe(json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}), "--set", overrides)
         return recipe, RunFolder(runs / "eval").create(), None
-    if target is None:
-        return _of_run(latest_run(runs), overrides)
+    if target is None or _is_trained(target, runs):
+        recipe, folder, checkpoint = find_trained(target, overrides, runs)
+        return recipe, folder if folder.recipe.is_file() else folder.create(), checkpoint
     path = Path(target)
-    if path.suffix == ".pt" or (path.is_file() and path.suffix not in (".yaml", ".yml")):
-        state = load_checkpoint(path)
-        run = RunFolder(path.parent.parent)
-        if run.recipe.is_file():
-            return load_recipe(str(run.recipe), overrides), run, path
-        if overrides:
-            raise CheckpointError(f"{path} lies outside its run folder, so --set cannot be applied to its recipe.")
-        return Recipe.model_validate_json(state["recipe"]), RunFolder(path.parent / f"{path.stem}-eval").create(), path
-    if path.is_dir() or (runs / path / "recipe.yaml").is_file():
-        return _of_run(existing_run(path, runs), overrides)
     try:
         recipe = load_recipe(target, overrides)
     except RecipeError:
-        names = [folder.parent.name for folder in runs.glob("*/recipe.yaml")]
         if path.suffix in (".yaml", ".yml") or path.exists() or _is_shipped(target):
             raise
-        guess = catalog.did_you_mean(path.name, names)
-        raise UserError(
-            f"'{target}' is no run folder, checkpoint or recipe.{guess} `vlkd recipes list` shows the shipped recipes."
-        ) from None
+        raise _unknown(target, runs, "run folder, checkpoint or recipe", " `vlkd recipes list` shows the shipped recipes.") from None
     return recipe, RunFolder(runs / f"eval-{path.stem}").create(), None
+
+
+def find_trained(target: str | None, overrides: Sequence[str], runs: Path) -> tuple[Recipe, RunFolder, Path]:
+    """The recipe, the folder and the checkpoint of a run, by folder, name or checkpoint; by default of the newest run.
+
+    A checkpoint outside its run gets a folder beside it, which is not made here.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it is damaged.
+    """
+    if target is None:
+        return _of_run(latest_run(runs), overrides)
+    path = Path(target)
+    if not _is_trained(target, runs):
+        untrained = " The towers of a recipe are untrained; `vlkd train` starts a run." if path.suffix in (".yaml", ".yml") else ""
+        raise _unknown(target, runs, "run folder or checkpoint", untrained)
+    if path.is_dir() or not _is_checkpoint(path):
+        return _of_run(existing_run(path, runs), overrides)
+    state = load_checkpoint(path)
+    run = RunFolder(path.parent.parent)
+    if run.recipe.is_file():
+        return load_recipe(str(run.recipe), overrides), run, path
+    if overrides:
+        raise CheckpointError(f"{path} lies outside its run folder, so --set cannot be applied to its recipe.")
+    return Recipe.model_validate_json(state["recipe"]), RunFolder(path.parent / f"{path.stem}-eval"), path
+
+
+def _is_trained(target: str, runs: Path) -> bool:
+    """Whether a target means something trained: a checkpoint, or a run by its folder or name."""
+    path = Path(target)
+    return _is_checkpoint(path) or path.is_dir() or (runs / path / "recipe.yaml").is_file()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix == ".pt" or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+
+
+def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
+    names = [folder.parent.name for folder in runs.glob("*/recipe.yaml")]
+    return UserError(f"'{target}' is no {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}")
 
 
 def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) -> list[EvalSpec]:
@@ -138,7 +165,7 @@ def _takes(suite: str, key: str) -> bool:
     return key in {declared.name for declared in signature_of("suite", suite).keys}
 
 
-def _of_run(run: RunFolder, overrides: Sequence[str]) -> tuple[Recipe, RunFolder, Path | None]:
+def _of_run(run: RunFolder, overrides: Sequence[str]) -> tuple[Recipe, RunFolder, Path]:
     checkpoint = run.checkpoints / "last.pt"
     if not checkpoint.is_file():
         raise CheckpointError(f"{run.path} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first save?")

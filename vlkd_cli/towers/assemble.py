@@ -77,7 +77,9 @@ def _build(
     pooler = _pooler(name, spec, backbone)
     head = _head(name, spec.head, pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
     choose_parameters(name, backbone, pooler, head if head is not None else nn.Identity(), spec.train)
-    return Tower(name, backbone, pooler=pooler, head=head)
+    tower = Tower(name, backbone, pooler=pooler, head=head)
+    tower.section = spec
+    return tower
 
 
 def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modality:
@@ -180,7 +182,9 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     encoder = tower.encoder
     head = None if isinstance(tower.head, nn.Identity) else tower.head
     choose_parameters(name, encoder, tower.pooler, tower.head, spec.train)
-    return Tower(name, encoder, pooler=tower.pooler, head=head)
+    own = Tower(name, encoder, pooler=tower.pooler, head=head)
+    own.section = tower.section
+    return own
 
 
 def find_checkpoint(run: str, name: str) -> Path:

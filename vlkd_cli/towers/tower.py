@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.preprocessing import ImageInput, TextInput, standardise
+from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
 
@@ -29,6 +30,9 @@ class Tower(nn.Module):
         pooler: how its tokens become one feature; None: the backbone's own pooled feature.
         head: what projects the feature; None: nothing.
     """
+
+    section: TowerSpec | None = None
+    """The recipe's section that builder, pooler and head were made from; of a tower out of a run, the section of that run."""
 
     def __init__(self, name: str, backbone: Backbone, *, pooler: nn.Module | None = None, head: nn.Module | None = None) -> None:
         super().__init__()

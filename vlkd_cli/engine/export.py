@@ -1,0 +1,112 @@
+"""`vlkd export`: the towers of a run in the formats of their libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.engine.evaluate import load_towers
+from vlkd_cli.engine.launch import quieten_libraries
+from vlkd_cli.engine.start_evaluation import find_trained
+from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.towers.export import ExportedTower, export_tower
+
+UNFINISHED = ".unfinished"
+
+
+def export(
+    *,
+    target: str | None,
+    output: Path,
+    towers: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    runs: Path = Path("runs"),
+) -> None:
+    """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run kept an average, and say how to load them.
+
+    All of them appear at once when they are whole; before that they are in `output/.unfinished`.
+
+    Args:
+        target: a run, by folder or name, or a checkpoint; None: the newest run.
+        towers: names of those wanted; by default all.
+        overrides: changes of the run's recipe as `--set` has them, e.g. where a pretrained model lies now.
+        force: write into a folder that holds something already, over towers of these names.
+
+    Raises:
+        UserError: there is no such run, checkpoint or tower, or the folder cannot be written.
+    """
+    quieten_libraries()
+    recipe, folder, checkpoint = find_trained(target, overrides, runs)
+    chosen = _chosen(recipe, towers)
+    _refuse_full(output, force)
+    built = load_towers(recipe, folder.path, checkpoint)
+    written = []
+    with _staged(output) as unfinished:
+        for name in chosen:
+            (unfinished / name).mkdir()
+            written.append(export_tower(built[name].eval(), unfinished / name, output / name))
+        for name in chosen:
+            if (output / name).exists():
+                shutil.rmtree(output / name)
+            (unfinished / name).replace(output / name)
+    _report(written, output, checkpoint, averaged=recipe.train.ema is not None)
+
+
+def _chosen(recipe: Recipe, towers: Sequence[str]) -> list[str]:
+    for name in towers:
+        if name not in recipe.towers:
+            raise UserError(
+                f"--tower {name}: the run has no such tower.{did_you_mean(name, recipe.towers)} It has: {', '.join(recipe.towers)}."
+            )
+    return [name for name in recipe.towers if name in towers or not towers]
+
+
+def _refuse_full(output: Path, force: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file. Name a folder.")
+    if (output / "recipe.yaml").is_file():
+        raise UserError(f"{output} is a run folder. Name another folder for the towers: `vlkd export {output} FOLDER`.")
+    if not force and output.is_dir() and any(path.name != UNFINISHED for path in output.iterdir()):
+        raise UserError(f"{output} is not empty. Name another folder, or add --force to replace the towers in it.")
+
+
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A folder inside `output` to write to, gone afterwards; what goes wrong on the disk is told in one line."""
+    from safetensors import SafetensorError
+
+    unfinished = output / UNFINISHED
+    fresh = not output.exists()
+    try:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+    except (OSError, SafetensorError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise UserError(f"cannot write {output}: {reason}. Free space or name another folder.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if fresh and output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+
+
+def _report(written: Sequence[ExportedTower], output: Path, checkpoint: Path, *, averaged: bool) -> None:
+    title = f"{checkpoint}{', averaged weights' if averaged else ''} -> {output}"
+    rows = [[tower.name, tower.how.format, tower.num_parameters, tower.how.adapter or "-", " ".join(tower.files)] for tower in written]
+    console.print_table(title, ["tower", "format", "parameters", "adapter", "files"], rows)
+    for tower in written:
+        console.say(f"{tower.name}, Python: {tower.how.python}")
+        console.say(
+            f"{tower.name}, recipe: {yaml.safe_dump(tower.how.recipe, default_flow_style=True, sort_keys=False, width=10**6).strip()}"
+        )
+        if tower.how.note:
+            console.say(f"{tower.name}, note: {tower.how.note}")

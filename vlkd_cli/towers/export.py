@@ -1,0 +1,85 @@
+"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added beside it, and a page that says how to use both."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from torch import nn
+
+from vlkd_cli.builders.adapter_attach import is_own
+from vlkd_cli.builders.backbone import Export
+from vlkd_cli.builders.weights import write_weights
+from vlkd_cli.towers.tower import Tower
+
+PAGE = "vlkd_tower.yaml"
+ADDED = "head.safetensors"
+
+
+class ExportedTower(NamedTuple):
+    """A tower that was written: how to load it, its files by their paths in the folder, and how many parameters they hold."""
+
+    name: str
+    how: Export
+    files: list[str]
+    num_parameters: int
+
+
+def export_tower(tower: Tower, folder: Path, place: Path) -> ExportedTower:
+    """Write a tower into an empty folder.
+
+    The backbone is written by its builder's own means. Pooler and head, which no library knows, are in `head.safetensors` as `pooler.*` and
+    `head.*` where they have weights; `vlkd_tower.yaml` says how the feature comes about.
+
+    Args:
+        folder: where to write.
+        place: where the folder will be when it is done; what its page says.
+
+    Raises:
+        WeightsError: the tower's builder has no format to write.
+    """
+    section = tower.section
+    assert section is not None, "the tower was not assembled from a recipe"
+    how = tower.encoder.export(folder, place, section.keys)
+    if section.pooler is not None:
+        how = how._replace(recipe={**how.recipe, "pooler": section.pooler.model_dump()})
+    added = {
+        f"{part}.{name}": tensor
+        for part, module in (("pooler", tower.pooler), ("head", tower.head))
+        for name, tensor in (module.state_dict() if isinstance(module, nn.Module) else {}).items()
+    }
+    if added:
+        write_weights(added, folder / ADDED)
+    (folder / PAGE).write_text(yaml.safe_dump(_page(tower, how, bool(added)), sort_keys=False, width=140), encoding="utf-8")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        # safetensors writes files that nobody else may read.
+        shutil.copymode(folder / PAGE, file)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return ExportedTower(tower.name, how, names, _count(tower, merged=how.adapter == "merged"))
+
+
+def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
+    section = tower.section
+    assert section is not None
+    page: dict[str, Any] = {"tower": tower.name, "modality": tower.modality, "format": how.format, "python": how.python}
+    page["recipe"] = how.recipe
+    page["feature"] = how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
+    page["feature_width"] = tower.feature_width
+    if tower.image_input is not None:
+        page["images"] = {key: list(value) if isinstance(value, tuple) else value for key, value in tower.image_input._asdict().items()}
+    if section.head is not None:
+        page["head"] = section.head.model_dump()
+    if added:
+        page["weights_of_pooler_and_head"] = ADDED
+    if how.note:
+        page["note"] = how.note
+    return page
+
+
+def _count(tower: Tower, *, merged: bool) -> int:
+    parts = [module for module in (tower.encoder, tower.pooler, tower.head) if module is not None]
+    named = [item for part in parts for item in part.named_parameters()]
+    return sum(parameter.numel() for name, parameter in named if not (merged and is_own(name)))
