@@ -59,9 +59,9 @@ class Fit(NamedTuple):
         }
 
 
-def draw_sample(labels: Labels, shots: int | None, seed: int) -> list[int]:
+def draw_sample(labels: Labels, shots: int | None, seed: int, num_classes: int) -> list[int]:
     """Training rows: all, or `shots` per class. One shot draws two, since one of them has to validate."""
-    return list(range(len(labels))) if shots is None else few_shot(labels, max(shots, 2), seed)
+    return list(range(len(labels))) if shots is None else few_shot(labels, max(shots, 2), seed, num_classes=num_classes)
 
 
 def fit(

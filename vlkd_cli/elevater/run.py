@@ -160,7 +160,7 @@ class SetRun:
             assert self.weights is not None
             return zero_shot_probabilities(embed_images(subject, self.test), self.weights), {}, 0
         labels = [self.train.labels(row) for row in range(len(self.train))]
-        sample = draw_sample(labels, plan.shots, seed)
+        sample = draw_sample(labels, plan.shots, seed, self.facts.num_classes)
         task = Task(
             self.facts.metric,
             self.facts.num_classes,

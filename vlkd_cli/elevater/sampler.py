@@ -18,22 +18,25 @@ class Split(NamedTuple):
     valid: list[int]
 
 
-def few_shot(labels: Labels, shots: int, seed: int) -> list[int]:
+def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None = None) -> list[int]:
     """Rows kept, in the order they were drawn: shuffled, then taken greedily while their classes want more.
 
     A class with fewer rows than `shots` gives all it has. A row of several labels is left out once its least filled class has enough;
     before that it is kept if that class has no more than half, or if its fullest class has no more than 1.5 times enough. Rows without
-    labels are kept up to `shots`.
+    labels are kept up to `shots`, as long as a class wants more.
 
     Args:
         labels: class indices of every row.
         shots: rows wanted per class.
         seed: of the shuffle.
+        num_classes: of the data set, by default those that occur; a class without rows never has enough.
 
     Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions draw other rows.
     """
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
+    if num_classes is None:
+        num_classes = len({label for own in labels for label in own})
     taken: Counter[int] = Counter()
     unlabelled = 0
     kept = []
@@ -49,6 +52,8 @@ def few_shot(labels: Labels, shots: int, seed: int) -> list[int]:
             continue
         taken.update(own)
         kept.append(row)
+        if least + 1 >= shots and len(taken) == num_classes and min(taken.values()) >= shots:
+            break
     return kept
 
 

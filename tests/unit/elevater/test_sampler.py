@@ -30,6 +30,16 @@ def test_few_shot_rows_of_several_labels_are_the_toolkits(case: str) -> None:
     assert few_shot(_multilabel(), shots, seed) == golden("fewshot.multilabel")["expected"][case]
 
 
+def test_drawing_ends_once_every_class_has_enough() -> None:
+    rows = [[0], [1]] * 20 + [[], []]
+    enough = few_shot(rows, 2, 0)
+    assert sorted(rows[row] for row in enough) == [[0], [0], [1], [1]]
+    # A third class that has no rows leaves the drawing open to unlabelled rows.
+    waiting = few_shot(rows, 2, 0, num_classes=3)
+    assert waiting[: len(enough)] == enough
+    assert [rows[row] for row in waiting[len(enough) :]] == [[], []]
+
+
 @pytest.mark.parametrize("case", golden("val_split")["expected"])
 def test_validation_split_is_the_toolkits(case: str) -> None:
     expected = golden("val_split")["expected"][case]
