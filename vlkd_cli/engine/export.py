@@ -52,7 +52,7 @@ def export(
     with _staged(output) as unfinished:
         for name in chosen:
             (unfinished / name).mkdir()
-            written.append(export_tower(built[name].eval(), unfinished / name, output / name))
+            written.append(export_tower(built[name].eval(), unfinished / name, output / name, name=name))
         for name in chosen:
             if (output / name).exists():
                 shutil.rmtree(output / name)

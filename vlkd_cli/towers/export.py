@@ -27,7 +27,7 @@ class ExportedTower(NamedTuple):
     num_parameters: int
 
 
-def export_tower(tower: Tower, folder: Path, place: Path) -> ExportedTower:
+def export_tower(tower: Tower, folder: Path, place: Path, *, name: str | None = None) -> ExportedTower:
     """Write a tower into an empty folder.
 
     The backbone is written by its builder's own means. Pooler and head, which no library knows, are in `head.safetensors` as `pooler.*` and
@@ -36,35 +36,39 @@ def export_tower(tower: Tower, folder: Path, place: Path) -> ExportedTower:
     Args:
         folder: where to write.
         place: where the folder will be when it is done; what its page says.
+        name: the tower's name in the recipe, where it is a copy that bears another's.
 
     Raises:
         WeightsError: the tower's builder has no format to write.
     """
     section = tower.section
     assert section is not None, "the tower was not assembled from a recipe"
+    name = name or tower.name
     how = tower.encoder.export(folder, place, section.keys)
     if section.pooler is not None:
         how = how._replace(recipe={**how.recipe, "pooler": section.pooler.model_dump()})
     added = {
-        f"{part}.{name}": tensor
+        f"{part}.{own}": tensor
         for part, module in (("pooler", tower.pooler), ("head", tower.head))
-        for name, tensor in (module.state_dict() if isinstance(module, nn.Module) else {}).items()
+        for own, tensor in (module.state_dict() if isinstance(module, nn.Module) else {}).items()
     }
     if added:
         write_weights(added, folder / ADDED)
-    (folder / PAGE).write_text(yaml.safe_dump(_page(tower, how, bool(added)), sort_keys=False, width=140), encoding="utf-8")
+    (folder / PAGE).write_text(
+        yaml.safe_dump({"tower": name, **_page(tower, how, bool(added))}, sort_keys=False, width=140), encoding="utf-8"
+    )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         # safetensors writes files that nobody else may read.
         shutil.copymode(folder / PAGE, file)
-    names = [file.relative_to(folder).as_posix() for file in files]
-    return ExportedTower(tower.name, how, names, _count(tower, merged=how.adapter == "merged"))
+    paths = [file.relative_to(folder).as_posix() for file in files]
+    return ExportedTower(name, how, paths, _count(tower, merged=how.adapter == "merged"))
 
 
 def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
     section = tower.section
     assert section is not None
-    page: dict[str, Any] = {"tower": tower.name, "modality": tower.modality, "format": how.format, "python": how.python}
+    page: dict[str, Any] = {"modality": tower.modality, "format": how.format, "python": how.python}
     page["recipe"] = how.recipe
     page["feature"] = how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
     page["feature_width"] = tower.feature_width

@@ -22,7 +22,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one run, `runs/first`, that keeps an average of its weights."""
     folder = tmp_path_factory.mktemp("exported")
     (folder / "runs").mkdir()
-    recipe = tiny_recipe(towers={"image": IMAGE, "text": {**TEXT, "head": {"name": "linear", "width": 16}}}, train={"steps": 3, "ema": 0.5})
+    recipe = tiny_recipe(
+        towers={"image": IMAGE, "text": {**TEXT, "head": {"name": "linear", "width": 16}}, "slow": {"follows": "image", "momentum": 0.9}},
+        distillers=[{"name": "infonce", "student": "image", "teacher": "text"}, {"name": "simreg", "student": "image", "teacher": "slow"}],
+        train={"steps": 3, "ema": 0.5},
+    )
     train(folder, recipe, "runs/first")
     return folder
 
@@ -46,7 +50,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_towers_of_the_newest_run_are_written_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leaves(["export", "out"]) == 0
     printed = capsys.readouterr().out
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["image", "text"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["image", "slow", "text"]
     assert "runs/first/checkpoints/last.pt, averaged weights -> out" in printed
     assert "image, recipe: {builder: openclip, model: out/image, pretrained: true}" in printed
     assert "text, Python: model = open_clip.create_model('local-dir:out/text'" in printed
@@ -63,6 +67,15 @@ def test_the_average_is_exported_as_it_is_evaluated(here: Path) -> None:
     head = load_file(here / "out" / "text" / "head.safetensors")["head.linear.weight"]
     assert torch.equal(head, state["ema"]["towers.text.head.linear.weight"])
     assert not torch.equal(head, state["towers"]["text"]["head.linear.weight"])
+
+
+def test_a_tower_that_follows_another_is_exported_under_its_own_name_and_weights(here: Path) -> None:
+    assert leaves(["export", "first", "out"]) == 0
+    assert yaml.safe_load((here / "out" / "slow" / "vlkd_tower.yaml").read_text())["tower"] == "slow"
+    own, followed = (load_file(here / "out" / name / "open_clip_model.safetensors") for name in ("slow", "image"))
+    followers = final_state(here / "runs" / "first")["followers"]
+    assert torch.equal(own["class_embedding"], followers["slow.tower.backbone.encoder.class_embedding"])
+    assert not torch.equal(own["class_embedding"], followed["class_embedding"])
 
 
 def test_a_checkpoint_by_its_file_also_outside_its_run(here: Path, tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_a_full_folder_is_left_alone_unless_forced_and_then_only_its_towers_are_
             "'tiny.yaml' is no run folder or checkpoint. The towers of a recipe are untrained; `vlkd train` starts a run.",
         ),
         (["runs/gone.pt", "out"], "no checkpoint at runs/gone.pt"),
-        (["first", "out", "--tower", "txt"], "--tower txt: the run has no such tower. Did you mean 'text'? It has: image, text."),
+        (["first", "out", "--tower", "txt"], "--tower txt: the run has no such tower. Did you mean 'text'? It has: image, slow, text."),
         (["runs/first"], "runs/first is a run folder. Name another folder for the towers: `vlkd export runs/first FOLDER`."),
         (["runs/first", "tiny.yaml"], "tiny.yaml is a file. Name a folder."),
         (["first", "out", "more"], "give one run or checkpoint and one folder, not 3 words: first out more."),
@@ -134,7 +147,7 @@ def test_what_an_interruption_leaves_looks_unfinished_and_is_no_obstacle(here: P
         assert leaves(["export", "first", "out"]) == 130
     assert [path.name for path in (here / "out").iterdir()] == [".unfinished"]
     assert leaves(["export", "first", "out"]) == 0
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["image", "text"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["image", "slow", "text"]
 
 
 def test_ctrl_c_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
