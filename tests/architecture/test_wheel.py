@@ -35,6 +35,8 @@ def test_the_wheel_ships_package_recipes_and_licence(wheel):
         assert f"vlkd_cli/shipped_recipes/{name}.yaml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "vlkd_cli/data/elevater_sets.json" in names
+    for builder in ("openclip", "timm", "torchvision"):
+        assert any(name.startswith(f"vlkd_cli/builders/listings/{builder}-") for name in names)
     assert not any(name.startswith(("tests/", "recipes/")) for name in names)
 
 

@@ -134,3 +134,11 @@ class Builder:
     def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
         """The models that this builder knows by name and that match a glob pattern."""
         raise NotImplementedError
+
+    @classmethod
+    def measured(cls, row: ModelInfo) -> ModelInfo | None:
+        """A row of `list_models` with what only building the model without memory shows; None where it can be no tower.
+
+        Widths are of the feature that a head would read, parameters of the tower without classifier.
+        """
+        return row

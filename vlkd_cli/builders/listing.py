@@ -30,13 +30,14 @@ FIELDS = ("name", "builder", "modality", "width", "parameters", "image_size_px",
 def rows_of(builder: str) -> list[dict[str, Any]]:
     """Every model of a builder, one row per tower, with the fields of `ModelInfo`; from the cache where this version is in it.
 
-    For the pinned torchvision the first call is answered from `listings/`, which `write_shipped` filled by the same computation.
+    The pinned versions of openclip, timm and torchvision are answered from `listings/`, which `write_shipped` filled. With others,
+    widths and sizes that take minutes to find stay empty: what a name stands for may have changed.
 
     Raises:
         MissingPackageError: the builder's library is not installed.
     """
     file = _file(builder)
-    for known in (file, shipped(builder)):
+    for known in (shipped(builder), file):
         remembered = _read(known)
         if remembered is not None:
             return remembered
@@ -45,14 +46,23 @@ def rows_of(builder: str) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(rows), encoding="utf-8")
+        _write(partial, rows)
         os.replace(partial, file)
     return rows
 
 
 def computed(builder: str) -> list[dict[str, Any]]:
-    """The rows as the builder finds them, which may take seconds."""
+    """The rows as the builder lists them, which may take seconds."""
     return [dict(info._asdict()) for info in catalog.load("builder", builder).list_models()]
+
+
+def measured(builder: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the computed rows that can be towers, each model built once without memory; a second or less for each."""
+    from vlkd_cli.builders.backbone import ModelInfo
+
+    kind = catalog.load("builder", builder)
+    found = [kind.measured(ModelInfo(**row)) for row in rows]
+    return [dict(info._asdict()) for info in found if info is not None]
 
 
 def shipped(builder: str) -> Path:
@@ -61,10 +71,10 @@ def shipped(builder: str) -> Path:
 
 
 def write_shipped(builder: str) -> Path:
-    """Compute the rows of the installed version and keep them in the package; for whoever raises a pin."""
+    """Measure the rows of the installed version and keep them in the package; for whoever raises a pin."""
     file = shipped(builder)
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(computed(builder), indent=0) + "\n", encoding="utf-8")
+    _write(file, measured(builder, computed(builder)))
     return file
 
 
@@ -79,7 +89,7 @@ def choose(rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str
 
 
 def _file(builder: str) -> Path:
-    return cache_folder() / "listings" / f"{builder}-{_version(builder)}-vlkd-{vlkd_cli.__version__}.json"
+    return cache_folder() / "model_rows" / f"{builder}-{_version(builder)}-vlkd-{vlkd_cli.__version__}.json"
 
 
 def _version(builder: str) -> str:
@@ -92,7 +102,12 @@ def _version(builder: str) -> str:
 def _read(file: Path) -> list[dict[str, Any]] | None:
     """The remembered rows; None where there are none or they are damaged."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [{field: row[field] for field in FIELDS} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [dict(zip(FIELDS, row, strict=True)) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One row on a line, its values in the order of FIELDS."""
+    lines = ",\n".join(json.dumps([row[field] for field in FIELDS], separators=(",", ":")) for row in rows)
+    file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

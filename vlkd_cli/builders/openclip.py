@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo
@@ -61,6 +62,16 @@ class OpenCLIP(Builder):
             for row in describe()
             if modality in (None, row.modality) and fnmatch(row.name.lower(), pattern.lower()) and (row.pretrained or not pretrained_only)
         ]
+
+    @classmethod
+    def measured(cls, row: ModelInfo) -> ModelInfo | None:
+        source = find_source(row.name, False, {}, row.modality, None)
+        if row.modality == "text" and "hf_model_name" in source.text:
+            # What it consists of is on the hub alone.
+            return row
+        with torch.device("meta"):
+            half = _build_half(source, row.modality)
+        return row._replace(width=source.embed_dim, parameters=sum(parameter.numel() for parameter in half.parameters()))
 
 
 def _build_half(source: Source, modality: str) -> nn.Module:

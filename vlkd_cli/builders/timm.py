@@ -62,6 +62,8 @@ class Timm(Builder):
                 _load_file(network, str(self.pretrained), what)
         else:
             network = self._published(name, what)
+        if not _pools(network):
+            raise RecipeError(f"{what} gives a map and no feature of the whole image. Choose a classifier's name without '_enc'.")
         settings = json.dumps([self.model, self.image_size, self.config], sort_keys=True, default=str)
         return TimmImage(network, _image_input(network, self.image_size), name=name, arguments=self._arguments, settings=settings)
 
@@ -84,6 +86,17 @@ class Timm(Builder):
             size = int(settings.input_size[-1]) if settings is not None and settings.input_size else None
             rows.append(ModelInfo(name, "timm", "image", None, None, size, tuple(tags.get(name, ()))))
         return rows
+
+    @classmethod
+    def measured(cls, row: ModelInfo) -> ModelInfo | None:
+        import timm
+
+        with torch.device("meta"):
+            network: Any = timm.create_model(row.name, num_classes=0)
+        if not _pools(network):
+            return None
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return row._replace(width=int(network.head_hidden_size), parameters=parameters)
 
     def _name(self) -> str:
         import timm
@@ -139,6 +152,18 @@ class Timm(Builder):
         except Exception as error:
             stem = name.removeprefix("hf-hub:").replace("/", "--")
             raise unfetchable(what, files=f"its weights as {stem}.safetensors (or .pth, .bin)", folder=folder) from error
+
+
+def _pools(network: Any) -> bool:
+    """Whether a model has one feature for an image; encoders made for language models give a map alone."""
+    try:
+        network.forward_head(None)
+    except NotImplementedError:
+        return False
+    # Whatever else nothing at all leads to, the head is there.
+    except Exception:
+        return True
+    return True
 
 
 class TimmImage(Backbone):

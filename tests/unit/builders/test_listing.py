@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from vlkd_cli import catalog
 from vlkd_cli.builders import listing
 
 ROW = {"name": "x", "builder": "torchvision", "modality": "image", "width": 1, "parameters": 2, "image_size_px": 3, "pretrained": []}
@@ -18,10 +21,49 @@ def test_rows_of_a_version_that_nobody_knows_are_computed_once(monkeypatch: pyte
     assert listing.rows_of("torchvision") == [ROW]
 
 
-def test_the_pinned_torchvision_needs_no_computing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if not listing.shipped("torchvision").is_file():
-        pytest.skip("another torchvision than the pinned one is installed")
+@pytest.mark.parametrize(("builder", "least"), [("torchvision", 80), ("openclip", 280), ("timm", 1300)])
+def test_pinned_libraries_need_no_computing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, builder: str, least: int) -> None:
+    _shipped_or_skip(builder)
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
     monkeypatch.setattr(listing, "computed", lambda builder: pytest.fail("computed although the package brings the rows along"))
-    rows = {row["name"]: row for row in listing.rows_of("torchvision")}
-    assert len(rows) >= 80 and rows["resnet18"]["width"] == 512
+    rows = listing.rows_of(builder)
+    assert len(rows) >= least
+    # Text towers that only the hub describes have no count.
+    assert all(row["width"] and (row["parameters"] or row["modality"] == "text") for row in rows)
+    assert sum(row["parameters"] is None for row in rows) == (10 if builder == "openclip" else 0)
+
+
+@pytest.mark.parametrize(
+    ("builder", "model", "modality"),
+    [
+        ("torchvision", "squeezenet1_1", "image"),
+        ("openclip", "RN50", "image"),
+        ("openclip", "RN50", "text"),
+        ("openclip", "vit_medium_patch16_gap_256", "image"),
+        ("timm", "mobilenetv3_small_050", "image"),
+        ("timm", "efficientvit_b0", "image"),
+        ("timm", "vit_tiny_patch16_224", "image"),
+    ],
+)
+def test_shipped_numbers_are_those_of_the_tower_that_is_built(builder: str, model: str, modality: Literal["image", "text"]) -> None:
+    _shipped_or_skip(builder)
+    (row,) = [row for row in listing.rows_of(builder) if (row["name"], row["modality"]) == (model, modality)]
+    backbone = catalog.load("builder", builder)(model=model).build(modality)
+    assert (row["width"], row["parameters"]) == (backbone.width, sum(parameter.numel() for parameter in backbone.parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("builder", ["torchvision", "openclip", "timm"])
+def test_shipped_rows_are_what_the_builder_finds(builder: str) -> None:
+    brought = _shipped_or_skip(builder)
+    # Through JSON, where tuples are lists.
+    found = json.loads(json.dumps([list(row.values()) for row in listing.measured(builder, listing.computed(builder))]))
+    assert json.loads(brought.read_text(encoding="utf-8")) == found
+
+
+def _shipped_or_skip(builder: str) -> Path:
+    brought = listing.shipped(builder)
+    if not brought.is_file():
+        pytest.skip(f"another {builder} than the pinned one is installed")
+    return brought
