@@ -138,7 +138,7 @@ class Assembler:
             start = reader.caption_start(row)
             caption = caption if captions else choice % max(reader.caption_start(row + 1) - start, 1)
             caption_row = start + caption
-        return Sample(row, image, captions, caption, caption_row, reader.label(row), "", seed)
+        return Sample(row, image, captions, caption, caption_row, reader.label(row), "", seed, reader.salvages)
 
 
 def _too_many(first: Skipped) -> str:

@@ -34,6 +34,8 @@ class Sample:
     """What a message calls it, e.g. the file's path."""
     seed: int = 0
     """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position only."""
+    salvage: bool = False
+    """Whether an image that is cut off is taken as far as it goes."""
 
 
 class Broken(Exception):

@@ -10,11 +10,13 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +24,7 @@ from vlkd_cli.data.batch import Broken
 from vlkd_cli.preprocessing import ImageInput
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_PNG_ORIENTATION_MARKS = (b"eXIf", b"exif", b"Orientation")
 _EXIF_SEARCH_BYTES = 1 << 16  # an EXIF block is at most 64 KiB and comes first
 
 
@@ -39,12 +42,14 @@ class Picture:
 
     Args:
         image: encoded bytes, a path, or a PIL image.
+        salvage: what a file that is cut off lacks is grey; otherwise such a file is broken.
 
     Raises:
         Broken: there is no such file, or it is no image.
     """
 
-    def __init__(self, image: bytes | str | Image.Image) -> None:
+    def __init__(self, image: bytes | str | Image.Image, *, salvage: bool = False) -> None:
+        self._salvage = salvage
         self._jpeg: bytes | None = None  # what simplejpeg is to decode
         self._data: bytes | None = None  # what PIL is to decode
         self._opened: Image.Image | None = None
@@ -69,8 +74,12 @@ class Picture:
         self._data = data
         self._opened = _open(data)
         self.height, self.width = self._opened.height, self._opened.width
-        if self._opened.getexif().get(_ORIENTATION, 1) >= 5:
-            self.height, self.width = self.width, self.height
+        # PIL decodes a whole PNG in search of an orientation, which may stand behind the pixels.
+        if self._opened.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
+            return
+        with _loading(salvage):
+            if self._opened.getexif().get(_ORIENTATION, 1) >= 5:
+                self.height, self.width = self.width, self.height
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """Upright RGB pixels `[h, w, 3]` uint8.
@@ -90,7 +99,7 @@ class Picture:
             self._opened = _open(self._data or self._jpeg or b"")
             if shrink > 1 and self._opened.format == "JPEG":
                 self._opened.draft(None, (-(-self._opened.width // shrink), -(-self._opened.height // shrink)))
-        return _pil_pixels(self._opened)
+        return _pil_pixels(self._opened, self._salvage)
 
 
 def decode(image: bytes | str | Image.Image) -> np.ndarray:
@@ -160,14 +169,24 @@ def _decode_jpeg(data: bytes, orientation: int, shrink: int, upright: tuple[int,
     return np.ascontiguousarray(pixels)
 
 
-def _pil_pixels(image: Image.Image) -> np.ndarray:
+def _pil_pixels(image: Image.Image, salvage: bool) -> np.ndarray:
+    with _loading(salvage):
+        return np.array(as_rgb(ImageOps.exif_transpose(image)))
+
+
+@contextmanager
+def _loading(salvage: bool) -> Iterator[None]:
+    """PIL reads pixels: what it cannot read is broken, and files that are cut off are so unless they are to be salvaged."""
+    # A setting of the whole process is the only one that PIL has for this.
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, salvage
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            upright = ImageOps.exif_transpose(image)
-            return np.array(as_rgb(upright))
+            yield
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise Broken(str(error) or type(error).__name__) from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

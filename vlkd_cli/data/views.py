@@ -53,7 +53,7 @@ def draw_images(sample: Sample, views: Sequence[ImageView], salts: Sequence[int]
         Broken: the picture cannot be read.
     """
     assert sample.image is not None
-    picture = Picture(sample.image)
+    picture = Picture(sample.image, salvage=sample.salvage)
     full = picture.height, picture.width
     shrink = 8
     planned: list[tuple[Augment, Box, random.Random] | None] = []

@@ -16,8 +16,11 @@ from PIL import Image
 from tests.support.elevater_root import draw, make_elevater_root
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.elevater_sets import find_set, locate, official_sets, on_disk
+from vlkd_cli.data.loader import in_order
 from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.data.views import ImageView
 from vlkd_cli.errors import DataError
+from vlkd_cli.preprocessing import ImageInput
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,15 @@ def test_a_row_without_labels_is_read_and_has_a_caption(root: Path, end: str) ->
     assert (reader.labels(0), reader.label(0)) == ((), -1)
     assert reader.captions(0)
     assert reader.labels_of(np.arange(2)).tolist()[0] == -1
+
+
+def test_an_image_that_is_cut_off_is_evaluated_as_far_as_it_goes(root: Path) -> None:
+    folder = root / "classification/toy_colours_2026"
+    (folder / "cut.jpg").write_bytes(draw(["red"], seed=0)[:-200])
+    (folder / "test.txt").write_text("cut.jpg 0")
+    reader = Elevater(root=str(root), dataset="toy-colours", split="test")
+    (batch,) = in_order(reader, {"image": ImageView(ImageInput(size_px=(24, 24)))}, [0], batch_size=1)
+    assert batch.inputs["image"].shape == (1, 3, 24, 24)
 
 
 def test_a_pickled_reader_reads_on(drawn_root: Path) -> None:
@@ -187,6 +199,8 @@ def test_wrong_labels_and_class_counts_are_refused(root: Path) -> None:
         assert says in _refused(root, "toy-colours") and "test.txt:1" in _refused(root, "toy-colours")
     coco = root / "classification/toy_memes_2026/test_meta.json"
     tables = json.loads(coco.read_text())
+    coco.write_text(json.dumps(tables | {"images": tables["images"] + tables["images"][:1]}))
+    assert "an id occurs twice" in _refused(root, "toy-memes")
     coco.write_text(json.dumps(tables | {"categories": tables["categories"] + [{"id": 9, "name": "more"}]}))
     assert "3 categories, and the data set has 2 classes" in _refused(root, "toy-memes")
     coco.write_text("{")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.support.data_sets import encoded, photo
@@ -111,6 +111,19 @@ def test_damaged_files_are_broken_with_a_reason(content: bytes, reason: str, tmp
     (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(Broken, match=reason):
         decode(str(tmp_path / "bad.jpg"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_file_that_is_cut_off_is_salvaged_where_that_is_asked_for(form: str, decoder: str) -> None:
+    whole = np.asarray(Image.open(io.BytesIO(encoded(textured(64, 64), form))))
+    data = encoded(textured(64, 64), form)
+    pixels = Picture(data[: len(data) * 3 // 4], salvage=True).pixels()
+    assert pixels.shape == (64, 64, 3)
+    assert np.abs(pixels[:16].astype(int) - whole[:16]).mean() < 3
+    assert len(np.unique(pixels[-8:].reshape(-1, 3), axis=0)) == 1
+    with pytest.raises(Broken):
+        Picture(data[: len(data) * 3 // 4]).pixels()
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_a_missing_file_is_broken() -> None:

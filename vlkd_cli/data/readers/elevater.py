@@ -31,8 +31,11 @@ class Elevater(Reader):
     Raises:
         DataError: files are missing or damaged, or do not fit each other.
 
-    Source: Elevater_Toolkit_IC @00d0af7 and vision-datasets 0.2.17 (formats only).
+    Source: Elevater_Toolkit_IC @00d0af7 and vision-datasets 0.2.17 (formats only). Image files that are cut off are read as far as they
+    go, as the toolkit does.
     """
+
+    salvages = True
 
     def __init__(self, *, root: str, dataset: str, split: Literal["train", "val", "test"] = "train") -> None:
         located = locate(Path(root).expanduser(), dataset)

@@ -78,6 +78,8 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
         labels: dict[object, list[int]] = {image["id"]: [] for image in images}
         for annotation in tables["annotations"]:
             labels[annotation["image_id"]].append(columns[annotation["category_id"]])
+        if len(columns) < len(categories) or len(labels) < len(images):
+            raise ValueError("an id occurs twice")
         names = [str(category["name"]) for category in categories]
         located = [(_coco_path(image["file_name"], image.get("zip_file")), image["id"]) for image in images]
     except (ValueError, TypeError, KeyError) as error:
@@ -132,7 +134,7 @@ def read_label_map(path: Path, num_classes: int) -> list[str]:
     Raises:
         DataError: the file is missing or has another number of names.
     """
-    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in _read_text(path).split("\n") if line.strip()]
     if len(names) != num_classes:
         raise DataError(f"{path}: {len(names)} class names, and the data set has {num_classes} classes. Take the data set's own file.")
     return names

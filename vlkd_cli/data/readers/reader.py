@@ -28,6 +28,9 @@ class Reader:
     multi_label: bool = False
     """Whether an image may have several labels, or none."""
 
+    salvages: bool = False
+    """Whether an image file that is cut off counts as an image, grey where the rest is missing, and not as broken."""
+
     def opened(self) -> Reader | StreamReader:
         """What to read from: itself, or a stream where the data turns out to allow nothing else."""
         return self
