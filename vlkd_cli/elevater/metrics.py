@@ -38,7 +38,7 @@ def map_11_points(scores: Scores, targets: Targets) -> float:
     """
     present = np.flatnonzero(targets.sum(0))
     if not len(present):
-        raise DataError("no row has a label, so there is no average precision.")
+        raise DataError("no row has a label, so there is no average precision. Take the index of a part that is labelled.")
     return float(np.mean([_average_precision(scores[:, label], targets[:, label]) for label in present]))
 
 
@@ -64,7 +64,7 @@ def roc_auc(scores: Scores, targets: Targets) -> float:
     positives = int(targets.sum())
     negatives = len(targets) - positives
     if not positives or not negatives:
-        raise DataError("ROC AUC needs rows of both classes, and all rows are of one.")
+        raise DataError("ROC AUC needs rows of both classes, and all rows are of one. Take the whole index.")
     _, group, counts = np.unique(chosen, return_inverse=True, return_counts=True)
     middle_ranks = np.cumsum(counts) - (counts - 1) / 2
     ranks = middle_ranks[group][targets == 1].sum()

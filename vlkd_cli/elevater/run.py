@@ -142,8 +142,12 @@ class SetRun:
             before = broadcast_object(_done_before(path) if is_main() else None)
             if before is not None and before.get("key") == key and before.get("seed") == seed:
                 return Scored(seed, before["score"], before["details"], reused=True)
-        probabilities, details, trainable = self._predict(seed)
-        value = METRICS[self.facts.metric](probabilities.numpy(), self.test.targets())
+        try:
+            probabilities, details, trainable = self._predict(seed)
+            value = METRICS[self.facts.metric](probabilities.numpy(), self.test.targets())
+        except UserError as error:
+            kind = DataError if isinstance(error, DataError) else UserError
+            raise kind(f"data set '{self.facts.name}': {error}") from error
         problem = None
         if path is not None and is_main():
             try:
@@ -176,22 +180,18 @@ class SetRun:
             learner = ProbeLearner(task, own, other, initial=initial, device=subject.device)
         else:
             learner = FineTuneLearner(task, subject, sample, self.train, self.test, point=plan.features, initial=initial)
-        try:
-            done = fit(
-                learner,
-                [labels[row] for row in sample],
-                shots=plan.shots,
-                tune=plan.tune,
-                trial=plan.trial,
-                protocol=plan.protocol,
-                sweep_epochs=plan.sweep_epochs,
-                epochs=plan.epochs,
-                multi_label=self.facts.multi_label,
-                seed=seed,
-            )
-        except UserError as error:
-            kind = DataError if isinstance(error, DataError) else UserError
-            raise kind(f"data set '{self.facts.name}': {error}") from error
+        done = fit(
+            learner,
+            [labels[row] for row in sample],
+            shots=plan.shots,
+            tune=plan.tune,
+            trial=plan.trial,
+            protocol=plan.protocol,
+            sweep_epochs=plan.sweep_epochs,
+            epochs=plan.epochs,
+            multi_label=self.facts.multi_label,
+            seed=seed,
+        )
         return done.outcome.probabilities, done.summary(), learner.num_trainable
 
     def _header(self, seed: int, trainable: int) -> Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,14 @@ def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) 
         ElevaterSuite(datasets="dtd").run(_subject(root))
     with pytest.raises(RecipeError, match="start: random"):
         ElevaterSuite(mode="linear_probe", datasets="toy-memes").run(Subject(colour_towers()[0], None, data_root=root))
+
+
+def test_test_rows_without_a_score_are_told_with_the_data_set(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "root"))
+    index = copy / "classification/toy_memes_2026/test_meta.json"
+    index.write_text(index.read_text().replace('"category_id": 8', '"category_id": 7'))
+    with pytest.raises(DataError, match="^data set 'toy-memes': ROC AUC needs rows of both classes"):
+        ElevaterSuite(datasets="toy-memes").run(_subject(copy))
 
 
 def _on_a_rank(root: str, output: str) -> dict[str, Any]:
