@@ -151,6 +151,17 @@ def test_an_encoder_that_learned_wholly_loads_with_transformers(kind: str, tmp_p
     assert sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "model.safetensors").values()) == how.num_parameters
 
 
+def test_an_encoder_that_came_in_half_precision_is_said_to_be_in_float32(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    base = write_encoder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "dtype": "float16", "torch_dtype": "float16"}))
+    how = written(build(builder="huggingface", model=str(base)), tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").dtype in (torch.float32, "float32")
+    assert {parameter.dtype for parameter in loaded(how).parameters()} == {torch.float32}
+
+
 def test_a_model_s_own_pooler_is_exported_with_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tower = build(builder="huggingface", model=str(write_encoder(tmp_path / "base")), own_pooler=True)
