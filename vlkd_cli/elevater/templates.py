@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.data.readers.elevater_index import check_class_order
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.prompts import prompts
 
@@ -29,10 +30,17 @@ def prompts_of(reader: Elevater, chosen: str | list[str] | None) -> list[list[st
             if not isinstance(templates, list) or not templates:
                 raise DataError(f"{chosen}: data set '{name}' has no list of templates.")
             own = entry.get("classes") if isinstance(entry, dict) else None
-            if own is not None and len(own) != len(names):
-                raise DataError(f"{chosen}: {len(own)} class names for data set '{name}', which has {len(names)} classes.")
-            return prompts(own or names, reader, templates, name)
+            return prompts(names if own is None else _in_column_order(own, names, f"{chosen}: data set '{name}'"), reader, templates, name)
     return prompts(names, reader, chosen, name)
+
+
+def _in_column_order(own: list[str | list[str]], names: list[str], where: str) -> list[str]:
+    """Other names for the classes; of several for one, the first."""
+    chosen = [name if isinstance(name, str) else name[0] for name in own]
+    if len(chosen) != len(names):
+        raise DataError(f"{where}: {len(chosen)} class names, and the data set has {len(names)} classes.")
+    check_class_order(chosen, names, where)
+    return chosen
 
 
 def _table(path: Path) -> dict[str, object]:

@@ -38,6 +38,8 @@ def class_names(reader: Reader, chosen: str | Sequence[str] | None, dataset: str
     names = list(chosen) if not isinstance(chosen, str) else _named_classes(chosen, dataset)
     if own and len(names) != len(own):
         raise DataError(f"classes '{chosen}': {len(names)} names for data '{dataset}', which has {len(own)} classes.")
+    if own != names and sorted(own) == sorted(names):
+        raise DataError(f"classes '{chosen}': the names of data '{dataset}' in another order than its labels. Leave `classes:` out.")
     return names
 
 
@@ -168,9 +170,10 @@ def _clip_benchmark(file: str, dataset: str, chosen: str) -> Any:
     package = _package("clip_benchmark", chosen)
     path = Path(package.__file__).parent / "datasets" / file
     sets = json.loads(path.read_text(encoding="utf-8"))
+    named = {known_as(name): name for name in sets} | {name: name for name in sets}
     for name in (dataset, known_as(dataset), known_as(dataset).replace("_", "")):
-        if name in sets:
-            return sets[name]
+        if name in named:
+            return sets[named[name]]
     raise DataError(f"'{chosen}': clip_benchmark has no set '{dataset}'.{did_you_mean(dataset, sets)} Sets: {', '.join(sorted(sets))}.")
 
 

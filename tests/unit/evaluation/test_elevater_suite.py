@@ -166,13 +166,15 @@ def test_kitti_images_are_squashed_and_others_cropped(root: Path, tmp_path: Path
 
 def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
-    file.write_text(json.dumps({"toy-colours": {"classes": ["green", "red", "blue"], "templates": ["{}!"]}, "toy-memes": ["some {}"]}))
+    own = {"toy-colours": {"classes": [["red", "crimson"], "green", "yellow"], "templates": ["{}!"]}, "toy-memes": ["some {}"]}
+    file.write_text(json.dumps(own))
     scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-memes"], templates=str(file)).run(_subject(root)))
     assert scores["toy-memes"] == 1.0
-    assert scores["toy-colours"] == pytest.approx(1 / 3)  # two names are exchanged in the file
-    file.write_text(json.dumps({"toy-colours": {"classes": ["red"], "templates": ["{}!"]}}))
-    with pytest.raises(DataError, match="1 class names for data set 'toy-colours', which has 3"):
-        ElevaterSuite(datasets="toy-colours", templates=str(file)).run(_subject(root))
+    assert scores["toy-colours"] == pytest.approx(2 / 3)  # the file calls the blue ones yellow
+    for wrong, says in ((["red"], "1 class names, and the data set has 3"), (["green", "red", "blue"], "class 'green' is number 0")):
+        file.write_text(json.dumps({"toy-colours": {"classes": wrong, "templates": ["{}!"]}}))
+        with pytest.raises(DataError, match=says):
+            ElevaterSuite(datasets="toy-colours", templates=str(file)).run(_subject(root))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.fakes import COLOURED, FakeTower, random_feature
+from tests.support.fakes import COLOURED, Coloured, FakeTower, random_feature
 from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes, knowing_nothing
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.prompts import prompts
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
 from vlkd_cli.evaluation.suite import Subject
@@ -110,6 +111,15 @@ def test_templates_come_from_a_list_a_file_and_a_file_per_class(tmp_path: Path) 
         run(subject, "zero_shot", templates="textur")
     with pytest.raises(DataError, match="8 classes"):
         run(subject, "zero_shot", classes=["one", "two"])
+    with pytest.raises(DataError, match="in another order than its labels"):
+        run(subject, "zero_shot", classes=[f"kind {number}" for number in reversed(range(8))])
+
+
+@pytest.mark.parametrize("dataset", ["oxford-flower-102", "flowers", "kitti-distance", "fgvc-aircraft-2013b-variants102", "cifar10"])
+def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(dataset: str) -> None:
+    pytest.importorskip("clip_benchmark")
+    ((prompt, *_),) = prompts(["thing"], Coloured(), "clip_benchmark", dataset)
+    assert "thing" in prompt
 
 
 def test_retrieval_ranks_equal_a_full_sort_with_ties_and_in_small_blocks() -> None:
