@@ -36,7 +36,7 @@ def uniformity(features: Tensor) -> float:
 
 
 def mean_positive_cosine(features: Tensor) -> float:
-    """Mean of those pairwise cosines that are above 0, every row with itself included.
+    """Mean of those pairwise cosines that are above 0, every row with itself included; 0 where all rows are zero.
 
     Source: ProtoCLIP analyze_features.py.
     """
@@ -46,7 +46,7 @@ def mean_positive_cosine(features: Tensor) -> float:
         positive = cosine > 0
         total += torch.where(positive, cosine, 0).double().sum().item()
         count += int(positive.sum())
-    return total / count
+    return total / max(count, 1)
 
 
 def modality_gap(one: Tensor, other: Tensor) -> float:

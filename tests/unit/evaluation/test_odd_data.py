@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.fakes import COLOURED, FakeReader, FakeTower, random_feature
+from tests.support.fakes import COLOURED, Coloured, FakeReader, FakeTower, random_feature
 from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes
+from vlkd_cli.data.batch import Broken
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
@@ -46,11 +47,31 @@ def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> Non
         run(subject, suite, data={"reader": COLOURED, "num_samples": 128})
 
 
+@pytest.mark.parametrize("suite", ["retrieval", "feature_analysis"])
+@pytest.mark.parametrize(("odd", "message"), [("", "has no caption; .* needs one"), (Broken("has 3 columns"), "has 3 columns. Repair it")])
+def test_an_image_without_a_readable_caption_is_named(suite: str, odd: str | Broken, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def captions(self: Any, index: int) -> list[str]:
+        if index == 3 and isinstance(odd, Broken):
+            raise odd
+        return [odd if index == 3 else "a caption"]  # type: ignore[list-item]
+
+    monkeypatch.setattr(Coloured, "captions", captions)
+    with pytest.raises(DataError, match=rf"3: {message}"):
+        run(knowing_classes(), suite, data={"reader": COLOURED, "num_samples": 16})
+
+
 def test_a_head_that_gives_no_numbers_is_told() -> None:
     head = torch.nn.Linear(8, 8)
     torch.nn.init.constant_(head.weight, torch.nan)
     with pytest.raises(DataError, match="hold NaN"):
         run(Subject(FakeTower("image", class_of_picture, 8, head=head), None), "clustering", data={"reader": COLOURED})
+
+
+def test_features_that_are_all_zero_are_described() -> None:
+    nothing = torch.zeros(8)
+    subject = Subject(FakeTower("image", lambda _: nothing, 8), FakeTower("text", lambda _: nothing, 8))
+    result = run(subject, "feature_analysis", data={"reader": COLOURED, "num_samples": 16})
+    assert (result.metrics["pair_cosine"], result.metrics["image_mean_positive_cosine"]) == (0, 0)
 
 
 def test_votes_at_a_low_temperature_go_to_the_nearest() -> None:
