@@ -155,7 +155,11 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
     for key in KEYS:
         if key not in fields:
             problems.add(f"key '{key}' is missing before the predictions. Expected: {', '.join(KEYS)}.")
-        elif not isinstance(fields[key], kinds.get(key, (int, float))) or isinstance(fields[key], bool) or _no_count(fields[key]):
+        elif (
+            not isinstance(fields[key], kinds.get(key, (int, float)))
+            or isinstance(fields[key], bool)
+            or (key.startswith("num_") and not 0 <= fields[key] < math.inf)
+        ):
             problems.add(f"{key} is {fields[key]!r}. Evaluate this data set again.")
     if not all(isinstance(seed, int) for seed in fields.get("rnd_seeds") or ()):
         problems.add(f"rnd_seeds is {fields['rnd_seeds']!r}. Expected a list of integers.")
@@ -163,11 +167,6 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
         if key not in KEYS:
             problems.add(f"unknown key '{key}'. Expected: {', '.join(KEYS)}, predictions.")
     return not problems.lines
-
-
-def _no_count(value: Any) -> bool:
-    """Whether it is NaN or infinity, which JSON has no numbers for."""
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _check_whole(fields: Mapping[str, Any], counts: Sequence[int], sets: Mapping[str, SetFacts], problems: _Problems) -> None:
@@ -193,11 +192,11 @@ def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _P
         problems.add(f"row {row} holds something that is no number.", "rows with values that are no numbers")
         return False
     lowest, highest, total = min(values, default=0), max(values, default=0), sum(values)
-    if not math.isfinite(total):
+    if not -math.inf < total < math.inf:
         problems.add(f"row {row} holds NaN or infinity.", "rows with NaN or infinity")
     elif lowest < 0 or highest > 1:
         wrong = lowest if lowest < 0 else highest
-        problems.add(f"row {row} holds {wrong:g}, outside 0 to 1. Probabilities are needed.", "rows outside 0 to 1")
+        problems.add(f"row {row} holds {str(wrong)[:30]}, outside 0 to 1. Probabilities are needed.", "rows outside 0 to 1")
     elif facts is not None and not facts.multi_label and abs(total - 1) > ROW_SUM_TOLERANCE:
         problems.add(f"row {row} sums to {total:.6f} instead of 1.", "rows that do not sum to 1")
     else:

@@ -101,7 +101,9 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     """What lies below `provenance/` for a prediction file; None where there is nothing (files of another tool)."""
     beside = path.parent / PROVENANCE / path.name
     try:
-        found: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        found = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
         return found
     except FileNotFoundError:
         return None
@@ -135,7 +137,7 @@ def read_predictions(path: Path) -> Iterator[Field | Row]:
             yield from _Reader(file).record()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: no prediction file ({error}). Evaluate this data set again.") from error
 
 

@@ -139,6 +139,7 @@ def test_missing_data_sets_and_seeds_are_named(tmp_path: Path) -> None:
         ([0.5, 0.1, 0.1], "row 1 sums to 0.700000 instead of 1"),
         (["a", 0.5, 0.5], "row 1 holds something that is no number"),
         ([True, 0.0, 0.0], "row 1 holds something that is no number"),
+        ([10**400, 0, 0], "outside 0 to 1"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: list[Any], says: str) -> None:
@@ -171,6 +172,7 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
         ({"rnd_seeds": ["1"]}, "Expected a list of integers"),
         ({"n_shot": "five"}, "n_shot is 'five'"),
         ({"num_params": float("nan")}, "num_params is nan"),
+        ({"num_visual_params": -1}, "num_visual_params is -1"),
         ({"author": "x"}, "key 'author' stands after the predictions"),
     ],
 )
@@ -189,7 +191,15 @@ def test_a_key_of_another_format_is_named(tmp_path: Path) -> None:
 def test_files_cut_off_or_of_another_kind_are_named(tmp_path: Path) -> None:
     path = _complete(tmp_path) / "seed1_birds.json"
     whole = path.read_text()
-    for content in (whole[:-40], whole + whole, "[]", "{}", '{"a": 1}', whole.replace('"predictions": [[', '"predictions": [[3, ')):
+    for content in (
+        whole[:-40],
+        whole + whole,
+        '{"a": ' + "[" * 3000,
+        "[]",
+        "{}",
+        '{"a": 1}',
+        whole.replace('"predictions": [[', '"predictions": [[3, '),
+    ):
         path.write_text(content)
         assert any(line.startswith(f"{path}: ") for line in _refusal(tmp_path)), content
 
@@ -199,6 +209,8 @@ def test_order_that_nothing_vouches_for_is_refused_unless_trusted(tmp_path: Path
     (tmp_path / "provenance" / "seed1_birds.json").unlink()
     (line,) = [line for line in _refusal(tmp_path) if "nothing vouches" in line]
     assert "--trust-order" in line
+    (tmp_path / "provenance" / "seed1_birds.json").write_text("[]")
+    assert any("provenance/seed1_birds.json: cannot be read: no JSON object" in line for line in _refusal(tmp_path))
     _write(tmp_path, "birds", 1, doubts=["Its rows are in the order of a rebuilt index."])
     assert any("rebuilt index" in line for line in _refusal(tmp_path))
     submit(tmp_path, sets=SETS, trust_order=True).path.unlink()
