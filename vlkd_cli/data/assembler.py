@@ -175,7 +175,7 @@ class Drawn:
         """
         if self.views.images and sample.image is None:
             raise Broken("has no image")
-        if self.views.captions and not sample.captions:
+        if self.views.captions and (not sample.captions or not sample.captions[sample.caption].strip()):
             raise Broken("has no caption")
         if self.images:
             for images, image in zip(self.images, draw_images(sample, list(self.views.drawn.values()), self.views.salts), strict=True):

@@ -104,6 +104,11 @@ def _samples(shard: str) -> Any:
                     stem, members = own, {}
                 members[suffix.lower()] = (member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # or the tar keeps every member that it has passed
+            # tarfile takes a header that it cannot read, or half of one, for the end; the end is a block of zeros or of the file.
+            end: int = tar.offset  # type: ignore[attr-defined]
+            block = _content(shard, (end, tarfile.BLOCKSIZE))
+            if any(block) or 0 < len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no member begins at byte {end}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"shard {shard} is damaged ({error}). Fetch it again, or take it out of data.path.") from None
     if members:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.composition.composition import Composition, Objective
 from vlkd_cli.composition.momentum import MomentumTower
-from vlkd_cli.data.batch import View
+from vlkd_cli.data.batch import Broken, View
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.engine.determinism import seed_everything
@@ -70,10 +71,16 @@ def build_views(recipe: Recipe, input_keys: dict[str, str], towers: dict[str, To
 
 
 def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | None:
-    """All captions of the data, one after another; for training a tokenizer."""
+    """All captions of the data, one after another; for training a tokenizer. Samples without any are the loader's to count."""
     if not isinstance(reader, Reader):
         return None
-    return lambda: (caption for index in range(len(reader)) for caption in reader.captions(index))
+
+    def captions() -> Iterator[str]:
+        for index in range(len(reader)):
+            with contextlib.suppress(Broken):
+                yield from reader.captions(index)
+
+    return captions
 
 
 def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli import console
-from vlkd_cli.data.batch import Skipped
+from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.loader import in_order
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView
@@ -38,7 +38,7 @@ def cache_folder(setting: str | None) -> Path:
 
 
 class Stored(NamedTuple):
-    """A complete table of features: its `.npy` file, and the rows of images that could not be read, which hold zeros."""
+    """A complete table of features: its `.npy` file, and the samples that could not be read, whose rows hold zeros."""
 
     path: Path
     broken: dict[int, Skipped]
@@ -74,7 +74,7 @@ def store_features(
             if is_image:
                 features = _image_features(tower, reader, positions, store.folder, device, precision, batch_size, workers)
             else:
-                features = _caption_features(tower, reader, positions, device, precision, batch_size)
+                features = _caption_features(tower, reader, positions, store.folder, device, precision, batch_size)
             store.write(np.arange(rows)[_rows_of(reader, positions, is_image)], features.numpy())
     runtime.barrier()
     return Stored(place / "features.npy", _read_broken(place / "broken.csv"))
@@ -119,12 +119,29 @@ def _image_features(
 
 
 def _caption_features(
-    tower: Tower, reader: Reader, positions: range, device: torch.device, precision: Precision, batch_size: int
+    tower: Tower, reader: Reader, positions: range, folder: Path | None, device: torch.device, precision: Precision, batch_size: int
 ) -> Tensor:
-    captions = [caption for position in positions for caption in reader.captions(position)]
+    """Features of all captions of the samples; zeros where a sample has none that can be read, which `broken.csv` names."""
+    assert folder is not None
+    first = reader.caption_start(positions.start)
+    captions: dict[int, str] = {}
+    lost: list[tuple[int, str, str]] = []
+    for position in positions:
+        reason = "has no caption"
+        try:
+            own = reader.captions(position)
+        except Broken as error:
+            own, reason = (), str(error)
+        if any(caption.strip() for caption in own):
+            captions |= dict(enumerate(own, reader.caption_start(position) - first))
+        else:
+            lost.append((position, reader.name(position), reason))
+    if lost:
+        with (folder / "broken.csv").open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lost)
     # Captions of similar length share a batch, so that little of it is padding.
-    order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
-    features = torch.empty(len(captions), tower.feature_width)
+    order = sorted(captions, key=lambda row: len(captions[row]))
+    features = torch.zeros(reader.caption_start(positions.stop) - first, tower.feature_width)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         tokens = {name: tensor.to(device) for name, tensor in tower.tokenize([captions[row] for row in chosen]).items()}

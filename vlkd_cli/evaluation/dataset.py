@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.places import found_by_name
@@ -117,6 +118,21 @@ def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
         first = int(wrong[0])
         raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
     return labels
+
+
+def captions_at(reader: Reader, index: int, suite: str) -> list[str]:
+    """The captions of an image that a suite needs some of.
+
+    Raises:
+        DataError: it has none, or they cannot be read.
+    """
+    try:
+        own = [caption for caption in reader.captions(index) if caption.strip()]
+    except Broken as error:
+        raise DataError(f"{reader.name(index)}: {error}. Repair it or take it out of the data.") from None
+    if not own:
+        raise DataError(f"{reader.name(index)}: has no caption; {suite} needs one for every image. Leave it out or give it one.")
+    return own
 
 
 def class_hash(classes: Sequence[str]) -> str:

@@ -164,6 +164,8 @@ def test_malformed_rows_are_broken_samples_with_their_row(photos: Path) -> None:
         ("filepath,title\nphoto00.jpg,a\n", {"split": "val"}, r"has no '{split}' to put it in"),
         ("filepath,title\nphoto00.jpg,a\n", {"part": [0.5, 0.2]}, r"data.part is \[0.5, 0.2\]"),
         ("filepath,title\nphoto00.jpg,a,b\n", {}, r"row 1 has 3 columns, the header 2. Check data.sep"),
+        ("filepath,title,title\nphoto00.jpg,a,b\n", {}, r"has 2 columns 'title' \(data.caption\). Rename all but the right one."),
+        ("filepath,title\rphoto00.jpg,a\rphoto01.jpg,b\r", {}, r"ends its lines with carriage returns alone. Write it with line feeds."),
         (
             'filepath,title\nphoto00.jpg,a\nphoto01.jpg,"b\n' + "photo01.jpg,c\n" * 1100,
             {},

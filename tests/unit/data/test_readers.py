@@ -92,6 +92,7 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
         ('{"annotations": []}', r"has no 'images' \(found: annotations\)"),
         ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', r"annotations without captions .*captions_\*.json"),
         ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}', r"an entry is not as in COCO .*file_name"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}', r"an entry is not as in COCO"),
         ('{"images": [], "annotations": []}', r"no image with captions"),
         (
             '{"images": [{"id": 1, "file_name": "no.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}',

@@ -83,6 +83,8 @@ def test_a_sample_without_one_of_its_parts_is_broken(tmp_path: Path) -> None:
         ({"path": "{folder}/s-{0..1.tar"}, r"s-{0..1.tar: a brace is not closed"),
         ({"path": "{folder}/text.tar"}, r"text.tar is damaged \(.*Fetch it again"),
         ({"path": "{folder}/cut.tar"}, r"cut.tar is damaged"),
+        ({"path": "{folder}/cut_in_header.tar"}, r"cut_in_header.tar is damaged \(no member begins at byte \d+\)"),
+        ({"path": "{folder}/garbled.tar"}, r"garbled.tar is damaged \(no member begins at byte \d+\)"),
         ({"path": "{folder}/empty.tar"}, r"hold no sample"),
         ({"path": "{folder}/good.tar", "image": ["tif"]}, r"no sample in .* has a member for the image: .tif"),
         ({"path": "{folder}/good.tar", "caption": "json"}, r"set data.caption_key"),
@@ -93,7 +95,11 @@ def test_a_sample_without_one_of_its_parts_is_broken(tmp_path: Path) -> None:
 def test_shards_that_cannot_be_read_say_why(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     good = write_tar(tmp_path / "good.tar", {"a.jpg": encoded(photo(1)), "a.txt": b"a"})
     (tmp_path / "text.tar").write_text("no tar" * 200)
-    (tmp_path / "cut.tar").write_bytes(good.read_bytes()[:700])
+    whole = good.read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:700])
+    second = whole.index(b"a.txt")
+    (tmp_path / "cut_in_header.tar").write_bytes(whole[: second + 100])
+    (tmp_path / "garbled.tar").write_bytes(whole[:second] + b"\xff" * 300 + whole[second + 300 :])
     write_tar(tmp_path / "empty.tar", {})
     keys["path"] = keys["path"].replace("{folder}", str(tmp_path))
     with pytest.raises(DataError, match=message) as caught:

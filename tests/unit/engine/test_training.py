@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.fakes import FakeReader
 from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.engine.assembly import captions_of
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.reports.csv import read_metrics
@@ -213,6 +216,33 @@ def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, 
     assert "7.png" in line and final_state(run)["step"] == 3
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_rows_without_a_readable_caption_are_replaced_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    rows = ["filepath\ttitle"]
+    for number in range(24):
+        Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({5: "5.png", 9: "9.png\t "}.get(number, f"{number}.png\tpicture {number}"))
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    text = {**TEXT, "train": "none", "cache": stored}
+    data = {"reader": "csv", "path": str(tmp_path / "pairs.tsv"), "workers": 0}
+    run = train(tmp_path, {**tiny_recipe(train={"epochs": 1}), "towers": {"image": IMAGE, "text": text}, "data": data})
+    reasons = sorted({line.partition(",")[2].rpartition("/")[2] for line in (run / "skipped.csv").read_text().splitlines()})
+    assert [reason.strip('"') for reason in reasons] == ["has no caption", "pairs.tsv row 6 has 1 columns, the header 2"]
+    assert final_state(run)["step"] == 3
+
+
+def test_captions_that_cannot_be_read_teach_a_tokenizer_nothing() -> None:
+    class Partly(FakeReader):
+        def captions(self, index: int) -> list[str]:
+            if index == 1:
+                raise Broken("cannot be read")
+            return [f"caption {index}"]
+
+    captions = captions_of(Partly([0, 0, 0]))
+    assert captions is not None and list(captions()) == ["caption 0", "caption 2"]
+
+
 def test_channels_last_trains_the_same(tmp_path: Path) -> None:
     plain, last = (
         read_metrics(train(tmp_path, tiny_recipe(train={"channels_last": k, "epochs": 1}), str(k)))["train/loss"] for k in (False, True)
@@ -223,6 +253,21 @@ def test_channels_last_trains_the_same(tmp_path: Path) -> None:
 def test_synchronised_batch_norm_on_a_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train.sync_batch_norm: .* GPUs only"):
         train(tmp_path, tiny_recipe(train={"sync_batch_norm": True}))
+
+
+@pytest.mark.parametrize(
+    ("distiller", "message"),
+    [
+        ({"name": "cross_entropy", "num_classes": 3}, "the data has labels up to 47, .* Set num_classes: 48"),
+        ({"name": "protoclip", "num_prototypes": 49}, "forms 49 clusters, but an episode has only 48 samples"),
+    ],
+)
+def test_data_that_an_objective_cannot_learn_from_is_refused_before_the_first_step(
+    tmp_path: Path, distiller: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, tiny_recipe(distillers=[{"name": "infonce"}, distiller]))
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ class COCO(CaptionedImages):
                 pairs = _original(content, path)
             else:
                 pairs = _karpathy(content, None if has_place else split, restval)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: an entry is not as in COCO or Karpathy caption files ({type(error).__name__}: {error}).") from None
         if not pairs:
             raise DataError(f"{path}: no image with captions" + (f" in split '{split}'." if split else "."))

@@ -177,8 +177,12 @@ class CSV(Reader):
         return [name.strip() for name in header]
 
     def _column(self, header: list[str], name: str, key: str) -> int:
+        if header.count(name) > 1:
+            raise DataError(f"table {self.path} has {header.count(name)} columns '{name}' (data.{key}). Rename all but the right one.")
         if name in header:
             return header.index(name)
+        if any("\r" in other for other in header):
+            raise DataError(f"table {self.path} ends its lines with carriage returns alone. Write it with line feeds.")
         if len(header) == 1:
             for other, word in _SEPARATORS.items():
                 if other != self.sep and other in header[0]:
@@ -216,7 +220,7 @@ class CSV(Reader):
             except Broken as error:
                 broken = error
         if not places:
-            raise DataError(f"{broken}. Check data.sep and data.quotes, or repair the row.")
+            raise DataError(f"{broken}. Check data.sep, data.quotes and data.encoding, or repair the row.")
         if not any(is_url(place) or os.path.isfile(place) for place in places):
             raise DataError(f"table {self.path}: its first images are not there, e.g. {places[0]}. Set data.image_root to their folder.")
 

@@ -74,7 +74,8 @@ class WebDataset(Reader):
             raise DataError(f"the shards of data.path hold no sample, e.g. {self.shards[0]}.")
         for what, column, suffixes in (("image", "image", self.parts.images), ("caption", "caption", (caption,))):
             if (self._index[column] < 0).all():
-                raise DataError(f"no sample in {self.shards[0]} (and the others) has a member for the {what}: .{', .'.join(suffixes)}.")
+                others = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
+                raise DataError(f"no sample in {self.shards[0]}{others} has a member for the {what}: .{', .'.join(suffixes)}.")
 
     def opened(self) -> Reader | StreamReader:
         if not self.is_stream:

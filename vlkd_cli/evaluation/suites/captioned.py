@@ -12,7 +12,7 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.caption_table import CaptionTable
-from vlkd_cli.evaluation.dataset import Dataset, LabelledPair, class_hash, labelled_pair, labels_of
+from vlkd_cli.evaluation.dataset import Dataset, LabelledPair, captions_at, class_hash, labelled_pair, labels_of
 from vlkd_cli.evaluation.encode import Point, embed_texts, normalise
 from vlkd_cli.evaluation.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
@@ -119,9 +119,7 @@ class Captioned(Suite):
         texts: list[str] = []
         owner: list[int] = []
         for index in range(len(reader)):
-            own = list(reader.captions(index))[: 1 if self.captions == "first" else None]
-            if not own:
-                raise DataError(f"{reader.name(index)}: has no caption; suite 'captioned' needs one for every image.")
+            own = captions_at(reader, index, "captioned")[: 1 if self.captions == "first" else None]
             texts.extend(own)
             owner.extend([index] * len(own))
         return texts, torch.tensor(owner)

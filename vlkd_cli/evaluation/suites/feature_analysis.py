@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.evaluation.dataset import captions_at, open_dataset
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
 from vlkd_cli.evaluation.geometry import (
     alignment,
@@ -48,12 +48,7 @@ class FeatureAnalysis(Suite):
         if count < 2:
             raise DataError(f"data '{dataset.name}' has {len(reader)} images; their relations need two.")
         rows = [position * len(reader) // count for position in range(count)]
-        captions = []
-        for row in rows:
-            own = reader.captions(row)
-            if not own:
-                raise DataError(f"{reader.name(row)}: has no caption; feature_analysis needs one for every image.")
-            captions.append(own[0])
+        captions = [captions_at(reader, row, "feature_analysis")[0] for row in rows]
         images = normalise(embed_images(subject, reader, indices=rows))
         texts = normalise(embed_texts(subject, captions))
         if images.shape[1] != texts.shape[1]:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import open_dataset
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.evaluation.dataset import captions_at, open_dataset
 from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
 from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_median_rank, chance_recall, rank_scores, ranks_of_own
 from vlkd_cli.evaluation.results import Result
@@ -46,12 +46,9 @@ class Retrieval(Suite):
         captions: list[str] = []
         ends = np.zeros(len(reader), dtype=np.int64)
         for index in range(len(reader)):
-            captions.extend(list(reader.captions(index))[: self.captions_per_image])
+            captions.extend(captions_at(reader, index, "retrieval")[: self.captions_per_image])
             ends[index] = len(captions)
         counts = np.diff(ends, prepend=0)
-        if (counts == 0).any():
-            bare = int((counts == 0).argmax())
-            raise DataError(f"{reader.name(bare)}: has no caption; retrieval needs one for every image. Leave it out or give it one.")
         images = normalise(embed_images(subject, reader))
         texts = normalise(embed_texts(subject, captions))
         if images.shape[1] != texts.shape[1]:
