@@ -25,6 +25,7 @@ def test_labels_classes_and_templates_are_those_of_the_folder(tmp_path: Path) ->
 def test_several_labels_come_from_rows_of_ones(tmp_path: Path) -> None:
     (tmp_path / "classnames.txt").write_text("a\nb\nc\n")
     (tmp_path / "dataset_type.txt").write_text("multilabel\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("one {c}\n")
     members: dict[str, bytes] = {}
     for number, row in enumerate(([1, 0, 1], [0, 0, 0])):
         buffer = io.BytesIO()
@@ -33,6 +34,9 @@ def test_several_labels_come_from_rows_of_ones(tmp_path: Path) -> None:
     write_tar(tmp_path / "test" / "0.tar", members)
     reader = ClipBenchmark(path=str(tmp_path))
     assert [tuple(reader.labels(index)) for index in range(2)] == [(0, 2), ()]
+    assert reader.multi_label
+    # A row without labels is not said to be of the last class.
+    assert [list(reader.captions(index)) for index in range(2)] == [["one a"], ["one thing"]]
 
 
 def test_captions_for_retrieval_are_one_per_line(tmp_path: Path) -> None:
