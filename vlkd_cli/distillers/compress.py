@@ -34,6 +34,7 @@ class CompRess(Distiller):
 
     direction = "one_way"
     takes_lists = True
+    most_outputs = (2, 1)
     needs = frozenset({"queue"})
     crosses_ranks = "features that enter the queues"
     paper = "Koohpayegani et al. 2020, arXiv:2010.14713"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.distillers.distiller import Context, Distiller
 from vlkd_cli.distributed.collectives import sum_without_grad
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.errors import DataError
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
@@ -50,6 +50,14 @@ class CrossEntropy(Distiller):
             nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(0))
             nn.init.zeros_(classifier.bias)
             self.classifier = classifier
+
+    def check_data(self, num_samples: int, highest_label: int | None) -> None:
+        super().check_data(num_samples, highest_label)
+        if self.num_classes is not None and highest_label is not None and highest_label >= self.num_classes:
+            raise RecipeError(
+                f"the data has labels up to {highest_label}, distiller 'cross_entropy' only {self.num_classes} classes. "
+                f"Set num_classes: {highest_label + 1}."
+            )
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Tensor | None = None, context: Context | None = None) -> Float[Tensor, ""]:
         if context is None or context.labels is None:

@@ -10,7 +10,7 @@ from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distillers.prototype_loss import prototype_loss, softmax_targets
 from vlkd_cli.distillers.prototypes import PrototypeDistiller, Views
 from vlkd_cli.distributed.collectives import mean_without_grad
-from vlkd_cli.recipe.types import Positive, PositiveInt, Probability, Schedulable
+from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable, Probability
 
 
 class DINO(PrototypeDistiller):
@@ -48,7 +48,7 @@ class DINO(PrototypeDistiller):
         *,
         prototypes: PositiveInt | None = 65536,
         student_temp: Positive = 0.1,
-        teacher_temp: Schedulable = 0.04,
+        teacher_temp: PositiveSchedulable = 0.04,
         center_momentum: Probability = 0.9,
     ) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from vlkd_cli.catalog import CATALOG
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.recipe.types import Schedulable, value_at
 
 SMALL_ROWS = 128
@@ -56,6 +56,8 @@ class Distiller(nn.Module):
     """What each side of the arrow is: one tensor, an (image, text) pair of tensors, or a list of views of one tower."""
     takes_lists: ClassVar[bool] = False
     """Whether a recipe may give a side more tensors than `takes` says; the class's documentation tells what they are."""
+    most_outputs: ClassVar[tuple[int, int] | None] = None
+    """Most tensors that such lists hold, of the student and of the teacher; None for any number."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Subset of: equal_width, labels, queue, prototypes, episode."""
     minimum_batch: ClassVar[int] = 1
@@ -79,6 +81,19 @@ class Distiller(nn.Module):
         A width is a number, or a list where the side of the arrow is a list. Calling an objective that was never set up does it from
         the widths of the tensors it is given.
         """
+
+    def check_data(self, num_samples: int, highest_label: int | None) -> None:
+        """Refuse data that cannot be learned from; called before the first step.
+
+        Args:
+            num_samples: of an epoch, over all ranks.
+            highest_label: -1 where no sample has a label; None where only reading them would tell.
+
+        Raises:
+            UserError: what is missing, and what to do.
+        """
+        if "labels" in self.needs and highest_label == -1:
+            raise DataError(f"distiller '{_name(self)}' needs labels, and the data has none. Read labelled data.")
 
     def commit(self, step: int) -> None:
         """Move what the forward passes staged into the buffers; `step` is the optimizer step that was just taken. On every rank."""
@@ -122,7 +137,10 @@ class Distiller(nn.Module):
             if self._is_small(tensor, student, teacher):
                 # Products over shards of another shape round otherwise, by more than 1e-6 of a gradient that nearly cancels.
                 state = {name: _double(value) for name, value in [*self.named_parameters(), *self.named_buffers()]}
-                return functional_call(self, state, (_double(student), _double(teacher), context)).float()
+                loss = functional_call(self, state, (_double(student), _double(teacher), context))
+                # Buffers are float32, and what moves them is too.
+                self._staged = [tuple(one.float() if one.is_floating_point() else one for one in staged) for staged in self._staged]
+                return loss.float()
             return super().__call__(_full(student), _full(teacher), context)
 
     def _is_small(self, tensor: Tensor, *sides: Any) -> bool:
@@ -146,9 +164,10 @@ def require_equal_width(distiller: Distiller, student_width: int | Sequence[int]
     for our_width in ours:
         for their_width in theirs:
             if our_width != their_width:
+                head = "prototypes, prototypes" if getattr(distiller, "num_prototypes", 0) is None else "linear, width"
                 raise RecipeError(
                     f"teacher embeds {their_width} values, student {our_width}, and distiller '{_name(distiller)}' compares them directly. "
-                    f"Add `head: {{name: linear, width: {their_width}}}` to the student."
+                    f"Add `head: {{name: {head}: {their_width}}}` to the student."
                 )
 
 

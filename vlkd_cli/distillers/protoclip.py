@@ -56,6 +56,7 @@ class ProtoCLIP(Distiller):
 
     direction = "symmetric"
     takes_lists = True
+    most_outputs = (2, 3)
     needs = frozenset({"episode", "prototypes"})
     crosses_ranks = "features of one side, with gradient; at an episode's start all its features"
     paper = "Chen et al. 2023, arXiv:2206.10996"
@@ -102,6 +103,14 @@ class ProtoCLIP(Distiller):
         theirs = [teacher_width] if isinstance(teacher_width, int) else list(teacher_width)
         require_equal_width(self, ours[:1], theirs[:1])
         require_equal_width(self, ours[-1:], theirs[min(1, len(theirs) - 1)])
+
+    def check_data(self, num_samples: int, highest_label: int | None) -> None:
+        super().check_data(num_samples, highest_label)
+        if num_samples < self.num_prototypes:
+            raise DataError(
+                f"distiller 'protoclip' forms {self.num_prototypes} clusters, but an episode has only {num_samples} samples. "
+                "Lower num_prototypes, or raise data.episode_samples."
+            )
 
     def forward(self, student: Side, teacher: Side, context: Context | None = None) -> Float[Tensor, ""]:
         (image, image_projected, _), (text, text_projected, _) = _parts(student), _parts(teacher)

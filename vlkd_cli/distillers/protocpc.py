@@ -13,7 +13,7 @@ from vlkd_cli.distillers.prototype_loss import Sides, Targets, prototype_loss, s
 from vlkd_cli.distillers.prototypes import PrototypeDistiller, Views
 from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.recipe.types import Positive, PositiveInt, Probability, Schedulable
+from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable, Probability
 
 SMALLEST_PRIOR = 1e-6
 """A prototype that the teacher has left keeps this much of a uniform share, else nothing would push students away from it again."""
@@ -56,7 +56,7 @@ class ProtoCPC(PrototypeDistiller):
         *,
         prototypes: PositiveInt | None = 65536,
         student_temp: Positive = 0.1,
-        teacher_temp: Schedulable = 0.04,
+        teacher_temp: PositiveSchedulable = 0.04,
         prior_momentum: Probability = 0.9,
         assignment: Literal["softmax", "sinkhorn"] = "softmax",
         sinkhorn_iterations: PositiveInt = 3,

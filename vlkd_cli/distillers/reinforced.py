@@ -95,14 +95,23 @@ class Reinforced(Distiller):
                 f"distiller 'reinforced' takes an image and a text tower (and synthetic texts) as its student and as many outputs of each "
                 f"teacher; it was given {len(ours)} and {len(theirs)}. Write student: [image, text] and teacher: [image_1, text_1, ...]."
             )
+        if self.teacher_dims is not None and len(theirs) != len(ours):
+            raise RecipeError(
+                f"teacher_dims of distiller 'reinforced' cuts all teachers out of {len(ours)} addresses, but it was given {len(theirs)}. "
+                "Remove teacher_dims: teachers with addresses of their own need no cutting."
+            )
         num_teachers = len(self.teacher_dims) if self.teacher_dims else len(theirs) // len(ours)
         for key, given in (("teacher_logit_scales", self.teacher_logit_scales), ("teacher_logit_biases", self.teacher_logit_biases)):
             if len(given) not in (1, num_teachers):
                 raise RecipeError(
-                    f"{key} of distiller 'reinforced' has {len(given)} entries for {num_teachers} teachers. Give one or each."
+                    f"{key} of distiller 'reinforced' has {len(given)} entries for {num_teachers} teacher{'s' * (num_teachers > 1)}. "
+                    "Give one for all, or one for each."
                 )
         if self.teacher_dims is not None and any(width != sum(self.teacher_dims) for width in theirs):
-            raise RecipeError(f"teacher_dims add up to {sum(self.teacher_dims)}, but the teacher outputs have widths {list(theirs)}.")
+            raise RecipeError(
+                f"teacher_dims of distiller 'reinforced' add up to {sum(self.teacher_dims)}, but the teacher outputs have widths "
+                f"{list(theirs)}. Write the widths of their parts."
+            )
 
     def forward(
         self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None

@@ -36,6 +36,7 @@ class SimCSE(Distiller):
 
     direction = "symmetric"
     takes_lists = True
+    most_outputs = (1, 2)
     needs = frozenset({"equal_width"})
     crosses_ranks = "second views and hard negatives, with gradient"
     paper = "Gao et al. 2021, arXiv:2104.08821"

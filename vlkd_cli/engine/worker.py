@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from vlkd_cli import console
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.assembly import build_composition, build_towers, captions_of
@@ -111,6 +113,7 @@ class _Run:
         if settings.channels_last:
             self.composition.to(memory_format=torch.channels_last)
         self._check_batch()
+        self._check_data(reader)
         optimizer = build_optimizer(self.composition, recipe.optimizer, recipe.towers, self.device)
         self.trainer = Trainer(
             self.composition, optimizer, self.loader, settings, recipe.schedule, self.device, self.steps_per_epoch, self.total_steps
@@ -160,6 +163,14 @@ class _Run:
                     f"distiller '{objective.name}' needs at least {objective.distiller.minimum_batch} samples a step over all processes "
                     f"and gets {total}. Raise train.batch_size."
                 )
+
+    def _check_data(self, reader: Reader | StreamReader) -> None:
+        distillers = [objective.distiller for objective in self.composition.objectives]
+        highest = None
+        if isinstance(reader, Reader) and any("labels" in distiller.needs for distiller in distillers):
+            highest = int(reader.labels_of(np.arange(len(reader))).max(initial=-1))
+        for distiller in distillers:
+            distiller.check_data(self.loader.batches_per_epoch * self.settings.batch_size * runtime.world_size(), highest)
 
     # -- around the steps --------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,9 @@ from fnmatch import fnmatch
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, Arrow, arrow_of, modality_of
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.objectives import about, check_objective
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
 # Settings of a tower that say how its parameters come to be or learn; a tower that follows another has none of its own.
@@ -41,16 +40,8 @@ def tower_modality(name: str, tower: TowerSpec) -> str | None:
     found = modality_of(name, tower.modality)
     if found is not None or tower.builder is None:
         return found
-    modalities = _about("builder", tower.builder).get("modalities", ())
+    modalities = about("builder", tower.builder).get("modalities", ())
     return modalities[0] if len(modalities) == 1 else None
-
-
-def _about(kind: str, name: str) -> dict[str, Any]:
-    """The class attributes of a component; none where its name is wrong, which the check of the shape reports."""
-    try:
-        return signature_of(kind, name).attributes
-    except RecipeError:
-        return {}
 
 
 def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
@@ -183,10 +174,10 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
 
 def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | None, list[Problem]]:
     """The distiller's arrow, and what is wrong with its addresses."""
-    about = _about("distiller", spec.name)
-    takes, takes_lists = about.get("takes", "one"), bool(about.get("takes_lists", False))
+    said = about("distiller", spec.name)
+    takes, takes_lists = said.get("takes", "one"), bool(said.get("takes_lists", False))
     try:
-        arrow = arrow_of(recipe, spec, takes, about.get("needs_teacher", True))
+        arrow = arrow_of(recipe, spec, takes, said.get("needs_teacher", True))
     except ValueError as error:
         side, colon, text = str(error).partition(": ")
         where = (*path, side) if colon and side in ("student", "teacher") else path
@@ -207,7 +198,7 @@ def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | Non
             problems.append(Problem(at, f"distiller '{spec.name}' takes a list of addresses: [image, image@view_b]."))
         for address in [addresses] if isinstance(addresses, Address) else addresses:
             problems += _check_address(recipe, address, at, is_student=side == "student")
-    return arrow, problems
+    return arrow, problems or list(check_objective(recipe, spec, arrow, path))
 
 
 def _check_address(recipe: Recipe, address: Address, path: Path, *, is_student: bool) -> Iterator[Problem]:
@@ -235,7 +226,7 @@ def _side_towers(side: Address | tuple[Address, ...] | None) -> set[str]:
 
 def _teacher_learns(recipe: Recipe, spec: DistillerSpec, arrow: Arrow, learners: set[str]) -> bool:
     """A symmetric distiller moves its teacher side too."""
-    symmetric = _about("distiller", spec.name).get("direction") == "symmetric"
+    symmetric = about("distiller", spec.name).get("direction") == "symmetric"
     return symmetric and bool(_side_towers(arrow.teacher) & learners)
 
 
@@ -291,7 +282,7 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
         path = ("evals", number)
         if not (entry.every_epochs or entry.every_steps or entry.first or entry.last):
             yield Problem(path, "never runs: say every_epochs, every_steps, first or last.")
-        needed = _about("suite", entry.suite).get("modalities", frozenset())
+        needed = about("suite", entry.suite).get("modalities", frozenset())
         missing = sorted(needed - modalities) if isinstance(needed, frozenset | set) and not followed and None not in modalities else []
         if missing:
             yield Problem((*path, "suite"), f"'{entry.suite}' needs a tower for {' and '.join(missing)}, and the recipe has none.")

@@ -138,13 +138,13 @@ def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
     said = signature.attributes
     if kind == "distiller":
         needs = said.get("needs", frozenset())
+        taken = {"pair": "image and text of each side", "views": "several views"}.get(said.get("takes", "one"), "one tensor of each side")
+        most = said.get("most_outputs")
+        lists = ", or lists" + (f" of up to {most[0]} (student) and {most[1]} (teacher)" if most else "")
         return [
             ("paper", said.get("paper", "")),
             ("direction", said.get("direction", "")),
-            (
-                "takes",
-                {"pair": "image and text of each side", "views": "several views"}.get(said.get("takes", "one"), "one tensor of each side"),
-            ),
+            ("takes", taken + (lists if said.get("takes_lists") else "")),
             ("needs", ", ".join(sorted(needs)) or "nothing"),
             ("state", ", ".join(signature.state) or "none"),
             ("crosses ranks", said.get("crosses_ranks", "nothing")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -50,7 +50,14 @@ class Schedule(BaseModel):
         return first + (last - first) * done
 
 
+def _stays_above_zero(schedule: Schedule) -> Schedule:
+    if min(schedule.linear or schedule.cosine or ()) <= 0:
+        raise ValueError("both values of this schedule must be above 0")
+    return schedule
+
+
 Schedulable = float | Schedule
+PositiveSchedulable = Positive | Annotated[Schedule, AfterValidator(_stays_above_zero)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

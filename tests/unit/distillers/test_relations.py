@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vlkd_cli.distillers.barlow_twins import BarlowTwins
 from vlkd_cli.distillers.cross_entropy import CrossEntropy
-from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.distiller import Context, Distiller
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.reinforced import Reinforced
 from vlkd_cli.distillers.rkd import RKD
 from vlkd_cli.distillers.unicl import UniCL
 from vlkd_cli.distillers.vicreg import VICReg
-from vlkd_cli.errors import DataError
+from vlkd_cli.errors import DataError, RecipeError
 
 
 def test_rkd_ignores_rotation_scale_and_shift_of_the_student() -> None:
@@ -85,6 +87,29 @@ def test_soft_targets_keep_the_digits_of_small_probabilities(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("loss", [UniCL(), CrossEntropy()])
-def test_missing_labels_are_one_line(loss: torch.nn.Module) -> None:
+def test_missing_labels_are_one_line(loss: Distiller) -> None:
     with pytest.raises(DataError, match="needs labels"):
         loss(torch.randn(4, 3), torch.randn(4, 3), Context())
+    with pytest.raises(DataError, match="needs labels"):
+        loss.check_data(100, -1)
+    loss.check_data(100, None)
+
+
+def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
+    with pytest.raises(RecipeError, match="labels up to 47, distiller 'cross_entropy' only 3 classes. Set num_classes: 48."):
+        CrossEntropy(num_classes=3).check_data(100, 47)
+    CrossEntropy(num_classes=48).check_data(100, 47)
+
+
+@pytest.mark.parametrize(
+    ("keys", "teacher", "message"),
+    [
+        ({"teacher_dims": [8, 8]}, [16, 16, 16, 16], "out of 2 addresses, but it was given 4. Remove teacher_dims"),
+        ({"teacher_dims": [4, 4]}, [16, 16], "add up to 8, but the teacher outputs have widths"),
+        ({"teacher_logit_scales": [1.0, 2.0]}, [16, 16], "has 2 entries for 1 teacher. Give one for all, or one for each"),
+        ({}, [16, 16, 16], "it was given 2 and 3"),
+    ],
+)
+def test_teachers_that_do_not_add_up_are_refused(keys: dict[str, Any], teacher: list[int], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Reinforced(**keys).prepare([16, 16], teacher)

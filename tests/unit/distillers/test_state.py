@@ -99,6 +99,8 @@ def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
         CompRess(queues=1).prepare(6, 9)
     with pytest.raises(RecipeError, match="distiller 'seed' compares them directly"):
         SEED().prepare(6, 9)
+    with pytest.raises(RecipeError, match=r"head: \{name: prototypes, prototypes: 9\}"):
+        DINO(prototypes=None).prepare(6, 9)
 
 
 def test_kmeans_fills_empty_clusters() -> None:
@@ -125,5 +127,7 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
     both = loss(features[:3], features[:3], Context(indices=torch.tensor([0, 1, 99]))).item()
     assert both == pytest.approx(seen, rel=1e-6) and seen > 0
     assert loss(features[:2], features[:2], Context(indices=torch.tensor([98, 99]))).item() == 0
+    with pytest.raises(DataError, match="forms 2 clusters, but an episode has only 1 samples. Lower num_prototypes, or raise"):
+        loss.check_data(1, None)
     with pytest.raises(DataError, match="forms 2 clusters, but the episode has only 1 samples"):
         loss.start_episode(features[:1], features[:1], torch.zeros(1, dtype=torch.int64), Context())

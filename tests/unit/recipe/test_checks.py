@@ -117,6 +117,54 @@ def test_addresses(distiller, expected):
     assert lines
 
 
+HEAD = "towers.{}.head={{name: {}, {}: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("heads", "distiller", "expected"),
+    [
+        (
+            [HEAD.format("image", "linear", "width", 16), HEAD.format("text", "mlp", "width", 24)],
+            "{name: simreg}",
+            "distillers[0]: tower 'text' embeds 24 values, tower 'image' 16, and distiller 'simreg' compares them directly. "
+            "Set `width: 24` in the head of 'image'.",
+        ),
+        (
+            [HEAD.format("image", "prototypes", "prototypes", 20), HEAD.format("text", "prototypes", "prototypes", 30)],
+            "{name: dino, prototypes: null}",
+            "distillers[0]: tower 'text' embeds 30 values, tower 'image' 20, and distiller 'dino' compares them directly. "
+            "Set `prototypes: 30` in the head of 'image'.",
+        ),
+        (
+            [HEAD.format("image", "prototypes", "prototypes", 20), HEAD.format("text", "prototypes", "prototypes", 20)],
+            "{name: protocpc}",
+            "distillers[0].prototypes: tower 'image' has prototypes of its own. Say prototypes: null, or give the towers head 'mlp'.",
+        ),
+        ([], "{name: compress, teacher: [text, text]}", "distiller 'compress' takes one address here, got 2."),
+        ([], "{name: compress, student: [image, image, image]}", "distiller 'compress' takes at most 2 addresses here, got 3."),
+        ([], "{name: dino, teacher_temp: 0}", "expected a number above 0 or a schedule"),
+        ([], "{name: dino, teacher_temp: {linear: [0.04, 0]}}", "both values of this schedule must be above 0."),
+        # What is right, or what only the towers tell.
+        ([HEAD.format("image", "linear", "width", 16)], "{name: simreg}", None),
+        ([HEAD.format("image", "linear", "width", 16), HEAD.format("text", "linear", "width", 24)], "{name: rkd}", None),
+        (
+            [HEAD.format("image", "linear", "width", 16), HEAD.format("text", "linear", "width", 24)],
+            "{name: simreg, student: image.backbone, teacher: text.backbone}",
+            None,
+        ),
+    ],
+)
+def test_what_an_objective_asks_of_its_towers(heads: list[str], distiller: str, expected: str | None) -> None:
+    lines = problems_with(*heads, f"distillers=[{distiller}]")
+    assert len(lines) == (expected is not None)
+    assert expected is None or expected in lines[0]
+
+
+def test_pairs_in_opposite_orders_are_refused():
+    (line,) = problems_with(*TEACHERS, "distillers=[{name: affinity, student: [text, image]}]")
+    assert line.endswith("distillers[0].teacher: names image and text, the student text and image. Use one order.")
+
+
 def test_addresses_with_views_and_outputs_are_fine():
     text = SMALL.replace("{name: infonce}", "{name: infonce, student: image.backbone@second}")
     assert problems(text, ["data.views={second: {name: simclr}}"]) == []
