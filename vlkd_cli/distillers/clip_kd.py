@@ -185,8 +185,7 @@ class GradientMatch(_Projecting):
         max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
         gd_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau = scale, as the authors' code does, which
-        explains its
-            weight.
+            explains its weight.
 
     Source: CLIP-KD, equations 5 to 8 (GD). Differs in computing the keys' gradient as one product instead of an N x D x N tensor.
     """

@@ -37,7 +37,7 @@ class RKD(Distiller):
 
     direction = "one_way"
     minimum_batch = 3
-    crosses_ranks = "features of both sides, the student's with gradient; sum of distances"
+    crosses_ranks = "features of both sides, the student's with gradient"
     paper = "Park et al. 2019, arXiv:1904.05068"
 
     def __init__(
