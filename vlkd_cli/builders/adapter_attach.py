@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from vlkd_cli.builders.adapter_methods.low_rank import IA3, MTLLoRA, PeftMethod
 from vlkd_cli.builders.adapter_methods.method import Method
 from vlkd_cli.builders.adapter_methods.prefix_tuning import PromptTuning
+from vlkd_cli.builders.adapter_methods.reft import ReFT
 from vlkd_cli.errors import RecipeError
 
 NAME = "vlkd"
@@ -52,6 +53,8 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
         _cast_projections(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_own(name))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError("adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves every layer out.")
     # Both libraries leave the model in training mode, whose dropout would reach an evaluation.
     model.eval()
 
@@ -98,9 +101,45 @@ def _attach_adapters(model: Any, method: Method) -> None:
         return
     model.add_adapter(NAME, config=method.config())
     model.train_adapter(NAME)
+    if isinstance(method, ReFT):
+        _edit_short_sentences(model, method)
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight") and isinstance(module, nn.Linear):
             _make_decayable(module)
+
+
+def _edit_short_sentences(model: nn.Module, method: ReFT) -> None:
+    for module in model.modules():
+        if type(module).__name__ == "ReftLayer" and isinstance(edits := module.refts, nn.ModuleDict) and NAME in edits:
+            edits[NAME] = _Edits(edits[NAME].get_submodule("units"), method.first_tokens, method.last_tokens)
+
+
+class _Edits(nn.Module):
+    """ReFT's edits by a mask over positions.
+
+    The library's own indices leave a sentence with fewer tokens than are edited, and take one end's states for the other's.
+
+    Args:
+        units: the edit of the first tokens, and that of the last ones where it is another.
+        first: how many tokens from the front are edited.
+        last: how many real tokens from the end are edited; where both would edit a token, this one does.
+    """
+
+    def __init__(self, units: nn.Module, first: int, last: int) -> None:
+        super().__init__()
+        self.units = units
+        self.first, self.last = first, last
+
+    def forward(self, states: Tensor) -> Tensor:
+        from adapters.context import ForwardContext
+
+        context: Any = ForwardContext.get_context()
+        start, length = context.offsets.view(-1, 1), context.seqlens.view(-1, 1)
+        place = torch.arange(states.shape[1], device=states.device) - start
+        real = (place >= 0) & (place < length)
+        units = list(self.units.children())
+        edited = torch.where((real & (place < self.first)).unsqueeze(-1), units[0](states).to(states.dtype), states)
+        return torch.where((real & (place >= length - self.last)).unsqueeze(-1), units[-1](states).to(states.dtype), edited)
 
 
 def _make_decayable(projection: nn.Linear) -> None:
@@ -148,6 +187,8 @@ def _attach_peft(model: Any, method: PeftMethod) -> None:
 
     config = method.config()
     found = find_targets(model, method.targets)
+    if not found and not getattr(method, "feed_forward", False):
+        raise RecipeError("adapter.targets: is empty, so that nothing would learn. Name at least one, e.g. q.")
     if isinstance(method, IA3) and method.feed_forward:
         config.feedforward_modules = find_targets(model, ["output"])
         found = [*found, *config.feedforward_modules]

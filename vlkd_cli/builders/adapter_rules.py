@@ -144,7 +144,9 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return []
     if refused := refusal(name, str(config["model_type"]), form=getattr(method, "form", None)):
         return [refused]
-    hidden_size = next((config[key] for key in ("hidden_size", "d_model", "dim") if isinstance(config.get(key), int)), None)
+    # The text tower's own sizes, where the configuration describes two towers.
+    sizes = config.get("text_config") or config
+    hidden_size = next((sizes[key] for key in ("hidden_size", "d_model", "dim") if isinstance(sizes.get(key), int)), None)
     return method.problems(hidden_size) if hidden_size else []
 
 

@@ -80,6 +80,12 @@ def test_a_width_that_compacter_cannot_divide_is_said_when_the_recipe_is_read() 
     )
 
 
+def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}, "projection_dim": 64}))
+    text = refused(f"{{builder: adapters, model: {tmp_path}, adapter: {{name: compacter}}}}")
+    assert "width 96 over 32 is a bottleneck of 3" in text
+
+
 @pytest.mark.parametrize(
     ("tower", "said"),
     [

@@ -254,3 +254,30 @@ def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(bert
     wider = write_encoder(tmp_path / "wider", hidden_size=32)
     with pytest.raises(WeightsError, match="does not fit this encoder"):
         adapted(wider, "lora", adapter_weights=str(tmp_path / "lora"))
+
+
+@pytest.mark.parametrize(
+    "section", [{"last_tokens": 6, "first_tokens": 0}, {"last_tokens": 5, "first_tokens": 5}, {"last_tokens": 20, "tied": True}]
+)
+def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(bert: Path, section: dict[str, Any]) -> None:
+    tower = adapted(bert, "loreft", adapter={"name": "reft", **section})
+    shake(tower)
+    together = embed(tower)
+    alone = torch.cat([embed(tower, [sentence]) for sentence in SENTENCES])
+    assert torch.allclose(together, alone, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"name": "reft", "layers": [9]}, "adapter: adds nothing to this encoder"),
+        ({"name": "bottleneck", "leave_out": [0, 1]}, "adapter: adds nothing to this encoder"),
+        ({"name": "lora", "targets": []}, "adapter.targets: is empty"),
+        ({"name": "ia3", "targets": [], "feed_forward": False}, "adapter.targets: is empty"),
+        ({"name": "reft", "rank": 65}, "adapter.rank: 65 directions cannot be orthogonal in 64 dimensions"),
+        ({"name": "language", "inverse_reduction_factor": 33}, "adapter.inverse_reduction_factor: half the width 64 over 33"),
+    ],
+)
+def test_keys_that_leave_nothing_to_learn_are_refused(bert: Path, section: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        adapted(bert, "lora", adapter=section)

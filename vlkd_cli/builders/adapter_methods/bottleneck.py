@@ -85,6 +85,7 @@ class Language(Method):
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         self.form = form
+        self.inverse_reduction_factor = inverse_reduction_factor
         self.options = {
             "reduction_factor": reduction_factor,
             "inv_adapter": "nice",
@@ -97,6 +98,14 @@ class Language(Method):
         from adapters import DoubleSeqBnInvConfig, SeqBnInvConfig
 
         return (SeqBnInvConfig if self.form == "pfeiffer" else DoubleSeqBnInvConfig)(**self.options)
+
+    def problems(self, hidden_size: int) -> list[str]:
+        if hidden_size // 2 // self.inverse_reduction_factor >= 1:
+            return []
+        return [
+            f"adapter.inverse_reduction_factor: half the width {hidden_size} over {self.inverse_reduction_factor:g} leaves the invertible "
+            f"network no unit. Choose at most {hidden_size // 2}."
+        ]
 
 
 class Compacter(Method):

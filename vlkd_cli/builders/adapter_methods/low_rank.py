@@ -151,10 +151,10 @@ class MTLLoRA(Method):
         targets: which attention matrices: q, k, v.
         dropout: share of the input dropped while training.
         up_projections: number of second matrices that are mixed.
-        task_matrix: the small matrix is `diagonal` or `full`.
         sharpness: temperature of the mixture.
 
-    Source: Yang et al., MTL-LoRA, arXiv:2410.09437; as the library `adapters` builds it.
+    Source: Yang et al., MTL-LoRA, arXiv:2410.09437; as the library `adapters` builds it, with diagonal small matrices
+    (its full ones cannot be built).
     """
 
     paper: ClassVar[str] = "arXiv:2410.09437"
@@ -170,7 +170,6 @@ class MTLLoRA(Method):
         targets: Sequence[Literal["q", "k", "v"]] = ("q", "v"),
         dropout: Probability = 0.0,
         up_projections: PositiveInt = 1,
-        task_matrix: Literal["diagonal", "full"] = "diagonal",
         sharpness: Positive = 0.05,
     ) -> None:
         if not tasks or len(set(tasks)) != len(tasks):
@@ -185,7 +184,7 @@ class MTLLoRA(Method):
             "attn_matrices": list(targets),
             "dropout": dropout,
             "n_up_projection": up_projections,
-            "task_specific_matrix_type": "singular_values" if task_matrix == "diagonal" else "linear",
+            "task_specific_matrix_type": "singular_values",
             "weights_sharpness": sharpness,
         }
 

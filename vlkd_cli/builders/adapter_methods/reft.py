@@ -42,7 +42,8 @@ class ReFT(Method):
     ) -> None:
         if first_tokens + last_tokens == 0:
             raise RecipeError("adapter.first_tokens: with last_tokens: 0 too, nothing is edited. Set one of the two above 0.")
-        self.form = form
+        self.form, self.rank = form, rank
+        self.first_tokens, self.last_tokens = first_tokens, last_tokens
         self.options = {
             "r": rank,
             "prefix_positions": first_tokens,
@@ -51,6 +52,11 @@ class ReFT(Method):
             "layers": "all" if layers is None else list(layers),
             "dropout": dropout,
         }
+
+    def problems(self, hidden_size: int) -> list[str]:
+        if self.form != "loreft" or self.rank <= hidden_size:
+            return []
+        return [f"adapter.rank: {self.rank} directions cannot be orthogonal in {hidden_size} dimensions. Choose at most {hidden_size}."]
 
     def config(self) -> Any:
         from adapters import DiReftConfig, LoReftConfig, NoReftConfig
