@@ -71,7 +71,6 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     # The agent's store outlives a failed group; without names of its own, a restarted one would read the addresses of the dead.
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    # Not after an error: leaving in order waits for the others, which may be gone, and the process is about to end.
+    yield
+    dist.destroy_process_group()

@@ -142,7 +142,7 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
 
 def _log_agent(path: Path) -> None:
     """What torch's agent says goes to a file: its tracebacks are of its own waiting, the worker's cause is told in one line."""
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
         logger = logging.getLogger(name)
         logger.handlers = [logging.FileHandler(path, encoding="utf-8")]
         logger.propagate = False

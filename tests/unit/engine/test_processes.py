@@ -68,6 +68,17 @@ def test_a_failed_worker_is_one_line_with_rank_step_and_cause(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_mistake_that_every_worker_meets_is_one_line(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, train={"batch_size": 40})
+    code, _, err = vlkd(tmp_path, "train", recipe, "--cpu-workers", "2", "--run", "run")
+    assert code == 2
+    assert err.splitlines() == [
+        "an epoch has 48 samples, fewer than the 80 of one step (2 x batch size 40). Lower train.batch_size or the number of processes, "
+        "or raise data.episode_samples."
+    ]
+
+
+@pytest.mark.slow
 def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
     distillers = [{"name": "tests.support.failing:DiesAt", "step": 8}]
     recipe = recipe_of(
