@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vlkd_cli.builders.weights import load_pickled
 from vlkd_cli.errors import CheckpointError
 
 FORMAT = 1
@@ -65,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}. Give a run folder or a .pt file.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickled(path)
     except Exception as error:
         others = [other.name for other in sorted(path.parent.glob("*.pt")) if not other.samefile(path)]
         hint = f" Others there: {', '.join(others)}." if others else ""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.backbone import Backbone, Builder
+from vlkd_cli.builders.weights import load_pickled
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import Component, TowerSpec
 from vlkd_cli.towers.freezing import choose_parameters
@@ -205,7 +205,7 @@ def find_checkpoint(run: str, name: str) -> Path:
 
 def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_pickled(file)
     # Damaged bytes make the unpickler fail in any way there is.
     except Exception as error:
         raise CheckpointError(f"tower '{name}': '{file}' cannot be read as a checkpoint. Use another one.") from error

@@ -105,3 +105,14 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "missing.pt")
+
+
+def test_one_flipped_byte_in_a_weight_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"format": 1, "towers": {"image": {"weight": torch.zeros(10_000)}}}, path)
+    assert load_checkpoint(path)["towers"]["image"]["weight"].sum() == 0
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="last.pt is damaged .*checksum"):
+        load_checkpoint(path)
