@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO_SECONDS = 1.0
+"""The same signal again within this time is the same wish."""
 
 
 class Interrupted(BaseException):
@@ -15,12 +19,13 @@ class Interrupted(BaseException):
 class Interruption:
     """Holds which signal asked to stop.
 
-    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. A second signal always
-    raises KeyboardInterrupt, for those who cannot wait.
+    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. A second signal of the
+    same kind raises KeyboardInterrupt, for those who cannot wait.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._noted_at = 0.0
         self._drops = False
 
     @contextmanager
@@ -45,10 +50,10 @@ class Interruption:
             self._drops = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # A terminal sends SIGINT to the whole group and the agent then adds SIGTERM: only the same signal again means impatience.
-        if self.signal_number == number:
+        # A terminal sends SIGINT to the whole group, and torch's agent passes it on to its workers: that is one wish to stop, not two.
+        if self.signal_number == number and time.monotonic() - self._noted_at > ECHO_SECONDS:
             raise KeyboardInterrupt
         if self.signal_number is None:
-            self.signal_number = number
+            self.signal_number, self._noted_at = number, time.monotonic()
             if self._drops:
                 raise Interrupted

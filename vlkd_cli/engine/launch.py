@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli.errors import UserError
+
+ANSWER_SECONDS = 3.0
+"""How long a worker that was stopped offers its answer; agents look ten times a second."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,14 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
-        return _in_group(target, job)
+        answer = _in_group(target, job)
+        if answer:
+            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an agent that got the signal too reads none,
+            # but waits half a minute and kills.
+            leave = threading.Timer(ANSWER_SECONDS, os._exit, (0,))
+            leave.daemon = True
+            leave.start()
+        return answer
     except BaseException as error:
         text = traceback.format_exc()
         log.write(text)

@@ -34,13 +34,15 @@ class Loads(Protocol):
 
 @dataclass
 class Hooks:
-    """What happens around steps; each is called on every rank, with the number of optimizer steps done."""
+    """What happens around steps; each is called on every rank, with the number of optimizer steps done.
+
+    `after_step` answers whether to stop there, which has to be the same on every rank.
+    """
 
     before_epoch: Callable[[int], None] = lambda epoch: None
-    after_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int], bool] = lambda step: False
     log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
     skipped: Callable[[list[Skipped]], None] = lambda names: None
-    should_stop: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -76,8 +78,8 @@ class Trainer:
         # Libraries hand out their models in eval mode.
         self.composition.train()
 
-    def fit(self) -> None:
-        """Train from `step_count` to `total_steps`, or until a hook asks to stop."""
+    def fit(self) -> bool:
+        """Train from `step_count` to `total_steps`, or until a hook asks to stop; False if one did."""
         try:
             while self.step_count < self.total_steps:
                 epoch, done = divmod(self.step_count, self.steps_per_epoch)
@@ -85,7 +87,8 @@ class Trainer:
                 if done == 0:
                     self.hooks.before_epoch(epoch)
                 if not self._train_epoch(epoch, done):
-                    return
+                    return False
+            return True
         except Exception as error:
             error.vlkd_step = self.step_count + 1  # type: ignore[attr-defined]  # for the line that names a failed worker's step
             raise
@@ -157,8 +160,7 @@ class Trainer:
             # Reading a number off a GPU waits for it, so values are collected only when they are logged.
             if self.step_count % self.settings.log_every_steps == 0 or self.step_count in (1, self.total_steps):
                 self.hooks.log(self.step_count, self._values(output, norm, epoch, meter))
-            self.hooks.after_step(self.step_count)
-            if self.hooks.should_stop():
+            if self.hooks.after_step(self.step_count):
                 return False
         return True
 

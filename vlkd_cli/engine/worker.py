@@ -132,23 +132,26 @@ class _Run:
             self.evaluations.best_value = state["best"]
         start = trainer.step_count
         self.sinks = Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None) if self.is_main else None
-        begin = time.perf_counter()
+        begin, finished = time.perf_counter(), False
         try:
             quiet = self.job.quiet or not self.is_main
             with console.training_progress(self.total_steps, self.steps_per_epoch, quiet, start_step=start) as self.progress:
-                trainer.hooks = Hooks(self._before_epoch, self._after_step, self._log, self._note_skipped, self._should_stop)
-                if start == 0 or (state is not None and not state["evaluated"]):
+                trainer.hooks = Hooks(self._before_epoch, self._after_step, self._log, self._note_skipped)
+                if state is None:
                     self._evaluate(start)
-                trainer.fit()
+                elif not state["evaluated"]:
+                    # What was due when the run was stopped, and might have been the best.
+                    self._save(evaluated=True, is_best=self._evaluate(start))
+                finished = trainer.fit()
         except Interrupted:
             self._save(evaluated=False)
         finally:
             self.loader.close()
             if self.sinks is not None:
                 self.sinks.finish()
-        if self.interruption.signal_number is not None and trainer.step_count < self.total_steps:
+        if not finished:
             self._say(f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in {self.folder.path}. Go on with --resume.")
-            return self.interruption.signal_number
+            return self.interruption.signal_number or signal.SIGTERM
         self._finish(time.perf_counter() - begin, trainer.step_count - start)
         return 0
 
@@ -207,13 +210,15 @@ class _Run:
             objective.distiller.start_episode(sides[0], sides[1], torch.cat(indices), context)
         self.composition.train()
 
-    def _after_step(self, step: int) -> None:
+    def _after_step(self, step: int) -> bool:
+        """Evaluate and save what is due; whether to stop, which is what all ranks agreed on before they saved."""
         asked_to_stop, due = self._agree(step)
         is_best = False
         if not asked_to_stop and self.evaluations.due(step):
             is_best = self._evaluate(step)
         if due or asked_to_stop or is_best:
             self._save(evaluated=not (asked_to_stop and self.evaluations.due(step)), is_best=is_best)
+        return asked_to_stop
 
     def _agree(self, step: int) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether it is time to save: the same answer on every rank."""
@@ -225,9 +230,6 @@ class _Run:
         if flags[0] and self.interruption.signal_number is None:
             self.interruption.signal_number = signal.SIGTERM
         return bool(flags[0]), bool(flags[1])
-
-    def _should_stop(self) -> bool:
-        return self.interruption.signal_number is not None
 
     def _evaluate(self, step: int) -> bool:
         """Run what is due; whether the watched result is the best so far."""

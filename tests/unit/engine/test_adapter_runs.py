@@ -60,9 +60,9 @@ def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
 
     real = _Run._after_step
 
-    def after(self: Any, count: int) -> None:
+    def after(self: Any, count: int) -> bool:
         if count == step:
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, count)
+        return real(self, count)
 
     patch.setattr(_Run, "_after_step", after)

@@ -129,6 +129,8 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(tmp_path: Path
     assert "Go on with --resume" in out and "Traceback" not in err
     stopped = final_state(tmp_path / "cut")["step"]
     assert 3 <= stopped < 12
+    if workers == 2:
+        assert "forcefully" not in (tmp_path / "cut" / "logs" / "agent.log").read_text()
     quick = ("--set", "distillers[0].seconds=0")
     if workers == 2:
         return
@@ -143,17 +145,21 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_stops_at_a_safe_place_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_to_the_whole_group_stops_at_a_safe_place_too(tmp_path: Path, number: signal.Signals, workers: int) -> None:
     recipe = recipe_of(tmp_path, distillers=[{"name": "tests.support.failing:Slow"}], data={**DATA, "workers": 2})
-    process = start(tmp_path, "train", recipe, "--run", "run", new_group=True)
+    process = start(tmp_path, "train", recipe, "--run", "run", "--cpu-workers", str(workers), new_group=True)
     metrics = tmp_path / "run" / "metrics.csv"
     while not (metrics.is_file() and "\n2," in metrics.read_text()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert "Go on with --resume" in out
+    assert process.returncode == 128 + number, err
+    assert "Go on with --resume" in out and 2 <= final_state(tmp_path / "run")["step"] < 12
+    if workers == 2:
+        assert "forcefully" not in (tmp_path / "run" / "logs" / "agent.log").read_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,34 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
         train(tmp_path, tiny_recipe(train={"steps": 1}), resume=str(run))
 
 
+@pytest.mark.parametrize("stop", [3, 12])
+def test_a_signal_between_saving_and_the_next_step_is_saved_after_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    from vlkd_cli.engine.worker import _Run
+
+    real = _Run._agree
+
+    def agree(self: Any, count: int) -> tuple[bool, bool]:
+        if count == stop == self.total_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        answer = real(self, count)
+        if count == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+    recipe = tiny_recipe(evals=SMALL_EVAL, train={"save_every_epochs": None})
+    whole = final_state(train(tmp_path, recipe, "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_agree", agree)
+        train(tmp_path, recipe, "cut", expected=signal.SIGINT)
+    stopped = final_state(tmp_path / "cut")
+    assert stopped["step"] == min(stop + 1, 12) and stopped["evaluated"] == (stop == 3)
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert differences(whole, resumed) == []
+    assert (tmp_path / "cut" / "results" / "step_00000012").is_dir()
+
+
 class _Killed(BaseException):
     """Stands for SIGKILL: nothing in the engine may catch it."""
 
@@ -189,10 +219,11 @@ def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
     real = _Run._after_step
 
-    def stop(self: Any, count: int) -> None:
-        real(self, count)
+    def stop(self: Any, count: int) -> bool:
+        answer = real(self, count)
         if count == step:
             raise _Killed
+        return answer
 
     patch.setattr(_Run, "_after_step", stop)
 
