@@ -158,7 +158,8 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
         return list(parse_recipe(json.dumps(plain), "--suite", applied).evals)
     except RecipeError as error:
         # In the words that the user typed.
-        raise RecipeError(re.sub(r"--set evals\.\d+\.", "--with ", str(error))) from None
+        typed = re.sub(r"--set evals\.\d+\.", "--with ", str(error)).replace("--suite:1: ", "--suite: ")
+        raise RecipeError(re.sub(r": evals\[\d+\]\.(suite: )?", ": ", typed)) from None
 
 
 def _takes(suite: str, key: str) -> bool:

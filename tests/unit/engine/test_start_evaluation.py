@@ -29,3 +29,21 @@ def test_suites_of_text_towers_take_their_keys_from_with() -> None:
     recipe = Recipe(towers={"text": TowerSpec(builder="sbert", model="vectors.txt")})
     specs = suite_specs(recipe, ["sts", "word_similarity"], ["sets=[STS12]", "oov=zero"])
     assert [(spec.suite, spec.keys) for spec in specs] == [("sts", {"sets": ["STS12"]}), ("word_similarity", {"oov": "zero"})]
+
+
+@pytest.mark.parametrize(
+    ("suite", "settings", "start"),
+    [
+        ("retrival", [], "--suite: unknown suite 'retrival'. Did you mean 'retrieval'?"),
+        (
+            "retrieval",
+            ["data.reader=shapes", "data.split=tset"],
+            "--with data.split=tset: data.split: expected 'train', 'val' or 'test', got 'tset'.",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_the_words_that_were_typed(suite: str, settings: list[str], start: str) -> None:
+    recipe = Recipe(towers={"text": TowerSpec(builder="sbert", model="vectors.txt")})
+    with pytest.raises(RecipeError) as caught:
+        suite_specs(recipe, [suite], settings)
+    assert str(caught.value).startswith(start)
