@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlkd_cli import console
 from vlkd_cli.engine.launch import Placement, joins_running_job, quieten_libraries, run_workers
 from vlkd_cli.engine.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.errors import CheckpointError, UserError
@@ -84,13 +85,17 @@ def start_training(
             "(torchrun: `torchrun ... -m -- vlkd_cli train ...`)."
         )
     folder.create()
+    # Stopped before its first save, a run goes on from its beginning.
+    is_begun = resume is not None and any(folder.checkpoints.glob("*.pt"))
     if is_first and resume is None:
         write_snapshot(checked, folder.path)
+    elif is_first and not is_begun:
+        console.say(f"{folder.path} has no checkpoint yet: starting from the beginning.")
     job = worker.Job(
         recipe=checked.model_dump_json(),
         run=str(folder.path),
         device=placement.device,
-        resume=resume is not None,
+        resume=is_begun,
         dry_run=dry_run,
         quiet=quiet,
     )

@@ -74,7 +74,9 @@ def train(job: Job) -> int:
         try:
             return _Run(job, device, interruption).go()
         except Interrupted:
-            # Before the first step there is nothing to save; caches keep what they have.
+            # Caches keep what they have.
+            if runtime.is_main():
+                console.say("Stopped before the first step; there was nothing to save.")
             return interruption.signal_number or signal.SIGINT
 
 

@@ -210,6 +210,24 @@ def test_a_signal_between_saving_and_the_next_step_is_saved_after_that_step(
     assert (tmp_path / "cut" / "results" / "step_00000012").is_dir()
 
 
+def test_a_run_stopped_before_its_first_save_is_resumed_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlkd_cli.engine import worker
+
+    def interrupted(*arguments: Any, **keys: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = tiny_recipe(train={"steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "build_towers", interrupted)
+        train(tmp_path, recipe, "cut", expected=signal.SIGINT)
+    assert "Stopped before the first step" in capsys.readouterr().out
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert "no checkpoint yet: starting from the beginning" in capsys.readouterr().out
+    assert differences(final_state(train(tmp_path, recipe, "whole")), resumed) == []
+
+
 class _Killed(BaseException):
     """Stands for SIGKILL: nothing in the engine may catch it."""
 
