@@ -13,12 +13,14 @@ from torch.nn.utils import parametrize
 
 from vlkd_cli.builders.adapter_methods.low_rank import IA3, MTLLoRA, PeftMethod
 from vlkd_cli.builders.adapter_methods.method import Method
-from vlkd_cli.builders.adapter_methods.prefix_tuning import PromptTuning
+from vlkd_cli.builders.adapter_methods.prefix_tuning import PrefixTuning, PromptTuning
 from vlkd_cli.builders.adapter_methods.reft import ReFT
 from vlkd_cli.errors import RecipeError
 
 NAME = "vlkd"
 """What the libraries call our adapter; a part of the name of each of its weights, which is how they are told from the encoder's."""
+
+NOTHING = "adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves every layer out."
 
 # The end of a module's name by its role, over the families that transformers has.
 _ROLES: dict[str, tuple[str, ...]] = {
@@ -42,6 +44,12 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
     """
     if problems := method.problems(int(model.config.hidden_size)):
         raise RecipeError(problems[0])
+    count = int(model.config.num_hidden_layers)
+    if beyond := [layer for layer in method.named_layers if layer >= count]:
+        raise RecipeError(f"adapter: names layer {beyond[0]}, and this encoder has layers 0 to {count - 1}.")
+    if isinstance(method, PrefixTuning) and len(set(method.named_layers)) == count:
+        # The library fails on it without a word that helps.
+        raise RecipeError(NOTHING)
     if isinstance(method, PromptTuning):
         _attach_prompt(model, method, tokenize)
     elif isinstance(method, PeftMethod):
@@ -54,7 +62,7 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_own(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RecipeError("adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves every layer out.")
+        raise RecipeError(NOTHING)
     # Both libraries leave the model in training mode, whose dropout would reach an evaluation.
     model.eval()
 

@@ -45,12 +45,12 @@ class Bottleneck(Method):
         self.form = form
         self.options = _given(reduction_factor=reduction_factor, non_linearity=non_linearity, scaling=scaling)
         self.dropout = dropout
-        self.leave_out = list(leave_out)
+        self.named_layers = list(leave_out)
 
     def config(self) -> Any:
         from adapters import AdapterPlusConfig, BnConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
 
-        options = {**self.options, "dropout": self.dropout, "leave_out": self.leave_out}
+        options = {**self.options, "dropout": self.dropout, "leave_out": self.named_layers}
         if self.form == "plain":
             plain = {"mh_adapter": True, "output_adapter": True, "reduction_factor": 16, "non_linearity": "relu"}
             return BnConfig(**{**plain, **options})
@@ -93,6 +93,7 @@ class Language(Method):
             "dropout": dropout,
             "leave_out": list(leave_out),
         }
+        self.named_layers = list(leave_out)
 
     def config(self) -> Any:
         from adapters import DoubleSeqBnInvConfig, SeqBnInvConfig
@@ -148,6 +149,7 @@ class Compacter(Method):
             "dropout": dropout,
             "leave_out": list(leave_out),
         }
+        self.named_layers = list(leave_out)
 
     def config(self) -> Any:
         from adapters import CompacterConfig, CompacterPlusPlusConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 
@@ -17,6 +18,9 @@ class Method:
     """Whether its weights can be folded into the base weights without a remainder."""
     gates_over_tokens: ClassVar[bool] = False
     """Whether it averages something over all positions, padded ones included. Such a tower encodes sentences of equal length together."""
+
+    named_layers: Sequence[int] = ()
+    """Layers that its keys name, counted from 0; each has to be one of the encoder's."""
 
     @property
     def prompt_length(self) -> int:

@@ -37,6 +37,7 @@ class PrefixTuning(Method):
     ) -> None:
         if flat and bottleneck_size is not None:
             raise RecipeError("adapter.bottleneck_size: has no effect with flat: true. Remove one of the two.")
+        self.named_layers = list(leave_out)
         self.options = {
             "prefix_length": length,
             "flat": flat,

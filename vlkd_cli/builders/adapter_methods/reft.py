@@ -44,6 +44,7 @@ class ReFT(Method):
             raise RecipeError("adapter.first_tokens: with last_tokens: 0 too, nothing is edited. Set one of the two above 0.")
         self.form, self.rank = form, rank
         self.first_tokens, self.last_tokens = first_tokens, last_tokens
+        self.named_layers = list(layers or ())
         self.options = {
             "r": rank,
             "prefix_positions": first_tokens,
