@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ _REFUSED: dict[str, dict[str, str]] = {
     },
 }
 _MODERNBERT = "the libraries change ModernBERT's output before an adapter learns anything"
+
+_FUSED = {
+    "bloom": "query_key_value",
+    "codegen": "qkv_proj",
+    "deberta": "in_proj",
+    "falcon": "query_key_value",
+    "gpt_neox": "query_key_value",
+    "mpt": "Wqkv",
+    "phi3": "qkv_proj",
+}
+"""The one layer that makes queries, keys and values in encoders that do not keep them apart."""
+_NO_LINEAR_PROJECTIONS = frozenset({"fnet", "gpt2", "ibert", "openai-gpt", "squeezebert", "xlnet"})
+"""Encoders whose attention has no linear layers that peft's methods could change."""
+_PROJECTIONS = frozenset("qkv")
 
 # CLIP's configuration on disk describes both towers; its text tower is what a text builder loads.
 _SAME_ENCODER = {"clip": "clip_text_model"}
@@ -144,10 +158,26 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return []
     if refused := refusal(name, str(config["model_type"]), form=getattr(method, "form", None)):
         return [refused]
+    if refused := _refused_targets(name, str(config["model_type"]), getattr(method, "targets", ())):
+        return [refused]
     # The text tower's own sizes, where the configuration describes two towers.
     sizes = config.get("text_config") or config
     hidden_size = next((sizes[key] for key in ("hidden_size", "d_model", "dim") if isinstance(sizes.get(key), int)), None)
     return method.problems(hidden_size) if hidden_size else []
+
+
+def _refused_targets(name: str, model_type: str, targets: Sequence[str]) -> str | None:
+    """Why the attention of an encoder has no such targets, or None where it may have them."""
+    asked = sorted(_PROJECTIONS.intersection(targets))
+    if asked and model_type in _NO_LINEAR_PROJECTIONS:
+        return f"adapter.name: '{name}' does not work on {model_type} encoders: their attention has no linear layers to change."
+    if asked and model_type in _FUSED:
+        fused = _FUSED[model_type]
+        return (
+            f"adapter.targets: {model_type} encoders make queries, keys and values in one layer, so there is no '{asked[0]}'. "
+            f"Say targets: [{fused}]."
+        )
+    return None
 
 
 def _check_prompt(tower: Mapping[str, Any]) -> list[str]:

@@ -55,6 +55,35 @@ def test_modernbert_is_refused_with_every_method(method: str) -> None:
     assert "is refused on modernbert" in refused(f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}")
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "ia3"])
+def test_low_rank_methods_are_refused_where_no_query_layer_is_when_the_recipe_is_read(method: str) -> None:
+    text = refused(f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}}}}}")
+    assert text.startswith(
+        "my.yaml:4: towers.text.adapter.targets: deberta encoders make queries, keys and values in one layer, so there is"
+    )
+    assert text.endswith("Say targets: [in_proj].")
+    read(f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}, targets: [in_proj]}}}}")
+    text = refused(f"{{builder: adapters, config: {{type: xlnet}}, adapter: {{name: {method}}}}}")
+    assert f"'{method}' does not work on xlnet encoders: their attention has no linear layers to change" in text
+
+
+@pytest.mark.skipif(not IS_INSTALLED, reason="is about the transformers that the extra 'adapters' comes with")
+def test_the_encoders_without_query_layers_are_such() -> None:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from vlkd_cli.builders.adapter_attach import find_targets
+
+    for model_type in [*adapter_rules._FUSED, *adapter_rules._NO_LINEAR_PROJECTIONS]:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.for_model(model_type, num_hidden_layers=1))
+        for target in "qkv":
+            with pytest.raises(RecipeError, match="names no linear layer"):
+                find_targets(model, [target])
+        if model_type in adapter_rules._FUSED:
+            assert len(find_targets(model, [adapter_rules._FUSED[model_type]])) >= 1
+
+
 def test_an_encoder_that_was_not_tried_takes_the_low_rank_methods_only() -> None:
     text = refused("{builder: adapters, config: {type: nystromformer}, adapter: {name: bottleneck}}")
     assert "'bottleneck' is not known to work on nystromformer encoders" in text
