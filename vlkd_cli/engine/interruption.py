@@ -19,8 +19,8 @@ class Interrupted(BaseException):
 class Interruption:
     """Holds which signal asked to stop.
 
-    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. A second signal of the
-    same kind raises KeyboardInterrupt, for those who cannot wait.
+    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. The same signal
+    again, more than ECHO_SECONDS later, raises KeyboardInterrupt, for those who cannot wait.
     """
 
     def __init__(self) -> None:

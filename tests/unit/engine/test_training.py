@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -246,16 +247,21 @@ def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(_Run, "_after_step", stop)
 
 
+def _pairs(folder: Path, rows: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """24 pictures and a table of their captions, some of whose rows are given; what a recipe says as `data:`."""
+    lines = ["filepath\ttitle"]
+    for number in range(24):
+        Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(folder / f"{number}.png")
+        lines.append((rows or {}).get(number, f"{number}.png\tpicture {number}"))
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return {"reader": "csv", "path": str(folder / "pairs.tsv"), "workers": 0}
+
+
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
-    rows = ["filepath\ttitle"]
-    for number in range(24):
-        Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append(f"{number}.png\tpicture {number}")
+    data = {**_pairs(tmp_path), "augment": {"name": "none"}}
     (tmp_path / "7.png").write_bytes(b"no picture")
-    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
-    data = {"reader": "csv", "path": str(tmp_path / "pairs.tsv"), "workers": 0, "augment": {"name": "none"}}
     recipe = {**tiny_recipe(train={"epochs": 1}), "data": data}
     if cache:
         frozen = {"head": {"name": "linear", "width": 16}, "train": "head", "cache": True}
@@ -268,13 +274,8 @@ def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, 
 @pytest.mark.parametrize("stored", [False, True])
 def test_rows_without_a_readable_caption_are_replaced_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
-    rows = ["filepath\ttitle"]
-    for number in range(24):
-        Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append({5: "5.png", 9: "9.png\t "}.get(number, f"{number}.png\tpicture {number}"))
-    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    data = _pairs(tmp_path, {5: "5.png", 9: "9.png\t "})
     text = {**TEXT, "train": "none", "cache": stored}
-    data = {"reader": "csv", "path": str(tmp_path / "pairs.tsv"), "workers": 0}
     run = train(tmp_path, {**tiny_recipe(train={"epochs": 1}), "towers": {"image": IMAGE, "text": text}, "data": data})
     reasons = sorted({line.partition(",")[2].rpartition("/")[2] for line in (run / "skipped.csv").read_text().splitlines()})
     assert [reason.strip('"') for reason in reasons] == ["has no caption", "pairs.tsv row 6 has 1 columns, the header 2"]

@@ -276,6 +276,17 @@ def test_a_cut_vocabulary_of_open_clip_is_said(tmp_path: Path) -> None:
     assert again(how).tokenize(SENTENCES)["input_ids"].max() == 699
 
 
+def loads_with_its_library_and_with_vlkd(tower: Tower, folder: Path) -> ExportedTower:
+    """Write an image tower, and see that its library and a recipe make the same features of the files."""
+    how = written(tower, folder)
+    before = image_features(tower)
+    assert tower.image_input is not None
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(how)(standardise(pictures(tower), tower.image_input)), before, rtol=0, atol=1e-5)
+    assert torch.equal(image_features(again(how, "image")), before)
+    return how
+
+
 @pytest.mark.parametrize(
     ("model", "keys"),
     [
@@ -287,12 +298,7 @@ def test_a_cut_vocabulary_of_open_clip_is_said(tmp_path: Path) -> None:
 )
 def test_a_tower_of_torchvision_loads_with_torchvision_and_as_pretrained_file(model: str, keys: dict[str, Any], tmp_path: Path) -> None:
     tower = build("image", builder="torchvision", model=model, **keys)
-    how = written(tower, tmp_path / "out")
-    before = image_features(tower)
-    assert tower.image_input is not None
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(how)(standardise(pictures(tower), tower.image_input)), before, rtol=0, atol=1e-5)
-    assert torch.equal(image_features(again(how, "image")), before)
+    how = loads_with_its_library_and_with_vlkd(tower, tmp_path / "out")
     assert not how.how.note and again(how, "image").image_input == tower.image_input
 
 
@@ -310,12 +316,7 @@ def test_preprocessing_that_a_file_of_weights_does_not_bring_is_said(tmp_path: P
 def test_a_tower_of_timm_loads_with_timm_and_as_pretrained_file(model: str, keys: dict[str, Any], tmp_path: Path) -> None:
     tower = build("image", builder="timm", model=model.partition(".")[0], **keys)
     tower.encoder.name = model
-    how = written(tower, tmp_path / "out")
-    before = image_features(tower)
-    assert tower.image_input is not None
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(how)(standardise(pictures(tower), tower.image_input)), before, rtol=0, atol=1e-5)
-    assert torch.equal(image_features(again(how, "image")), before)
+    how = loads_with_its_library_and_with_vlkd(tower, tmp_path / "out")
     assert again(how, "image").image_input == tower.image_input
 
 
