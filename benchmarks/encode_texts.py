@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from vlkd_cli.evaluation.encode import embed_texts
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.encode import embed_texts
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 

@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from vlkd_cli.evaluation.kmeans import kmeans
+from vlkd_cli.numerics.kmeans import kmeans
 
 CLUSTERS, ITERATIONS = 100, 20
 

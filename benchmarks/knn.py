@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from vlkd_cli.evaluation.neighbours import nearest
+from vlkd_cli.numerics.neighbours import nearest
 
 
 def rows_of(count: int, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from forked import compare, report
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from vlkd_cli.evaluation.linear import adamw_probe, logistic_regression
+from vlkd_cli.evaluation.probes.linear import adamw_probe, logistic_regression
 
 CLASSES = 100
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlkd_cli.data.loader import Loader
+from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.csv import CSV
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.preprocessing import ImageInput

@@ -55,7 +55,7 @@ def search_faiss(path: Path, queries: np.ndarray, k: int, threads: int, answer: 
 def search_vlkd(path: Path, queries: np.ndarray, k: int, threads: int, answer: Connection) -> None:
     import torch
 
-    from vlkd_cli.evaluation.topk import TopK
+    from vlkd_cli.numerics.topk import TopK
 
     torch.set_num_threads(threads)
     table = np.load(path, mmap_mode="r")

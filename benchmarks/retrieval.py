@@ -23,9 +23,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from training_sides import draw_caption, draw_data
 
-from vlkd_cli.evaluation.metrics import rank_scores, ranks_of_own
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.metrics.classification import rank_scores, ranks_of_own
 from vlkd_cli.evaluation.suites.retrieval import Retrieval
+from vlkd_cli.features.subject import Subject
 
 KS = (1, 5, 10)
 CAPTIONS = 5

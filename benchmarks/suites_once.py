@@ -19,10 +19,10 @@ from forked import compare
 from threadpoolctl import threadpool_limits
 
 from vlkd_cli.data.readers.shapes import Shapes
-from vlkd_cli.evaluation.encode import embed_images, embed_texts
-from vlkd_cli.evaluation.prompts import prompts
+from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.run import run_suites
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.encode import embed_images, embed_texts
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 from vlkd_cli.towers.assemble import assemble
 

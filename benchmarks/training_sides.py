@@ -158,7 +158,7 @@ def start_open_clip(
 def _run_vlkd(recipe: str, run: str) -> int:
     import torch
 
-    from vlkd_cli.engine.start import start_training
+    from vlkd_cli.engine.launching.start import start_training
     from vlkd_cli.engine.trainer import Trainer
 
     torch.set_num_threads(1)

@@ -24,9 +24,9 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from vlkd_cli.data.readers.classification import Classification
-from vlkd_cli.evaluation.encode import embed_images, normalise
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.zero_shot import class_features
+from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.subject import Subject
 
 CLASSES = 10
 TEMPLATES = ["a photo of a {c}.", "a picture showing a {c}.", "one {c}."]

@@ -23,32 +23,32 @@ class Entry(NamedTuple):
 
 CATALOG: dict[str, dict[str, Entry]] = {
     "builder": {
-        "openclip": Entry("builders.openclip:OpenCLIP", "image and text towers of open_clip"),
-        "torchvision": Entry("builders.torchvision:TorchVision", "image classifiers of torchvision without their classifier"),
-        "timm": Entry("builders.timm:Timm", "image models of timm"),
-        "huggingface": Entry("builders.huggingface:HuggingFace", "text encoders that transformers' AutoModel loads"),
-        "sbert": Entry("builders.sbert:SBERT", "sentence encoders and static word vectors of sentence-transformers"),
-        "adapters": Entry("builders.adapters:Adapters", "Hugging Face text encoders with adapters", "adapters"),
+        "openclip": Entry("builders.openclip.builder:OpenCLIP", "image and text towers of open_clip"),
+        "torchvision": Entry("builders.torchvision.builder:TorchVision", "image classifiers of torchvision without their classifier"),
+        "timm": Entry("builders.timm.builder:Timm", "image models of timm"),
+        "huggingface": Entry("builders.huggingface.builder:HuggingFace", "text encoders that transformers' AutoModel loads"),
+        "sbert": Entry("builders.sbert.builder:SBERT", "sentence encoders and static word vectors of sentence-transformers"),
+        "adapters": Entry("builders.adapters.builder:Adapters", "Hugging Face text encoders with adapters", "adapters"),
     },
     "adapter": {
-        "bottleneck": Entry("builders.adapter_methods.bottleneck:Bottleneck", "small networks after or beside the layers", "adapters"),
-        "language": Entry("builders.adapter_methods.bottleneck:Language", "bottlenecks and an invertible network (MAD-X)", "adapters"),
-        "compacter": Entry("builders.adapter_methods.bottleneck:Compacter", "bottlenecks of shared Kronecker factors", "adapters"),
-        "prefix_tuning": Entry("builders.adapter_methods.prefix_tuning:PrefixTuning", "learned keys and values", "adapters"),
+        "bottleneck": Entry("builders.adapters.methods.bottleneck:Bottleneck", "small networks after or beside the layers", "adapters"),
+        "language": Entry("builders.adapters.methods.bottleneck:Language", "bottlenecks and an invertible network (MAD-X)", "adapters"),
+        "compacter": Entry("builders.adapters.methods.bottleneck:Compacter", "bottlenecks of shared Kronecker factors", "adapters"),
+        "prefix_tuning": Entry("builders.adapters.methods.prefix_tuning:PrefixTuning", "learned keys and values", "adapters"),
         "prompt_tuning": Entry(
-            "builders.adapter_methods.prefix_tuning:PromptTuning", "learned word vectors before the sentence", "adapters"
+            "builders.adapters.methods.prefix_tuning:PromptTuning", "learned word vectors before the sentence", "adapters"
         ),
-        "lora": Entry("builders.adapter_methods.low_rank:LoRA", "low-rank change of weight matrices", "adapters"),
-        "dora": Entry("builders.adapter_methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"),
-        "vera": Entry("builders.adapter_methods.low_rank:VeRA", "vectors between shared random matrices", "adapters"),
-        "ia3": Entry("builders.adapter_methods.low_rank:IA3", "one learned factor for each channel", "adapters"),
-        "mtl_lora": Entry("builders.adapter_methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"),
-        "reft": Entry("builders.adapter_methods.reft:ReFT", "edits of hidden states at the first and last tokens", "adapters"),
-        "mix_and_match": Entry("builders.adapter_methods.mixtures:MixAndMatch", "prefix tuning and a parallel bottleneck", "adapters"),
-        "unipelt": Entry("builders.adapter_methods.mixtures:UniPELT", "gated prefix tuning, bottleneck and LoRA", "adapters"),
+        "lora": Entry("builders.adapters.methods.low_rank:LoRA", "low-rank change of weight matrices", "adapters"),
+        "dora": Entry("builders.adapters.methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"),
+        "vera": Entry("builders.adapters.methods.low_rank:VeRA", "vectors between shared random matrices", "adapters"),
+        "ia3": Entry("builders.adapters.methods.low_rank:IA3", "one learned factor for each channel", "adapters"),
+        "mtl_lora": Entry("builders.adapters.methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"),
+        "reft": Entry("builders.adapters.methods.reft:ReFT", "edits of hidden states at the first and last tokens", "adapters"),
+        "mix_and_match": Entry("builders.adapters.methods.mixtures:MixAndMatch", "prefix tuning and a parallel bottleneck", "adapters"),
+        "unipelt": Entry("builders.adapters.methods.mixtures:UniPELT", "gated prefix tuning, bottleneck and LoRA", "adapters"),
     },
     "prompt": {
-        "coop": Entry("builders.prompts:CoOp", "learned word vectors shared by all captions"),
+        "coop": Entry("builders.openclip.prompts:CoOp", "learned word vectors shared by all captions"),
     },
     "pooler": {
         "cls": Entry("poolers:CLSPooler", "the first token"),
@@ -97,9 +97,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "shapes": Entry("data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"),
     },
     "augment": {
-        "standard": Entry("data.augment:StandardAugment", "random resized crop; flip, colours, blur on request"),
-        "simclr": Entry("data.augment:SimCLRAugment", "small crops, flips, strong colours and blur"),
-        "none": Entry("data.augment:NoAugment", "the tower's evaluation transform, the same in every epoch"),
+        "standard": Entry("data.images.augment:StandardAugment", "random resized crop; flip, colours, blur on request"),
+        "simclr": Entry("data.images.augment:SimCLRAugment", "small crops, flips, strong colours and blur"),
+        "none": Entry("data.images.augment:NoAugment", "the tower's evaluation transform, the same in every epoch"),
     },
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),

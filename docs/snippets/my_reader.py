@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlkd_cli.data.captioned_images import CaptionedImages
+from vlkd_cli.data.readers.captioned_images import CaptionedImages
 from vlkd_cli.errors import DataError
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.dataset import open_dataset
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.datasets.dataset import open_dataset
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 
 class TwoCaptions(Suite):

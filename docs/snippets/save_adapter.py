@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlkd_cli.builders.adapter_files import export_merged, save_adapter
+from vlkd_cli.builders.adapters.files import export_merged, save_adapter
 from vlkd_cli.towers.tower import Tower
 
 

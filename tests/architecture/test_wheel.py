@@ -34,7 +34,7 @@ def test_the_wheel_ships_package_recipes_and_licence(wheel):
     for name in shipped_recipes():
         assert f"vlkd_cli/shipped_recipes/{name}.yaml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "vlkd_cli/data/elevater_sets.json" in names
+    assert "vlkd_cli/data/readers/elevater_sets.json" in names
     for builder in ("openclip", "timm", "torchvision"):
         assert any(name.startswith(f"vlkd_cli/builders/listings/{builder}-") for name in names)
     assert not any(name.startswith(("tests/", "recipes/")) for name in names)

@@ -14,8 +14,8 @@ from tests.architecture.test_layers import ROWS
 from tests.support.page_commands import check_yaml, is_slow, leaves, try_command, way_of, write_recipes
 from tests.support.pages import ROOT, SNIPPETS, Command, anchors_of, blocks_of, commands_of, inside, table_after
 from vlkd_cli import catalog
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.catalog import CATALOG
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.params import signature_of
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -13,8 +13,8 @@ import pytest
 from tests.support.data_sets import READER_DATA, photo
 from tests.support.elevater_root import make_elevater_root
 from vlkd_cli import catalog
-from vlkd_cli.data.images import decode
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.images.decode import decode
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import RecipeError
 

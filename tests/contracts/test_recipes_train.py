@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.support.recipes import skip_without_its_library
-from vlkd_cli.engine.start import start_training
+from vlkd_cli.engine.launching.start import start_training
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.shipped import shipped_recipes
 from vlkd_cli.recipe.snapshot import recipe_to_yaml

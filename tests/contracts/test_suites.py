@@ -12,7 +12,7 @@ from vlkd_cli import catalog
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import build_suite, run_suites
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 SUITES = catalog.names("suite")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from vlkd_cli import catalog
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.preprocessing import standardise
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.tower import Tower

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.recipes import final_state, tiny_recipe, write_recipe
-from vlkd_cli.engine.start import start_training
+from vlkd_cli.engine.launching.start import start_training
 from vlkd_cli.reports.csv import read_metrics
 
 

@@ -154,7 +154,7 @@ def _is_checked(command: Command) -> bool:
 
 def _try_checked(command: Command, folder: Path) -> None:
     """The command runs up to where it would start workers; then what it was given is checked as it would be there."""
-    from vlkd_cli.engine import start, start_evaluation
+    from vlkd_cli.engine.launching import start, start_evaluation
 
     words = _vlkd_words(command)
     assert words is not None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.recipe.schema import Recipe
 

@@ -13,7 +13,7 @@ from tests.support import text_folders
 from tests.support.colour_towers import RandomHead, colour_towers
 from tests.support.elevater_root import make_elevater_root
 from tests.support.fakes import COLOURED, FakeTower, TableBackbone, random_feature
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.towers.tower import Tower
 
 CLASSES = 8

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tests.support.fakes import FakeTower, random_feature
-from vlkd_cli.evaluation.senteval_tasks import PROBING
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.datasets.senteval_tasks import PROBING
 from vlkd_cli.evaluation.suites.sts import SUBSETS
+from vlkd_cli.features.subject import Subject
 
 WIDTH = 18
 

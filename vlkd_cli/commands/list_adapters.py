@@ -19,8 +19,8 @@ def list_adapters(
     import json
 
     from vlkd_cli import console
-    from vlkd_cli.builders.adapter_listing import method_rows
-    from vlkd_cli.builders.adapter_rules import ENCODERS
+    from vlkd_cli.builders.adapters.listing import method_rows
+    from vlkd_cli.recipe.adapters import ENCODERS
     from vlkd_cli.recipe.params import signature_of
 
     encoder, rows = method_rows(model)

@@ -20,7 +20,7 @@ def list_datasets(
 
     from vlkd_cli import catalog, console
     from vlkd_cli.errors import UserError
-    from vlkd_cli.evaluation.known_sets import known_sets, sets_on_disk
+    from vlkd_cli.evaluation.datasets.known_sets import known_sets, sets_on_disk
 
     if root is not None and not root.is_dir():
         raise UserError(f"--data {root}: no such folder.")

@@ -23,7 +23,7 @@ def submit_elevater(
 ) -> None:
     """Merge a run's ELEVATER prediction files into a submission, once all of them are right."""
     from vlkd_cli import console
-    from vlkd_cli.data.elevater_sets import read_registry
+    from vlkd_cli.data.readers.elevater_sets import read_registry
     from vlkd_cli.elevater.submission import prediction_folder, submit
 
     sets = None if registry is None else read_registry(registry)

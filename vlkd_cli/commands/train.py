@@ -29,7 +29,7 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what the libraries say.")] = False,
 ) -> None:
     """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""
-    from vlkd_cli.engine.start import start_training
+    from vlkd_cli.engine.launching.start import start_training
 
     status = start_training(
         recipe=recipe,

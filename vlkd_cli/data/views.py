@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlkd_cli.data.augment import Augment
 from vlkd_cli.data.batch import Sample
-from vlkd_cli.data.images import Box, Picture, fit
+from vlkd_cli.data.images.augment import Augment
+from vlkd_cli.data.images.decode import Box, Picture, fit
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput, TextInput
 

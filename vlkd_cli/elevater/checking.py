@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.data.elevater_sets import SetFacts
+from vlkd_cli.data.readers.elevater_sets import SetFacts
 from vlkd_cli.elevater.predictions import KEYS, Field, read_predictions, read_provenance
 from vlkd_cli.elevater.score import score
 from vlkd_cli.errors import DataError

@@ -16,9 +16,9 @@ from vlkd_cli.elevater.metrics import METRICS
 from vlkd_cli.elevater.protocol import Outcome
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, UserError
-from vlkd_cli.evaluation.fine_tuning import Point, TowerClassifier, class_probabilities, train_classifier
-from vlkd_cli.evaluation.probes import HeadBank, HeadSetting, train_heads
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.probes.fine_tuning import Point, TowerClassifier, class_probabilities, train_classifier
+from vlkd_cli.evaluation.probes.probes import HeadBank, HeadSetting, train_heads
+from vlkd_cli.features.subject import Subject
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import vlkd_cli
 from vlkd_cli import console
-from vlkd_cli.data.elevater_sets import official_sets
 from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.data.readers.elevater_sets import official_sets
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.elevater.learners import FineTuneLearner, ProbeLearner, Task
@@ -25,8 +25,8 @@ from vlkd_cli.elevater.protocol import Choice, draw_sample, fit
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.elevater.templates import prompts_of
 from vlkd_cli.errors import DataError, RecipeError, UserError
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vlkd_cli.data.elevater_sets import SetFacts, official_sets
+from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets
 from vlkd_cli.elevater.checking import CheckedFile, check_file, check_together
 from vlkd_cli.elevater.predictions import KEYS, Row, header_text, read_predictions, row_text
 from vlkd_cli.elevater.score import SetScore, average

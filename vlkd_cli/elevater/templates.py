@@ -8,7 +8,7 @@ from pathlib import Path
 from vlkd_cli.data.readers.elevater import Elevater
 from vlkd_cli.data.readers.elevater_index import check_class_order
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.prompts import prompts
+from vlkd_cli.evaluation.datasets.prompts import prompts
 
 
 def prompts_of(reader: Elevater, chosen: str | list[str] | None) -> list[list[str]]:

@@ -10,16 +10,16 @@ from typing import Any
 
 from vlkd_cli import console
 from vlkd_cli.composition.momentum import MomentumTower
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.assembly import build_towers, captions_of
+from vlkd_cli.engine.build import build_towers, captions_of
 from vlkd_cli.engine.checkpoint import load_checkpoint
-from vlkd_cli.engine.feature_cache import cache_folder
-from vlkd_cli.engine.interruption import Interrupted, Interruption
+from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
+from vlkd_cli.features.training_cache import cache_folder
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.towers.tower import Tower
 
@@ -78,7 +78,7 @@ def _evaluate(job: EvalJob, device: Any) -> None:
             raise UserError("--wise-ft interpolates an image tower, and this recipe has none.")
         start = load_towers(recipe, folder, None)[subject.image.name]
         subject.image_start = start.to(device)
-        from vlkd_cli.evaluation.wise_ft import wise_ft
+        from vlkd_cli.evaluation.probes.wise_ft import wise_ft
 
         results = wise_ft(subject, specs, job.wise_ft, folder=subject.output if runtime.is_main() else None)
     else:

@@ -12,8 +12,8 @@ import yaml
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.engine.evaluate import load_towers
-from vlkd_cli.engine.launch import quieten_libraries
-from vlkd_cli.engine.start_evaluation import find_trained
+from vlkd_cli.engine.launching.launch import quieten_libraries
+from vlkd_cli.engine.launching.start_evaluation import find_trained
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.export import ExportedTower, export_tower

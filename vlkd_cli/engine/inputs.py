@@ -8,13 +8,13 @@ import torch
 
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
-from vlkd_cli.data.loader import Loader
+from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.views import FeatureView
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.assembly import build_augment, build_objectives, build_views
-from vlkd_cli.engine.feature_cache import Stored, cache_folder, store_features
+from vlkd_cli.engine.build import build_augment, build_objectives, build_views
 from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.features.training_cache import Stored, cache_folder, store_features
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.tower import Tower
 

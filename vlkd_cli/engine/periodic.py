@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.run_folder import RunFolder
+from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import build_suite, print_results, run_suites
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
 from vlkd_cli.towers.tower import Tower
 

@@ -18,9 +18,9 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.ema import EMA
 from vlkd_cli.engine.optim import set_learning_rate
-from vlkd_cli.engine.precision import autocast, grad_scaler
 from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import UserError
+from vlkd_cli.numerics.precision import autocast, grad_scaler
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
 
 

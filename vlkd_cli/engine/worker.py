@@ -16,21 +16,21 @@ from torch import nn
 from vlkd_cli import console
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
-from vlkd_cli.engine.assembly import build_composition, build_towers, captions_of
+from vlkd_cli.engine.build import build_composition, build_towers, captions_of
 from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
-from vlkd_cli.engine.feature_cache import cache_folder
-from vlkd_cli.engine.host_memory import keep_freed_memory
 from vlkd_cli.engine.inputs import build_loader, prepare_inputs
-from vlkd_cli.engine.interruption import Interrupted, Interruption
+from vlkd_cli.engine.launching.host_memory import keep_freed_memory
+from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
+from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.periodic import Evaluations, Saves
-from vlkd_cli.engine.run_folder import RunFolder
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError
+from vlkd_cli.features.training_cache import cache_folder
 from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
@@ -188,7 +188,7 @@ class _Run:
     @torch.no_grad()
     def _start_episode(self, epoch: int) -> None:
         """Embed the samples of the coming epoch for the distillers that cluster them."""
-        from vlkd_cli.engine.precision import autocast
+        from vlkd_cli.numerics.precision import autocast
 
         self.composition.eval()
         context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)

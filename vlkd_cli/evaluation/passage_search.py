@@ -15,11 +15,11 @@ from torch import Tensor
 from vlkd_cli.distributed.collectives import gather_objects, gather_without_grad
 from vlkd_cli.distributed.runtime import local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
-from vlkd_cli.evaluation.encode import encode_texts, normalise, project_texts
-from vlkd_cli.evaluation.feature_store import FeatureStore
-from vlkd_cli.evaluation.passages import Corpus
-from vlkd_cli.evaluation.suite import Subject
-from vlkd_cli.evaluation.topk import TopK
+from vlkd_cli.evaluation.datasets.passages import Corpus
+from vlkd_cli.features.encode import encode_texts, normalise, project_texts
+from vlkd_cli.features.store import FeatureStore
+from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.topk import TopK
 
 
 def search(

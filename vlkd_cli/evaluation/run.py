@@ -14,7 +14,8 @@ from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlkd_cli.evaluation.encode import Point, embed_texts
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.encode import Point, embed_texts
+from vlkd_cli.features.subject import Subject
 
 
 class SentenceEncoder:

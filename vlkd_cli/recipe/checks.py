@@ -138,7 +138,7 @@ def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     """The adapters' own rules: methods and architectures that do not go together."""
     if tower.adapter is None and tower.prompt is None and tower.builder != "adapters" and tower.train != "prompt":
         return
-    rules = importlib.import_module("vlkd_cli.builders.adapter_rules")
+    rules = importlib.import_module("vlkd_cli.recipe.adapters")
     for said in rules.check(tower.model_dump(mode="json", exclude_none=True)):
         key, colon, text = said.partition(": ")
         if colon and " " not in key:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from torch import nn
 
-from vlkd_cli.builders.adapter_attach import is_own
+from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.weights import write_weights
 from vlkd_cli.towers.tower import Tower

@@ -170,7 +170,7 @@ class Tower(nn.Module):
 
     def with_stored_features(self) -> Tower:
         """A tower of the same interface, with this one's head, whose `features` takes stored `[B, feature_width]` rows as its inputs."""
-        from vlkd_cli.towers.stored import StoredTower
+        from vlkd_cli.towers.cached import StoredTower
 
         return StoredTower(self)
 

@@ -11,9 +11,9 @@ import torch
 
 from tests.support.adapters import adapted, embed, shake
 from tests.support.encoders import SENTENCES, write_encoder
-from vlkd_cli.builders import adapter_rules
-from vlkd_cli.builders.adapter_files import export_merged
+from vlkd_cli.builders.adapters.files import export_merged
 from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 

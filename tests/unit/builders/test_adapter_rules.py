@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from vlkd_cli import catalog
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.errors import MissingPackageError, RecipeError
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.former_names import ADAPTERS
 from vlkd_cli.recipe.load import parse_recipe
 
@@ -72,7 +72,7 @@ def test_the_encoders_without_query_layers_are_such() -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from vlkd_cli.builders.adapter_attach import find_targets
+    from vlkd_cli.builders.adapters.attach import find_targets
 
     for model_type in [*adapter_rules._FUSED, *adapter_rules._NO_LINEAR_PROJECTIONS]:
         with torch.device("meta"):

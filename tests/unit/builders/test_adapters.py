@@ -13,9 +13,9 @@ import torch
 
 from tests.support.adapters import METHODS, STARTS_AS_IDENTITY, adapted, embed, shake, take_step
 from tests.support.encoders import SENTENCES, write_encoder
-from vlkd_cli.builders import adapter_rules
-from vlkd_cli.builders.adapter_files import load_adapter, save_adapter
+from vlkd_cli.builders.adapters.files import load_adapter, save_adapter
 from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.support.adapters import METHODS, adapted, embed, shake, take_step
 from tests.support.encoders import SENTENCES, write_encoder
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe import adapters as adapter_rules
 
 pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlkd_cli.builders.openclip import OpenCLIP
-from vlkd_cli.builders.openclip_config import find_source
+from vlkd_cli.builders.openclip.builder import OpenCLIP
+from vlkd_cli.builders.openclip.config import find_source
 from vlkd_cli.builders.tokenizers import ClipTokenizer
 from vlkd_cli.errors import RecipeError, WeightsError
 

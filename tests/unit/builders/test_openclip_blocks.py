@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.openclip import OpenCLIP
-from vlkd_cli.builders.openclip_blocks import PackedAttention, PatchEmbedding
+from vlkd_cli.builders.openclip.blocks import PackedAttention, PatchEmbedding
+from vlkd_cli.builders.openclip.builder import OpenCLIP
 
 IMAGE = {"layers": 2, "width": 32, "heads": 2, "image_size": 32, "patch_size": 8, "embed_dim": 16}
 TEXT = {"layers": 2, "width": 32, "heads": 2, "embed_dim": 16}

@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vlkd_cli.builders.huggingface import HuggingFace
-from vlkd_cli.builders.sbert import SBERT
-from vlkd_cli.builders.word_vectors import read_word_vectors
+from vlkd_cli.builders.huggingface.builder import HuggingFace
+from vlkd_cli.builders.sbert.builder import SBERT
+from vlkd_cli.builders.sbert.word_vectors import read_word_vectors
 from vlkd_cli.errors import RecipeError, WeightsError
 
 TEXTS = ["a dog runs", "two children play in the snow near a big red house", "Dogs, dogs and DOGS!"]

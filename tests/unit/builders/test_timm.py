@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vlkd_cli.builders.timm import Timm
+from vlkd_cli.builders.timm.builder import Timm
 from vlkd_cli.errors import RecipeError, WeightsError
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from vlkd_cli.builders.torchvision import TorchVision, image_input, names
-from vlkd_cli.builders.torchvision_anatomy import (
+from vlkd_cli.builders.torchvision.anatomy import (
     auxiliary_names,
     dissect,
     drop_side_classifiers,
@@ -18,6 +17,7 @@ from vlkd_cli.builders.torchvision_anatomy import (
     open_without_memory,
     strip_classifier,
 )
+from vlkd_cli.builders.torchvision.builder import TorchVision, image_input, names
 from vlkd_cli.errors import RecipeError, WeightsError
 
 FAMILIES = ["alexnet", "densenet121", "googlenet", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "vgg11", "vit_b_32"]

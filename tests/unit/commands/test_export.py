@@ -173,7 +173,7 @@ def test_a_method_that_cannot_be_merged_is_said_in_one_line(tmp_path: Path, caps
 
 def _break_text(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     """The image tower is written, the text tower fails."""
-    from vlkd_cli.builders.openclip_towers import OpenClipText
+    from vlkd_cli.builders.openclip.towers import OpenClipText
 
     def fail(self: Any, folder: Path, place: Path, keys: Any) -> Export:
         assert (folder.parent / "image").is_dir()

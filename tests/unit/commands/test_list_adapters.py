@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.encoders import write_encoder
 from vlkd_cli import catalog
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.commands.list_adapters import list_adapters
 from vlkd_cli.errors import MissingPackageError
+from vlkd_cli.recipe import adapters as adapter_rules
 
 needs_adapters = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
 

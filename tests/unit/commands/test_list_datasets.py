@@ -10,7 +10,7 @@ import pytest
 from tests.support.data_sets import clip_benchmark_data
 from vlkd_cli.commands.list_datasets import list_datasets
 from vlkd_cli.errors import UserError
-from vlkd_cli.evaluation.known_sets import known_sets, load_classes, load_templates, sets_on_disk
+from vlkd_cli.evaluation.datasets.known_sets import known_sets, load_classes, load_templates, sets_on_disk
 
 
 def test_the_list_knows_the_twenty_of_elevater_and_more() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.engine.assembly import build_composition, build_towers
+from vlkd_cli.engine.build import build_composition, build_towers
 from vlkd_cli.recipe.schema import Recipe
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.support.data_sets import clip_benchmark_data, encoded, photo, write_tar
-from vlkd_cli.data.open import open_reader
 from vlkd_cli.data.readers.clip_benchmark import ClipBenchmark
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.dataset import open_dataset
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.datasets.dataset import open_dataset
+from vlkd_cli.features.subject import Subject
 
 
 def test_labels_classes_and_templates_are_those_of_the_folder(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from tests.support.data_sets import write_photos, write_table
-from vlkd_cli.data import kept_arrays, readers
+from vlkd_cli.data import readers
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.files import cached_arrays as kept_arrays
+from vlkd_cli.data.files.table_rows import find_rows
 from vlkd_cli.data.readers.csv import CSV
-from vlkd_cli.data.table_rows import find_rows
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.errors import DataError
 
 
@@ -51,7 +52,7 @@ def test_blocks_of_any_size_find_the_same_rows(tmp_path: Path, monkeypatch: pyte
     lines = [text.encode()[a:b] for a, b in pairwise(expected)]
     assert [line[:1] for line in lines] == [b"a", b"1", b"2", b"3", b"4", b"5", b"6"]
     for size in (1, 3, 7, 16, 50):
-        monkeypatch.setattr("vlkd_cli.data.table_rows._BLOCK_BYTES", size)
+        monkeypatch.setattr("vlkd_cli.data.files.table_rows._BLOCK_BYTES", size)
         again = find_rows(path, delimiter=",", quotes=True, scratch=tmp_path)
         assert np.array_equal(again.starts, expected) and again.digest == whole.digest
 

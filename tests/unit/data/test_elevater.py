@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.support.elevater_root import draw, make_elevater_root
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.elevater_sets import find_set, locate, official_sets, on_disk
-from vlkd_cli.data.loader import in_order
+from vlkd_cli.data.loading.loader import in_order
 from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.data.readers.elevater_sets import find_set, locate, official_sets, on_disk
 from vlkd_cli.data.views import ImageView
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlkd_cli.data.episodes import EpochOrder
-from vlkd_cli.data.shuffling import hashed, permuted
+from vlkd_cli.data.loading.order import EpochOrder
+from vlkd_cli.data.loading.shuffling import hashed, permuted
 
 
 def test_a_permutation_is_one_for_any_size_and_key() -> None:

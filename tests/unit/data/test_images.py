@@ -11,10 +11,10 @@ from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.support.data_sets import encoded, photo
-from vlkd_cli.data import images
-from vlkd_cli.data.augment import SimCLRAugment, StandardAugment, open_augment
 from vlkd_cli.data.batch import Broken, Sample
-from vlkd_cli.data.images import Picture, centred, decode, fit, random_box, resize
+from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment, open_augment
+from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
+from vlkd_cli.data.images.decode import decode as images
 from vlkd_cli.data.views import ImageView, draw_images
 from vlkd_cli.preprocessing import ImageInput
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.support.data_sets import csv_data, write_photos, write_table
-from vlkd_cli.data.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.batch import Batch, Skipped
-from vlkd_cli.data.loader import Loader, in_order
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
+from vlkd_cli.data.loading.loader import Loader, in_order
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.data.views import FeatureView, ImageView, TextView
 from vlkd_cli.errors import DataError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.support.data_sets import csv_data
-from vlkd_cli.data.mix import Mix, MixedStream, mixed
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.readers.mix import Mix, MixedStream, mixed
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.errors import DataError

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.support.data_sets import classification_data, coco_data, folder_data, write_photos
-from vlkd_cli.data.images import decode
-from vlkd_cli.data.open import open_reader
-from vlkd_cli.data.prompts import templates_of
+from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.readers.classification import Classification
 from vlkd_cli.data.readers.coco import COCO
 from vlkd_cli.data.readers.folder import Folder
+from vlkd_cli.data.readers.open import open_reader
+from vlkd_cli.data.readers.templates import templates_of
 from vlkd_cli.errors import DataError, RecipeError
 
 

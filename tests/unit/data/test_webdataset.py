@@ -12,11 +12,11 @@ import torch
 
 from tests.support.data_sets import encoded, photo, webdataset_data, write_tar
 from vlkd_cli.data.batch import Broken, Sample
-from vlkd_cli.data.loader import Loader
-from vlkd_cli.data.open import open_reader
+from vlkd_cli.data.loading.loader import Loader
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import StreamReader
+from vlkd_cli.data.readers.shard_stream import ShardStream
 from vlkd_cli.data.readers.webdataset import WebDataset
-from vlkd_cli.data.shard_stream import ShardStream
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support.elevater_goldens import golden
-from vlkd_cli.data.elevater_sets import SetFacts, SplitFacts
+from vlkd_cli.data.readers.elevater_sets import SetFacts, SplitFacts
 from vlkd_cli.elevater.predictions import Header, Row, read_predictions, write_predictions
 from vlkd_cli.elevater.submission import MEMBER, prediction_folder, submit
 from vlkd_cli.errors import DataError

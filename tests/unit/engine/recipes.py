@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from vlkd_cli.engine.start import start_training
+from vlkd_cli.engine.launching.start import start_training
 
 IMAGE = {"builder": "openclip", "config": {"layers": 1, "width": 16, "heads": 2, "image_size": 32, "patch_size": 8}}
 TEXT = {"builder": "openclip", "config": {"layers": 1, "width": 16, "heads": 2}}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.encoders import write_encoder
 from tests.support.page_commands import leaves
 from tests.unit.engine.recipes import IMAGE, differences, final_state, tiny_recipe, write_recipe
-from vlkd_cli.builders import adapter_rules
+from vlkd_cli.recipe import adapters as adapter_rules
 
 pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
 

@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from vlkd_cli.engine.host_memory import keep_freed_memory
+from vlkd_cli.engine.launching.host_memory import keep_freed_memory
 kept = keep_freed_memory()
 def step():
     kept_until_the_end = [(torch.ones(1 << 20), bytearray(300)) for _ in range(16)]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlkd_cli.engine.launch import first_host, joins_running_job
-from vlkd_cli.engine.start import choose_placement, first_difference
+from vlkd_cli.engine.launching.launch import first_host, joins_running_job
+from vlkd_cli.engine.launching.start import choose_placement, first_difference
 from vlkd_cli.errors import UserError
 
 

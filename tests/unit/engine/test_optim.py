@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe
-from vlkd_cli.engine.assembly import build_composition, build_towers
+from vlkd_cli.engine.build import build_composition, build_towers
 from vlkd_cli.engine.optim import build_optimizer, set_learning_rate
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import Recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlkd_cli.data.batch import Skipped
-from vlkd_cli.engine.run_folder import RunFolder, existing_run, fresh_run, latest_run
+from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.errors import CheckpointError
 
 

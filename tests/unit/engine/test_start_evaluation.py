@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_cli.engine.start_evaluation import find_target, suite_specs
+from vlkd_cli.engine.launching.start_evaluation import find_target, suite_specs
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import Recipe, TowerSpec
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.support.fakes import FakeReader
 from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.engine.assembly import captions_of
+from vlkd_cli.engine.build import captions_of
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.reports.csv import read_metrics
@@ -142,7 +142,7 @@ def test_dry_run_takes_one_step_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     from tests.unit.engine.recipes import write_recipe
-    from vlkd_cli.engine.start import start_training
+    from vlkd_cli.engine.launching.start import start_training
 
     assert start_training(recipe=write_recipe(tmp_path, tiny_recipe()), overrides=(), dry_run=True) == 0
     printed = capsys.readouterr().out

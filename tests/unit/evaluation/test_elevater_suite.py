@@ -17,8 +17,8 @@ from tests.support.elevater_goldens import drawn, golden
 from tests.support.elevater_root import make_elevater_root
 from tests.support.ranks import run_on_ranks
 from vlkd_cli.commands.submit_elevater import submit_elevater
-from vlkd_cli.data.elevater_sets import read_registry
 from vlkd_cli.data.readers.elevater import Elevater
+from vlkd_cli.data.readers.elevater_sets import read_registry
 from vlkd_cli.elevater import learners
 from vlkd_cli.elevater.learners import FineTuneLearner, Task
 from vlkd_cli.elevater.metrics import METRICS
@@ -27,8 +27,8 @@ from vlkd_cli.elevater.submission import MEMBER, prediction_folder, submit
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.elevater import ElevaterSuite
+from vlkd_cli.features.subject import Subject
 
 SHORT: dict[str, Any] = {"sweep_epochs": 1, "epochs": 3}
 NAMES = ["toy-colours", "toy-tags", "toy-memes", "toy-places"]

@@ -13,10 +13,10 @@ from torch import nn
 from tests.support.fakes import FakeReader, FakeTower, random_feature
 from tests.support.ranks import run_on_ranks
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.encode import embed_images, embed_texts
-from vlkd_cli.evaluation.feature_store import FeatureStore
 from vlkd_cli.evaluation.run import run_suites
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.encode import embed_images, embed_texts
+from vlkd_cli.features.store import FeatureStore
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 

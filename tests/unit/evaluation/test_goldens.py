@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.kmeans import kmeans
-from vlkd_cli.evaluation.linear import logistic_regression
-from vlkd_cli.evaluation.metrics import mean_per_class, rank_scores, ranks_of_own, top_k_accuracy
-from vlkd_cli.evaluation.peak_search import search_peak, search_peak_again
+from vlkd_cli.evaluation.metrics.classification import mean_per_class, rank_scores, ranks_of_own, top_k_accuracy
+from vlkd_cli.evaluation.probes.linear import logistic_regression
+from vlkd_cli.evaluation.probes.peak_search import search_peak, search_peak_again
 from vlkd_cli.evaluation.suites.clustering import cluster_scores
 from vlkd_cli.evaluation.suites.knn import vote
+from vlkd_cli.numerics.kmeans import kmeans
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "vision_suites.json").read_text())
 

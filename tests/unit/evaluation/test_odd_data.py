@@ -13,8 +13,8 @@ from vlkd_cli.data.batch import Broken
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.knn import vote
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 

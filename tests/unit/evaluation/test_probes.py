@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.support.elevater_goldens import drawn, golden
-from vlkd_cli.evaluation.probes import HeadSetting, epoch_batches, epoch_orders, train_heads
+from vlkd_cli.evaluation.probes.probes import HeadSetting, epoch_batches, epoch_orders, train_heads
 
 
 def test_row_orders_are_those_of_the_toolkit_loader() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.encode import normalise
-from vlkd_cli.evaluation.ranking import chance_metrics, ranking_metrics
-from vlkd_cli.evaluation.topk import top_k
+from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
+from vlkd_cli.features.encode import normalise
+from vlkd_cli.numerics.topk import top_k
 
 GOLDENS = json.loads((Path(__file__).parents[2] / "golden" / "text_evals.json").read_text(encoding="utf-8"))
 CASES = {case["name"]: case["expected"] for case in GOLDENS["cases"]}

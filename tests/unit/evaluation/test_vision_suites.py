@@ -13,12 +13,12 @@ import torch
 from tests.support.fakes import COLOURED, Coloured, FakeTower, random_feature
 from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes, knowing_nothing
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.prompts import prompts
+from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.zero_shot import class_features
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 
@@ -68,7 +68,7 @@ def test_the_table_per_class_and_the_confusions_say_what_went_wrong() -> None:
 def test_several_labels_are_scored_by_average_precision_equal_to_scikit_learn() -> None:
     from sklearn.metrics import average_precision_score
 
-    from vlkd_cli.evaluation.metrics import average_precision, chance_average_precision
+    from vlkd_cli.evaluation.metrics.classification import average_precision, chance_average_precision
 
     random = np.random.default_rng(0)
     scores, targets = random.standard_normal(200).round(1), random.random(200) < 0.3
@@ -123,7 +123,7 @@ def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(d
 
 
 def test_retrieval_ranks_equal_a_full_sort_with_ties_and_in_small_blocks() -> None:
-    from vlkd_cli.evaluation.metrics import ranks_of_own
+    from vlkd_cli.evaluation.metrics.classification import ranks_of_own
 
     generator = torch.Generator().manual_seed(0)
     queries = torch.randint(-2, 3, (40, 3), generator=generator).float()
@@ -147,7 +147,7 @@ def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
 
 
 def test_features_that_are_no_numbers_are_misses() -> None:
-    from vlkd_cli.evaluation.metrics import ranks_of_own, top_k_accuracy
+    from vlkd_cli.evaluation.metrics.classification import ranks_of_own, top_k_accuracy
 
     nothing = torch.full((3, 4), torch.nan)
     assert top_k_accuracy(nothing, torch.tensor([0, 1, 2]), 3) == 0
@@ -156,7 +156,7 @@ def test_features_that_are_no_numbers_are_misses() -> None:
 
 
 def test_chance_of_retrieval_is_what_random_orders_reach() -> None:
-    from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_median_rank, chance_recall
+    from vlkd_cli.evaluation.metrics.classification import chance_mean_rank, chance_median_rank, chance_recall
 
     random = np.random.default_rng(0)
     own = np.array([1, 5, 7])
@@ -168,7 +168,7 @@ def test_chance_of_retrieval_is_what_random_orders_reach() -> None:
 
 @pytest.mark.parametrize("rough", [False, True])
 def test_nearest_neighbours_equal_a_full_sort(rough: bool) -> None:
-    from vlkd_cli.evaluation.neighbours import nearest
+    from vlkd_cli.numerics.neighbours import nearest
 
     generator = torch.Generator().manual_seed(0)
     candidates = normalise(torch.randn(3001, 24, generator=generator))
@@ -184,7 +184,7 @@ def test_knn_equals_scikit_learn() -> None:
 
     subject = Subject(FakeTower("image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8), None)
     result = run(subject, "knn", k=[7], temperature=0.0)
-    from vlkd_cli.evaluation.dataset import labelled_pair
+    from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 
     pair = labelled_pair(subject, {"reader": COLOURED}, None)
     train, test = (normalise(embed_images(subject, part.reader)).numpy() for part in (pair.train, pair.test))
@@ -208,7 +208,7 @@ def test_every_probe_protocol_learns_noisy_classes(protocol: str) -> None:
 def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regulariser() -> None:
     from sklearn.linear_model import LogisticRegression
 
-    from vlkd_cli.evaluation.dataset import labelled_pair
+    from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 
     subject = Subject(FakeTower("image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8), None)
     data = {"reader": COLOURED, "num_samples": 160}
@@ -258,7 +258,7 @@ def test_results_are_printed_with_chance_beside_them(capsys: pytest.CaptureFixtu
 
 
 def test_analysis_of_features_equals_the_direct_formulas() -> None:
-    from vlkd_cli.evaluation.geometry import effective_rank, mean_positive_cosine, modality_gap, spectrum, uniformity
+    from vlkd_cli.evaluation.metrics.geometry import effective_rank, mean_positive_cosine, modality_gap, spectrum, uniformity
 
     generator = torch.Generator().manual_seed(0)
     one = normalise(torch.randn(1500, 6, generator=generator) + 0.3)

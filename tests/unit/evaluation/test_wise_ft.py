@@ -11,8 +11,8 @@ from tests.support.fakes import COLOURED, FakeTower, TableBackbone
 from tests.support.suite_cases import CLASSES, class_of_prompt
 from tests.unit.evaluation.test_goldens import CASES
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.evaluation.suite import Subject
-from vlkd_cli.evaluation.wise_ft import interpolate_states, interpolate_towers, wise_ft
+from vlkd_cli.evaluation.probes.wise_ft import interpolate_states, interpolate_towers, wise_ft
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.tower import Tower
 

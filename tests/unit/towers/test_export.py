@@ -15,12 +15,12 @@ from torch import Tensor
 from tests.support.adapters import METHODS, adapted, embed, shake
 from tests.support.encoders import SENTENCES, write_encoder
 from vlkd_cli import catalog
-from vlkd_cli.builders import adapter_rules
 from vlkd_cli.builders.backbone import Backbone
-from vlkd_cli.builders.huggingface_save import save_tokenizer
+from vlkd_cli.builders.huggingface.save import save_tokenizer
 from vlkd_cli.builders.tokenizers import ClipTokenizer
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import standardise
+from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.export import ADDED, PAGE, ExportedTower, export_tower

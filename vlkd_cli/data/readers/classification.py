@@ -12,11 +12,11 @@ from PIL import Image
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.fingerprints import digest_files, digest_of, probed
-from vlkd_cli.data.image_files import existing_folder, find_images
-from vlkd_cli.data.prompts import captions_of, templates_of
+from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
+from vlkd_cli.data.files.text_table import TextTable
+from vlkd_cli.data.images.files import existing_folder, find_images
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.text_table import TextTable
+from vlkd_cli.data.readers.templates import captions_of, templates_of
 from vlkd_cli.errors import DataError
 
 _SAME_SPLIT = {"val": ("val", "valid", "validation"), "test": ("test",), "train": ("train",)}

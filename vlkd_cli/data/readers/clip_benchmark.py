@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.fingerprints import digest_of
+from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.files.tar_index import Parts, index_shards
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.tar_index import Parts, index_shards
 from vlkd_cli.errors import DataError
 
 _CLASSES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"

@@ -7,8 +7,8 @@ import os
 import warnings
 from typing import Any, Literal
 
-from vlkd_cli.data.captioned_images import CaptionedImages
-from vlkd_cli.data.remote import is_url, joined, local_copy, parent_of
+from vlkd_cli.data.files.remote import is_url, joined, local_copy, parent_of
+from vlkd_cli.data.readers.captioned_images import CaptionedImages
 from vlkd_cli.errors import DataError
 
 

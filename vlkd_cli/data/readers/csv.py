@@ -12,13 +12,13 @@ import numpy as np
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.fingerprints import digest_files, digest_of, probed
-from vlkd_cli.data.kept_arrays import KEEP_ABOVE_BYTES, KeptArrays, data_cache, kept_arrays
+from vlkd_cli.data.files.cached_arrays import KEEP_ABOVE_BYTES, KeptArrays, data_cache, kept_arrays
+from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
+from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined, local_copy, parent_of
+from vlkd_cli.data.files.table_groups import group_rows
+from vlkd_cli.data.files.table_rows import find_rows, split_row
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.remote import fetch_bytes, is_url, joined, local_copy, parent_of
-from vlkd_cli.data.subset import checked_part, part_of
-from vlkd_cli.data.table_groups import group_rows
-from vlkd_cli.data.table_rows import find_rows, split_row
+from vlkd_cli.data.readers.subset import checked_part, part_of
 from vlkd_cli.errors import DataError
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkd_cli.data.elevater_sets import locate
 from vlkd_cli.data.readers.elevater_archive import Places
 from vlkd_cli.data.readers.elevater_index import check_class_order, read_coco, read_folders, read_label_map, read_lines
+from vlkd_cli.data.readers.elevater_sets import locate
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 

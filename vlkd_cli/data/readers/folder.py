@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from vlkd_cli.data.captioned_images import CaptionedImages
-from vlkd_cli.data.image_files import existing_folder, find_images
+from vlkd_cli.data.images.files import existing_folder, find_images
+from vlkd_cli.data.readers.captioned_images import CaptionedImages
 from vlkd_cli.errors import DataError
 
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vlkd_cli.data.fingerprints import digest_of
+from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.shuffling import hashed, permuted
 from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 

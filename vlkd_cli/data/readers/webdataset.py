@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.fingerprints import digest_of
+from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.files.remote import is_url
+from vlkd_cli.data.files.tar_index import Parts, captions_in, index_shards
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.remote import is_url
-from vlkd_cli.data.tar_index import Parts, captions_in, index_shards
 from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import PositiveInt
 
@@ -80,7 +80,7 @@ class WebDataset(Reader):
     def opened(self) -> Reader | StreamReader:
         if not self.is_stream:
             return self
-        from vlkd_cli.data.shard_stream import ShardStream
+        from vlkd_cli.data.readers.shard_stream import ShardStream
 
         assert self.samples_per_epoch is not None
         return ShardStream(

@@ -11,13 +11,14 @@ from torch import Tensor
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.caption_table import CaptionTable
-from vlkd_cli.evaluation.dataset import Dataset, LabelledPair, captions_at, class_hash, labelled_pair, labels_of
-from vlkd_cli.evaluation.encode import Point, embed_texts, normalise
-from vlkd_cli.evaluation.linear import logistic_regression
+from vlkd_cli.evaluation.datasets.caption_table import CaptionTable
+from vlkd_cli.evaluation.datasets.dataset import Dataset, LabelledPair, captions_at, class_hash, labelled_pair, labels_of
+from vlkd_cli.evaluation.datasets.text_files import find_folder, library_versions
+from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import find_folder, library_versions
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 SWEEP = (1.0, 10.0, 100.0, 1000.0)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.dataset import class_hash, labels_of, named_classes, open_dataset
-from vlkd_cli.evaluation.encode import embed_images, normalise
-from vlkd_cli.evaluation.kmeans import kmeans
+from vlkd_cli.evaluation.datasets.dataset import class_hash, labels_of, named_classes, open_dataset
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.kmeans import kmeans
 
 
 class Clustering(Suite):

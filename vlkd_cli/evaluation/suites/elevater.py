@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vlkd_cli import console
-from vlkd_cli.data.elevater_sets import find_set, known_sets, official_sets, on_disk
+from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, official_sets, on_disk
 from vlkd_cli.elevater.metrics import chance
 from vlkd_cli.elevater.run import Plan, Scored, SetRun
 from vlkd_cli.elevater.score import SetScore, average
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import PositiveInt
 
 LR, WEIGHT_DECAY = 0.1, 1e-6

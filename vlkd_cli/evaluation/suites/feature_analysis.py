@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import captions_at, open_dataset
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.geometry import (
+from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
+from vlkd_cli.evaluation.metrics.geometry import (
     alignment,
     effective_rank,
     mean_deviation,
@@ -19,7 +18,9 @@ from vlkd_cli.evaluation.geometry import (
     uniformity,
 )
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 
 class FeatureAnalysis(Suite):

@@ -8,16 +8,17 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
-from vlkd_cli.evaluation.fine_tuning import TowerClassifier, class_probabilities, train_classifier
-from vlkd_cli.evaluation.metrics import top_k_accuracy
-from vlkd_cli.evaluation.probes import HeadSetting
-from vlkd_cli.evaluation.prompts import prompts_of
+from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.datasets.prompts import prompts_of
+from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
+from vlkd_cli.evaluation.probes.fine_tuning import TowerClassifier, class_probabilities, train_classifier
+from vlkd_cli.evaluation.probes.probes import HeadSetting
+from vlkd_cli.evaluation.probes.wise_ft import interpolate_states
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.evaluation.suites.linear_probe import accuracies
 from vlkd_cli.evaluation.suites.zero_shot import class_features
-from vlkd_cli.evaluation.wise_ft import interpolate_states
+from vlkd_cli.features.subject import Subject
 
 
 class FineTune(Suite):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.dataset import class_hash, labelled_pair
-from vlkd_cli.evaluation.encode import embed_images, normalise
-from vlkd_cli.evaluation.metrics import mean_per_class, top_k_accuracy
-from vlkd_cli.evaluation.neighbours import nearest
+from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.neighbours import nearest
 
 
 class KNN(Suite):

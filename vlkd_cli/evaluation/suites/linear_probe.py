@@ -11,16 +11,17 @@ from torch import Tensor
 from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.dataset import LabelledPair, class_hash, labelled_pair, labels_of, open_dataset
-from vlkd_cli.evaluation.encode import embed_images, normalise
-from vlkd_cli.evaluation.linear import Linear, adamw_probe, logistic_regression, sgd_probe
-from vlkd_cli.evaluation.metrics import mean_per_class, top_k_accuracy
-from vlkd_cli.evaluation.peak_search import search_peak
-from vlkd_cli.evaluation.probes import HeadSetting, train_heads
-from vlkd_cli.evaluation.prompts import prompts_of
+from vlkd_cli.evaluation.datasets.dataset import LabelledPair, class_hash, labelled_pair, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.prompts import prompts_of
+from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
+from vlkd_cli.evaluation.probes.linear import Linear, adamw_probe, logistic_regression, sgd_probe
+from vlkd_cli.evaluation.probes.peak_search import search_peak
+from vlkd_cli.evaluation.probes.probes import HeadSetting, train_heads
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.evaluation.suites.zero_shot import class_features
+from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.subject import Subject
 
 Protocol = Literal["clip", "sgd", "adamw", "elevater", "elevater_paper"]
 INVERSE_REGULARISERS = np.logspace(6, -6, 97)

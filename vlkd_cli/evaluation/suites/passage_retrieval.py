@@ -11,13 +11,14 @@ import numpy as np
 from vlkd_cli import console
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.encode import Point, embed_texts
+from vlkd_cli.evaluation.datasets.passages import BEIR, MARCO, Corpus, open_collection, read_judgements, read_queries
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, library_versions
+from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search
-from vlkd_cli.evaluation.passages import BEIR, MARCO, Corpus, open_collection, read_judgements, read_queries
-from vlkd_cli.evaluation.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import file_hashes, library_versions
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point, embed_texts
+from vlkd_cli.features.subject import Subject
 
 MANY = 100_000
 """Passages above which it is worth a warning that nothing is kept on disk."""

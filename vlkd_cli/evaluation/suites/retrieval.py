@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.dataset import captions_at, open_dataset
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.metrics import chance_mean_rank, chance_median_rank, chance_recall, rank_scores, ranks_of_own
+from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
+from vlkd_cli.evaluation.metrics.classification import chance_mean_rank, chance_median_rank, chance_recall, rank_scores, ranks_of_own
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 
 class Retrieval(Suite):

@@ -14,13 +14,14 @@ from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.encode import Point, embed_texts
-from vlkd_cli.evaluation.relatedness import relatedness
+from vlkd_cli.evaluation.datasets.senteval_tasks import PROBING, TASKS, TRANSFER, Part, Task
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, missing_files
+from vlkd_cli.evaluation.probes.relatedness import relatedness
+from vlkd_cli.evaluation.probes.transfer import Protocol, Scores, folds_then_test, given_split, nested_folds
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.senteval_tasks import PROBING, TASKS, TRANSFER, Part, Task
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import file_hashes, find_folder, library_versions, missing_files
-from vlkd_cli.evaluation.transfer import Protocol, Scores, folds_then_test, given_split, nested_folds
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point, embed_texts
+from vlkd_cli.features.subject import Subject
 
 TABLE = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 """The columns of the usual transfer table, whose mean is its last one."""

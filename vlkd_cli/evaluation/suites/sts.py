@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.correlation import SIMILARITIES, pair_similarity, pearson, spearman
-from vlkd_cli.evaluation.encode import Point, embed_texts
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, missing_files, number, read_lines
+from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import file_hashes, find_folder, library_versions, missing_files, number, read_lines
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point, embed_texts
+from vlkd_cli.features.subject import Subject
 
 SUBSETS = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),

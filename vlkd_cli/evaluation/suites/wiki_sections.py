@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.correlation import SIMILARITIES
-from vlkd_cli.evaluation.encode import Point
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions
+from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.sentence_encoder import SentenceEncoder
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import file_hashes, find_folder, library_versions
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point
+from vlkd_cli.features.subject import Subject
 
 _COLUMNS = (("Sentence1", "Sentence2", "Sentence3"), ("anchor", "positive", "negative"))
 

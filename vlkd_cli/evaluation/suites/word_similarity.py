@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from vlkd_cli import console
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.correlation import pair_similarity, spearman
-from vlkd_cli.evaluation.encode import Point, embed_texts, normalise
-from vlkd_cli.evaluation.prompts import prompts
+from vlkd_cli.evaluation.datasets.prompts import prompts
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, read_lines
+from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
-from vlkd_cli.evaluation.text_files import file_hashes, find_folder, library_versions, read_lines
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import Point, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 KNOWN = {
     "RG65": ("EN-RG-65.txt", "rg65.csv", "RG65.txt", "rg65.txt", "RG-65.txt"),

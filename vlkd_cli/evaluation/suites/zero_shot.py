@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.dataset import Dataset, class_hash, labels_of, open_dataset
-from vlkd_cli.evaluation.encode import embed_images, embed_texts, normalise
-from vlkd_cli.evaluation.metrics import (
+from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
+from vlkd_cli.evaluation.metrics.classification import (
     chance_average_precision,
     confusion_pairs,
     mean_average_precision,
@@ -19,9 +19,10 @@ from vlkd_cli.evaluation.metrics import (
     recall_per_class,
     top_k_accuracy,
 )
-from vlkd_cli.evaluation.prompts import names_of, prompts_of
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject, Suite
+from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import Subject
 
 Ensemble = Literal["normalise", "raw_mean"]
 

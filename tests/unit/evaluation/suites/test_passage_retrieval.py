@@ -10,9 +10,9 @@ from torch import nn
 from tests.support.fakes import FakeTower
 from tests.support.text_folders import WIDTH, meaning, perfect_subject, random_subject, write_beir, write_marco
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.passages import Corpus, open_collection, read_queries
-from vlkd_cli.evaluation.suite import Subject
+from vlkd_cli.evaluation.datasets.passages import Corpus, open_collection, read_queries
 from vlkd_cli.evaluation.suites.passage_retrieval import PassageRetrieval
+from vlkd_cli.features.subject import Subject
 
 
 def test_a_perfect_encoder_finds_every_passage(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.text_folders import perfect_subject, random_subject, write_senteval
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.senteval_tasks import PROBING, TASKS
+from vlkd_cli.evaluation.datasets.senteval_tasks import PROBING, TASKS
 from vlkd_cli.evaluation.suites.senteval import SentEval
 
 

@@ -12,10 +12,10 @@ import torch
 from tests.support.fakes import FakeTower
 from tests.support.text_folders import perfect_subject, random_subject, write_sts
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.correlation import pair_similarity
+from vlkd_cli.evaluation.metrics.correlation import pair_similarity
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.sts import STS, SUBSETS
+from vlkd_cli.features.subject import Subject
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from tests.support.fakes import FakeTower
 from tests.support.text_folders import perfect_subject, random_subject, write_wiki_sections
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.wiki_sections import WikiSections
+from vlkd_cli.features.subject import Subject
 
 GOLDENS = json.loads((Path(__file__).parents[3] / "golden" / "text_evals.json").read_text(encoding="utf-8"))
 

@@ -9,8 +9,8 @@ import torch
 from tests.support.fakes import FakeTower
 from tests.support.text_folders import WIDTH, meaning, perfect_subject, random_subject, write_word_similarity
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.suite import Subject
 from vlkd_cli.evaluation.suites.word_similarity import WordSimilarity, read_pairs, score_pairs
+from vlkd_cli.features.subject import Subject
 
 
 @pytest.fixture(scope="module")

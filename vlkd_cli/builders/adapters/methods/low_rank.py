@@ -1,0 +1,194 @@
+"""Changes of weight matrices that can be folded into them: LoRA and its kin."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from vlkd_cli.builders.adapters.methods.method import Method
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
+
+
+class PeftMethod(Method):
+    """A method of peft that changes linear layers; `targets` names them."""
+
+    library: ClassVar[Literal["adapters", "peft"]] = "peft"
+    merges: ClassVar[bool] = True
+    targets: Sequence[str]
+
+
+class LoRA(PeftMethod):
+    """Add the product of two thin matrices to a weight matrix.
+
+    Args:
+        rank: inner width of the product.
+        alpha: the product is scaled by alpha / rank.
+        targets: which matrices: q, k, v, o (attention), intermediate, output (feed-forward), or the end of a module's name.
+        dropout: share of the input dropped while training.
+        rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA).
+
+    Source: Hu et al., LoRA, arXiv:2106.09685, section 4; Kalajdzievski, arXiv:2312.03732 (rsLoRA); as peft builds them.
+    """
+
+    paper: ClassVar[str] = "arXiv:2106.09685"
+
+    def __init__(
+        self,
+        *,
+        rank: PositiveInt = 8,
+        alpha: Positive = 16,
+        targets: Sequence[str] = ("q", "v"),
+        dropout: Probability = 0.0,
+        rank_stabilised: bool = False,
+    ) -> None:
+        self.targets = list(targets)
+        self.options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_rslora": rank_stabilised}
+
+    def config(self) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(**self.options)
+
+
+class DoRA(PeftMethod):
+    """LoRA on the direction of a weight matrix, and a learned length for each of its rows.
+
+    Args:
+        rank: inner width of the product.
+        alpha: the product is scaled by alpha / rank.
+        targets: as LoRA's.
+        dropout: share of the input dropped while training.
+
+    Source: Liu et al., DoRA, arXiv:2402.09353, equation 5; as peft builds it.
+    """
+
+    paper: ClassVar[str] = "arXiv:2402.09353"
+
+    def __init__(
+        self, *, rank: PositiveInt = 8, alpha: Positive = 16, targets: Sequence[str] = ("q", "v"), dropout: Probability = 0.0
+    ) -> None:
+        self.targets = list(targets)
+        self.options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": True}
+
+    def config(self) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(**self.options)
+
+
+class VeRA(PeftMethod):
+    """LoRA whose two matrices are random, fixed and shared by all layers; only two vectors per layer learn.
+
+    Args:
+        rank: inner width of the product; large, because only vectors of this length learn.
+        initial_scale: first value of the inner vector; the outer one starts at 0.
+        targets: as LoRA's.
+        dropout: share of the input dropped while training.
+        projection_seed: seed of the random matrices, so that checkpoints need not hold them.
+
+    Source: Kopiczko et al., VeRA, arXiv:2310.11454, equation 2; as peft builds it (the library `adapters` trains full matrices instead).
+    """
+
+    paper: ClassVar[str] = "arXiv:2310.11454"
+
+    def __init__(
+        self,
+        *,
+        rank: PositiveInt = 256,
+        initial_scale: Positive = 0.1,
+        targets: Sequence[str] = ("q", "v"),
+        dropout: Probability = 0.0,
+        projection_seed: NonNegativeInt = 0,
+    ) -> None:
+        self.targets = list(targets)
+        self.options = {"r": rank, "d_initial": initial_scale, "vera_dropout": dropout, "projection_prng_key": projection_seed}
+
+    def config(self) -> Any:
+        from peft import VeraConfig
+
+        with warnings.catch_warnings():
+            # It warns that the random matrices come from their seed; that is what is wanted.
+            warnings.simplefilter("ignore", UserWarning)
+            return VeraConfig(save_projection=False, **self.options)
+
+
+class IA3(PeftMethod):
+    """One learned factor for each channel of keys, values and the inside of the feed-forward part.
+
+    Args:
+        targets: which outputs are scaled: q, k, v, o, intermediate, or the end of a module's name.
+        feed_forward: whether the input of the feed-forward part's second matrix is scaled too.
+
+    Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638, section 3.3; as peft builds it.
+    """
+
+    paper: ClassVar[str] = "arXiv:2205.05638"
+
+    def __init__(self, *, targets: Sequence[str] = ("k", "v"), feed_forward: bool = True) -> None:
+        if feed_forward and "output" in targets:
+            raise RecipeError("adapter.targets: 'output' is scaled at its input by feed_forward: true already. Remove one of the two.")
+        self.targets = list(targets)
+        self.feed_forward = feed_forward
+
+    def config(self) -> Any:
+        from peft import IA3Config
+
+        return IA3Config()
+
+
+class MTLLoRA(Method):
+    """LoRA for several tasks: the thin matrices are shared, each task has its own small matrix between them and its own mixture.
+
+    A row's task is the input's `task_ids` `[B]` where it has them, else `task`.
+
+    Args:
+        tasks: the names of the tasks.
+        task: the one that this tower encodes for; by default the first.
+        rank: inner width of the product.
+        alpha: the product is scaled by alpha / rank.
+        targets: which attention matrices: q, k, v.
+        dropout: share of the input dropped while training.
+        up_projections: number of second matrices that are mixed.
+        sharpness: temperature of the mixture.
+
+    Source: Yang et al., MTL-LoRA, arXiv:2410.09437; as the library `adapters` builds it, with diagonal small matrices
+    (its full ones cannot be built).
+    """
+
+    paper: ClassVar[str] = "arXiv:2410.09437"
+    library: ClassVar[Literal["adapters", "peft"]] = "adapters"
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str] = ("default",),
+        task: str | None = None,
+        rank: PositiveInt = 8,
+        alpha: PositiveInt = 16,
+        targets: Sequence[Literal["q", "k", "v"]] = ("q", "v"),
+        dropout: Probability = 0.0,
+        up_projections: PositiveInt = 1,
+        sharpness: Positive = 0.05,
+    ) -> None:
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise RecipeError("adapter.tasks: needs one or more names, each once.")
+        if task is not None and task not in tasks:
+            raise RecipeError(f"adapter.task: '{task}' is not among tasks: {', '.join(tasks)}.")
+        self.tasks = list(tasks)
+        self.task = tasks[0] if task is None else task
+        self.options = {
+            "r": rank,
+            "alpha": alpha,
+            "attn_matrices": list(targets),
+            "dropout": dropout,
+            "n_up_projection": up_projections,
+            "task_specific_matrix_type": "singular_values",
+            "weights_sharpness": sharpness,
+        }
+
+    def config(self) -> Any:
+        from adapters import MTLLoRAConfig
+
+        return MTLLoRAConfig(**self.options)

@@ -1,0 +1,240 @@
+"""Text encoders of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.huggingface.load import apply_sizes, load_config, load_model, load_tokenizer, longest_input, scratch_config
+from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
+from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PretrainedTokenizer
+from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.poolers import masked_mean
+from vlkd_cli.preprocessing import TextInput
+
+DEFAULT_TRAINED_VOCABULARY = 8192
+MOST_RESERVED_IDS = 8
+EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
+"""Keys that hold for an exported encoder as for the original."""
+
+
+class HuggingFace(Builder):
+    """Any text encoder that transformers' AutoModel loads; of an encoder-decoder, the encoder.
+
+    Its feature is the mean of the last layer over the real tokens, as sentence encoders have it; the tower's `pooler:` replaces that.
+
+    Args:
+        model: hub id, folder, or `package:NAME` for a model inside an installed package.
+        pretrained: true where `model` is given: its weights; false: the same architecture with random weights; or another hub id or
+            folder to take the weights from.
+        config: sizes that replace the model's own, or that make up an encoder from scratch: type (bert), layers, width, heads, hidden,
+            vocab_size, max_length, and any other key of the type's configuration. Fewer `layers` keep a pretrained model's first ones.
+        tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces of the captions at hand, kept in the run folder), or a hub id
+            or folder; by default the model's own, and `clip` from scratch.
+        max_length: longest caption in tokens; by default what the encoder takes.
+        own_pooler: use the model's own pooled output, e.g. BERT's, instead of the mean.
+        trust: run code that comes with the model.
+        cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
+    """
+
+    modalities = ("text",)
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        pretrained: bool | str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        max_length: int | None = None,
+        own_pooler: bool = False,
+        trust: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.model = model
+        self.pretrained = pretrained
+        self.config = config or {}
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.own_pooler = own_pooler
+        self.trust = trust
+        self.cache_dir = cache_dir
+
+    def build(self, modality: Literal["image", "text"]) -> Backbone:
+        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        weights = self._weights()
+        if self.model is None:
+            config = scratch_config({key: value for key, value in self.config.items() if key != "vocab_size"})
+        else:
+            if "type" in self.config:
+                raise RecipeError("builder 'huggingface': config: `type` is the model's own. Remove it, or remove `model`.")
+            sizes = {key: value for key, value in self.config.items() if key != "vocab_size" or self._makes_tokenizer()}
+            config = apply_sizes(load_config(self.model, **place), {key: value for key, value in sizes.items() if key != "vocab_size"})
+        tokenizer = self._tokenizer(config, weights)
+        encoder = load_model(
+            weights, config, pretrained=weights is not None, pooling_layer=self.own_pooler, attention=self.attention(config), **place
+        )
+        settings = json.dumps([self.model, self.config, self.own_pooler], sort_keys=True, default=str)
+        return HuggingFaceText(encoder, config, tokenizer, own_pooler=self.own_pooler, settings=settings)
+
+    @classmethod
+    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+        """The types that `config: {type: ...}` takes; the hub's models are too many to list."""
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+        if modality == "image" or pretrained_only:
+            return []
+        text = sorted(name for name in MODEL_MAPPING_NAMES if _reads_words(name))
+        return [ModelInfo(name, "huggingface", "text") for name in text if fnmatch(name, pattern.lower())]
+
+    def attention(self, config: Any) -> str | None:
+        """The attention implementation that a builder over this one needs; None: the library's choice."""
+        return None
+
+    def _weights(self) -> str | None:
+        if isinstance(self.pretrained, str):
+            return self.pretrained
+        if self.model is None:
+            if self.pretrained:
+                raise RecipeError("builder 'huggingface': `pretrained: true` needs a `model`.")
+            if not self.config:
+                raise RecipeError("builder 'huggingface': say `model: ID` or `config: {layers: ..., width: ..., heads: ...}`.")
+            return None
+        return None if self.pretrained is False else self.model
+
+    def _makes_tokenizer(self) -> bool:
+        return self.tokenizer in ("clip", "trained") or (self.tokenizer is None and self.model is None)
+
+    def _tokenizer(self, config: Any, weights: str | None) -> Callable[[Sequence[str]], TextInput]:
+        """The tokenizer; a configuration without weights takes its vocabulary from it."""
+        wanted = self.config.get("vocab_size")
+        if self._makes_tokenizer():
+            if weights is not None:
+                raise RecipeError(f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with pretrained weights. Remove it.")
+            limit = self.max_length or longest_input(config, None)
+            if self.tokenizer != "trained":
+                size = int(wanted or CLIP_VOCABULARY)
+                # In CLIP's vocabulary every number stands for a word, so padding gets one of its own below them: the type's usual one,
+                # as some types count positions from it.
+                usual = getattr(config, "pad_token_id", None)
+                pad = usual if usual is not None and 0 <= usual < MOST_RESERVED_IDS else 0
+                clip = ClipTokenizer(context_length=limit, vocabulary_size=size, masked=True, pad=pad, shift=pad + 1)
+                set_vocabulary(config, size + pad + 1, {"pad_token_id": pad, "bos_token_id": clip.eot - 1, "eos_token_id": clip.eot})
+                return clip
+            words = trained_tokenizer(
+                self.tower_name,
+                vocabulary_size=int(wanted or DEFAULT_TRAINED_VOCABULARY),
+                captions=self.captions,
+                run_folder=self.run_folder,
+            )
+            ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.cls_token_id, "eos_token_id": words.sep_token_id}
+            set_vocabulary(config, len(words), ids)
+            return PretrainedTokenizer(words, max_length=limit)
+        own = load_tokenizer(self.tokenizer or self.model or "", trust=self.trust, cache_dir=self.cache_dir)
+        if wanted is not None:
+            raise RecipeError(
+                "builder 'huggingface': config: `vocab_size` is the tokenizer's own here. Remove it, or set `tokenizer: trained`."
+            )
+        if weights is None and self.tokenizer is not None:
+            set_vocabulary(config, len(own), {"pad_token_id": own.pad_token_id})
+        if len(own) > config.vocab_size:
+            raise RecipeError(f"builder 'huggingface': tokenizer '{self.tokenizer}' has {len(own)} words, the model {config.vocab_size}.")
+        return PretrainedTokenizer(own, max_length=self.max_length or longest_input(config, own))
+
+
+class HuggingFaceText(Backbone):
+    """A transformers encoder: mean over the real tokens of the last layer, or the model's own pooled output.
+
+    Args:
+        encoder: takes `input_ids` and `attention_mask`, returns an output with `last_hidden_state`.
+        config: its configuration.
+        tokenizer: a picklable callable from strings to a TextInput.
+        own_pooler: use `pooler_output`.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: Any,
+        tokenizer: Callable[[Sequence[str]], TextInput],
+        *,
+        own_pooler: bool = False,
+        settings: str = "",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = config
+        self.tokenizer = tokenizer
+        self.own_pooler = own_pooler
+        self.settings = settings
+        self.width = self.token_width = int(config.hidden_size)
+        if own_pooler:
+            self.width = self._pooled_width(tokenizer)
+
+    def forward(self, inputs: TextInput) -> Tensor:
+        output = self._run(inputs)
+        if self.own_pooler:
+            return output.pooler_output
+        return masked_mean(output.last_hidden_state, inputs["attention_mask"].bool())
+
+    def tokens(self, inputs: TextInput) -> Tokens:
+        return Tokens(self._run(inputs).last_hidden_state, inputs["attention_mask"].bool())
+
+    def tokenize(self, texts: Sequence[str]) -> TextInput:
+        return self.tokenizer(texts)
+
+    def layers(self) -> list[list[str]]:
+        return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        save_encoder(self.encoder, self.config, folder)
+        return self.exported(folder, place, keys)
+
+    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        """The tokenizer beside an encoder that is written, and how to load the two."""
+        save_tokenizer(self.tokenizer, folder)
+        part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
+        trusted = ", trust_remote_code=True" if keys.get("trust") else ""
+        return Export(
+            "Hugging Face",
+            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted}){part}",
+            recipe={"builder": "huggingface", "model": str(place), **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)}},
+            feature="pooler_output" if self.own_pooler else "the mean of last_hidden_state over the real tokens",
+        )
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Any:
+        return self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True)
+
+    def _pooled_width(self, tokenizer: Callable[[Sequence[str]], TextInput]) -> int:
+        with torch.no_grad():
+            pooled = getattr(self._run(tokenizer(["a"])), "pooler_output", None)
+        if pooled is None:
+            raise RecipeError(
+                "builder 'huggingface': this model has no pooler of its own. Remove `own_pooler` or use `pooler: {name: cls}`."
+            )
+        return int(pooled.shape[-1])
+
+
+def set_vocabulary(config: Any, size: int, special: Mapping[str, int | None]) -> None:
+    """Fit a configuration's embedding table and special ids to a tokenizer."""
+    config.vocab_size = size
+    for key, value in special.items():
+        if hasattr(config, key) and value is not None:
+            setattr(config, key, value)
+
+
+def _reads_words(kind: str) -> bool:
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    return kind in TOKENIZER_MAPPING_NAMES

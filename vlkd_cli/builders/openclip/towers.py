@@ -1,0 +1,248 @@
+"""open_clip's encoders as backbones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.builders.backbone import Backbone, Export, Tokens
+from vlkd_cli.builders.hub import prepare_hub
+from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.openclip.blocks import pooled, quicken, reads_one_token
+from vlkd_cli.builders.openclip.config import Source
+from vlkd_cli.builders.openclip.save import PROMPT, save_half
+from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
+from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable, write_weights
+from vlkd_cli.preprocessing import ImageInput, TextInput
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
+HOLDER = "encoder."
+LAST_IMAGE_PARTS = ("ln_post", "proj", "attn_pool", "attn_pool_contrastive", "attnpool", "head")
+LAST_TEXT_PARTS = ("ln_final", "text_projection", "cls_emb", "proj", "pooler")
+
+
+class OpenClipImage(Backbone):
+    """An image tower of open_clip; the pooled feature is the one that its contrastive loss compared, projection included."""
+
+    modality = "image"
+
+    def __init__(self, encoder: nn.Module, source: Source) -> None:
+        super().__init__()
+        from open_clip.modified_resnet import ModifiedResNet
+        from open_clip.transformer import VisionTransformer
+
+        self.encoder: Any = encoder
+        self.source = source
+        quicken(encoder)
+        self.width = source.embed_dim
+        self.image_input = _image_input(encoder, source)
+        self.settings = json.dumps([source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str)
+        if isinstance(encoder, VisionTransformer):
+            self.kind, self.token_width = "vit", encoder.conv1.out_channels
+        elif isinstance(encoder, ModifiedResNet):
+            self.kind, self.token_width = "resnet", encoder.attnpool.k_proj.in_features
+        else:
+            self.kind, self.token_width = "timm", int(_any(encoder).trunk.num_features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        encoder = self.encoder
+        if self.kind != "vit" or encoder.attn_pool is not None or encoder.pool_type != "tok" or not reads_one_token(encoder.transformer):
+            return encoder(inputs)
+        feature = encoder.ln_post(pooled(encoder.transformer, encoder._embeds(inputs)))
+        return feature if encoder.proj is None else feature @ encoder.proj
+
+    def tokens(self, inputs: Tensor) -> Tokens:
+        """Patch tokens after the last norm, the class token first where there is one; places of the last map for ResNets."""
+        if self.kind == "vit":
+            found = self.encoder.forward_intermediates(
+                inputs, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+            )
+            values = torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1)
+        else:
+            if self.kind == "resnet":
+                values = self.encoder.forward_intermediates(inputs, indices=1, intermediates_only=True)["image_intermediates"][-1]
+            else:
+                values = self.encoder.trunk.forward_features(inputs)
+            values = as_tokens(values, self.token_width or 0)
+        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+
+    def layers(self) -> list[list[str]]:
+        return _with_last(find_layers(self.encoder), self.encoder, LAST_IMAGE_PARTS)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        expected = self.image_input
+        assert expected is not None
+        prepared = {
+            "size": expected.size_px,
+            "mean": expected.mean,
+            "std": expected.std,
+            "interpolation": expected.interpolation,
+            "resize_mode": expected.resize,
+        }
+        return save_half("visual", self.source, self.encoder.state_dict(), folder, place, preprocessing=prepared)
+
+
+class OpenClipText(Backbone):
+    """A text tower of open_clip; the pooled feature is the one that its contrastive loss compared, projection included."""
+
+    modality = "text"
+
+    def __init__(self, encoder: nn.Module, source: Source, *, cache_dir: str | None) -> None:
+        super().__init__()
+        from open_clip.transformer import TextTransformer
+
+        self.encoder: Any = encoder
+        self.source = source
+        quicken(encoder)
+        self.width = source.embed_dim
+        self.is_transformer = isinstance(encoder, TextTransformer)
+        plain = not any(source.text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")) and "siglip" not in source.name.lower()
+        # In a causal tower no position sees what follows it, so padding after the end token never reaches the pooled one.
+        self.trims = (
+            self.is_transformer and plain and self.encoder.attn_mask is not None and self.encoder.cls_emb is None
+        ) and self.encoder.pool_type in ("argmax", "eos", "first")
+        self.tokenizer = _tokenizer(source, plain, self.trims, cache_dir)
+        self.token_width = int(_any(encoder).width if self.is_transformer else _any(encoder).config.hidden_size)
+        self.marks_end = self.is_transformer and isinstance(self.tokenizer, ClipTokenizer)
+        self.settings = json.dumps([source.embed_dim, source.text, source.quick_gelu], sort_keys=True, default=str)
+
+    def forward(self, inputs: TextInput) -> Tensor:
+        ids = inputs["input_ids"]
+        if not self.trims:
+            return self.encoder(ids)
+        encoder = self.encoder
+        embedded, mask = self._embedded(ids)
+        if encoder.pool_type == "first":
+            positions = None
+        else:
+            positions = (ids if encoder.pool_type == "argmax" else (ids == encoder.eos_id).int()).argmax(dim=-1)
+        if reads_one_token(encoder.transformer):
+            feature = encoder.ln_final(pooled(encoder.transformer, embedded, positions, mask))
+        else:
+            hidden = encoder.ln_final(encoder.transformer(embedded, attn_mask=mask))
+            feature = hidden[:, 0] if positions is None else hidden[torch.arange(len(ids), device=ids.device), positions]
+        projection = encoder.text_projection
+        if projection is None:
+            return feature
+        return projection(feature) if isinstance(projection, nn.Linear) else feature @ projection
+
+    def tokens(self, inputs: TextInput) -> Tokens:
+        """Tokens after the last norm; real ones reach from the start to the end token."""
+        ids = inputs["input_ids"]
+        if not self.is_transformer:
+            mask = ids != self.encoder.config.pad_token_id
+            return Tokens(self.encoder.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+        if self.trims:
+            values = self._hidden(ids)
+        else:
+            values = self.encoder.forward_intermediates(
+                ids, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+            )["text_intermediates"][-1]
+        if not self.marks_end:
+            return Tokens(values, ids != self.encoder.pad_id)
+        end = (ids == self.tokenizer.eot).int().argmax(1)
+        return Tokens(values, torch.arange(ids.shape[1], device=ids.device)[None] <= end[:, None], end)
+
+    def tokenize(self, texts: Sequence[str]) -> TextInput:
+        return self.tokenizer(texts)
+
+    def layers(self) -> list[list[str]]:
+        return _with_last(find_layers(self.encoder), self.encoder, LAST_TEXT_PARTS)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        state = self.encoder.state_dict()
+        prompts = {name.removeprefix(HOLDER): state.pop(name.removeprefix(HOLDER)) for name in self.prompted}
+        written = save_half("text", self.source, state, folder, place, preprocessing={})
+        tokenizer: Any = self.tokenizer
+        if isinstance(tokenizer, PaddedTokenizer):
+            tokenizer.tokenizer.tokenizer.save_pretrained(folder)
+        notes = []
+        if prompts:
+            write_weights(prompts, folder / PROMPT)
+            notes.append(f"open_clip has no place for the learned prompt, which is kept in {PROMPT}; `run: ...` brings it along.")
+        if self.marks_end and tokenizer.vocabulary_size < CLIP_VOCABULARY:
+            notes.append(f"the vocabulary ends at {tokenizer.vocabulary_size}, which vlkd's tokenizer obeys and open_clip's does not.")
+        return written._replace(note=" ".join(notes))
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        """Normed tokens `[B, T, D]` of a causal tower, at any length up to the context's."""
+        embedded, mask = self._embedded(ids)
+        return self.encoder.ln_final(self.encoder.transformer(embedded, attn_mask=mask))
+
+    def _embedded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        encoder, length = self.encoder, ids.shape[1]
+        dtype = encoder.transformer.get_cast_dtype()
+        tokens = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
+        return tokens, encoder.attn_mask[:length, :length]
+
+
+def _any(module: nn.Module) -> Any:
+    """The module with the attributes that its library gives it."""
+    return module
+
+
+def as_tokens(values: Tensor, width: int) -> Tensor:
+    """Feature maps of either memory order, or tokens, as `[B, T, width]`."""
+    if values.ndim == 3:
+        return values
+    channels_first = values.shape[1] == width
+    return values.flatten(2).transpose(1, 2) if channels_first else values.flatten(1, 2)
+
+
+def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) -> Any:
+    if plain:
+        own = source.text.get("tokenizer_kwargs") or {}
+        if not set(own) - {"clean"}:
+            return ClipTokenizer(
+                context_length=source.text.get("context_length", 77),
+                vocabulary_size=source.text.get("vocab_size", CLIP_VOCABULARY),
+                trim=trims,
+                clean=own.get("clean", "lower"),
+            )
+    import open_clip
+
+    prepare_hub()
+    # A download holds the weights alone; a folder put together by hand may bring its tokenizer.
+    own_files = source.folder is not None and any((source.folder / file).is_file() for file in TOKENIZER_FILES)
+    name = f"local-dir:{source.folder}" if own_files or is_local(source.name) else source.name
+    try:
+        return PaddedTokenizer(open_clip.get_tokenizer(name, cache_dir=str(cache_folder(cache_dir) / "openclip")))
+    # transformers raises many kinds of error where a tokenizer cannot be had; the remedy is one.
+    except Exception as error:
+        wanted = source.text.get("hf_tokenizer_name", source.name)
+        raise unfetchable(
+            f"openclip model '{source.name}'",
+            files=f"the tokenizer of hub id '{wanted}'",
+            folder=cache_folder(cache_dir) / "openclip",
+            error=error,
+        ) from error
+
+
+def _image_input(encoder: nn.Module, source: Source) -> ImageInput:
+    size = getattr(encoder, "image_size", source.preprocess.get("size", 224))
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    given = {key: source.preprocess[key] for key in ("mean", "std", "interpolation") if key in source.preprocess}
+    mode = source.preprocess.get("resize_mode", "shortest")
+    expected = ImageInput(size_px=(height, width), resize=mode if mode in ("shortest", "squash", "longest") else "shortest")
+    given = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in given.items()}
+    if given.get("interpolation") not in (None, "bicubic", "bilinear", "nearest"):
+        del given["interpolation"]
+    return expected._replace(**given)
+
+
+def _with_last(layers: list[list[str]], encoder: nn.Module, parts: Sequence[str]) -> list[list[str]]:
+    """What stands behind the last layer, such as the projection, is registered anywhere and belongs to it."""
+    names = {name.split(".")[0] for name, _ in encoder.named_parameters()}
+    named = {prefix for layer in layers for prefix in layer}
+    extra = [part for part in parts if part in names and part not in named]
+    if not layers:
+        return [extra] if extra else []
+    kept = [[prefix for prefix in layer if prefix not in parts] for layer in layers]
+    kept = [layer for layer in kept if layer]
+    tail = [prefix for layer in layers for prefix in layer if prefix in parts] + extra
+    return [*kept[:-1], [*kept[-1], *tail]]

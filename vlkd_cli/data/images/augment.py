@@ -1,0 +1,172 @@
+"""Random changes to training images: a region is drawn first, so that only as much is decoded as needed, then colours and blur."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vlkd_cli import catalog
+from vlkd_cli.data.images.decode import Box, crop, random_box, resize, shrink_for
+from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.types import NonNegative, Probability
+
+
+class Augment:
+    """Base of the augmentations; every random choice comes from the generator that is handed in."""
+
+    def region(self, size: tuple[int, int], draw: random.Random) -> Box:
+        """Which part of an image of this height and width is used."""
+        raise NotImplementedError
+
+    def finish(self, image: Tensor, draw: random.Random) -> Tensor:
+        """Change `[3, H, W]` uint8 after it was resized to the tower's size."""
+        raise NotImplementedError
+
+    def shrink(self, box: Box, expected: ImageInput) -> int:
+        """By how much a JPEG may be scaled down in decoding."""
+        return shrink_for((box.height, box.width), expected.size_px)
+
+    def apply(self, pixels: np.ndarray, full: tuple[int, int], box: Box, expected: ImageInput, draw: random.Random) -> Tensor:
+        """Pixels (perhaps scaled down from `full`) to `[3, H, W]` uint8."""
+        return self.finish(resize(crop(pixels, box, full), expected.size_px, expected.interpolation), draw)
+
+
+class StandardAugment(Augment):
+    """Random resized crop, then (each off by default) flip, colour jitter, greyscale and blur.
+
+    Args:
+        scale: lowest and highest share of the area that is kept.
+        ratio: lowest and highest width over height of the region.
+        flip: probability of mirroring left and right; wrong for captions that say where things are.
+        brightness: largest relative change, drawn from `[1 - x, 1 + x]`.
+        contrast: the same of the contrast.
+        saturation: the same of the saturation.
+        hue: largest turn of the hue, as a share of the colour circle, up to 0.5.
+        jitter: probability that the four above are applied at all.
+        grey: probability of dropping the colours.
+        blur: probability of a Gaussian blur.
+        blur_sigma: lowest and highest standard deviation of the blur, in pixels of a 224 px image.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[float, float] = (0.9, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: Probability = 0.0,
+        brightness: NonNegative = 0.0,
+        contrast: NonNegative = 0.0,
+        saturation: NonNegative = 0.0,
+        hue: Probability = 0.0,
+        jitter: Probability = 1.0,
+        grey: Probability = 0.0,
+        blur: Probability = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+    ) -> None:
+        self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
+        self.brightness, self.contrast, self.saturation, self.hue, self.jitter = brightness, contrast, saturation, hue, jitter
+        self.grey, self.blur, self.blur_sigma = grey, blur, (blur_sigma[0], blur_sigma[1])
+
+    def region(self, size: tuple[int, int], draw: random.Random) -> Box:
+        return random_box(size, scale=self.scale, ratio=self.ratio, draw=draw)
+
+    def finish(self, image: Tensor, draw: random.Random) -> Tensor:
+        if self.flip and draw.random() < self.flip:
+            image = image.flip(-1)
+        if (self.brightness or self.contrast or self.saturation or self.hue) and draw.random() < self.jitter:
+            image = self._jitter(image, draw)
+        if self.grey and draw.random() < self.grey:
+            from torchvision.transforms.v2 import functional
+
+            image = functional.rgb_to_grayscale(image, num_output_channels=3)
+        if self.blur and draw.random() < self.blur:
+            image = self._blur(image, draw)
+        return image
+
+    def _jitter(self, image: Tensor, draw: random.Random) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        changes: list[tuple[Any, float]] = [
+            (change, draw.uniform(max(0.0, 1 - strength), 1 + strength))
+            for change, strength in (
+                (functional.adjust_brightness, self.brightness),
+                (functional.adjust_contrast, self.contrast),
+                (functional.adjust_saturation, self.saturation),
+            )
+            if strength
+        ]
+        if self.hue:
+            changes.append((functional.adjust_hue, draw.uniform(-min(self.hue, 0.5), min(self.hue, 0.5))))
+        draw.shuffle(changes)
+        for change, amount in changes:
+            image = change(image, amount)
+        return image
+
+    def _blur(self, image: Tensor, draw: random.Random) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        size = max(image.shape[-2:])
+        sigma = draw.uniform(*self.blur_sigma) * size / 224
+        # A tenth of the image, as SimCLR takes it, and odd.
+        kernel = max(3, size // 20 * 2 + 1)
+        return functional.gaussian_blur(image, kernel_size=[kernel, kernel], sigma=[max(sigma, 1e-3)] * 2)
+
+
+class SimCLRAugment(StandardAugment):
+    """The strong augmentation of SimCLR and MoCo v2: small crops, flips, strong colour jitter, greyscale and blur.
+
+    Args:
+        scale: lowest and highest share of the area that is kept.
+        flip: probability of mirroring left and right.
+        strength: factor on the colour jitter (0.4, 0.4, 0.4, 0.1).
+        jitter: probability of the colour jitter.
+        grey: probability of dropping the colours.
+        blur: probability of a Gaussian blur.
+
+    Source: Chen et al., arXiv:2002.05709, appendix A, with the milder jitter of Chen et al., arXiv:2003.04297, section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[float, float] = (0.2, 1.0),
+        flip: Probability = 0.5,
+        strength: NonNegative = 1.0,
+        jitter: Probability = 0.8,
+        grey: Probability = 0.2,
+        blur: Probability = 0.5,
+    ) -> None:
+        super().__init__(
+            scale=scale,
+            flip=flip,
+            brightness=0.4 * strength,
+            contrast=0.4 * strength,
+            saturation=0.4 * strength,
+            hue=min(0.1 * strength, 0.5),
+            jitter=jitter,
+            grey=grey,
+            blur=blur,
+        )
+
+
+class NoAugment:
+    """The tower's evaluation transform, also in training: the same picture in every epoch, so that features may be kept."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def open_augment(name: str | None = "standard", **keys: Any) -> Augment | None:
+    """The augmentation of a recipe's `data.augment`; None where images stay as the tower's evaluation transform gives them."""
+    if name is None:
+        return None
+    augment = catalog.load("augment", name)(**{key: tuple(value) if _is_list(value) else value for key, value in keys.items()})
+    return None if isinstance(augment, NoAugment) else augment
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, tuple))

@@ -1,0 +1,64 @@
+"""What the readers of listed images have in common: paths below a root, with captions and labels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
+from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined
+from vlkd_cli.data.files.text_table import TextTable
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.readers.subset import checked_part, part_of
+
+
+class CaptionedImages(Reader):
+    """Images that are files, each with its captions; held as arrays.
+
+    Args:
+        root: what paths are relative to.
+        paths: of the images.
+        captions: of each image.
+        part: of the images that `opened` gives, as shares of a fixed random order.
+    """
+
+    def __init__(self, root: str, paths: Iterable[str], captions: Iterable[Sequence[str]], part: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.root, self.part = root, checked_part(part)
+        self._paths = TextTable(paths)
+        counts: list[int] = []
+
+        def flat() -> Iterable[str]:
+            for own in captions:
+                counts.append(len(own))
+                yield from own
+
+        self._texts = TextTable(flat())
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def opened(self) -> Reader:
+        return part_of(self, self.part)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image(self, index: int) -> bytes | str:
+        place = self.name(index)
+        return fetch_bytes(place) if is_url(place) else place
+
+    def captions(self, index: int) -> Sequence[str]:
+        start, stop = self._starts[index : index + 2].tolist()
+        return self._texts.slice(start, stop)
+
+    def name(self, index: int) -> str:
+        return joined(self.root, self._paths[index])
+
+    def fingerprint(self) -> str:
+        files = digest_files(place for index in probed(len(self)) if not is_url(place := self.name(index)))
+        return digest_of(type(self).__name__, self._paths.digest(), self._texts.digest(), self._starts.tobytes(), files)
+
+    def caption_start(self, index: int) -> int:
+        return int(self._starts[index])
+
+    def caption_starts(self, indices: np.ndarray) -> np.ndarray:
+        return self._starts[indices]

@@ -1,0 +1,57 @@
+"""From the `data:` section of a recipe, or of a suite, to the reader."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from vlkd_cli import catalog
+from vlkd_cli.data.readers.reader import Reader, StreamReader
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.schema import DataSpec
+
+_LOADING = ("augment", "views", "episode_samples", "shuffle", "workers", "prefetch", "max_broken_share")
+
+
+def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader | StreamReader:
+    """The reader that a `data:` section names, or the mixture of its `readers`.
+
+    Args:
+        spec: a recipe's section, or the mapping of a suite's `data:` key. Keys of the loader (augment, workers, ...) are passed over.
+        overrides: keys that replace those of the section, e.g. `split="val"`; None leaves the section's key.
+
+    Raises:
+        RecipeError: no such reader, or a key that it does not take.
+        DataError: the data cannot be opened.
+    """
+    keys = dict(spec.keys, reader=spec.reader, readers=spec.readers) if isinstance(spec, DataSpec) else dict(spec)
+    keys = {key: value for key, value in keys.items() if key not in _LOADING}
+    several = keys.pop("readers", None)
+    name = keys.pop("reader", None)
+    if (name is None) == (several is None):
+        raise RecipeError(f"data: say either 'reader' or 'readers'. Readers: {', '.join(catalog.names('reader'))}.")
+    keys |= {key: value for key, value in overrides.items() if value is not None}
+    if several is not None:
+        from vlkd_cli.data.readers.mix import mixed
+
+        weights = [part.get("weight") for part in several]
+        parts = [{key: value for key, value in part.items() if key != "weight"} for part in several]
+        return mixed([open_reader(part, **keys) for part in parts], weights)
+    return _open(name, keys)
+
+
+def _open(name: str, keys: dict[str, Any]) -> Reader | StreamReader:
+    kind = catalog.load("reader", name)
+    accepted = [key for key, parameter in inspect.signature(kind).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    for key in keys:
+        if key not in accepted:
+            raise RecipeError(
+                f"data: reader '{name}' has no key '{key}'.{catalog.did_you_mean(key, accepted)} Accepted: {', '.join(accepted)}."
+            )
+    required = [key for key, p in inspect.signature(kind).parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    for key in required:
+        if key not in keys:
+            raise RecipeError(f"data: reader '{name}' needs the key '{key}'.")
+    reader: Reader = kind(**keys)
+    return reader.opened()

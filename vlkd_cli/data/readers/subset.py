@@ -1,0 +1,86 @@
+"""Some positions of a data set as a data set of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.loading.shuffling import hashed, permuted
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Subset(Reader):
+    """The samples at some positions of another reader, in the order given.
+
+    Args:
+        reader: the whole.
+        rows: positions in it.
+    """
+
+    def __init__(self, reader: Reader, rows: Sequence[int] | np.ndarray) -> None:
+        self.reader, self.rows = reader, np.asarray(rows, dtype=np.int64)
+        self.classes, self.templates = reader.classes, reader.templates
+        counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> bytes | str | Image.Image | None:
+        return self.reader.image(int(self.rows[index]))
+
+    def captions(self, index: int) -> Sequence[str]:
+        return self.reader.captions(int(self.rows[index]))
+
+    def label(self, index: int) -> int:
+        return self.reader.label(int(self.rows[index]))
+
+    def labels(self, index: int) -> Sequence[int]:
+        return self.reader.labels(int(self.rows[index]))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        return self.reader.labels_of(self.rows[indices])
+
+    def name(self, index: int) -> str:
+        return self.reader.name(int(self.rows[index]))
+
+    def fingerprint(self) -> str:
+        return digest_of("subset", self.reader.fingerprint(), self.rows.tobytes())
+
+    def caption_start(self, index: int) -> int:
+        return int(self._starts[index])
+
+    def caption_starts(self, indices: np.ndarray) -> np.ndarray:
+        return self._starts[indices]
+
+
+def checked_part(part: Sequence[float]) -> tuple[float, float]:
+    """A recipe's `part` as a pair.
+
+    Raises:
+        DataError: it is no range of shares.
+    """
+    if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
+        raise DataError(f"data.part is {list(part)}; it is two shares from 0 to 1, the smaller first, e.g. [0, 0.9].")
+    return float(part[0]), float(part[1])
+
+
+def part_of(reader: Reader, part: tuple[float, float]) -> Reader:
+    """The images whose place in a fixed random order lies within the two shares, in the reader's own order.
+
+    Raises:
+        DataError: none does.
+    """
+    if part == (0.0, 1.0):
+        return reader
+    first, last = (round(share * len(reader)) for share in part)
+    if first == last:
+        raise DataError(f"data.part {list(part)} of {len(reader)} images is none. Take a larger part.")
+    return Subset(reader, np.sort(permuted(np.arange(first, last), len(reader), hashed(20_231))))

@@ -1,0 +1,149 @@
+"""The data of a suite: a reader, what it is called, and which part of it this is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.datasets.places import found_by_name
+from vlkd_cli.features.subject import Subject
+
+DEFAULT_DATA = {"reader": "shapes", "split": "val"}
+
+
+Data = str | Mapping[str, Any] | None
+"""A suite's `data:` key."""
+
+
+class Dataset(NamedTuple):
+    """Data with the names that a result reports."""
+
+    reader: Reader
+    name: str
+    split: str
+
+    @property
+    def row_hash(self) -> str:
+        """Digest of images, captions and their order."""
+        return self.reader.fingerprint()
+
+
+def open_dataset(subject: Subject, data: Data, *, split: str | None = None) -> Dataset:
+    """The data of a suite's `data:` key; by default the drawn shapes.
+
+    Args:
+        subject: whose `data_root` data sets are looked up in by name.
+        data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result calls it; or `{dataset: NAME, ...}`
+            or just the name of a data set below the data root.
+        split: another part of the same data.
+
+    Raises:
+        DataError: see the reader; also data that can only be streamed.
+    """
+    from vlkd_cli.data.readers.open import open_reader
+
+    keys = {"dataset": data} if isinstance(data, str) else dict(data or DEFAULT_DATA)
+    name = str(keys.pop("name", "") or _name(keys))
+    if "reader" not in keys and "readers" not in keys:
+        keys = found_by_name(keys, subject.data_root)
+    if split is not None:
+        keys["split"] = split
+    reader = open_reader(keys)
+    if not isinstance(reader, Reader):
+        raise DataError(f"data '{name}' can only be read as a stream; evaluation needs every sample at its place. Use local files.")
+    if not len(reader):
+        raise DataError(f"data '{name}' holds no samples.")
+    return Dataset(reader, name, str(keys.get("split", getattr(reader, "split", "")) or "all"))
+
+
+class LabelledPair(NamedTuple):
+    """Images to learn from and images to be judged by, with one list of classes."""
+
+    train: Dataset
+    test: Dataset
+    classes: list[str]
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+def labelled_pair(subject: Subject, data: Data, train_data: Data) -> LabelledPair:
+    """The two parts of a suite that learns from labels.
+
+    Args:
+        subject: see `open_dataset`.
+        data: what is judged.
+        train_data: what is learnt from; by default the same data with `split: train`.
+
+    Raises:
+        DataError: the two have different classes, or they are the same images.
+    """
+    test = open_dataset(subject, data)
+    train = open_dataset(subject, train_data) if train_data is not None else open_dataset(subject, data, split="train")
+    if train.row_hash == test.row_hash:
+        raise DataError(f"data '{test.name}': training and test images are the same. Give `train_data:` or another `split:`.")
+    classes = named_classes(test)
+    if class_hash(named_classes(train)) != class_hash(classes):
+        raise DataError(f"data '{train.name}' ({train.split}) and '{test.name}' ({test.split}) have different classes or class orders.")
+    return LabelledPair(train, test, classes, labels_of(train.reader, classes), labels_of(test.reader, classes))
+
+
+def named_classes(dataset: Dataset) -> list[str]:
+    """Class names in label order; numbers where the data names none."""
+    if dataset.reader.classes:
+        return list(dataset.reader.classes)
+    most = max(max(dataset.reader.labels(index), default=-1) for index in range(len(dataset.reader)))
+    if most < 0:
+        raise DataError(f"data '{dataset.name}' has no labels.")
+    return [str(label) for label in range(most + 1)]
+
+
+def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
+    """The label of every image, `[N]` int64.
+
+    Raises:
+        DataError: an image has no label, or one beyond the class names.
+    """
+    labels = torch.from_numpy(np.asarray(reader.labels_of(np.arange(len(reader))), dtype=np.int64))
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
+    return labels
+
+
+def captions_at(reader: Reader, index: int, suite: str) -> list[str]:
+    """The captions of an image that a suite needs some of.
+
+    Raises:
+        DataError: it has none, or they cannot be read.
+    """
+    try:
+        own = [caption for caption in reader.captions(index) if caption.strip()]
+    except Broken as error:
+        raise DataError(f"{reader.name(index)}: {error}. Repair it or take it out of the data.") from None
+    if not own:
+        raise DataError(f"{reader.name(index)}: has no caption; {suite} needs one for every image. Leave it out or give it one.")
+    return own
+
+
+def class_hash(classes: Sequence[str]) -> str:
+    """Digest of class names and their order."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+
+
+def _name(keys: Mapping[str, Any]) -> str:
+    """What to call data that has no name: the data set, else the file or folder, else the reader."""
+    for key in ("dataset", "path", "root", "captions", "annotations"):
+        value = keys.get(key)
+        if isinstance(value, str) and value:
+            return Path(value).stem or value
+    return str(keys.get("reader", "data"))

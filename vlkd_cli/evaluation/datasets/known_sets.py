@@ -1,0 +1,141 @@
+"""The data sets that vlkd knows by name: their classes, templates, sizes and metrics. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets, on_disk
+
+TORCHVISION = {
+    "caltech101": ("Caltech101", "caltech101"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+    "country211": ("Country211", "country211"),
+    "dtd": ("DTD", "dtd"),
+    "eurosat": ("EuroSAT", "eurosat"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST"),
+    "fer2013": ("FER2013", "fer2013"),
+    "fgvc_aircraft": ("FGVCAircraft", "fgvc-aircraft-2013b"),
+    "flowers102": ("Flowers102", "flowers-102"),
+    "food101": ("Food101", "food-101"),
+    "gtsrb": ("GTSRB", "gtsrb"),
+    "imagenet1k": ("ImageNet", "meta.bin"),
+    "mnist": ("MNIST", "MNIST"),
+    "pcam": ("PCAM", "pcam"),
+    "pets": ("OxfordIIITPet", "oxford-iiit-pet"),
+    "rendered_sst2": ("RenderedSST2", "rendered-sst2"),
+    "stl10": ("STL10", "stl10_binary"),
+    "sun397": ("SUN397", "SUN397"),
+    "svhn": ("SVHN", "test_32x32.mat"),
+}
+"""vlkd's name of a data set: torchvision's class, and what that class keeps directly below its root."""
+_LABELLED_COPY = ("classnames.txt", "dataset_type.txt")
+
+
+class KnownSet(NamedTuple):
+    """What is known of a data set. Sizes are of ELEVATER's copy where it has one; None is unknown or not there."""
+
+    name: str
+    task: str
+    classes: int | None
+    train: int | None
+    val: int | None
+    test: int | None
+    metric: str
+    elevater: str | None
+    """ELEVATER's name of it."""
+    torchvision: str | None
+    """The class of torchvision.datasets that reads it."""
+
+
+class Found(NamedTuple):
+    """Where a data set lies, and in which layout: elevater, torchvision, clip_benchmark or folder."""
+
+    layout: str
+    path: Path
+    facts: KnownSet | None = None
+    """What the root's own registry says of a set that vlkd does not know."""
+
+
+@cache
+def load_templates() -> dict[str, list[str]]:
+    """The template sets that vlkd brings along, by data set."""
+    return dict(_packaged("templates.json"))
+
+
+@cache
+def load_classes() -> dict[str, list[str]]:
+    """Class names of common data sets in their label order."""
+    return dict(_packaged("classes.json"))
+
+
+def known_as(dataset: str) -> str:
+    """A data set's name in vlkd's own lists: lower case, with underscores, whatever copy it is of."""
+    plain = dataset.lower().replace("-", "_").replace(" ", "_").replace("/", "_")
+    return str(_packaged("aliases.json").get(plain, plain))
+
+
+def known_sets() -> dict[str, KnownSet]:
+    """Every data set that vlkd knows, by vlkd's name: ELEVATER's 20 first."""
+    found: dict[str, KnownSet] = {}
+    for official in official_sets().values():
+        name = known_as(official.name)
+        found[name] = _elevater(name, official)
+    for name, facts in _packaged("datasets.json").items():
+        torchvision = TORCHVISION[name][0] if name in TORCHVISION else None
+        found[name] = KnownSet(
+            name,
+            facts["task"],
+            facts.get("classes"),
+            facts.get("train"),
+            facts.get("val"),
+            facts.get("test"),
+            facts["metric"],
+            None,
+            torchvision,
+        )
+    return found
+
+
+def sets_on_disk(root: Path) -> dict[str, Found]:
+    """What lies under a data root, by vlkd's names where they are known and by the folder's name where not."""
+    found: dict[str, Found] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if any((folder / mark).is_file() for mark in _LABELLED_COPY):
+            found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
+    for name, located in on_disk(root).items():
+        found.setdefault(known_as(name), Found("elevater", located.folder, _elevater(known_as(name), located.facts)))
+    for name, (_, kept) in TORCHVISION.items():
+        if (root / kept).exists():
+            found.setdefault(name, Found("torchvision", root / kept))
+    seen = {place.path for place in found.values()}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder not in seen and known_as(folder.name) in known_sets():
+            found.setdefault(known_as(folder.name), Found("folder", folder))
+    return found
+
+
+def _elevater(name: str, facts: SetFacts) -> KnownSet:
+    train, val, test = (facts.splits[split].num_images if split in facts.splits else None for split in ("train", "val", "test"))
+    return KnownSet(
+        name,
+        "multi-label" if facts.multi_label else "classification",
+        facts.num_classes,
+        train,
+        val,
+        test,
+        facts.metric,
+        facts.name,
+        TORCHVISION[name][0] if name in TORCHVISION else None,
+    )
+
+
+@cache
+def _packaged(file: str) -> dict[str, Any]:
+    text = importlib.resources.files("vlkd_cli.evaluation.datasets").joinpath("names", file).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found

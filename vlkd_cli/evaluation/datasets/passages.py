@@ -1,0 +1,238 @@
+"""Passage collections on disk: MS MARCO's files and BEIR folders, read in pieces whatever their size."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.datasets.text_files import number, read_lines
+
+MARCO = ("collection.tsv", "queries.dev.small.tsv")
+BEIR = ("corpus.jsonl", "queries.jsonl")
+
+Judged = dict[str, dict[str, float]]
+
+
+class Collection(NamedTuple):
+    """Which files hold what.
+
+    Args:
+        name: of the data set.
+        split: of the judgements.
+        root: the folder.
+        corpus: the passages' file below it.
+        queries: the queries' file.
+        judgements: the judgements' file.
+        restricted: the judgements cover other queries too, which are left out.
+    """
+
+    name: str
+    split: str
+    root: Path
+    corpus: str
+    queries: str
+    judgements: str
+    restricted: bool = False
+
+    @property
+    def is_marco(self) -> bool:
+        return self.corpus == MARCO[0]
+
+    @property
+    def files(self) -> list[str]:
+        return [self.corpus, self.queries, self.judgements]
+
+
+def open_collection(root: Path, split: str | None) -> Collection:
+    """The files of a folder.
+
+    MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full `qrels.dev.tsv`, of which the small queries'
+    judgements are kept. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
+
+    Raises:
+        DataError: files are missing; all are named.
+    """
+    if (root / MARCO[0]).is_file():
+        part = split or "dev.small"
+        names = [f"queries.{part}.tsv", f"qrels.{part}.tsv"]
+        full = "qrels.dev.tsv"
+        restricted = part == "dev.small" and not (root / names[1]).is_file() and (root / full).is_file()
+        missing = [name for name in (names[0], full if restricted else names[1]) if not (root / name).is_file()]
+        if missing:
+            raise DataError(f"suite 'passage_retrieval': {root} misses {', '.join(missing)}.")
+        return Collection(root.name, part, root, MARCO[0], names[0], full if restricted else names[1], restricted)
+    part = split or next((name for name in ("test", "dev") if (root / f"qrels/{name}.tsv").is_file()), "test")
+    missing = [name for name in (*BEIR, f"qrels/{part}.tsv") if not (root / name).is_file()]
+    if missing:
+        there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
+        raise DataError(f"suite 'passage_retrieval': {root} misses {', '.join(missing)}. Splits with judgements: {there}.")
+    return Collection(root.name, part, root, BEIR[0], BEIR[1], f"qrels/{part}.tsv")
+
+
+def read_queries(collection: Collection) -> dict[str, str]:
+    """Query id -> text."""
+    path = collection.root / collection.queries
+    queries: dict[str, str] = {}
+    for place, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        if collection.is_marco:
+            query, tab, text = line.partition("\t")
+            if not tab:
+                raise DataError(f"{path}:{place}: expected a query id, a TAB and the query.")
+        else:
+            record = _record(line, path, place)
+            query, text = str(record["_id"]), record["text"]
+        query = query.strip()
+        if query in queries:
+            raise DataError(f"{path}:{place}: query id '{query}' occurs more than once.")
+        queries[query] = text.strip()
+    return queries
+
+
+def read_judgements(collection: Collection, queries: Container[str]) -> Judged:
+    """Query id -> passage id -> grade, of queries that have a relevant passage.
+
+    Raises:
+        DataError: a line is malformed, no passage is relevant, or no judged query has a text.
+    """
+    path = collection.root / collection.judgements
+    judged: Judged = {}
+    for place, line in enumerate(read_lines(path), start=1):
+        # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between blanks of any kind.
+        cells = line.split("\t" if "\t" in line and not collection.is_marco else None)
+        if not cells or (not collection.is_marco and place == 1 and not _is_number(cells[-1])):
+            continue
+        if len(cells) < (4 if collection.is_marco else 3):
+            expected = "qid 0 pid grade" if collection.is_marco else "query-id corpus-id score"
+            raise DataError(f"{path}:{place}: has {len(cells)} fields; expected {expected}.")
+        query, passage = cells[0].strip(), cells[2 if collection.is_marco else 1].strip()
+        if not collection.restricted or query in queries:
+            judged.setdefault(query, {})[passage] = number(cells[3 if collection.is_marco else 2], path, place, "the grade")
+    judged = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
+    if not judged:
+        raise DataError(f"{path}: judges no passage of these queries relevant.")
+    if not any(query in queries for query in judged):
+        raise DataError(f"{path}: judges queries that {collection.queries} has no text for, such as '{next(iter(judged))}'.")
+    return judged
+
+
+class Corpus:
+    """The passages that are searched, by position; texts are read from disk whenever they are needed.
+
+    Args:
+        collection: where they lie.
+        title: put a passage's title before its text (BEIR).
+        keep: ids that stay whatever `limit` is, `[K]` bytes.
+        limit: keep only the first so many passages beside those of `keep`, in total; None: all.
+    """
+
+    def __init__(
+        self, collection: Collection, *, title: bool = True, keep: NDArray[np.bytes_] | None = None, limit: int | None = None
+    ) -> None:
+        self.path = collection.root / collection.corpus
+        self._is_marco, self._title = collection.is_marco, title
+        pieces = [np.array(piece, dtype=np.bytes_) for piece in _pieces((row[0] for row in self._rows()), 1 << 18)]
+        if not pieces:
+            raise DataError(f"{self.path}: holds no passages.")
+        ids = np.concatenate(pieces)
+        self.num_passages_on_disk = len(ids)
+        self._chosen: NDArray[np.bool_] | None = None
+        if limit is not None and limit < len(ids):
+            needed = np.isin(ids, keep) if keep is not None else np.zeros(len(ids), dtype=np.bool_)
+            rest = max(limit - int(needed.sum()), 0)
+            self._chosen = needed | (~needed & (np.cumsum(~needed) <= rest))
+            ids = ids[self._chosen]
+        self.ids = ids
+        order = np.argsort(ids, kind="stable")
+        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        if len(twice):
+            raise DataError(f"{self.path}: passage id '{ids[order][twice[0]].decode()}' occurs more than once.")
+        # Where an id stands among all ids in ascending order: what breaks ties between scores, and a passage's name in the search.
+        self.keys = np.empty(len(ids), dtype=np.int64)
+        self.keys[order] = np.arange(len(ids))
+        self._by_key = order
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id_of(self, key: int) -> str:
+        """The passage id that a key stands for."""
+        return str(self.ids[self._by_key[key]].decode())
+
+    def num_missing(self, ids: NDArray[np.bytes_]) -> int:
+        """How many of these ids, `[K]` bytes, are not in the corpus."""
+        places = np.searchsorted(self.ids, ids, sorter=self._by_key).clip(max=len(self.ids) - 1)
+        return int((self.ids[self._by_key[places]] != ids).sum())
+
+    def texts(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[str]]]:
+        """Chunks of `size` passages, each with its number; only those that are wanted are parsed into texts."""
+        kept = (row for place, row in enumerate(self._rows()) if self._chosen is None or self._chosen[place])
+        for chunk in range(-(-len(self) // size)):
+            rows = itertools.islice(kept, size)
+            if wanted(chunk):
+                yield chunk, [self._text(row[1]) for row in rows]
+            else:
+                # Passed over without being held.
+                for _ in rows:
+                    pass
+
+    def _text(self, content: Any) -> str:
+        if isinstance(content, bytes):
+            return self._decoded(content).strip()
+        title = str(content.get("title") or "") if self._title else ""
+        return f"{title} {content['text']}".strip()
+
+    def _decoded(self, content: bytes) -> str:
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: is not UTF-8 text: {content[:40]!r}. Restore the original file.") from error
+
+    def _rows(self) -> Iterator[tuple[bytes, Any]]:
+        """Id and content of every passage: the undecoded text (MS MARCO) or the record (BEIR)."""
+        with open(self.path, "rb") as file:
+            for place, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                if place == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if self._is_marco:
+                    passage, tab, text = line.rstrip(b"\r\n").partition(b"\t")
+                    if not tab:
+                        raise DataError(f"{self.path}:{place}: expected a passage id, a TAB and the passage.")
+                    yield passage.strip(), text
+                else:
+                    record = _record(line, self.path, place)
+                    yield str(record["_id"]).strip().encode(), record
+
+
+def _record(line: str | bytes, path: Path, place: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("_id"), (str, int)) or not isinstance(record.get("text"), str):
+        raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a text.")
+    return record
+
+
+def _pieces(items: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    while piece := list(itertools.islice(items, size)):
+        yield piece
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
