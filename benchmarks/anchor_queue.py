@@ -1,9 +1,11 @@
-"""CompRess and SEED over 65536 anchors, streamed, against cloned queues and B x K logits: loss, gradient and queue, float32, one thread.
+"""CompRess and SEED over 65536 anchors, streamed, against cloned queues and B x K logits: loss,
+gradient and queue, float32, one thread.
 
     python benchmarks/anchor_queue.py [--rows 256] [--anchors 65536] [--rounds 1]
 
-The peer clones its queues before each product, as the authors' code does to keep autograd from meeting the later overwriting. Exits with 1
-where vlkd takes as much memory as one copy of a queue. (Not called queue.py: Python's own module has that name.)
+The peer clones its queues before each product, as the authors' code does to keep autograd from
+meeting the later overwriting. Exits with 1 where vlkd takes as much memory as one copy of a queue.
+(Not called queue.py: Python's own module has that name.)
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def features(rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, WIDTH, requires_grad=True), torch.randn(rows, WIDTH)
 
 
-def ours(kind: Callable[..., Distiller], rows: int, anchors: int) -> Callable[[], Callable[[], object]]:
+def ours(
+    kind: Callable[..., Distiller], rows: int, anchors: int
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         student, teacher = features(rows)
         loss = kind(queue_size=anchors)
@@ -58,7 +62,9 @@ def peer(own: bool, rows: int, anchors: int) -> Callable[[], Callable[[], object
                 loss = -(y.softmax(dim=1) * z.log_softmax(dim=1)).sum(dim=1)
             else:
                 target = (y / 0.04).softmax(dim=1)
-                loss = (target * (target.clamp_min(1e-38).log() - (z / 0.04).log_softmax(dim=1))).sum(dim=1)
+                loss = (
+                    target * (target.clamp_min(1e-38).log() - (z / 0.04).log_softmax(dim=1))
+                ).sum(dim=1)
             loss.mean().backward()
             with torch.no_grad():
                 queues[0][:rows] = theirs

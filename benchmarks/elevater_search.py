@@ -1,12 +1,13 @@
-"""ELEVATER's search for learning rate and weight decay on frozen features, against trainings one after another by autograd.
+"""ELEVATER's search for learning rate and weight decay on frozen features, against trainings one
+after another by autograd.
 
     python benchmarks/elevater_search.py [--rows 940] [--width 512] [--classes 47] [--epochs 3]
 
-The peer is the toolkit's loop in plain torch: a shuffling DataLoader, BatchNorm1d without weights, Linear, SGD with momentum, a validation
-after every epoch. It gets the features already computed, so the backbone's passes, which the toolkit repeats in every epoch, do not
-count.
-Prints the time of the whole search of both, their ratio, and whether they chose the same pair. Exits with 1 where they did not, or where
-the search is slower.
+The peer is the toolkit's loop in plain torch: a shuffling DataLoader, BatchNorm1d without weights,
+Linear, SGD with momentum, a validation after every epoch. It gets the features already computed, so
+the backbone's passes, which the toolkit repeats in every epoch, do not count. Prints the time of
+the whole search of both, their ratio, and whether they chose the same pair. Exits with 1 where they
+did not, or where the search is slower.
 """
 
 from __future__ import annotations
@@ -31,16 +32,22 @@ class OneByOne:
     def __init__(self, task: Task, features: Tensor, initial: Tensor) -> None:
         self.task, self.features, self.initial = task, features, initial
 
-    def curve(self, trial: Trial, train: Sequence[int], valid: Sequence[int], epochs: int) -> list[float]:
+    def curve(
+        self, trial: Trial, train: Sequence[int], valid: Sequence[int], epochs: int
+    ) -> list[float]:
         rows = torch.tensor(train)
         dataset = TensorDataset(self.features[rows], self.task.train_targets[rows])
-        loader = DataLoader(dataset, batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(0))
+        loader = DataLoader(
+            dataset, batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(0)
+        )
         linear = nn.Linear(self.features.shape[1], self.task.num_classes)
         network = nn.Sequential(nn.BatchNorm1d(self.features.shape[1], affine=False), linear)
         with torch.no_grad():
             linear.weight.copy_(self.initial)
             linear.bias.zero_()
-        optimizer = torch.optim.SGD(network.parameters(), lr=trial.lr, momentum=0.9, weight_decay=trial.weight_decay)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=trial.lr, momentum=0.9, weight_decay=trial.weight_decay
+        )
         loss_of, scores = nn.CrossEntropyLoss(), []
         for _ in range(epochs):
             network.train()
@@ -56,7 +63,9 @@ class OneByOne:
             scores.append(self.task.score(outputs, self.task.train_targets[list(valid)]))
         return scores
 
-    def curves(self, trials: Sequence[Trial], *, train: Sequence[int], valid: Sequence[int], epochs: int) -> list[list[float]]:
+    def curves(
+        self, trials: Sequence[Trial], *, train: Sequence[int], valid: Sequence[int], epochs: int
+    ) -> list[list[float]]:
         return [self.curve(trial, train, valid, epochs) for trial in trials]
 
 
@@ -64,32 +73,57 @@ def searched(learner: Learner | OneByOne, rows: int, epochs: int) -> tuple[Searc
     """The search on four fifths of the rows, and its seconds."""
     train, valid = list(range(rows // 5, rows)), list(range(rows // 5))
     start = time.perf_counter()
-    found = search(lambda trials: [max(curve) for curve in learner.curves(trials, train=train, valid=valid, epochs=epochs)])
+    found = search(
+        lambda trials: [
+            max(curve) for curve in learner.curves(trials, train=train, valid=valid, epochs=epochs)
+        ]
+    )
     return found, time.perf_counter() - start
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=940)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=47)
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    centres = nn.functional.normalize(torch.randn(options.classes, options.width, generator=generator), dim=1)
+    centres = nn.functional.normalize(
+        torch.randn(options.classes, options.width, generator=generator), dim=1
+    )
     labels = torch.arange(options.rows) % options.classes
-    features = 2 * centres[labels] + 0.25 * torch.randn(options.rows, options.width, generator=generator)
+    features = 2 * centres[labels] + 0.25 * torch.randn(
+        options.rows, options.width, generator=generator
+    )
     task = Task("accuracy", options.classes, False, labels, labels)
     # A start that knows little, so that the settings matter.
-    start = nn.functional.normalize(centres + 0.2 * torch.randn(centres.shape, generator=generator), dim=1)
-    own, seconds = searched(ProbeLearner(task, features, features, initial=start, device=torch.device("cpu")), options.rows, options.epochs)
+    start = nn.functional.normalize(
+        centres + 0.2 * torch.randn(centres.shape, generator=generator), dim=1
+    )
+    own, seconds = searched(
+        ProbeLearner(task, features, features, initial=start, device=torch.device("cpu")),
+        options.rows,
+        options.epochs,
+    )
     peer, peer_seconds = searched(OneByOne(task, features, start), options.rows, options.epochs)
     shared = [
-        (own.visited[lr][index], score) for lr in peer.visited for index, score in peer.visited[lr].items() if index in own.visited[lr]
+        (own.visited[lr][index], score)
+        for lr in peer.visited
+        for index, score in peer.visited[lr].items()
+        if index in own.visited[lr]
     ]
     for name, found, taken in (("vlkd", own, seconds), ("one by one", peer, peer_seconds)):
-        print(f"{name:10} {taken:7.2f} s  {found.num_trainings} trainings, lr {found.best.lr:g}, weight decay {found.best.weight_decay:g}")
-    print(f"{'ratio':10} {peer_seconds / seconds:7.2f}    largest difference of a score {max(abs(one - two) for one, two in shared):.4f}")
+        print(
+            f"{name:10} {taken:7.2f} s  {found.num_trainings} trainings, lr {found.best.lr:g},"
+            f" weight decay {found.best.weight_decay:g}"
+        )
+    print(
+        f"{'ratio':10} {peer_seconds / seconds:7.2f}    largest difference of a score"
+        f" {max(abs(one - two) for one, two in shared):.4f}"
+    )
     return 0 if own.best == peer.best and seconds <= peer_seconds else 1
 
 

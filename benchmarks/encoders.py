@@ -1,4 +1,5 @@
-"""One open_clip model with random weights, as vlkd's towers and as clip_benchmark's command loads it, both from the same file."""
+"""One open_clip model with random weights, as vlkd's towers and as clip_benchmark's command loads
+it, both from the same file."""
 
 from __future__ import annotations
 
@@ -32,6 +33,14 @@ def load_sides(model: str, folder: Path) -> Sides:
     torch.manual_seed(0)
     weights = folder / "weights.pt"
     torch.save(open_clip.create_model(model).state_dict(), weights)
-    spec = TowerSpec.model_validate({"builder": "openclip", "model": model, "pretrained": str(weights)})
+    spec = TowerSpec.model_validate(
+        {"builder": "openclip", "model": model, "pretrained": str(weights)}
+    )
     peer, transform, tokenizer = load_clip("open_clip", model, str(weights), None, "cpu")
-    return Sides(assemble("image", spec).eval(), assemble("text", spec).eval(), peer.eval(), transform, tokenizer)
+    return Sides(
+        assemble("image", spec).eval(),
+        assemble("text", spec).eval(),
+        peer.eval(),
+        transform,
+        tokenizer,
+    )

@@ -1,4 +1,5 @@
-"""CPU time, wall time and peak memory of a computation, each in a process of its own, forked so that nothing is imported twice."""
+"""CPU time, wall time and peak memory of a computation, each in a process of its own, forked so
+that nothing is imported twice."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Seconds of CPU and wall time, and the memory in MiB that a computation took at its height beyond its inputs."""
+    """Seconds of CPU and wall time, and the memory in MiB that a computation took at its height
+    beyond its inputs."""
 
     cpu: float
     wall: float
@@ -59,19 +61,31 @@ def cost(prepare: Callable[[], Callable[[], object]]) -> Cost:
     return Cost(*json.loads(answer))
 
 
-def compare(ours: Callable[[], Callable[[], object]], peer: Callable[[], Callable[[], object]], rounds: int) -> tuple[Cost, Cost]:
+def compare(
+    ours: Callable[[], Callable[[], object]], peer: Callable[[], Callable[[], object]], rounds: int
+) -> tuple[Cost, Cost]:
     """Median costs of both, measured in turns."""
     runs = [(cost(ours), cost(peer)) for _ in range(rounds)]
-    medians = [Cost(*(statistics.median(values) for values in zip(*side, strict=True))) for side in zip(*runs, strict=True)]
+    medians = [
+        Cost(*(statistics.median(values) for values in zip(*side, strict=True)))
+        for side in zip(*runs, strict=True)
+    ]
     return medians[0], medians[1]
 
 
-def report(what: str, ours: Cost, peer: Cost, *, faster: float | None = None, smaller: float | None = None) -> bool:
+def report(
+    what: str, ours: Cost, peer: Cost, *, faster: float | None = None, smaller: float | None = None
+) -> bool:
     """Print both costs and their ratios; whether the floors hold."""
     speed, size = peer.cpu / ours.cpu, peer.peak_mib / max(ours.peak_mib, 0.1)
-    wanted = [f"{name} {floor:g}" for name, floor in (("time", faster), ("memory", smaller)) if floor is not None]
+    wanted = [
+        f"{name} {floor:g}"
+        for name, floor in (("time", faster), ("memory", smaller))
+        if floor is not None
+    ]
     print(
-        f"{what}: vlkd {ours.cpu:.2f} s CPU ({ours.wall:.2f} s wall), {ours.peak_mib:.0f} MiB; peer {peer.cpu:.2f} s ({peer.wall:.2f} s), "
-        f"{peer.peak_mib:.0f} MiB; ratio time {speed:.2f}, memory {size:.1f}" + (f" (floors: {', '.join(wanted)})" if wanted else "")
+        f"{what}: vlkd {ours.cpu:.2f} s CPU ({ours.wall:.2f} s wall), {ours.peak_mib:.0f} MiB; peer"
+        f" {peer.cpu:.2f} s ({peer.wall:.2f} s), {peer.peak_mib:.0f} MiB; ratio time {speed:.2f},"
+        f" memory {size:.1f}" + (f" (floors: {', '.join(wanted)})" if wanted else "")
     )
     return (faster is None or speed >= faster) and (smaller is None or size >= smaller)

@@ -1,9 +1,10 @@
-"""InfoNCE in tiles against open_clip's ClipLoss: value and gradient, float32, width 512, one thread.
+"""InfoNCE in tiles against open_clip's ClipLoss: value and gradient, float32, width 512, one
+thread.
 
     python benchmarks/infonce.py [--sizes 4096 8192 16384] [--rounds 1] [--alone 65536]
 
-Prints CPU time, peak memory beyond the inputs, and their ratios for each batch size, and exits with 1 where a floor does not hold.
-`--alone` measures vlkd only, where the peer would need some 70 GiB.
+Prints CPU time, peak memory beyond the inputs, and their ratios for each batch size, and exits with
+1 where a floor does not hold. `--alone` measures vlkd only, where the peer would need some 70 GiB.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ def main() -> int:
     fine = True
     for rows in options.sizes:
         faster, smaller = FLOORS.get(rows, (None, None))
-        fine &= report(f"InfoNCE N={rows}", *compare(ours(rows), peer(rows), options.rounds), faster=faster, smaller=smaller)
+        fine &= report(
+            f"InfoNCE N={rows}",
+            *compare(ours(rows), peer(rows), options.rounds),
+            faster=faster,
+            smaller=smaller,
+        )
     if options.alone:
         alone = cost(ours(options.alone))
         print(f"InfoNCE N={options.alone}: vlkd {alone.cpu:.1f} s CPU, {alone.peak_mib:.0f} MiB")

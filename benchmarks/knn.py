@@ -1,4 +1,5 @@
-"""The 20 nearest of 50,000 x 512 training rows, against faiss's flat index and scikit-learn's brute force.
+"""The 20 nearest of 50,000 x 512 training rows, against faiss's flat index and scikit-learn's brute
+force.
 
     python benchmarks/knn.py [--rows 50000] [--queries 2000] [--k 20] [--rounds 2] [--threads 1]
 
@@ -27,11 +28,15 @@ def rows_of(count: int, seed: int) -> Tensor:
     centres = torch.randn(100, 512, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 100, (count,), generator=generator)
-    return torch.nn.functional.normalize(centres[label] + 1.5 * torch.randn(count, 512, generator=generator))
+    return torch.nn.functional.normalize(
+        centres[label] + 1.5 * torch.randn(count, 512, generator=generator)
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--k", type=int, default=20)
@@ -56,10 +61,18 @@ def main() -> int:
 
     with threadpool_limits(given.threads):
         similarity, _ = index.search(queries[:200].numpy(), k)
-        differ = float(np.abs(nearest(queries[:200], train, k).similarity.numpy() - similarity).max())
+        differ = float(
+            np.abs(nearest(queries[:200], train, k).similarity.numpy() - similarity).max()
+        )
         what = f"k-NN {given.queries} of {given.rows} x 512, k {k}"
-        fine = report(f"{what}, against faiss", *compare(with_vlkd, with_faiss, given.rounds), faster=1)
-        fine &= report(f"{what}, against scikit-learn", *compare(with_vlkd, with_sklearn, given.rounds), faster=1)
+        fine = report(
+            f"{what}, against faiss", *compare(with_vlkd, with_faiss, given.rounds), faster=1
+        )
+        fine &= report(
+            f"{what}, against scikit-learn",
+            *compare(with_vlkd, with_sklearn, given.rounds),
+            faster=1,
+        )
     print(f"largest difference of a similarity from faiss: {differ:.1e}")
     return 0 if fine and differ < 1e-5 else 1
 

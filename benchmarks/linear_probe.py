@@ -1,4 +1,5 @@
-"""A linear probe on 20,000 x 512 features of 100 classes, against scikit-learn's L-BFGS: time and test accuracy.
+"""A linear probe on 20,000 x 512 features of 100 classes, against scikit-learn's L-BFGS: time and
+test accuracy.
 
     python benchmarks/linear_probe.py [--rows 20000] [--C 0.316] [--rounds 1] [--threads 1]
 
@@ -31,7 +32,9 @@ def rows_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--C", type=float, default=0.316)
     parser.add_argument("--rounds", type=int, default=1)
@@ -54,8 +57,15 @@ def main() -> int:
         ours = (linear.logits(test).argmax(1) == truth).double().mean().item()
         fitted = logistic_regression(train, labels, C=given.C)
         peer = float(fitted.score(test.numpy(), truth.numpy()))
-        fine = report(f"linear probe {given.rows} x 512", *compare(with_vlkd, with_sklearn, given.rounds), faster=1)
-    print(f"test accuracy: vlkd {ours:.4f}, scikit-learn {peer:.4f} ({int(fitted.n_iter_.max())} iterations)")
+        fine = report(
+            f"linear probe {given.rows} x 512",
+            *compare(with_vlkd, with_sklearn, given.rounds),
+            faster=1,
+        )
+    print(
+        f"test accuracy: vlkd {ours:.4f}, scikit-learn {peer:.4f} ({int(fitted.n_iter_.max())}"
+        " iterations)"
+    )
     return 0 if fine and ours >= peer - 0.002 else 1
 
 

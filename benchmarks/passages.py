@@ -1,10 +1,12 @@
-"""Exact top-10 of 1 M x 384 rows for 1000 queries, rows read from disk in pieces, against faiss's flat index: time and peak memory.
+"""Exact top-10 of 1 M x 384 rows for 1000 queries, rows read from disk in pieces, against faiss's
+flat index: time and peak memory.
 
     python benchmarks/passages.py [--rows 1000000] [--queries 1000] [--k 10] [--threads 1]
 
-Both sides hold the same float32 rows: faiss in its index, vlkd as a memory-mapped file that it reads chunk by chunk, as the suite
-passage_retrieval does. Each runs in a process of its own, one after the other. Exits with 1 where vlkd takes more than 1.2 times the CPU
-time of faiss, needs more than 4 GiB, or finds other neighbours.
+Both sides hold the same float32 rows: faiss in its index, vlkd as a memory-mapped file that it
+reads chunk by chunk, as the suite passage_retrieval does. Each runs in a process of its own, one
+after the other. Exits with 1 where vlkd takes more than 1.2 times the CPU time of faiss, needs more
+than 4 GiB, or finds other neighbours.
 """
 
 from __future__ import annotations
@@ -85,9 +87,12 @@ def main() -> int:
         write_rows(path, given.rows)
         for name, search in (("faiss", search_faiss), ("vlkd", search_vlkd)):
             ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-            process = multiprocessing.get_context("spawn").Process(target=search, args=(path, queries, given.k, given.threads, theirs))
+            process = multiprocessing.get_context("spawn").Process(
+                target=search, args=(path, queries, given.k, given.threads, theirs)
+            )
             process.start()
-            # A child that dies closes its end, once this one is closed too; then recv raises instead of waiting.
+            # A child that dies closes its end, once this one is closed too; then recv raises
+            # instead of waiting.
             theirs.close()
             figures[name] = ours.recv()
             process.join()

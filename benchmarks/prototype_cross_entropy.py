@@ -1,9 +1,11 @@
-"""DINO's and ProtoCPC's cross-entropy over 65536 prototypes, streamed, against the materialised form: float32, one thread.
+"""DINO's and ProtoCPC's cross-entropy over 65536 prototypes, streamed, against the materialised
+form: float32, one thread.
 
     python benchmarks/prototype_cross_entropy.py [--rows 512] [--prototypes 65536] [--rounds 1]
 
-The peer multiplies both sides with the normalised prototypes and takes softmax and log-softmax of the B x K logits, as the DINO head and
-loss do. Exits with 1 where vlkd takes more than a third of its memory.
+The peer multiplies both sides with the normalised prototypes and takes softmax and log-softmax of
+the B x K logits, as the DINO head and loss do. Exits with 1 where vlkd takes more than a third of
+its memory.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def features(rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, WIDTH, requires_grad=True), torch.randn(rows, WIDTH)
 
 
-def ours(kind: Callable[..., Distiller], rows: int, prototypes: int) -> Callable[[], Callable[[], object]]:
+def ours(
+    kind: Callable[..., Distiller], rows: int, prototypes: int
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         student, teacher = features(rows)
         loss = kind(prototypes=prototypes)

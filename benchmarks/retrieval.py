@@ -1,10 +1,14 @@
-"""Retrieval against clip_benchmark: the whole evaluation of photos with five captions each, and ranking alone at the size of COCO.
+"""Retrieval against clip_benchmark: the whole evaluation of photos with five captions each, and
+ranking alone at the size of COCO.
 
-    python benchmarks/retrieval.py [--photos 64] [--model ViT-B-32] [--precision fp32] [--images 5000] [--rounds 1] [--threads 1]
+    python benchmarks/retrieval.py [--photos 64] [--model ViT-B-32] [--precision fp32] [--images
+    5000] [--rounds 1] [--threads 1]
 
-The whole evaluation goes from files to recalls, as the peer's command does it: its dataset of Flickr30k's layout, its loader, its evaluate,
-with the same weights, batches of 64 and precision. Ranking is timed from embeddings to recalls, with the peer's own functions. Exits with 1
-where vlkd's evaluation takes longer, its ranking is not 20 times faster and 40 times smaller, or a recall differs.
+The whole evaluation goes from files to recalls, as the peer's command does it: its dataset of
+Flickr30k's layout, its loader, its evaluate, with the same weights, batches of 64 and precision.
+Ranking is timed from embeddings to recalls, with the peer's own functions. Exits with 1 where
+vlkd's evaluation takes longer, its ranking is not 20 times faster and 40 times smaller, or a recall
+differs.
 """
 
 from __future__ import annotations
@@ -33,11 +37,16 @@ TABLE = "captions.csv"
 
 
 def draw_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """JPEG files with a table in the form of Flickr30k's: a line `image,caption` for each caption."""
+    """JPEG files with a table in the form of Flickr30k's: a line `image,caption` for each
+    caption."""
     folder.mkdir()
     draw_data(folder, count, size=size)
     draw = random.Random(0)
-    rows = [f"{path.name},{draw_caption(draw)}\n" for path in sorted(folder.glob("*.jpg")) for _ in range(CAPTIONS)]
+    rows = [
+        f"{path.name},{draw_caption(draw)}\n"
+        for path in sorted(folder.glob("*.jpg"))
+        for _ in range(CAPTIONS)
+    ]
     (folder / TABLE).write_text("image,caption\n" + "".join(rows))
     return folder
 
@@ -45,10 +54,16 @@ def draw_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
 def evaluate(sides: Sides, folder: Path, precision: str) -> dict[str, float]:
     """The suite `retrieval`, with the name that the peer gives each recall."""
     data = {"reader": "csv", "path": str(folder / TABLE), "image": "image", "caption": "caption"}
-    subject = Subject(sides.image, sides.text, precision=precision, cache=Path(tempfile.mkdtemp(dir=folder)))  # type: ignore[arg-type]
+    subject = Subject(
+        sides.image, sides.text, precision=precision, cache=Path(tempfile.mkdtemp(dir=folder))
+    )  # type: ignore[arg-type]
     (result,) = Retrieval(data=data, k=list(KS)).run(subject)
     directions = {"image": "text_to_image", "text": "image_to_text"}
-    return {f"{name}_retrieval_recall@{k}": result.metrics[f"{way}_R@{k}"] for name, way in directions.items() for k in KS}
+    return {
+        f"{name}_retrieval_recall@{k}": result.metrics[f"{way}_R@{k}"]
+        for name, way in directions.items()
+        for k in KS
+    }
 
 
 def evaluate_peer(sides: Sides, folder: Path, precision: str) -> dict[str, float]:
@@ -58,11 +73,22 @@ def evaluate_peer(sides: Sides, folder: Path, precision: str) -> dict[str, float
 
     name = "flickr30k"
     dataset = build_dataset(
-        name, root=str(folder), transform=sides.transform, annotation_file=str(folder / TABLE), task="zeroshot_retrieval"
+        name,
+        root=str(folder),
+        transform=sides.transform,
+        annotation_file=str(folder / TABLE),
+        task="zeroshot_retrieval",
     )
-    loader = torch.utils.data.DataLoader(dataset, batch_size=64, collate_fn=get_dataset_collate_fn(name))
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=64, collate_fn=get_dataset_collate_fn(name)
+    )
     found: dict[str, float] = zeroshot_retrieval.evaluate(
-        sides.model, loader, sides.tokenizer, device="cpu", amp=precision != "fp32", recall_k_list=list(KS)
+        sides.model,
+        loader,
+        sides.tokenizer,
+        device="cpu",
+        amp=precision != "fp32",
+        recall_k_list=list(KS),
     )
     return found
 
@@ -82,7 +108,10 @@ def whole_evaluation(given: argparse.Namespace) -> bool:
             lambda: lambda: evaluate_peer(sides, photos, given.precision),
             given.rounds,
         )
-    what = f"evaluation of {given.photos} photos with {CAPTIONS} captions each, {given.model}, {given.precision}"
+    what = (
+        f"evaluation of {given.photos} photos with {CAPTIONS} captions each, {given.model},"
+        f" {given.precision}"
+    )
     fine = report(what, *costs, faster=1)
     print(f"largest difference of a recall on 32 photos: {differ:.1e}")
     return fine and differ < 1e-6
@@ -100,7 +129,10 @@ def features(images: int) -> tuple[Tensor, Tensor, Tensor]:
 def rank(image: Tensor, text: Tensor, own: Tensor) -> dict[str, float]:
     first = torch.arange(len(image)) * CAPTIONS
     found = {}
-    for name, ranks in (("text", ranks_of_own(image, text, first, first + CAPTIONS)), ("image", ranks_of_own(text, image, own, own + 1))):
+    for name, ranks in (
+        ("text", ranks_of_own(image, text, first, first + CAPTIONS)),
+        ("image", ranks_of_own(text, image, own, own + 1)),
+    ):
         found.update({f"{name}@{k}": recall for k, recall in rank_scores(ranks, KS).recall.items()})
     return found
 
@@ -113,8 +145,12 @@ def rank_peer(image: Tensor, text: Tensor, own: Tensor) -> dict[str, float]:
     positive[torch.arange(len(scores)), own] = True
     found = {}
     for k in KS:
-        found[f"image@{k}"] = (batchify(recall_at_k, scores, positive, 64, "cpu", k=k) > 0).float().mean().item()
-        found[f"text@{k}"] = (batchify(recall_at_k, scores.T, positive.T, 64, "cpu", k=k) > 0).float().mean().item()
+        found[f"image@{k}"] = (
+            (batchify(recall_at_k, scores, positive, 64, "cpu", k=k) > 0).float().mean().item()
+        )
+        found[f"text@{k}"] = (
+            (batchify(recall_at_k, scores.T, positive.T, 64, "cpu", k=k) > 0).float().mean().item()
+        )
     return found
 
 
@@ -132,23 +168,35 @@ def ranking(given: argparse.Namespace) -> bool:
         return prepare
 
     own, other = compare(prepared(rank), prepared(rank_peer), given.rounds)
-    fine = report(f"ranking {given.images} x {CAPTIONS * given.images}", own, other, faster=20, smaller=40)
+    fine = report(
+        f"ranking {given.images} x {CAPTIONS * given.images}", own, other, faster=20, smaller=40
+    )
     print(f"largest difference of a recall on 300 images: {differ:.1e}")
     return fine and differ < 1e-6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=64, help="of the whole evaluation; 0 leaves it out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--photos", type=int, default=64, help="of the whole evaluation; 0 leaves it out"
+    )
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--images", type=int, default=5000, help="of ranking alone; 0 leaves it out")
+    parser.add_argument(
+        "--images", type=int, default=5000, help="of ranking alone; 0 leaves it out"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with threadpool_limits(given.threads):
-        fine = [part(given) for part, wanted in ((whole_evaluation, given.photos), (ranking, given.images)) if wanted]
+        fine = [
+            part(given)
+            for part, wanted in ((whole_evaluation, given.photos), (ranking, given.images))
+            if wanted
+        ]
     return 0 if all(fine) else 1
 
 

@@ -1,9 +1,10 @@
-"""RKD's angle term through Gram matrices against its definition by normalised offsets: value and gradient, float32, width 512, one thread.
+"""RKD's angle term through Gram matrices against its definition by normalised offsets: value and
+gradient, float32, width 512, one thread.
 
     python benchmarks/rkd_angle.py [--sizes 128 512] [--rounds 1] [--alone 2048]
 
-The peer builds the N x N x D offsets and the N x N x N cosines of both sides, as lenscloth/RKD does. Exits with 1 where a floor does not
-hold.
+The peer builds the N x N x D offsets and the N x N x N cosines of both sides, as lenscloth/RKD
+does. Exits with 1 where a floor does not hold.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ WIDTH = 512
 
 def features(rows: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(rows, WIDTH, requires_grad=True), F.normalize(torch.randn(rows, WIDTH), dim=1)
+    return torch.randn(rows, WIDTH, requires_grad=True), F.normalize(
+        torch.randn(rows, WIDTH), dim=1
+    )
 
 
 def cosines(rows: Tensor) -> Tensor:
@@ -67,7 +70,12 @@ def main() -> int:
     fine = True
     for rows in options.sizes:
         faster, smaller = FLOORS.get(rows, (None, None))
-        fine &= report(f"RKD angle N={rows}", *compare(ours(rows), peer(rows), options.rounds), faster=faster, smaller=smaller)
+        fine &= report(
+            f"RKD angle N={rows}",
+            *compare(ours(rows), peer(rows), options.rounds),
+            faster=faster,
+            smaller=smaller,
+        )
     if options.alone:
         alone = cost(ours(options.alone))
         print(f"RKD angle N={options.alone}: vlkd {alone.cpu:.1f} s CPU, {alone.peak_mib:.0f} MiB")

@@ -1,10 +1,13 @@
-"""The two sides of the training benchmarks: the same small model, batch, precision, data and augmentation for vlkd and open_clip_train.
+"""The two sides of the training benchmarks: the same small model, batch, precision, data and
+augmentation for vlkd and open_clip_train.
 
-The model is about a ViT-Ti/32 with a 4-layer text tower. Images are JPEG files with the spectrum of photographs (amplitude falling as
-1 / frequency); captions have the lengths of those people write, 6 to 20 words with a mean of 11.
+The model is about a ViT-Ti/32 with a 4-layer text tower. Images are JPEG files with the spectrum of
+photographs (amplitude falling as 1 / frequency); captions have the lengths of those people write, 6
+to 20 words with a mean of 11.
 
-As a program it is one training's process, which waits for its turns (see `turns`): `training_sides.py vlkd RECIPE RUN_FOLDER` or
-`training_sides.py open_clip MODEL.json ARGUMENTS...`. The peer's may be of another environment, so it imports nothing of vlkd.
+As a program it is one training's process, which waits for its turns (see `turns`):
+`training_sides.py vlkd RECIPE RUN_FOLDER` or `training_sides.py open_clip MODEL.json ARGUMENTS...`.
+The peer's may be of another environment, so it imports nothing of vlkd.
 """
 
 from __future__ import annotations
@@ -22,10 +25,26 @@ from turns import Epochs, Training
 BATCH = 64
 MODEL: dict[str, Any] = {
     "embed_dim": 256,
-    "vision_cfg": {"image_size": 224, "layers": 12, "width": 192, "head_width": 64, "patch_size": 32},
+    "vision_cfg": {
+        "image_size": 224,
+        "layers": 12,
+        "width": 192,
+        "head_width": 64,
+        "patch_size": 32,
+    },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "layers": 4, "width": 256, "heads": 4},
 }
-IMAGE = {"builder": "openclip", "config": {"embed_dim": 256, "image_size": 224, "layers": 12, "width": 192, "heads": 3, "patch_size": 32}}
+IMAGE = {
+    "builder": "openclip",
+    "config": {
+        "embed_dim": 256,
+        "image_size": 224,
+        "layers": 12,
+        "width": 192,
+        "heads": 3,
+        "patch_size": 32,
+    },
+}
 TEXT = {"builder": "openclip", "config": {"embed_dim": 256, "layers": 4, "width": 256, "heads": 4}}
 OPTIMIZER = {"lr": 5e-4, "weight_decay": 0.2, "betas": [0.9, 0.98], "eps": 1e-6}
 WARMUP_STEPS = 20
@@ -33,13 +52,74 @@ SCALE = (0.9, 1.0)
 
 LOCKS = {"image": ("--lock-image",), "text": ("--lock-text", "--lock-text-freeze-layer-norm")}
 
-SUBJECTS = ("dog", "cat", "man", "woman", "child", "bicycle", "horse", "bird", "boat", "train", "car", "kitchen", "table", "tree", "road")
-QUALITIES = ("small", "large", "red", "blue", "old", "young", "wooden", "striped", "bright", "quiet", "wet", "empty", "tall", "happy")
-ACTIONS = ("standing", "sitting", "running", "waiting", "playing", "resting", "moving", "looking", "leaning", "jumping", "walking")
-PLACES = ("near", "behind", "beside", "above", "below", "under", "inside", "across", "against", "along")
+SUBJECTS = (
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "child",
+    "bicycle",
+    "horse",
+    "bird",
+    "boat",
+    "train",
+    "car",
+    "kitchen",
+    "table",
+    "tree",
+    "road",
+)
+QUALITIES = (
+    "small",
+    "large",
+    "red",
+    "blue",
+    "old",
+    "young",
+    "wooden",
+    "striped",
+    "bright",
+    "quiet",
+    "wet",
+    "empty",
+    "tall",
+    "happy",
+)
+ACTIONS = (
+    "standing",
+    "sitting",
+    "running",
+    "waiting",
+    "playing",
+    "resting",
+    "moving",
+    "looking",
+    "leaning",
+    "jumping",
+    "walking",
+)
+PLACES = (
+    "near",
+    "behind",
+    "beside",
+    "above",
+    "below",
+    "under",
+    "inside",
+    "across",
+    "against",
+    "along",
+)
 
 
-def draw_data(folder: Path, samples: int, *, size: tuple[int, int] = (256, 341), shards: int = 2, seed: int = 0) -> None:
+def draw_data(
+    folder: Path,
+    samples: int,
+    *,
+    size: tuple[int, int] = (256, 341),
+    shards: int = 2,
+    seed: int = 0,
+) -> None:
     """Images with captions as `pairs.csv` and as `shard-NNNN.tar`."""
     import numpy as np
     from PIL import Image
@@ -56,7 +136,9 @@ def draw_data(folder: Path, samples: int, *, size: tuple[int, int] = (256, 341),
         pixels = np.fft.irfft2(noise, s=size)
         pixels = (pixels - pixels.mean()) / pixels.std() * 50 + 120
         content = io.BytesIO()
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0)).save(content, "JPEG", quality=90)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
+            content, "JPEG", quality=90
+        )
         path = folder / f"{number:06}.jpg"
         path.write_bytes(content.getvalue())
         caption = draw_caption(draw)
@@ -81,9 +163,14 @@ def draw_caption(draw: random.Random) -> str:
     return " ".join(words[:length])
 
 
-def recipe_for(folder: Path, *, reader: str, epochs: int, precision: str, workers: int, **sections: Any) -> dict[str, Any]:
+def recipe_for(
+    folder: Path, *, reader: str, epochs: int, precision: str, workers: int, **sections: Any
+) -> dict[str, Any]:
     """Vlkd's side; `sections` replace whole sections or, where both are mappings, single keys."""
-    data = {"csv": {"reader": "csv", "path": str(folder / "pairs.csv"), "sep": "\t"}, "webdataset": _shards(folder)}[reader]
+    data = {
+        "csv": {"reader": "csv", "path": str(folder / "pairs.csv"), "sep": "\t"},
+        "webdataset": _shards(folder),
+    }[reader]
     recipe: dict[str, Any] = {
         "towers": {"image": IMAGE, "text": TEXT},
         "distillers": [{"name": "infonce"}],
@@ -114,7 +201,10 @@ def start_vlkd(folder: Path, recipe: dict[str, Any], name: str, mode: str = "vlk
 
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return Training([sys.executable, __file__, mode, str(path), str(folder / f"run_{name}")], folder / f"{name}.log")
+    return Training(
+        [sys.executable, __file__, mode, str(path), str(folder / f"run_{name}")],
+        folder / f"{name}.log",
+    )
 
 
 def start_open_clip(
@@ -141,18 +231,56 @@ def start_open_clip(
     data = {
         "csv": ["--dataset-type", "csv", "--train-data", str(folder / "pairs.csv")],
         "webdataset": [
-            "--dataset-type", "webdataset", "--train-num-samples", str(samples),
-            "--train-data", f"{folder}/shard-{{0000..{len(shards) - 1:04}}}.tar",
+            "--dataset-type",
+            "webdataset",
+            "--train-num-samples",
+            str(samples),
+            "--train-data",
+            f"{folder}/shard-{{0000..{len(shards) - 1:04}}}.tar",
         ],
-    }[reader]  # fmt: skip
+    }[reader]
     arguments = [
-        *data, "--model", model.stem, "--precision", {"fp32": "fp32", "bf16": "amp_bf16"}[precision], "--device", "cpu",
-        "--batch-size", str(BATCH), "--epochs", str(epochs), "--workers", str(workers), "--warmup", str(WARMUP_STEPS),
-        "--lr", str(OPTIMIZER["lr"]), "--wd", str(OPTIMIZER["weight_decay"]), "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-6",
-        "--aug-cfg", f"scale=({SCALE[0]}, {SCALE[1]})", "--log-every-n-steps", "100", "--save-frequency", "0",
-        "--logs", str(folder / "open_clip_logs"), "--name", name, *options,
-    ]  # fmt: skip
-    return Training([python or sys.executable, __file__, "open_clip", str(model), *arguments], folder / f"{name}.log")
+        *data,
+        "--model",
+        model.stem,
+        "--precision",
+        {"fp32": "fp32", "bf16": "amp_bf16"}[precision],
+        "--device",
+        "cpu",
+        "--batch-size",
+        str(BATCH),
+        "--epochs",
+        str(epochs),
+        "--workers",
+        str(workers),
+        "--warmup",
+        str(WARMUP_STEPS),
+        "--lr",
+        str(OPTIMIZER["lr"]),
+        "--wd",
+        str(OPTIMIZER["weight_decay"]),
+        "--beta1",
+        "0.9",
+        "--beta2",
+        "0.98",
+        "--eps",
+        "1e-6",
+        "--aug-cfg",
+        f"scale=({SCALE[0]}, {SCALE[1]})",
+        "--log-every-n-steps",
+        "100",
+        "--save-frequency",
+        "0",
+        "--logs",
+        str(folder / "open_clip_logs"),
+        "--name",
+        name,
+        *options,
+    ]
+    return Training(
+        [python or sys.executable, __file__, "open_clip", str(model), *arguments],
+        folder / f"{name}.log",
+    )
 
 
 def _run_vlkd(recipe: str, run: str) -> int:
@@ -182,7 +310,9 @@ def _run_vlkd_without_frozen(recipe: str, run: str) -> int:
 
     def constant(self: FeatureView, samples: Any, *_: Any) -> torch.Tensor:
         if len(samples) not in constants:
-            constants[len(samples)] = torch.randn(len(samples), self.width, generator=torch.Generator().manual_seed(0))
+            constants[len(samples)] = torch.randn(
+                len(samples), self.width, generator=torch.Generator().manual_seed(0)
+            )
         return constants[len(samples)]
 
     FeatureView.__call__ = FeatureView.gather = constant  # type: ignore[assignment, method-assign]
@@ -208,5 +338,9 @@ def _run_open_clip(model: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    side = {"vlkd": _run_vlkd, "vlkd_without_frozen": _run_vlkd_without_frozen, "open_clip": _run_open_clip}[sys.argv[1]]
+    side = {
+        "vlkd": _run_vlkd,
+        "vlkd_without_frozen": _run_vlkd_without_frozen,
+        "open_clip": _run_open_clip,
+    }[sys.argv[1]]
     sys.exit(side(*sys.argv[2:]))

@@ -1,7 +1,8 @@
-"""Trainings that take turns: each lives in a process of its own and runs one epoch when it is told to, so that all meet the same machine.
+"""Trainings that take turns: each lives in a process of its own and runs one epoch when it is told
+to, so that all meet the same machine.
 
-A training's process marks its epochs with `Epochs`; the benchmark starts the processes and calls `take_turns`. Starting up, the first
-epoch and the last one (which saves) are not counted.
+A training's process marks its epochs with `Epochs`; the benchmark starts the processes and calls
+`take_turns`. Starting up, the first epoch and the last one (which saves) are not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Cost(NamedTuple):
 
 
 class Epochs:
-    """In a training's process: waits for its turn before each epoch and reports what the epoch cost."""
+    """In a training's process: waits for its turn before each epoch and reports what the epoch
+    cost."""
 
     def __init__(self) -> None:
         self._reading = os.fdopen(int(os.environ[READING]))
@@ -68,13 +70,20 @@ class Training:
         environment: variables beside the usual.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         reading, self._writing = os.pipe()
         read_back, writing = os.pipe()
         self._log = log
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
-        told = {READING: str(reading), WRITING: str(writing), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        told = {
+            READING: str(reading),
+            WRITING: str(writing),
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command,
@@ -109,7 +118,9 @@ class Training:
         return line
 
 
-def take_turns(trainings: Mapping[str, Training], *, rounds: int, warm_up: int = 1) -> dict[str, Cost]:
+def take_turns(
+    trainings: Mapping[str, Training], *, rounds: int, warm_up: int = 1
+) -> dict[str, Cost]:
     """Median costs of an epoch of each, measured in turns."""
     costs: dict[str, list[Cost]] = {name: [] for name in trainings}
     for number in range(warm_up + rounds):
@@ -119,7 +130,10 @@ def take_turns(trainings: Mapping[str, Training], *, rounds: int, warm_up: int =
                 costs[name].append(cost)
     for training in trainings.values():
         training.end()
-    return {name: Cost(*(statistics.median(column) for column in zip(*taken, strict=True))) for name, taken in costs.items()}
+    return {
+        name: Cost(*(statistics.median(column) for column in zip(*taken, strict=True)))
+        for name, taken in costs.items()
+    }
 
 
 def epochs_needed(rounds: int, warm_up: int = 1) -> int:
@@ -128,7 +142,8 @@ def epochs_needed(rounds: int, warm_up: int = 1) -> int:
 
 
 def report(what: str, ours: Cost, peer: Cost, *, samples: int, floor: float | None = None) -> bool:
-    """Print samples per CPU second and per wall second of both sides, and the ratios; whether the floor holds for the CPU's."""
+    """Print samples per CPU second and per wall second of both sides, and the ratios; whether the
+    floor holds for the CPU's."""
     ratio = peer.cpu / ours.cpu
     wanted = "" if floor is None else f"   (at least {floor:g} wanted)"
     print(

@@ -1,8 +1,10 @@
-"""VICReg and Barlow Twins through the batch's Gram matrix against the D x D matrices: value and gradient, float32, one thread.
+"""VICReg and Barlow Twins through the batch's Gram matrix against the D x D matrices: value and
+gradient, float32, one thread.
 
     python benchmarks/vicreg_barlow.py [--rows 256] [--width 4096] [--rounds 1]
 
-The peer builds the covariances and correlations, as the authors' code does. Exits with 1 where vlkd is not smaller and faster.
+The peer builds the covariances and correlations, as the authors' code does. Exits with 1 where vlkd
+is not smaller and faster.
 """
 
 from __future__ import annotations
@@ -36,17 +38,26 @@ def vicreg(x: Tensor, y: Tensor) -> Tensor:
     for side in (x, y):
         rows = side - side.mean(dim=0)
         covariance = rows.T @ rows / (len(rows) - 1)
-        loss = loss + 12.5 * F.relu(1 - torch.sqrt(rows.var(dim=0) + 1e-4)).mean() + off_diagonal_squares(covariance) / side.shape[1]
+        loss = (
+            loss
+            + 12.5 * F.relu(1 - torch.sqrt(rows.var(dim=0) + 1e-4)).mean()
+            + off_diagonal_squares(covariance) / side.shape[1]
+        )
     return loss
 
 
 def barlow_twins(x: Tensor, y: Tensor) -> Tensor:
-    first, second = ((side - side.mean(dim=0)) / torch.sqrt(side.var(dim=0, unbiased=False) + 1e-5) for side in (x, y))
+    first, second = (
+        (side - side.mean(dim=0)) / torch.sqrt(side.var(dim=0, unbiased=False) + 1e-5)
+        for side in (x, y)
+    )
     correlation = first.T @ second / len(x)
     return (correlation.diagonal() - 1).square().sum() + 0.0051 * off_diagonal_squares(correlation)
 
 
-def ours(kind: Callable[[], Distiller], rows: int, width: int) -> Callable[[], Callable[[], object]]:
+def ours(
+    kind: Callable[[], Distiller], rows: int, width: int
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         x, y = features(rows, width)
         loss = kind()
@@ -55,7 +66,9 @@ def ours(kind: Callable[[], Distiller], rows: int, width: int) -> Callable[[], C
     return prepare
 
 
-def peer(loss: Callable[[Tensor, Tensor], Tensor], rows: int, width: int) -> Callable[[], Callable[[], object]]:
+def peer(
+    loss: Callable[[Tensor, Tensor], Tensor], rows: int, width: int
+) -> Callable[[], Callable[[], object]]:
     def prepare() -> Callable[[], object]:
         x, y = features(rows, width)
         return lambda: loss(x, y).backward()
@@ -74,7 +87,9 @@ def main() -> int:
     for kind, naive in ((VICReg, vicreg), (BarlowTwins, barlow_twins)):
         sizes = options.rows, options.width
         costs = compare(ours(kind, *sizes), peer(naive, *sizes), options.rounds)
-        fine &= report(f"{kind.__name__} N={sizes[0]}, D={sizes[1]}", *costs, faster=1.0, smaller=1.0)
+        fine &= report(
+            f"{kind.__name__} N={sizes[0]}, D={sizes[1]}", *costs, faster=1.0, smaller=1.0
+        )
     return 0 if fine else 1
 
 

@@ -1,10 +1,13 @@
-"""Zero-shot classification of JPEG files, against clip_benchmark's own functions with the same weights, prompts and batch size.
+"""Zero-shot classification of JPEG files, against clip_benchmark's own functions with the same
+weights, prompts and batch size.
 
-    python benchmarks/zero_shot.py [--images 200] [--model ViT-B-32] [--precision fp32] [--rounds 1] [--threads 1]
+    python benchmarks/zero_shot.py [--images 200] [--model ViT-B-32] [--precision fp32] [--rounds 1]
+    [--threads 1]
 
-The peer's model is loaded as its command loads it, and its classifier and image loops are called as its evaluate does (its accuracy
-function stops at NumPy 2.4, so the answers are taken from its scores). Exits with 1 where vlkd takes longer, or the two disagree on more
-than 1 in 50 images in fp32.
+The peer's model is loaded as its command loads it, and its classifier and image loops are called as
+its evaluate does (its accuracy function stops at NumPy 2.4, so the answers are taken from its
+scores). Exits with 1 where vlkd takes longer, or the two disagree on more than 1 in 50 images in
+fp32.
 """
 
 from __future__ import annotations
@@ -38,14 +41,18 @@ def write_images(folder: Path, count: int) -> None:
     for number in range(count):
         own = folder / f"kind {number % CLASSES}"
         own.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
+            (256, 256), Image.Resampling.BICUBIC
+        )
         buffer = io.BytesIO()
         coarse.save(buffer, "JPEG", quality=90)
         (own / f"{number:05}.jpg").write_bytes(buffer.getvalue())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
@@ -71,7 +78,10 @@ def main() -> int:
         return work
 
     def peer() -> Callable[[], object]:
-        from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
+        from clip_benchmark.metrics.zeroshot_classification import (
+            run_classification,
+            zero_shot_classifier,
+        )
         from torchvision.datasets import ImageFolder
 
         loader = torch.utils.data.DataLoader(ImageFolder(photos, sides.transform), batch_size=64)
@@ -79,7 +89,9 @@ def main() -> int:
 
         def work() -> None:
             with torch.no_grad():
-                classifier = zero_shot_classifier(sides.model, sides.tokenizer, names, TEMPLATES, "cpu", amp=amp)
+                classifier = zero_shot_classifier(
+                    sides.model, sides.tokenizer, names, TEMPLATES, "cpu", amp=amp
+                )
                 logits, _ = run_classification(sides.model, classifier, loader, "cpu", amp=amp)
             chosen["peer"] = logits.argmax(1)
 
@@ -88,7 +100,11 @@ def main() -> int:
     with threadpool_limits(given.threads), folder:
         ours()(), peer()()
         same = (chosen["vlkd"] == chosen["peer"]).double().mean().item()
-        fine = report(f"zero-shot {given.images} images, {given.model}, {given.precision}", *compare(ours, peer, given.rounds), faster=1)
+        fine = report(
+            f"zero-shot {given.images} images, {given.model}, {given.precision}",
+            *compare(ours, peer, given.rounds),
+            faster=1,
+        )
     print(f"same answer on {same:.1%} of the images")
     return 0 if fine and (same >= 0.98 or given.precision != "fp32") else 1
 

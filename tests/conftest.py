@@ -1,4 +1,5 @@
-"""What every test can count on: no network, one thread, shapes checked, and markers that skip with a reason."""
+"""What every test can count on: no network, one thread, shapes checked, and markers that skip with
+a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("COLUMNS", "160")
 
 # Shapes in annotations are checked at every call of the test run, so they cannot rot.
-install_import_hook(["vlkd_cli.distillers", "vlkd_cli.heads", "vlkd_cli.poolers"], "beartype.beartype")
+install_import_hook(
+    ["vlkd_cli.distillers", "vlkd_cli.heads", "vlkd_cli.poolers"], "beartype.beartype"
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -27,7 +30,8 @@ def _shared_is_here() -> bool:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data beside the checkout; tests that use it carry the marker `shared`."""
+    """The folder with real data beside the checkout; tests that use it carry the marker
+    `shared`."""
     if not _shared_is_here():
         pytest.skip("no ../shared beside the checkout")
     return SHARED
@@ -43,7 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, marker in gpu_items:
         wanted = int(marker.kwargs.get("count", marker.args[0] if marker.args else 1))
         if devices < wanted:
-            item.add_marker(pytest.mark.skip(reason=f"needs {wanted} CUDA device(s), found {devices}"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs {wanted} CUDA device(s), found {devices}")
+            )
     for item in items:
         if item.get_closest_marker("shared") and not _shared_is_here():
             item.add_marker(pytest.mark.skip(reason="no ../shared beside the checkout"))

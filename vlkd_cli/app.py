@@ -1,7 +1,8 @@
-"""The command table. Knows where each command lives, and how mistakes end: one line on standard error and exit code 2.
+"""The command table. Knows where each command lives, and how mistakes end: one line on standard
+error and exit code 2.
 
-A command's module imports typer and the standard library only; the real imports happen inside its function, so `vlkd --help` imports
-neither torch nor anything else that is slow.
+A command's module imports typer and the standard library only; the real imports happen inside its
+function, so `vlkd --help` imports neither torch nor anything else that is slow.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from vlkd_cli.errors import UserError
 
 
 class Command(NamedTuple):
-    """A module below vlkd_cli.commands and the name in it: a function, or a typer app with commands of its own."""
+    """A module below vlkd_cli.commands and the name in it: a function, or a typer app with commands
+    of its own."""
 
     module: str
     attribute: str
@@ -67,7 +69,9 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     app.callback()(_root)
     for name in commands:
         command = COMMANDS[name]
-        target = getattr(importlib.import_module(f"vlkd_cli.commands.{command.module}"), command.attribute)
+        target = getattr(
+            importlib.import_module(f"vlkd_cli.commands.{command.module}"), command.attribute
+        )
         if isinstance(target, typer.Typer):
             for registered in target.registered_commands:
                 if registered.callback is not None:
@@ -79,7 +83,8 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed pipe as the end of the output."""
+    """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed
+    pipe as the end of the output."""
 
     @functools.wraps(function)
     def run(*positional: Any, **named: Any) -> Any:
@@ -92,7 +97,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             console.error("Interrupted.")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader (`| head`) has seen enough. What Python still holds back must not raise again when it exits.
+            # The reader (`| head`) has seen enough. What Python still holds back must not raise
+            # again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 
@@ -100,7 +106,8 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_bare_resume(words: Sequence[str]) -> list[str]:
-    """`--resume` without a run means the latest one; option parsers know no option with an optional value."""
+    """`--resume` without a run means the latest one; option parsers know no option with an optional
+    value."""
     out: list[str] = []
     for number, word in enumerate(words):
         out.append(word)
@@ -116,6 +123,11 @@ def _version(asked: bool) -> None:
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", is_eager=True, callback=_version
+        ),
+    ] = False,
 ) -> None:
     """Align and distil image towers with text towers, from one YAML recipe."""

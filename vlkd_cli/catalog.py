@@ -1,6 +1,8 @@
-"""Everything that a recipe can name: kind -> name -> where it lives. One page is all of vlkd; importing it imports nothing else.
+"""Everything that a recipe can name: kind -> name -> where it lives. One page is all of vlkd;
+importing it imports nothing else.
 
-A third party's component needs no line here: `name: their_package.module:Class` works wherever a name does.
+A third party's component needs no line here: `name: their_package.module:Class` works wherever a
+name does.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from vlkd_cli.errors import MissingPackageError, RecipeError
 
 
 class Entry(NamedTuple):
-    """Where a component lives ("module:attribute", the module below vlkd_cli), what it is, and the extra that its library needs."""
+    """Where a component lives ("module:attribute", the module below vlkd_cli), what it is, and the
+    extra that its library needs."""
 
     target: str
     summary: str
@@ -23,32 +26,95 @@ class Entry(NamedTuple):
 
 CATALOG: dict[str, dict[str, Entry]] = {
     "builder": {
-        "openclip": Entry("builders.openclip.builder:OpenCLIP", "image and text towers of open_clip"),
-        "torchvision": Entry("builders.torchvision.builder:TorchVision", "image classifiers of torchvision without their classifier"),
+        "openclip": Entry(
+            "builders.openclip.builder:OpenCLIP", "image and text towers of open_clip"
+        ),
+        "torchvision": Entry(
+            "builders.torchvision.builder:TorchVision",
+            "image classifiers of torchvision without their classifier",
+        ),
         "timm": Entry("builders.timm.builder:Timm", "image models of timm"),
-        "huggingface": Entry("builders.huggingface.builder:HuggingFace", "text encoders that transformers' AutoModel loads"),
-        "sbert": Entry("builders.sbert.builder:SBERT", "sentence encoders and static word vectors of sentence-transformers"),
-        "adapters": Entry("builders.adapters.builder:Adapters", "Hugging Face text encoders with adapters", "adapters"),
+        "huggingface": Entry(
+            "builders.huggingface.builder:HuggingFace",
+            "text encoders that transformers' AutoModel loads",
+        ),
+        "sbert": Entry(
+            "builders.sbert.builder:SBERT",
+            "sentence encoders and static word vectors of sentence-transformers",
+        ),
+        "adapters": Entry(
+            "builders.adapters.builder:Adapters",
+            "Hugging Face text encoders with adapters",
+            "adapters",
+        ),
     },
     "adapter": {
-        "bottleneck": Entry("builders.adapters.methods.bottleneck:Bottleneck", "small networks after or beside the layers", "adapters"),
-        "language": Entry("builders.adapters.methods.bottleneck:Language", "bottlenecks and an invertible network (MAD-X)", "adapters"),
-        "compacter": Entry("builders.adapters.methods.bottleneck:Compacter", "bottlenecks of shared Kronecker factors", "adapters"),
-        "prefix_tuning": Entry("builders.adapters.methods.prefix_tuning:PrefixTuning", "learned keys and values", "adapters"),
-        "prompt_tuning": Entry(
-            "builders.adapters.methods.prefix_tuning:PromptTuning", "learned word vectors before the sentence", "adapters"
+        "bottleneck": Entry(
+            "builders.adapters.methods.bottleneck:Bottleneck",
+            "small networks after or beside the layers",
+            "adapters",
         ),
-        "lora": Entry("builders.adapters.methods.low_rank:LoRA", "low-rank change of weight matrices", "adapters"),
-        "dora": Entry("builders.adapters.methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"),
-        "vera": Entry("builders.adapters.methods.low_rank:VeRA", "vectors between shared random matrices", "adapters"),
-        "ia3": Entry("builders.adapters.methods.low_rank:IA3", "one learned factor for each channel", "adapters"),
-        "mtl_lora": Entry("builders.adapters.methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"),
-        "reft": Entry("builders.adapters.methods.reft:ReFT", "edits of hidden states at the first and last tokens", "adapters"),
-        "mix_and_match": Entry("builders.adapters.methods.mixtures:MixAndMatch", "prefix tuning and a parallel bottleneck", "adapters"),
-        "unipelt": Entry("builders.adapters.methods.mixtures:UniPELT", "gated prefix tuning, bottleneck and LoRA", "adapters"),
+        "language": Entry(
+            "builders.adapters.methods.bottleneck:Language",
+            "bottlenecks and an invertible network (MAD-X)",
+            "adapters",
+        ),
+        "compacter": Entry(
+            "builders.adapters.methods.bottleneck:Compacter",
+            "bottlenecks of shared Kronecker factors",
+            "adapters",
+        ),
+        "prefix_tuning": Entry(
+            "builders.adapters.methods.prefix_tuning:PrefixTuning",
+            "learned keys and values",
+            "adapters",
+        ),
+        "prompt_tuning": Entry(
+            "builders.adapters.methods.prefix_tuning:PromptTuning",
+            "learned word vectors before the sentence",
+            "adapters",
+        ),
+        "lora": Entry(
+            "builders.adapters.methods.low_rank:LoRA",
+            "low-rank change of weight matrices",
+            "adapters",
+        ),
+        "dora": Entry(
+            "builders.adapters.methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"
+        ),
+        "vera": Entry(
+            "builders.adapters.methods.low_rank:VeRA",
+            "vectors between shared random matrices",
+            "adapters",
+        ),
+        "ia3": Entry(
+            "builders.adapters.methods.low_rank:IA3",
+            "one learned factor for each channel",
+            "adapters",
+        ),
+        "mtl_lora": Entry(
+            "builders.adapters.methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"
+        ),
+        "reft": Entry(
+            "builders.adapters.methods.reft:ReFT",
+            "edits of hidden states at the first and last tokens",
+            "adapters",
+        ),
+        "mix_and_match": Entry(
+            "builders.adapters.methods.mixtures:MixAndMatch",
+            "prefix tuning and a parallel bottleneck",
+            "adapters",
+        ),
+        "unipelt": Entry(
+            "builders.adapters.methods.mixtures:UniPELT",
+            "gated prefix tuning, bottleneck and LoRA",
+            "adapters",
+        ),
     },
     "prompt": {
-        "coop": Entry("builders.openclip.prompts:CoOp", "learned word vectors shared by all captions"),
+        "coop": Entry(
+            "builders.openclip.prompts:CoOp", "learned word vectors shared by all captions"
+        ),
     },
     "pooler": {
         "cls": Entry("poolers:CLSPooler", "the first token"),
@@ -61,29 +127,59 @@ CATALOG: dict[str, dict[str, Entry]] = {
     },
     "head": {
         "linear": Entry("heads.linear:LinearHead", "one linear layer"),
-        "mlp": Entry("heads.mlp:MLPHead", "the DINO head's layers: linear, norm, activation, bottleneck"),
-        "prototypes": Entry("heads.prototypes:PrototypeHead", "the DINO head with its prototype layer"),
+        "mlp": Entry(
+            "heads.mlp:MLPHead", "the DINO head's layers: linear, norm, activation, bottleneck"
+        ),
+        "prototypes": Entry(
+            "heads.prototypes:PrototypeHead", "the DINO head with its prototype layer"
+        ),
     },
     "distiller": {
-        "infonce": Entry("distillers.infonce:InfoNCE", "softmax contrast of matching pairs against the batch (CLIP)"),
+        "infonce": Entry(
+            "distillers.infonce:InfoNCE",
+            "softmax contrast of matching pairs against the batch (CLIP)",
+        ),
         "siglip": Entry("distillers.siglip:SigLIP", "sigmoid contrast of every pair on its own"),
         "simreg": Entry("distillers.simreg:SimReg", "regress the teacher's normalised feature"),
         "vicreg": Entry("distillers.vicreg:VICReg", "variance, invariance and covariance"),
-        "barlow_twins": Entry("distillers.barlow_twins:BarlowTwins", "cross-correlation towards the identity"),
+        "barlow_twins": Entry(
+            "distillers.barlow_twins:BarlowTwins", "cross-correlation towards the identity"
+        ),
         "rkd": Entry("distillers.rkd:RKD", "match distances and angles between samples"),
-        "compress": Entry("distillers.compress:CompRess", "match similarities to a queue of anchors"),
-        "seed": Entry("distillers.seed:SEED", "match similarities to the teacher's queue, own teacher included"),
+        "compress": Entry(
+            "distillers.compress:CompRess", "match similarities to a queue of anchors"
+        ),
+        "seed": Entry(
+            "distillers.seed:SEED",
+            "match similarities to the teacher's queue, own teacher included",
+        ),
         "dino": Entry("distillers.dino:DINO", "self-distillation over prototypes with centring"),
-        "protocpc": Entry("distillers.protocpc:ProtoCPC", "prototypical contrastive predictive coding"),
-        "protoclip": Entry("distillers.protoclip:ProtoCLIP", "episodic k-means prototypes of the other modality"),
+        "protocpc": Entry(
+            "distillers.protocpc:ProtoCPC", "prototypical contrastive predictive coding"
+        ),
+        "protoclip": Entry(
+            "distillers.protoclip:ProtoCLIP", "episodic k-means prototypes of the other modality"
+        ),
         "unicl": Entry("distillers.unicl:UniCL", "contrast with label-aware positives"),
         "cross_entropy": Entry("distillers.cross_entropy:CrossEntropy", "classify labelled rows"),
-        "affinity": Entry("distillers.affinity:Affinity", "match the teacher's image-text affinities (TinyCLIP)"),
-        "feature_distance": Entry("distillers.clip_kd:FeatureDistance", "CLIP-KD: mean squared feature distance"),
-        "interactive_contrast": Entry("distillers.clip_kd:InteractiveContrast", "CLIP-KD: student against teacher contrast"),
-        "relational_kl": Entry("distillers.clip_kd:RelationalKL", "CLIP-KD: contrastive relational distillation"),
-        "gradient_match": Entry("distillers.clip_kd:GradientMatch", "CLIP-KD: match gradients of the contrastive loss"),
-        "reinforced": Entry("distillers.reinforced:Reinforced", "MobileCLIP: an ensemble of teachers"),
+        "affinity": Entry(
+            "distillers.affinity:Affinity", "match the teacher's image-text affinities (TinyCLIP)"
+        ),
+        "feature_distance": Entry(
+            "distillers.clip_kd:FeatureDistance", "CLIP-KD: mean squared feature distance"
+        ),
+        "interactive_contrast": Entry(
+            "distillers.clip_kd:InteractiveContrast", "CLIP-KD: student against teacher contrast"
+        ),
+        "relational_kl": Entry(
+            "distillers.clip_kd:RelationalKL", "CLIP-KD: contrastive relational distillation"
+        ),
+        "gradient_match": Entry(
+            "distillers.clip_kd:GradientMatch", "CLIP-KD: match gradients of the contrastive loss"
+        ),
+        "reinforced": Entry(
+            "distillers.reinforced:Reinforced", "MobileCLIP: an ensemble of teachers"
+        ),
         "simcse": Entry("distillers.simcse:SimCSE", "contrast of two dropout passes"),
     },
     "reader": {
@@ -91,36 +187,79 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "folder": Entry("data.readers.folder:Folder", "images with a .txt of the same stem"),
         "webdataset": Entry("data.readers.webdataset:WebDataset", "tar shards, local or remote"),
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
-        "classification": Entry("data.readers.classification:Classification", "labelled images with captions from templates"),
+        "classification": Entry(
+            "data.readers.classification:Classification",
+            "labelled images with captions from templates",
+        ),
         "elevater": Entry("data.readers.elevater:Elevater", "a data set in ELEVATER's layout"),
-        "clip_benchmark": Entry("data.readers.clip_benchmark:ClipBenchmark", "a data set in CLIP_benchmark's webdataset layout"),
-        "shapes": Entry("data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"),
+        "clip_benchmark": Entry(
+            "data.readers.clip_benchmark:ClipBenchmark",
+            "a data set in CLIP_benchmark's webdataset layout",
+        ),
+        "shapes": Entry(
+            "data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"
+        ),
     },
     "augment": {
-        "standard": Entry("data.images.augment:StandardAugment", "random resized crop; flip, colours, blur on request"),
-        "simclr": Entry("data.images.augment:SimCLRAugment", "small crops, flips, strong colours and blur"),
-        "none": Entry("data.images.augment:NoAugment", "the tower's evaluation transform, the same in every epoch"),
+        "standard": Entry(
+            "data.images.augment:StandardAugment",
+            "random resized crop; flip, colours, blur on request",
+        ),
+        "simclr": Entry(
+            "data.images.augment:SimCLRAugment", "small crops, flips, strong colours and blur"
+        ),
+        "none": Entry(
+            "data.images.augment:NoAugment",
+            "the tower's evaluation transform, the same in every epoch",
+        ),
     },
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
-        "retrieval": Entry("evaluation.suites.retrieval:Retrieval", "find the image of a caption and the caption of an image"),
-        "linear_probe": Entry("evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"),
+        "retrieval": Entry(
+            "evaluation.suites.retrieval:Retrieval",
+            "find the image of a caption and the caption of an image",
+        ),
+        "linear_probe": Entry(
+            "evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"
+        ),
         "knn": Entry("evaluation.suites.knn:KNN", "nearest neighbours of frozen features"),
-        "clustering": Entry("evaluation.suites.clustering:Clustering", "k-means on frozen features"),
+        "clustering": Entry(
+            "evaluation.suites.clustering:Clustering", "k-means on frozen features"
+        ),
         "few_shot": Entry("evaluation.suites.few_shot:FewShot", "a probe from k images per class"),
-        "feature_analysis": Entry("evaluation.suites.feature_analysis:FeatureAnalysis", "alignment, uniformity, modality gap, spectrum"),
-        "fine_tune": Entry("evaluation.suites.fine_tune:FineTune", "train the whole image tower on labels"),
-        "elevater": Entry("evaluation.suites.elevater:ElevaterSuite", "the 20 data sets of ELEVATER"),
+        "feature_analysis": Entry(
+            "evaluation.suites.feature_analysis:FeatureAnalysis",
+            "alignment, uniformity, modality gap, spectrum",
+        ),
+        "fine_tune": Entry(
+            "evaluation.suites.fine_tune:FineTune", "train the whole image tower on labels"
+        ),
+        "elevater": Entry(
+            "evaluation.suites.elevater:ElevaterSuite", "the 20 data sets of ELEVATER"
+        ),
         "sts": Entry("evaluation.suites.sts:STS", "semantic textual similarity"),
-        "senteval": Entry("evaluation.suites.senteval:SentEval", "transfer and probing tasks of SentEval"),
-        "passage_retrieval": Entry("evaluation.suites.passage_retrieval:PassageRetrieval", "MS MARCO and any BEIR folder"),
-        "wiki_sections": Entry("evaluation.suites.wiki_sections:WikiSections", "triplets of Wikipedia sections"),
-        "word_similarity": Entry("evaluation.suites.word_similarity:WordSimilarity", "RG-65, SimLex-999, WordSim-353"),
-        "captioned": Entry("evaluation.suites.captioned:Captioned", "linear evaluation of text features of captions"),
+        "senteval": Entry(
+            "evaluation.suites.senteval:SentEval", "transfer and probing tasks of SentEval"
+        ),
+        "passage_retrieval": Entry(
+            "evaluation.suites.passage_retrieval:PassageRetrieval", "MS MARCO and any BEIR folder"
+        ),
+        "wiki_sections": Entry(
+            "evaluation.suites.wiki_sections:WikiSections", "triplets of Wikipedia sections"
+        ),
+        "word_similarity": Entry(
+            "evaluation.suites.word_similarity:WordSimilarity", "RG-65, SimLex-999, WordSim-353"
+        ),
+        "captioned": Entry(
+            "evaluation.suites.captioned:Captioned",
+            "linear evaluation of text features of captions",
+        ),
     },
     "sink": {
         "csv": Entry("reports.csv:CSVSink", "every logged value; the record"),
-        "tensorboard": Entry("reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"),
+        "tensorboard": Entry(
+            "reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"
+        ),
         "wandb": Entry("reports.wandb:WandbSink", "Weights & Biases", "wandb"),
     },
 }
@@ -157,7 +296,10 @@ def locate(kind: str, name: str) -> tuple[str, str]:
         module, attribute = name.split(":", 1)
         return module, attribute
     if name not in CATALOG[kind]:
-        raise RecipeError(f"unknown {kind} '{name}'.{did_you_mean(name, CATALOG[kind])} Known: {', '.join(CATALOG[kind])}.")
+        raise RecipeError(
+            f"unknown {kind} '{name}'.{did_you_mean(name, CATALOG[kind])} Known:"
+            f" {', '.join(CATALOG[kind])}."
+        )
     module, attribute = CATALOG[kind][name].target.split(":")
     return f"vlkd_cli.{module}", attribute
 
@@ -177,7 +319,9 @@ def load(kind: str, name: str) -> Any:
         if extra is not None:
             raise MissingPackageError(f"{kind} '{name}'", extra) from error
         if ":" in name:
-            raise RecipeError(f"{kind} '{name}': no module '{error.name}'. Install the package it lives in.") from error
+            raise RecipeError(
+                f"{kind} '{name}': no module '{error.name}'. Install the package it lives in."
+            ) from error
         raise
     except AttributeError as error:
         raise RecipeError(f"{kind} '{name}': {module} has no '{attribute}'.") from error

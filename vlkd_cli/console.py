@@ -1,6 +1,7 @@
 """What vlkd says on the terminal: lines, tables and the progress of training. Only rank 0 speaks.
 
-rich is imported when something is printed with it, so that commands which say one line start quickly.
+rich is imported when something is printed with it, so that commands which say one line start
+quickly.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def warn(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """An error on standard error, whatever the rank; several problems are several lines, each `file:line: ...` where it has a place."""
+    """An error on standard error, whatever the rank; several problems are several lines, each
+    `file:line: ...` where it has a place."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on standard output. Columns whose cells are all numbers are set to the right; None is an empty cell."""
+    """A table on standard output. Columns whose cells are all numbers are set to the right; None is
+    an empty cell."""
     if not speaks():
         return
     from rich.table import Table
@@ -57,32 +60,46 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     if not sys.stdout.isatty():
         _print_plain(title, columns, cells)
         return
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="bold"
+    )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if _is_numeric(cells, number) else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if _is_numeric(cells, number) else "left", overflow="fold"
+        )
     for row in cells:
         table.add_row(*(_escape(cell) for cell in row))
     _console(sys.stdout).print(table)
 
 
-def training_progress(total_steps: int, steps_per_epoch: int, quiet: bool = False, *, start_step: int = 0) -> TrainingProgress:
+def training_progress(
+    total_steps: int, steps_per_epoch: int, quiet: bool = False, *, start_step: int = 0
+) -> TrainingProgress:
     """A context manager that shows how training proceeds; see `TrainingProgress.update`."""
     return TrainingProgress(total_steps, steps_per_epoch, quiet, start_step=start_step)
 
 
 class TrainingProgress:
-    """Progress of training: a bar on a terminal, a plain line every few seconds elsewhere, nothing when quiet or on other ranks.
+    """Progress of training: a bar on a terminal, a plain line every few seconds elsewhere, nothing
+    when quiet or on other ranks.
 
     Args:
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of an epoch.
         quiet: show nothing.
-        start_step: steps that were taken before, when a run is continued; they do not count in the time left.
+        start_step: steps that were taken before, when a run is continued; they do not count in the
+            time left.
         line_every_seconds: least time between two plain lines.
     """
 
     def __init__(
-        self, total_steps: int, steps_per_epoch: int, quiet: bool = False, *, start_step: int = 0, line_every_seconds: float = 10.0
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        quiet: bool = False,
+        *,
+        start_step: int = 0,
+        line_every_seconds: float = 10.0,
     ) -> None:
         self.total_steps = total_steps
         self.steps_per_epoch = max(steps_per_epoch, 1)
@@ -109,10 +126,17 @@ class TrainingProgress:
                 refresh_per_second=4,
             )
             self._progress.start()
-            self._task = self._progress.add_task("starting", total=self.total_steps, completed=self.start_step, status="")
+            self._task = self._progress.add_task(
+                "starting", total=self.total_steps, completed=self.start_step, status=""
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -193,7 +217,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) >= 1000 or 0 < abs(value) < 0.001 else f"{value:.4f}".rstrip("0").rstrip(".")
+        return (
+            f"{value:.4g}"
+            if abs(value) >= 1000 or 0 < abs(value) < 0.001
+            else f"{value:.4f}".rstrip("0").rstrip(".")
+        )
     return str(value)
 
 
@@ -210,11 +238,17 @@ def _escape(text: str) -> str:
 
 def _print_plain(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """Without a terminal: aligned by spaces, never folded, so that every line can be searched."""
-    widths = [max(len(text) for text in (column, *(row[number] for row in cells))) for number, column in enumerate(columns)]
+    widths = [
+        max(len(text) for text in (column, *(row[number] for row in cells)))
+        for number, column in enumerate(columns)
+    ]
     numeric = [_is_numeric(cells, number) for number in range(len(columns))]
     if title:
         print(title)
     for row in (columns, ["-" * width for width in widths], *cells):
-        parts = [text.rjust(width) if right else text.ljust(width) for text, width, right in zip(row, widths, numeric, strict=True)]
+        parts = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
         print("  ".join(parts).rstrip())
     sys.stdout.flush()

@@ -1,14 +1,17 @@
-"""What a user can fix, said in one line. Anything else that is raised is a bug of ours and keeps its traceback."""
+"""What a user can fix, said in one line. Anything else that is raised is a bug of ours and keeps
+its traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake or circumstance that the user can mend. The app prints its text, without a traceback, and exits with code 2."""
+    """A mistake or circumstance that the user can mend. The app prints its text, without a
+    traceback, and exits with code 2."""
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run. The text holds one line per problem, each with file:line where it is known."""
+    """A recipe that cannot run. The text holds one line per problem, each with file:line where it
+    is known."""
 
 
 class DataError(UserError):
@@ -16,7 +19,8 @@ class DataError(UserError):
 
 
 class WeightsError(UserError):
-    """Weights that are neither on disk nor fetchable, or that do not fit the architecture they are loaded into."""
+    """Weights that are neither on disk nor fetchable, or that do not fit the architecture they are
+    loaded into."""
 
 
 class CheckpointError(UserError):

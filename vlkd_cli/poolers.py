@@ -1,6 +1,8 @@
-"""How the tokens of an encoder become one feature. All of them honour the mask: padding never matters.
+"""How the tokens of an encoder become one feature. All of them honour the mask: padding never
+matters.
 
-Each takes the token width from the engine and its recipe keys as keyword-only arguments; `width` is what it returns.
+Each takes the token width from the engine and its recipe keys as keyword-only arguments; `width` is
+what it returns.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from vlkd_cli.recipe.types import Positive, PositiveInt
 
 
 class Pooler(nn.Module):
-    """Base of the poolers: tokens `[B, T, D]`, their mask (True: real) and, where the encoder has them, ends of text to `[B, D]`."""
+    """Base of the poolers: tokens `[B, T, D]`, their mask (True: real) and, where the encoder has
+    them, ends of text to `[B, D]`."""
 
     width: int
     needs_eot: bool = False
@@ -24,7 +27,10 @@ class Pooler(nn.Module):
         self.width = token_width
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         raise NotImplementedError
 
@@ -36,9 +42,13 @@ class CLSPooler(Pooler):
         super().__init__(token_width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        # Padding may stand on the left (decoder-style tokenizers), so the first token is the first real one.
+        # Padding may stand on the left (decoder-style tokenizers), so the first token is the first
+        # real one.
         return _pick(tokens, mask.int().argmax(1))
 
 
@@ -49,7 +59,10 @@ class MeanPooler(Pooler):
         super().__init__(token_width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         return masked_mean(tokens, mask)
 
@@ -61,7 +74,10 @@ class MaxPooler(Pooler):
         super().__init__(token_width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         highest = tokens.masked_fill(~mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
         return highest * mask.any(1, keepdim=True).to(tokens.dtype)
@@ -74,7 +90,10 @@ class LastPooler(Pooler):
         super().__init__(token_width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         positions = torch.arange(mask.shape[1], device=mask.device)
         return _pick(tokens, (positions * mask).amax(1))
@@ -89,39 +108,54 @@ class EOTPooler(Pooler):
         super().__init__(token_width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         assert eot is not None, "the encoder marks no end of text"
         return _pick(tokens, eot)
 
 
 class GeMPooler(Pooler):
-    """Generalised mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of the positive parts, large p the maximum.
+    """Generalised mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of
+    the positive parts, large p the maximum.
 
     Args:
         p: where the power starts.
         eps: floor of the values, which must be positive to be raised to a power.
         learnable: whether the power is trained.
 
-    Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, arXiv:1711.02512, equation 3, with one power for
-    all features as in the authors' code.
+    Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation,
+    arXiv:1711.02512, equation 3, with one power for all features as in the authors' code.
     """
 
-    def __init__(self, token_width: int, *, p: Positive = 3.0, eps: Positive = 1e-6, learnable: bool = True) -> None:
+    def __init__(
+        self, token_width: int, *, p: Positive = 3.0, eps: Positive = 1e-6, learnable: bool = True
+    ) -> None:
         super().__init__(token_width)
         self.p = nn.Parameter(torch.full((1,), float(p)), requires_grad=learnable)
         self.eps = eps
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         # fp32: 1e-6 to the third power is below what 16-bit floats hold.
         raised = tokens.float().clamp(min=self.eps).pow(self.p.float())
-        return masked_mean(raised, mask).clamp(min=torch.finfo(torch.float32).tiny).pow(1 / self.p.float()).to(tokens.dtype)
+        return (
+            masked_mean(raised, mask)
+            .clamp(min=torch.finfo(torch.float32).tiny)
+            .pow(1 / self.p.float())
+            .to(tokens.dtype)
+        )
 
 
 class AttentionPooler(Pooler):
-    """A learned query attends to the real tokens; the outcome is normalised and passed through a residual MLP.
+    """A learned query attends to the real tokens; the outcome is normalised and passed through a
+    residual MLP.
 
     Args:
         heads: attention heads; must divide the token width.
@@ -133,21 +167,32 @@ class AttentionPooler(Pooler):
     def __init__(self, token_width: int, *, heads: PositiveInt = 8, mlp_ratio: float = 4.0) -> None:
         super().__init__(token_width)
         if token_width % heads:
-            raise ValueError(f"pooler 'attention': {heads} heads do not divide the token width {token_width}")
+            raise ValueError(
+                f"pooler 'attention': {heads} heads do not divide the token width {token_width}"
+            )
         self.query = nn.Parameter(torch.empty(1, 1, token_width))
         nn.init.trunc_normal_(self.query, std=token_width**-0.5)
         self.attention = nn.MultiheadAttention(token_width, heads, batch_first=True)
         hidden = int(token_width * mlp_ratio)
         self.norm = nn.LayerNorm(token_width)
-        self.mlp = nn.Sequential(nn.Linear(token_width, hidden), nn.GELU(), nn.Linear(hidden, token_width)) if hidden else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(token_width, hidden), nn.GELU(), nn.Linear(hidden, token_width))
+            if hidden
+            else None
+        )
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], eot: Int[Tensor, " B"] | None = None
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
         query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
         # A row without real tokens attends to everything: a softmax over nothing is not a number.
         ignored = ~mask & mask.any(1, keepdim=True)
-        pooled = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)[0].squeeze(1)
+        pooled = self.attention(
+            query, tokens, tokens, key_padding_mask=ignored, need_weights=False
+        )[0].squeeze(1)
         return pooled if self.mlp is None else pooled + self.mlp(self.norm(pooled))
 
 

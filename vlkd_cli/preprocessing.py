@@ -11,7 +11,8 @@ from torch import Tensor
 class ImageInput(NamedTuple):
     """How an image becomes an image tower's input for evaluation.
 
-    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardises with `mean` and `std` on its own device.
+    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardises with `mean`
+    and `std` on its own device.
     """
 
     size_px: tuple[int, int] = (224, 224)
@@ -26,8 +27,8 @@ class ImageInput(NamedTuple):
 
 
 TextInput = dict[str, Tensor]
-"""`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the longest caption of the batch where
-the encoder allows it."""
+"""`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the
+longest caption of the batch where the encoder allows it."""
 
 
 def standardise(images: Tensor, expected: ImageInput) -> Tensor:

@@ -16,5 +16,11 @@ def load_head(folder: Path) -> nn.Module:
     keys = page["head"]
     head: nn.Module = catalog.load("head", keys.pop("name"))(page["feature_width"], **keys)
     weights = load_file(folder / page["weights_of_pooler_and_head"])
-    head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in weights.items() if name.startswith("head.")})
+    head.load_state_dict(
+        {
+            name.removeprefix("head."): tensor
+            for name, tensor in weights.items()
+            if name.startswith("head.")
+        }
+    )
     return head.eval()

@@ -25,12 +25,19 @@ class PatchMixer(Backbone):
         super().__init__()
         self.modality = "image"
         self.width = width
-        self.image_input = ImageInput(size_px=(size_px, size_px))  # the loader resizes and crops to this
-        self.settings = f"patch_mixer/{width}/{depth}/{size_px}"  # goes into the key of stored features
+        self.image_input = ImageInput(
+            size_px=(size_px, size_px)
+        )  # the loader resizes and crops to this
+        self.settings = (  # goes into the key of stored features
+            f"patch_mixer/{width}/{depth}/{size_px}"
+        )
         self.patches = nn.Conv2d(3, width, kernel_size=8, stride=8)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.GroupNorm(1, width), nn.Conv2d(width, width, 3, padding=1, groups=width), nn.GELU(), nn.Conv2d(width, width, 1)
+                nn.GroupNorm(1, width),
+                nn.Conv2d(width, width, 3, padding=1, groups=width),
+                nn.GELU(),
+                nn.Conv2d(width, width, 1),
             )
             for _ in range(depth)
         )
@@ -57,13 +64,21 @@ class MyBuilder(Builder):
 
     modalities = ("image",)
 
-    def __init__(self, *, width: PositiveInt = 128, depth: PositiveInt = 4, size_px: PositiveInt = 64) -> None:
+    def __init__(
+        self, *, width: PositiveInt = 128, depth: PositiveInt = 4, size_px: PositiveInt = 64
+    ) -> None:
         self.width, self.depth, self.size_px = width, depth, size_px
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:
         return PatchMixer(self.width, self.depth, self.size_px)
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         wanted = modality != "text" and not pretrained_only and fnmatch("patch_mixer", pattern)
-        return [ModelInfo("patch_mixer", "my_builder", "image", width=128, image_size_px=64)] if wanted else []
+        return (
+            [ModelInfo("patch_mixer", "my_builder", "image", width=128, image_size_px=64)]
+            if wanted
+            else []
+        )

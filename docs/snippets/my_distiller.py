@@ -37,7 +37,12 @@ class CentredCosine(Distiller):
         assert isinstance(teacher_width, int)  # a list only where a side of the arrow is one
         self.register_buffer("centre", torch.zeros(teacher_width))
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         teacher = teacher.detach()
         self.stage(teacher.mean(0))  # remembered, not yet used: forward writes no state
         return (1 - (unit(student) * unit(teacher - self.centre)).sum(1)).mean()

@@ -12,7 +12,8 @@ from vlkd_cli.errors import DataError
 
 
 class JSONLines(CaptionedImages):
-    """A file with one JSON object per line: `{"image": "photos/1.jpg", "captions": ["a dog", "a brown dog"]}`.
+    """A file with one JSON object per line: `{"image": "photos/1.jpg", "captions": ["a dog", "a
+    brown dog"]}`.
 
     Args:
         path: the file; images are relative to its folder. `{split}` in it is replaced by `split`.
@@ -25,7 +26,9 @@ class JSONLines(CaptionedImages):
         rows = list(_rows(file))
         if not rows:
             raise DataError(f"data.path {file}: there is no line in it.")
-        super().__init__(str(file.parent), (row["image"] for row in rows), (row["captions"] for row in rows))
+        super().__init__(
+            str(file.parent), (row["image"] for row in rows), (row["captions"] for row in rows)
+        )
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -36,6 +39,11 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            yield {"image": str(row["image"]), "captions": [str(caption) for caption in row["captions"]]}
+            yield {
+                "image": str(row["image"]),
+                "captions": [str(caption) for caption in row["captions"]],
+            }
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}:{number}: expected an object with 'image' and 'captions' ({error}).") from None
+            raise DataError(
+                f"{file}:{number}: expected an object with 'image' and 'captions' ({error})."
+            ) from None

@@ -13,7 +13,8 @@ from vlkd_cli.features.subject import Subject
 
 
 class TwoCaptions(Suite):
-    """Share of the images that are more similar to their own first caption than to that of the next image; a tie counts one half.
+    """Share of the images that are more similar to their own first caption than to that of the next
+    image; a tie counts one half.
 
     Args:
         data: image-caption data, `{reader: ..., ...}`; by default the drawn shapes.
@@ -29,7 +30,11 @@ class TwoCaptions(Suite):
         if len(data.reader) < 2:
             raise DataError(f"data '{data.name}': two images are the least that can be told apart.")
         images = normalise(embed_images(subject, data.reader))
-        captions = normalise(embed_texts(subject, [data.reader.captions(index)[0] for index in range(len(data.reader))]))
+        captions = normalise(
+            embed_texts(
+                subject, [data.reader.captions(index)[0] for index in range(len(data.reader))]
+            )
+        )
         own = (images * captions).sum(1)
         other = (images * captions.roll(-1, 0)).sum(1)
         share = ((own > other).float() + 0.5 * (own == other).float()).mean()

@@ -9,5 +9,9 @@ from vlkd_cli.towers.tower import Tower
 
 
 def keep_adapter(tower: Tower, folder: Path) -> None:
-    save_adapter(tower.encoder, folder / "my_adapter")  # adapter.yaml (the recipe's section) and adapter.safetensors
-    export_merged(tower.encoder, folder / "my_encoder")  # a plain transformers folder: lora, dora, vera, ia3
+    save_adapter(
+        tower.encoder, folder / "my_adapter"
+    )  # adapter.yaml (the recipe's section) and adapter.safetensors
+    export_merged(
+        tower.encoder, folder / "my_encoder"
+    )  # a plain transformers folder: lora, dora, vera, ia3

@@ -29,7 +29,10 @@ def test_an_entry_lives_where_the_catalogue_says(kind, name):
     assert signature_of(kind, name).attribute == attribute
 
 
-@pytest.mark.parametrize(("kind", "name"), [entry for entry in ENTRIES if entry[0] in ("builder", "distiller", "reader", "suite", "sink")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [entry for entry in ENTRIES if entry[0] in ("builder", "distiller", "reader", "suite", "sink")],
+)
 def test_the_name_is_the_place(kind, name):
     module, attribute = catalog.locate(kind, name)
     # A builder has a folder of its own, with its class in builder.py.
@@ -65,9 +68,13 @@ def test_the_signature_read_from_source_is_the_imported_one(kind, name):
     except MissingPackageError as error:
         pytest.skip(str(error))
     parameters = inspect.signature(component.__init__).parameters.values()
-    imported = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    imported = [
+        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    ]
     assert signature_of(kind, name).key_names() == imported
-    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) or not imported
+    assert (
+        not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) or not imported
+    )
 
 
 @pytest.mark.parametrize("name", optimizer_names())

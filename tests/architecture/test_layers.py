@@ -1,4 +1,5 @@
-"""Who may import whom: a row imports from rows above its own; inside a row, a package imports only itself."""
+"""Who may import whom: a row imports from rows above its own; inside a row, a package imports only
+itself."""
 
 from __future__ import annotations
 
@@ -33,13 +34,37 @@ STANDS_ON = {
     ("elevater", "evaluation"),
     ("evaluation.suites", "elevater"),
 }
-# Third-party packages that need torch or are as slow; only rows from `distributed` down may import them.
-HEAVY = {"torch", "torchvision", "numpy", "transformers", "open_clip", "timm", "sentence_transformers", "sklearn", "PIL", "webdataset"}
+# Third-party packages that need torch or are as slow; only rows from `distributed` down may import
+# them.
+HEAVY = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "transformers",
+    "open_clip",
+    "timm",
+    "sentence_transformers",
+    "sklearn",
+    "PIL",
+    "webdataset",
+}
 # Libraries that belong to one component each are imported by the functions that use them.
 INSIDE_FUNCTIONS = {
-    "torchvision", "transformers", "open_clip", "timm", "sentence_transformers", "sklearn", "webdataset", "adapters", "peft", "wandb",
-    "tensorboard", "pandas", "simplejpeg", "fsspec",
-}  # fmt: skip
+    "torchvision",
+    "transformers",
+    "open_clip",
+    "timm",
+    "sentence_transformers",
+    "sklearn",
+    "webdataset",
+    "adapters",
+    "peft",
+    "wandb",
+    "tensorboard",
+    "pandas",
+    "simplejpeg",
+    "fsspec",
+}
 
 
 def room_of(module: str) -> str:
@@ -66,8 +91,13 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from vlkd_cli import catalog` imports a module, `from vlkd_cli.catalog import load` a name of one.
-            found += [f"vlkd_cli.{alias.name}" for alias in node.names] if node.module == "vlkd_cli" else [node.module]
+            # `from vlkd_cli import catalog` imports a module, `from vlkd_cli.catalog import load` a
+            # name of one.
+            found += (
+                [f"vlkd_cli.{alias.name}" for alias in node.names]
+                if node.module == "vlkd_cli"
+                else [node.module]
+            )
     return found
 
 
@@ -86,7 +116,9 @@ def source_files() -> list[Path]:
 
 
 def test_every_room_has_a_row():
-    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
     assert rooms - {"__init__", "__main__"} == set(ROW_OF)
 
 
@@ -113,7 +145,11 @@ def test_the_first_three_rows_import_nothing_heavy():
     for path in source_files():
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room in {name for row in ROWS[:3] for name in row}:
-            wrong += [f"{path.name} imports {module}" for module in imports_of(path) if module.split(".")[0] in HEAVY]
+            wrong += [
+                f"{path.name} imports {module}"
+                for module in imports_of(path)
+                if module.split(".")[0] in HEAVY
+            ]
     assert wrong == []
 
 
@@ -127,13 +163,25 @@ def test_libraries_of_single_components_are_imported_inside_functions():
 
 
 def test_commands_import_typer_and_the_standard_library_only():
-    allowed = {"typer", "__future__", "collections", "pathlib", "typing", "enum", "json", "os", "sys"}
+    allowed = {
+        "typer",
+        "__future__",
+        "collections",
+        "pathlib",
+        "typing",
+        "enum",
+        "json",
+        "os",
+        "sys",
+    }
     wrong = []
     files = sorted((PACKAGE / "commands").glob("*.py"))
     assert len(files) >= 10
     for path in files:
         wrong += [
-            f"{path.name} imports {module}" for module in imports_of(path, top_level_only=True) if module.split(".")[0] not in allowed
+            f"{path.name} imports {module}"
+            for module in imports_of(path, top_level_only=True)
+            if module.split(".")[0] not in allowed
         ]
     assert wrong == []
 
@@ -144,6 +192,8 @@ def test_torch_distributed_is_touched_in_two_rooms_only():
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room not in ("distributed", "engine"):
             wrong += [
-                f"{path.relative_to(PACKAGE)} imports {module}" for module in imports_of(path) if module.startswith("torch.distributed")
+                f"{path.relative_to(PACKAGE)} imports {module}"
+                for module in imports_of(path)
+                if module.startswith("torch.distributed")
             ]
     assert wrong == []

@@ -17,7 +17,8 @@ try:
     main(sys.argv[1:])
 except SystemExit as leaving:
     code = leaving.code or 0
-slow = [name for name in ("torch", "torchvision", "transformers", "open_clip", "timm", "PIL") if name in sys.modules]
+libraries = ("torch", "torchvision", "transformers", "open_clip", "timm", "PIL")
+slow = [name for name in libraries if name in sys.modules]
 print("LOADED", code, *slow)
 """
 
@@ -26,7 +27,9 @@ MISSPELT = SMALL.replace("{name: infonce}", "{name: infonce, logit_scal: 50}")
 
 def answered(*words: str) -> tuple[int, list[str], str]:
     """Exit code, slow modules that were imported, and standard error of `vlkd WORDS`."""
-    result = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False
+    )
     last = result.stdout.rpartition("LOADED ")[2].split()
     assert last, result.stderr
     return int(last[0]), last[1:], result.stderr
@@ -61,7 +64,7 @@ def test_a_misspelt_recipe_is_told_without_torch(command, tmp_path: Path):
 
 def test_help_loads_neither_pydantic_nor_yaml():
     script = (
-        "import sys; from vlkd_cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        "assert not {'pydantic', 'yaml', 'numpy'} & set(sys.modules)"
+        "import sys; from vlkd_cli.app import main\ntry: main(['--help'])\nexcept SystemExit:"
+        " pass\nassert not {'pydantic', 'yaml', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

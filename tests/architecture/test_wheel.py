@@ -21,7 +21,10 @@ def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     (built,) = folder.glob("vlkd-*.whl")
     return built
@@ -30,7 +33,9 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_ships_package_recipes_and_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert len([name for name in names if name.startswith("vlkd_cli/") and name.endswith(".py")]) > 60
+    assert (
+        len([name for name in names if name.startswith("vlkd_cli/") and name.endswith(".py")]) > 60
+    )
     for name in shipped_recipes():
         assert f"vlkd_cli/shipped_recipes/{name}.yaml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -47,17 +52,33 @@ def test_an_installed_vlkd_lists_and_checks_its_recipes(wheel, tmp_path):
     python = environment / "bin" / "python"
     site = next(environment.glob("lib/python3*/site-packages"))
     # Without --ignore-installed pip would take vlkd out of the environment that runs this test.
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", "--prefix", str(environment), str(wheel)]
+    install = [
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        "--prefix",
+        str(environment),
+        str(wheel),
+    ]
     subprocess.run(
         [sys.executable, "-m", "pip", *install],
         check=True,
         capture_output=True,
     )
-    # The libraries are those of the environment that runs this test; the package is the wheel's, for it comes first.
+    # The libraries are those of the environment that runs this test; the package is the wheel's,
+    # for it comes first.
     (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"])
 
     def vlkd(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(environment / "bin" / "vlkd"), *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [str(environment / "bin" / "vlkd"), *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert (environment / "bin" / "vlkd").read_text().startswith("#!")
     script = environment / "bin" / "vlkd"
@@ -69,4 +90,7 @@ def test_an_installed_vlkd_lists_and_checks_its_recipes(wheel, tmp_path):
     checked = vlkd("recipes", "check", "quickstart", "recipes/quickstart.yaml")
     assert checked.stdout == "quickstart: fine\nrecipes/quickstart.yaml: fine\n"
     where = [str(python), "-c", "import vlkd_cli; print(vlkd_cli.__file__)"]
-    assert str(environment) in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert (
+        str(environment)
+        in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    )

@@ -19,15 +19,20 @@ from tests.support.distiller_cases import CASES, batch, run_steps, tensors
 from tests.support.ranks import run_on_ranks
 from vlkd_cli.catalog import load, names
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad, sum_without_grad
+from vlkd_cli.distributed.collectives import (
+    gather_without_grad,
+    mean_without_grad,
+    sum_without_grad,
+)
 
 # The ranks of a small group wait for the large ones' work on whatever machine this is.
 PATIENCE = timedelta(seconds=600)
 pytestmark = pytest.mark.timeout(PATIENCE.total_seconds())
 ROWS, STEPS = 12, 3
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6, "float32 throughout": 5e-6}
-"""Relative to the largest entry. Batches as small as these are computed in double precision whatever they are given in; "throughout" is how
-large ones are computed, where products over shards round otherwise and gradients are what is left of terms that nearly cancel."""
+"""Relative to the largest entry. Batches as small as these are computed in double precision
+whatever they are given in; "throughout" is how large ones are computed, where products over shards
+round otherwise and gradients are what is left of terms that nearly cancel."""
 SMALL_ROWS = "vlkd_cli.distillers.distiller.SMALL_ROWS"
 
 
@@ -58,7 +63,8 @@ WRONG = {
     "gradient_match": ("clip_kd.all_reduce_sum", sum_own_gradient),
     "cross_entropy": ("cross_entropy.sum_without_grad", lambda tensor: tensor),
 }
-"""The originals' failures: gathers without gradient, statistics of one rank, queues and centres that drift apart."""
+"""The originals' failures: gathers without gradient, statistics of one rank, queues and centres
+that drift apart."""
 
 
 def test_every_objective_of_the_catalogue_has_a_case() -> None:
@@ -95,7 +101,11 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], world_size: int) 
     for ours, theirs in zip(found["features"], wanted["features"], strict=True):
         for our_gradient, their_gradient in zip(ours, theirs, strict=True):
             compare(None if our_gradient is None else our_gradient / world_size, their_gradient)
-    for ours, theirs in zip(found["parameters"] + [found["state"]], wanted["parameters"] + [wanted["state"]], strict=True):
+    for ours, theirs in zip(
+        found["parameters"] + [found["state"]],
+        wanted["parameters"] + [wanted["state"]],
+        strict=True,
+    ):
         assert ours.keys() == theirs.keys()
         for key in theirs:
             compare(ours[key], theirs[key])
@@ -105,41 +115,63 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], world_size: int) 
 def share_of(record: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
     """The single process's record with only the rows of one rank."""
     own = slice(rank * ROWS // world_size, (rank + 1) * ROWS // world_size)
-    return record | {"features": [[None if one is None else one[own] for one in step] for step in record["features"]]}
+    return record | {
+        "features": [
+            [None if one is None else one[own] for one in step] for step in record["features"]
+        ]
+    }
 
 
 def _precisions(world_size: int) -> list[str]:
     # One division into shards shows what rounding does throughout.
-    return [precision for precision in TOLERANCE if precision != "float32 throughout" or world_size == 3]
+    return [
+        precision for precision in TOLERANCE if precision != "float32 throughout" or world_size == 3
+    ]
 
 
 def steps_in(precision: str, *arguments: Any) -> dict[str, Any]:
     """Three steps of a case; further arguments as of `run_steps`."""
     case, *place = arguments
     with mock.patch(SMALL_ROWS, 0) if precision == "float32 throughout" else nullcontext():
-        return run_steps(case, ROWS, STEPS, torch.float64 if precision == "float64" else torch.float32, *place)
+        return run_steps(
+            case, ROWS, STEPS, torch.float64 if precision == "float64" else torch.float32, *place
+        )
 
 
 def on_one_rank(world_sizes: list[int], folder: str) -> dict[str, Any]:
-    """Every case at every world size, and with the wrong collectives at two ranks; groups are left and joined anew in between."""
+    """Every case at every world size, and with the wrong collectives at two ranks; groups are left
+    and joined anew in between."""
     rank, everything = dist.get_rank(), {}
     for world_size in world_sizes:
-        # A group that one rank leaves while another still connects to it fails there: "connection closed by peer".
+        # A group that one rank leaves while another still connects to it fails there: "connection
+        # closed by peer".
         dist.barrier()
         dist.destroy_process_group()
         if rank < world_size:
             file = f"file://{folder}/{world_size}"
-            dist.init_process_group("gloo", init_method=file, rank=rank, world_size=world_size, timeout=PATIENCE)
+            dist.init_process_group(
+                "gloo", init_method=file, rank=rank, world_size=world_size, timeout=PATIENCE
+            )
             for name, case in CASES.items():
                 for precision in _precisions(world_size):
-                    everything[world_size, name, precision] = steps_in(precision, case, rank, world_size, mean_without_grad)
+                    everything[world_size, name, precision] = steps_in(
+                        precision, case, rank, world_size, mean_without_grad
+                    )
             if world_size == 2:
                 for name, (target, replacement) in WRONG.items():
                     with mock.patch(f"vlkd_cli.distillers.{target}", replacement):
-                        everything["wrong", name] = steps_in("float64", CASES[name], rank, world_size, mean_without_grad)
+                        everything["wrong", name] = steps_in(
+                            "float64", CASES[name], rank, world_size, mean_without_grad
+                        )
             dist.barrier()
             dist.destroy_process_group()
-        dist.init_process_group("gloo", init_method=f"file://{folder}/all-{world_size}", rank=rank, world_size=4, timeout=PATIENCE)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/all-{world_size}",
+            rank=rank,
+            world_size=4,
+            timeout=PATIENCE,
+        )
     dist.barrier()
     return everything
 
@@ -147,34 +179,49 @@ def on_one_rank(world_sizes: list[int], folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone() -> dict[Any, Any]:
     torch.set_num_threads(1)
-    return {(name, precision): steps_in(precision, case) for name, case in CASES.items() for precision in TOLERANCE}
+    return {
+        (name, precision): steps_in(precision, case)
+        for name, case in CASES.items()
+        for precision in TOLERANCE
+    }
 
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     folder = tmp_path_factory.mktemp("groups")
-    return run_on_ranks(on_one_rank, 4, [4, 3, 2, 1], os.fspath(folder), timeout_seconds=PATIENCE.total_seconds())
+    return run_on_ranks(
+        on_one_rank, 4, [4, 3, 2, 1], os.fspath(folder), timeout_seconds=PATIENCE.total_seconds()
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_objective_is_exact_over_ranks(name: str, world_size: int, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]) -> None:
+def test_objective_is_exact_over_ranks(
+    name: str, world_size: int, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]
+) -> None:
     for precision in _precisions(world_size):
         tolerance, wanted = TOLERANCE[precision], alone[name, precision]
         records = [on_ranks[rank][world_size, name, precision] for rank in range(world_size)]
         losses = np.mean([record["losses"] for record in records], axis=0)
-        np.testing.assert_allclose(losses, wanted["losses"], rtol=min(tolerance, 1e-6), atol=min(tolerance, 1e-6))
+        np.testing.assert_allclose(
+            losses, wanted["losses"], rtol=min(tolerance, 1e-6), atol=min(tolerance, 1e-6)
+        )
         for rank, record in enumerate(records):
             assert differences(record, share_of(wanted, rank, world_size), world_size) < tolerance
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_collective_is_noticed(name: str, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]) -> None:
+def test_wrong_collective_is_noticed(
+    name: str, alone: dict[Any, Any], on_ranks: list[dict[Any, Any]]
+) -> None:
     wanted = alone[name, "float64"]
     records = [on_ranks[rank]["wrong", name] for rank in range(2)]
     losses = np.mean([record["losses"] for record in records], axis=0)
     in_values = np.abs(losses - wanted["losses"]).max() > 1e-4
-    in_gradients_or_state = any(differences(record, share_of(wanted, rank, 2), 2) > 1e-3 for rank, record in enumerate(records))
+    in_gradients_or_state = any(
+        differences(record, share_of(wanted, rank, 2), 2) > 1e-3
+        for rank, record in enumerate(records)
+    )
     assert in_values or in_gradients_or_state
 
 
@@ -225,8 +272,13 @@ def test_one_way_objective_sends_no_gradient_to_its_teacher(name: str) -> None:
     distiller(student, teacher, context).backward()
     if distiller.direction == "one_way":
         assert all(tensor.grad is None for tensor in tensors(teacher))
-    if name not in ("compress momentum", "protoclip external"):  # a key encoder learns nothing; no episode has begun
-        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in tensors(student))
+    if name not in (
+        "compress momentum",
+        "protoclip external",
+    ):  # a key encoder learns nothing; no episode has begun
+        assert all(
+            tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in tensors(student)
+        )
 
 
 HARD = {
@@ -241,25 +293,37 @@ HARD = {
 @pytest.mark.parametrize("small_rows", [0, 128])
 @pytest.mark.parametrize("hardness", HARD)
 @pytest.mark.parametrize("name", CASES)
-def test_hard_batches_have_finite_loss_and_gradient(name: str, hardness: str, small_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hard_batches_have_finite_loss_and_gradient(
+    name: str, hardness: str, small_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SMALL_ROWS, small_rows)
     case = CASES[name]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         distiller = case.build(torch.float32)
         student, teacher, context = batch(case, ROWS, 0, torch.float32)
-        made = [HARD[hardness](tensor).to(dtype).requires_grad_() for tensor in tensors(student, teacher)]
+        made = [
+            HARD[hardness](tensor).to(dtype).requires_grad_()
+            for tensor in tensors(student, teacher)
+        ]
         rows = len(made[0])
         count = len(list(tensors(student)))
         student = made[:count] if isinstance(student, list) else made[0]
-        teacher = None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        teacher = (
+            None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        )
         context = context._replace(labels=context.labels[:rows], indices=context.indices[:rows])
-        with torch.autocast("cpu", dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32):
+        with torch.autocast(
+            "cpu",
+            dtype=dtype if dtype != torch.float32 else torch.bfloat16,
+            enabled=dtype != torch.float32,
+        ):
             loss = distiller(student, teacher, context)
         assert loss.dtype == torch.float32
         loss.backward()
         assert loss.isfinite()
         for tensor in made:
-            # Features in 16 bits have gradients in 16 bits; a gradient that a scaler must tame is the trainer's matter.
+            # Features in 16 bits have gradients in 16 bits; a gradient that a scaler must tame is
+            # the trainer's matter.
             assert tensor.grad is None or tensor.grad.isfinite().all() or dtype == torch.float16
             assert tensor.grad is None or dtype != torch.float32 or tensor.grad.abs().max() < 1e5
         distiller.commit(0)
@@ -268,7 +332,9 @@ def test_hard_batches_have_finite_loss_and_gradient(name: str, hardness: str, sm
 
 @pytest.mark.parametrize("small_rows", [0, 128])
 @pytest.mark.parametrize("name", CASES)
-def test_sixteen_bits_stay_near_float32(name: str, small_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sixteen_bits_stay_near_float32(
+    name: str, small_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SMALL_ROWS, small_rows)
     case = CASES[name]
     student, teacher, context = batch(case, ROWS, 0, torch.float32)
@@ -278,10 +344,13 @@ def test_sixteen_bits_stay_near_float32(name: str, small_rows: int, monkeypatch:
         made = [tensor.to(dtype) for tensor in rounded]
         count = len(list(tensors(student)))
         ours = made[:count] if isinstance(student, list) else made[0]
-        theirs = None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        theirs = (
+            None if teacher is None else made[count:] if isinstance(teacher, list) else made[count]
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             values.append(case.build(torch.float32)(ours, theirs, context).item())
-    # Nothing is computed in 16 bits, so only the rounding of the inputs counts, and that is the same here.
+    # Nothing is computed in 16 bits, so only the rounding of the inputs counts, and that is the
+    # same here.
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 

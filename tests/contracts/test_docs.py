@@ -1,4 +1,5 @@
-"""Code blocks of docs are tested files, commands work, recipes pass the checks, tables tell the truth, and links lead somewhere."""
+"""Code blocks of docs are tested files, commands work, recipes pass the checks, tables tell the
+truth, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +12,24 @@ import torch
 import yaml
 
 from tests.architecture.test_layers import ROWS
-from tests.support.page_commands import check_yaml, is_slow, leaves, try_command, way_of, write_recipes
-from tests.support.pages import ROOT, SNIPPETS, Command, anchors_of, blocks_of, commands_of, inside, table_after
+from tests.support.page_commands import (
+    check_yaml,
+    is_slow,
+    leaves,
+    try_command,
+    way_of,
+    write_recipes,
+)
+from tests.support.pages import (
+    ROOT,
+    SNIPPETS,
+    Command,
+    anchors_of,
+    blocks_of,
+    commands_of,
+    inside,
+    table_after,
+)
 from vlkd_cli import catalog
 from vlkd_cli.catalog import CATALOG
 from vlkd_cli.recipe import adapters as adapter_rules
@@ -26,13 +43,24 @@ COMMANDS = [command for page in WRITTEN for command in commands_of(page)]
 
 def test_the_pages_are_there():
     names = {page.stem for page in PAGES}
-    assert {"index", "quickstart", "recipes", "catalogue", "architecture", "evaluation", "scaling", "adapters"} <= names
+    assert {
+        "index",
+        "quickstart",
+        "recipes",
+        "catalogue",
+        "architecture",
+        "evaluation",
+        "scaling",
+        "adapters",
+    } <= names
     assert {"add_a_distiller", "add_a_builder", "add_a_reader", "add_a_suite"} <= names
     assert len(BLOCKS) > 30 and len(COMMANDS) > 30
 
 
 def test_every_page_is_linked_from_the_index():
-    reachable = set(inside(ROOT / "docs" / "index.md")) | set(inside(ROOT / "docs" / "evaluation.md"))
+    reachable = set(inside(ROOT / "docs" / "index.md")) | set(
+        inside(ROOT / "docs" / "evaluation.md")
+    )
     assert {page.name for page in PAGES} - reachable == {"index.md"}
 
 
@@ -46,11 +74,14 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    # Layouts of data folders are written by tests/support/text_folders.py and read by the suites' own tests.
+    # Layouts of data folders are written by tests/support/text_folders.py and read by the suites'
+    # own tests.
     assert {block.language for block in BLOCKS} == {"bash", "yaml", "python", "text", "layout"}
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "python"], ids=str
+)
 def test_python_is_a_snippet(block):
     assert block.text in [file.read_text(encoding="utf-8") for file in SNIPPETS.glob("*.py")]
 
@@ -84,11 +115,15 @@ def test_the_wrong_recipe_ends_in_the_lines_that_the_page_shows(monkeypatch, cap
 
 def test_the_tutorial_shows_the_recipe_as_it_is():
     recipe = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
-    parts = [block for block in blocks_of(ROOT / "docs" / "quickstart.md") if block.language == "yaml"]
+    parts = [
+        block for block in blocks_of(ROOT / "docs" / "quickstart.md") if block.language == "yaml"
+    ]
     assert len(parts) == 4
     for block in parts:
         for section, value in yaml.safe_load(block.text).items():
-            assert recipe[section] == value, f"{block}: recipes/quickstart.yaml says {section}: {recipe[section]}"
+            assert recipe[section] == value, (
+                f"{block}: recipes/quickstart.yaml says {section}: {recipe[section]}"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +141,17 @@ def test_every_command_is_tested_in_one_way():
 
 
 def _once() -> list[Command]:
-    """Each command once, in the order of the pages; those of the tutorial come first, for they make the run that others name."""
+    """Each command once, in the order of the pages; those of the tutorial come first, for they make
+    the run that others name."""
     first = {}
     for command in sorted(COMMANDS, key=lambda command: command.block.page.stem != "quickstart"):
         first.setdefault(" ".join(command.words), command)
     return list(first.values())
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in _once()], ids=str)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in _once()], ids=str
+)
 def test_a_command_works(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VLKD_CACHE", str(folder / "cache"))
@@ -121,7 +159,10 @@ def test_a_command_works(command, folder, monkeypatch, capsys):
 
 
 def test_a_run_folder_holds_what_the_tutorial_lists(folder):
-    listed = [line.split()[0] for line in (SNIPPETS / "run_folder.txt").read_text(encoding="utf-8").splitlines()]
+    listed = [
+        line.split()[0]
+        for line in (SNIPPETS / "run_folder.txt").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(listed) == 7
     for name in listed:
         assert (folder / "runs" / "first" / name).exists(), name
@@ -141,7 +182,11 @@ def test_the_rooms_are_there():
 
 def test_the_table_of_suites_is_the_catalogue():
     expected = [
-        [name, entry.summary, ", ".join(sorted(signature_of("suite", name).attributes["modalities"]))]
+        [
+            name,
+            entry.summary,
+            ", ".join(sorted(signature_of("suite", name).attributes["modalities"])),
+        ]
         for name, entry in CATALOG["suite"].items()
     ]
     assert table_after(ROOT / "docs" / "evaluation.md", "## Suites") == expected
@@ -167,7 +212,9 @@ evals:
 """
 
 
-def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(tmp_path, monkeypatch, capsys):
+def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(
+    tmp_path, monkeypatch, capsys
+):
     from vlkd_cli.data.readers.shapes import Shapes
 
     monkeypatch.chdir(tmp_path)
@@ -177,7 +224,11 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(tmp_path, 
         lines = []
         for index in range(len(drawn)):
             drawn.image(index).save(f"{split}{index}.png")
-            lines.append(json.dumps({"image": f"{split}{index}.png", "captions": list(drawn.captions(index))}))
+            lines.append(
+                json.dumps(
+                    {"image": f"{split}{index}.png", "captions": list(drawn.captions(index))}
+                )
+            )
         Path(f"pairs.{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     Path("mine.yaml").write_text(MINE, encoding="utf-8")
 
@@ -192,7 +243,14 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(tmp_path, 
     }, "only the last layer learns"
     assert (
         leaves(
-            ["eval", "run", "--suite", "docs.snippets.my_suite:TwoCaptions", "--with", "data={reader: shapes, num_samples: 8, split: val}"]
+            [
+                "eval",
+                "run",
+                "--suite",
+                "docs.snippets.my_suite:TwoCaptions",
+                "--with",
+                "data={reader: shapes, num_samples: 8, split: val}",
+            ]
         )
         == 0
     )
@@ -205,7 +263,9 @@ def test_the_example_distiller_is_the_same_over_accumulated_batches_and_writes_n
     student, teacher = torch.randn(8, 5), torch.randn(8, 5)
     distiller = CentredCosine(momentum=0.0)
     whole = distiller(student, teacher)
-    torch.testing.assert_close((distiller(student[:4], teacher[:4]) + distiller(student[4:], teacher[4:])) / 2, whole)
+    torch.testing.assert_close(
+        (distiller(student[:4], teacher[:4]) + distiller(student[4:], teacher[4:])) / 2, whole
+    )
     assert distiller.centre.abs().sum() == 0
     distiller.discard()
     distiller(student[:4], teacher[:4])
@@ -234,7 +294,9 @@ def test_the_example_reader_names_the_line_that_is_wrong(tmp_path):
 
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"image": "a.png", "captions": ["a"]}\n{"image": "b.png"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"pairs.jsonl:2: expected an object with 'image' and 'captions'"):
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl:2: expected an object with 'image' and 'captions'"
+    ):
         JSONLines(path=str(file))
     with pytest.raises(DataError, match="cannot be read: No such file or directory"):
         JSONLines(path=str(tmp_path / "none.jsonl"))
@@ -245,7 +307,11 @@ def test_the_example_builder_is_listed_and_says_its_keys():
 
     assert [row.name for row in MyBuilder.list_models("image")] == ["patch_mixer"]
     assert MyBuilder.list_models("text") == []
-    assert signature_of("builder", "docs.snippets.my_builder:MyBuilder").key_names() == ["width", "depth", "size_px"]
+    assert signature_of("builder", "docs.snippets.my_builder:MyBuilder").key_names() == [
+        "width",
+        "depth",
+        "size_px",
+    ]
 
 
 def test_an_exported_head_goes_on_the_features(tmp_path):

@@ -38,7 +38,9 @@ def test_every_reader_of_the_catalogue_has_small_data_for_these_tests() -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_image_decodes_and_has_captions(name: str, sections: dict[str, dict[str, Any]]) -> None:
+def test_every_image_decodes_and_has_captions(
+    name: str, sections: dict[str, dict[str, Any]]
+) -> None:
     reader = opened(sections[name])
     assert len(reader) >= 4
     for index in range(len(reader)):
@@ -52,7 +54,9 @@ def test_every_image_decodes_and_has_captions(name: str, sections: dict[str, dic
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_caption_start_counts_the_captions_before(name: str, sections: dict[str, dict[str, Any]]) -> None:
+def test_caption_start_counts_the_captions_before(
+    name: str, sections: dict[str, dict[str, Any]]
+) -> None:
     reader = opened(sections[name])
     counts = [len(reader.captions(index)) for index in range(len(reader))]
     expected = np.concatenate([[0], np.cumsum(counts)])
@@ -83,7 +87,9 @@ def test_a_pickled_reader_reads_the_same(name: str, sections: dict[str, dict[str
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_the_fingerprint_is_the_same_for_the_same_data(name: str, sections: dict[str, dict[str, Any]]) -> None:
+def test_the_fingerprint_is_the_same_for_the_same_data(
+    name: str, sections: dict[str, dict[str, Any]]
+) -> None:
     assert opened(sections[name]).fingerprint() == opened(sections[name]).fingerprint()
 
 
@@ -99,7 +105,9 @@ def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path:
     elif name == "clip_benchmark":
         shutil.copyfile(tmp_path / "test" / "1.tar", tmp_path / "test" / "0.tar")
     else:
-        images = sorted(path for path in tmp_path.rglob("*.jpg") if path.parent.parent.name != "val")
+        images = sorted(
+            path for path in tmp_path.rglob("*.jpg") if path.parent.parent.name != "val"
+        )
         photo(91).save(images[0])
     assert opened(section).fingerprint() != before
 

@@ -1,4 +1,5 @@
-"""Every command of the README is tested in exactly one way, its recipe passes the checks, and its table is the catalogue."""
+"""Every command of the README is tested in exactly one way, its recipe passes the checks, and its
+table is the catalogue."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.page_commands import WAYS, check_yaml, is_slow, try_command, way_of, write_recipes
+from tests.support.page_commands import (
+    WAYS,
+    check_yaml,
+    is_slow,
+    try_command,
+    way_of,
+    write_recipes,
+)
 from tests.support.pages import ROOT, blocks_of, commands_of, inside, table_after
 from vlkd_cli import catalog
 from vlkd_cli.recipe.params import signature_of
@@ -29,7 +37,9 @@ def test_the_readme_has_commands_of_every_kind():
     assert {"make quickstart", "make test"} <= {" ".join(command.words) for command in COMMANDS}
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in COMMANDS], ids=str)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in COMMANDS], ids=str
+)
 def test_a_command_works(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VLKD_CACHE", str(folder / "cache"))
@@ -38,7 +48,9 @@ def test_a_command_works(command, folder, monkeypatch, capsys):
     try_command(command, folder)
 
 
-@pytest.mark.parametrize("block", [block for block in blocks_of(README) if block.language != "bash"], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in blocks_of(README) if block.language != "bash"], ids=str
+)
 def test_a_recipe_passes_the_check(block):
     assert block.language == "yaml"
     check_yaml(block)
@@ -52,12 +64,22 @@ def test_the_links_lead_somewhere():
 
 
 def _names(kind: str, wanted: object = True, asked: str = "") -> list[str]:
-    return [name for name in catalog.names(kind) if not asked or signature_of(kind, name).attributes.get(asked, "one") == wanted]
+    return [
+        name
+        for name in catalog.names(kind)
+        if not asked or signature_of(kind, name).attributes.get(asked, "one") == wanted
+    ]
 
 
 def test_the_table_of_what_goes_with_what_is_the_catalogue():
-    modalities = {name: signature_of("builder", name).attributes["modalities"] for name in catalog.names("builder")}
-    towers = {name: signature_of("suite", name).attributes["modalities"] for name in catalog.names("suite")}
+    modalities = {
+        name: signature_of("builder", name).attributes["modalities"]
+        for name in catalog.names("builder")
+    }
+    towers = {
+        name: signature_of("suite", name).attributes["modalities"]
+        for name in catalog.names("suite")
+    }
     expected = {
         "image builders": [name for name, offered in modalities.items() if "image" in offered],
         "text builders": [name for name, offered in modalities.items() if "text" in offered],
@@ -69,9 +91,13 @@ def test_the_table_of_what_goes_with_what_is_the_catalogue():
         "objectives between two pairs": _names("distiller", "pair", "takes"),
         "readers": _names("reader"),
         "augmentations": _names("augment"),
-        "suites for both towers": [name for name, needed in towers.items() if needed == {"image", "text"}],
+        "suites for both towers": [
+            name for name, needed in towers.items() if needed == {"image", "text"}
+        ],
         "suites for image towers": [name for name, needed in towers.items() if needed == {"image"}],
         "suites for text towers": [name for name, needed in towers.items() if needed == {"text"}],
         "reports": _names("sink"),
     }
-    assert {part: names.split(", ") for part, names, _ in table_after(README, "## What goes with what")} == expected
+    assert {
+        part: names.split(", ") for part, names, _ in table_after(README, "## What goes with what")
+    } == expected

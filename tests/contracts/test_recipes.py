@@ -36,4 +36,6 @@ def test_a_shipped_recipe_opens_with_what_it_shows_and_its_command(name):
             break
         header.append(line)
     assert len(summary_of(RECIPES[name])) > 20
-    assert re.search(rf"vlkd train (recipes/)?{name}(\.yaml)?\b", "\n".join(header)), "the header names no command"
+    assert re.search(rf"vlkd train (recipes/)?{name}(\.yaml)?\b", "\n".join(header)), (
+        "the header names no command"
+    )

@@ -1,4 +1,5 @@
-"""Every shipped recipe trains: two steps on drawn pictures, with tiny towers standing in for the large ones."""
+"""Every shipped recipe trains: two steps on drawn pictures, with tiny towers standing in for the
+large ones."""
 
 from __future__ import annotations
 
@@ -19,17 +20,36 @@ RECIPES = shipped_recipes()
 VIT = {"layers": 1, "width": 32, "heads": 2}
 DRAWN = {"reader": "shapes", "num_samples": 24, "size_px": 32}
 # Sizes that would make a tiny run large, wherever they stand.
-SMALLER = {"num_prototypes": 4, "prototypes": 16, "queue_size": 16, "hidden": 32, "bottleneck": 16, "tokens": 2}
+SMALLER = {
+    "num_prototypes": 4,
+    "prototypes": 16,
+    "queue_size": 16,
+    "hidden": 32,
+    "bottleneck": 16,
+    "tokens": 2,
+}
 
 
 def stand_in(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe with tiny towers, drawn data and two steps; what it composes stays."""
     smaller = _shrunk(recipe)
-    smaller["towers"] = {name: _tiny_tower(tower, folder) for name, tower in smaller["towers"].items()}
+    smaller["towers"] = {
+        name: _tiny_tower(tower, folder) for name, tower in smaller["towers"].items()
+    }
     kept = {key: value for key, value in smaller["data"].items() if key in ("augment", "views")}
     smaller["data"] = {**DRAWN, **kept, "workers": 0}
-    smaller["train"] |= {"steps": 2, "batch_size": 8, "accumulate": 1, "log_every_steps": 1, "cache_dir": str(folder / "cache")}
-    smaller["evals"] = [_tiny_eval(entry) for entry in smaller["evals"] if entry["suite"] in ("zero_shot", "retrieval")]
+    smaller["train"] |= {
+        "steps": 2,
+        "batch_size": 8,
+        "accumulate": 1,
+        "log_every_steps": 1,
+        "cache_dir": str(folder / "cache"),
+    }
+    smaller["evals"] = [
+        _tiny_eval(entry)
+        for entry in smaller["evals"]
+        if entry["suite"] in ("zero_shot", "retrieval")
+    ]
     smaller["reports"] = ["csv"]
     return smaller
 
@@ -37,7 +57,9 @@ def stand_in(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
     builder = tower.get("builder")
     kept = {
-        key: value for key, value in tower.items() if key not in ("model", "pretrained", "config", "image_size", "tokenizer", "max_length")
+        key: value
+        for key, value in tower.items()
+        if key not in ("model", "pretrained", "config", "image_size", "tokenizer", "max_length")
     }
     if kept.get("head"):
         kept["head"] = {**kept["head"], "width": VIT["width"]}
@@ -45,11 +67,22 @@ def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
         # Another builder for a tower without a head, so that all widths agree.
         builder, kept["builder"] = "openclip", "openclip"
     if builder == "openclip":
-        return {**kept, "config": {**VIT, "embed_dim": 32} | ({"image_size": 32, "patch_size": 8} if tower["modality"] == "image" else {})}
+        return {
+            **kept,
+            "config": (
+                {**VIT, "embed_dim": 32}
+                | ({"image_size": 32, "patch_size": 8} if tower["modality"] == "image" else {})
+            ),
+        }
     if builder in ("torchvision", "timm"):
         # Patterns of parameter names need the network that they are written for.
         named = isinstance(tower.get("train"), list)
-        return {**kept, "builder": "torchvision", "model": tower["model"] if named else "shufflenet_v2_x0_5", "image_size": 32}
+        return {
+            **kept,
+            "builder": "torchvision",
+            "model": tower["model"] if named else "shufflenet_v2_x0_5",
+            "image_size": 32,
+        }
     if builder in ("sbert", "huggingface"):
         return {**kept, "builder": "huggingface", "config": VIT, "tokenizer": "clip"}
     assert builder == "adapters", builder
@@ -73,19 +106,36 @@ def _tiny_bert(folder: Path) -> Path:
         place.mkdir(parents=True)
         (place / "vocab.txt").write_text("\n".join(words))
         BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place)
-        config = BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+        )
         BertModel(config).save_pretrained(place)
     return place
 
 
 def _tiny_eval(entry: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in entry.items() if key not in ("data", "templates", "classes", "every_epochs", "every_steps")}
+    kept = {
+        key: value
+        for key, value in entry.items()
+        if key not in ("data", "templates", "classes", "every_epochs", "every_steps")
+    }
     return {**kept, "data": {**DRAWN, "split": "val"}, "last": True, "first": False}
 
 
 def _shrunk(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: min(SMALLER[key], part) if key in SMALLER and isinstance(part, int) else _shrunk(part) for key, part in value.items()}
+        return {
+            key: (
+                min(SMALLER[key], part)
+                if key in SMALLER and isinstance(part, int)
+                else _shrunk(part)
+            )
+            for key, part in value.items()
+        }
     return [_shrunk(part) for part in value] if isinstance(value, list) else value
 
 

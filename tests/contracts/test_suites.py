@@ -36,14 +36,18 @@ def test_perfect_towers_score_one_and_random_ones_chance(name: str, tmp_path: Pa
     for result in best:
         assert result.metrics[result.headline] == pytest.approx(case.best, abs=1e-6)
     for result in worst:
-        assert result.metrics[result.headline] == pytest.approx(result.chance[result.headline], abs=case.error)
+        assert result.metrics[result.headline] == pytest.approx(
+            result.chance[result.headline], abs=case.error
+        )
     check_results(best, tmp_path / "results")
 
 
 def check_results(results: list[Result], folder: Path) -> None:
     """Results say where they come from, and lie in the folder as JSON."""
     for result in results:
-        assert result.dataset and result.split and result.protocol and result.hashes and result.version
+        assert (
+            result.dataset and result.split and result.protocol and result.hashes and result.version
+        )
         assert result.num_items > 0
         assert set(result.chance) <= set(result.metrics)
     written = sorted(folder.glob("*.json"))

@@ -1,4 +1,5 @@
-"""Every image builder of the catalogue beside every text builder, composed and trained for one step."""
+"""Every image builder of the catalogue beside every text builder, composed and trained for one
+step."""
 
 from __future__ import annotations
 
@@ -27,13 +28,20 @@ TEXT_TOWERS: dict[str, dict[str, Any]] = {
     "openclip": {"config": {**SIZES, "context_length": 16, "vocab_size": 600}},
     "huggingface": {"config": {**SIZES, "vocab_size": 600, "max_length": 32}},
     "sbert": {"model": "glove.txt"},
-    "adapters": {"config": {**SIZES, "vocab_size": 600, "max_length": 32}, "adapter": {"name": "lora"}},
+    "adapters": {
+        "config": {**SIZES, "vocab_size": 600, "max_length": 32},
+        "adapter": {"name": "lora"},
+    },
 }
 CAPTIONS = ["a red square", "a blue circle above a square", "two dogs", "a car"]
 
 
 def builders_of(modality: str) -> list[str]:
-    return [name for name in catalog.names("builder") if modality in catalog.load("builder", name).modalities]
+    return [
+        name
+        for name in catalog.names("builder")
+        if modality in catalog.load("builder", name).modalities
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,10 @@ def word_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("words") / "glove.txt"
     words = ["a", "red", "square", "blue", "circle", "above", "two", "dogs", "car"]
     file.write_text(
-        "".join(f"{word} {' '.join(str((row + 1) * (column + 1) % 7) for column in range(8))}\n" for row, word in enumerate(words))
+        "".join(
+            f"{word} {' '.join(str((row + 1) * (column + 1) % 7) for column in range(8))}\n"
+            for row, word in enumerate(words)
+        )
     )
     return file
 
@@ -65,36 +76,58 @@ def inputs_of(tower: Tower) -> Any:
     if tower.image_input is None:
         return tower.tokenize(CAPTIONS)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (len(CAPTIONS), 3, *tower.image_input.size_px), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0,
+        256,
+        (len(CAPTIONS), 3, *tower.image_input.size_px),
+        dtype=torch.uint8,
+        generator=generator,
+    )
 
 
 def cosine_step(towers: list[Tower]) -> list[str]:
     """Names of the parameters that one step of a cosine loss left as they were."""
-    parameters = [(f"{tower.name}.{name}", parameter) for tower in towers for name, parameter in tower.named_parameters()]
+    parameters = [
+        (f"{tower.name}.{name}", parameter)
+        for tower in towers
+        for name, parameter in tower.named_parameters()
+    ]
     before = {name: parameter.detach().clone() for name, parameter in parameters}
-    optimizer = torch.optim.SGD([parameter for _, parameter in parameters if parameter.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD(
+        [parameter for _, parameter in parameters if parameter.requires_grad], lr=1.0
+    )
     image, text = (F.normalize(tower.train()(inputs_of(tower)), dim=-1) for tower in towers)
     loss = F.cross_entropy(10 * image @ text.T, torch.arange(len(CAPTIONS)))
     loss.backward()
     optimizer.step()
     assert loss.isfinite()
-    return [name for name, parameter in parameters if parameter.requires_grad and parameter.equal(before[name])]
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.requires_grad and parameter.equal(before[name])
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("text", builders_of("text"))
 @pytest.mark.parametrize("image", builders_of("image"))
-def test_every_pair_of_builders_takes_a_training_step(image: str, text: str, word_file: Path) -> None:
+def test_every_pair_of_builders_takes_a_training_step(
+    image: str, text: str, word_file: Path
+) -> None:
     head = {"head": {"name": "linear", "width": 16}}
     towers = [build(image, "image", word_file, **head), build(text, "text", word_file, **head)]
     still = cosine_step(towers)
     assert not [name for name in still if ".head." in name]
-    # Some gradients are zero by definition, e.g. of the key's bias in attention or of LoRA's first matrix at the start.
+    # Some gradients are zero by definition, e.g. of the key's bias in attention or of LoRA's first
+    # matrix at the start.
     learning = sum(parameter.requires_grad for tower in towers for parameter in tower.parameters())
     assert len(still) < learning / 2
 
 
-@pytest.fixture(params=[("image", name) for name in IMAGE_TOWERS] + [("text", name) for name in TEXT_TOWERS], ids="-".join)
+@pytest.fixture(
+    params=[("image", name) for name in IMAGE_TOWERS] + [("text", name) for name in TEXT_TOWERS],
+    ids="-".join,
+)
 def tower(request: pytest.FixtureRequest, word_file: Path) -> Iterator[Tower]:
     modality, name = request.param
     yield build(name, modality, word_file).eval()
@@ -104,14 +137,18 @@ def tower(request: pytest.FixtureRequest, word_file: Path) -> Iterator[Tower]:
 def test_every_tower_keeps_the_contract(tower: Tower) -> None:
     inputs = inputs_of(tower)
     features = tower.features(inputs)
-    assert features.shape == (len(CAPTIONS), tower.feature_width) and features.dtype == torch.float32
+    assert (
+        features.shape == (len(CAPTIONS), tower.feature_width) and features.dtype == torch.float32
+    )
     torch.testing.assert_close(tower(inputs), tower.project(features))
     assert tower.digest() == tower.digest()
     layers = [tower.layer_of(name) for name, _ in tower.named_parameters()]
     assert min(layers) == 0 and max(layers) == tower.num_layers - 1
     assert set(tower.trainable_state()) <= set(tower.state_dict())
     if tower.encoder.token_width is not None:
-        tokens = tower.encoder.tokens(inputs if tower.image_input is None else standardise(inputs, tower.image_input))
+        tokens = tower.encoder.tokens(
+            inputs if tower.image_input is None else standardise(inputs, tower.image_input)
+        )
         assert tokens.values.shape == (*tokens.mask.shape, tower.encoder.token_width)
         assert tokens.mask.dtype == torch.bool and tokens.mask.any(1).all()
 
@@ -124,4 +161,6 @@ def test_a_caption_is_encoded_alike_in_any_batch(tower: Tower) -> None:
         return
     together = tower(tower.tokenize(CAPTIONS))
     for row, caption in enumerate(CAPTIONS):
-        torch.testing.assert_close(together[row : row + 1], tower(tower.tokenize([caption])), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together[row : row + 1], tower(tower.tokenize([caption])), rtol=1e-4, atol=1e-5
+        )

@@ -7,12 +7,14 @@ For one case:
      kind "randint": a = rs.randint(low, high, size=shape)            (int64)
      kind "const" : a = float32(value)                                 (no draw)
      then, if "scale" : a = float32(scale) * a
-     then, if "mix"   : [other, w]  ->  a = float32(w) * inputs[other] + a     (float32 arithmetic, after scale)
+     then, if "mix"   : [other, w]  ->  a = float32(w) * inputs[other] + a     (float32 arithmetic,
+         after scale)
      then, if "copy_rows" : [[dst, src], ...]  -> a[dst] = a[src]
-     then, if "l2axis": k -> a = a / sqrt(sum(a.astype(f64)**2, axis=k, keepdims)), computed in float64, cast to float32
+     then, if "l2axis": k -> a = a / sqrt(sum(a.astype(f64)**2, axis=k, keepdims)), computed in
+         float64, cast to float32
   Multi-step cases just list step inputs as name@0, name@1, name@2.
-"harness_norm": true means: the test feeds x / max(||x||_2, 1e-12) (row-wise, inside the autograd graph)
-to the loss, and the reported gradient is taken with respect to the RAW array.
+"harness_norm": true means: the test feeds x / max(||x||_2, 1e-12) (row-wise, inside the autograd
+graph) to the loss, and the reported gradient is taken with respect to the RAW array.
 Reported gradient summaries: norm = ||g||_2 ; head = first 4 entries, C order ;
 probe = <g, p> with p = RandomState(seed + 7919).randn(*shape) drawn fresh for every input.
 """
@@ -60,5 +62,11 @@ def verify(case):
     got = {k: checksum(v) for k, v in build(case).items()}
     for k, v in case["input_checksums"].items():
         for f in v:
-            assert abs(v[f] - got[k][f]) <= 1e-6 * max(1.0, abs(v[f])), (case["id"], k, f, v[f], got[k][f])
+            assert abs(v[f] - got[k][f]) <= 1e-6 * max(1.0, abs(v[f])), (
+                case["id"],
+                k,
+                f,
+                v[f],
+                got[k][f],
+            )
     return True

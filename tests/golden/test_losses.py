@@ -1,9 +1,14 @@
-"""Every case that the original authors' code produced, in value and gradient, in float64 and float32.
+"""Every case that the original authors' code produced, in value and gradient, in float64 and
+float32.
 
-Cases of one original that vlkd offers as several distillers are taken apart by output. What is an original's own reading rather than the
-paper's is matched by the named switch: CLIP-KD's ICL (`scale_is_log: false`) and GD (`gd_temperature: scale`). Not matched, with the
-reason: CLIP-KD's `cross_kd` and `afd` (not in the headline recipe, and no distiller of the catalogue), `itra_contrast` (marked as
-reference only: ITRA's VICReg and Barlow Twins cannot reach their own targets; its RKD is matched by `compat: itra`).
+Cases of one original that vlkd offers as several distillers are taken apart by output. What is an
+original's own reading rather than the
+paper's is matched by the named switch: CLIP-KD's ICL (`scale_is_log: false`) and GD
+(`gd_temperature: scale`). Not matched, with the
+reason: CLIP-KD's `cross_kd` and `afd` (not in the headline recipe, and no distiller of the
+catalogue), `itra_contrast` (marked as
+reference only: ITRA's VICReg and Barlow Twins cannot reach their own targets; its RKD is matched by
+`compat: itra`).
 """
 
 from __future__ import annotations
@@ -38,8 +43,11 @@ def build(name: str, **keys: Any) -> Distiller:
 
 
 def with_scale(distiller: Distiller, inputs: Inputs, hyper: dict[str, Any]) -> Distiller:
-    """Replace the distiller's own scale by the logarithm of the golden's, inside the graph, so that its gradient can be read."""
-    scale = inputs.get("logit_scale", torch.tensor(float(hyper.get("logit_scale", 1.0)), dtype=torch.float64))
+    """Replace the distiller's own scale by the logarithm of the golden's, inside the graph, so that
+    its gradient can be read."""
+    scale = inputs.get(
+        "logit_scale", torch.tensor(float(hyper.get("logit_scale", 1.0)), dtype=torch.float64)
+    )
     distiller._parameters.pop("log_scale", None)
     distiller._buffers.pop("log_scale", None)
     distiller.log_scale = scale.log()
@@ -70,7 +78,9 @@ def distill_clip(case: dict[str, Any], x: Inputs) -> Inputs:
     keys = {"teacher_logit_scale": case["hyper"]["teacher_logit_scale"]}
     parts = {"distill": 1.0, "contrastive": 0.0}
     return {
-        name: with_scale(build("affinity", alpha=alpha, **keys), x, case["hyper"])(student_pair(x), teacher_pair(x))
+        name: with_scale(build("affinity", alpha=alpha, **keys), x, case["hyper"])(
+            student_pair(x), teacher_pair(x)
+        )
         for name, alpha in parts.items()
     }
 
@@ -86,15 +96,24 @@ def mobileclip(case: dict[str, Any], x: Inputs) -> Inputs:
     student, teacher = [x["image"], x["text"]], [x["t_image"], x["t_text"]]
     if "syn_text" in x:
         student, teacher = [*student, x["syn_text"]], [*teacher, x["t_syn_text"]]
-    keys = {"teacher_dims": hyper["teacher_dims"], "teacher_logit_scales": hyper["teacher_logit_scales"]}
+    keys = {
+        "teacher_dims": hyper["teacher_dims"],
+        "teacher_logit_scales": hyper["teacher_logit_scales"],
+    }
     if "teacher_logit_biases" in hyper:
         keys |= {"loss": "sigmoid", "teacher_logit_biases": hyper["teacher_logit_biases"]}
 
     def term(contrastive: float, distill: float) -> Tensor:
-        distiller = build("reinforced", contrastive_weight=contrastive, distill_weight=distill, **keys)
+        distiller = build(
+            "reinforced", contrastive_weight=contrastive, distill_weight=distill, **keys
+        )
         return with_scale(distiller, x, hyper)(student, teacher)
 
-    return {"contrastive": term(contrastive, 0.0), "distill": term(0.0, distill), "total": term(contrastive, distill)}
+    return {
+        "contrastive": term(contrastive, 0.0),
+        "distill": term(0.0, distill),
+        "total": term(contrastive, distill),
+    }
 
 
 def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
@@ -103,7 +122,13 @@ def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
     distillers = {
         "task": with_scale(build("infonce"), x, hyper),
         "ckd": with_scale(build("relational_kl", **keys), x, hyper),
-        "icl": build("interactive_contrast", logit_scale=math.exp(hyper["cross_logit_scale"]), scale_is_log=False).double(),
+        "icl": (
+            build(
+                "interactive_contrast",
+                logit_scale=math.exp(hyper["cross_logit_scale"]),
+                scale_is_log=False,
+            ).double()
+        ),
         "fd": build("feature_distance"),
         "gd": with_scale(build("gradient_match", gd_temperature="scale", **keys), x, hyper),
     }
@@ -117,22 +142,31 @@ def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
         widths = [[side.shape[1] for side in pair] for pair in (student_pair(x), teacher_pair(x))]
         distiller.prepare(*widths)
         distiller.to(x["image"].dtype)
-        for modality, projection in zip(("visual", "text"), getattr(distiller, "projections", ()), strict=False):
+        for modality, projection in zip(
+            ("visual", "text"), getattr(distiller, "projections", ()), strict=False
+        ):
             if isinstance(projection, torch.nn.Linear):
-                projection.load_state_dict({part: x[f"{modality}_proj.{part}"].detach() for part in ("weight", "bias")})
+                projection.load_state_dict(
+                    {part: x[f"{modality}_proj.{part}"].detach() for part in ("weight", "bias")}
+                )
         outputs[name] = distiller(student_pair(x), teacher_pair(x))
     return outputs
 
 
 def simcse(case: dict[str, Any], x: Inputs) -> Inputs:
     hyper = case["hyper"]
-    distiller = build("simcse", temp=hyper["temp"], hard_negative_weight=hyper["hard_negative_logit"])
+    distiller = build(
+        "simcse", temp=hyper["temp"], hard_negative_weight=hyper["hard_negative_logit"]
+    )
     return {"loss": distiller(x["z1"], [x["z2"], x["z3"]] if "z3" in x else x["z2"])}
 
 
 def vicreg(case: dict[str, Any], x: Inputs) -> Inputs:
     coefficients = {f"{name}_coeff": 0.0 for name in ("sim", "std", "cov")}
-    terms = {f"{name}_term": build("vicreg", **coefficients | {f"{name}_coeff": 1.0})(x["x"], x["y"]) for name in ("sim", "std", "cov")}
+    terms = {
+        f"{name}_term": build("vicreg", **coefficients | {f"{name}_coeff": 1.0})(x["x"], x["y"])
+        for name in ("sim", "std", "cov")
+    }
     return {"loss": build("vicreg")(x["x"], x["y"]), **terms}
 
 
@@ -144,7 +178,9 @@ def rkd(case: dict[str, Any], x: Inputs) -> Inputs:
     normalize = {0: "none", 1: "teacher", 2: "both"}[len(case["harness_norm"])]
     weights = {"distance": (1.0, 0.0), "angle": (0.0, 1.0), "total_1d_2a": (1.0, 2.0)}
     return {
-        name: build("rkd", distance_weight=distance, angle_weight=angle, normalize=normalize)(x["student"], x["teacher"])
+        name: build("rkd", distance_weight=distance, angle_weight=angle, normalize=normalize)(
+            x["student"], x["teacher"]
+        )
         for name, (distance, angle) in weights.items()
     }
 
@@ -156,7 +192,10 @@ def simreg(case: dict[str, Any], x: Inputs) -> Inputs:
 
 def simreg_itra(case: dict[str, Any], x: Inputs) -> Inputs:
     distances = {"mse": "l2", "l1": "l1", "smooth_l1": "smooth_l1"}
-    return {name: build("simreg", distance=distance, compat="itra")(x["student"], x["teacher"]) for name, distance in distances.items()}
+    return {
+        name: build("simreg", distance=distance, compat="itra")(x["student"], x["teacher"])
+        for name, distance in distances.items()
+    }
 
 
 def itra_contrast(case: dict[str, Any], x: Inputs) -> Inputs:
@@ -164,11 +203,18 @@ def itra_contrast(case: dict[str, Any], x: Inputs) -> Inputs:
 
 
 def unicl(case: dict[str, Any], x: Inputs) -> Inputs:
-    return {"loss": with_scale(build("unicl"), x, case["hyper"])(x["image"], x["text"], Context(labels=x["labels"]))}
+    return {
+        "loss": with_scale(build("unicl"), x, case["hyper"])(
+            x["image"], x["text"], Context(labels=x["labels"])
+        )
+    }
 
 
 def proto_term(x: Inputs, temperature: float | None, scale: Tensor) -> Callable[..., Tensor]:
-    distiller = build("protoclip", target_temperature=temperature if temperature is None or temperature > 0 else None)
+    distiller = build(
+        "protoclip",
+        target_temperature=temperature if temperature is None or temperature > 0 else None,
+    )
     distiller._parameters.pop("log_proto_scale")
     distiller.log_proto_scale = scale.log()
     return distiller.prototype_term
@@ -177,7 +223,15 @@ def proto_term(x: Inputs, temperature: float | None, scale: Tensor) -> Callable[
 def protoclip_proto(case: dict[str, Any], x: Inputs) -> Inputs:
     term = proto_term(x, case["hyper"]["target_temperature"], x["logit_scale"])
     seen = torch.ones_like(x["labels"], dtype=torch.bool)
-    return {"loss": term(F.normalize(x["student"], dim=1), x["student_centroids"], x["labels"], seen, x["teacher_centroids"])}
+    return {
+        "loss": term(
+            F.normalize(x["student"], dim=1),
+            x["student_centroids"],
+            x["labels"],
+            seen,
+            x["teacher_centroids"],
+        )
+    }
 
 
 def protoclip_total(case: dict[str, Any], x: Inputs) -> Inputs:
@@ -185,13 +239,23 @@ def protoclip_total(case: dict[str, Any], x: Inputs) -> Inputs:
     hyper = case["hyper"]
 
     def loss(w_clip: float, w_proto: float, directions: tuple[int, ...] = (0, 1)) -> Tensor:
-        distiller = build("protoclip", w_clip=w_clip, w_proto=w_proto, target_temperature=hyper["target_temperature"]).to(x["image"].dtype)
+        distiller = build(
+            "protoclip",
+            w_clip=w_clip,
+            w_proto=w_proto,
+            target_temperature=hyper["target_temperature"],
+        ).to(x["image"].dtype)
         classes = len(x["img_centroids"])
         image, text = (F.normalize(x[f"episode_{side}_proj"], dim=1) for side in ("image", "text"))
         distiller.episode_indices = torch.arange(len(image))
         distiller.labels = torch.stack([x["img_labels"], x["text_labels"]])
         distiller.centroids = torch.stack([x["img_centroids"], x["text_centroids"]])
-        distiller.means = torch.stack([class_means(image, x["text_labels"], classes), class_means(text, x["img_labels"], classes)])
+        distiller.means = torch.stack(
+            [
+                class_means(image, x["text_labels"], classes),
+                class_means(text, x["img_labels"], classes),
+            ]
+        )
         for name, key in (("log_scale", "logit_scale"), ("log_proto_scale", "logit_scale_proto")):
             distiller._parameters.pop(name)
             setattr(distiller, name, torch.tensor(hyper[key], dtype=x["image"].dtype).log())
@@ -200,8 +264,12 @@ def protoclip_total(case: dict[str, Any], x: Inputs) -> Inputs:
             features = F.normalize(x[("image_proj", "text_proj")[only]], dim=1)
             labels = distiller.labels[1 - only, x["index"]]
             seen = torch.ones_like(labels, dtype=torch.bool)
-            return distiller.prototype_term(features, distiller.means[only], labels, seen, distiller.centroids[1 - only])
-        return distiller([x["image"], x["image_proj"]], [x["text"], x["text_proj"]], Context(indices=x["index"]))
+            return distiller.prototype_term(
+                features, distiller.means[only], labels, seen, distiller.centroids[1 - only]
+            )
+        return distiller(
+            [x["image"], x["image_proj"]], [x["text"], x["text_proj"]], Context(indices=x["index"])
+        )
 
     return {
         "clip": loss(1.0, 0.0),
@@ -233,9 +301,12 @@ ADAPTERS: dict[str, Callable[[dict[str, Any], Inputs], Inputs]] = {
 
 
 def tensors(case: dict[str, Any], dtype: torch.dtype) -> tuple[Inputs, Inputs]:
-    """The raw inputs as leaves, and as the objective gets them: row-normalised where the case says so."""
+    """The raw inputs as leaves, and as the objective gets them: row-normalised where the case says
+    so."""
     raw = {name: torch.tensor(value) for name, value in golden_inputs.build(case).items()}
-    raw = {name: value.to(dtype) if value.is_floating_point() else value for name, value in raw.items()}
+    raw = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in raw.items()
+    }
     for name in case["student_inputs"]:
         raw[name].requires_grad_()
     given = dict(raw)
@@ -245,7 +316,13 @@ def tensors(case: dict[str, Any], dtype: torch.dtype) -> tuple[Inputs, Inputs]:
     return raw, given
 
 
-def check_gradient(case: dict[str, Any], name: str, gradient: Tensor | None, wanted: dict[str, Any] | None, tolerance: float) -> None:
+def check_gradient(
+    case: dict[str, Any],
+    name: str,
+    gradient: Tensor | None,
+    wanted: dict[str, Any] | None,
+    tolerance: float,
+) -> None:
     if wanted is None:
         assert gradient is None or gradient.abs().max() == 0, name
         return
@@ -253,13 +330,25 @@ def check_gradient(case: dict[str, Any], name: str, gradient: Tensor | None, wan
     size = max(wanted["norm"], 1e-12)
     assert np.linalg.norm(found) == pytest.approx(wanted["norm"], rel=tolerance, abs=1e-13), name
     if gradient is not None:
-        probe = float((found * golden_inputs.probe(case, found.shape)).sum()) if found.shape else None
+        probe = (
+            float((found * golden_inputs.probe(case, found.shape)).sum()) if found.shape else None
+        )
         if probe is not None:
-            assert probe == pytest.approx(wanted["probe"], rel=tolerance, abs=20 * tolerance * size), name
-        np.testing.assert_allclose(found.ravel()[:4], wanted["head"], rtol=tolerance, atol=20 * tolerance * size, err_msg=name)
+            assert probe == pytest.approx(
+                wanted["probe"], rel=tolerance, abs=20 * tolerance * size
+            ), name
+        np.testing.assert_allclose(
+            found.ravel()[:4],
+            wanted["head"],
+            rtol=tolerance,
+            atol=20 * tolerance * size,
+            err_msg=name,
+        )
 
 
-def check_outputs(case: dict[str, Any], precision: str, outputs: Inputs, raw: Inputs, suffix: str = "") -> None:
+def check_outputs(
+    case: dict[str, Any], precision: str, outputs: Inputs, raw: Inputs, suffix: str = ""
+) -> None:
     wanted = case["expected"][precision]["outputs"]
     tolerance = 1e-9 if precision == "f64" else 2e-5
     for name, value in outputs.items():
@@ -268,14 +357,20 @@ def check_outputs(case: dict[str, Any], precision: str, outputs: Inputs, raw: In
             continue
         # The originals keep ProtoCLIP's centroids in float32.
         loose = 1e-6 if case["loss"] == "protoclip_total" and precision == "f64" else tolerance
-        assert value.item() == pytest.approx(expected["value"], rel=loose, abs=2e-7 if precision == "f32" else 1e-12), name
+        assert value.item() == pytest.approx(
+            expected["value"], rel=loose, abs=2e-7 if precision == "f32" else 1e-12
+        ), name
         if case.get("gradient_not_a_target") or precision == "f32":
             continue
         sources = [source for source in case["student_inputs"] if source.endswith(suffix)]
-        gradients = torch.autograd.grad(value, [raw[source] for source in sources], allow_unused=True, retain_graph=True)
+        gradients = torch.autograd.grad(
+            value, [raw[source] for source in sources], allow_unused=True, retain_graph=True
+        )
         for source, gradient in zip(sources, gradients, strict=True):
             if source in (expected.get("grad") or {}):
-                check_gradient(case, f"{name} by {source}", gradient, expected["grad"][source], loose)
+                check_gradient(
+                    case, f"{name} by {source}", gradient, expected["grad"][source], loose
+                )
 
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])
@@ -294,21 +389,37 @@ def test_objective_equals_the_original_in_value_and_gradient(name: str, precisio
 def stateful(
     case: dict[str, Any], dtype: torch.dtype, x: Inputs
 ) -> tuple[Distiller, Callable[[int], Tensor], dict[str, Callable[[], Tensor]]]:
-    """The distiller with the case's first state, a function from the step to its loss, and the states that the case records."""
+    """The distiller with the case's first state, a function from the step to its loss, and the
+    states that the case records."""
     hyper, kind = case["hyper"], case["loss"]
     if kind.startswith("compress"):
-        distiller = build("compress", queues=1 if kind == "compress_1q" else 2, queue_size=hyper["queue_size"], temperature=hyper["T"])
+        distiller = build(
+            "compress",
+            queues=1 if kind == "compress_1q" else 2,
+            queue_size=hyper["queue_size"],
+            temperature=hyper["T"],
+        )
     elif kind == "seed":
-        distiller = build("seed", queue_size=hyper["K"], student_temperature=hyper["t_student"], teacher_temperature=hyper["t_teacher"])
+        distiller = build(
+            "seed",
+            queue_size=hyper["K"],
+            student_temperature=hyper["t_student"],
+            teacher_temperature=hyper["t_teacher"],
+        )
     elif kind == "protocpc":
         assignment = {"sk": "sinkhorn", "softmax": "softmax"}[hyper["assignment"]]
-        distiller = build("protocpc", prototypes=None, teacher_temp=hyper["teacher_temp"], assignment=assignment)
+        distiller = build(
+            "protocpc", prototypes=None, teacher_temp=hyper["teacher_temp"], assignment=assignment
+        )
     else:
         from vlkd_cli.recipe.types import Schedule
 
         temperature = hyper["teacher_temp"]
         if "warmup_teacher_temp" in hyper:
-            temperature = Schedule(linear=(hyper["warmup_teacher_temp"], temperature), epochs=hyper["warmup_teacher_temp_epochs"])
+            temperature = Schedule(
+                linear=(hyper["warmup_teacher_temp"], temperature),
+                epochs=hyper["warmup_teacher_temp_epochs"],
+            )
         distiller = build("dino", prototypes=None, teacher_temp=temperature)
     distiller.prepare(x["student@0"].shape[1], x["teacher@0"].shape[1])
     distiller.to(dtype)
@@ -343,8 +454,17 @@ def stateful(
 
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.get("stateful") or case["loss"].startswith("compress")])
-def test_objective_with_state_equals_the_original_over_three_steps(name: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, case in CASES.items()
+        if case.get("stateful") or case["loss"].startswith("compress")
+    ],
+)
+def test_objective_with_state_equals_the_original_over_three_steps(
+    name: str, precision: str
+) -> None:
     case, dtype = CASES[name], torch.float64 if precision == "f64" else torch.float32
     golden_inputs.verify(case)
     raw, given = tensors(case, dtype)
@@ -357,10 +477,14 @@ def test_objective_with_state_equals_the_original_over_three_steps(name: str, pr
         tolerance = 1e-9 if precision == "f64" else 2e-5
         found = read().double()
         assert found.square().sum().item() == pytest.approx(wanted["sumsq"], rel=tolerance)
-        assert found.sum().item() == pytest.approx(wanted["sum"], rel=tolerance, abs=tolerance * wanted["sumsq"] ** 0.5)
+        assert found.sum().item() == pytest.approx(
+            wanted["sum"], rel=tolerance, abs=tolerance * wanted["sumsq"] ** 0.5
+        )
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["loss"] == "dino_head"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case["loss"] == "dino_head"]
+)
 def test_prototype_head_equals_the_original(name: str) -> None:
     case = CASES[name]
     hyper = case["hyper"]
@@ -373,10 +497,16 @@ def test_prototype_head_equals_the_original(name: str) -> None:
         hidden=hyper["hidden_dim"],
         norm="batch" if hyper["use_bn"] else "none",
     ).double()
-    drawn = {entry.removeprefix("w:"): value.detach() for entry, value in given.items() if entry.startswith("w:")}
+    drawn = {
+        entry.removeprefix("w:"): value.detach()
+        for entry, value in given.items()
+        if entry.startswith("w:")
+    }
     single = hyper["nlayers"] == 1
     renamed = {
-        (entry.replace("mlp.", "layers.0." if single and "mlp.0" not in entry else "layers.")): value
+        (
+            entry.replace("mlp.", "layers.0." if single and "mlp.0" not in entry else "layers.")
+        ): value
         for entry, value in drawn.items()
         if entry.startswith("mlp.")
     }
@@ -384,36 +514,60 @@ def test_prototype_head_equals_the_original(name: str) -> None:
     missing = head.load_state_dict(renamed, strict=False)
     assert not missing.unexpected_keys
     outputs = head(given["x"])
-    probe = np.random.RandomState(case["seed"] + 1).randn(*outputs.shape) / math.sqrt(outputs.numel())
+    probe = np.random.RandomState(case["seed"] + 1).randn(*outputs.shape) / math.sqrt(
+        outputs.numel()
+    )
     check_outputs(case, "f64", {"probe": (outputs * torch.tensor(probe)).sum()}, raw)
-    assert outputs.square().sum().item() == pytest.approx(case["expected"]["f64"]["state"]["out"]["sumsq"], rel=1e-9)
+    assert outputs.square().sum().item() == pytest.approx(
+        case["expected"]["f64"]["state"]["out"]["sumsq"], rel=1e-9
+    )
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["loss"] == "protoclip_pbt"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case["loss"] == "protoclip_pbt"]
+)
 def test_back_translated_prototypes_equal_the_original(name: str) -> None:
     case = CASES[name]
     _, given = tensors(case, torch.float64)
     means = class_means(given["student"], given["labels"], case["hyper"]["k"])
     probe = np.random.RandomState(case["seed"] + 1).randn(*means.shape)
-    assert (means.numpy() * probe).sum() == pytest.approx(case["expected"]["f64"]["outputs"]["probe"]["value"], rel=1e-6)
-    assert means.square().sum().item() == pytest.approx(case["expected"]["f64"]["state"]["centroids"]["sumsq"], rel=1e-6)
+    assert (means.numpy() * probe).sum() == pytest.approx(
+        case["expected"]["f64"]["outputs"]["probe"]["value"], rel=1e-6
+    )
+    assert means.square().sum().item() == pytest.approx(
+        case["expected"]["f64"]["state"]["centroids"]["sumsq"], rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["loss"] == "protoclip_kmeans"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case["loss"] == "protoclip_kmeans"]
+)
 def test_kmeans_is_as_good_as_faiss(name: str) -> None:
     case = CASES[name]
     hyper = case["hyper"]
     _, given = tensors(case, torch.float32)
     points = given["centers"][torch.arange(len(given["noise"])) % hyper["k"]] + given["noise"]
-    clusters = kmeans(points, hyper["k"], iterations=hyper["niter"], tries=hyper["nredo"], seed=1234)
+    clusters = kmeans(
+        points, hyper["k"], iterations=hyper["niter"], tries=hyper["nredo"], seed=1234
+    )
     wanted = case["expected"]["f64"]["outputs"]
     assert clusters.inertia <= 1.02 * wanted["faiss_sse"]["value"]
     if "exact_sse_of_partition" in wanted:
-        assert clusters.inertia == pytest.approx(wanted["exact_sse_of_partition"]["value"], rel=1e-4)
+        assert clusters.inertia == pytest.approx(
+            wanted["exact_sse_of_partition"]["value"], rel=1e-4
+        )
 
 
 def test_every_golden_case_is_taken() -> None:
-    taken = set(ADAPTERS) | {"dino_head", "protoclip_pbt", "protoclip_kmeans", "seed", "dino", "dino_itra_single_view", "protocpc"}
+    taken = set(ADAPTERS) | {
+        "dino_head",
+        "protoclip_pbt",
+        "protoclip_kmeans",
+        "seed",
+        "dino",
+        "dino_itra_single_view",
+        "protocpc",
+    }
     taken |= {"compress_1q", "compress_2q", "compress_2q_momentum"}
     assert {case["loss"] for case in CASES.values()} == taken
     assert len(CASES) == 57
@@ -423,5 +577,11 @@ def test_infonce_golden_fails_with_local_negatives() -> None:
     """Seen failing: the contrast of two halves apart is another number."""
     case = CASES["infonce_clip/n8_d16_s14.29"]
     _, given = tensors(case, torch.float64)
-    halves = [blocked_infonce(given["image"][part], given["text"][part], given["logit_scale"]) for part in (slice(0, 4), slice(4, 8))]
-    assert abs(torch.stack(halves).mean().item() - case["expected"]["f64"]["outputs"]["loss"]["value"]) > 0.1
+    halves = [
+        blocked_infonce(given["image"][part], given["text"][part], given["logit_scale"])
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    assert (
+        abs(torch.stack(halves).mean().item() - case["expected"]["f64"]["outputs"]["loss"]["value"])
+        > 0.1
+    )

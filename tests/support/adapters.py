@@ -1,4 +1,5 @@
-"""Every method and form that tests run, small enough for tiny encoders, and towers made with them."""
+"""Every method and form that tests run, small enough for tiny encoders, and towers made with
+them."""
 
 from __future__ import annotations
 
@@ -37,23 +38,42 @@ METHODS: dict[str, Method] = {
     "unipelt": ("unipelt", {}),
 }
 
-STARTS_AS_IDENTITY = ("parallel", "compacter", "compacter_plus_plus", "lora", "dora", "vera", "ia3", "mtl_lora")
+STARTS_AS_IDENTITY = (
+    "parallel",
+    "compacter",
+    "compacter_plus_plus",
+    "lora",
+    "dora",
+    "vera",
+    "ia3",
+    "mtl_lora",
+)
 
 
 def adapted(folder: Path, method: str, *, seed: int = 0, **section: Any) -> Any:
-    """A text tower over the encoder in `folder` with one of METHODS, its random weights drawn under a seed."""
+    """A text tower over the encoder in `folder` with one of METHODS, its random weights drawn under
+    a seed."""
     from vlkd_cli.recipe.schema import TowerSpec
     from vlkd_cli.towers.assemble import assemble
 
     name, keys = METHODS[method]
     torch.manual_seed(seed)
     return assemble(
-        "text", TowerSpec.model_validate({"builder": "adapters", "model": str(folder), "adapter": {"name": name, **keys}, **section})
+        "text",
+        TowerSpec.model_validate(
+            {
+                "builder": "adapters",
+                "model": str(folder),
+                "adapter": {"name": name, **keys},
+                **section,
+            }
+        ),
     )
 
 
 def shake(tower: Any, seed: int = 1) -> None:
-    """Move everything that learns away from its start, so that no method is the identity any more."""
+    """Move everything that learns away from its start, so that no method is the identity any
+    more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in tower.parameters():

@@ -1,4 +1,5 @@
-"""Real towers that are tiny and know colours: an image's feature is its mean colour, a text's the colour that it names."""
+"""Real towers that are tiny and know colours: an image's feature is its mean colour, a text's the
+colour that it names."""
 
 from __future__ import annotations
 
@@ -44,10 +45,15 @@ class ColourTexts(Backbone):
         self.modality, self.width = "text", 3
         self.settings = "colour words"
         colours = torch.tensor([(0, 0, 0), *COLOURS.values()]) / 255
-        self.words = nn.Embedding.from_pretrained((colours - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False)
+        self.words = nn.Embedding.from_pretrained(
+            (colours - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False
+        )
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
-        ids = [next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0) for text in texts]
+        ids = [
+            next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0)
+            for text in texts
+        ]
         return {"input_ids": torch.tensor(ids).view(-1, 1)}
 
     def forward(self, inputs: Any) -> Tensor:
@@ -69,7 +75,9 @@ class RandomHead(nn.Module):
 def colour_towers(*, knows: bool = True, frozen: bool = True) -> tuple[Tower, Tower]:
     """An image and a text tower; `knows: False` gives an image tower with random weights."""
     image, text = ColourImages(knows), ColourTexts()
-    return Tower("image", image.requires_grad_(not frozen)), Tower("text", text.requires_grad_(not frozen))
+    return Tower("image", image.requires_grad_(not frozen)), Tower(
+        "text", text.requires_grad_(not frozen)
+    )
 
 
 class MobileNet(Backbone):
@@ -81,7 +89,13 @@ class MobileNet(Backbone):
 
         super().__init__()
         self.modality, self.width, self.settings = "image", 1280, "mobilenet_v2"
-        self.image_input = ImageInput((224, 224), 256, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        self.image_input = ImageInput(
+            (224, 224),
+            256,
+            interpolation="bilinear",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
         model = mobilenet_v2()
         model.load_state_dict(load_file(weights))
         self.encoder = model.features

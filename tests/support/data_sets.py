@@ -14,7 +14,14 @@ from PIL import Image
 
 from tests.support.elevater_root import make_elevater_root
 
-COLOURS = [(200, 30, 30), (30, 180, 60), (40, 60, 220), (230, 220, 40), (120, 40, 150), (20, 20, 20)]
+COLOURS = [
+    (200, 30, 30),
+    (30, 180, 60),
+    (40, 60, 220),
+    (230, 220, 40),
+    (120, 40, 150),
+    (20, 20, 20),
+]
 
 
 def photo(number: int, size: tuple[int, int] = (40, 56)) -> Image.Image:
@@ -41,7 +48,13 @@ def write_photos(folder: Path, count: int, stem: str = "photo") -> list[str]:
     return names
 
 
-def write_table(path: Path, rows: Sequence[Sequence[str]], *, header: Sequence[str] = ("filepath", "title"), sep: str = "\t") -> Path:
+def write_table(
+    path: Path,
+    rows: Sequence[Sequence[str]],
+    *,
+    header: Sequence[str] = ("filepath", "title"),
+    sep: str = "\t",
+) -> Path:
     """A delimited file without quoting."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(sep.join(row) for row in [header, *rows]) + "\n", encoding="utf-8")
@@ -68,7 +81,9 @@ def csv_data(folder: Path) -> dict[str, Any]:
 
 def folder_data(folder: Path) -> dict[str, Any]:
     for name in write_photos(folder / "inner", 5):
-        (folder / "inner" / name).with_suffix(".txt").write_text(f"first of {name}\nsecond of {name}\n")
+        (folder / "inner" / name).with_suffix(".txt").write_text(
+            f"first of {name}\nsecond of {name}\n"
+        )
     return {"reader": "folder", "path": str(folder)}
 
 
@@ -86,9 +101,19 @@ def webdataset_data(folder: Path) -> dict[str, Any]:
 def coco_data(folder: Path) -> dict[str, Any]:
     names = write_photos(folder / "images", 4)
     images = [{"id": 10 + number, "file_name": name} for number, name in enumerate(names)]
-    annotations = [{"image_id": 10 + number, "caption": f"caption {k} of {number}"} for k in range(3) for number in range(4)]
-    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    return {"reader": "coco", "path": str(folder / "captions.json"), "image_root": str(folder / "images")}
+    annotations = [
+        {"image_id": 10 + number, "caption": f"caption {k} of {number}"}
+        for k in range(3)
+        for number in range(4)
+    ]
+    (folder / "captions.json").write_text(
+        json.dumps({"images": images, "annotations": annotations})
+    )
+    return {
+        "reader": "coco",
+        "path": str(folder / "captions.json"),
+        "image_root": str(folder / "images"),
+    }
 
 
 def classification_data(folder: Path) -> dict[str, Any]:
@@ -109,12 +134,16 @@ def elevater_data(folder: Path) -> dict[str, Any]:
 
 def clip_benchmark_data(folder: Path) -> dict[str, Any]:
     (folder / "classnames.txt").write_text("apple\nripe pear\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na drawing of a {c}.\n")
+    (folder / "zeroshot_classification_templates.txt").write_text(
+        "a photo of a {c}.\na drawing of a {c}.\n"
+    )
     for split in ("train", "test"):
         for shard in range(2):
             members: dict[str, bytes] = {}
             for number in range(3 * shard, 3 * shard + 3):
-                members[f"s{number:07}.jpg"] = encoded(photo(number + (100 if split == "train" else 0)))
+                members[f"s{number:07}.jpg"] = encoded(
+                    photo(number + (100 if split == "train" else 0))
+                )
                 members[f"s{number:07}.cls"] = str(number % 2).encode()
             write_tar(folder / split / f"{shard}.tar", members)
         (folder / split / "nshards.txt").write_text("2\n")
@@ -131,4 +160,5 @@ READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clip_benchmark": clip_benchmark_data,
     "shapes": shapes_data,
 }
-"""Reader -> writes a small data set into a folder and returns the `data:` section that reads it. Every reader has its line here."""
+"""Reader -> writes a small data set into a folder and returns the `data:` section that reads it.
+Every reader has its line here."""

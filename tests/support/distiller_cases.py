@@ -1,4 +1,5 @@
-"""A small set-up for every objective, its variants included: keys, and inputs for a batch on one or many ranks."""
+"""A small set-up for every objective, its variants included: keys, and inputs for a batch on one or
+many ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ CLASSES, SAMPLES = 5, 40
 
 @dataclass(frozen=True)
 class Case:
-    """One objective with its keys and the widths of both sides; a list of widths is a list of tensors."""
+    """One objective with its keys and the widths of both sides; a list of widths is a list of
+    tensors."""
 
     distiller: str
     student: int | list[int] = 6
@@ -58,50 +60,81 @@ CASES = {
         "protoclip",
         [6, 5],
         [6, 5, 7],
-        {"num_prototypes": 4, "contrastive_episodes": 0, "back_translation": False, "target_temperature": None},
+        {
+            "num_prototypes": 4,
+            "contrastive_episodes": 0,
+            "back_translation": False,
+            "target_temperature": None,
+        },
     ),
     "unicl": Case("unicl"),
-    "cross_entropy": Case("cross_entropy", 6, None, {"num_classes": CLASSES, "label_smoothing": 0.1}),
+    "cross_entropy": Case(
+        "cross_entropy", 6, None, {"num_classes": CLASSES, "label_smoothing": 0.1}
+    ),
     "affinity": Case("affinity", [6, 6], [9, 9], {"alpha": 0.5, "learnable": True}),
     "feature_distance": Case("feature_distance", [6, 6], [9, 9]),
     "interactive_contrast": Case("interactive_contrast", [6, 6], [9, 9]),
     "relational_kl": Case("relational_kl", [6, 6], [9, 9]),
     "gradient_match": Case("gradient_match", [6, 6], [9, 9]),
     "reinforced": Case(
-        "reinforced", [6, 6], [9, 9, 4, 4], {"contrastive_weight": 0.25, "distill_weight": 0.75, "teacher_logit_scales": [70.0, 60.0]}
+        "reinforced",
+        [6, 6],
+        [9, 9, 4, 4],
+        {"contrastive_weight": 0.25, "distill_weight": 0.75, "teacher_logit_scales": [70.0, 60.0]},
     ),
     "reinforced synthetic": Case("reinforced", [6, 6, 6], [9, 9, 9]),
-    "reinforced sigmoid": Case("reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "contrastive_weight": 1.0}),
-    "reinforced probability": Case("reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "sigmoid_targets": "probability"}),
+    "reinforced sigmoid": Case(
+        "reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "contrastive_weight": 1.0}
+    ),
+    "reinforced probability": Case(
+        "reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "sigmoid_targets": "probability"}
+    ),
     "simcse": Case("simcse"),
     "simcse negatives": Case("simcse", 6, [6, 6], {"hard_negative_weight": 0.5}),
     "simcse itra": Case("simcse", keys={"compat": "itra"}),
 }
 
 
-def side(width: int | list[int] | None, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Side:
-    """Random features. A list's tensors share part of their direction, so that pairs look like pairs."""
+def side(
+    width: int | list[int] | None, rows: int, generator: torch.Generator, dtype: torch.dtype
+) -> Side:
+    """Random features. A list's tensors share part of their direction, so that pairs look like
+    pairs."""
     if width is None:
         return None
     if isinstance(width, list):
-        return [torch.randn(rows, each, generator=generator, dtype=torch.float64).to(dtype) for each in width]
+        return [
+            torch.randn(rows, each, generator=generator, dtype=torch.float64).to(dtype)
+            for each in width
+        ]
     return torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def batch(case: Case, rows: int, step: int, dtype: torch.dtype) -> tuple[Side, Side, Context]:
-    """Student, teacher and context of a whole batch; labels are unknown for some rows, indices are unseen by the episode for some."""
+    """Student, teacher and context of a whole batch; labels are unknown for some rows, indices are
+    unseen by the episode for some."""
     generator = torch.Generator().manual_seed(100 + step)
-    student, teacher = side(case.student, rows, generator, dtype), side(case.teacher, rows, generator, dtype)
+    student, teacher = (
+        side(case.student, rows, generator, dtype),
+        side(case.teacher, rows, generator, dtype),
+    )
     labels = torch.randint(-1, CLASSES, (rows,), generator=generator)
     indices = torch.randint(0, SAMPLES + 5, (rows,), generator=generator)
-    return student, teacher, Context(step=step, steps_per_epoch=2, total_steps=10, labels=labels, indices=indices)
+    return (
+        student,
+        teacher,
+        Context(step=step, steps_per_epoch=2, total_steps=10, labels=labels, indices=indices),
+    )
 
 
 def episode(case: Case, dtype: torch.dtype) -> tuple[Side, Side, Tensor]:
     """Features of an episode's samples, some drawn twice, and their places in the data set."""
     generator = torch.Generator().manual_seed(7)
     indices = torch.cat([torch.randperm(SAMPLES, generator=generator), torch.arange(4)])
-    student, teacher = side(case.student, SAMPLES, generator, dtype), side(case.teacher, SAMPLES, generator, dtype)
+    student, teacher = (
+        side(case.student, SAMPLES, generator, dtype),
+        side(case.teacher, SAMPLES, generator, dtype),
+    )
     return pick(student, indices), pick(teacher, indices), indices
 
 
@@ -130,7 +163,8 @@ def run_steps(
     distiller: Distiller | None = None,
     first: int = 0,
 ) -> dict[str, Any]:
-    """Train the objective's own parameters for some steps on this rank's share, as DDP would; losses, gradients and the last state.
+    """Train the objective's own parameters for some steps on this rank's share, as DDP would;
+    losses, gradients and the last state.
 
     Args:
         average: mean over ranks.
@@ -144,7 +178,9 @@ def run_steps(
             student, teacher, indices = episode(case, dtype)
             # Ranks hold shares of different sizes.
             share = slice(rank, None, world_size)
-            distiller.start_episode(pick(student, share), pick(teacher, share), indices[share], Context())
+            distiller.start_episode(
+                pick(student, share), pick(teacher, share), indices[share], Context()
+            )
     record: dict[str, Any] = {"losses": [], "features": [], "parameters": []}
     for step in range(first, first + steps):
         student, teacher, context = batch(case, rows, step, dtype)
@@ -152,18 +188,31 @@ def run_steps(
         for tensor in tensors(student, teacher):
             tensor.requires_grad_()
         distiller.zero_grad()
-        loss = distiller(student, teacher, context._replace(labels=context.labels[own], indices=context.indices[own]))
+        loss = distiller(
+            student,
+            teacher,
+            context._replace(labels=context.labels[own], indices=context.indices[own]),
+        )
         loss.backward()
         record["losses"].append(loss.item())
-        record["features"].append([None if tensor.grad is None else tensor.grad.numpy() for tensor in tensors(student, teacher)])
+        record["features"].append(
+            [
+                None if tensor.grad is None else tensor.grad.numpy()
+                for tensor in tensors(student, teacher)
+            ]
+        )
         gradients = {}
         with torch.no_grad():
             for name, parameter in distiller.named_parameters():
-                assert parameter.grad is not None, f"{name} takes no part, which DDP would not forgive"
+                assert parameter.grad is not None, (
+                    f"{name} takes no part, which DDP would not forgive"
+                )
                 gradient = average(parameter.grad)
                 gradients[name] = gradient.numpy()
                 parameter -= 0.1 * gradient
         record["parameters"].append(gradients)
         distiller.commit(step)
-    record["state"] = {name: value.detach().numpy().copy() for name, value in distiller.state_dict().items()}
+    record["state"] = {
+        name: value.detach().numpy().copy() for name, value in distiller.state_dict().items()
+    }
     return record

@@ -1,4 +1,5 @@
-"""Golden values of the ELEVATER toolkit, computed by running its own functions; inputs are drawn again and checked by their digest."""
+"""Golden values of the ELEVATER toolkit, computed by running its own functions; inputs are drawn
+again and checked by their digest."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def drawn(name: str) -> dict[str, NDArray[Any]]:
         space: dict[str, Any] = {"np": np, "softmax": _softmax}
         exec(entry["recipe"], space)  # a line of numpy from our own golden file
         array = np.ascontiguousarray(space[entry["name"]])
-        assert hashlib.sha256(array.tobytes()).hexdigest() == entry["sha256_c_order_le"], f"{name}: input {entry['name']} differs"
+        assert hashlib.sha256(array.tobytes()).hexdigest() == entry["sha256_c_order_le"], (
+            f"{name}: input {entry['name']} differs"
+        )
         arrays[entry["name"]] = array
     return arrays
 

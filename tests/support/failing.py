@@ -48,7 +48,11 @@ class DiesAt(InfoNCE):
         assert context is not None
         # A resumed run gets past the step: the marker says that it has happened.
         marker = os.environ.get("VLKD_TEST_MARKER", "")
-        if context.step + 1 == self.step and rank() == self.on_rank and not (marker and os.path.exists(marker)):
+        if (
+            context.step + 1 == self.step
+            and rank() == self.on_rank
+            and not (marker and os.path.exists(marker))
+        ):
             if marker:
                 open(marker, "w").close()
             os.kill(os.getpid(), 9)

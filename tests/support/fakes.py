@@ -1,4 +1,5 @@
-"""Readers and towers that honour the contracts and cost nothing: pictures are one colour that tells the position."""
+"""Readers and towers that honour the contracts and cost nothing: pictures are one colour that tells
+the position."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from vlkd_cli.preprocessing import ImageInput, TextInput
 
 
 class FakeReader(Reader):
-    """Pictures whose colour encodes their position, so that a fake tower can know any feature of them by heart.
+    """Pictures whose colour encodes their position, so that a fake tower can know any feature of
+    them by heart.
 
     Args:
         labels: a label per picture, or a tuple of them.
@@ -37,12 +39,16 @@ class FakeReader(Reader):
         split: str = "val",
     ) -> None:
         self._labels = list(labels)
-        self._captions = [list(own) for own in captions or [[f"picture {offset + i}"] for i in range(len(labels))]]
+        self._captions = [
+            list(own) for own in captions or [[f"picture {offset + i}"] for i in range(len(labels))]
+        ]
         self.classes = list(classes) if classes is not None else None
         self.split = split
         self._name = name
         self._offset = offset
-        self._starts = np.concatenate([[0], np.cumsum([len(own) for own in self._captions])]).astype(int)
+        self._starts = np.concatenate(
+            [[0], np.cumsum([len(own) for own in self._captions])]
+        ).astype(int)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -65,7 +71,9 @@ class FakeReader(Reader):
         return f"{self._name}/{self._offset + index}"
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr((self._name, self._offset, self._labels, self._captions)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((self._name, self._offset, self._labels, self._captions)).encode()
+        ).hexdigest()
 
     def caption_start(self, index: int) -> int:
         return int(self._starts[index])
@@ -76,19 +84,36 @@ class FakeReader(Reader):
 
 
 class Coloured(FakeReader):
-    """A fake reader with recipe keys, for a suite's `data:`: `num_classes` classes in turn, two captions a picture.
+    """A fake reader with recipe keys, for a suite's `data:`: `num_classes` classes in turn, two
+    captions a picture.
 
     The training pictures are others than the validation pictures.
     """
 
-    def __init__(self, *, num_classes: int = 8, num_samples: int = 480, split: str = "val", several: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int = 8,
+        num_samples: int = 480,
+        split: str = "val",
+        several: bool = False,
+    ) -> None:
         offset = {"val": 0, "test": 1024, "train": 2048}[split]
-        labels: list[int | tuple[int, ...]] = [position % num_classes for position in range(num_samples)]
+        labels: list[int | tuple[int, ...]] = [
+            position % num_classes for position in range(num_samples)
+        ]
         if several:
-            labels = [(position % num_classes, (position // 3) % num_classes) for position in range(num_samples)]
-        captions = [[f"picture {offset + i}", f"again picture {offset + i}"] for i in range(num_samples)]
+            labels = [
+                (position % num_classes, (position // 3) % num_classes)
+                for position in range(num_samples)
+            ]
+        captions = [
+            [f"picture {offset + i}", f"again picture {offset + i}"] for i in range(num_samples)
+        ]
         classes = [f"kind {number}" for number in range(num_classes)]
-        super().__init__(labels, captions, classes, name=f"coloured-{num_classes}", offset=offset, split=split)
+        super().__init__(
+            labels, captions, classes, name=f"coloured-{num_classes}", offset=offset, split=split
+        )
 
 
 COLOURED = "tests.support.fakes:Coloured"
@@ -151,7 +176,11 @@ class FakeTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
         longest = max(map(len, texts))
-        return {"input_ids": torch.tensor([[ord(letter) for letter in text] + [0] * (longest - len(text)) for text in texts])}
+        return {
+            "input_ids": torch.tensor(
+                [[ord(letter) for letter in text] + [0] * (longest - len(text)) for text in texts]
+            )
+        }
 
     def digest(self) -> str:
         return f"{self.name}-{self.modality}-{self.feature_width}"
@@ -182,6 +211,8 @@ def random_feature(width: int, seed: int = 0) -> Callable[[Any], Tensor]:
 
     def feature(key: Any) -> Tensor:
         digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-        return torch.randn(width, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        return torch.randn(
+            width, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        )
 
     return feature

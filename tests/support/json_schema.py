@@ -6,8 +6,14 @@ import re
 from typing import Any
 
 TYPES: dict[str, Any] = {
-    "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None),
-}  # fmt: skip
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
 
 
 def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
@@ -22,7 +28,9 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         return False
     if "type" in schema:
         wanted = TYPES[schema["type"]]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and schema["type"] in ("integer", "number")):
+        if not isinstance(value, wanted) or (
+            isinstance(value, bool) and schema["type"] in ("integer", "number")
+        ):
             return False
     if isinstance(value, dict):
         return _object_fits(value, schema, root)
@@ -31,18 +39,25 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         rest = schema.get("items", True)
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
             return False
-        pairs = [(item, heads[number] if number < len(heads) else rest) for number, item in enumerate(value)]
+        pairs = [
+            (item, heads[number] if number < len(heads) else rest)
+            for number, item in enumerate(value)
+        ]
         return all(one is True or fits(item, one, root) for item, one in pairs)
     if isinstance(value, str):
         return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return value > schema.get("exclusiveMinimum", float("-inf")) and value >= schema.get("minimum", float("-inf"))
+        return value > schema.get("exclusiveMinimum", float("-inf")) and value >= schema.get(
+            "minimum", float("-inf")
+        )
     return True
 
 
 def _object_fits(value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any]) -> bool:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    if any(name not in value for name in schema.get("required", [])) or len(value) < schema.get("minProperties", 0):
+    if any(name not in value for name in schema.get("required", [])) or len(value) < schema.get(
+        "minProperties", 0
+    ):
         return False
     for name, item in value.items():
         one = properties.get(name, others)

@@ -1,4 +1,5 @@
-"""How a command of README or docs is tested. Each falls under exactly one of WAYS; none is left untested."""
+"""How a command of README or docs is tested. Each falls under exactly one of WAYS; none is left
+untested."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SMALL = [
 TINY = [word for setting in SMALL for word in ("--set", setting)]
 TINY_SUITES = ["--with", "data={reader: shapes, split: val, num_samples: 48, size_px: 64}"]
 
-# Trained and evaluated for real, in the pages' order and in one folder for each page, with these words added.
+# Trained and evaluated for real, in the pages' order and in one folder for each page, with these
+# words added.
 RUN: dict[str, list[str]] = {
     "vlkd train quickstart": TINY,
     "vlkd train quickstart --run runs/first": TINY,
@@ -47,7 +49,10 @@ SLOW = ("vlkd list-adapters", "vlkd list-models --builder torchvision --search '
 def way_of(command: Command) -> str:
     """The one way in which the command is tested."""
     ways = [name for name, (applies, _) in WAYS.items() if applies(command)]
-    assert len(ways) == 1, f"{command} is tested in {len(ways)} ways ({', '.join(ways)}); name it in tests/support/page_commands.py"
+    assert len(ways) == 1, (
+        f"{command} is tested in {len(ways)} ways ({', '.join(ways)}); name it in"
+        " tests/support/page_commands.py"
+    )
     return ways[0]
 
 
@@ -98,12 +103,20 @@ def _vlkd_words(command: Command) -> list[str] | None:
     """The words after `vlkd`, whatever starts it; None where the command is of another program."""
     words = command.words
     if words[:1] == ["srun"]:
-        words = words[next(number for number, word in enumerate(words[1:], start=1) if not word.startswith("-")) :]
+        words = words[
+            next(
+                number for number, word in enumerate(words[1:], start=1) if not word.startswith("-")
+            ) :
+        ]
     if words[:1] == ["torchrun"]:
         from torch.distributed.run import get_args_parser
 
         launched = get_args_parser().parse_args(words[1:])
-        return launched.training_script_args if launched.module and launched.training_script == "vlkd_cli" else None
+        return (
+            launched.training_script_args
+            if launched.module and launched.training_script == "vlkd_cli"
+            else None
+        )
     return words[1:] if words[:1] == ["vlkd"] else None
 
 
@@ -112,7 +125,9 @@ def _is_make(command: Command) -> bool:
 
 
 def _try_make(command: Command, folder: Path) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    targets = re.findall(
+        r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert set(command.words[1:]) <= set(targets), command
 
 
@@ -121,7 +136,9 @@ def _is_install(command: Command) -> bool:
 
 
 def _try_install(command: Command, folder: Path) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     for word in command.words[2:]:
         package = re.fullmatch(r"(?:-e|\.|(?:vlkd|\.)\[([a-z,]+)\])", word)
         assert package is not None, command
@@ -138,22 +155,31 @@ def _try_run(command: Command, folder: Path) -> None:
 
 def _is_look_up(command: Command) -> bool:
     words = _vlkd_words(command)
-    return words is not None and (words[:1] == [] or words[0].startswith(("-", "list", "show")) or words[0] == "recipes")
+    return words is not None and (
+        words[:1] == [] or words[0].startswith(("-", "list", "show")) or words[0] == "recipes"
+    )
 
 
 def _try_look_up(command: Command, folder: Path) -> None:
     if "--data" in command.words:
-        (folder / command.words[command.words.index("--data") + 1]).mkdir(parents=True, exist_ok=True)
+        (folder / command.words[command.words.index("--data") + 1]).mkdir(
+            parents=True, exist_ok=True
+        )
     assert leaves(command.words[1:]) == 0, command
 
 
 def _is_checked(command: Command) -> bool:
     words = _vlkd_words(command)
-    return words is not None and words[:1] in (["train"], ["eval"], ["submit-elevater"]) and not _is_run(command)
+    return (
+        words is not None
+        and words[:1] in (["train"], ["eval"], ["submit-elevater"])
+        and not _is_run(command)
+    )
 
 
 def _try_checked(command: Command, folder: Path) -> None:
-    """The command runs up to where it would start workers; then what it was given is checked as it would be there."""
+    """The command runs up to where it would start workers; then what it was given is checked as it
+    would be there."""
     from vlkd_cli.engine.launching import start, start_evaluation
 
     words = _vlkd_words(command)
@@ -167,7 +193,10 @@ def _try_checked(command: Command, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "start_training", take)
         patch.setattr(start_evaluation, "start_evaluation", take)
-        patch.setattr("vlkd_cli.elevater.submission.submit", lambda *words, **keys: take(submitted=True) or _Done())
+        patch.setattr(
+            "vlkd_cli.elevater.submission.submit",
+            lambda *words, **keys: take(submitted=True) or _Done(),
+        )
         patch.setattr("vlkd_cli.elevater.submission.prediction_folder", lambda run: run)
         assert leaves(words) == 0, command
     assert given, command
@@ -175,7 +204,13 @@ def _try_checked(command: Command, folder: Path) -> None:
         load_recipe(given["recipe"], given["overrides"])
     if words[0] == "eval":
         run = str(given["target"]).startswith("runs/")
-        recipe = parse_recipe(BASE, "run") if run else start_evaluation.find_target(given["target"], given["overrides"], folder / "runs")[0]
+        recipe = (
+            parse_recipe(BASE, "run")
+            if run
+            else start_evaluation.find_target(given["target"], given["overrides"], folder / "runs")[
+                0
+            ]
+        )
         if given["suites"]:
             start_evaluation.suite_specs(recipe, given["suites"], given["suite_settings"])
 

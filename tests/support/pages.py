@@ -1,4 +1,5 @@
-"""Markdown pages as tests see them: their code blocks, commands, links, and the one way in which each command is tested."""
+"""Markdown pages as tests see them: their code blocks, commands, links, and the one way in which
+each command is tested."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command line of a page: the program, its words, and the environment variables set before it."""
+    """One command line of a page: the program, its words, and the environment variables set before
+    it."""
 
     block: Block
     text: str
@@ -71,8 +73,14 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(page: Path) -> list[Command]:
-    """Every command of a page's bash blocks; a line that ends in a backslash goes on in the next."""
-    return [command for block in blocks_of(page) if block.language == "bash" for command in _commands(block)]
+    """Every command of a page's bash blocks; a line that ends in a backslash goes on in the
+    next."""
+    return [
+        command
+        for block in blocks_of(page)
+        if block.language == "bash"
+        for command in _commands(block)
+    ]
 
 
 def _commands(block: Block) -> Iterator[Command]:
@@ -99,7 +107,9 @@ def inside(page: Path) -> Iterator[str]:
 def anchors_of(page: Path) -> set[str]:
     """The anchors that a page's headings make."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def table_after(page: Path, heading: str) -> list[list[str]]:
@@ -107,4 +117,7 @@ def table_after(page: Path, heading: str) -> list[list[str]]:
     text = page.read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
     rows = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert rows is not None, f"{page}: no table below '{heading}'"
-    return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows[0].splitlines()[2:]]
+    return [
+        [cell.strip().replace("`", "") for cell in row.strip("|").split("|")]
+        for row in rows[0].splitlines()[2:]
+    ]

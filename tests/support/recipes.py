@@ -1,4 +1,5 @@
-"""Recipes for tests: a small right one, changed by what a test says, and the problems that loading it gives."""
+"""Recipes for tests: a small right one, changed by what a test says, and the problems that loading
+it gives."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ data: {reader: shapes}
 
 
 def skip_without_its_library(path: Path) -> None:
-    """Skip the test where a recipe needs the builder `adapters` and this environment cannot have it (see `make test-latest`)."""
+    """Skip the test where a recipe needs the builder `adapters` and this environment cannot have it
+    (see `make test-latest`)."""
     if "builder: adapters" in path.read_text(encoding="utf-8") and not adapter_rules.is_installed():
         pytest.skip("needs the extra 'adapters'")
 
@@ -44,9 +46,17 @@ def problems(text: str = SMALL, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def problems_with(*overrides: str) -> list[str]:
-    """The lines that the small recipe with `--set` options ends in, without the options' own text."""
+    """The lines that the small recipe with `--set` options ends in, without the options' own
+    text."""
     lines = problems(SMALL, overrides)
     return [
-        next((line.removeprefix(f"--set {override}: ") for override in overrides if line.startswith(f"--set {override}: ")), line)
+        next(
+            (
+                line.removeprefix(f"--set {override}: ")
+                for override in overrides
+                if line.startswith(f"--set {override}: ")
+            ),
+            line,
+        )
         for line in lines
     ]

@@ -1,4 +1,5 @@
-"""For every suite of the catalogue: small data, towers that know everything, and towers that know nothing."""
+"""For every suite of the catalogue: small data, towers that know everything, and towers that know
+nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def class_of_picture(position: int) -> Tensor:
 
 def class_of_prompt(text: str) -> Tensor:
     """The class that a prompt ends with; 'kind 3' of 'a photo of a kind 3.'."""
-    return torch.eye(CLASSES)[int("".join(letter for letter in text.split("kind")[1] if letter.isdigit()))]
+    return torch.eye(CLASSES)[
+        int("".join(letter for letter in text.split("kind")[1] if letter.isdigit()))
+    ]
 
 
 def picture_of_caption(text: str) -> Tensor:
@@ -84,7 +87,9 @@ def few_shot(folder: Path) -> Case:
 
 def pairs(error: float) -> Case:
     knowing = subject(random_feature(32), picture_of_caption, 32)
-    return Case({"data": {"reader": COLOURED, "num_samples": 200}}, knowing, knowing_nothing(), error)
+    return Case(
+        {"data": {"reader": COLOURED, "num_samples": 200}}, knowing, knowing_nothing(), error
+    )
 
 
 def retrieval(folder: Path) -> Case:
@@ -96,7 +101,9 @@ def feature_analysis(folder: Path) -> Case:
 
 
 def fine_tune(folder: Path) -> Case:
-    knowing = Subject(Tower("image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1))), None)
+    knowing = Subject(
+        Tower("image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1))), None
+    )
     table = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0))
     keys = {"data": {"reader": COLOURED, "num_samples": 240}, "epochs": 2, "lr": 0.1}
     return Case(keys, knowing, Subject(Tower("image", TableBackbone(table)), None), 0.09)
@@ -107,7 +114,9 @@ def sentences(error: float, **keys: Any) -> Case:
 
 
 def sts(folder: Path) -> Case:
-    return sentences(0.28, data=str(text_folders.write_sts(folder, pairs=200)), sets=["STS13", "STSB"])
+    return sentences(
+        0.28, data=str(text_folders.write_sts(folder, pairs=200)), sets=["STS13", "STSB"]
+    )
 
 
 def senteval(folder: Path) -> Case:
@@ -157,4 +166,5 @@ SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "passage_retrieval": passage_retrieval,
     "captioned": captioned,
 }
-"""Suite -> writes its data into a folder, if it needs files, and returns the case. Every suite has its line here."""
+"""Suite -> writes its data into a folder, if it needs files, and returns the case. Every suite has
+its line here."""

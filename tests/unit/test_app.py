@@ -26,8 +26,17 @@ def test_help_lists_every_command():
     for name in COMMANDS:
         assert f" {name} " in result.stdout
     assert set(COMMANDS) == {
-        "train", "eval", "export", "recipes", "show", "list-models", "list-distillers", "list-datasets", "list-adapters", "submit-elevater"
-    }  # fmt: skip
+        "train",
+        "eval",
+        "export",
+        "recipes",
+        "show",
+        "list-models",
+        "list-distillers",
+        "list-datasets",
+        "list-adapters",
+        "submit-elevater",
+    }
 
 
 def test_every_command_has_help_and_each_option_says_what_it_does():
@@ -74,7 +83,12 @@ def test_our_own_mistakes_keep_their_traceback():
 
 def test_resume_without_a_run_means_the_latest():
     assert with_bare_resume(["train", "r", "--resume"]) == ["train", "r", "--resume", "latest"]
-    assert with_bare_resume(["train", "--resume", "--quiet"]) == ["train", "--resume", "latest", "--quiet"]
+    assert with_bare_resume(["train", "--resume", "--quiet"]) == [
+        "train",
+        "--resume",
+        "latest",
+        "--quiet",
+    ]
     assert with_bare_resume(["train", "--resume", "runs/a"]) == ["train", "--resume", "runs/a"]
 
 

@@ -15,7 +15,11 @@ def alone(monkeypatch):
 
 
 def test_tables_without_a_terminal_are_aligned_lines(capsys):
-    console.print_table("Results", ["suite", "value", "note"], [("zero_shot", 0.91234, None), ("knn", 12, "[b]x"), ("sts", 0.5, True)])
+    console.print_table(
+        "Results",
+        ["suite", "value", "note"],
+        [("zero_shot", 0.91234, None), ("knn", 12, "[b]x"), ("sts", 0.5, True)],
+    )
     assert capsys.readouterr().out.splitlines() == [
         "Results",
         "suite       value  note",
@@ -51,7 +55,10 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
         progress.update(2, loss=2.4)
         progress.update(10, epoch=1, loss=1.0)
     first, last = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"epoch 1/2  step 1/10  loss 2\.5000  lr 1\.00e-03  123 samples/s  data wait 25%  0s left", first)
+    assert re.fullmatch(
+        r"epoch 1/2  step 1/10  loss 2\.5000  lr 1\.00e-03  123 samples/s  data wait 25%  0s left",
+        first,
+    )
     assert last.startswith("epoch 2/2  step 10/10  loss 1.0000")
 
 
@@ -68,7 +75,9 @@ def test_time_left_counts_from_where_a_run_went_on():
     assert progress._seconds_left(60, now=10.0) == 40.0
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7800, "2h10m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7800, "2h10m")]
+)
 def test_durations(seconds, text):
     assert console.duration(seconds) == text
 

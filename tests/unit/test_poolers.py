@@ -4,9 +4,19 @@ import pytest
 import torch
 
 from vlkd_cli import catalog
-from vlkd_cli.poolers import AttentionPooler, CLSPooler, EOTPooler, GeMPooler, LastPooler, MaxPooler, MeanPooler
+from vlkd_cli.poolers import (
+    AttentionPooler,
+    CLSPooler,
+    EOTPooler,
+    GeMPooler,
+    LastPooler,
+    MaxPooler,
+    MeanPooler,
+)
 
-TOKENS = torch.tensor([[[1.0, 2.0], [3.0, -4.0], [100.0, 100.0]], [[5.0, 6.0], [7.0, 8.0], [9.0, 10.0]]])
+TOKENS = torch.tensor(
+    [[[1.0, 2.0], [3.0, -4.0], [100.0, 100.0]], [[5.0, 6.0], [7.0, 8.0], [9.0, 10.0]]]
+)
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 
@@ -20,25 +30,34 @@ def test_each_simple_pooler_gives_the_hand_computed_feature() -> None:
 
 
 def test_cls_is_the_first_real_token_where_padding_stands_on_the_left() -> None:
-    assert CLSPooler(2)(TOKENS, torch.tensor([[False, True, True], [True, True, True]]))[0].tolist() == [3, -4]
+    assert CLSPooler(2)(TOKENS, torch.tensor([[False, True, True], [True, True, True]]))[
+        0
+    ].tolist() == [3, -4]
 
 
 @pytest.mark.parametrize("name", catalog.names("pooler"))
 def test_padding_never_matters(name: str) -> None:
     torch.manual_seed(0)
     pooler = catalog.load("pooler", name)(8)
-    tokens, mask = torch.randn(2, 5, 8), torch.tensor([[True] * 3 + [False] * 2, [True] * 4 + [False]])
+    tokens, mask = (
+        torch.randn(2, 5, 8),
+        torch.tensor([[True] * 3 + [False] * 2, [True] * 4 + [False]]),
+    )
     changed = tokens.masked_fill(~mask.unsqueeze(-1), 1e20)
     eot = mask.sum(1) - 1
     torch.testing.assert_close(pooler(tokens, mask, eot), pooler(changed, mask, eot))
-    torch.testing.assert_close(pooler(tokens[:1, :3], mask[:1, :3], eot[:1]), pooler(tokens[:1], mask[:1], eot[:1]))
+    torch.testing.assert_close(
+        pooler(tokens[:1, :3], mask[:1, :3], eot[:1]), pooler(tokens[:1], mask[:1], eot[:1])
+    )
 
 
 @pytest.mark.parametrize("name", catalog.names("pooler"))
 def test_a_row_without_real_tokens_gives_numbers(name: str) -> None:
     torch.manual_seed(0)
     pooler = catalog.load("pooler", name)(8)
-    pooled = pooler(torch.randn(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, dtype=torch.long))
+    pooled = pooler(
+        torch.randn(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, dtype=torch.long)
+    )
     assert pooled.shape == (2, 8)
     assert pooled.isfinite().all()
 
@@ -46,7 +65,12 @@ def test_a_row_without_real_tokens_gives_numbers(name: str) -> None:
 def test_gem_is_the_mean_at_power_one_and_nears_the_maximum_at_a_high_power() -> None:
     tokens = TOKENS.abs()
     torch.testing.assert_close(GeMPooler(2, p=1.0)(tokens, MASK), MeanPooler(2)(tokens, MASK))
-    torch.testing.assert_close(GeMPooler(2, p=60.0)(tokens / 10, MASK), MaxPooler(2)(tokens / 10, MASK), rtol=0.02, atol=0.01)
+    torch.testing.assert_close(
+        GeMPooler(2, p=60.0)(tokens / 10, MASK),
+        MaxPooler(2)(tokens / 10, MASK),
+        rtol=0.02,
+        atol=0.01,
+    )
 
 
 def test_gem_learns_its_power_unless_told_otherwise() -> None:

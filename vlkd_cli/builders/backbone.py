@@ -14,7 +14,8 @@ from vlkd_cli.preprocessing import ImageInput, TextInput
 
 
 class Tokens(NamedTuple):
-    """Token outputs of an encoder: `values` `[B, T, D]`, `mask` `[B, T]` bool (True: a real token), `eot` `[B]` positions or None."""
+    """Token outputs of an encoder: `values` `[B, T, D]`, `mask` `[B, T]` bool (True: a real token),
+    `eot` `[B]` positions or None."""
 
     values: Tensor
     mask: Tensor
@@ -22,10 +23,11 @@ class Tokens(NamedTuple):
 
 
 class Export(NamedTuple):
-    """How a backbone was written for its library: what loads it again, in Python and in a recipe, and what gives its feature.
+    """How a backbone was written for its library: what loads it again, in Python and in a recipe,
+    and what gives its feature.
 
-    `adapter` says what became of a parameter-efficient method: "merged" into the weights or kept "beside" them. `note` is one line on what
-    the library's format cannot hold.
+    `adapter` says what became of a parameter-efficient method: "merged" into the weights or kept
+    "beside" them. `note` is one line on what the library's format cannot hold.
     """
 
     format: str
@@ -39,7 +41,8 @@ class Export(NamedTuple):
 class Backbone(nn.Module):
     """An encoder without a head.
 
-    Its attributes are set by the builder; parameter names below it are the library's own, so that patterns and checkpoints read well.
+    Its attributes are set by the builder; parameter names below it are the library's own, so that
+    patterns and checkpoints read well.
     """
 
     modality: Literal["image", "text"]
@@ -52,10 +55,12 @@ class Backbone(nn.Module):
     pools: bool = True
     """Whether it has a pooled feature of its own; otherwise a pooler is needed."""
     settings: str = ""
-    """What determines its output beside weights and class, e.g. the number of heads or the tokenizer; part of the feature cache's key."""
+    """What determines its output beside weights and class, e.g. the number of heads or the
+    tokenizer; part of the feature cache's key."""
 
     able: frozenset[str] | None = None
-    """Names, as patterns write them, of what can learn at all; set by `towers.freezing` from the first `requires_grad` it meets."""
+    """Names, as patterns write them, of what can learn at all; set by `towers.freezing` from the
+    first `requires_grad` it meets."""
     prompted: frozenset[str] = frozenset()
     """Names (as in state_dict) of learned prompt vectors: what `train: prompt` means."""
 
@@ -64,23 +69,28 @@ class Backbone(nn.Module):
         """Pooled features `[B, width]` of standardised images `[B, 3, H, W]` or of a TextInput."""
 
     def tokens(self, inputs: Any) -> Tokens:
-        """Token features of the same inputs, for a pooler of the recipe. Only where `token_width` is set."""
+        """Token features of the same inputs, for a pooler of the recipe. Only where `token_width`
+        is set."""
         raise NotImplementedError
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
-        """Text backbones: strings to inputs. Runs in loader workers, so it must survive pickling and touch no device."""
+        """Text backbones: strings to inputs. Runs in loader workers, so it must survive pickling
+        and touch no device."""
         raise NotImplementedError
 
     def layers(self) -> list[list[str]]:
-        """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and layer-wise learning rates.
+        """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and
+        layer-wise learning rates.
 
-        Names are the library's own, as in patterns: without the `encoder.` that holds the library's module. What no prefix names
-        (embeddings, final norms) goes with the first layer if it comes before, else with the last.
+        Names are the library's own, as in patterns: without the `encoder.` that holds the library's
+        module. What no prefix names (embeddings, final norms) goes with the first layer if it comes
+        before, else with the last.
         """
         return []
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        """Write it into an empty folder in its library's format, so that the library loads it without vlkd. It stays as it is.
+        """Write it into an empty folder in its library's format, so that the library loads it
+        without vlkd. It stays as it is.
 
         Args:
             folder: where to write.
@@ -90,7 +100,10 @@ class Backbone(nn.Module):
         Raises:
             WeightsError: its builder has no such format.
         """
-        raise WeightsError(f"{type(self).__name__} has no format of its own to be written in. Take the tower from its run (`run: ...`).")
+        raise WeightsError(
+            f"{type(self).__name__} has no format of its own to be written in. Take the tower from"
+            " its run (`run: ...`)."
+        )
 
 
 class ModelInfo(NamedTuple):
@@ -108,7 +121,8 @@ class ModelInfo(NamedTuple):
 class Builder:
     """Base of the builders: keyword-only constructor arguments are the tower's recipe keys.
 
-    What a tower's surroundings supply beside the recipe keys is set on the builder by `towers.assemble` before `build`.
+    What a tower's surroundings supply beside the recipe keys is set on the builder by
+    `towers.assemble` before `build`.
     """
 
     modalities: tuple[str, ...] = ("image", "text")
@@ -118,7 +132,8 @@ class Builder:
     run_folder: Path | None = None
     """Where such a tokenizer is kept and found again."""
     adapter: Any = None
-    """The tower's `adapter:` section (recipe.schema.Component), for builders whose `takes_adapters` is true."""
+    """The tower's `adapter:` section (recipe.schema.Component), for builders whose `takes_adapters`
+    is true."""
     takes_adapters: bool = False
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:
@@ -131,14 +146,18 @@ class Builder:
         raise NotImplementedError
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         """The models that this builder knows by name and that match a glob pattern."""
         raise NotImplementedError
 
     @classmethod
     def measured(cls, row: ModelInfo) -> ModelInfo | None:
-        """A row of `list_models` with what only building the model without memory shows; None where it can be no tower.
+        """A row of `list_models` with what only building the model without memory shows; None where
+        it can be no tower.
 
-        Widths are of the feature that a head would read, parameters of the tower without classifier.
+        Widths are of the feature that a head would read, parameters of the tower without
+        classifier.
         """
         return row

@@ -1,4 +1,5 @@
-"""Whether the model hub can be reached: asked once, so that a machine without network is told so at once, not after many retries."""
+"""Whether the model hub can be reached: asked once, so that a machine without network is told so at
+once, not after many retries."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ TIMEOUT_SECONDS = 5
 
 @functools.cache
 def prepare_hub() -> bool:
-    """Put the hub's library in offline mode where its server cannot be reached; returns whether it can.
+    """Put the hub's library in offline mode where its server cannot be reached; returns whether it
+    can.
 
-    Files that were downloaded before are found either way. Behind a proxy the question is left to the library.
+    Files that were downloaded before are found either way. Behind a proxy the question is left to
+    the library.
     """
     from huggingface_hub import constants, utils
 
@@ -25,7 +28,9 @@ def prepare_hub() -> bool:
         return True
     server = urlsplit(constants.ENDPOINT)
     try:
-        socket.create_connection((server.hostname or "", server.port or 443), timeout=TIMEOUT_SECONDS).close()
+        socket.create_connection(
+            (server.hostname or "", server.port or 443), timeout=TIMEOUT_SECONDS
+        ).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
         # Sessions that are open already would go on trying.

@@ -12,10 +12,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def find_layers(module: nn.Module) -> list[list[str]]:
     """Name prefixes of each layer, input side first.
 
-    A layer is a block inside a plain container (Sequential, ModuleList), containers being looked for along the path that holds most of
-    the parameters, word embeddings aside. Single convolutions, linears and norms between blocks are no layers of their own, unless the
-    network consists of nothing else. What follows the containers, such as
-    a pooler, belongs to the last layer.
+    A layer is a block inside a plain container (Sequential, ModuleList), containers being looked
+    for along the path that holds most of the parameters, word embeddings aside. Single
+    convolutions, linears and norms between blocks are no layers of their own, unless the network
+    consists of nothing else. What follows the containers, such as a pooler, belongs to the last
+    layer.
     """
     units = list(_units(module, "", _count(module) / 2, listed=False, alike=False))
     blocks = [unit for unit in units if any(True for _ in unit[1].children())]
@@ -31,14 +32,25 @@ def find_layers(module: nn.Module) -> list[list[str]]:
     return layers
 
 
-def _units(module: nn.Module, prefix: str, half: float, listed: bool, alike: bool) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Modules that are not opened further: name, module, and whether it stands in a plain container."""
-    children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+def _units(
+    module: nn.Module, prefix: str, half: float, listed: bool, alike: bool
+) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Modules that are not opened further: name, module, and whether it stands in a plain
+    container."""
+    children = [
+        (name, child)
+        for name, child in module.named_children()
+        if any(True for _ in child.parameters())
+    ]
     plain = type(module) in CONTAINERS
     if prefix and not plain and (alike or not children or _count(module) <= half):
         yield prefix, module, listed
         return
-    row = plain and len({type(child) for _, child in children}) == 1 and (len(children) > 1 or isinstance(module, nn.ModuleList))
+    row = (
+        plain
+        and len({type(child) for _, child in children}) == 1
+        and (len(children) > 1 or isinstance(module, nn.ModuleList))
+    )
     for name, child in children:
         yield from _units(child, f"{prefix}.{name}" if prefix else name, half, plain, row)
 

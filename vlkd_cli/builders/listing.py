@@ -1,4 +1,5 @@
-"""The models that builders know by name, remembered between calls: widths and sizes take seconds to find and change with a version only."""
+"""The models that builders know by name, remembered between calls: widths and sizes take seconds to
+find and change with a version only."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ FIELDS = ("name", "builder", "modality", "width", "parameters", "image_size_px",
 
 
 def rows_of(builder: str) -> list[dict[str, Any]]:
-    """Every model of a builder, one row per tower, with the fields of `ModelInfo`; from the cache where this version is in it.
+    """Every model of a builder, one row per tower, with the fields of `ModelInfo`; from the cache
+    where this version is in it.
 
-    The pinned versions of openclip, timm and torchvision are answered from `listings/`, which `write_shipped` filled. With others,
+    The pinned versions of openclip, timm and torchvision are answered from `listings/`, which
+    `write_shipped` filled. With others,
     widths and sizes that take minutes to find stay empty: what a name stands for may have changed.
 
     Raises:
@@ -57,7 +60,8 @@ def computed(builder: str) -> list[dict[str, Any]]:
 
 
 def measured(builder: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the computed rows that can be towers, each model built once without memory; a second or less for each."""
+    """Those of the computed rows that can be towers, each model built once without memory; a second
+    or less for each."""
     from vlkd_cli.builders.backbone import ModelInfo
 
     kind = catalog.load("builder", builder)
@@ -71,25 +75,37 @@ def shipped(builder: str) -> Path:
 
 
 def write_shipped(builder: str) -> Path:
-    """Measure the rows of the installed version and keep them in the package; for whoever raises a pin."""
+    """Measure the rows of the installed version and keep them in the package; for whoever raises a
+    pin."""
     file = shipped(builder)
     file.parent.mkdir(exist_ok=True)
     _write(file, measured(builder, computed(builder)))
     return file
 
 
-def choose(rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str, pretrained: bool) -> list[dict[str, Any]]:
-    """Rows of a modality whose name matches a glob pattern in upper or lower case (a bare word may stand anywhere in the name)."""
-    wanted = pattern.lower() if any(letter in pattern for letter in "*?[") else f"*{pattern.lower()}*"
+def choose(
+    rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str, pretrained: bool
+) -> list[dict[str, Any]]:
+    """Rows of a modality whose name matches a glob pattern in upper or lower case (a bare word may
+    stand anywhere in the name)."""
+    wanted = (
+        pattern.lower() if any(letter in pattern for letter in "*?[") else f"*{pattern.lower()}*"
+    )
     return [
         row
         for row in rows
-        if modality in (None, row["modality"]) and fnmatchcase(row["name"].lower(), wanted) and (row["pretrained"] or not pretrained)
+        if modality in (None, row["modality"])
+        and fnmatchcase(row["name"].lower(), wanted)
+        and (row["pretrained"] or not pretrained)
     ]
 
 
 def _file(builder: str) -> Path:
-    return cache_folder() / "model_rows" / f"{builder}-{_version(builder)}-vlkd-{vlkd_cli.__version__}.json"
+    return (
+        cache_folder()
+        / "model_rows"
+        / f"{builder}-{_version(builder)}-vlkd-{vlkd_cli.__version__}.json"
+    )
 
 
 def _version(builder: str) -> str:
@@ -102,12 +118,17 @@ def _version(builder: str) -> str:
 def _read(file: Path) -> list[dict[str, Any]] | None:
     """The remembered rows; None where there are none or they are damaged."""
     try:
-        return [dict(zip(FIELDS, row, strict=True)) for row in json.loads(file.read_text(encoding="utf-8"))]
+        return [
+            dict(zip(FIELDS, row, strict=True))
+            for row in json.loads(file.read_text(encoding="utf-8"))
+        ]
     except (OSError, ValueError, TypeError):
         return None
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One row on a line, its values in the order of FIELDS."""
-    lines = ",\n".join(json.dumps([row[field] for field in FIELDS], separators=(",", ":")) for row in rows)
+    lines = ",\n".join(
+        json.dumps([row[field] for field in FIELDS], separators=(",", ":")) for row in rows
+    )
     file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Strings to token ids: small callables that survive pickling, so that loader workers can run them."""
+"""Strings to token ids: small callables that survive pickling, so that loader workers can run
+them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ class ClipTokenizer:
     """CLIP's byte-pair encoding; it comes with open_clip, so nothing is downloaded.
 
     Args:
-        context_length: longest caption in tokens, start and end included; longer ones lose their tail but keep their end token.
+        context_length: longest caption in tokens, start and end included; longer ones lose their
+            tail but keep their end token.
         trim: cut the batch to its longest caption instead of padding to the context length.
-        vocabulary_size: fewer than CLIP's 49408 tokens keep the most frequent merges only, for small embedding tables.
+        vocabulary_size: fewer than CLIP's 49408 tokens keep the most frequent merges only, for
+            small embedding tables.
         masked: also give the attention mask, for encoders that need it.
         pad: id that fills up short captions.
         shift: added to every other id, so that `pad` may be a number of its own.
@@ -43,7 +46,10 @@ class ClipTokenizer:
 
         least = CLIP_BASE_TOKENS + 2
         if not least <= vocabulary_size <= CLIP_VOCABULARY:
-            raise RecipeError(f"vocab_size: {vocabulary_size} does not fit CLIP's tokenizer. Choose between {least} and {CLIP_VOCABULARY}.")
+            raise RecipeError(
+                f"vocab_size: {vocabulary_size} does not fit CLIP's tokenizer. Choose between"
+                f" {least} and {CLIP_VOCABULARY}."
+            )
         self.context_length = context_length
         self.trim = trim
         self.masked = masked
@@ -52,10 +58,15 @@ class ClipTokenizer:
         self.vocabulary_size = vocabulary_size
         self._bpe = SimpleTokenizer(context_length=context_length, clean=clean)
         if vocabulary_size < CLIP_VOCABULARY:
-            merges = sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__)[: vocabulary_size - least]
+            merges = sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__)[
+                : vocabulary_size - least
+            ]
             self._bpe.bpe_ranks = {merge: place for place, merge in enumerate(merges)}
         self._start, self._end = vocabulary_size - 2, vocabulary_size - 1
-        self._bpe.encoder["<start_of_text>"], self._bpe.encoder["<end_of_text>"] = self._start, self._end
+        self._bpe.encoder["<start_of_text>"], self._bpe.encoder["<end_of_text>"] = (
+            self._start,
+            self._end,
+        )
         self.eot = self._end + shift
         self._lowers = clean == "lower"
         self._words: dict[str, list[int]] = {}
@@ -69,22 +80,38 @@ class ClipTokenizer:
             rows.append([token + self.shift for token in ids] if self.shift else ids)
         length = max(map(len, rows), default=1) if self.trim else self.context_length
         # One conversion for the whole batch: a tensor per caption costs more than its tokens.
-        input_ids = torch.tensor([ids + [self.pad] * (length - len(ids)) for ids in rows], dtype=torch.long).view(len(rows), length)
+        input_ids = torch.tensor(
+            [ids + [self.pad] * (length - len(ids)) for ids in rows], dtype=torch.long
+        ).view(len(rows), length)
         if not self.masked:
             return {"input_ids": input_ids}
         lengths = torch.tensor([len(ids) for ids in rows])
-        return {"input_ids": input_ids, "attention_mask": (torch.arange(length)[None] < lengths[:, None]).long()}
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(length)[None] < lengths[:, None]).long(),
+        }
 
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """Every piece with the id that calls give it, and the merges in their order. Ids without a piece are called `<unused...>`."""
-        pieces = {piece: number + self.shift for piece, number in self._bpe.encoder.items() if number < self._start}
-        pieces |= {"<start_of_text>": self._start + self.shift, "<end_of_text>": self.eot, "<pad>": self.pad}
+        """Every piece with the id that calls give it, and the merges in their order. Ids without a
+        piece are called `<unused...>`."""
+        pieces = {
+            piece: number + self.shift
+            for piece, number in self._bpe.encoder.items()
+            if number < self._start
+        }
+        pieces |= {
+            "<start_of_text>": self._start + self.shift,
+            "<end_of_text>": self.eot,
+            "<pad>": self.pad,
+        }
         unused = set(range(self.vocabulary_size + self.shift)) - set(pieces.values())
-        return pieces | {f"<unused{number}>": number for number in unused}, sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__)
+        return pieces | {f"<unused{number}>": number for number in unused}, sorted(
+            self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.__getitem__
+        )
 
     def _encode(self, text: str) -> list[int]:
-        # Printable ASCII without an ampersand has nothing that the repair of broken Unicode and HTML could change, and that repair
-        # costs more than the encoding.
+        # Printable ASCII without an ampersand has nothing that the repair of broken Unicode and
+        # HTML could change, and that repair costs more than the encoding.
         plain = self._lowers and "&" not in text and text.isascii() and text.isprintable()
         text = " ".join(text.split()).lower() if plain else self._bpe.clean_fn(text)
         ids: list[int] = []
@@ -100,13 +127,17 @@ class ClipTokenizer:
         ids = [self._bpe.encoder[piece] for piece in self._bpe.bpe(letters).split(" ")]
         if len(self._words) >= MAX_REMEMBERED_WORDS:
             self._words.clear()
-            self._bpe.cache = {"<start_of_text>": "<start_of_text>", "<end_of_text>": "<end_of_text>"}
+            self._bpe.cache = {
+                "<start_of_text>": "<start_of_text>",
+                "<end_of_text>": "<end_of_text>",
+            }
         self._words[word] = ids
         return ids
 
 
 class PretrainedTokenizer:
-    """A tokenizer of transformers: ids and attention mask, padded to the longest caption of the batch.
+    """A tokenizer of transformers: ids and attention mask, padded to the longest caption of the
+    batch.
 
     Args:
         tokenizer: the fast or slow tokenizer object.
@@ -119,19 +150,26 @@ class PretrainedTokenizer:
         self.max_length = max_length
         self.lower = lower
         if tokenizer.pad_token is None:
-            # Decoder-style vocabularies have no padding; the mask keeps whatever stands there from mattering.
+            # Decoder-style vocabularies have no padding; the mask keeps whatever stands there from
+            # mattering.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
     def __call__(self, texts: Sequence[str]) -> TextInput:
         texts = [text.lower() for text in texts] if self.lower else list(texts)
         encoded = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", return_attention_mask=True
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_attention_mask=True,
         )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
 class PaddedTokenizer:
-    """open_clip's wrappers around a transformers tokenizer, which pad to the context length as their models were trained."""
+    """open_clip's wrappers around a transformers tokenizer, which pad to the context length as
+    their models were trained."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -10,14 +10,26 @@ from typing import Any
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.errors import RecipeError
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
-def trained_tokenizer(tower: str, *, vocabulary_size: int, captions: Callable[[], Iterable[str]] | None, run_folder: Path | None) -> Any:
+def trained_tokenizer(
+    tower: str,
+    *,
+    vocabulary_size: int,
+    captions: Callable[[], Iterable[str]] | None,
+    run_folder: Path | None,
+) -> Any:
     """A transformers tokenizer of at most `vocabulary_size` lower-case word pieces.
 
-    It is read from `RUN/tokenizers/TOWER.json` where that exists; else trained on the captions by the first process, given to the
-    others, and written there.
+    It is read from `RUN/tokenizers/TOWER.json` where that exists; else trained on the captions by
+    the first process, given to the others, and written there.
 
     Raises:
         RecipeError: there is neither a file nor captions.
@@ -33,8 +45,8 @@ def trained_tokenizer(tower: str, *, vocabulary_size: int, captions: Callable[[]
             content = file.read_text(encoding="utf-8")
         elif captions is None:
             problem = (
-                f"tower '{tower}': `tokenizer: trained` needs captions to learn from, and none are at hand. "
-                "Train with data, load the tower by `run`, or use `tokenizer: clip`."
+                f"tower '{tower}': `tokenizer: trained` needs captions to learn from, and none are"
+                " at hand. Train with data, load the tower by `run`, or use `tokenizer: clip`."
             )
         else:
             content = _train(captions(), vocabulary_size)
@@ -47,13 +59,23 @@ def trained_tokenizer(tower: str, *, vocabulary_size: int, captions: Callable[[]
 
 
 def _train(captions: Iterable[str], vocabulary_size: int) -> str:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL.values()), show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size, special_tokens=list(SPECIAL.values()), show_progress=False
+    )
     tokenizer.train_from_iterator(captions, trainer)
     start, end = (SPECIAL[key] for key in ("cls_token", "sep_token"))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -64,7 +86,8 @@ def _train(captions: Iterable[str], vocabulary_size: int) -> str:
 
 
 def _write(file: Path, content: str) -> None:
-    """Whole or not at all: a run that is killed here must not find half a tokenizer when it resumes."""
+    """Whole or not at all: a run that is killed here must not find half a tokenizer when it
+    resumes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(content, encoding="utf-8")

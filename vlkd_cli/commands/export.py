@@ -11,21 +11,44 @@ import typer
 def export(
     *,
     target: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN | CHECKPOINT", help="What to export; by default the newest run here.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN | CHECKPOINT", help="What to export; by default the newest run here."
+        ),
     ] = None,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT_FOLDER", help="Gets a folder for each tower.")],
-    tower: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this tower. Repeatable.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace towers that are in the folder already.")] = False,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT_FOLDER", help="Gets a folder for each tower.")
+    ],
+    tower: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this tower. Repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace towers that are in the folder already.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
-    """Write trained towers as their libraries have them, adapters merged, to be loaded without vlkd."""
+    """Write trained towers as their libraries have them, adapters merged, to be loaded without
+    vlkd."""
     from vlkd_cli.errors import UserError
 
     # The only form of an optional word before a required one that option parsers know is a list.
     targets = target or []
     if len(targets) > 1:
-        raise UserError(f"give one run or checkpoint and one folder, not {len(targets) + 1} words: {' '.join(targets)} {output}.")
+        raise UserError(
+            f"give one run or checkpoint and one folder, not {len(targets) + 1} words:"
+            f" {' '.join(targets)} {output}."
+        )
     from vlkd_cli.engine.export import export as export_towers
 
-    export_towers(target=targets[0] if targets else None, output=output, towers=tower or [], overrides=set_ or [], force=force, runs=runs)
+    export_towers(
+        target=targets[0] if targets else None,
+        output=output,
+        towers=tower or [],
+        overrides=set_ or [],
+        force=force,
+        runs=runs,
+    )

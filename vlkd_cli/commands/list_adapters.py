@@ -1,4 +1,5 @@
-"""`vlkd list-adapters`: the parameter-efficient methods for text towers, and what they cost on an encoder."""
+"""`vlkd list-adapters`: the parameter-efficient methods for text towers, and what they cost on an
+encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ import typer
 def list_adapters(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Hub id, folder or package:NAME of the encoder; BERT base without it.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Hub id, folder or package:NAME of the encoder; BERT base without it.",
+            show_default=False,
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -26,7 +32,12 @@ def list_adapters(
     encoder, rows = method_rows(model)
     keys = {row.name: signature_of("adapter", row.name).key_names() for row in rows}
     if json_:
-        console.say(json.dumps([{**row._asdict(), "keys": keys[row.name], "model": encoder} for row in rows], indent=2))
+        console.say(
+            json.dumps(
+                [{**row._asdict(), "keys": keys[row.name], "model": encoder} for row in rows],
+                indent=2,
+            )
+        )
         return
     console.print_table(
         f"adapter: {{name: ...}} on {encoder}, at the defaults",
@@ -48,9 +59,18 @@ def list_adapters(
     console.say(f"all: {', '.join(ENCODERS)}; any: these and others that transformers loads.")
     for row in rows:
         if row.refused is not None:
-            console.say(f"{row.name}{f' ({row.form})' if row.form else ''}: {row.refused.removeprefix('adapter.name: ')}")
+            console.say(
+                f"{row.name}{f' ({row.form})' if row.form else ''}:"
+                f" {row.refused.removeprefix('adapter.name: ')}"
+            )
 
 
 def _shortly(fitting: Sequence[str], known: Sequence[str]) -> str:
     missing = [name for name in known if name not in fitting]
-    return "any" if tuple(fitting) == ("any",) else "all but " + ", ".join(missing) if missing else "all"
+    return (
+        "any"
+        if tuple(fitting) == ("any",)
+        else "all but " + ", ".join(missing)
+        if missing
+        else "all"
+    )

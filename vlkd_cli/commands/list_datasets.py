@@ -9,12 +9,17 @@ import typer
 
 
 def list_datasets(
-    root: Annotated[Path | None, typer.Option("--data", help="Folder to look for them in.", show_default=False)] = None,
-    search: Annotated[str, typer.Option("--search", "-s", help="A glob pattern, or a part of the name.")] = "*",
+    root: Annotated[
+        Path | None, typer.Option("--data", help="Folder to look for them in.", show_default=False)
+    ] = None,
+    search: Annotated[
+        str, typer.Option("--search", "-s", help="A glob pattern, or a part of the name.")
+    ] = "*",
     here: Annotated[bool, typer.Option("--here", help="Only those that lie under --data.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Data sets by name: task, classes, images per split, metric, and whether they lie under a root."""
+    """Data sets by name: task, classes, images per split, metric, and whether they lie under a
+    root."""
     import fnmatch
     import json
 
@@ -30,20 +35,43 @@ def list_datasets(
     places = sets_on_disk(root) if root is not None else {}
     names = [*known, *(name for name in places if name not in known)]
     pattern = search if any(mark in search for mark in "*?[") else f"*{search}*"
-    chosen = [name for name in names if fnmatch.fnmatch(name.lower(), pattern.lower()) and (not here or name in places)]
+    chosen = [
+        name
+        for name in names
+        if fnmatch.fnmatch(name.lower(), pattern.lower()) and (not here or name in places)
+    ]
     if not chosen:
         where = f" under {root}" if here else ""
-        raise UserError(f"--search {search}: no known data set{where} matches.{catalog.did_you_mean(search.strip('*'), names)}")
+        raise UserError(
+            f"--search {search}: no known data set{where}"
+            f" matches.{catalog.did_you_mean(search.strip('*'), names)}"
+        )
     rows: list[dict[str, Any]] = []
     for name in chosen:
         place = places.get(name)
         facts = known.get(name) or (place.facts if place else None)
         row: dict[str, Any] = {"name": name} | (facts._asdict() if facts is not None else {})
-        rows.append(row | {"layout": place.layout if place else None, "path": str(place.path) if place else None})
+        rows.append(
+            row
+            | {
+                "layout": place.layout if place else None,
+                "path": str(place.path) if place else None,
+            }
+        )
     if json_:
         console.say(json.dumps(rows, indent=2))
         return
-    columns = ["name", "task", "classes", "train", "val", "test", "metric", "elevater", "torchvision"]
+    columns = [
+        "name",
+        "task",
+        "classes",
+        "train",
+        "val",
+        "test",
+        "metric",
+        "elevater",
+        "torchvision",
+    ]
     if root is not None:
         columns += ["layout", "path"]
     console.print_table("", columns, [[row.get(column) for column in columns] for row in rows])

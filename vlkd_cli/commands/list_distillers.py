@@ -10,7 +10,8 @@ import typer
 def list_distillers(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Every training objective: its paper, direction, what it needs, what state it keeps, and what crosses ranks."""
+    """Every training objective: its paper, direction, what it needs, what state it keeps, and what
+    crosses ranks."""
     import json
 
     from vlkd_cli import console

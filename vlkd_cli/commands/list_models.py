@@ -8,13 +8,26 @@ import typer
 
 
 def list_models(
-    builder: Annotated[str | None, typer.Option("--builder", "-b", help="Only this builder's models.", show_default=False)] = None,
-    modality: Annotated[
-        Literal["image", "text"] | None, typer.Option(help="Only towers for images or for texts.", show_default=False)
+    builder: Annotated[
+        str | None,
+        typer.Option("--builder", "-b", help="Only this builder's models.", show_default=False),
     ] = None,
-    search: Annotated[str, typer.Option("--search", "-s", help="A glob pattern, e.g. 'resnet*', or a part of the name.")] = "*",
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with published weights.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    modality: Annotated[
+        Literal["image", "text"] | None,
+        typer.Option(help="Only towers for images or for texts.", show_default=False),
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search", "-s", help="A glob pattern, e.g. 'resnet*', or a part of the name."
+        ),
+    ] = "*",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Only models with published weights.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list instead of a table.")
+    ] = False,
 ) -> None:
     """Models by name, with their width, size and pretrained tags."""
     import json as json_library
@@ -25,7 +38,10 @@ def list_models(
 
     known = catalog.names("builder")
     if builder is not None and builder not in known:
-        raise UserError(f"--builder: no builder '{builder}'.{catalog.did_you_mean(builder, known)} Known: {', '.join(known)}.")
+        raise UserError(
+            f"--builder: no builder '{builder}'.{catalog.did_you_mean(builder, known)} Known:"
+            f" {', '.join(known)}."
+        )
     rows = []
     for name in [builder] if builder else known:
         try:
@@ -37,9 +53,13 @@ def list_models(
     found = choose(rows, modality=modality, pattern=search, pretrained=pretrained)
     if not found:
         where = f" of builder '{builder}'" if builder else ""
-        kind = " ".join(word for word in ("pretrained" if pretrained else "", modality or "") if word)
+        kind = " ".join(
+            word for word in ("pretrained" if pretrained else "", modality or "") if word
+        )
         near = catalog.did_you_mean(search.strip("*"), {row["name"] for row in rows})
-        raise UserError(f"--search: no {kind + ' ' if kind else ''}model{where} matches '{search}'.{near}")
+        raise UserError(
+            f"--search: no {kind + ' ' if kind else ''}model{where} matches '{search}'.{near}"
+        )
     if json:
         console.say(json_library.dumps(found, indent=2))
         return

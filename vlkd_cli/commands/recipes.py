@@ -16,11 +16,17 @@ def list_recipes() -> None:
     from vlkd_cli import console
     from vlkd_cli.recipe.shipped import shipped_recipes, summary_of
 
-    console.print_table("", ["recipe", "what it shows"], [(name, summary_of(path)) for name, path in shipped_recipes().items()])
+    console.print_table(
+        "",
+        ["recipe", "what it shows"],
+        [(name, summary_of(path)) for name, path in shipped_recipes().items()],
+    )
 
 
 @recipes.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="A name that `vlkd recipes list` shows.")]) -> None:
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A name that `vlkd recipes list` shows.")],
+) -> None:
     """Print a shipped recipe."""
     from vlkd_cli import console
     from vlkd_cli.recipe.shipped import shipped_recipe
@@ -31,7 +37,10 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A name that `vlkd reci
 @recipes.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="A name that `vlkd recipes list` shows.")],
-    path: Annotated[Path | None, typer.Argument(help="The new file, or a folder for it.", show_default="NAME.yaml here")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="The new file, or a folder for it.", show_default="NAME.yaml here"),
+    ] = None,
 ) -> None:
     """Copy a shipped recipe, to change it. A file that is there already is left alone."""
     from vlkd_cli import console
@@ -54,10 +63,17 @@ def copy_recipe(
 
 @recipes.command("check")
 def check_recipes(
-    paths: Annotated[list[str], typer.Argument(help="Recipe files or names of shipped recipes.", metavar="PATH...")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key first. Repeatable.")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Recipe files or names of shipped recipes.", metavar="PATH..."),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key first. Repeatable."),
+    ] = None,
 ) -> None:
-    """Check recipes without running them: keys, types, addresses, settings without effect. Exit code 2 where one has problems."""
+    """Check recipes without running them: keys, types, addresses, settings without effect. Exit
+    code 2 where one has problems."""
     from vlkd_cli import console
     from vlkd_cli.errors import RecipeError
     from vlkd_cli.recipe.load import load_recipe
@@ -78,7 +94,8 @@ def check_recipes(
 def print_schema() -> None:
     """Print the JSON Schema of recipes, for completion in editors.
 
-    The first line of a recipe tells editors where it lies: `# yaml-language-server: $schema=recipe.schema.json`.
+    The first line of a recipe tells editors where it lies: `# yaml-language-server:
+        $schema=recipe.schema.json`.
     """
     import json
 
@@ -90,7 +107,9 @@ def print_schema() -> None:
 
 @recipes.command("reference", hidden=True)
 def write_reference(
-    output: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; by default standard output.")
+    ] = None,
 ) -> None:
     """Every section and component with its keys, as Markdown: docs/catalogue.md."""
     from vlkd_cli import console

@@ -9,10 +9,18 @@ import typer
 
 def show(
     kind: Annotated[
-        str | None, typer.Argument(help="distiller, builder, reader, suite, ...; without it, the kinds.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="distiller, builder, reader, suite, ...; without it, the kinds.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(help="A name, or a third party's module:Class; without it, the names.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A name, or a third party's module:Class; without it, the names.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """What a component does, and its recipe keys with their types and defaults."""
@@ -20,7 +28,9 @@ def show(
     from vlkd_cli.recipe.reference import about, kinds, names_of
 
     if kind is None:
-        console.print_table("", ["kind", "names"], [(kind, ", ".join(names_of(kind))) for kind in kinds()])
+        console.print_table(
+            "", ["kind", "names"], [(kind, ", ".join(names_of(kind))) for kind in kinds()]
+        )
         return
     if name is None:
         for known in names_of(kind):

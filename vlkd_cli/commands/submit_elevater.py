@@ -1,4 +1,5 @@
-"""`vlkd submit-elevater`: check a run's ELEVATER predictions, show their scores and write the zip for EvalAI."""
+"""`vlkd submit-elevater`: check a run's ELEVATER predictions, show their scores and write the zip
+for EvalAI."""
 
 from __future__ import annotations
 
@@ -9,16 +10,36 @@ import typer
 
 
 def submit_elevater(
-    run: Annotated[Path, typer.Argument(help="a run's folder, or the folder with its prediction files")],
+    run: Annotated[
+        Path, typer.Argument(help="a run's folder, or the folder with its prediction files")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the zip to write; by default all_predictions.zip beside the files")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="the zip to write; by default all_predictions.zip beside the files",
+        ),
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="data sets or seeds may be missing; EvalAI then shows no average")] = False,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="data sets or seeds may be missing; EvalAI then shows no average"
+        ),
+    ] = False,
     trust_order: Annotated[
-        bool, typer.Option("--trust-order", help="take files whose row and class order cannot be told to be the official one")
+        bool,
+        typer.Option(
+            "--trust-order",
+            help="take files whose row and class order cannot be told to be the official one",
+        ),
     ] = False,
     registry: Annotated[
-        Path | None, typer.Option("--registry", help="a vision_datasets.json whose data sets count instead of the official 20")
+        Path | None,
+        typer.Option(
+            "--registry",
+            help="a vision_datasets.json whose data sets count instead of the official 20",
+        ),
     ] = None,
 ) -> None:
     """Merge a run's ELEVATER prediction files into a submission, once all of them are right."""
@@ -27,7 +48,9 @@ def submit_elevater(
     from vlkd_cli.elevater.submission import prediction_folder, submit
 
     sets = None if registry is None else read_registry(registry)
-    done = submit(prediction_folder(run), output, partial=partial, trust_order=trust_order, sets=sets)
+    done = submit(
+        prediction_folder(run), output, partial=partial, trust_order=trust_order, sets=sets
+    )
     rows = [
         [
             score.dataset,
@@ -43,7 +66,10 @@ def submit_elevater(
     if rows:
         console.print_table("Local scores", ["data", "metric", "seeds", "score", "spread"], rows)
     if registry is not None:
-        console.warn(f"checked against {registry}, not against ELEVATER's 20 data sets: EvalAI takes only those.")
+        console.warn(
+            f"checked against {registry}, not against ELEVATER's 20 data sets: EvalAI takes only"
+            " those."
+        )
     if done.average is None:
         console.warn("no average: it needs every data set, each with its labels.")
     console.say(f"wrote {done.path} from {done.num_files} prediction files")

@@ -9,24 +9,56 @@ import typer
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False),
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe, e.g. optimizer.lr=1e-4. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of the recipe, e.g. optimizer.lr=1e-4. Repeatable.",
+        ),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")] = None,
-    cpu_workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
+    ] = None,
+    cpu_workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
+    ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="[RUN]", help="Continue a run; without RUN the newest of this recipe.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="[RUN]",
+            help="Continue a run; without RUN the newest of this recipe.",
+            show_default=False,
+        ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of this run. By default runs/RECIPE-TIME.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of this run. By default runs/RECIPE-TIME.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop."),
+    ] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Machines of the job.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
-    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: the first one.")] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="How often a failed group starts again from its last checkpoint.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what the libraries say.")] = False,
+    rendezvous: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the machines meet: the first one."),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, help="How often a failed group starts again from its last checkpoint."),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print what the libraries say.")
+    ] = False,
 ) -> None:
     """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""
     from vlkd_cli.engine.launching.start import start_training

@@ -1,4 +1,5 @@
-"""Towers wired by distillers: what is trained. Knows which tower sees what and what is compared with what; not optimizers or files."""
+"""Towers wired by distillers: what is trained. Knows which tower sees what and what is compared
+with what; not optimizers or files."""
 
 from __future__ import annotations
 
@@ -35,29 +36,54 @@ class Objective(NamedTuple):
 class Composition(nn.Module):
     """All towers of a recipe and the objectives between them.
 
-    Frozen towers are held outside the module tree: they are no parameters of this module, are not in its state dict, not moved by DDP,
-    and always run without gradient. `towers` holds the ones that learn; `followers` the ones that follow another by momentum.
+    Frozen towers are held outside the module tree: they are no parameters of this module, are not
+    in its state dict, not moved by DDP, and always run without gradient. `towers` holds the ones
+    that learn; `followers` the ones that follow another by momentum.
 
     Args:
-        towers: every tower by its name in the recipe, as training runs them (those with stored features included).
+        towers: every tower by its name in the recipe, as training runs them (those with stored
+            features included).
         objectives: the distillers with their arrows.
         steps_per_epoch, total_steps: in optimizer steps; what schedules of the recipe refer to.
     """
 
     def __init__(
-        self, towers: Mapping[str, Tower | MomentumTower], objectives: Sequence[Objective], *, steps_per_epoch: int, total_steps: int
+        self,
+        towers: Mapping[str, Tower | MomentumTower],
+        objectives: Sequence[Objective],
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
     ) -> None:
         super().__init__()
-        self.towers = nn.ModuleDict({name: tower for name, tower in towers.items() if isinstance(tower, Tower) and not tower.is_frozen})
-        self.followers = nn.ModuleDict({name: tower for name, tower in towers.items() if isinstance(tower, MomentumTower)})
+        self.towers = nn.ModuleDict(
+            {
+                name: tower
+                for name, tower in towers.items()
+                if isinstance(tower, Tower) and not tower.is_frozen
+            }
+        )
+        self.followers = nn.ModuleDict(
+            {name: tower for name, tower in towers.items() if isinstance(tower, MomentumTower)}
+        )
         # A plain dict in a tuple keeps the frozen towers out of nn.Module's registration.
-        self._frozen = ({name: tower for name, tower in towers.items() if isinstance(tower, Tower) and tower.is_frozen},)
-        self.distillers = nn.ModuleDict({objective.name: objective.distiller for objective in objectives})
+        self._frozen = (
+            {
+                name: tower
+                for name, tower in towers.items()
+                if isinstance(tower, Tower) and tower.is_frozen
+            },
+        )
+        self.distillers = nn.ModuleDict(
+            {objective.name: objective.distiller for objective in objectives}
+        )
         self.objectives = tuple(objectives)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
         for objective in objectives:
-            objective.distiller.prepare(self._width(objective.arrow.student), self._width(objective.arrow.teacher))
+            objective.distiller.prepare(
+                self._width(objective.arrow.student), self._width(objective.arrow.teacher)
+            )
 
     @property
     def frozen(self) -> dict[str, Tower]:
@@ -73,7 +99,11 @@ class Composition(nn.Module):
 
     def input_keys(self) -> dict[str, str]:
         """Keys of `Batch.inputs` that a step reads -> the tower that reads them."""
-        return {address.input_key: address.tower for objective in self.objectives for address in objective.arrow.addresses()}
+        return {
+            address.input_key: address.tower
+            for objective in self.objectives
+            for address in objective.arrow.addresses()
+        }
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Loss of this rank's rows at an optimizer step. Each tower encodes each view once."""
@@ -82,19 +112,26 @@ class Composition(nn.Module):
         def read(side: Address | tuple[Address, ...] | None) -> Tensor | tuple[Tensor, ...] | None:
             if side is None:
                 return None
-            return self._output(side, batch, outputs) if isinstance(side, Address) else tuple(self._output(a, batch, outputs) for a in side)
+            return (
+                self._output(side, batch, outputs)
+                if isinstance(side, Address)
+                else tuple(self._output(a, batch, outputs) for a in side)
+            )
 
         context = Context(step, self.steps_per_epoch, self.total_steps, batch.labels, batch.indices)
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         for objective in self.objectives:
-            term = objective.distiller(read(objective.arrow.student), read(objective.arrow.teacher), context)
+            term = objective.distiller(
+                read(objective.arrow.student), read(objective.arrow.teacher), context
+            )
             terms[objective.name] = term.detach()
             loss = loss + context.value(objective.weight) * term
         return StepOutput(loss, terms)
 
     def commit(self, step: int) -> None:
-        """After an optimizer step: queues and centres take in what they saw, momentum towers follow."""
+        """After an optimizer step: queues and centres take in what they saw, momentum towers
+        follow."""
         for objective in self.objectives:
             objective.distiller.commit(step)
         for name, follower in self.followers.items():
@@ -122,7 +159,9 @@ class Composition(nn.Module):
             features = tower.features(inputs)
             return features if address.output == "backbone" else tower.project(features)
 
-    def _output(self, address: Address, batch: Batch, outputs: dict[tuple[str, str], Tensor]) -> Tensor:
+    def _output(
+        self, address: Address, batch: Batch, outputs: dict[tuple[str, str], Tensor]
+    ) -> Tensor:
         tower = self.tower(address.tower)
         with torch.set_grad_enabled(torch.is_grad_enabled() and address.tower in self.towers):
             key = (address.input_key, address.output)
@@ -138,7 +177,11 @@ class Composition(nn.Module):
         if side is None:
             return 0
         # An address is itself a tuple, so it is asked for first.
-        return self._width_of(side) if isinstance(side, Address) else [self._width_of(address) for address in side]
+        return (
+            self._width_of(side)
+            if isinstance(side, Address)
+            else [self._width_of(address) for address in side]
+        )
 
     def _width_of(self, address: Address) -> int:
         tower = self.tower(address.tower)

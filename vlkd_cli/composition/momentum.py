@@ -12,9 +12,11 @@ from vlkd_cli.towers.tower import Tower
 
 
 class MomentumTower(nn.Module):
-    """A copy of a tower whose weights become `m * own + (1 - m) * followed` after each optimizer step.
+    """A copy of a tower whose weights become `m * own + (1 - m) * followed` after each optimizer
+    step.
 
-    Its weights take no gradient but change, so unlike a frozen tower's they belong to the checkpoint. Batch-norm statistics are its own.
+    Its weights take no gradient but change, so unlike a frozen tower's they belong to the
+    checkpoint. Batch-norm statistics are its own.
 
     Args:
         tower: the tower it starts as a copy of.
@@ -51,6 +53,10 @@ class MomentumTower(nn.Module):
     def follow(self, source: Tower, step: int, steps_per_epoch: int, total_steps: int) -> None:
         """Move towards the followed tower, once per optimizer step."""
         momentum = value_at(self.momentum, step, steps_per_epoch, total_steps)
-        own: list[Tensor] = [parameter for parameter in self.tower.parameters() if parameter.is_floating_point()]
-        followed: list[Tensor] = [parameter for parameter in source.parameters() if parameter.is_floating_point()]
+        own: list[Tensor] = [
+            parameter for parameter in self.tower.parameters() if parameter.is_floating_point()
+        ]
+        followed: list[Tensor] = [
+            parameter for parameter in source.parameters() if parameter.is_floating_point()
+        ]
         torch._foreach_lerp_(own, followed, 1 - momentum)

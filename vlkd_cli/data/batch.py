@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Sample:
     """One image with its captions, drawn for one batch row.
 
-    `image` holds encoded bytes, a file's path, or a drawn PIL image; it is decoded once, whatever the number of views.
+    `image` holds encoded bytes, a file's path, or a drawn PIL image; it is decoded once, whatever
+    the number of views.
     """
 
     index: int
@@ -33,13 +34,15 @@ class Sample:
     name: str = ""
     """What a message calls it, e.g. the file's path."""
     seed: int = 0
-    """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position only."""
+    """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position
+    only."""
     salvage: bool = False
     """Whether an image that is cut off is taken as far as it goes."""
 
 
 class Broken(Exception):
-    """One sample that cannot be read; the text is the reason, without the sample's name. The loader puts another in its place."""
+    """One sample that cannot be read; the text is the reason, without the sample's name. The loader
+    puts another in its place."""
 
 
 class Skipped(NamedTuple):
@@ -60,7 +63,8 @@ class View(Protocol):
 
 @dataclass
 class Batch:
-    """Inputs per "tower" or "tower@view": uint8 images `[B, 3, H, W]`, a TextInput, or stored features `[B, D]`."""
+    """Inputs per "tower" or "tower@view": uint8 images `[B, 3, H, W]`, a TextInput, or stored
+    features `[B, D]`."""
 
     inputs: dict[str, Tensor | TextInput]
     indices: Tensor
@@ -79,13 +83,22 @@ class Batch:
             return {key: tensor.to(device, non_blocking=True) for key, tensor in value.items()}
 
         inputs = {key: move(value) for key, value in self.inputs.items()}
-        return Batch(inputs, self.indices.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.skipped)
+        return Batch(
+            inputs,
+            self.indices.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.skipped,
+        )
 
     def pin_memory(self) -> Batch:
         """Page-locked copy, for the loader's pinning thread."""
 
         def pin(value: Tensor | TextInput) -> Tensor | TextInput:
-            return value.pin_memory() if isinstance(value, Tensor) else {key: tensor.pin_memory() for key, tensor in value.items()}
+            return (
+                value.pin_memory()
+                if isinstance(value, Tensor)
+                else {key: tensor.pin_memory() for key, tensor in value.items()}
+            )
 
         inputs = {key: pin(value) for key, value in self.inputs.items()}
         return Batch(inputs, self.indices.pin_memory(), self.labels.pin_memory(), self.skipped)

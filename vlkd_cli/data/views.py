@@ -1,4 +1,5 @@
-"""What a tower sees of the drawn samples: pixels, tokens or stored features. Views run in the loader's workers and survive pickling."""
+"""What a tower sees of the drawn samples: pixels, tokens or stored features. Views run in the
+loader's workers and survive pickling."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class ImageView:
 
     Args:
         image_input: what the tower expects.
-        augment: random changes, seeded by each sample; None: the tower's evaluation transform, from the full-size pixels.
+        augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
+            the full-size pixels.
     """
 
     needs_image = True
@@ -43,11 +45,15 @@ class ImageView:
         return torch.empty(count, 3, *self.image_input.size_px, dtype=torch.uint8)
 
 
-def draw_images(sample: Sample, views: Sequence[ImageView], salts: Sequence[int] | None = None) -> list[Tensor]:
-    """The sample's picture as each view sees it, `[3, H, W]` uint8, decoded once at the largest scale that a view needs.
+def draw_images(
+    sample: Sample, views: Sequence[ImageView], salts: Sequence[int] | None = None
+) -> list[Tensor]:
+    """The sample's picture as each view sees it, `[3, H, W]` uint8, decoded once at the largest
+    scale that a view needs.
 
     Args:
-        salts: a number for each view; views of the same number draw the same region, others draw their own.
+        salts: a number for each view; views of the same number draw the same region, others draw
+            their own.
 
     Raises:
         Broken: the picture cannot be read.
@@ -111,8 +117,12 @@ class FeatureView:
         self.num_rows, self.width = self._mapped().shape
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
-        images = np.fromiter((sample.index for sample in samples), dtype=np.int64, count=len(samples))
-        captions = np.fromiter((sample.caption_row for sample in samples), dtype=np.int64, count=len(samples))
+        images = np.fromiter(
+            (sample.index for sample in samples), dtype=np.int64, count=len(samples)
+        )
+        captions = np.fromiter(
+            (sample.caption_row for sample in samples), dtype=np.int64, count=len(samples)
+        )
         return self.gather(images, captions)
 
     def gather(self, image_rows: np.ndarray, caption_rows: np.ndarray) -> Tensor:
@@ -123,10 +133,14 @@ class FeatureView:
     def _mapped(self) -> np.ndarray:
         if self._rows is None:
             try:
-                # The plain array over the map: numpy.memmap's own indexing costs several microseconds a call.
+                # The plain array over the map: numpy.memmap's own indexing costs several
+                # microseconds a call.
                 self._rows = np.asarray(np.load(self.path, mmap_mode="r"))
             except (OSError, ValueError) as error:
-                raise DataError(f"stored features {self.path} cannot be read ({error}). Delete the file; it is computed anew.") from error
+                raise DataError(
+                    f"stored features {self.path} cannot be read ({error}). Delete the file; it is"
+                    " computed anew."
+                ) from error
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:

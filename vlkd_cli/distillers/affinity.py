@@ -9,26 +9,37 @@ from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
 from vlkd_cli.distillers.distiller import Context, Distiller, require_pairs
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, cross_logits, soft_cross_entropy, unit
+from vlkd_cli.distillers.similarity import (
+    add_log_scale,
+    clamp_log_scale,
+    cross_logits,
+    soft_cross_entropy,
+    unit,
+)
 from vlkd_cli.recipe.types import Positive, Probability
 
 
 class Affinity(Distiller):
-    """Match the student pair's image-to-text and text-to-image distributions over the batch with those of the teacher pair.
+    """Match the student pair's image-to-text and text-to-image distributions over the batch with
+    those of the teacher pair.
 
-    L = alpha * (CE(sm Q, Z) + CE(sm Q^T, Z^T)) / 2 + (1 - alpha) * InfoNCE(Z), Z the student's and Q the teacher's scaled cosines. As a
-    cross-entropy it ends at the teacher's entropy, not at 0. Student and teacher may have different widths. open_clip's distillation,
-    contrastive plus distilling loss with one student scale, is `alpha: 0.5` with `weight: 2`.
+    L = alpha * (CE(sm Q, Z) + CE(sm Q^T, Z^T)) / 2 + (1 - alpha) * InfoNCE(Z), Z the student's and
+    Q the teacher's scaled cosines. As a cross-entropy it ends at the teacher's entropy, not at 0.
+    Student and teacher may have different widths. open_clip's distillation, contrastive plus
+    distilling loss with one student scale, is `alpha: 0.5` with `weight: 2`.
 
     Args:
-        alpha: share of the affinity term; the rest goes to the contrastive loss of the student pair.
+        alpha: share of the affinity term; the rest goes to the contrastive loss of the student
+            pair.
         logit_scale: factor on the student's cosines.
-        learnable: whether the student's scale is trained; it then stays within [1, max_logit_scale] after each step.
+        learnable: whether the student's scale is trained; it then stays within [1, max_logit_scale]
+            after each step.
         max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
 
-    Source: Wu et al., TinyCLIP, ICCV 2023, arXiv:2309.12314, equation 2; microsoft/Cream, TinyCLIP/src/open_clip/clip_soft_loss.py, whose
-    scripts hold both scales at 50; open_clip, src/open_clip/loss.py:DistillClipLoss.
+    Source: Wu et al., TinyCLIP, ICCV 2023, arXiv:2309.12314, equation 2; microsoft/Cream,
+    TinyCLIP/src/open_clip/clip_soft_loss.py, whose scripts hold both scales at 50; open_clip,
+    src/open_clip/loss.py:DistillClipLoss.
     """
 
     direction = "one_way"
@@ -58,15 +69,22 @@ class Affinity(Distiller):
         require_pairs(self, student_width, teacher_width)
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         image, text = (unit(side) for side in student)
         scale = self.log_scale.exp()
         loss = 0 * scale
         if self.alpha > 0:
             ours = cross_logits(image, text, scale)
-            theirs = cross_logits(unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale)
-            loss = loss + self.alpha / 2 * sum(soft_cross_entropy(q.softmax(dim=1), z) for q, z in zip(theirs, ours, strict=True))
+            theirs = cross_logits(
+                unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale
+            )
+            loss = loss + self.alpha / 2 * sum(
+                soft_cross_entropy(q.softmax(dim=1), z) for q, z in zip(theirs, ours, strict=True)
+            )
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * blocked_infonce(image, text, scale)
         return loss

@@ -1,11 +1,15 @@
-"""Queues of anchor features, and the cross-entropy between two sides' similarities to them, streamed over the queue.
+"""Queues of anchor features, and the cross-entropy between two sides' similarities to them,
+streamed over the queue.
 
-One pass over the queue gives value and gradient. With z = student . anchor / tau_s, y = teacher . anchor / tau_t, both softmaxes are summed
-up with running maxima, as are sum p z, sum p y and the anchors weighted by each softmax; rescaling to a new maximum touches B x D numbers:
+One pass over the queue gives value and gradient. With z = student . anchor / tau_s, y = teacher .
+anchor / tau_t, both softmaxes are summed up with running maxima, as are sum p z, sum p y and the
+anchors weighted by each softmax; rescaling to a new maximum touches B x D numbers:
 
-    CE = lse(z) - <p, z>,   KL = CE + <p, y> - lse(y),   dL/dstudent = (sum_k q_k anchor_k - sum_k p_k anchor_k) / tau_s.
+    CE = lse(z) - <p, z>,   KL = CE + <p, y> - lse(y),   dL/dstudent = (sum_k q_k anchor_k - sum_k
+    p_k anchor_k) / tau_s.
 
-Nothing of the queue is kept for the backward pass, so it may be written to at any time and is never copied.
+Nothing of the queue is kept for the backward pass, so it may be written to at any time and is never
+copied.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ class AnchorQueue(nn.Module):
         size: number of rows.
         width: of the features.
         seed: of its first content, so that every rank starts alike.
-        unit_rows: start from rows of length 1; otherwise each entry is uniform in +-sqrt(3 / width), rows of length 1 in the mean.
+        unit_rows: start from rows of length 1; otherwise each entry is uniform in +-sqrt(3 /
+            width), rows of length 1 in the mean.
     """
 
     rows: Tensor
@@ -40,7 +45,9 @@ class AnchorQueue(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         if unit_rows:
-            rows = torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=1)
+            rows = torch.nn.functional.normalize(
+                torch.randn(size, width, generator=generator), dim=1
+            )
         else:
             rows = (torch.rand(size, width, generator=generator) * 2 - 1) * math.sqrt(3 / width)
         self.register_buffer("rows", rows)
@@ -48,28 +55,37 @@ class AnchorQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, local: Float[Tensor, "B D"]) -> None:
-        """Write the rows of all ranks, in rank order, over the oldest ones; wraps around at the end."""
+        """Write the rows of all ranks, in rank order, over the oldest ones; wraps around at the
+        end."""
         features = gather_without_grad(local).to(self.rows.dtype)
         size = len(self.rows)
         start = int(self.position.item())
         # Of more rows than fit only the last ones stay, where they would have landed.
         surplus = max(len(features) - size, 0)
-        slots = (start + surplus + torch.arange(len(features) - surplus, device=features.device)) % size
+        slots = (
+            start + surplus + torch.arange(len(features) - surplus, device=features.device)
+        ) % size
         self.rows.index_copy_(0, slots, features[surplus:])
         self.position.fill_((start + len(features)) % size)
 
 
 class _Running:
-    """A softmax-weighted sum of rows that grows tile by tile: the largest logit so far, the sum of exponentials, and moments under it."""
+    """A softmax-weighted sum of rows that grows tile by tile: the largest logit so far, the sum of
+    exponentials, and moments under it."""
 
     def __init__(self, rows: int, width: int | None, like: Tensor) -> None:
         self.highest = torch.full((rows, 1), -torch.inf, dtype=like.dtype, device=like.device)
         self.total = torch.zeros_like(self.highest)
-        self.weighted = None if width is None else torch.zeros(rows, width, dtype=like.dtype, device=like.device)
+        self.weighted = (
+            None
+            if width is None
+            else torch.zeros(rows, width, dtype=like.dtype, device=like.device)
+        )
         self.gaps = torch.zeros_like(self.highest)
 
     def add(self, logits: Tensor, anchors: Tensor, gaps: Tensor | None) -> None:
-        """Take in a tile: its logits [B, K], which are overwritten, its anchors [K, D], and what is to be averaged under the softmax."""
+        """Take in a tile: its logits [B, K], which are overwritten, its anchors [K, D], and what is
+        to be averaged under the softmax."""
         highest = torch.maximum(self.highest, logits.amax(dim=1, keepdim=True))
         shrink = (self.highest - highest).exp_()
         weights = logits.sub_(highest).exp_()
@@ -132,7 +148,11 @@ class _QueueLoss(torch.autograd.Function):
         if subtracts_entropy:
             loss = loss - target.lse
         if learned.weighted is not None and target.weighted is not None:
-            gradient = learned.weighted.div_(learned.total).sub_(target.weighted.div_(target.total)).div_(student_temperature * rows)
+            gradient = (
+                learned.weighted.div_(learned.total)
+                .sub_(target.weighted.div_(target.total))
+                .div_(student_temperature * rows)
+            )
         ctx.save_for_backward(gradient)
         return loss.mean()
 
@@ -153,11 +173,13 @@ def queue_loss(
     own_teacher: bool = False,
     subtracts_entropy: bool = False,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy from the teacher's softmax over its anchors to the student's over its own; no gradient to the teacher.
+    """Mean cross-entropy from the teacher's softmax over its anchors to the student's over its own;
+    no gradient to the teacher.
 
     Args:
         student, teacher: normalised rows.
-        own_teacher: the teacher's row is one more anchor of its sample, for both sides (widths are then equal).
+        own_teacher: the teacher's row is one more anchor of its sample, for both sides (widths are
+            then equal).
         subtracts_entropy: the divergence instead of the cross-entropy.
     """
     teacher = teacher.detach()
@@ -165,6 +187,13 @@ def queue_loss(
     return cast(
         Tensor,
         _QueueLoss.apply(
-            student, teacher, own, student_anchors, teacher_anchors, student_temperature, teacher_temperature, subtracts_entropy
+            student,
+            teacher,
+            own,
+            student_anchors,
+            teacher_anchors,
+            student_temperature,
+            teacher_temperature,
+            subtracts_entropy,
         ),
     )

@@ -1,15 +1,19 @@
-"""RKD's angle term through Gram matrices, streamed over vertices, its gradient computed in the same pass.
+"""RKD's angle term through Gram matrices, streamed over vertices, its gradient computed in the same
+pass.
 
-At vertex i, with offsets v_j = e_j - e_i of length 1 / w_j, the cosine between v_j and v_k is A_jk = w_j w_k M_jk with
-M_jk = <v_j, v_k> = G_jk - G_ij - G_ik + G_ii, G the Gram matrix. So the N x N cosines of a vertex come from G without a product over the
-width. With g = H'(A_student - A_teacher), symmetric, and P_jk = g_jk w_j w_k = dL/dM_jk:
+At vertex i, with offsets v_j = e_j - e_i of length 1 / w_j, the cosine between v_j and v_k is A_jk
+= w_j w_k M_jk with M_jk = <v_j, v_k> = G_jk - G_ij - G_ik + G_ii, G the Gram matrix. So the N x N
+cosines of a vertex come from G without a product over the width. With g = H'(A_student -
+A_teacher), symmetric, and P_jk = g_jk w_j w_k = dL/dM_jk:
 
     dL/dG_jk += P_jk,   dL/dG_ij += -2 sum_k P_jk,   dL/dG_ii += sum_jk P_jk,
     dL/d|v_j|^2 = -w_j^2 sum_k g_jk A_jk,   where |v_j|^2 = G_jj - 2 G_ij + G_ii,
 
-and dL/de = (dL/dG + dL/dG^T) e. A vertex therefore costs some twenty passes over N x N numbers, and the whole keeps four such matrices.
+and dL/de = (dL/dG + dL/dG^T) e. A vertex therefore costs some twenty passes over N x N numbers, and
+the whole keeps four such matrices.
 
-Pairs closer than rounding can tell have no direction: their w is 0, hence their cosines are 0, stay in the mean and get no gradient.
+Pairs closer than rounding can tell have no direction: their w is 0, hence their cosines are 0, stay
+in the mean and get no gradient.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK_ENTRIES = 2**18
-"""Entries of the blocks that are worked on at a time on a CPU: 1 MiB in float32 stays in its cache."""
+"""Entries of the blocks that are worked on at a time on a CPU: 1 MiB in float32 stays in its
+cache."""
 
 
 class Pairs(NamedTuple):
-    """Gram matrix `[N, N]` of centred rows, squared distances between them, and which pairs are told apart."""
+    """Gram matrix `[N, N]` of centred rows, squared distances between them, and which pairs are
+    told apart."""
 
     gram: Tensor
     squares: Tensor
@@ -35,7 +41,8 @@ class Pairs(NamedTuple):
 def pairs_of(features: Float[Tensor, "N D"]) -> Pairs:
     """Products and squared distances of all pairs of rows.
 
-    The rows' mean is subtracted first: distances do not see it, but the Gram form loses digits to it.
+    The rows' mean is subtracted first: distances do not see it, but the Gram form loses digits to
+        it.
     """
     rows = features - features.mean(dim=0).detach()
     gram = rows @ rows.T
@@ -60,7 +67,10 @@ class _AngleLoss(torch.autograd.Function):
         our_inverse = _inverse_distances(ours)
         their_inverse = _inverse_distances(theirs)
         block = num_rows if student.device.type != "cpu" else max(1, BLOCK_ENTRIES // num_rows)
-        cosines, against, products = (torch.empty(min(block, num_rows), num_rows, dtype=rows.dtype, device=rows.device) for _ in range(3))
+        cosines, against, products = (
+            torch.empty(min(block, num_rows), num_rows, dtype=rows.dtype, device=rows.device)
+            for _ in range(3)
+        )
         for vertex in range(first, first + vertices):
             # M_jk = G_jk - a_j - a_k with a_j = G_ij - G_ii / 2.
             our_shift = ours.gram[vertex] - ours.gram[vertex, vertex] / 2
@@ -72,11 +82,16 @@ class _AngleLoss(torch.autograd.Function):
                 some = slice(top, min(top + block, num_rows))
                 height = some.stop - top
                 cosine = _cosines(ours.gram[some], our_shift, weight, some, cosines[:height])
-                difference = _cosines(theirs.gram[some], their_shift, their_weight, some, against[:height])
+                difference = _cosines(
+                    theirs.gram[some], their_shift, their_weight, some, against[:height]
+                )
                 torch.sub(cosine, difference, out=difference)
                 # Huber with beta 1 is g (r - g / 2) with g = clamp(r, -1, 1), its own derivative.
                 slope = torch.clamp(difference, -1, 1, out=products[:height])
-                total += (torch.dot(slope.view(-1), difference.view(-1)) - torch.dot(slope.view(-1), slope.view(-1)) / 2).double()
+                total += (
+                    torch.dot(slope.view(-1), difference.view(-1))
+                    - torch.dot(slope.view(-1), slope.view(-1)) / 2
+                ).double()
                 if wants_gradient:
                     of_squares[some] = -weight[some].square() * cosine.mul_(slope).sum(dim=1)
                     row_sums[some] = weight[some] * (slope @ weight)
@@ -106,9 +121,13 @@ def _cosines(gram: Tensor, shift: Tensor, weight: Tensor, some: slice, out: Tens
     return out.sub_(shift[some, None]).mul_(weight[None, :]).mul_(weight[some, None])
 
 
-def angle_loss(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N E"], first: int, vertices: int) -> Float[Tensor, ""]:
-    """Mean Huber difference between the cosines at `vertices` rows from `first` on, over all pairs of the N rows.
+def angle_loss(
+    student: Float[Tensor, "N D"], teacher: Float[Tensor, "N E"], first: int, vertices: int
+) -> Float[Tensor, ""]:
+    """Mean Huber difference between the cosines at `vertices` rows from `first` on, over all pairs
+    of the N rows.
 
-    No gradient flows to the teacher. Equal over ranks when each takes its own rows as vertices and both sides are gathered.
+    No gradient flows to the teacher. Equal over ranks when each takes its own rows as vertices and
+    both sides are gathered.
     """
     return cast(Tensor, _AngleLoss.apply(student, teacher.detach(), first, vertices))

@@ -16,17 +16,19 @@ from vlkd_cli.recipe.types import NonNegative, Positive
 class BarlowTwins(Distiller):
     """Drive the cross-correlation matrix of the two sides' features towards the identity.
 
-    L = sum_j (c_jj - 1)^2 + lambd * sum_{j != k} c_jk^2, where c is the correlation over the whole batch on all ranks. Each feature is
-    standardised here over that batch (biased variance); no running statistics are kept. Identical sides do not give 0: a finite batch
-    leaves chance correlations. A single row has no correlation: the loss is the width, without gradient.
+    L = sum_j (c_jj - 1)^2 + lambd * sum_{j != k} c_jk^2, where c is the correlation over the whole
+    batch on all ranks. Each feature is standardised here over that batch (biased variance); no
+    running statistics are kept. Identical sides do not give 0: a finite batch
+    leaves chance correlations. A single row has no correlation: the loss is the width, without
+        gradient.
 
     Args:
         lambd: weight of the off-diagonal entries.
         eps: added to the variance below the root.
 
-    Source: Zbontar et al., Barlow Twins, ICML 2021, arXiv:2103.03230, equations 1 and 2; facebookresearch/barlowtwins, main.py. Differs
-    in the gradient over ranks, which is exact here and 1/W there, and in using the batch's Gram matrices where the batch is smaller than
-    the width.
+    Source: Zbontar et al., Barlow Twins, ICML 2021, arXiv:2103.03230, equations 1 and 2;
+    facebookresearch/barlowtwins, main.py. Differs in the gradient over ranks, which is exact here
+    and 1/W there, and in using the batch's Gram matrices where the batch is smaller than the width.
     """
 
     direction = "symmetric"
@@ -40,9 +42,16 @@ class BarlowTwins(Distiller):
         self.lambd = lambd
         self.eps = eps
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         rows = len(student) * world_size()
-        off_diagonal, diagonal = cross_squares(self._standardised(student, rows), self._standardised(teacher, rows))
+        off_diagonal, diagonal = cross_squares(
+            self._standardised(student, rows), self._standardised(teacher, rows)
+        )
         return (diagonal / rows - 1).square().sum() + self.lambd * off_diagonal / rows**2
 
     def _standardised(self, features: Tensor, rows: int) -> Tensor:

@@ -1,13 +1,16 @@
 """InfoNCE and SigLIP over tiles of the similarity matrix, with the exact gradient.
 
-A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows' log-sum-exps are complete by themselves;
-those of the columns are completed by exchanging N numbers per rank. Small matrices keep their tiles from forward to backward, which
-saves a matrix product; large ones keep a bounded share of them and compute the others anew, so that nothing of size B x N is ever held.
-Rows are normalised tile by tile too, which keeps two copies of the features out of memory.
+A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows'
+log-sum-exps are complete by themselves; those of the columns are completed by exchanging N numbers
+per rank. Small matrices keep their tiles from forward to backward, which saves a matrix product;
+large ones keep a bounded share of them and compute the others anew, so that nothing of size B x N
+is ever held. Rows are normalised tile by tile too, which keeps two copies of the features out of
+memory.
 
-Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i + c_i) / 2 - mean_i Z_ii,
-dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both exponentials share one factor: with any m,
-exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - r_i) (1 + exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
+Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i +
+c_i) / 2 - mean_i Z_ii, dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both
+exponentials share one factor: with any m, exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - r_i) (1 +
+exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
 """
 
 from __future__ import annotations
@@ -26,39 +29,47 @@ from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 
 KEPT_ENTRIES = 4096 * 4096
-"""Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in float32)."""
+"""Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in
+float32)."""
 MOST_KEPT_ENTRIES = 2 * KEPT_ENTRIES
-"""Larger ones keep an eighth, and no more than so many entries: a thirty-second of what the dense loss holds."""
+"""Larger ones keep an eighth, and no more than so many entries: a thirty-second of what the dense
+loss holds."""
 SMALL_ENTRIES = 512 * 512
 TILE_ROWS = 1024
 TILE_COLUMNS = 1024
 SAFE_NATS = 60.0
-"""A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift: e^-60 is far above float32's
-smallest normal number, and what underflows beside it is below a relative 1e-11."""
+"""A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift:
+e^-60 is far above float32's smallest normal number, and what underflows beside it is below a
+relative 1e-11."""
 
 
 class _Tile:
-    """Rows [top, bottom) and columns [left, right) of the matrix, the columns' offset to the rows that match them, and whether it was
-    kept from the forward pass."""
+    """Rows [top, bottom) and columns [left, right) of the matrix, the columns' offset to the rows
+    that match them, and whether it was kept from the forward pass."""
 
-    def __init__(self, top: int, bottom: int, left: int, right: int, first_match: int, is_kept: bool) -> None:
+    def __init__(
+        self, top: int, bottom: int, left: int, right: int, first_match: int, is_kept: bool
+    ) -> None:
         self.rows, self.columns, self.is_kept = slice(top, bottom), slice(left, right), is_kept
         self.diagonal = top + first_match - left  # the tile's column that matches its first row
 
     def matches(self, values: Tensor) -> Tensor:
-        """The entries of rows with their matches, a view; they lie on one diagonal, which may start left or right of the tile."""
+        """The entries of rows with their matches, a view; they lie on one diagonal, which may start
+        left or right of the tile."""
         skipped, start = max(-self.diagonal, 0), max(self.diagonal, 0)
         return values[skipped:, start:].diagonal()
 
 
 class _Scratch:
-    """Memory for one tile after another: what is written there stays in the processor's cache, unlike in new memory."""
+    """Memory for one tile after another: what is written there stays in the processor's cache,
+    unlike in new memory."""
 
     def __init__(self) -> None:
         self._flat: dict[str, Tensor] = {}
 
     def of(self, use: str, like: Tensor, rows: int, columns: int) -> Tensor:
-        """`[rows, columns]` of the dtype and device of `like`; holds until the next call for the same use."""
+        """`[rows, columns]` of the dtype and device of `like`; holds until the next call for the
+        same use."""
         flat = self._flat.get(use)
         if flat is None or flat.numel() < rows * columns or flat.dtype != like.dtype:
             flat = self._flat[use] = like.new_empty(rows * columns)
@@ -66,7 +77,8 @@ class _Scratch:
 
 
 class _Matrix(NamedTuple):
-    """Z = scale * cosines of `rows` `[B, D]` and `columns` `[N, D]`, with the inverse lengths of both (0 for zero rows)."""
+    """Z = scale * cosines of `rows` `[B, D]` and `columns` `[N, D]`, with the inverse lengths of
+    both (0 for zero rows)."""
 
     rows: Tensor
     columns: Tensor
@@ -78,10 +90,14 @@ class _Matrix(NamedTuple):
     def of(cls, rows: Tensor, columns: Tensor, scale: Tensor) -> _Matrix:
         return cls(rows, columns, scale, _inverse_lengths(rows), _inverse_lengths(columns))
 
-    def walk(self, scratch: _Scratch, kept: list[Tensor], room: int = 0) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
-        """Tiles of Z with their unit rows and unit columns, which are never held as a whole, only until the next tile.
+    def walk(
+        self, scratch: _Scratch, kept: list[Tensor], room: int = 0
+    ) -> Iterator[tuple[_Tile, Tensor, Tensor, Tensor]]:
+        """Tiles of Z with their unit rows and unit columns, which are never held as a whole, only
+        until the next tile.
 
-        The first tiles are those kept. As many entries as there is `room` for become memory of their own, which the caller may keep.
+        The first tiles are those kept. As many entries as there is `room` for become memory of
+        their own, which the caller may keep.
         """
         number = 0
         for top in range(0, len(self.rows), TILE_ROWS):
@@ -90,8 +106,12 @@ class _Matrix(NamedTuple):
             scaled = row_block * self.scale
             for left in range(0, len(self.columns), TILE_COLUMNS):
                 right = min(left + TILE_COLUMNS, len(self.columns))
-                column_block = scratch.of("columns", self.columns, right - left, self.columns.shape[1])
-                torch.mul(self.columns[left:right], self.column_inverse[left:right], out=column_block)
+                column_block = scratch.of(
+                    "columns", self.columns, right - left, self.columns.shape[1]
+                )
+                torch.mul(
+                    self.columns[left:right], self.column_inverse[left:right], out=column_block
+                )
                 is_kept = number < len(kept)
                 if is_kept:
                     values = kept[number]
@@ -99,8 +119,17 @@ class _Matrix(NamedTuple):
                     kept.append(scaled @ column_block.T)
                     values = kept[number]
                 else:
-                    values = torch.mm(scaled, column_block.T, out=scratch.of("values", scaled, bottom - top, right - left))
-                yield _Tile(top, bottom, left, right, rank() * len(self.rows), is_kept), values, row_block, column_block
+                    values = torch.mm(
+                        scaled,
+                        column_block.T,
+                        out=scratch.of("values", scaled, bottom - top, right - left),
+                    )
+                yield (
+                    _Tile(top, bottom, left, right, rank() * len(self.rows), is_kept),
+                    values,
+                    row_block,
+                    column_block,
+                )
                 number += 1
 
     def entries_to_keep(self, ctx: Any) -> int:
@@ -111,9 +140,14 @@ class _Matrix(NamedTuple):
         return entries if entries <= KEPT_ENTRIES else min(entries // 8, MOST_KEPT_ENTRIES)
 
     def gradients(
-        self, ctx: Any, scratch: _Scratch, factor: Tensor, to_gradient: Callable[[_Tile, Tensor], Tensor]
+        self,
+        ctx: Any,
+        scratch: _Scratch,
+        factor: Tensor,
+        to_gradient: Callable[[_Tile, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients to rows, columns and scale of factor * L, where `to_gradient` turns a tile of Z into one of dL/dZ."""
+        """Gradients to rows, columns and scale of factor * L, where `to_gradient` turns a tile of Z
+        into one of dL/dZ."""
         of_rows = torch.zeros_like(self.rows)
         of_columns = torch.zeros_like(self.columns) if ctx.needs_input_grad[1] else None
         # Kept tiles are overwritten; a second backward over the same graph computes them anew.
@@ -123,7 +157,9 @@ class _Matrix(NamedTuple):
             of_rows[tile.rows].addmm_(gradient, column_block)
             if of_columns is not None:
                 of_columns[tile.columns].addmm_(gradient.T, row_block)
-        of_scale = factor * _through_lengths(of_rows, self.rows, self.row_inverse, factor * self.scale)
+        of_scale = factor * _through_lengths(
+            of_rows, self.rows, self.row_inverse, factor * self.scale
+        )
         if of_columns is not None:
             _through_lengths(of_columns, self.columns, self.column_inverse, factor * self.scale)
         return of_rows, of_columns, of_scale if ctx.needs_input_grad[2] else None
@@ -135,7 +171,8 @@ def _inverse_lengths(features: Tensor) -> Tensor:
 
 
 def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
-    """Turn gradients to unit rows into gradients to the rows, times a factor, in place; the sum of <unit row, gradient> before."""
+    """Turn gradients to unit rows into gradients to the rows, times a factor, in place; the sum of
+    <unit row, gradient> before."""
     total = torch.zeros((), dtype=torch.float64, device=gradient.device)
     for top in range(0, len(features), TILE_COLUMNS):
         some = slice(top, top + TILE_COLUMNS)
@@ -151,12 +188,16 @@ class _InfoNCE(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
         matrix = _Matrix.of(rows, columns, scale)
         scratch, kept = _Scratch(), cast(list[Tensor], [])
-        # The running sums are few, so double precision is free and no rounding piles up over the tiles.
+        # The running sums are few, so double precision is free and no rounding piles up over the
+        # tiles.
         row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
-        column_lse = torch.full((len(columns),), -torch.inf, dtype=torch.float64, device=rows.device)
+        column_lse = torch.full(
+            (len(columns),), -torch.inf, dtype=torch.float64, device=rows.device
+        )
         matched = torch.zeros((), dtype=torch.float64, device=rows.device)
         for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
-            # From the same products as the log-sum-exps, so that a sure match, or a batch of one, leaves exactly 0.
+            # From the same products as the log-sum-exps, so that a sure match, or a batch of one,
+            # leaves exactly 0.
             matched += tile.matches(values).double().sum()
             of_rows, of_columns = _lse_both_ways(values, scratch)
             row_lse[tile.rows] = torch.logaddexp(row_lse[tile.rows], of_rows)
@@ -174,7 +215,9 @@ class _InfoNCE(torch.autograd.Function):
         matrix, scratch = _Matrix(*fields), _Scratch()
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
-            gradient = _softmax_both_ways(values, row_lse[tile.rows], column_lse[tile.columns], scratch)
+            gradient = _softmax_both_ways(
+                values, row_lse[tile.rows], column_lse[tile.columns], scratch
+            )
             tile.matches(gradient).sub_(2.0)
             return gradient
 
@@ -185,15 +228,21 @@ def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of a tile's rows and columns, in float64."""
     values = _precise(values)
     if values.device.type == "cpu":
-        # With the rows' maxima m_i and the tile's maximum M: a row's maximum, often its match, is exactly 1 in exp(Z_ij - m_i), and its
-        # loss keeps its digits; exp(Z_ij - M) is the product with exp(m_i - M).
+        # With the rows' maxima m_i and the tile's maximum M: a row's maximum, often its match, is
+        # exactly 1 in exp(Z_ij - m_i), and its loss keeps its digits; exp(Z_ij - M) is the product
+        # with exp(m_i - M).
         row_max = values.amax(dim=1)
         shift = row_max.max()
-        exponentials = torch.sub(values, row_max[:, None], out=scratch.of("exponentials", values, *values.shape)).exp_()
+        exponentials = torch.sub(
+            values, row_max[:, None], out=scratch.of("exponentials", values, *values.shape)
+        ).exp_()
         factors = (row_max.double() - shift).exp_().to(values.dtype)
         column_sum = factors @ exponentials
         if min(factors.min().item(), column_sum.min().item()) > math.exp(-SAFE_NATS):
-            return row_max.double() + exponentials.sum(dim=1).double().log_(), shift.double() + column_sum.double().log_()
+            return (
+                row_max.double() + exponentials.sum(dim=1).double().log_(),
+                shift.double() + column_sum.double().log_(),
+            )
     # Elsewhere the check would stop the device at every tile, and exponentials are cheap there.
     row_max, column_max = values.amax(dim=1), values.amax(dim=0)
     return (
@@ -202,10 +251,13 @@ def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
     )
 
 
-def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor, scratch: _Scratch) -> Tensor:
+def _softmax_both_ways(
+    values: Tensor, row_lse: Tensor, column_lse: Tensor, scratch: _Scratch
+) -> Tensor:
     """exp(Z - rows' lse) + exp(Z - columns' lse) of a tile, written over it where that is safe."""
     wanted, values = values.dtype, _precise(values)
-    # The shift is the log-sum-exp as the tile's precision holds it; what that rounding dropped is put back by a factor.
+    # The shift is the log-sum-exp as the tile's precision holds it; what that rounding dropped is
+    # put back by a factor.
     shift = row_lse.to(values.dtype)
     if values.device.type == "cpu" and (shift.max() - column_lse.min()).item() < SAFE_NATS:
         exponentials = values.sub_(shift[:, None]).exp_()
@@ -214,14 +266,17 @@ def _softmax_both_ways(values: Tensor, row_lse: Tensor, column_lse: Tensor, scra
         of_columns = (middle - column_lse).exp_().to(values.dtype)
         # Two plain passes: addcmul of three broadcast tensors takes longer.
         both = scratch.of("factors", values, *values.shape)
-        torch.mul(factors.to(values.dtype)[:, None], of_columns, out=both).add_(of_rows.to(values.dtype)[:, None])
+        torch.mul(factors.to(values.dtype)[:, None], of_columns, out=both).add_(
+            of_rows.to(values.dtype)[:, None]
+        )
         return exponentials.mul_(both).to(wanted)
     of_rows = (values - shift[:, None]).exp_()
     return of_rows.add_((values - column_lse.to(values.dtype)[None, :]).exp_()).to(wanted)
 
 
 def _precise(values: Tensor) -> Tensor:
-    """Small tiles in double precision, where it costs nothing and keeps the digits of a loss near 0."""
+    """Small tiles in double precision, where it costs nothing and keeps the digits of a loss near
+    0."""
     return values.double() if values.numel() <= SMALL_ENTRIES else values
 
 
@@ -233,8 +288,8 @@ class _SigLIP(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
         for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
             values.add_(bias)
-            # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of these are tiny and there are N per row:
-            # the tiles' sums meet in double precision.
+            # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of
+            # these are tiny and there are N per row: the tiles' sums meet in double precision.
             total -= F.logsigmoid(-values).sum().double() + tile.matches(values).double().sum()
         ctx.save_for_backward(*matrix, bias)
         ctx.kept = kept
@@ -255,28 +310,42 @@ class _SigLIP(torch.autograd.Function):
 
         factor = grads[0] / len(matrix.rows)
         of_rows, of_columns, of_scale = matrix.gradients(ctx, _Scratch(), factor, to_gradient)
-        return of_rows, of_columns, of_scale, factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None
+        return (
+            of_rows,
+            of_columns,
+            of_scale,
+            factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None,
+        )
 
 
 def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The side that stays and the side that travels: one that needs no gradient travels cheapest, as nothing has to come back."""
+    """The side that stays and the side that travels: one that needs no gradient travels cheapest,
+    as nothing has to come back."""
     if teacher.requires_grad and not student.requires_grad:
         return teacher, gather(student)
     return student, gather(teacher) if teacher.requires_grad else gather_without_grad(teacher)
 
 
-def blocked_infonce(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Mean of the two directions' cross-entropies of `scale * cos(student, teacher)` over all ranks, for this rank's rows.
+def blocked_infonce(
+    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Mean of the two directions' cross-entropies of `scale * cos(student, teacher)` over all
+    ranks, for this rank's rows.
 
-    The objective is symmetric, so the sides may be named either way. The loss's cotangent must be the same on every rank.
+    The objective is symmetric, so the sides may be named either way. The loss's cotangent must be
+    the same on every rank.
     """
     rows, columns = _sides(student, teacher)
     return cast(Tensor, _InfoNCE.apply(rows, columns, scale))
 
 
 def blocked_siglip(
-    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""], bias: Float[Tensor, ""]
+    student: Float[Tensor, "B D"],
+    teacher: Float[Tensor, "B D"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Sum over all pairs of softplus(-sign * (scale * <s, t> + bias)), for this rank's rows, divided by their number."""
+    """Sum over all pairs of softplus(-sign * (scale * <s, t> + bias)), for this rank's rows,
+    divided by their number."""
     rows, columns = _sides(student, teacher)
     return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias))

@@ -1,10 +1,11 @@
 """The terms of CLIP-KD: four ways for one image-text pair of towers to learn from another.
 
-Each takes (image, text) of the student and of the teacher. Where the widths differ, the terms that compare features carry a linear map from
-the student's width to the teacher's, one for each modality, which is trained and then thrown away.
+Each takes (image, text) of the student and of the teacher. Where the widths differ, the terms that
+compare features carry a linear map from the student's width to the teacher's, one for each
+modality, which is trained and then thrown away.
 
-Source: Yang et al., CLIP-KD: An Empirical Study of CLIP Model Distillation, CVPR 2024, arXiv:2307.12732, section 3; winycg/CLIP-KD,
-src/open_clip/loss.py:KDClipLoss.
+Source: Yang et al., CLIP-KD: An Empirical Study of CLIP Model Distillation, CVPR 2024,
+arXiv:2307.12732, section 3; winycg/CLIP-KD, src/open_clip/loss.py:KDClipLoss.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlkd_cli.distillers.distiller import Context, Distiller, require_pairs
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, cross_logits, own_columns, soft_kl, unit
+from vlkd_cli.distillers.similarity import (
+    add_log_scale,
+    clamp_log_scale,
+    cross_logits,
+    own_columns,
+    soft_kl,
+    unit,
+)
 from vlkd_cli.distributed.collectives import all_reduce_sum, gather
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.recipe.types import Positive
@@ -41,13 +49,18 @@ class _Projecting(Distiller):
                 continue
             projection = nn.Linear(our_width, their_width)
             # The same start on every rank, whatever its random state.
-            nn.init.uniform_(projection.weight, -(our_width**-0.5), our_width**-0.5, generator=generator)
+            nn.init.uniform_(
+                projection.weight, -(our_width**-0.5), our_width**-0.5, generator=generator
+            )
             nn.init.zeros_(projection.bias)
             self.projections.append(projection)
 
     def mapped(self, student: Pair) -> list[Tensor]:
         """Student features at the teacher's widths, normalised."""
-        return [unit(projection(side)) for projection, side in zip(self.projections, student, strict=True)]
+        return [
+            unit(projection(side))
+            for projection, side in zip(self.projections, student, strict=True)
+        ]
 
 
 class FeatureDistance(_Projecting):
@@ -67,24 +80,33 @@ class FeatureDistance(_Projecting):
         super().__init__()
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         pairs = zip(self.mapped(student), teacher, strict=True)
-        return torch.stack([F.mse_loss(ours, unit(theirs.detach())) for ours, theirs in pairs]).sum()
+        return torch.stack(
+            [F.mse_loss(ours, unit(theirs.detach())) for ours, theirs in pairs]
+        ).sum()
 
 
 class InteractiveContrast(_Projecting):
     """The student's images find the teacher's texts, and the student's texts the teacher's images.
 
-    L = (CE_diag(scale * x V^T) + CE_diag(scale * y U^T)) / 2, x and y the student's image and text features, U and V the teacher's.
+    L = (CE_diag(scale * x V^T) + CE_diag(scale * y U^T)) / 2, x and y the student's image and text
+    features, U and V the teacher's.
 
     Args:
         logit_scale: initial factor on the cosines (not its logarithm).
-        learnable: whether the scale is trained; it then stays within [1, max_logit_scale] after each step.
+        learnable: whether the scale is trained; it then stays within [1, max_logit_scale] after
+            each step.
         max_logit_scale: highest scale; null leaves it unbounded.
-        scale_is_log: false uses the logarithm itself for a factor, 2.66 at first, as the authors' code does.
+        scale_is_log: false uses the logarithm itself for a factor, 2.66 at first, as the authors'
+            code does.
 
-    Source: CLIP-KD, equation 9 (ICL). Differs from the authors' code in taking the exponential of the scale's logarithm.
+    Source: CLIP-KD, equation 9 (ICL). Differs from the authors' code in taking the exponential of
+        the scale's logarithm.
     """
 
     direction = "one_way"
@@ -109,7 +131,10 @@ class InteractiveContrast(_Projecting):
         add_log_scale(self, logit_scale, learnable)
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         scale = self.log_scale.exp() if self.scale_is_log else self.log_scale
         image, text = self.mapped(student)
@@ -124,7 +149,8 @@ class InteractiveContrast(_Projecting):
 
 
 class RelationalKL(Distiller):
-    """Divergence from the teacher's image-to-text and text-to-image distributions over the batch to the student's.
+    """Divergence from the teacher's image-to-text and text-to-image distributions over the batch to
+    the student's.
 
     L = (KL(Q, Z) + KL(Q^T, Z^T)) / 2. Widths may differ; no map is needed.
 
@@ -162,10 +188,15 @@ class RelationalKL(Distiller):
         require_pairs(self, student_width, teacher_width)
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         ours = cross_logits(unit(student[0]), unit(student[1]), self.log_scale.exp())
-        theirs = cross_logits(unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale)
+        theirs = cross_logits(
+            unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale
+        )
         return (soft_kl(theirs[0], ours[0]) + soft_kl(theirs[1], ours[1])) / 2
 
     def commit(self, step: int) -> None:
@@ -174,25 +205,31 @@ class RelationalKL(Distiller):
 
 
 class GradientMatch(_Projecting):
-    """Match the gradients that the contrastive loss sends to the student's features with those that it sends to the teacher's.
+    """Match the gradients that the contrastive loss sends to the student's features with those that
+    it sends to the teacher's.
 
-    With queries P, keys K, softmax S of P K^T / tau and D = (S - I) / (tau N), the gradients are D K and D^T P, for (image, text) and
-    (text, image); L sums the four mean squared differences. They are tiny: the authors weigh the term 1e8.
+    With queries P, keys K, softmax S of P K^T / tau and D = (S - I) / (tau N), the gradients are D
+    K and D^T P, for (image, text) and (text, image); L sums the four mean squared differences. They
+    are tiny: the authors weigh the term 1e8.
 
     Args:
         logit_scale: initial factor on the student's cosines (not its logarithm).
         learnable: whether it is trained; it then stays within [1, max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
-        gd_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau = scale, as the authors' code does, which
-            explains its weight.
+        gd_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau = scale,
+            as the authors' code does, which explains its weight.
 
-    Source: CLIP-KD, equations 5 to 8 (GD). Differs in computing the keys' gradient as one product instead of an N x D x N tensor.
+    Source: CLIP-KD, equations 5 to 8 (GD). Differs in computing the keys' gradient as one product
+        instead of an N x D x N tensor.
     """
 
     direction = "one_way"
     takes = "pair"
-    crosses_ranks = "features of both towers of both models and the keys' gradients, the student's with gradient"
+    crosses_ranks = (
+        "features of both towers of both models and the keys' gradients, the student's with"
+        " gradient"
+    )
     paper = "Yang et al. 2024, arXiv:2307.12732"
 
     log_scale: Tensor
@@ -214,15 +251,24 @@ class GradientMatch(_Projecting):
         add_log_scale(self, logit_scale, learnable)
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         ours = self._gradients(self.mapped(student), self.log_scale.exp())
         with torch.no_grad():
-            theirs = self._gradients([unit(side) for side in teacher], torch.full_like(self.log_scale, self.teacher_logit_scale))
-        return torch.stack([F.mse_loss(our, their) for our, their in zip(ours, theirs, strict=True)]).sum()
+            theirs = self._gradients(
+                [unit(side) for side in teacher],
+                torch.full_like(self.log_scale, self.teacher_logit_scale),
+            )
+        return torch.stack(
+            [F.mse_loss(our, their) for our, their in zip(ours, theirs, strict=True)]
+        ).sum()
 
     def _gradients(self, pair: list[Tensor], scale: Tensor) -> list[Tensor]:
-        """Gradients to this rank's queries `[B, D]` and to all ranks' keys `[N, D]`, in both directions."""
+        """Gradients to this rank's queries `[B, D]` and to all ranks' keys `[N, D]`, in both
+        directions."""
         factor = scale if self.gd_temperature == "inverse_scale" else 1 / scale
         gradients = []
         for queries, keys in (pair, pair[::-1]):

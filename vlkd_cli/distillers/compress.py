@@ -15,11 +15,14 @@ from vlkd_cli.recipe.types import Positive, PositiveInt
 
 
 class CompRess(Distiller):
-    """Match the student's similarities to a queue of anchors with the teacher's similarities to its anchors.
+    """Match the student's similarities to a queue of anchors with the teacher's similarities to its
+    anchors.
 
-    L = mean KL(softmax(t . M_t / tau) || softmax(s . M_s / tau)), both sides normalised here. The batch is compared with the queue as it
-    was before; after the optimizer's step the rows of all ranks overwrite the oldest ones. With one queue the student is compared with
-    the teacher's anchors, which needs equal widths. For the momentum variant give the student side two addresses, `student: [image,
+    L = mean KL(softmax(t . M_t / tau) || softmax(s . M_s / tau)), both sides normalised here. The
+    batch is compared with the queue as it was before; after the optimizer's step the rows of all
+    ranks overwrite the oldest ones. With one queue the student is compared with the teacher's
+    anchors, which needs equal widths. For the momentum variant give the student side two addresses,
+    `student: [image,
     image_momentum]`: the student's queue then receives the second, the momentum tower's features.
 
     Args:
@@ -28,8 +31,9 @@ class CompRess(Distiller):
         temperature: divides the cosines of both sides.
         compat: "itra" takes 65536 anchors where queue_size is left at its default.
 
-    Source: Koohpayegani et al., CompRess, NeurIPS 2020, arXiv:2010.14713, equation 2; UMBCvision/CompRess, nn/compress_loss.py. Differs in
-    keeping the place of the next row in the checkpoint, and in taking in the rows of all ranks.
+    Source: Koohpayegani et al., CompRess, NeurIPS 2020, arXiv:2010.14713, equation 2;
+    UMBCvision/CompRess, nn/compress_loss.py. Differs in keeping the place of the next row in the
+    checkpoint, and in taking in the rows of all ranks.
     """
 
     direction = "one_way"

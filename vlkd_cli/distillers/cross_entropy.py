@@ -17,17 +17,20 @@ from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
 class CrossEntropy(Distiller):
-    """Classify the student's features by the labels of the data, through a linear classifier of its own.
+    """Classify the student's features by the labels of the data, through a linear classifier of its
+    own.
 
-    A mean over the labelled samples of all ranks: samples labelled -1 take no part, and a batch without a labelled sample has loss 0.
-    There is no teacher.
+    A mean over the labelled samples of all ranks: samples labelled -1 take no part, and a batch
+    without a labelled sample has loss 0. There is no teacher.
 
     Args:
-        num_classes: classes of the linear classifier; null takes the student's features themselves for logits.
+        num_classes: classes of the linear classifier; null takes the student's features themselves
+            for logits.
         label_smoothing: share of the target that is spread evenly over the classes.
 
-    Source: as in ITRA, itra/loss/CrossEntropy.py, whose features are the logits. Differs in averaging over the ranks' labelled samples,
-    where that code compares local features with the labels of all ranks.
+    Source: as in ITRA, itra/loss/CrossEntropy.py, whose features are the logits. Differs in
+    averaging over the ranks' labelled samples, where that code compares local features with the
+    labels of all ranks.
     """
 
     direction = "one_way"
@@ -36,7 +39,9 @@ class CrossEntropy(Distiller):
     crosses_ranks = "the number of labelled samples"
     paper = ""
 
-    def __init__(self, *, num_classes: PositiveInt | None = None, label_smoothing: Probability = 0.0) -> None:
+    def __init__(
+        self, *, num_classes: PositiveInt | None = None, label_smoothing: Probability = 0.0
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -53,16 +58,33 @@ class CrossEntropy(Distiller):
 
     def check_data(self, num_samples: int, highest_label: int | None) -> None:
         super().check_data(num_samples, highest_label)
-        if self.num_classes is not None and highest_label is not None and highest_label >= self.num_classes:
+        if (
+            self.num_classes is not None
+            and highest_label is not None
+            and highest_label >= self.num_classes
+        ):
             raise RecipeError(
-                f"the data has labels up to {highest_label}, distiller 'cross_entropy' only {self.num_classes} classes. "
-                f"Set num_classes: {highest_label + 1}."
+                f"the data has labels up to {highest_label}, distiller 'cross_entropy' only"
+                f" {self.num_classes} classes. Set num_classes: {highest_label + 1}."
             )
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Tensor | None = None, context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         if context is None or context.labels is None:
-            raise DataError("distiller 'cross_entropy' needs labels, and the data has none. Read labelled data.")
+            raise DataError(
+                "distiller 'cross_entropy' needs labels, and the data has none. Read labelled data."
+            )
         logits = self.classifier(student)
-        total = F.cross_entropy(logits, context.labels, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
+        total = F.cross_entropy(
+            logits,
+            context.labels,
+            ignore_index=-1,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
         labelled = sum_without_grad((context.labels >= 0).sum()).clamp_min(1)
         return world_size() * total / labelled

@@ -14,25 +14,29 @@ from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable, Pr
 
 
 class DINO(PrototypeDistiller):
-    """Match the student's assignment to prototypes with the teacher's, which is sharpened by its temperature and kept spread by centring.
+    """Match the student's assignment to prototypes with the teacher's, which is sharpened by its
+    temperature and kept spread by centring.
 
-    L = mean over pairs of views of CE(softmax((b - centre) / teacher_temp), a / student_temp). Each side is one tensor, or a list of
-    views of which the teacher's are the first of the student's (`student: [image, image@second, image@crop]`, `teacher: [momentum,
-    momentum@second]`); pairs of the same view are left out. After each step the centre follows the mean of the teacher's raw logits over
-    all views and ranks.
+    L = mean over pairs of views of CE(softmax((b - centre) / teacher_temp), a / student_temp). Each
+    side is one tensor, or a list of views of which the teacher's are the first of the student's
+    (`student: [image, image@second, image@crop]`, `teacher: [momentum, momentum@second]`); pairs of
+    the same view are left out. After each step the centre follows the mean of the teacher's raw
+    logits over all views and ranks.
 
-    By default the inputs are bottleneck features, and the prototype layer, one for both sides, belongs to this objective: towers carry
-    head `mlp` and the two widths are equal. With `prototypes: null` the inputs are logits of towers with head `prototypes`, each with its
-    own layer, as DINO's momentum teacher has.
+    By default the inputs are bottleneck features, and the prototype layer, one for both sides,
+    belongs to this objective: towers carry
+    head `mlp` and the two widths are equal. With `prototypes: null` the inputs are logits of towers
+    with head `prototypes`, each with its own layer, as DINO's momentum teacher has.
 
     Args:
         prototypes: size of the layer that both sides share; null where the towers have their own.
         student_temp: divides the student's logits.
-        teacher_temp: divides the teacher's; the authors recommend `{linear: [0.04, 0.07], epochs: 30}`.
+        teacher_temp: divides the teacher's; the authors recommend `{linear: [0.04, 0.07], epochs:
+            30}`.
         center_momentum: share of the old centre that stays.
 
-    Source: Caron et al., DINO, ICCV 2021, arXiv:2104.14294, equation 2; facebookresearch/dino, main_dino.py:DINOLoss. Differs in moving
-    the centre once per optimizer step.
+    Source: Caron et al., DINO, ICCV 2021, arXiv:2104.14294, equation 2; facebookresearch/dino,
+    main_dino.py:DINOLoss. Differs in moving the centre once per optimizer step.
     """
 
     direction = "one_way"
@@ -61,11 +65,19 @@ class DINO(PrototypeDistiller):
     def make_state(self, num_prototypes: int) -> None:
         self.register_buffer("center", torch.zeros(num_prototypes))
 
-    def forward(self, student: Views, teacher: Views, context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self, student: Views, teacher: Views, context: Context | None = None
+    ) -> Float[Tensor, ""]:
         sides, pairs = self.sides(student, teacher)
         temperature = (context or Context()).value(self.teacher_temp)
         targets = softmax_targets(sides, temperature, self.center / -temperature)
-        loss, _, logit_sums = prototype_loss(sides, student_temperature=self.student_temp, targets=targets, log_prior=None, pairs=pairs)
+        loss, _, logit_sums = prototype_loss(
+            sides,
+            student_temperature=self.student_temp,
+            targets=targets,
+            log_prior=None,
+            pairs=pairs,
+        )
         self.stage(logit_sums / sides.teacher[:, :, 0].numel())
         return loss
 
@@ -73,4 +85,6 @@ class DINO(PrototypeDistiller):
         staged = self.take_staged()
         if staged:
             batch_center = mean_without_grad(torch.stack([mean for (mean,) in staged]).mean(dim=0))
-            self.center.mul_(self.center_momentum).add_(batch_center, alpha=1 - self.center_momentum)
+            self.center.mul_(self.center_momentum).add_(
+                batch_center, alpha=1 - self.center_momentum
+            )

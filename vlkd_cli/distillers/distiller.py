@@ -16,7 +16,8 @@ from vlkd_cli.recipe.types import Schedulable, value_at
 
 SMALL_ROWS = 128
 SMALL_ENTRIES = 2**18
-"""Up to so many rows over all ranks, and entries of features and state together, everything is computed in double precision."""
+"""Up to so many rows over all ranks, and entries of features and state together, everything is
+computed in double precision."""
 
 
 class Context(NamedTuple):
@@ -40,22 +41,27 @@ class Context(NamedTuple):
 class Distiller(nn.Module):
     """Base of the training objectives.
 
-    A subclass takes its recipe keys as keyword-only constructor arguments and implements `forward(student, teacher, context=None)`.
-    Both sides arrive in float32 or float64, with autocast off, as do parameters and buffers: small batches are computed in double
-    precision, where it costs nothing, and the result is rounded. It receives the rows of this rank and returns their mean loss, such that
-    the mean over ranks equals the loss of one process on all rows, and the gradient on a rank is W times its rows' gradient there (DDP
-    averages; see `distributed.collectives`). Every rank holds the same number of rows.
+    A subclass takes its recipe keys as keyword-only constructor arguments and implements
+    `forward(student, teacher, context=None)`. Both sides arrive in float32 or float64, with
+    autocast off, as do parameters and buffers: small batches are computed in double precision,
+    where it costs nothing, and the result is rounded. It receives the rows of this rank and returns
+    their mean loss, such that the mean over ranks equals the loss of one process on all rows, and
+    the gradient on a rank is W times its rows' gradient there (DDP averages; see
+    `distributed.collectives`). Every rank holds the same number of rows.
 
-    Forward is pure: what a queue or a centre will take in is staged while `self.training` (`stage`) and moved into buffers by `commit`
-    (`take_staged`), which the trainer calls once after each optimizer step. A step that is skipped ends in `discard` instead.
+    Forward is pure: what a queue or a centre will take in is staged while `self.training` (`stage`)
+    and moved into buffers by `commit` (`take_staged`), which the trainer calls once after each
+    optimizer step. A step that is skipped ends in `discard` instead.
     """
 
     direction: ClassVar[Literal["symmetric", "one_way"]]
     """"one_way" objectives detach their teacher."""
     takes: ClassVar[Literal["one", "pair", "views"]] = "one"
-    """What each side of the arrow is: one tensor, an (image, text) pair of tensors, or a list of views of one tower."""
+    """What each side of the arrow is: one tensor, an (image, text) pair of tensors, or a list of
+    views of one tower."""
     takes_lists: ClassVar[bool] = False
-    """Whether a recipe may give a side more tensors than `takes` says; the class's documentation tells what they are."""
+    """Whether a recipe may give a side more tensors than `takes` says; the class's documentation
+    tells what they are."""
     most_outputs: ClassVar[tuple[int, int] | None] = None
     """Most tensors that such lists hold, of the student and of the teacher; None for any number."""
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -76,10 +82,11 @@ class Distiller(nn.Module):
         self._staged: list[tuple[Tensor, ...]] = []
 
     def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        """Create what depends on the widths (queues, centres). Called once, before the first forward and before a checkpoint is loaded.
+        """Create what depends on the widths (queues, centres). Called once, before the first
+        forward and before a checkpoint is loaded.
 
-        A width is a number, or a list where the side of the arrow is a list. Calling an objective that was never set up does it from
-        the widths of the tensors it is given.
+        A width is a number, or a list where the side of the arrow is a list. Calling an objective
+        that was never set up does it from the widths of the tensors it is given.
         """
 
     def check_data(self, num_samples: int, highest_label: int | None) -> None:
@@ -93,10 +100,14 @@ class Distiller(nn.Module):
             UserError: what is missing, and what to do.
         """
         if "labels" in self.needs and highest_label == -1:
-            raise DataError(f"distiller '{_name(self)}' needs labels, and the data has none. Read labelled data.")
+            raise DataError(
+                f"distiller '{_name(self)}' needs labels, and the data has none. Read labelled"
+                " data."
+            )
 
     def commit(self, step: int) -> None:
-        """Move what the forward passes staged into the buffers; `step` is the optimizer step that was just taken. On every rank."""
+        """Move what the forward passes staged into the buffers; `step` is the optimizer step that
+        was just taken. On every rank."""
 
     def discard(self) -> None:
         """Forget what was staged; after a step that was skipped."""
@@ -108,14 +119,18 @@ class Distiller(nn.Module):
             self._staged.append(tuple(tensor.detach() for tensor in tensors))
 
     def take_staged(self) -> list[tuple[Tensor, ...]]:
-        """What the forward passes since the last commit staged, one entry for each, in their order."""
+        """What the forward passes since the last commit staged, one entry for each, in their
+        order."""
         staged, self._staged = self._staged, []
         return staged
 
     def start_episode(self, student: Any, teacher: Any, indices: Tensor, context: Context) -> None:
-        """Take in the features of this rank's share of the coming epoch; only for objectives that need "episode"."""
+        """Take in the features of this rank's share of the coming epoch; only for objectives that
+        need "episode"."""
 
-    def prepare(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+    def prepare(
+        self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]
+    ) -> None:
         """Run `setup` once, however often it is asked for.
 
         Raises:
@@ -132,14 +147,22 @@ class Distiller(nn.Module):
         if not self._ready:
             self.prepare(_width(student), _width(teacher))
             self.to(tensor.device)
-        # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a step's time goes elsewhere.
+        # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a
+        # step's time goes elsewhere.
         with torch.autocast(tensor.device.type, enabled=False):
             if self._is_small(tensor, student, teacher):
-                # Products over shards of another shape round otherwise, by more than 1e-6 of a gradient that nearly cancels.
-                state = {name: _double(value) for name, value in [*self.named_parameters(), *self.named_buffers()]}
+                # Products over shards of another shape round otherwise, by more than 1e-6 of a
+                # gradient that nearly cancels.
+                state = {
+                    name: _double(value)
+                    for name, value in [*self.named_parameters(), *self.named_buffers()]
+                }
                 loss = functional_call(self, state, (_double(student), _double(teacher), context))
                 # Buffers are float32, and what moves them is too.
-                self._staged = [tuple(one.float() if one.is_floating_point() else one for one in staged) for staged in self._staged]
+                self._staged = [
+                    tuple(one.float() if one.is_floating_point() else one for one in staged)
+                    for staged in self._staged
+                ]
                 return loss.float()
             return super().__call__(_full(student), _full(teacher), context)
 
@@ -153,7 +176,9 @@ class Distiller(nn.Module):
         return rows * width + state <= SMALL_ENTRIES
 
 
-def require_equal_width(distiller: Distiller, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+def require_equal_width(
+    distiller: Distiller, student_width: int | Sequence[int], teacher_width: int | Sequence[int]
+) -> None:
     """Refuse sides of different widths, naming the head to add.
 
     Raises:
@@ -164,10 +189,15 @@ def require_equal_width(distiller: Distiller, student_width: int | Sequence[int]
     for our_width in ours:
         for their_width in theirs:
             if our_width != their_width:
-                head = "prototypes, prototypes" if getattr(distiller, "num_prototypes", 0) is None else "linear, width"
+                head = (
+                    "prototypes, prototypes"
+                    if getattr(distiller, "num_prototypes", 0) is None
+                    else "linear, width"
+                )
                 raise RecipeError(
-                    f"teacher embeds {their_width} values, student {our_width}, and distiller '{_name(distiller)}' compares them directly. "
-                    f"Add `head: {{name: {head}: {their_width}}}` to the student."
+                    f"teacher embeds {their_width} values, student {our_width}, and distiller"
+                    f" '{_name(distiller)}' compares them directly. Add `head: {{name: {head}:"
+                    f" {their_width}}}` to the student."
                 )
 
 
@@ -183,8 +213,9 @@ def require_pairs(
         if isinstance(width, int) or len(width) != 2:
             count = 1 if isinstance(width, int) else len(width)
             raise RecipeError(
-                f"distiller '{_name(distiller)}' compares two pairs of towers, but its {side} is {count} output{'s' * (count > 1)}. "
-                f"Write student: [image, text] and teacher: [teacher_image, teacher_text]."
+                f"distiller '{_name(distiller)}' compares two pairs of towers, but its {side} is"
+                f" {count} output{'s' * (count > 1)}. Write student: [image, text] and teacher:"
+                " [teacher_image, teacher_text]."
             )
     assert not isinstance(student_width, int) and not isinstance(teacher_width, int)
     return student_width, teacher_width

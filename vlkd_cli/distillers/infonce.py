@@ -14,17 +14,20 @@ from vlkd_cli.recipe.types import Positive
 class InfoNCE(Distiller):
     """Softmax contrast of matching pairs against all other pairs of the batch, in both directions.
 
-    L = (CE_diag(Z) + CE_diag(Z^T)) / 2 with Z = scale * cos(student, teacher). Both sides are normalised here and both learn, unless one is
+    L = (CE_diag(Z) + CE_diag(Z^T)) / 2 with Z = scale * cos(student, teacher). Both sides are
+    normalised here and both learn, unless one is
     frozen. A batch of one pair has nothing to contrast: its loss and gradient are 0.
 
     Args:
         logit_scale: initial factor on the cosines (not its logarithm).
-        learnable: whether the scale is trained; it then stays within [1, max_logit_scale] after each step.
+        learnable: whether the scale is trained; it then stays within [1, max_logit_scale] after
+            each step.
         max_logit_scale: highest scale; null leaves it unbounded.
 
-    Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv:2103.00020, figure 3;
-    open_clip, src/open_clip/loss.py:ClipLoss, with local_loss and gather_with_grad. Differs in that only one side travels between ranks,
-    and in that large similarity matrices are computed in tiles and never held.
+    Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
+    ICML 2021, arXiv:2103.00020, figure 3; open_clip, src/open_clip/loss.py:ClipLoss, with
+    local_loss and gather_with_grad. Differs in that only one side travels between ranks, and in
+    that large similarity matrices are computed in tiles and never held.
     """
 
     direction = "symmetric"
@@ -35,14 +38,23 @@ class InfoNCE(Distiller):
     log_scale: Tensor
 
     def __init__(
-        self, *, logit_scale: Positive = 14.285714285714286, learnable: bool = True, max_logit_scale: Positive | None = 100.0
+        self,
+        *,
+        logit_scale: Positive = 14.285714285714286,
+        learnable: bool = True,
+        max_logit_scale: Positive | None = 100.0,
     ) -> None:
         super().__init__()
         self.max_logit_scale = max_logit_scale
         self.learnable = learnable
         add_log_scale(self, logit_scale, learnable)
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         return blocked_infonce(student, teacher, self.log_scale.exp())
 
     def commit(self, step: int) -> None:

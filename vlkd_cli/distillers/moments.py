@@ -1,4 +1,5 @@
-"""Means, variances and squared off-diagonal sums over the rows of all ranks, with the exact gradient and the smaller Gram matrix."""
+"""Means, variances and squared off-diagonal sums over the rows of all ranks, with the exact
+gradient and the smaller Gram matrix."""
 
 from __future__ import annotations
 
@@ -15,12 +16,16 @@ def centred(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     return features - all_reduce_sum(features.sum(dim=0)) / (len(features) * world_size())
 
 
-def cross_squares(left: Float[Tensor, "B D"], right: Float[Tensor, "B D"]) -> tuple[Float[Tensor, ""], Float[Tensor, "D"]]:
-    """Sum of the squared off-diagonal entries of the D x D matrix `left^T right` over all ranks' rows, and its diagonal.
+def cross_squares(
+    left: Float[Tensor, "B D"], right: Float[Tensor, "B D"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "D"]]:
+    """Sum of the squared off-diagonal entries of the D x D matrix `left^T right` over all ranks'
+    rows, and its diagonal.
 
-    With N rows in all and N < D, the N x N Gram matrices tell the sum as well: ||L^T R||^2 = <L L^T, R R^T>. The diagonal's squares are
-    subtracted in double precision; as a matrix of rank N < D cannot be near diagonal, little is lost by it. With N >= D the matrix itself
-    is built and its diagonal left out. Each rank computes the Gram rows of its own samples only.
+    With N rows in all and N < D, the N x N Gram matrices tell the sum as well: ||L^T R||^2 = <L
+    L^T, R R^T>. The diagonal's squares are subtracted in double precision; as a matrix of rank N <
+    D cannot be near diagonal, little is lost by it. With N >= D the matrix itself is built and its
+    diagonal left out. Each rank computes the Gram rows of its own samples only.
     """
     diagonal = all_reduce_sum((left * right).sum(dim=0))
     if len(left) * world_size() >= left.shape[1]:

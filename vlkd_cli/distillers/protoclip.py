@@ -23,19 +23,24 @@ STATE = ("episode_indices", "labels", "centroids", "means")
 
 
 class ProtoCLIP(Distiller):
-    """InfoNCE, plus each modality's cross-entropy to the clusters that the other modality's features form over the episode.
+    """InfoNCE, plus each modality's cross-entropy to the clusters that the other modality's
+    features form over the episode.
 
-    At the start of an epoch the features of its samples are clustered, each modality by itself (Euclidean k-means, centroids not
-    normalised). With L_p(a by b) the cross-entropy of proto_scale * a . C^T against b's clusters, the loss is w_clip * InfoNCE + w_proto
-    * (L_p(image by text) + L_p(text by image)) / 2 + w_external * (L_p(image by external) + L_p(text by external)) / 2.
+    At the start of an epoch the features of its samples are clustered, each modality by itself
+    (Euclidean k-means, centroids not normalised). With L_p(a by b) the cross-entropy of proto_scale
+    * a . C^T against b's clusters, the loss is w_clip * InfoNCE + w_proto
+    * (L_p(image by text) + L_p(text by image)) / 2 + w_external * (L_p(image by external) +
+      L_p(text by external)) / 2.
 
-    C holds the means of a's features over b's clusters (back-translated prototypes; an empty cluster's mean is zero and stays a choice), or
-    b's own centroids. Targets are b's cluster, or softmax(c_label . c_k / target_temperature) among b's centroids; the external teacher's
-    are always its clusters, met with back-translated prototypes.
+    C holds the means of a's features over b's clusters (back-translated prototypes; an empty
+    cluster's mean is zero and stays a choice), or b's own centroids. Targets are b's cluster, or
+    softmax(c_label . c_k / target_temperature) among b's centroids; the external teacher's are
+    always its clusters, met with back-translated prototypes.
 
-    Sides are the image and the text feature. Where a side is a list, `[image.backbone, image]`, the first enters InfoNCE and the second is
-    clustered; a third one on the teacher side is an external teacher's feature, of any width. Samples that the episode has not seen take
-    no part in the prototype terms, and before the first episode there are none.
+    Sides are the image and the text feature. Where a side is a list, `[image.backbone, image]`, the
+    first enters InfoNCE and the second is clustered; a third one on the teacher side is an external
+    teacher's feature, of any width. Samples that the episode has not seen take no part in the
+    prototype terms, and before the first episode there are none.
 
     Args:
         num_prototypes: clusters of each modality.
@@ -44,14 +49,15 @@ class ProtoCLIP(Distiller):
         target_temperature: spreads the targets over similar clusters; null for the cluster alone.
         logit_scale: initial factor on the cosines of InfoNCE (not its logarithm).
         proto_scale: initial factor on the products with prototypes.
-        max_logit_scale: highest value of both, which stay within [1, max_logit_scale] after each step; null leaves them unbounded.
+        max_logit_scale: highest value of both, which stay within [1, max_logit_scale] after each
+            step; null leaves them unbounded.
         contrastive_episodes: epochs at the start that only InfoNCE trains.
         kmeans_iterations, kmeans_tries: rounds, and starts of which the best is kept.
         seed: of the clustering.
 
-    Source: Chen et al., ProtoCLIP, TNNLS 2023, arXiv:2206.10996; megvii-research/protoclip, src/training/{loss,clustering}.py, with the
-    values of its README. Differs in leaving unvisited samples out of the clustering, and in starting small clusterings from points drawn
-    far apart.
+    Source: Chen et al., ProtoCLIP, TNNLS 2023, arXiv:2206.10996; megvii-research/protoclip,
+    src/training/{loss,clustering}.py, with the values of its README. Differs in leaving unvisited
+    samples out of the clustering, and in starting small clusterings from points drawn far apart.
     """
 
     direction = "symmetric"
@@ -91,8 +97,9 @@ class ProtoCLIP(Distiller):
         self.kmeans_iterations, self.kmeans_tries, self.seed = kmeans_iterations, kmeans_tries, seed
         add_log_scale(self, logit_scale, True)
         self.log_proto_scale = torch.nn.Parameter(torch.tensor(float(proto_scale)).log())
-        # Rows: the episode's samples by their place in the data set; clusters of image, text and external features; centroids of image and
-        # text; means of image by text, text by image, image by external and text by external. All empty until an episode starts.
+        # Rows: the episode's samples by their place in the data set; clusters of image, text and
+        # external features; centroids of image and text; means of image by text, text by image,
+        # image by external and text by external. All empty until an episode starts.
         self.register_buffer("episode_indices", torch.empty(0, dtype=torch.int64))
         self.register_buffer("labels", torch.empty(0, 0, dtype=torch.int64))
         self.register_buffer("centroids", torch.empty(0, 0, 0))
@@ -108,11 +115,13 @@ class ProtoCLIP(Distiller):
         super().check_data(num_samples, highest_label)
         if num_samples < self.num_prototypes:
             raise DataError(
-                f"distiller 'protoclip' forms {self.num_prototypes} clusters, but an episode has only {num_samples} samples. "
-                "Lower num_prototypes, or raise data.episode_samples."
+                f"distiller 'protoclip' forms {self.num_prototypes} clusters, but an episode has"
+                f" only {num_samples} samples. Lower num_prototypes, or raise data.episode_samples."
             )
 
-    def forward(self, student: Side, teacher: Side, context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self, student: Side, teacher: Side, context: Context | None = None
+    ) -> Float[Tensor, ""]:
         (image, image_projected, _), (text, text_projected, _) = _parts(student), _parts(teacher)
         # Both scales always take part, so that DDP meets every parameter at every step.
         loss = 0 * (self.log_scale + self.log_proto_scale)
@@ -121,19 +130,30 @@ class ProtoCLIP(Distiller):
         if len(self.episode_indices) == 0:
             return loss
         if context is None or context.indices is None:
-            raise DataError("distiller 'protoclip' needs the samples' places in the data set, and the data does not tell them.")
-        place = torch.searchsorted(self.episode_indices, context.indices).clamp_max(len(self.episode_indices) - 1)
+            raise DataError(
+                "distiller 'protoclip' needs the samples' places in the data set, and the data does"
+                " not tell them."
+            )
+        place = torch.searchsorted(self.episode_indices, context.indices).clamp_max(
+            len(self.episode_indices) - 1
+        )
         seen = self.episode_indices[place] == context.indices
         image_labels, text_labels, *external = self.labels[:, place]
         features = unit(image_projected), unit(text_projected)
         prototypes = self.means[:2] if self.back_translation else self.centroids.flip(0)
         if self.w_proto:
-            by_text = self.prototype_term(features[0], prototypes[0], text_labels, seen, self.centroids[1])
-            by_image = self.prototype_term(features[1], prototypes[1], image_labels, seen, self.centroids[0])
+            by_text = self.prototype_term(
+                features[0], prototypes[0], text_labels, seen, self.centroids[1]
+            )
+            by_image = self.prototype_term(
+                features[1], prototypes[1], image_labels, seen, self.centroids[0]
+            )
             loss = loss + self.w_proto / 2 * (by_text + by_image)
         if external and self.w_external:
             reached = zip(features, self.means[2:], strict=True)
-            terms = [self.prototype_term(side, means, external[0], seen, None) for side, means in reached]
+            terms = [
+                self.prototype_term(side, means, external[0], seen, None) for side, means in reached
+            ]
             loss = loss + self.w_external / 2 * torch.stack(terms).sum()
         return loss
 
@@ -145,7 +165,8 @@ class ProtoCLIP(Distiller):
         seen: Tensor,
         teacher_centroids: Float[Tensor, "K _"] | None,
     ) -> Float[Tensor, ""]:
-        """Mean over the seen rows of all ranks of the cross-entropy to the prototypes; 0 where none was seen.
+        """Mean over the seen rows of all ranks of the cross-entropy to the prototypes; 0 where none
+        was seen.
 
         Args:
             teacher_centroids: what the soft targets come from; None for the clusters themselves.
@@ -155,17 +176,23 @@ class ProtoCLIP(Distiller):
             matched = logits.gather(1, labels[:, None])[:, 0]
         else:
             centroids = teacher_centroids.to(features.dtype)
-            matched = ((centroids[labels] @ centroids.T / self.target_temperature).softmax(dim=1) * logits).sum(dim=1)
+            matched = (
+                (centroids[labels] @ centroids.T / self.target_temperature).softmax(dim=1) * logits
+            ).sum(dim=1)
         total = torch.where(seen, logits.logsumexp(dim=1) - matched, 0).sum()
         return world_size() * total / sum_without_grad(seen.sum()).clamp_min(1)
 
     @torch.no_grad()
-    def start_episode(self, student: Side, teacher: Side, indices: Tensor, context: Context) -> None:
-        """Cluster the episode: features of this rank's samples (ranks may hold different numbers) and their places in the data set."""
+    def start_episode(
+        self, student: Side, teacher: Side, indices: Tensor, context: Context
+    ) -> None:
+        """Cluster the episode: features of this rank's samples (ranks may hold different numbers)
+        and their places in the data set."""
         if context.epoch < self.contrastive_episodes:
             return
         everywhere = gather_ragged(indices)
-        # Sorted by place, so that how samples lie on ranks does not matter; a sample drawn twice counts once.
+        # Sorted by place, so that how samples lie on ranks does not matter; a sample drawn twice
+        # counts once.
         order = everywhere.argsort(stable=True)
         first = torch.ones(len(order), dtype=torch.bool, device=order.device)
         first[1:] = everywhere[order][1:] != everywhere[order][:-1]
@@ -174,12 +201,18 @@ class ProtoCLIP(Distiller):
         image, text = gather_ragged(unit(image))[kept], gather_ragged(unit(text))[kept]
         if len(kept) < self.num_prototypes:
             raise DataError(
-                f"distiller 'protoclip' forms {self.num_prototypes} clusters, but the episode has only {len(kept)} samples. "
-                "Lower num_prototypes."
+                f"distiller 'protoclip' forms {self.num_prototypes} clusters, but the episode has"
+                f" only {len(kept)} samples. Lower num_prototypes."
             )
         found = [self._cluster(image), self._cluster(text)]
-        labels, centroids = [labels for _, labels in found], torch.stack([centroids for centroids, _ in found])
-        means = [class_means(image, labels[1], self.num_prototypes), class_means(text, labels[0], self.num_prototypes)]
+        labels, centroids = (
+            [labels for _, labels in found],
+            torch.stack([centroids for centroids, _ in found]),
+        )
+        means = [
+            class_means(image, labels[1], self.num_prototypes),
+            class_means(text, labels[0], self.num_prototypes),
+        ]
         if external is not None:
             labels.append(self._cluster(gather_ragged(unit(external))[kept])[1])
             means += [class_means(side, labels[2], self.num_prototypes) for side in (image, text)]
@@ -191,15 +224,27 @@ class ProtoCLIP(Distiller):
         clamp_log_scale(self.log_proto_scale, self.max_logit_scale)
 
     def _cluster(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        clusters = kmeans(features, self.num_prototypes, iterations=self.kmeans_iterations, tries=self.kmeans_tries, seed=self.seed)
+        clusters = kmeans(
+            features,
+            self.num_prototypes,
+            iterations=self.kmeans_iterations,
+            tries=self.kmeans_tries,
+            seed=self.seed,
+        )
         return clusters.centroids, clusters.labels
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
         # An episode's size is known only once it has started: take the shapes of the checkpoint.
         for name in STATE:
             if prefix + name in state_dict:
                 saved = state_dict[prefix + name]
-                setattr(self, name, torch.empty(saved.shape, dtype=saved.dtype, device=getattr(self, name).device))
+                setattr(
+                    self,
+                    name,
+                    torch.empty(saved.shape, dtype=saved.dtype, device=getattr(self, name).device),
+                )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 

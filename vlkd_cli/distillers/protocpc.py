@@ -9,26 +9,38 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlkd_cli.distillers.distiller import Context
-from vlkd_cli.distillers.prototype_loss import Sides, Targets, prototype_loss, softmax_targets, teacher_logits, tiles
+from vlkd_cli.distillers.prototype_loss import (
+    Sides,
+    Targets,
+    prototype_loss,
+    softmax_targets,
+    teacher_logits,
+    tiles,
+)
 from vlkd_cli.distillers.prototypes import PrototypeDistiller, Views
 from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable, Probability
 
 SMALLEST_PRIOR = 1e-6
-"""A prototype that the teacher has left keeps this much of a uniform share, else nothing would push students away from it again."""
+"""A prototype that the teacher has left keeps this much of a uniform share, else nothing would push
+students away from it again."""
 
 
 class ProtoCPC(PrototypeDistiller):
-    """Match assignments to prototypes, contrasted with how often the teacher has used each prototype.
+    """Match assignments to prototypes, contrasted with how often the teacher has used each
+    prototype.
 
-    L = mean_i [-<p_i, z_i> + log sum_k prior_k exp(z_ik)], z the student's logits over student_temp and p the teacher's assignment: a
-    softmax over teacher_temp, or its Sinkhorn balancing over prototypes and the rows of all ranks, computed with logarithms. The prior
-    starts at 1 for each prototype (mean 1, so that it adds log K to the value of a distribution) and follows the mean of p after each
-    step.
+    L = mean_i [-<p_i, z_i> + log sum_k prior_k exp(z_ik)], z the student's logits over student_temp
+    and p the teacher's assignment: a softmax over teacher_temp, or its Sinkhorn balancing over
+    prototypes and the rows of all ranks, computed with logarithms. The prior starts at 1 for each
+    prototype (mean 1, so that it adds log K to the value of a distribution) and follows the mean of
+    p after each step.
 
-    By default the inputs are bottleneck features of equal width and the prototype layer, one for both sides, belongs to this objective;
-    with `prototypes: null` the inputs are logits of towers with head `prototypes`. Lists of views are paired as in DINO.
+    By default the inputs are bottleneck features of equal width and the prototype layer, one for
+    both sides, belongs to this objective;
+    with `prototypes: null` the inputs are logits of towers with head `prototypes`. Lists of views
+        are paired as in DINO.
 
     Args:
         prototypes: size of the layer that both sides share; null where the towers have their own.
@@ -38,15 +50,17 @@ class ProtoCPC(PrototypeDistiller):
         assignment: how the teacher's logits become targets.
         sinkhorn_iterations: balancing rounds, prototypes first and rows last.
 
-    Source: Lee, Representation Distillation by Prototypical Contrastive Predictive Coding, ICLR 2022, after its adaptation in ITRA,
-    itra/loss/ProtoCPC.py, as no code of the author is public. Differs in the logarithms, which do not overflow, and a floor below the
-    prior.
+    Source: Lee, Representation Distillation by Prototypical Contrastive Predictive Coding, ICLR
+    2022, after its adaptation in ITRA, itra/loss/ProtoCPC.py, as no code of the author is public.
+    Differs in the logarithms, which do not overflow, and a floor below the prior.
     """
 
     direction = "one_way"
     takes_lists = True
     needs = frozenset({"equal_width", "prototypes"})
-    crosses_ranks = "the sum of the teacher's assignments; with Sinkhorn also a number per prototype and round"
+    crosses_ranks = (
+        "the sum of the teacher's assignments; with Sinkhorn also a number per prototype and round"
+    )
     paper = "Lee 2022 (ICLR)"
 
     prior: Tensor
@@ -73,7 +87,9 @@ class ProtoCPC(PrototypeDistiller):
     def make_state(self, num_prototypes: int) -> None:
         self.register_buffer("prior", torch.ones(num_prototypes))
 
-    def forward(self, student: Views, teacher: Views, context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self, student: Views, teacher: Views, context: Context | None = None
+    ) -> Float[Tensor, ""]:
         sides, pairs = self.sides(student, teacher)
         temperature = (context or Context()).value(self.teacher_temp)
         if self.assignment == "softmax":
@@ -99,13 +115,16 @@ class ProtoCPC(PrototypeDistiller):
 
 @torch.no_grad()
 def sinkhorn_targets(sides: Sides, temperature: float, iterations: int) -> Targets:
-    """Assignments of equal mass for each prototype and each row, as far as the iterations get; rows sum to 1 in the end.
+    """Assignments of equal mass for each prototype and each row, as far as the iterations get; rows
+    sum to 1 in the end.
 
-    In logarithms: P = exp(b + f_k + g_i), f_k = -lse_i(b + g_i) over the rows of all ranks, then g_i = -lse_k(b + f_k). Marginals are
-    constants, which the next normalisation removes. Each half is one walk over the prototypes. The views of the teacher are balanced
-    together.
+    In logarithms: P = exp(b + f_k + g_i), f_k = -lse_i(b + g_i) over the rows of all ranks, then
+    g_i = -lse_k(b + f_k). Marginals are constants, which the next normalisation removes. Each half
+    is one walk over the prototypes. The views of the teacher are balanced together.
     """
-    rows = torch.zeros(sides.teacher.shape[:2], dtype=sides.teacher.dtype, device=sides.teacher.device)
+    rows = torch.zeros(
+        sides.teacher.shape[:2], dtype=sides.teacher.dtype, device=sides.teacher.device
+    )
     shift = torch.zeros(sides.num_prototypes, dtype=rows.dtype, device=rows.device)
     for _ in range(iterations):
         for some in tiles(sides):

@@ -1,15 +1,17 @@
 """Cross-entropy between two sides' assignments to prototypes, streamed over the prototypes.
 
-Views of the student s_v and of the teacher t_u are rows; prototypes W are rows of length 1; logits are a_v = s_v W^T / tau_s and
-b_u = t_u W^T / tau_t. Targets are P_u = exp(b_u + shift - r_u), with one shift for each prototype (a centre, a marginal) and r_u what makes
-each row sum to 1. With a prior for each prototype on the student's side and pairs (u, v),
+Views of the student s_v and of the teacher t_u are rows; prototypes W are rows of length 1; logits
+are a_v = s_v W^T / tau_s and b_u = t_u W^T / tau_t. Targets are P_u = exp(b_u + shift - r_u), with
+one shift for each prototype (a centre, a marginal) and r_u what makes each row sum to 1. With a
+prior for each prototype on the student's side and pairs (u, v),
 
     L = mean over pairs and rows of  lse(a_v + log prior) - <P_u, a_v>.
 
-The prototypes are walked in tiles, each multiplied with all views at once. A first walk over the teacher gives r_u, a second one the loss
-and the mean of P_u; backward walks a third time and needs lse and r alone: dL/da_v = (n_v softmax(a_v + log prior) - sum_u P_u) / (pairs
-* rows). Small matrices keep their tiles from the second walk to the third. Where the inputs are logits already, W is None and a tile is a
-slice of them.
+The prototypes are walked in tiles, each multiplied with all views at once. A first walk over the
+teacher gives r_u, a second one the loss and the mean of P_u; backward walks a third time and needs
+lse and r alone: dL/da_v = (n_v softmax(a_v + log prior) - sum_u P_u) / (pairs
+* rows). Small matrices keep their tiles from the second walk to the third. Where the inputs are
+logits already, W is None and a tile is a slice of them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ TILE_ENTRIES = 2**21
 
 
 class Targets(NamedTuple):
-    """Teacher assignments, without the B x K numbers: exp(b + shift - rows), per view `[U, B]` and per prototype `[K]`."""
+    """Teacher assignments, without the B x K numbers: exp(b + shift - rows), per view `[U, B]` and
+    per prototype `[K]`."""
 
     temperature: float
     shift: Tensor | None
@@ -35,7 +38,8 @@ class Targets(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Stacked views `[V, B, D]` of the student, `[U, B, D]` of the teacher, and the prototypes `[K, D]` not normalised, or None."""
+    """Stacked views `[V, B, D]` of the student, `[U, B, D]` of the teacher, and the prototypes `[K,
+    D]` not normalised, or None."""
 
     student: Tensor
     teacher: Tensor
@@ -54,7 +58,9 @@ def tiles(sides: Sides) -> Iterator[slice]:
         yield slice(left, min(left + width, sides.num_prototypes))
 
 
-def directions(prototypes: Float[Tensor, "K D"]) -> tuple[Float[Tensor, "K D"], Float[Tensor, "K 1"]]:
+def directions(
+    prototypes: Float[Tensor, "K D"],
+) -> tuple[Float[Tensor, "K D"], Float[Tensor, "K 1"]]:
     """Prototypes of length 1, and their lengths. A zero prototype stays zero."""
     lengths = prototypes.norm(dim=1, keepdim=True)
     lengths = lengths.masked_fill(lengths <= 1e-12, torch.inf)
@@ -71,15 +77,20 @@ def teacher_logits(sides: Sides, some: slice) -> Float[Tensor, "U B K"]:
 @torch.no_grad()
 def softmax_targets(sides: Sides, temperature: float, shift: Float[Tensor, "K"] | None) -> Targets:
     """P = softmax((b - centre) / tau), with `shift` = -centre / tau."""
-    lse = torch.full(sides.teacher.shape[:2], -torch.inf, dtype=sides.teacher.dtype, device=sides.teacher.device)
+    lse = torch.full(
+        sides.teacher.shape[:2], -torch.inf, dtype=sides.teacher.dtype, device=sides.teacher.device
+    )
     for some in tiles(sides):
         logits = teacher_logits(sides, some) / temperature
-        lse = torch.logaddexp(lse, (logits if shift is None else logits.add_(shift[some])).logsumexp(dim=2))
+        lse = torch.logaddexp(
+            lse, (logits if shift is None else logits.add_(shift[some])).logsumexp(dim=2)
+        )
     return Targets(temperature, shift, lse)
 
 
 class _PrototypeLoss(torch.autograd.Function):
-    """`forward` returns the loss and, for the moving averages, the sums over rows of the teacher's assignments and of its logits."""
+    """`forward` returns the loss and, for the moving averages, the sums over rows of the teacher's
+    assignments and of its logits."""
 
     @staticmethod
     def forward(
@@ -96,19 +107,30 @@ class _PrototypeLoss(torch.autograd.Function):
         num_rows, pair_count = student.shape[1], pairs.sum()
         lse = torch.full(student.shape[:2], -torch.inf, dtype=student.dtype, device=student.device)
         matched = torch.zeros((), dtype=torch.float64, device=student.device)
-        assigned, logit_sums = (torch.empty(sides.num_prototypes, dtype=student.dtype, device=student.device) for _ in range(2))
+        assigned, logit_sums = (
+            torch.empty(sides.num_prototypes, dtype=student.dtype, device=student.device)
+            for _ in range(2)
+        )
         entries = (len(student) + len(teacher)) * num_rows * sides.num_prototypes
-        kept: list[tuple[Tensor, Tensor]] | None = [] if entries <= KEPT_ENTRIES and any(ctx.needs_input_grad) else None
+        kept: list[tuple[Tensor, Tensor]] | None = (
+            [] if entries <= KEPT_ENTRIES and any(ctx.needs_input_grad) else None
+        )
         for some in tiles(sides):
-            logits, wanted = _tile(sides, some, student_temperature, targets, pairs, assigned, logit_sums)
+            logits, wanted = _tile(
+                sides, some, student_temperature, targets, pairs, assigned, logit_sums
+            )
             matched += torch.linalg.vecdot(wanted, logits).sum().double()
             biased = logits if log_prior is None else logits.add_(log_prior[some])
             lse = torch.logaddexp(lse, biased.logsumexp(dim=2))
             if kept is not None:
                 kept.append((biased, wanted))
-        ctx.save_for_backward(student, teacher, pairs, lse, *([] if prototypes is None else [prototypes]))
+        ctx.save_for_backward(
+            student, teacher, pairs, lse, *([] if prototypes is None else [prototypes])
+        )
         ctx.settings, ctx.kept = (student_temperature, log_prior, targets), kept
-        loss = ((pairs.sum(dim=0)[:, None] * lse).sum().double() - matched) / (pair_count * num_rows)
+        loss = ((pairs.sum(dim=0)[:, None] * lse).sum().double() - matched) / (
+            pair_count * num_rows
+        )
         ctx.mark_non_differentiable(assigned, logit_sums)
         return loss.to(student.dtype), assigned, logit_sums
 
@@ -121,7 +143,11 @@ class _PrototypeLoss(torch.autograd.Function):
         factor = grads[0] / (pairs.sum() * student.shape[1] * student_temperature)
         counts = pairs.sum(dim=0)[:, None, None]
         of_student = torch.zeros_like(student)
-        of_prototypes = torch.empty_like(sides.prototypes) if sides.prototypes is not None and ctx.needs_input_grad[1] else None
+        of_prototypes = (
+            torch.empty_like(sides.prototypes)
+            if sides.prototypes is not None and ctx.needs_input_grad[1]
+            else None
+        )
         for number, some in enumerate(tiles(sides)):
             if kept is not None:
                 logits, wanted = kept[number]
@@ -138,13 +164,24 @@ class _PrototypeLoss(torch.autograd.Function):
                 of_unit = slope.flatten(0, 1).T @ student.flatten(0, 1)
                 along = torch.linalg.vecdot(of_unit, unit_rows)[:, None]
                 of_prototypes[some] = of_unit.addcmul_(unit_rows, along, value=-1).div_(lengths)
-        return of_student.mul_(factor), None if of_prototypes is None else of_prototypes.mul_(factor), *[None] * 5
+        return (
+            of_student.mul_(factor),
+            None if of_prototypes is None else of_prototypes.mul_(factor),
+            *[None] * 5,
+        )
 
 
 def _tile(
-    sides: Sides, some: slice, temperature: float, targets: Targets, pairs: Tensor, assigned: Tensor | None, logit_sums: Tensor | None
+    sides: Sides,
+    some: slice,
+    temperature: float,
+    targets: Targets,
+    pairs: Tensor,
+    assigned: Tensor | None,
+    logit_sums: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The student's logits [V, B, K] over a tile, and the assignments that each view is compared with, summed over its pairs."""
+    """The student's logits [V, B, K] over a tile, and the assignments that each view is compared
+    with, summed over its pairs."""
     given = teacher_logits(sides, some)
     if logit_sums is not None:
         logit_sums[some] = given.sum(dim=(0, 1))
@@ -162,14 +199,28 @@ def _tile(
 
 
 def prototype_loss(
-    sides: Sides, *, student_temperature: float, targets: Targets, log_prior: Float[Tensor, "K"] | None, pairs: Float[Tensor, "U V"]
+    sides: Sides,
+    *,
+    student_temperature: float,
+    targets: Targets,
+    log_prior: Float[Tensor, "K"] | None,
+    pairs: Float[Tensor, "U V"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "K"], Float[Tensor, "K"]]:
-    """The loss, and the sums over this rank's teacher rows of the assignments and of the raw logits; gradient to student and prototypes.
+    """The loss, and the sums over this rank's teacher rows of the assignments and of the raw
+    logits; gradient to student and prototypes.
 
     Args:
         pairs: 1 where teacher view u is a target of student view v, else 0.
     """
     return cast(
         tuple[Tensor, Tensor, Tensor],
-        _PrototypeLoss.apply(sides.student, sides.prototypes, sides.teacher.detach(), student_temperature, log_prior, targets, pairs),
+        _PrototypeLoss.apply(
+            sides.student,
+            sides.prototypes,
+            sides.teacher.detach(),
+            student_temperature,
+            log_prior,
+            targets,
+            pairs,
+        ),
     )

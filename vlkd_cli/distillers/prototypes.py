@@ -1,4 +1,5 @@
-"""What DINO and ProtoCPC share: views as lists or single tensors, and a prototype layer tied between student and teacher."""
+"""What DINO and ProtoCPC share: views as lists or single tensors, and a prototype layer tied
+between student and teacher."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ Views = Tensor | Sequence[Tensor]
 class PrototypeDistiller(Distiller):
     """Base of the objectives over prototypes.
 
-    The layer belongs to the objective: both sides are multiplied with the same rows, whose gradient comes from the student alone. Nothing
-    is copied between towers, and as the rows are a plain parameter, normalised when used, deepcopy, EMA and state dicts need no care.
+    The layer belongs to the objective: both sides are multiplied with the same rows, whose gradient
+    comes from the student alone. Nothing is copied between towers, and as the rows are a plain
+    parameter, normalised when used, deepcopy, EMA and state dicts need no care.
     """
 
     prototypes: nn.Parameter | None
@@ -40,9 +42,11 @@ class PrototypeDistiller(Distiller):
         raise NotImplementedError
 
     def sides(self, student: Views, teacher: Views) -> tuple[Sides, Tensor]:
-        """Stacked views of both sides, normalised where prototypes are applied here, and which pairs of them are compared.
+        """Stacked views of both sides, normalised where prototypes are applied here, and which
+        pairs of them are compared.
 
-        Where both sides are lists, the teacher's views are the first of the student's, and a view is not compared with itself.
+        Where both sides are lists, the teacher's views are the first of the student's, and a view
+        is not compared with itself.
         """
         ours = [student] if isinstance(student, Tensor) else list(student)
         theirs = [view.detach() for view in ([teacher] if isinstance(teacher, Tensor) else teacher)]

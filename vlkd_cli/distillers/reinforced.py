@@ -12,37 +12,51 @@ from torch import Tensor, nn
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, cross_logits, soft_cross_entropy, unit
+from vlkd_cli.distillers.similarity import (
+    add_log_scale,
+    clamp_log_scale,
+    cross_logits,
+    soft_cross_entropy,
+    unit,
+)
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 
 
 class Reinforced(Distiller):
-    """Match the student pair's distributions over the batch with the mean of several teachers' distributions.
+    """Match the student pair's distributions over the batch with the mean of several teachers'
+    distributions.
 
-    P = mean_k softmax(scale_k U_k V_k^T), averaged after the softmax, likewise for texts; L = distill_weight * (CE(P, Z) + CE(P', Z^T)) /
-    2 + contrastive_weight * InfoNCE(Z). The teacher side is (image, text) of the first teacher, then of the second, and so on: `teacher:
-    [clip_image, clip_text, other_image, other_text]`, of any builder, or stored features. Features of several teachers side by side in
-    one tensor are cut by teacher_dims. With a third student tensor, of synthetic captions, each teacher gives (image, text, synthetic
-    text), and the loss of the pair with the synthetic text is added.
+    P = mean_k softmax(scale_k U_k V_k^T), averaged after the softmax, likewise for texts; L =
+    distill_weight * (CE(P, Z) + CE(P', Z^T)) / 2 + contrastive_weight * InfoNCE(Z). The teacher
+    side is (image, text) of the first teacher, then of the second, and so on: `teacher:
+    [clip_image, clip_text, other_image, other_text]`, of any builder, or stored features. Features
+    of several teachers side by side in one tensor are cut by teacher_dims. With a third student
+    tensor, of synthetic captions, each teacher gives (image, text, synthetic text), and the loss of
+    the pair with the synthetic text is added.
 
     Args:
-        contrastive_weight, distill_weight: 0 and 1 as for DataCompDR-12M; 0.25 and 0.75 as for DataCompDR-1B.
+        contrastive_weight, distill_weight: 0 and 1 as for DataCompDR-12M; 0.25 and 0.75 as for
+            DataCompDR-1B.
         logit_scale: initial factor on the student's cosines (not its logarithm).
-        learnable: whether it (and the bias of "sigmoid") is trained; it then stays within [1, max_logit_scale] after each step.
+        learnable: whether it (and the bias of "sigmoid") is trained; it then stays within [1,
+            max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scales: factor on each teacher's cosines; a single one serves all teachers.
         teacher_dims: widths of the teachers whose features stand side by side.
-        loss: "softmax" as above; "sigmoid" judges each pair on its own, with p = mean_k sigmoid(scale_k <u, v> + bias_k).
+        loss: "softmax" as above; "sigmoid" judges each pair on its own, with p = mean_k
+            sigmoid(scale_k <u, v> + bias_k).
         logit_bias: initial bias of the student's logits, for "sigmoid".
-        teacher_logit_biases: bias of each teacher's logits, for "sigmoid"; a single one serves all teachers.
-        sigmoid_targets: "signed" is the authors' softplus(-(2p - 1) z), whose gradient vanishes at p = 1/2; "probability" the soft binary
-            cross-entropy. Both are summed over pairs and divided by N.
+        teacher_logit_biases: bias of each teacher's logits, for "sigmoid"; a single one serves all
+            teachers.
+        sigmoid_targets: "signed" is the authors' softplus(-(2p - 1) z), whose gradient vanishes at
+            p = 1/2; "probability" the soft binary cross-entropy. Both are summed over pairs and
+            divided by N.
 
-    Source: Vasu et al., MobileCLIP, CVPR 2024, arXiv:2311.17049, equation 2; apple/ml-mobileclip, training/open_clip_v2.patch (DRClipLoss,
-    DistillSigLipLoss). Differs in normalising the texts' targets over images, where that code without local_loss transposes the images'
-    targets.
+    Source: Vasu et al., MobileCLIP, CVPR 2024, arXiv:2311.17049, equation 2; apple/ml-mobileclip,
+    training/open_clip_v2.patch (DRClipLoss, DistillSigLipLoss). Differs in normalising the texts'
+    targets over images, where that code without local_loss transposes the images' targets.
     """
 
     direction = "one_way"
@@ -92,33 +106,46 @@ class Reinforced(Distiller):
         theirs = [teacher_width] if isinstance(teacher_width, int) else teacher_width
         if len(ours) not in (2, 3) or not theirs or len(theirs) % len(ours):
             raise RecipeError(
-                f"distiller 'reinforced' takes an image and a text tower (and synthetic texts) as its student and as many outputs of each "
-                f"teacher; it was given {len(ours)} and {len(theirs)}. Write student: [image, text] and teacher: [image_1, text_1, ...]."
+                "distiller 'reinforced' takes an image and a text tower (and synthetic texts) as"
+                f" its student and as many outputs of each teacher; it was given {len(ours)} and"
+                f" {len(theirs)}. Write student: [image, text] and teacher: [image_1, text_1, ...]."
             )
         if self.teacher_dims is not None and len(theirs) != len(ours):
             raise RecipeError(
-                f"teacher_dims of distiller 'reinforced' cuts all teachers out of {len(ours)} addresses, but it was given {len(theirs)}. "
-                "Remove teacher_dims: teachers with addresses of their own need no cutting."
+                f"teacher_dims of distiller 'reinforced' cuts all teachers out of {len(ours)}"
+                f" addresses, but it was given {len(theirs)}. Remove teacher_dims: teachers with"
+                " addresses of their own need no cutting."
             )
         num_teachers = len(self.teacher_dims) if self.teacher_dims else len(theirs) // len(ours)
-        for key, given in (("teacher_logit_scales", self.teacher_logit_scales), ("teacher_logit_biases", self.teacher_logit_biases)):
+        for key, given in (
+            ("teacher_logit_scales", self.teacher_logit_scales),
+            ("teacher_logit_biases", self.teacher_logit_biases),
+        ):
             if len(given) not in (1, num_teachers):
                 raise RecipeError(
-                    f"{key} of distiller 'reinforced' has {len(given)} entries for {num_teachers} teacher{'s' * (num_teachers > 1)}. "
-                    "Give one for all, or one for each."
+                    f"{key} of distiller 'reinforced' has {len(given)} entries for {num_teachers}"
+                    f" teacher{'s' * (num_teachers > 1)}. Give one for all, or one for each."
                 )
-        if self.teacher_dims is not None and any(width != sum(self.teacher_dims) for width in theirs):
+        if self.teacher_dims is not None and any(
+            width != sum(self.teacher_dims) for width in theirs
+        ):
             raise RecipeError(
-                f"teacher_dims of distiller 'reinforced' add up to {sum(self.teacher_dims)}, but the teacher outputs have widths "
-                f"{list(theirs)}. Write the widths of their parts."
+                f"teacher_dims of distiller 'reinforced' add up to {sum(self.teacher_dims)}, but"
+                f" the teacher outputs have widths {list(theirs)}. Write the widths of their parts."
             )
 
     def forward(
-        self, student: Sequence[Float[Tensor, "B _"]], teacher: Sequence[Float[Tensor, "B _"]], context: Context | None = None
+        self,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         image, *texts = (unit(side) for side in student)
         teachers = self._teachers([side.detach() for side in teacher], len(student))
-        terms = [self._pair(image, text, [(one[0], one[number]) for one in teachers]) for number, text in enumerate(texts, start=1)]
+        terms = [
+            self._pair(image, text, [(one[0], one[number]) for one in teachers])
+            for number, text in enumerate(texts, start=1)
+        ]
         return torch.stack(terms).sum()
 
     def commit(self, step: int) -> None:
@@ -135,17 +162,31 @@ class Reinforced(Distiller):
 
     def _pair(self, image: Tensor, text: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> Tensor:
         scale = self.log_scale.exp()
-        scales = self.teacher_logit_scales * (len(teachers) if len(self.teacher_logit_scales) == 1 else 1)
+        scales = self.teacher_logit_scales * (
+            len(teachers) if len(self.teacher_logit_scales) == 1 else 1
+        )
         loss = 0 * scale
         if self.loss == "sigmoid":
-            biases = self.teacher_logit_biases * (len(teachers) if len(self.teacher_logit_biases) == 1 else 1)
+            biases = self.teacher_logit_biases * (
+                len(teachers) if len(self.teacher_logit_biases) == 1 else 1
+            )
             loss = loss + 0 * self.bias
             if self.contrastive_weight:
-                loss = loss + self.contrastive_weight * blocked_siglip(image, text, scale, self.bias)
+                loss = loss + self.contrastive_weight * blocked_siglip(
+                    image, text, scale, self.bias
+                )
             if self.distill_weight:
                 logits = scale * image @ gather(text).T + self.bias
-                likely = [(s * u @ gather_without_grad(v).T + b).sigmoid() for (u, v), s, b in zip(teachers, scales, biases, strict=True)]
-                loss = loss + self.distill_weight / len(image) * self._sigmoid_terms(logits, torch.stack(likely).mean(dim=0)).sum()
+                likely = [
+                    (s * u @ gather_without_grad(v).T + b).sigmoid()
+                    for (u, v), s, b in zip(teachers, scales, biases, strict=True)
+                ]
+                loss = (
+                    loss
+                    + self.distill_weight
+                    / len(image)
+                    * self._sigmoid_terms(logits, torch.stack(likely).mean(dim=0)).sum()
+                )
             return loss
         if self.contrastive_weight:
             loss = loss + self.contrastive_weight * blocked_infonce(image, text, scale)
@@ -153,12 +194,15 @@ class Reinforced(Distiller):
             ours = cross_logits(image, text, scale)
             theirs = [cross_logits(u, v, s) for (u, v), s in zip(teachers, scales, strict=True)]
             for direction, logits in enumerate(ours):
-                target = torch.stack([pair[direction].softmax(dim=1) for pair in theirs]).mean(dim=0)
+                target = torch.stack([pair[direction].softmax(dim=1) for pair in theirs]).mean(
+                    dim=0
+                )
                 loss = loss + self.distill_weight / 2 * soft_cross_entropy(target, logits)
         return loss
 
     def _sigmoid_terms(self, logits: Tensor, likely: Tensor) -> Tensor:
         if self.sigmoid_targets == "signed":
             return -F.logsigmoid((2 * likely - 1) * logits)
-        # softplus(z) - p z: where both probabilities are small, so are both parts of the gradient sigmoid(z) - p, and no digits cancel.
+        # softplus(z) - p z: where both probabilities are small, so are both parts of the gradient
+        # sigmoid(z) - p, and no digits cancel.
         return -F.logsigmoid(-logits) - likely * logits

@@ -20,19 +20,22 @@ from vlkd_cli.recipe.types import NonNegative
 class RKD(Distiller):
     """Match the student's pairwise distances and angles to the teacher's.
 
-    Only relations inside the batch are compared, those between ranks included, so the two towers may have different widths. Distances are
-    divided by their mean over the batch. Rows too close for a direction (identical captions) count as angle 0 and get no gradient from that
-    pair; the authors divide by 1e-12 there, which explodes. Batches of fewer than 3 rows have no angles, of 1 row no distances: these
-    terms are 0.
+    Only relations inside the batch are compared, those between ranks included, so the two towers
+    may have different widths. Distances are divided by their mean over the batch. Rows too close
+    for a direction (identical captions) count as angle 0 and get no gradient from that pair; the
+    authors divide by 1e-12 there, which explodes. Batches of fewer than 3 rows have no angles, of 1
+    row no distances: these terms are 0.
 
     Args:
         distance_weight: weight of the distance term; 0 turns it off.
         angle_weight: weight of the angle term, whose cost grows as N**3; 0 turns it off.
         normalize: which sides are normalised here: the authors' choice is the teacher only.
-        compat: "itra" normalises both sides and, where the weights are left at their defaults, weighs distances 0.5 and angles 1.
+        compat: "itra" normalises both sides and, where the weights are left at their defaults,
+            weighs distances 0.5 and angles 1.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068, section 3.2; lenscloth/RKD, metric/loss.py, with
-    its means over all N^2 and N^3 entries, degenerate ones included. Differs in relating rows of all ranks.
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068, section
+    3.2; lenscloth/RKD, metric/loss.py, with its means over all N^2 and N^3 entries, degenerate ones
+    included. Differs in relating rows of all ranks.
     """
 
     direction = "one_way"
@@ -57,13 +60,21 @@ class RKD(Distiller):
         self.angle_weight = angle_weight
         self.normalize = normalize
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B E"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         ours = gather(unit(student) if self.normalize == "both" else student)
         theirs = gather_without_grad(teacher if self.normalize == "none" else unit(teacher))
         first, rows = rank() * len(student), len(student)
         loss = 0 * student.sum()
         if self.distance_weight and len(ours) > 1:
-            difference = _relative_distances(ours)[first : first + rows] - _relative_distances(theirs)[first : first + rows]
+            difference = (
+                _relative_distances(ours)[first : first + rows]
+                - _relative_distances(theirs)[first : first + rows]
+            )
             huber = F.smooth_l1_loss(difference, torch.zeros_like(difference))
             loss = loss + self.distance_weight * huber
         if self.angle_weight and len(ours) > 2:
@@ -74,11 +85,15 @@ class RKD(Distiller):
 def _relative_distances(features: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
     """Distances of all pairs divided by their mean; the mean carries its gradient.
 
-    Pairs that rounding cannot tell apart lie 1e-6 from each other, without a gradient, as the authors' bound of 1e-12 on the square says.
+    Pairs that rounding cannot tell apart lie 1e-6 from each other, without a gradient, as the
+    authors' bound of 1e-12 on the square says.
     """
     pairs = pairs_of(features)
     squares = torch.where(pairs.distinct, pairs.squares, 1.0).clamp_min(1e-12)
     distances = torch.where(pairs.distinct, squares.sqrt(), 1e-6)
-    distances = distances.masked_fill(torch.eye(len(features), dtype=torch.bool, device=features.device), 0)
-    # Every distance off the diagonal is positive, so the mean over positive ones needs no search for them.
+    distances = distances.masked_fill(
+        torch.eye(len(features), dtype=torch.bool, device=features.device), 0
+    )
+    # Every distance off the diagonal is positive, so the mean over positive ones needs no search
+    # for them.
     return distances * (len(features) * (len(features) - 1) / distances.sum())

@@ -15,11 +15,14 @@ from vlkd_cli.recipe.types import Positive, PositiveInt
 
 
 class SEED(Distiller):
-    """Match the student's similarities to a queue of teacher features, and to the own teacher's feature, with the teacher's.
+    """Match the student's similarities to a queue of teacher features, and to the own teacher's
+    feature, with the teacher's.
 
-    L = mean CE(softmax([1, t . M] / tau_t), [s . t, s . M] / tau_s), both sides normalised here. After the optimizer's step the teacher
-    rows of all ranks overwrite the oldest ones; the queue need not be a multiple of the batch. At the authors' teacher temperature of
-    1e-4 the target is the own teacher unless an anchor's cosine exceeds 0.999, so this is InfoNCE with a queue; 0.01 spreads it.
+    L = mean CE(softmax([1, t . M] / tau_t), [s . t, s . M] / tau_s), both sides normalised here.
+    After the optimizer's step the teacher rows of all ranks overwrite the oldest ones; the queue
+    need not be a multiple of the batch. At the authors' teacher temperature of 1e-4 the target is
+    the own teacher unless an anchor's cosine exceeds 0.999, so this is InfoNCE with a queue; 0.01
+    spreads it.
 
     Args:
         queue_size: anchors in the queue.
@@ -27,8 +30,9 @@ class SEED(Distiller):
         teacher_temperature: divides the teacher's cosines.
         compat: "itra" takes a student temperature of 0.07 where it is left at its default.
 
-    Source: Fang et al., SEED, ICLR 2021, arXiv:2101.04731, equation 4; jacobswan1/SEED, seed/builder.py and tools/utils.py, with the
-    temperatures of its command line. Differs in not asking for batches that divide the queue.
+    Source: Fang et al., SEED, ICLR 2021, arXiv:2101.04731, equation 4; jacobswan1/SEED,
+    seed/builder.py and tools/utils.py, with the temperatures of its command line. Differs in not
+    asking for batches that divide the queue.
     """
 
     direction = "one_way"
@@ -46,7 +50,9 @@ class SEED(Distiller):
     ) -> None:
         super().__init__()
         self.queue_size = queue_size
-        self.student_temperature = 0.07 if compat == "itra" and student_temperature == 0.2 else student_temperature
+        self.student_temperature = (
+            0.07 if compat == "itra" and student_temperature == 0.2 else student_temperature
+        )
         self.teacher_temperature = teacher_temperature
         self.queue: AnchorQueue | None = None
 
@@ -54,7 +60,12 @@ class SEED(Distiller):
         assert isinstance(teacher_width, int)
         self.queue = AnchorQueue(self.queue_size, teacher_width, seed=0, unit_rows=True)
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         theirs = unit(teacher.detach())
         assert self.queue is not None
         loss = queue_loss(

@@ -15,17 +15,21 @@ from vlkd_cli.recipe.types import Positive
 class SigLIP(Distiller):
     """Every pair of the batch is judged on its own: matching or not.
 
-    L = (1/N) [sum_ij softplus(Z_ij) - sum_i Z_ii] with Z = scale * cos(student, teacher) + bias; the division is by N, not N^2. Both sides
-    are normalised here and both learn, unless one is frozen.
+    L = (1/N) [sum_ij softplus(Z_ij) - sum_i Z_ii] with Z = scale * cos(student, teacher) + bias;
+    the division is by N, not N^2. Both sides are normalised here and both learn, unless one is
+    frozen.
 
     Args:
         logit_scale: initial factor on the cosines (not its logarithm).
         logit_bias: initial bias of the logits.
-        learnable: whether scale and bias are trained; the scale then stays within [1, max_logit_scale] after each step.
-        max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale is above 100 needs.
+        learnable: whether scale and bias are trained; the scale then stays within [1,
+            max_logit_scale] after each step.
+        max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale
+            is above 100 needs.
 
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343, equation 1; open_clip,
-    src/open_clip/loss.py:SigLipLoss. Differs in gathering one side at once and walking over tiles.
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343,
+    equation 1; open_clip, src/open_clip/loss.py:SigLipLoss. Differs in gathering one side at once
+    and walking over tiles.
     """
 
     direction = "symmetric"
@@ -54,7 +58,12 @@ class SigLIP(Distiller):
         else:
             self.register_buffer("bias", bias)
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         return blocked_siglip(student, teacher, self.log_scale.exp(), self.bias)
 
     def commit(self, step: int) -> None:

@@ -21,17 +21,21 @@ SMALLEST_NORM = 1e-8
 class SimCSE(Distiller):
     """Find each sentence's second encoding among all second encodings of the batch.
 
-    The two sides are two passes of the same tower, which dropout (or the data: premise and entailment) makes differ; both learn. In a
-    recipe: `student: text, teacher: text@second`, with `second` among `data.views`. A third tensor holds hard negatives, one for each
-    row: `teacher: [text@second, text@negative]`. L = mean_i [lse(S_i) - S_ii] with S = cos(z1, z2) / temp, widened by cos(z1, z3) / temp.
+    The two sides are two passes of the same tower, which dropout (or the data: premise and
+    entailment) makes differ; both learn. In a
+    recipe: `student: text, teacher: text@second`, with `second` among `data.views`. A third tensor
+        holds hard negatives, one for each
+    row: `teacher: [text@second, text@negative]`. L = mean_i [lse(S_i) - S_ii] with S = cos(z1, z2)
+        / temp, widened by cos(z1, z3) / temp.
 
     Args:
         temp: temperature that divides the cosines.
         hard_negative_weight: a logit added to each row's own hard negative.
         compat: "itra" contrasts in both directions, as CLIP does.
 
-    Source: Gao et al., SimCSE, EMNLP 2021, arXiv:2104.08821, equations 1 and 5; princeton-nlp/SimCSE, simcse/models.py:cl_forward.
-    Differs in the gradient over ranks, which is exact here and 1/W there.
+    Source: Gao et al., SimCSE, EMNLP 2021, arXiv:2104.08821, equations 1 and 5;
+    princeton-nlp/SimCSE, simcse/models.py:cl_forward. Differs in the gradient over ranks, which is
+    exact here and 1/W there.
     """
 
     direction = "symmetric"
@@ -41,7 +45,13 @@ class SimCSE(Distiller):
     crosses_ranks = "second views and hard negatives, with gradient"
     paper = "Gao et al. 2021, arXiv:2104.08821"
 
-    def __init__(self, *, temp: Positive = 0.05, hard_negative_weight: float = 0.0, compat: Literal["itra"] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        temp: Positive = 0.05,
+        hard_negative_weight: float = 0.0,
+        compat: Literal["itra"] | None = None,
+    ) -> None:
         super().__init__()
         self.temp = temp
         self.hard_negative_weight = hard_negative_weight
@@ -53,9 +63,16 @@ class SimCSE(Distiller):
         teacher: Float[Tensor, "B D"] | Sequence[Float[Tensor, "B D"]],
         context: Context | None = None,
     ) -> Float[Tensor, ""]:
-        views = [unit(view, SMALLEST_NORM) for side in (student, teacher) for view in ([side] if isinstance(side, Tensor) else side)]
+        views = [
+            unit(view, SMALLEST_NORM)
+            for side in (student, teacher)
+            for view in ([side] if isinstance(side, Tensor) else side)
+        ]
         if len(views) not in (2, 3):
-            raise ValueError(f"SimCSE contrasts two views, and a third with hard negatives; it was given {len(views)}")
+            raise ValueError(
+                "SimCSE contrasts two views, and a third with hard negatives; it was given"
+                f" {len(views)}"
+            )
         loss = self._one_direction(views[0], views[1], views[2:])
         if self.both_directions:
             loss = (loss + self._one_direction(views[1], views[0], views[2:])) / 2

@@ -1,4 +1,5 @@
-"""What the contrastive objectives share: unit rows, the learnable logit scale, and logits of a rank's rows against all rows."""
+"""What the contrastive objectives share: unit rows, the learnable logit scale, and logits of a
+rank's rows against all rows."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from vlkd_cli.distributed.runtime import rank
 def unit(features: Float[Tensor, "B D"], smallest: float = 1e-12) -> Float[Tensor, "B D"]:
     """Rows scaled to length 1. A zero row (length up to `smallest`) becomes 0 and gets no gradient.
 
-    Where there is no such row this is `torch.nn.functional.normalize`, which would send a gradient of 1 / smallest through one.
+    Where there is no such row this is `torch.nn.functional.normalize`, which would send a gradient
+    of 1 / smallest through one.
     """
     length = features.norm(dim=-1, keepdim=True)
     return features / length.masked_fill(length <= smallest, torch.inf)
 
 
 def add_log_scale(module: nn.Module, logit_scale: float, learnable: bool) -> None:
-    """Give the module a 0-dim `log_scale`: a parameter where it learns, else a buffer, so that checkpoints look the same."""
+    """Give the module a 0-dim `log_scale`: a parameter where it learns, else a buffer, so that
+    checkpoints look the same."""
     value = torch.tensor(math.log(logit_scale))
     if learnable:
         module.register_parameter("log_scale", nn.Parameter(value))
@@ -32,7 +35,8 @@ def add_log_scale(module: nn.Module, logit_scale: float, learnable: bool) -> Non
 
 @torch.no_grad()
 def clamp_log_scale(log_scale: Tensor, highest: float | None) -> None:
-    """Keep the scale within [1, highest]; None leaves it alone. Belongs in `commit`, after the optimizer's step."""
+    """Keep the scale within [1, highest]; None leaves it alone. Belongs in `commit`, after the
+    optimizer's step."""
     if highest is not None:
         log_scale.clamp_(0.0, math.log(highest))
 
@@ -45,17 +49,24 @@ def own_columns(rows: int, device: torch.device) -> Tensor:
 def cross_logits(
     image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], scale: Tensor | float
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """Scaled similarities of this rank's images to all texts, and of its texts to all images, with the exact gradient over ranks."""
+    """Scaled similarities of this rank's images to all texts, and of its texts to all images, with
+    the exact gradient over ranks."""
     return scale * image @ gather(text).T, scale * text @ gather(image).T
 
 
-def soft_cross_entropy(targets: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
-    """CE(P, Z): mean over rows of the cross-entropy from target distributions to the softmax of the logits."""
-    # lse(z) - <p, z>, not -<p, log_softmax(z)>: a target of 0 then never meets an infinite logarithm.
+def soft_cross_entropy(
+    targets: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]
+) -> Float[Tensor, ""]:
+    """CE(P, Z): mean over rows of the cross-entropy from target distributions to the softmax of the
+    logits."""
+    # lse(z) - <p, z>, not -<p, log_softmax(z)>: a target of 0 then never meets an infinite
+    # logarithm.
     return (logits.logsumexp(dim=-1) - (targets * logits).sum(dim=-1)).mean()
 
 
-def soft_kl(targets_logits: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+def soft_kl(
+    targets_logits: Float[Tensor, "B N"], logits: Float[Tensor, "B N"]
+) -> Float[Tensor, ""]:
     """KL(Q, Z): mean over rows of the divergence from softmax(Q) to softmax(Z)."""
     log_targets = targets_logits.log_softmax(dim=-1)
     return (log_targets.exp() * (log_targets - logits.log_softmax(dim=-1))).sum(dim=-1).mean()

@@ -15,11 +15,14 @@ from vlkd_cli.recipe.types import NonNegative, Positive
 
 
 class VICReg(Distiller):
-    """Bring matching features together, keep every feature's deviation above 1 and decorrelate the features of each side.
+    """Bring matching features together, keep every feature's deviation above 1 and decorrelate the
+    features of each side.
 
-    L = sim * mean((x - y)^2) + std * mean over both sides and features of max(0, 1 - sqrt(var + eps)) + cov * sum over both sides of the
-    squared off-diagonal covariances divided by the width. Features are not normalised: their deviations could never reach 1. Variances
-    (unbiased) and covariances are those of the whole batch on all ranks. One row has neither: only the constant of the hinge remains.
+    L = sim * mean((x - y)^2) + std * mean over both sides and features of max(0, 1 - sqrt(var +
+    eps)) + cov * sum over both sides of the squared off-diagonal covariances divided by the width.
+    Features are not normalised: their deviations could never reach 1. Variances (unbiased) and
+    covariances are those of the whole batch on all ranks. One row has neither: only the constant of
+    the hinge remains.
 
     Args:
         sim_coeff: weight of the squared distance.
@@ -27,8 +30,9 @@ class VICReg(Distiller):
         cov_coeff: weight of the covariances.
         eps: added to the variance below the root.
 
-    Source: Bardes et al., VICReg, ICLR 2022, arXiv:2105.04906, equations 1 to 6; facebookresearch/vicreg, main_vicreg.py. The
-    covariances' sum comes from the batch's Gram matrix where the batch is smaller than the width.
+    Source: Bardes et al., VICReg, ICLR 2022, arXiv:2105.04906, equations 1 to 6;
+    facebookresearch/vicreg, main_vicreg.py. The covariances' sum comes from the batch's Gram matrix
+    where the batch is smaller than the width.
     """
 
     direction = "symmetric"
@@ -38,7 +42,12 @@ class VICReg(Distiller):
     paper = "Bardes et al. 2022, arXiv:2105.04906"
 
     def __init__(
-        self, *, sim_coeff: NonNegative = 25.0, std_coeff: NonNegative = 25.0, cov_coeff: NonNegative = 1.0, eps: Positive = 1e-4
+        self,
+        *,
+        sim_coeff: NonNegative = 25.0,
+        std_coeff: NonNegative = 25.0,
+        cov_coeff: NonNegative = 1.0,
+        eps: Positive = 1e-4,
     ) -> None:
         super().__init__()
         self.sim_coeff = sim_coeff
@@ -46,14 +55,21 @@ class VICReg(Distiller):
         self.cov_coeff = cov_coeff
         self.eps = eps
 
-    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], context: Context | None = None) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
+    ) -> Float[Tensor, ""]:
         loss = self.sim_coeff * F.mse_loss(student, teacher)
         for side in (student, teacher):
             rows = centred(side)
             freedom = max(len(side) * world_size() - 1, 1)
             if self.std_coeff:
                 variance = all_reduce_sum(rows.square().sum(dim=0)) / freedom
-                loss = loss + self.std_coeff / 2 * F.relu(1 - torch.sqrt(variance + self.eps)).mean()
+                loss = (
+                    loss + self.std_coeff / 2 * F.relu(1 - torch.sqrt(variance + self.eps)).mean()
+                )
             if self.cov_coeff:
                 off_diagonal, _ = cross_squares(rows, rows)
                 loss = loss + self.cov_coeff / side.shape[1] / freedom**2 * off_diagonal

@@ -1,9 +1,11 @@
 """Differentiable exchange between ranks; the only place in vlkd that moves tensors between them.
 
-The convention that every distiller builds on: a rank returns the mean loss over its own rows, and DDP averages gradients over the
-W ranks. The single-process loss is then the mean of the rank losses, and a tensor's gradient on its rank must be W times the
-single-process gradient. `gather` and `all_reduce_sum` have backward passes that deliver exactly that: each sums the cotangents of
-all ranks. A gather that keeps the value but drops other ranks' cotangents gives towers 1/W of their gradient.
+The convention that every distiller builds on: a rank returns the mean loss over its own rows, and
+DDP averages gradients over the W ranks. The single-process loss is then the mean of the rank
+losses, and a tensor's gradient on its rank must be W times the single-process gradient. `gather`
+and `all_reduce_sum` have backward passes that deliver exactly that: each sums the cotangents of all
+ranks. A gather that keeps the value but drops other ranks' cotangents gives towers 1/W of their
+gradient.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows; nccl gets the cheaper collective.
+        # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows;
+        # nccl gets the cheaper collective.
         if grad.is_cuda:
-            own = torch.empty(grad.shape[0] // world_size(), *grad.shape[1:], dtype=grad.dtype, device=grad.device)
+            own = torch.empty(
+                grad.shape[0] // world_size(), *grad.shape[1:], dtype=grad.dtype, device=grad.device
+            )
             dist.reduce_scatter_tensor(own, grad.contiguous())
             return own
         total = grad.contiguous().clone()
@@ -51,28 +56,35 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def gather(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, `[W * B, ...]`, with the exact gradient. Every rank must hold the same number of rows."""
+    """Rows of all ranks in rank order, `[W * B, ...]`, with the exact gradient. Every rank must
+    hold the same number of rows."""
     return _Gather.apply(local) if is_distributed() and world_size() > 1 else local
 
 
 def gather_without_grad(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, `[W * B, ...]`, cut off from the graph. Every rank must hold the same number of rows."""
+    """Rows of all ranks in rank order, `[W * B, ...]`, cut off from the graph. Every rank must hold
+    the same number of rows."""
     local = local.detach()
     if not is_distributed() or world_size() == 1:
         return local
-    everywhere = torch.empty(world_size() * local.shape[0], *local.shape[1:], dtype=local.dtype, device=local.device)
+    everywhere = torch.empty(
+        world_size() * local.shape[0], *local.shape[1:], dtype=local.dtype, device=local.device
+    )
     dist.all_gather_into_tensor(everywhere, local.contiguous())
     return everywhere
 
 
 def gather_ragged(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order where ranks may hold different numbers of rows; cut off from the graph."""
+    """Rows of all ranks in rank order where ranks may hold different numbers of rows; cut off from
+    the graph."""
     if not is_distributed() or world_size() == 1:
         return local.detach()
     counts = gather_without_grad(torch.tensor([local.shape[0]], device=local.device)).tolist()
     padded = torch.zeros(max(counts), *local.shape[1:], dtype=local.dtype, device=local.device)
     padded[: local.shape[0]] = local.detach()
-    blocks = gather_without_grad(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
+    blocks = (
+        gather_without_grad(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
+    )
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 

@@ -1,6 +1,7 @@
 """Rank, world and device of this process; joining and leaving the process group.
 
-Every function works in a plain single process: there the rank is 0, the world has one member, and nothing is initialised.
+Every function works in a plain single process: there the rank is 0, the world has one member, and
+nothing is initialised.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def pick_device(prefer: str = "auto") -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterator[None]:
-    """Join the group that the environment describes (WORLD_SIZE, RANK, MASTER_ADDR, ...) and leave it at the end.
+    """Join the group that the environment describes (WORLD_SIZE, RANK, MASTER_ADDR, ...) and leave
+    it at the end.
 
     Without WORLD_SIZE in the environment this does nothing: the process stays alone.
     """
@@ -68,9 +70,11 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    # The agent's store outlives a failed group; without names of its own, a restarted one would read the addresses of the dead.
+    # The agent's store outlives a failed group; without names of its own, a restarted one would
+    # read the addresses of the dead.
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
-    # Not after an error: leaving in order waits for the others, which may be gone, and the process is about to end.
+    # Not after an error: leaving in order waits for the others, which may be gone, and the process
+    # is about to end.
     yield
     dist.destroy_process_group()

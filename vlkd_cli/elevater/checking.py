@@ -55,12 +55,19 @@ class _Problems:
             self.lines.append(f"{self.path}: {text}")
 
     def all(self) -> list[str]:
-        more = [f"{self.path}: {kind}: {count - _SHOWN} more." for kind, count in self.counts.items() if count > _SHOWN]
+        more = [
+            f"{self.path}: {kind}: {count - _SHOWN} more."
+            for kind, count in self.counts.items()
+            if count > _SHOWN
+        ]
         return self.lines + more
 
 
-def check_file(path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = False) -> tuple[CheckedFile | None, list[str]]:
-    """Read one file through: keys, name, shape, numbers, order. Returns None where its fields are too wrong to go on."""
+def check_file(
+    path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = False
+) -> tuple[CheckedFile | None, list[str]]:
+    """Read one file through: keys, name, shape, numbers, order. Returns None where its fields are
+    too wrong to go on."""
     problems = _Problems(path)
     fields: dict[str, Any] = {}
     tables: list[NDArray[np.float64]] = []
@@ -70,7 +77,10 @@ def check_file(path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = 
         for event in read_predictions(path):
             if isinstance(event, Field):
                 if counts:
-                    problems.add(f"key '{event.key}' stands after the predictions. Evaluate this data set again.")
+                    problems.add(
+                        f"key '{event.key}' stands after the predictions. Evaluate this data set"
+                        " again."
+                    )
                 fields[event.key] = event.value
                 continue
             if not counts and not _check_fields(fields, problems):
@@ -79,7 +89,9 @@ def check_file(path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = 
             if event.seed == len(counts):
                 counts.append(0)
                 tables.append(np.full(_table_shape(facts, provenance), np.nan))
-            if _check_row(event.values, counts[-1], facts, problems) and counts[-1] < len(tables[-1]):
+            if _check_row(event.values, counts[-1], facts, problems) and counts[-1] < len(
+                tables[-1]
+            ):
                 tables[-1][counts[-1]] = event.values
             counts[-1] += 1
     except DataError as error:
@@ -93,20 +105,34 @@ def check_file(path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = 
     if facts is not None:
         _check_order(facts, provenance, trust_order, problems)
         if provenance and any(count != len(provenance.get("labels", ())) for count in counts):
-            problems.add("its rows and the labels kept below provenance/ differ in number. Evaluate this data set again.")
+            problems.add(
+                "its rows and the labels kept below provenance/ differ in number. Evaluate this"
+                " data set again."
+            )
         if not problems.lines and provenance:
             scores = tuple(score(facts.metric, table, provenance["labels"]) for table in tables)
     # The labels have served; sixty files of them would only lie around.
-    return CheckedFile(path, fields, {key: provenance[key] for key in provenance if key != "labels"}, scores), problems.all()
+    return (
+        CheckedFile(
+            path, fields, {key: provenance[key] for key in provenance if key != "labels"}, scores
+        ),
+        problems.all(),
+    )
 
 
-def check_together(files: Sequence[CheckedFile], sets: Mapping[str, SetFacts], *, partial: bool) -> list[str]:
-    """What is wrong between files: mixed models or shots, double seeds, seeds and data sets that are missing."""
+def check_together(
+    files: Sequence[CheckedFile], sets: Mapping[str, SetFacts], *, partial: bool
+) -> list[str]:
+    """What is wrong between files: mixed models or shots, double seeds, seeds and data sets that
+    are missing."""
     problems = []
     for key, what in (("model_name", "models"), ("n_shot", "numbers of shots")):
         values = _distinct(file.fields[key] for file in files)
         if len(values) > 1:
-            problems.append(f"files of different {what} are mixed: {', '.join(map(repr, values))}. Submit one at a time.")
+            problems.append(
+                f"files of different {what} are mixed: {', '.join(map(repr, values))}. Submit one"
+                " at a time."
+            )
     groups: dict[str, list[CheckedFile]] = {}
     for file in files:
         groups.setdefault(file.dataset, []).append(file)
@@ -115,7 +141,8 @@ def check_together(files: Sequence[CheckedFile], sets: Mapping[str, SetFacts], *
     missing = [name for name in sets if name not in groups]
     if missing and not partial:
         problems.append(
-            f"{len(missing)} of {len(sets)} data sets are missing: {', '.join(missing)}. Evaluate them, or pass --partial (no average)."
+            f"{len(missing)} of {len(sets)} data sets are missing: {', '.join(missing)}. Evaluate"
+            " them, or pass --partial (no average)."
         )
     return problems
 
@@ -127,24 +154,33 @@ def _check_seeds(name: str, files: Sequence[CheckedFile], partial: bool) -> list
             values = _distinct(file.fields[key] for file in files)
             if len(values) > 1:
                 problems.append(
-                    f"'{name}': {key} differs between seeds: {', '.join(map(repr, values))}. Evaluate all seeds with one model."
+                    f"'{name}': {key} differs between seeds: {', '.join(map(repr, values))}."
+                    " Evaluate all seeds with one model."
                 )
     for key in ("row_order", "class_order", "weights", "settings"):
         if len(_distinct(file.provenance.get(key) for file in files)) > 1:
             problems.append(
-                f"'{name}': {key.replace('_', ' ')} differs between seeds. Evaluate all seeds again, with one model on one copy."
+                f"'{name}': {key.replace('_', ' ')} differs between seeds. Evaluate all seeds"
+                " again, with one model on one copy."
             )
     seeds = [seed for file in files for seed in file.seeds]
     double = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if double:
-        problems.append(f"'{name}': seed {', '.join(map(str, double))} occurs more than once. Remove the file that is out of date.")
+        problems.append(
+            f"'{name}': seed {', '.join(map(str, double))} occurs more than once. Remove the file"
+            " that is out of date."
+        )
     shots = files[0].fields["n_shot"]
     if shots in (0, -1) and set(seeds) != {0}:
-        problems.append(f"'{name}': {'zero' if shots == 0 else 'full'}-shot predictions have the one seed 0, not {seeds}.")
+        problems.append(
+            f"'{name}': {'zero' if shots == 0 else 'full'}-shot predictions have the one seed 0,"
+            f" not {seeds}."
+        )
     if shots > 0 and not partial and set(FEW_SHOT_SEEDS) - set(seeds):
         lacking = sorted(set(FEW_SHOT_SEEDS) - set(seeds))
         problems.append(
-            f"'{name}': seed {', '.join(map(str, lacking))} missing of 0, 1, 2. Evaluate with --seeds, or submit with --partial."
+            f"'{name}': seed {', '.join(map(str, lacking))} missing of 0, 1, 2. Evaluate with"
+            " --seeds, or submit with --partial."
         )
     return problems
 
@@ -154,7 +190,9 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
     kinds = {"model_name": str, "dataset_name": str, "n_shot": int, "rnd_seeds": list}
     for key in KEYS:
         if key not in fields:
-            problems.add(f"key '{key}' is missing before the predictions. Expected: {', '.join(KEYS)}.")
+            problems.add(
+                f"key '{key}' is missing before the predictions. Expected: {', '.join(KEYS)}."
+            )
         elif (
             not isinstance(fields[key], kinds.get(key, (int, float)))
             or isinstance(fields[key], bool)
@@ -169,34 +207,56 @@ def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
     return not problems.lines
 
 
-def _check_whole(fields: Mapping[str, Any], counts: Sequence[int], sets: Mapping[str, SetFacts], problems: _Problems) -> None:
+def _check_whole(
+    fields: Mapping[str, Any],
+    counts: Sequence[int],
+    sets: Mapping[str, SetFacts],
+    problems: _Problems,
+) -> None:
     name, seeds, shots = fields["dataset_name"], fields["rnd_seeds"], fields["n_shot"]
     if name not in sets:
-        problems.add(f"'{name}' is none of the {len(sets)} data sets.{did_you_mean(name, sets)} Leave it out, or pass --registry.")
+        problems.add(
+            f"'{name}' is none of the {len(sets)} data sets.{did_you_mean(name, sets)} Leave it"
+            " out, or pass --registry."
+        )
     if len(counts) != len(seeds):
-        problems.add(f"{len(counts)} seeds of predictions, and rnd_seeds lists {len(seeds)}. Evaluate this data set again.")
+        problems.add(
+            f"{len(counts)} seeds of predictions, and rnd_seeds lists {len(seeds)}. Evaluate this"
+            " data set again."
+        )
     if shots < -1:
         problems.add(f"n_shot is {shots}. Expected 0 (zero-shot), -1 (all) or the shots per class.")
     wanted = sets[name].splits["test"].num_images if name in sets else None
     for seed, count in zip(seeds, counts, strict=False):
         if wanted is not None and count != wanted:
-            problems.add(f"seed {seed} has {count} rows, and the test part of '{name}' has {wanted} images.")
+            problems.add(
+                f"seed {seed} has {count} rows, and the test part of '{name}' has {wanted} images."
+            )
 
 
 def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _Problems) -> bool:
     """Whether a row is as long as there are classes and holds probabilities."""
     if facts is not None and len(values) != facts.num_classes:
-        problems.add(f"row {row} has {len(values)} values, and '{facts.name}' has {facts.num_classes} classes.", "rows of a wrong length")
+        problems.add(
+            f"row {row} has {len(values)} values, and '{facts.name}' has {facts.num_classes}"
+            " classes.",
+            "rows of a wrong length",
+        )
         return False
     if not set(map(type, values)) <= {int, float}:
-        problems.add(f"row {row} holds something that is no number.", "rows with values that are no numbers")
+        problems.add(
+            f"row {row} holds something that is no number.", "rows with values that are no numbers"
+        )
         return False
     lowest, highest, total = min(values, default=0), max(values, default=0), sum(values)
     if not -math.inf < total < math.inf:
         problems.add(f"row {row} holds NaN or infinity.", "rows with NaN or infinity")
     elif lowest < 0 or highest > 1:
         wrong = lowest if lowest < 0 else highest
-        problems.add(f"row {row} holds {str(wrong)[:30]}, outside 0 to 1. Probabilities are needed.", "rows outside 0 to 1")
+        problems.add(
+            f"row {row} holds {str(wrong)[:30]}, outside 0 to 1. Probabilities are needed.",
+            "rows outside 0 to 1",
+        )
     elif facts is not None and not facts.multi_label and abs(total - 1) > ROW_SUM_TOLERANCE:
         problems.add(f"row {row} sums to {total:.6f} instead of 1.", "rows that do not sum to 1")
     else:
@@ -204,13 +264,21 @@ def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _P
     return False
 
 
-def _check_order(facts: SetFacts, provenance: Mapping[str, Any], trust_order: bool, problems: _Problems) -> None:
+def _check_order(
+    facts: SetFacts, provenance: Mapping[str, Any], trust_order: bool, problems: _Problems
+) -> None:
     if provenance and provenance.get("dataset") != facts.name:
-        problems.add(f"was evaluated on '{provenance.get('dataset')}', not on '{facts.name}'. Evaluate this data set again.")
+        problems.add(
+            f"was evaluated on '{provenance.get('dataset')}', not on '{facts.name}'. Evaluate this"
+            " data set again."
+        )
     if trust_order:
         return
     if not provenance:
-        problems.add("nothing vouches for the order of its rows and classes. Evaluate with vlkd, or pass --trust-order.")
+        problems.add(
+            "nothing vouches for the order of its rows and classes. Evaluate with vlkd, or pass"
+            " --trust-order."
+        )
     for doubt in provenance.get("doubts", ()):
         problems.add(f"{doubt} Evaluate on the official files, or pass --trust-order.")
 

@@ -1,6 +1,7 @@
 """ELEVATER's four metrics, from scores `[N, C]` as a submission holds them.
 
-Source: Elevater_Toolkit_IC @00d0af7, evaluation/metric.py, on vision-evaluation 0.2.9 (0.2.14 gives the same values).
+Source: Elevater_Toolkit_IC @00d0af7, evaluation/metric.py, on vision-evaluation 0.2.9 (0.2.14 gives
+the same values).
 """
 
 from __future__ import annotations
@@ -22,24 +23,32 @@ def accuracy(scores: Scores, targets: Targets) -> float:
 
 
 def mean_per_class(scores: Scores, targets: Targets) -> float:
-    """Mean recall over the classes that occur; columns of classes that do not occur are taken out before the highest is looked for."""
+    """Mean recall over the classes that occur; columns of classes that do not occur are taken out
+    before the highest is looked for."""
     present, own = np.unique(targets, return_inverse=True)
     hits = scores[:, present].argmax(1) == own
     return float((np.bincount(own, weights=hits) / np.bincount(own)).mean())
 
 
 def map_11_points(scores: Scores, targets: Targets) -> float:
-    """Mean over classes of 11-point interpolated average precision; classes without a positive row are left out.
+    """Mean over classes of 11-point interpolated average precision; classes without a positive row
+    are left out.
 
     Args:
         targets: `[N, C]` of zeros and ones.
 
-    Recall 0 always counts with precision 1, since the curve is scikit-learn's, which ends there: this is not the VOC devkit's value.
+    Recall 0 always counts with precision 1, since the curve is scikit-learn's, which ends there:
+    this is not the VOC devkit's value.
     """
     present = np.flatnonzero(targets.sum(0))
     if not len(present):
-        raise DataError("no row has a label, so there is no average precision. Take the index of a part that is labelled.")
-    return float(np.mean([_average_precision(scores[:, label], targets[:, label]) for label in present]))
+        raise DataError(
+            "no row has a label, so there is no average precision. Take the index of a part that is"
+            " labelled."
+        )
+    return float(
+        np.mean([_average_precision(scores[:, label], targets[:, label]) for label in present])
+    )
 
 
 def _average_precision(scores: Scores, positive: Targets) -> float:
@@ -50,8 +59,11 @@ def _average_precision(scores: Scores, positive: Targets) -> float:
     hits = np.cumsum(positive[order])[ends]
     precision = np.append(hits / (ends + 1), 1.0)
     recall = np.append(hits / hits[-1], 0.0)
-    # The thresholds are numpy's: 0.3 stands for 0.29999999999999993, which matters for classes of ten rows.
-    return float(np.mean([precision[recall >= threshold].max() for threshold in np.linspace(1, 0, 11)]))
+    # The thresholds are numpy's: 0.3 stands for 0.29999999999999993, which matters for classes of
+    # ten rows.
+    return float(
+        np.mean([precision[recall >= threshold].max() for threshold in np.linspace(1, 0, 11)])
+    )
 
 
 def roc_auc(scores: Scores, targets: Targets) -> float:
@@ -64,7 +76,9 @@ def roc_auc(scores: Scores, targets: Targets) -> float:
     positives = int(targets.sum())
     negatives = len(targets) - positives
     if not positives or not negatives:
-        raise DataError("ROC AUC needs rows of both classes, and all rows are of one. Take the whole index.")
+        raise DataError(
+            "ROC AUC needs rows of both classes, and all rows are of one. Take the whole index."
+        )
     _, group, counts = np.unique(chosen, return_inverse=True, return_counts=True)
     middle_ranks = np.cumsum(counts) - (counts - 1) / 2
     ranks = middle_ranks[group][targets == 1].sum()
@@ -81,4 +95,6 @@ METRICS: Mapping[str, Callable[[Scores, Targets], float]] = {
 
 def chance(metric: str, num_classes: int) -> float | None:
     """What random scores reach, where that depends on the number of classes only."""
-    return {"accuracy": 1 / num_classes, "mean-per-class": 1 / num_classes, "roc_auc": 0.5}.get(metric)
+    return {"accuracy": 1 / num_classes, "mean-per-class": 1 / num_classes, "roc_auc": 0.5}.get(
+        metric
+    )

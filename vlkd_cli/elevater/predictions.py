@@ -1,4 +1,5 @@
-"""Prediction files: one per data set and seed, in the toolkit's keys, order and rounding, written and read row by row."""
+"""Prediction files: one per data set and seed, in the toolkit's keys, order and rounding, written
+and read row by row."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ KEYS = (
 )
 """What stands before `predictions`, in this order."""
 PROVENANCE = "provenance"
-"""Folder beside the prediction files; the toolkit's merge reads every .json of a folder, but none below it."""
+"""Folder beside the prediction files; the toolkit's merge reads every .json of a folder, but none
+below it."""
 _CHUNK = 1 << 16
 
 
@@ -57,8 +59,11 @@ def row_text(row: Iterable[float]) -> str:
     return json.dumps([round(value, DECIMALS) for value in row])
 
 
-def write_predictions(path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, Any]) -> None:
-    """Write a prediction file and, below `provenance/`, what tells where its rows come from. All of it or nothing.
+def write_predictions(
+    path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, Any]
+) -> None:
+    """Write a prediction file and, below `provenance/`, what tells where its rows come from. All of
+    it or nothing.
 
     Args:
         path: of the prediction file.
@@ -74,7 +79,10 @@ def write_predictions(path: Path, header: Header, probabilities: Rows, provenanc
         _replace(path.parent / PROVENANCE / path.name, [json.dumps(provenance)])
         _replace(path, _record(header, probabilities))
     except OSError as error:
-        raise UserError(f"{path}: predictions cannot be written: {error.strerror}. Choose another folder or make room.") from error
+        raise UserError(
+            f"{path}: predictions cannot be written: {error.strerror}. Choose another folder or"
+            " make room."
+        ) from error
 
 
 def _record(header: Header, probabilities: Rows) -> Iterator[str]:
@@ -98,7 +106,8 @@ def _replace(path: Path, parts: Iterable[str]) -> None:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """What lies below `provenance/` for a prediction file; None where there is nothing (files of another tool)."""
+    """What lies below `provenance/` for a prediction file; None where there is nothing (files of
+    another tool)."""
     beside = path.parent / PROVENANCE / path.name
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
@@ -108,7 +117,9 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{beside}: cannot be read: {error}. Evaluate this data set again.") from error
+        raise DataError(
+            f"{beside}: cannot be read: {error}. Evaluate this data set again."
+        ) from error
 
 
 class Field(NamedTuple):
@@ -138,7 +149,9 @@ def read_predictions(path: Path) -> Iterator[Field | Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: no prediction file ({error}). Evaluate this data set again.") from error
+        raise DataError(
+            f"{path}: no prediction file ({error}). Evaluate this data set again."
+        ) from error
 
 
 class _Reader:

@@ -1,4 +1,5 @@
-"""ELEVATER's way from labelled rows to predictions: sample, cut off a validation part, search, train finally."""
+"""ELEVATER's way from labelled rows to predictions: sample, cut off a validation part, search,
+train finally."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from vlkd_cli.errors import DataError
 
 Choice = Literal["elevater", "elevater_paper"]
 SWEEP_ROWS_PER_CLASS = 10_000
-"""The toolkit searches PatchCamelyon's full-shot settings on so many rows per class; here, any set that has more."""
+"""The toolkit searches PatchCamelyon's full-shot settings on so many rows per class; here, any set
+that has more."""
 
 
 class Outcome(NamedTuple):
@@ -28,13 +30,20 @@ class Outcome(NamedTuple):
 
 
 class Learner(Protocol):
-    """What is trained on the sampled rows: heads on features, or a network on images. Rows are positions in the sample."""
+    """What is trained on the sampled rows: heads on features, or a network on images. Rows are
+    positions in the sample."""
 
-    def curves(self, trials: Sequence[Trial], *, train: Sequence[int], valid: Sequence[int], epochs: int) -> list[list[float]]:
-        """For each trial the metric on `valid` after every epoch; a training that fails numerically gives values that are not finite."""
+    def curves(
+        self, trials: Sequence[Trial], *, train: Sequence[int], valid: Sequence[int], epochs: int
+    ) -> list[list[float]]:
+        """For each trial the metric on `valid` after every epoch; a training that fails numerically
+        gives values that are not finite."""
 
-    def predict(self, trial: Trial, *, train: Sequence[int], epochs: int, best_on_test: bool) -> Outcome:
-        """Train and predict the test rows: after the last epoch, or after the (first) one that is best on them."""
+    def predict(
+        self, trial: Trial, *, train: Sequence[int], epochs: int, best_on_test: bool
+    ) -> Outcome:
+        """Train and predict the test rows: after the last epoch, or after the (first) one that is
+        best on them."""
 
 
 class Fit(NamedTuple):
@@ -60,8 +69,13 @@ class Fit(NamedTuple):
 
 
 def draw_sample(labels: Labels, shots: int | None, seed: int, num_classes: int) -> list[int]:
-    """Training rows: all, or `shots` per class. One shot draws two, since one of them has to validate."""
-    return list(range(len(labels))) if shots is None else few_shot(labels, max(shots, 2), seed, num_classes=num_classes)
+    """Training rows: all, or `shots` per class. One shot draws two, since one of them has to
+    validate."""
+    return (
+        list(range(len(labels)))
+        if shots is None
+        else few_shot(labels, max(shots, 2), seed, num_classes=num_classes)
+    )
 
 
 def fit(
@@ -83,21 +97,24 @@ def fit(
         labels: of the sample's rows.
         shots: per class, None for all.
         tune: search learning rate and weight decay; otherwise `trial` is taken.
-        protocol: `elevater` stops the final training at the epoch that was best on the validation part with the chosen setting;
-            `elevater_paper` takes the epoch that is best on the test rows, as the toolkit and its published numbers do.
+        protocol: `elevater` stops the final training at the epoch that was best on the validation
+            part with the chosen setting; `elevater_paper` takes the epoch that is best on the test
+            rows, as the toolkit and its published numbers do.
         sweep_epochs: of each training of the search.
         epochs: of the final training, at most.
 
     Raises:
         DataError: there are too few rows.
 
-    Source: Elevater_Toolkit_IC @00d0af7, commands/linear_probe.py and finetune.py. After a search on the first four fifths, the rows are
-    put together again, except for one shot, where one row per class trains and one validates.
+    Source: Elevater_Toolkit_IC @00d0af7, commands/linear_probe.py and finetune.py. After a search
+    on the first four fifths, the rows are put together again, except for one shot, where one row
+    per class trains and one validates.
     """
     split = validation_split(labels, multi_label=multi_label)
     if len(split.train) < 2 or not split.valid:
         raise DataError(
-            f"{len(labels)} training rows leave {len(split.train)} to train and {len(split.valid)} to validate; more are needed."
+            f"{len(labels)} training rows leave {len(split.train)} to train and {len(split.valid)}"
+            " to validate; more are needed."
         )
     final = split.train if shots == 1 else list(range(len(labels)))
     found: Search | None = None
@@ -120,7 +137,12 @@ def fit(
 
 
 def _sweep_rows(
-    labels: Labels, train: list[int], valid: list[int], shots: int | None, multi_label: bool, seed: int
+    labels: Labels,
+    train: list[int],
+    valid: list[int],
+    shots: int | None,
+    multi_label: bool,
+    seed: int,
 ) -> tuple[list[int], list[int]]:
     kept = few_shot(labels, SWEEP_ROWS_PER_CLASS, seed) if shots is None else []
     if not kept or len(kept) == len(labels):

@@ -63,7 +63,9 @@ class Plan:
         if self.mode == "zero_shot":
             return self.mode
         amount = "full" if self.shots is None else str(self.shots)
-        return f"{self.mode}_{amount}" + ("_best_on_test" if self.protocol == "elevater_paper" else "")
+        return f"{self.mode}_{amount}" + (
+            "_best_on_test" if self.protocol == "elevater_paper" else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def class_weights(subject: Subject, reader: Elevater, templates: str | list[str]
     """`[C, D]`: each prompt brought to unit length, their mean per class brought to unit length."""
     texts = prompts_of(reader, templates)
     features = normalise(embed_texts(subject, [text for own in texts for text in own]))
-    return normalise(torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])]))
+    return normalise(
+        torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
+    )
 
 
 def zero_shot_probabilities(images: Tensor, classes: Tensor) -> Tensor:
     """softmax(100 * cosine), `[N, C]`, of image features `[N, D]` and unit class weights `[C, D]`.
 
-    The towers' own temperature plays no part. Source: Elevater_Toolkit_IC @00d0af7, evaluation/clip_zeroshot_evaluator.py.
+    The towers' own temperature plays no part. Source: Elevater_Toolkit_IC @00d0af7,
+        evaluation/clip_zeroshot_evaluator.py.
     """
     return (100 * normalise(images) @ classes.T).softmax(-1)
 
@@ -103,16 +108,23 @@ class SetRun:
     def __init__(self, subject: Subject, root: Path, dataset: str, plan: Plan) -> None:
         self.plan = plan
         self.test = Elevater(root=str(root), dataset=dataset, split="test")
-        self.train = None if plan.mode == "zero_shot" else Elevater(root=str(root), dataset=dataset, split="train")
+        self.train = (
+            None
+            if plan.mode == "zero_shot"
+            else Elevater(root=str(root), dataset=dataset, split="train")
+        )
         self.facts = self.test.facts
         self.subject = _without_crop(subject) if self.facts.squash else subject
         assert subject.image is not None
-        self.weights = class_weights(subject, self.test, plan.templates) if self._needs_text(subject) else None
+        self.weights = (
+            class_weights(subject, self.test, plan.templates) if self._needs_text(subject) else None
+        )
         width = subject.image.width if plan.features == "projected" else subject.image.feature_width
         if self.weights is not None and self.weights.shape[1] != width:
             raise RecipeError(
-                f"the image tower embeds {width} values and the text tower {self.weights.shape[1]}; their features are compared. "
-                f"Give one of them `head: {{name: linear, width: {self.weights.shape[1]}}}`."
+                f"the image tower embeds {width} values and the text tower {self.weights.shape[1]};"
+                " their features are compared. Give one of them `head: {name: linear, width:"
+                f" {self.weights.shape[1]}}}`."
             )
         self._warn_of_another_size()
 
@@ -120,7 +132,10 @@ class SetRun:
         needed = self.plan.mode == "zero_shot" or self.plan.start == "text"
         if needed and subject.text is None:
             instead = "" if self.plan.mode == "zero_shot" else " Set `start: random` to do without."
-            raise RecipeError(f"suite 'elevater' needs a text tower for the classes' prompts, and there is none.{instead}")
+            raise RecipeError(
+                "suite 'elevater' needs a text tower for the classes' prompts, and there is"
+                f" none.{instead}"
+            )
         return needed
 
     def _warn_of_another_size(self) -> None:
@@ -128,8 +143,8 @@ class SetRun:
         expected = None if official is None else official.splits["test"].num_images
         if expected is not None and expected != len(self.test):
             console.warn(
-                f"'{self.facts.name}' has {len(self.test)} test images here and {expected} officially: its score cannot be compared, and a "
-                "submission refuses it."
+                f"'{self.facts.name}' has {len(self.test)} test images here and {expected}"
+                " officially: its score cannot be compared, and a submission refuses it."
             )
 
     def evaluate(self, seed: int) -> Scored:
@@ -137,8 +152,14 @@ class SetRun:
         key = self._key()
         path = None
         if self.subject.output is not None:
-            path = self.subject.output / "elevater" / self.plan.folder / file_name(self.facts.name, self.plan.n_shot, seed)
-            # Rank 0 writes and rank 0 looks: the others may be on machines that do not see its files.
+            path = (
+                self.subject.output
+                / "elevater"
+                / self.plan.folder
+                / file_name(self.facts.name, self.plan.n_shot, seed)
+            )
+            # Rank 0 writes and rank 0 looks: the others may be on machines that do not see its
+            # files.
             before = broadcast_object(_done_before(path) if is_main() else None)
             if before is not None and before.get("key") == key and before.get("seed") == seed:
                 return Scored(seed, before["score"], before["details"], reused=True)
@@ -151,7 +172,12 @@ class SetRun:
         problem = None
         if path is not None and is_main():
             try:
-                write_predictions(path, self._header(seed, trainable), probabilities, self._provenance(seed, key, value, details))
+                write_predictions(
+                    path,
+                    self._header(seed, trainable),
+                    probabilities,
+                    self._provenance(seed, key, value, details),
+                )
             except UserError as error:
                 problem = str(error)
         if (problem := broadcast_object(problem)) is not None:
@@ -179,7 +205,9 @@ class SetRun:
             other = embed_images(subject, self.test, point=plan.features)
             learner = ProbeLearner(task, own, other, initial=initial, device=subject.device)
         else:
-            learner = FineTuneLearner(task, subject, sample, self.train, self.test, point=plan.features, initial=initial)
+            learner = FineTuneLearner(
+                task, subject, sample, self.train, self.test, point=plan.features, initial=initial
+            )
         done = fit(
             learner,
             [labels[row] for row in sample],
@@ -197,15 +225,32 @@ class SetRun:
     def _header(self, seed: int, trainable: int) -> Header:
         visual = _num_parameters(self.subject.image)
         backbone = visual + _num_parameters(self.subject.text)
-        head = 0 if self.train is None else self.facts.num_classes * (self._width() + 1) + 1  # the toolkit counts its logit scale
+        head = (
+            0 if self.train is None else self.facts.num_classes * (self._width() + 1) + 1
+        )  # the toolkit counts its logit scale
         name = self.plan.model_name or f"vlkd-{_weights_digest(self.subject)[:8]}"
-        return Header(name, self.facts.name, trainable, backbone + head, visual, backbone, self.plan.n_shot, [seed])
+        return Header(
+            name,
+            self.facts.name,
+            trainable,
+            backbone + head,
+            visual,
+            backbone,
+            self.plan.n_shot,
+            [seed],
+        )
 
     def _width(self) -> int:
         assert self.subject.image is not None
-        return self.subject.image.width if self.plan.features == "projected" else self.subject.image.feature_width
+        return (
+            self.subject.image.width
+            if self.plan.features == "projected"
+            else self.subject.image.feature_width
+        )
 
-    def _provenance(self, seed: int, key: str, value: float, details: dict[str, Any]) -> dict[str, Any]:
+    def _provenance(
+        self, seed: int, key: str, value: float, details: dict[str, Any]
+    ) -> dict[str, Any]:
         return {
             "dataset": self.facts.name,
             "split": "test",
@@ -236,9 +281,16 @@ class SetRun:
         """What speaks against the official order, a sentence each."""
         official = official_sets().get(self.facts.name)
         index = self.facts.splits["test"].index if "test" in self.facts.splits else ""
-        if official is None or self.test.order_source != "index file" or index == official.splits["test"].index:
+        if (
+            official is None
+            or self.test.order_source != "index file"
+            or index == official.splits["test"].index
+        ):
             return []
-        return [f"Its rows come from '{index}', and the official index is '{official.splits['test'].index}'."]
+        return [
+            f"Its rows come from '{index}', and the official index is"
+            f" '{official.splits['test'].index}'."
+        ]
 
     def _settings(self) -> dict[str, Any]:
         settings = dict(vars(self.plan))
@@ -247,7 +299,11 @@ class SetRun:
 
     def _key(self) -> str:
         """Changes with whatever the predictions depend on."""
-        parts = [json.dumps(self._settings(), sort_keys=True), *self.hashes().values(), _weights_digest(self.subject)]
+        parts = [
+            json.dumps(self._settings(), sort_keys=True),
+            *self.hashes().values(),
+            _weights_digest(self.subject),
+        ]
         parts += [repr(cast("Tower", self.subject.image).image_input), self.plan.model_name or ""]
         parts += [] if self.train is None else [self.train.fingerprint()]
         parts += [] if self.weights is None else [repr(prompts_of(self.test, self.plan.templates))]
@@ -255,7 +311,8 @@ class SetRun:
 
 
 def _done_before(path: Path) -> dict[str, Any] | None:
-    """What is known of a prediction file that is there; nothing where its provenance cannot be read, so that it is made again."""
+    """What is known of a prediction file that is there; nothing where its provenance cannot be
+    read, so that it is made again."""
     try:
         return read_provenance(path) if path.is_file() else None
     except DataError:
@@ -263,7 +320,8 @@ def _done_before(path: Path) -> dict[str, Any] | None:
 
 
 def _without_crop(subject: Subject) -> Subject:
-    """The subject with an image tower that sees whole images, squashed to its size: KITTI's cars stand at the edges."""
+    """The subject with an image tower that sees whole images, squashed to its size: KITTI's cars
+    stand at the edges."""
     assert subject.image is not None and subject.image.image_input is not None
     tower = copy.copy(subject.image)  # shares weights and modules
     tower.image_input = subject.image.image_input._replace(resize="squash")
@@ -282,5 +340,8 @@ def _weights_digest(subject: Subject) -> str:
             continue
         digest.update(tower.digest().encode())
         for name, tensor in tower.head.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode()
+                + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()

@@ -19,19 +19,23 @@ class Split(NamedTuple):
 
 
 def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None = None) -> list[int]:
-    """Rows kept, in the order they were drawn: shuffled, then taken greedily while their classes want more.
+    """Rows kept, in the order they were drawn: shuffled, then taken greedily while their classes
+    want more.
 
-    A class with fewer rows than `shots` gives all it has. A row of several labels is left out once its least filled class has enough;
-    before that it is kept if that class has no more than half, or if its fullest class has no more than 1.5 times enough. Rows without
-    labels are kept up to `shots`, as long as a class wants more.
+    A class with fewer rows than `shots` gives all it has. A row of several labels is left out once
+    its least filled class has enough; before that it is kept if that class has no more than half,
+    or if its fullest class has no more than 1.5 times enough. Rows without labels are kept up to
+    `shots`, as long as a class wants more.
 
     Args:
         labels: class indices of every row.
         shots: rows wanted per class.
         seed: of the shuffle.
-        num_classes: of the data set, by default those that occur; a class without rows never has enough.
+        num_classes: of the data set, by default those that occur; a class without rows never has
+            enough.
 
-    Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions draw other rows.
+    Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions draw
+        other rows.
     """
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
@@ -60,7 +64,8 @@ def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None =
 def validation_split(labels: Labels, share: float = 0.2, *, multi_label: bool = False) -> Split:
     """Cut the first rows of every class off for validation: ceil(share * n) of its n rows.
 
-    Multi-label rows count for all their classes: as long as a class lacks rows, the first remaining row that has it is taken.
+    Multi-label rows count for all their classes: as long as a class lacks rows, the first remaining
+        row that has it is taken.
 
     Args:
         labels: class indices of every row, in the order that counts as first.

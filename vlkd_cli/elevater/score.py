@@ -30,7 +30,9 @@ class SetScore(NamedTuple):
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def score(metric: str, probabilities: NDArray[np.floating], labels: Sequence[Sequence[int]]) -> float:
+def score(
+    metric: str, probabilities: NDArray[np.floating], labels: Sequence[Sequence[int]]
+) -> float:
     """A data set's metric.
 
     Args:
@@ -51,7 +53,8 @@ def targets_of(metric: str, labels: Sequence[Sequence[int]], num_classes: int) -
 
 
 def average(scores: Sequence[SetScore], wanted: Mapping[str, object]) -> float | None:
-    """The leaderboard's number: the plain mean over data sets; None unless every one of `wanted` is there."""
+    """The leaderboard's number: the plain mean over data sets; None unless every one of `wanted` is
+    there."""
     by_name = {entry.dataset: entry.mean for entry in scores}
     if not wanted or any(name not in by_name for name in wanted):
         return None

@@ -44,14 +44,15 @@ def submit(
         folder: with one file per data set and seed, and `provenance/`.
         output: the zip; by default `all_predictions.zip` in the folder.
         partial: data sets may be missing, and few-shot seeds too.
-        trust_order: take files whose row and class order nothing vouches for, such as the toolkit's own.
+        trust_order: take files whose row and class order nothing vouches for, such as the toolkit's
+            own.
         sets: what a complete submission holds; by default ELEVATER's 20.
 
     Raises:
         DataError: something is wrong; one line per problem. Nothing is written then.
 
-    Source: Elevater_Toolkit_IC @00d0af7, commands/prepare_submit.py (keys, order, rounding, compression); data sets by name and seeds
-    by number instead of in the folder's order.
+    Source: Elevater_Toolkit_IC @00d0af7, commands/prepare_submit.py (keys, order, rounding,
+    compression); data sets by name and seeds by number instead of in the folder's order.
     """
     sets = official_sets() if sets is None else sets
     paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
@@ -66,7 +67,14 @@ def submit(
     checked.sort(key=lambda file: (_place(sets, file.dataset), file.seeds))
     problems += check_together(checked, sets, partial=partial)
     if problems:
-        raise DataError("\n".join([f"submission refused, {len(problems)} problem{'s' * (len(problems) > 1)}:", *problems]))
+        raise DataError(
+            "\n".join(
+                [
+                    f"submission refused, {len(problems)} problem{'s' * (len(problems) > 1)}:",
+                    *problems,
+                ]
+            )
+        )
     groups: dict[str, list[CheckedFile]] = {}
     for file in checked:
         groups.setdefault(file.dataset, []).append(file)
@@ -74,7 +82,10 @@ def submit(
     _write(output, groups)
     scores = [
         SetScore(
-            name, sets[name].metric, tuple(seed for file in files for seed in file.seeds), tuple(v for file in files for v in file.scores)
+            name,
+            sets[name].metric,
+            tuple(seed for file in files for seed in file.seeds),
+            tuple(v for file in files for v in file.scores),
         )
         for name, files in groups.items()
         if all(file.scores for file in files)
@@ -83,20 +94,36 @@ def submit(
 
 
 def prediction_folder(run: Path) -> Path:
-    """Where the prediction files of a run lie: the folder itself, or the only one below an `elevater/` in it.
+    """Where the prediction files of a run lie: the folder itself, or the only one below an
+    `elevater/` in it.
 
     Raises:
         DataError: there is none, or several; names them.
     """
     if not run.is_dir():
-        raise DataError(f"'{run}' is not a folder. Give a run's folder, or the folder with its prediction files.")
+        raise DataError(
+            f"'{run}' is not a folder. Give a run's folder, or the folder with its prediction"
+            " files."
+        )
     if any(_is_prediction_file(path) for path in run.glob("*.json")):
         return run
-    found = sorted({path.parent for path in run.rglob("*.json") if path.parent.parent.name == "elevater" and _is_prediction_file(path)})
+    found = sorted(
+        {
+            path.parent
+            for path in run.rglob("*.json")
+            if path.parent.parent.name == "elevater" and _is_prediction_file(path)
+        }
+    )
     if not found:
-        raise DataError(f"{run}: no ELEVATER predictions. Evaluate with `vlkd eval {run} --suite elevater --data ROOT` first.")
+        raise DataError(
+            f"{run}: no ELEVATER predictions. Evaluate with `vlkd eval {run} --suite elevater"
+            " --data ROOT` first."
+        )
     if len(found) > 1:
-        raise DataError(f"{run}: predictions of several kinds. Submit one of them: {', '.join(map(str, found))}.")
+        raise DataError(
+            f"{run}: predictions of several kinds. Submit one of them:"
+            f" {', '.join(map(str, found))}."
+        )
     return found[0]
 
 
@@ -125,7 +152,9 @@ def _write(output: Path, groups: Mapping[str, list[CheckedFile]]) -> None:
                 _write_merged(file, groups)
         os.replace(partial, output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror}. Choose another place with --output.") from error
+        raise UserError(
+            f"{output}: cannot be written: {error.strerror}. Choose another place with --output."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -140,7 +169,8 @@ def _write_merged(file: IO[bytes], groups: Mapping[str, list[CheckedFile]]) -> N
 
 
 def _merged_record(files: list[CheckedFile]) -> Iterator[str]:
-    """One data set: fields of the first file, trainable parameters averaged, seeds and their predictions one after the other."""
+    """One data set: fields of the first file, trainable parameters averaged, seeds and their
+    predictions one after the other."""
     fields: dict[str, Any] = {key: files[0].fields[key] for key in KEYS}
     trainable = statistics.fmean(file.fields["num_trainable_params"] for file in files)
     fields["num_trainable_params"] = round(trainable, 6)

@@ -34,16 +34,21 @@ class Search(NamedTuple):
         return sum(len(scores) for scores in self.visited.values())
 
 
-def search(score: Callable[[Sequence[Trial]], Sequence[float]], learning_rates: Sequence[float] = LEARNING_RATES) -> Search:
-    """The best pair: for each learning rate a coarse look over all weight decays, then steps of 8, 4, 2 and 1 around the peak.
+def search(
+    score: Callable[[Sequence[Trial]], Sequence[float]],
+    learning_rates: Sequence[float] = LEARNING_RATES,
+) -> Search:
+    """The best pair: for each learning rate a coarse look over all weight decays, then steps of 8,
+    4, 2 and 1 around the peak.
 
-    The learning rates do not depend on each other, so their looks are scored together, which lets trainings share work. The first of
-    equals wins.
+    The learning rates do not depend on each other, so their looks are scored together, which lets
+    trainings share work. The first of equals wins.
 
     Args:
         score: larger is better, for several trials at once; a value that is not finite counts as 0.
 
-    Source: Elevater_Toolkit_IC @00d0af7, evaluation/full_model_finetune.py, hyperparameter_sweep_lr and hyperparameter_sweep.
+    Source: Elevater_Toolkit_IC @00d0af7, evaluation/full_model_finetune.py, hyperparameter_sweep_lr
+        and hyperparameter_sweep.
     """
     visited: dict[float, dict[int, float]] = {lr: {} for lr in learning_rates}
     peaks = dict.fromkeys(learning_rates, 0)
@@ -59,6 +64,13 @@ def search(score: Callable[[Sequence[Trial]], Sequence[float]], learning_rates: 
         step //= 2
         if step == 0:
             break
-        looks = {lr: [index for index in (peaks[lr] - step, peaks[lr] + step) if 0 <= index < len(WEIGHT_DECAYS)] for lr in learning_rates}
+        looks = {
+            lr: [
+                index
+                for index in (peaks[lr] - step, peaks[lr] + step)
+                if 0 <= index < len(WEIGHT_DECAYS)
+            ]
+            for lr in learning_rates
+        }
     best = max(learning_rates, key=lambda lr: visited[lr][peaks[lr]])
     return Search(Trial(best, WEIGHT_DECAYS[peaks[best]]), visited[best][peaks[best]], visited)

@@ -1,4 +1,5 @@
-"""Prompt templates for ELEVATER's data sets: vlkd's own, or the originals from a file or a package that the user has."""
+"""Prompt templates for ELEVATER's data sets: vlkd's own, or the originals from a file or a package
+that the user has."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ def prompts_of(reader: Elevater, chosen: str | list[str] | None) -> list[list[st
     """The prompts of every class in column order.
 
     Args:
-        chosen: as of suite `zero_shot`: a list, a file, `open_clip:imagenet`, `clip_benchmark`; or a JSON object from data set names to
-            templates, or to `{"classes": [...], "templates": [...]}`, whose class names then count too. By default the data set's own.
+        chosen: as of suite `zero_shot`: a list, a file, `open_clip:imagenet`, `clip_benchmark`; or
+            a JSON object from data set names to templates, or to `{"classes": [...], "templates":
+            [...]}`, whose class names then count too. By default the data set's own.
 
     Raises:
         DataError: the file does not fit the data set.
@@ -30,7 +32,16 @@ def prompts_of(reader: Elevater, chosen: str | list[str] | None) -> list[list[st
             if not isinstance(templates, list) or not templates:
                 raise DataError(f"{chosen}: data set '{name}' has no list of templates.")
             own = entry.get("classes") if isinstance(entry, dict) else None
-            return prompts(names if own is None else _in_column_order(own, names, f"{chosen}: data set '{name}'"), reader, templates, name)
+            return prompts(
+                (
+                    names
+                    if own is None
+                    else _in_column_order(own, names, f"{chosen}: data set '{name}'")
+                ),
+                reader,
+                templates,
+                name,
+            )
     return prompts(names, reader, chosen, name)
 
 
@@ -38,7 +49,9 @@ def _in_column_order(own: list[str | list[str]], names: list[str], where: str) -
     """Other names for the classes; of several for one, the first."""
     chosen = [name if isinstance(name, str) else name[0] for name in own]
     if len(chosen) != len(names):
-        raise DataError(f"{where}: {len(chosen)} class names, and the data set has {len(names)} classes.")
+        raise DataError(
+            f"{where}: {len(chosen)} class names, and the data set has {len(names)} classes."
+        )
     check_class_order(chosen, names, where)
     return chosen
 

@@ -22,7 +22,11 @@ from vlkd_cli.towers.tower import Tower
 
 
 def build_towers(
-    recipe: Recipe, *, captions: Callable[[], Iterable[str]] | None, run_folder: Path | None, cache_dir: Path | None
+    recipe: Recipe,
+    *,
+    captions: Callable[[], Iterable[str]] | None,
+    run_folder: Path | None,
+    cache_dir: Path | None,
 ) -> dict[str, Tower | MomentumTower]:
     """Every tower of the recipe, with the same initial weights on every rank."""
     towers: dict[str, Tower | MomentumTower] = {}
@@ -33,7 +37,8 @@ def build_towers(
             assert isinstance(followed, Tower)
             towers[name] = MomentumTower(followed, follows=spec.follows, momentum=spec.momentum)
             continue
-        # Every rank builds at once: libraries lock what they download, and a tokenizer is trained by the first rank and broadcast.
+        # Every rank builds at once: libraries lock what they download, and a tokenizer is trained
+        # by the first rank and broadcast.
         towers[name] = assemble(
             name,
             spec,
@@ -51,27 +56,46 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
     seed_everything(recipe.train.seed, "distillers")
     for spec in recipe.distillers:
         kind = catalog.load("distiller", spec.name)
-        arrow = arrow_of(recipe, spec, kind.takes, needs_teacher=getattr(kind, "needs_teacher", True))
+        arrow = arrow_of(
+            recipe, spec, kind.takes, needs_teacher=getattr(kind, "needs_teacher", True)
+        )
         base = spec.name.split(":")[-1]
         taken = {objective.name for objective in objectives}
-        name = next(n for n in [base, *(f"{base}_{k}" for k in range(2, len(recipe.distillers) + 2))] if n not in taken)
-        objectives.append(Objective(name, make("distiller", spec.name, spec.keys), arrow, spec.weight))
+        name = next(
+            n
+            for n in [base, *(f"{base}_{k}" for k in range(2, len(recipe.distillers) + 2))]
+            if n not in taken
+        )
+        objectives.append(
+            Objective(name, make("distiller", spec.name, spec.keys), arrow, spec.weight)
+        )
     return objectives
 
 
-def build_composition(recipe: Recipe, towers: dict[str, Tower | MomentumTower], *, steps_per_epoch: int, total_steps: int) -> Composition:
+def build_composition(
+    recipe: Recipe,
+    towers: dict[str, Tower | MomentumTower],
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+) -> Composition:
     """The towers wired by the recipe's distillers."""
-    return Composition(towers, build_objectives(recipe), steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+    return Composition(
+        towers, build_objectives(recipe), steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
 
 
-def build_views(recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]) -> dict[str, View]:
+def build_views(
+    recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]
+) -> dict[str, View]:
     """What the loader prepares for each tower and view that a step reads."""
     assert recipe.data is not None
     return {key: _view(recipe, key, towers[tower]) for key, tower in input_keys.items()}
 
 
 def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | None:
-    """All captions of the data, one after another; for training a tokenizer. Samples without any are the loader's to count."""
+    """All captions of the data, one after another; for training a tokenizer. Samples without any
+    are the loader's to count."""
     if not isinstance(reader, Reader):
         return None
 

@@ -16,9 +16,11 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run: `step_*.pt`, of which the newest `keep` stay, and `last.pt` and `best.pt` beside them.
+    """The checkpoints of one run: `step_*.pt`, of which the newest `keep` stay, and `last.pt` and
+    `best.pt` beside them.
 
-    A file appears under its name only when it is whole: a kill or a full disk while saving leaves the former ones as they were.
+    A file appears under its name only when it is whole: a kill or a full disk while saving leaves
+        the former ones as they were.
     """
 
     def __init__(self, folder: Path, *, keep: int = 1) -> None:
@@ -29,7 +31,8 @@ class Checkpoints:
         """Write the state; `state["step"]` names the file.
 
         Raises:
-            CheckpointError: the disk is full or the folder cannot be written; former checkpoints are whole.
+            CheckpointError: the disk is full or the folder cannot be written; former checkpoints
+                are whole.
         """
         target = self.folder / f"step_{state['step']:08d}.pt"
         partial = target.with_suffix(".partial")
@@ -47,8 +50,9 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise CheckpointError(
-                f"could not save {target.name} in {self.folder}: {_first_line(error)}. Earlier checkpoints there are whole; "
-                "free space or choose another --run folder, then continue with --resume."
+                f"could not save {target.name} in {self.folder}: {_first_line(error)}. Earlier"
+                " checkpoints there are whole; free space or choose another --run folder, then"
+                " continue with --resume."
             ) from error
         for old in sorted(self.folder.glob("step_*.pt"))[: -self.keep]:
             old.unlink(missing_ok=True)
@@ -68,9 +72,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = load_pickled(path)
     except Exception as error:
-        others = [other.name for other in sorted(path.parent.glob("*.pt")) if not other.samefile(path)]
+        others = [
+            other.name for other in sorted(path.parent.glob("*.pt")) if not other.samefile(path)
+        ]
         hint = f" Others there: {', '.join(others)}." if others else ""
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)}).{hint}") from error
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint ({_first_line(error)}).{hint}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "towers" not in state:
         raise CheckpointError(f"{path} is no vlkd checkpoint of format {FORMAT}.")
     return state
@@ -84,12 +92,16 @@ def newest(run: Path) -> Path:
     """
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     if not (folder / "last.pt").is_file():
-        raise CheckpointError(f"{run} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first save?")
+        raise CheckpointError(
+            f"{run} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first"
+            " save?"
+        )
     return folder / "last.pt"
 
 
 def _point(name: Path, target: Path) -> None:
-    """Make `name` the same file as `target`, atomically; a hard link where the file system has them, else a copy."""
+    """Make `name` the same file as `target`, atomically; a hard link where the file system has
+    them, else a copy."""
     partial = name.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     try:

@@ -1,7 +1,7 @@
 """Random numbers that depend on where the run is, not on how it got there.
 
-Every optimizer step seeds torch from (seed, step, rank). A resumed run therefore draws what the uninterrupted one would have drawn,
-and no generator's state has to be carried in the checkpoint.
+Every optimizer step seeds torch from (seed, step, rank). A resumed run therefore draws what the
+uninterrupted one would have drawn, and no generator's state has to be carried in the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def seed_everything(*parts: int | str) -> None:
     """Seed torch (all devices that are up), NumPy and random from the parts."""
     seed = derived_seed(*parts)
     torch.default_generator.manual_seed(seed)
-    # torch.manual_seed would note down the call stack for each device that is not up, which takes longer than a small step.
+    # torch.manual_seed would note down the call stack for each device that is not up, which takes
+    # longer than a small step.
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)

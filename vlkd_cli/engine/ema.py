@@ -19,14 +19,18 @@ class EMA:
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._names = [
+            name for name, parameter in module.named_parameters() if parameter.requires_grad
+        ]
         self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._average = [parameter.detach().clone() for parameter in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimizer step."""
-        torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._live], 1 - self.decay)
+        torch._foreach_lerp_(
+            self._average, [parameter.detach() for parameter in self._live], 1 - self.decay
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,4 +1,5 @@
-"""One evaluation process: recipe (and weights) -> towers -> suites. What `vlkd eval` runs on every rank."""
+"""One evaluation process: recipe (and weights) -> towers -> suites. What `vlkd eval` runs on every
+rank."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class EvalJob:
 
 
 def evaluate(job: EvalJob) -> int:
-    """Run the suites and keep the results; 0, or the number of the signal that stopped it (finished features are kept)."""
+    """Run the suites and keep the results; 0, or the number of the signal that stopped it (finished
+    features are kept)."""
     device = runtime.pick_device(job.device)
     with Interruption().watched() as interruption:
         try:
@@ -57,7 +59,10 @@ def evaluate(job: EvalJob) -> int:
                 _evaluate(job, device)
         except Interrupted:
             if runtime.is_main():
-                console.say("Stopped. Features that were computed are kept; the same command goes on from there.")
+                console.say(
+                    "Stopped. Features that were computed are kept; the same command goes on from"
+                    " there."
+                )
             return interruption.signal_number or signal.SIGINT
     return 0
 
@@ -80,7 +85,9 @@ def _evaluate(job: EvalJob, device: Any) -> None:
         subject.image_start = start.to(device)
         from vlkd_cli.evaluation.probes.wise_ft import wise_ft
 
-        results = wise_ft(subject, specs, job.wise_ft, folder=subject.output if runtime.is_main() else None)
+        results = wise_ft(
+            subject, specs, job.wise_ft, folder=subject.output if runtime.is_main() else None
+        )
     else:
         results = run_suites(subject, specs, folder=subject.output)
     if runtime.is_main():
@@ -88,7 +95,8 @@ def _evaluate(job: EvalJob, device: Any) -> None:
 
 
 def load_towers(recipe: Recipe, folder: Path, checkpoint: Path | None) -> dict[str, Tower]:
-    """The towers of a recipe, with the trained weights of a checkpoint (their average where the run kept one).
+    """The towers of a recipe, with the trained weights of a checkpoint (their average where the run
+    kept one).
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another recipe.
@@ -100,24 +108,45 @@ def load_towers(recipe: Recipe, folder: Path, checkpoint: Path | None) -> dict[s
         source = captions_of(open_reader(recipe.data))
         return () if source is None else source()
 
-    built = build_towers(recipe, captions=captions, run_folder=folder, cache_dir=cache_folder(recipe.train.cache_dir))
+    built = build_towers(
+        recipe, captions=captions, run_folder=folder, cache_dir=cache_folder(recipe.train.cache_dir)
+    )
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         for name, weights in state["towers"].items():
             tower = built.get(name)
             if not isinstance(tower, Tower):
-                raise CheckpointError(f"{checkpoint} holds a tower '{name}' that the recipe has not. Use the recipe of its run.")
+                raise CheckpointError(
+                    f"{checkpoint} holds a tower '{name}' that the recipe has not. Use the recipe"
+                    " of its run."
+                )
             prefix = f"towers.{name}."
-            averaged = {key.removeprefix(prefix): value for key, value in state["ema"].items() if key.startswith(prefix)}
+            averaged = {
+                key.removeprefix(prefix): value
+                for key, value in state["ema"].items()
+                if key.startswith(prefix)
+            }
             try:
-                tower.load_trainable_state({**weights, **{key: value for key, value in averaged.items() if key in weights}})
+                tower.load_trainable_state(
+                    {**weights, **{key: value for key, value in averaged.items() if key in weights}}
+                )
             except (RuntimeError, KeyError, ValueError) as error:
-                raise CheckpointError(f"{checkpoint} does not fit tower '{name}': {str(error).strip().splitlines()[0]}") from error
+                raise CheckpointError(
+                    f"{checkpoint} does not fit tower '{name}':"
+                    f" {str(error).strip().splitlines()[0]}"
+                ) from error
         for name, tower in built.items():
             if isinstance(tower, MomentumTower):
-                weights = {k.removeprefix(f"{name}."): v for k, v in state["followers"].items() if k.startswith(f"{name}.")}
+                weights = {
+                    k.removeprefix(f"{name}."): v
+                    for k, v in state["followers"].items()
+                    if k.startswith(f"{name}.")
+                }
                 tower.load_state_dict(weights)
-    return {name: tower.tower if isinstance(tower, MomentumTower) else tower for name, tower in built.items()}
+    return {
+        name: tower.tower if isinstance(tower, MomentumTower) else tower
+        for name, tower in built.items()
+    }
 
 
 def _report(job: EvalJob, results: list[Result], kept: Path | None) -> None:
@@ -126,9 +155,14 @@ def _report(job: EvalJob, results: list[Result], kept: Path | None) -> None:
         path = Path(job.output)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps([result.to_json() for result in results], indent=2) + "\n",
+                encoding="utf-8",
+            )
         except OSError as error:
-            raise UserError(f"--output {path} cannot be written: {error.strerror}. The results are in {kept}.") from error
+            raise UserError(
+                f"--output {path} cannot be written: {error.strerror}. The results are in {kept}."
+            ) from error
         console.say(f"Results: {path}")
     elif kept is not None:
         console.say(f"Results: {kept}")

@@ -30,14 +30,16 @@ def export(
     force: bool = False,
     runs: Path = Path("runs"),
 ) -> None:
-    """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run kept an average, and say how to load them.
+    """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
+    kept an average, and say how to load them.
 
     All of them appear at once when they are whole; before that they are in `output/.unfinished`.
 
     Args:
         target: a run, by folder or name, or a checkpoint; None: the newest run.
         towers: names of those wanted; by default all.
-        overrides: changes of the run's recipe as `--set` has them, e.g. where a pretrained model lies now.
+        overrides: changes of the run's recipe as `--set` has them, e.g. where a pretrained model
+            lies now.
         force: write into a folder that holds something already, over towers of these names.
 
     Raises:
@@ -52,7 +54,9 @@ def export(
     with _staged(output) as unfinished:
         for name in chosen:
             (unfinished / name).mkdir()
-            written.append(export_tower(built[name].eval(), unfinished / name, output / name, name=name))
+            written.append(
+                export_tower(built[name].eval(), unfinished / name, output / name, name=name)
+            )
         for name in chosen:
             if (output / name).exists():
                 shutil.rmtree(output / name)
@@ -64,7 +68,8 @@ def _chosen(recipe: Recipe, towers: Sequence[str]) -> list[str]:
     for name in towers:
         if name not in recipe.towers:
             raise UserError(
-                f"--tower {name}: the run has no such tower.{did_you_mean(name, recipe.towers)} It has: {', '.join(recipe.towers)}."
+                f"--tower {name}: the run has no such tower.{did_you_mean(name, recipe.towers)} It"
+                f" has: {', '.join(recipe.towers)}."
             )
     return [name for name in recipe.towers if name in towers or not towers]
 
@@ -73,14 +78,21 @@ def _refuse_full(output: Path, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file. Name a folder.")
     if (output / "recipe.yaml").is_file():
-        raise UserError(f"{output} is a run folder. Name another folder for the towers: `vlkd export {output} FOLDER`.")
+        raise UserError(
+            f"{output} is a run folder. Name another folder for the towers: `vlkd export {output}"
+            " FOLDER`."
+        )
     if not force and output.is_dir() and any(path.name != UNFINISHED for path in output.iterdir()):
-        raise UserError(f"{output} is not empty. Name another folder, or add --force to replace the towers in it.")
+        raise UserError(
+            f"{output} is not empty. Name another folder, or add --force to replace the towers"
+            " in it."
+        )
 
 
 @contextlib.contextmanager
 def _staged(output: Path) -> Iterator[Path]:
-    """A folder inside `output` to write to, gone afterwards; what goes wrong on the disk is told in one line."""
+    """A folder inside `output` to write to, gone afterwards; what goes wrong on the disk is told in
+    one line."""
     from safetensors import SafetensorError
 
     unfinished = output / UNFINISHED
@@ -92,21 +104,35 @@ def _staged(output: Path) -> Iterator[Path]:
         yield unfinished
     except (OSError, SafetensorError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
-        raise UserError(f"cannot write {output}: {reason}. Free space or name another folder.") from error
+        raise UserError(
+            f"cannot write {output}: {reason}. Free space or name another folder."
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         if fresh and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
 
 
-def _report(written: Sequence[ExportedTower], output: Path, checkpoint: Path, *, averaged: bool) -> None:
+def _report(
+    written: Sequence[ExportedTower], output: Path, checkpoint: Path, *, averaged: bool
+) -> None:
     title = f"{checkpoint}{', averaged weights' if averaged else ''} -> {output}"
-    rows = [[tower.name, tower.how.format, tower.num_parameters, tower.how.adapter or "-", " ".join(tower.files)] for tower in written]
+    rows = [
+        [
+            tower.name,
+            tower.how.format,
+            tower.num_parameters,
+            tower.how.adapter or "-",
+            " ".join(tower.files),
+        ]
+        for tower in written
+    ]
     console.print_table(title, ["tower", "format", "parameters", "adapter", "files"], rows)
     for tower in written:
         console.say(f"{tower.name}, Python: {tower.how.python}")
-        console.say(
-            f"{tower.name}, recipe: {yaml.safe_dump(tower.how.recipe, default_flow_style=True, sort_keys=False, width=10**6).strip()}"
+        recipe = yaml.safe_dump(
+            tower.how.recipe, default_flow_style=True, sort_keys=False, width=10**6
         )
+        console.say(f"{tower.name}, recipe: {recipe.strip()}")
         if tower.how.note:
             console.say(f"{tower.name}, note: {tower.how.note}")

@@ -1,4 +1,5 @@
-"""What a training step reads: which towers run, which read stored features, and the loader that serves both."""
+"""What a training step reads: which towers run, which read stored features, and the loader that
+serves both."""
 
 from __future__ import annotations
 
@@ -30,8 +31,11 @@ class Inputs:
     stored: dict[str, Stored]
 
 
-def prepare_inputs(recipe: Recipe, reader: Reader | StreamReader, towers: Towers, device: torch.device) -> Inputs:
-    """Store the features of towers whose input never changes, where the recipe asks for it or it saves work.
+def prepare_inputs(
+    recipe: Recipe, reader: Reader | StreamReader, towers: Towers, device: torch.device
+) -> Inputs:
+    """Store the features of towers whose input never changes, where the recipe asks for it or it
+    saves work.
 
     Raises:
         RecipeError: the recipe asks for it and it cannot be.
@@ -54,15 +58,22 @@ def prepare_inputs(recipe: Recipe, reader: Reader | StreamReader, towers: Towers
     return inputs
 
 
-def build_loader(recipe: Recipe, composition: Composition, inputs: Inputs, towers: Towers, device: torch.device) -> Loader:
+def build_loader(
+    recipe: Recipe, composition: Composition, inputs: Inputs, towers: Towers, device: torch.device
+) -> Loader:
     """The loader of everything that a step of the composition reads."""
     data, settings = recipe.data, recipe.train
     assert data is not None
     keys = composition.input_keys()
-    views = build_views(recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers)
+    views = build_views(
+        recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers
+    )
     for key, name in keys.items():
         if name in inputs.stored:
-            views[key] = FeatureView(inputs.stored[name].path, "image" if _modality(towers[name]) == "image" else "caption")
+            views[key] = FeatureView(
+                inputs.stored[name].path,
+                "image" if _modality(towers[name]) == "image" else "caption",
+            )
     loader = Loader(
         inputs.reader,
         views,
@@ -74,13 +85,18 @@ def build_loader(recipe: Recipe, composition: Composition, inputs: Inputs, tower
         episode_samples=data.episode_samples,
         max_broken_share=data.max_broken_share,
         pin_memory=device.type == "cuda",
-        broken={row: skipped for stored in inputs.stored.values() for row, skipped in stored.broken.items()},
+        broken={
+            row: skipped
+            for stored in inputs.stored.values()
+            for row, skipped in stored.broken.items()
+        },
     )
     if loader.batches_per_epoch < settings.accumulate:
         needed = settings.batch_size * settings.accumulate * runtime.world_size()
         raise DataError(
-            f"the data gives {loader.batches_per_epoch} batches per epoch on each process, fewer than one step needs "
-            f"({needed} samples over all processes). Lower train.batch_size or train.accumulate."
+            f"the data gives {loader.batches_per_epoch} batches per epoch on each process, fewer"
+            f" than one step needs ({needed} samples over all processes). Lower train.batch_size or"
+            " train.accumulate."
         )
     return loader
 
@@ -103,14 +119,24 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
         return "its backbone or pooler learns"
     if not isinstance(reader, Reader):
         return "its data is a stream, which has no rows to store"
-    if tower.modality == "image" and any(build_augment(recipe, view) is not None for view in _views_of(recipe, name)):
-        return "its images are augmented at random, so its features change from epoch to epoch; set data.augment: {name: none}"
+    if tower.modality == "image" and any(
+        build_augment(recipe, view) is not None for view in _views_of(recipe, name)
+    ):
+        return (
+            "its images are augmented at random, so its features change from epoch to epoch; set"
+            " data.augment: {name: none}"
+        )
     return None
 
 
 def _views_of(recipe: Recipe, name: str) -> set[str]:
     """The views of the samples that a tower sees."""
-    return {a.view for objective in build_objectives(recipe) for a in objective.arrow.addresses() if a.tower == name}
+    return {
+        a.view
+        for objective in build_objectives(recipe)
+        for a in objective.arrow.addresses()
+        if a.tower == name
+    }
 
 
 def _modality(tower: Tower | MomentumTower) -> str:

@@ -29,23 +29,34 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     classes = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
     }
     # A closure, and sparse gradients, are things that a training step here does not give.
     for unusable in ("lbfgs", "sparseadam"):
         classes.pop(unusable, None)
     if name.lower() not in classes:
         choices = sorted([*classes, "lars", "lion"])
-        raise RecipeError(f"optimizer.name: unknown optimizer '{name}'.{did_you_mean(name, choices)} Known: {', '.join(choices)}.")
+        raise RecipeError(
+            f"optimizer.name: unknown optimizer '{name}'.{did_you_mean(name, choices)} Known:"
+            f" {', '.join(choices)}."
+        )
     return classes[name.lower()]
 
 
-def build_optimizer(composition: Composition, spec: OptimizerSpec, towers: Mapping[str, TowerSpec], device: torch.device) -> Any:
+def build_optimizer(
+    composition: Composition,
+    spec: OptimizerSpec,
+    towers: Mapping[str, TowerSpec],
+    device: torch.device,
+) -> Any:
     """The optimizer over everything that learns, grouped by learning rate and weight decay.
 
-    Each group carries `base_lr`, which the schedule's factor multiplies. Biases, norms and scales (everything with fewer than two
-    dimensions) are not decayed unless `decay_all` says so. With `layer_decay` d, a tower's layer that lies k below its head learns at
-    d**k times the tower's rate (Bao et al., BEiT, arXiv:2106.08254).
+    Each group carries `base_lr`, which the schedule's factor multiplies. Biases, norms and scales
+    (everything with fewer than two dimensions) are not decayed unless `decay_all` says so. With
+    `layer_decay` d, a tower's layer that lies k below its head learns at d**k times the tower's
+    rate (Bao et al., BEiT, arXiv:2106.08254).
 
     Raises:
         RecipeError: unknown optimizer, a key that it does not take, or nothing that learns.
@@ -54,21 +65,32 @@ def build_optimizer(composition: Composition, spec: OptimizerSpec, towers: Mappi
     for parameter, lr, decay in _settings(composition, spec, towers):
         groups.setdefault((lr, decay), []).append(parameter)
     if not groups:
-        raise RecipeError("nothing learns: every tower is frozen and no distiller has parameters. Give a tower `train: head` or `all`.")
+        raise RecipeError(
+            "nothing learns: every tower is frozen and no distiller has parameters. Give a tower"
+            " `train: head` or `all`."
+        )
     kind: Any = optimizer_class(spec.name)
     accepted = set(inspect.signature(kind).parameters) - {"params", "lr", "weight_decay"}
     keys = dict(spec.keys)
     for key in keys:
         if key not in accepted:
             raise RecipeError(
-                f"optimizer.{key}: unknown key of {spec.name}.{did_you_mean(key, accepted)} Accepted: {', '.join(sorted(accepted))}."
+                f"optimizer.{key}: unknown key of {spec.name}.{did_you_mean(key, accepted)}"
+                f" Accepted: {', '.join(sorted(accepted))}."
             )
     if "betas" in keys:
         keys["betas"] = tuple(keys["betas"])
-    if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {"foreach", "fused", "maximize"} & set(keys):
+    if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {
+        "foreach",
+        "fused",
+        "maximize",
+    } & set(keys):
         keys["fused"] = True
     return kind(
-        [{"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()],
+        [
+            {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
+            for (lr, decay), parameters in groups.items()
+        ],
         lr=spec.lr,
         **keys,
     )
@@ -94,7 +116,11 @@ def _settings(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            rate = lr if layer_decay is None else lr * layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
+            rate = (
+                lr
+                if layer_decay is None
+                else lr * layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
+            )
             yield parameter, rate, _decay(parameter, spec)
     for parameter in composition.distillers.parameters():
         if parameter.requires_grad and parameter not in seen:

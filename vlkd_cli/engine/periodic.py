@@ -21,7 +21,11 @@ class Saves:
     """When checkpoints are due."""
 
     def __init__(self, settings: TrainSpec, steps_per_epoch: int, total_steps: int) -> None:
-        self.settings, self.steps_per_epoch, self.total_steps = settings, steps_per_epoch, total_steps
+        self.settings, self.steps_per_epoch, self.total_steps = (
+            settings,
+            steps_per_epoch,
+            total_steps,
+        )
         self._last_save = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -30,8 +34,14 @@ class Saves:
         return (
             step == self.total_steps
             or (settings.save_every_steps is not None and step % settings.save_every_steps == 0)
-            or (settings.save_every_epochs is not None and step % (settings.save_every_epochs * self.steps_per_epoch) == 0)
-            or (settings.save_every_minutes is not None and time.monotonic() - self._last_save >= 60 * settings.save_every_minutes)
+            or (
+                settings.save_every_epochs is not None
+                and step % (settings.save_every_epochs * self.steps_per_epoch) == 0
+            )
+            or (
+                settings.save_every_minutes is not None
+                and time.monotonic() - self._last_save >= 60 * settings.save_every_minutes
+            )
         )
 
     def done(self) -> None:
@@ -40,17 +50,25 @@ class Saves:
 
 
 class Evaluations:
-    """The recipe's `evals:` over a run: when each is due, what came out last, and which result was best."""
+    """The recipe's `evals:` over a run: when each is due, what came out last, and which result was
+    best."""
 
     def __init__(
-        self, recipe: Recipe, towers: Mapping[str, Tower], folder: RunFolder, device: torch.device, steps_per_epoch: int, total_steps: int
+        self,
+        recipe: Recipe,
+        towers: Mapping[str, Tower],
+        folder: RunFolder,
+        device: torch.device,
+        steps_per_epoch: int,
+        total_steps: int,
     ) -> None:
         self.recipe, self.folder = recipe, folder
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.best_value: float | None = None
         self.last: list[Result] = []
         self._subject = subject_of(recipe, towers, device)
-        # A suite that cannot run with these towers is told before the first step, not after the first epoch.
+        # A suite that cannot run with these towers is told before the first step, not after the
+        # first epoch.
         for spec in recipe.evals:
             build_suite(spec, self._subject)
 
@@ -59,11 +77,20 @@ class Evaluations:
         return [spec for spec in self.recipe.evals if self._is_due(spec, step)]
 
     def run(self, step: int) -> tuple[dict[str, float], bool]:
-        """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best value."""
+        """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best
+        value."""
         self._subject.kept.clear()
-        results = run_suites(self._subject, self.due(step), folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None)
+        results = run_suites(
+            self._subject,
+            self.due(step),
+            folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None,
+        )
         self.last = results
-        values = {f"eval/{result.suite}.{result.dataset}.{name}": value for result in results for name, value in result.metrics.items()}
+        values = {
+            f"eval/{result.suite}.{result.dataset}.{name}": value
+            for result in results
+            for name, value in result.metrics.items()
+        }
         watched = watched_value(self.recipe.train.best, results)
         is_best = watched is not None and (self.best_value is None or watched > self.best_value)
         if is_best:
@@ -74,8 +101,15 @@ class Evaluations:
         """The newest results in short: each suite's headline beside what chance would reach."""
         shown = []
         for result in self.last:
-            chance = f" (chance {result.chance[result.headline]:.3f})" if result.headline in result.chance else ""
-            shown.append(f"{result.suite} {result.dataset} {result.headline} {result.metrics[result.headline]:.3f}{chance}")
+            chance = (
+                f" (chance {result.chance[result.headline]:.3f})"
+                if result.headline in result.chance
+                else ""
+            )
+            shown.append(
+                f"{result.suite} {result.dataset} {result.headline}"
+                f" {result.metrics[result.headline]:.3f}{chance}"
+            )
         return f"step {step}: " + ", ".join(shown)
 
     def print_last(self) -> None:
@@ -94,11 +128,16 @@ class Evaluations:
 
 
 def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device) -> Subject:
-    """What is evaluated: the recipe's image and text tower. With several of a modality, the one called like it, else one that learns."""
+    """What is evaluated: the recipe's image and text tower. With several of a modality, the one
+    called like it, else one that learns."""
 
     def chosen(modality: str) -> Tower | None:
         candidates = [tower for tower in towers.values() if tower.modality == modality]
-        return min(candidates, key=lambda tower: (tower.name != modality, tower.is_frozen)) if candidates else None
+        return (
+            min(candidates, key=lambda tower: (tower.name != modality, tower.is_frozen))
+            if candidates
+            else None
+        )
 
     return Subject(
         image=chosen("image"),
@@ -112,7 +151,8 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
 
 
 def watched_value(best: str | None, results: list[Result]) -> float | None:
-    """The value of `train.best` (suite.metric or suite.dataset.metric) in these results, or None where its suite was not due.
+    """The value of `train.best` (suite.metric or suite.dataset.metric) in these results, or None
+    where its suite was not due.
 
     Raises:
         RecipeError: the suite ran and has no such metric.
@@ -120,9 +160,16 @@ def watched_value(best: str | None, results: list[Result]) -> float | None:
     if best is None:
         return None
     suite, *middle, metric = best.split(".")
-    found = [result for result in results if result.suite == suite and (not middle or result.dataset == ".".join(middle))]
+    found = [
+        result
+        for result in results
+        if result.suite == suite and (not middle or result.dataset == ".".join(middle))
+    ]
     if not found:
         return None
     if metric not in found[0].metrics:
-        raise RecipeError(f"train.best: suite '{suite}' has no metric '{metric}'. It has: {', '.join(found[0].metrics)}.")
+        raise RecipeError(
+            f"train.best: suite '{suite}' has no metric '{metric}'. It has:"
+            f" {', '.join(found[0].metrics)}."
+        )
     return found[0].metrics[metric]

@@ -1,4 +1,5 @@
-"""The learning rate as a pure function of the optimizer step, so that nothing about it needs saving."""
+"""The learning rate as a pure function of the optimizer step, so that nothing about it needs
+saving."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import math
 from vlkd_cli.recipe.schema import ScheduleSpec
 
 
-def learning_rate_factor(spec: ScheduleSpec, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def learning_rate_factor(
+    spec: ScheduleSpec, step: int, steps_per_epoch: int, total_steps: int
+) -> float:
     """Share of the highest learning rate at an optimizer step (0-based).
 
-    Warm-up rises linearly and reaches 1 at its last step; then cosine or linear descent to `end_factor` at the last step, or constant.
+    Warm-up rises linearly and reaches 1 at its last step; then cosine or linear descent to
+    `end_factor` at the last step, or constant.
     """
     warmup = spec.warmup_steps or round(spec.warmup_epochs * steps_per_epoch)
     if step < warmup:

@@ -34,7 +34,8 @@ class Loads(Protocol):
 
 @dataclass
 class Hooks:
-    """What happens around steps; each is called on every rank, with the number of optimizer steps done.
+    """What happens around steps; each is called on every rank, with the number of optimizer steps
+    done.
 
     `after_step` answers whether to stop there, which has to be the same on every rank.
     """
@@ -73,13 +74,16 @@ class Trainer:
         self.scaler = grad_scaler(self.settings.precision, self.device)
         self.ema = EMA(self.composition, decay=self.settings.ema) if self.settings.ema else None
         self._module = self._wrap(self.composition)
-        self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         self._nonfinite_in_a_row = 0
         # Libraries hand out their models in eval mode.
         self.composition.train()
 
     def fit(self) -> bool:
-        """Train from `step_count` to `total_steps`, or until a hook asks to stop; False if one did."""
+        """Train from `step_count` to `total_steps`, or until a hook asks to stop; False if one
+        did."""
         try:
             while self.step_count < self.total_steps:
                 epoch, done = divmod(self.step_count, self.steps_per_epoch)
@@ -94,7 +98,8 @@ class Trainer:
             raise
 
     def step(self, batches: list[Batch]) -> tuple[StepOutput, float]:
-        """One optimizer step over the batches of an accumulation; returns the mean output and the gradient norm.
+        """One optimizer step over the batches of an accumulation; returns the mean output and the
+        gradient norm.
 
         A step whose gradient is not finite leaves weights, queues and averages as they were.
 
@@ -102,7 +107,9 @@ class Trainer:
             UserError: too many such steps in a row.
         """
         self._set_training()
-        learning_rate = learning_rate_factor(self.schedule, self.step_count, self.steps_per_epoch, self.total_steps)
+        learning_rate = learning_rate_factor(
+            self.schedule, self.step_count, self.steps_per_epoch, self.total_steps
+        )
         set_learning_rate(self.optimizer, learning_rate)
         total: StepOutput | None = None
         for position, batch in enumerate(batches):
@@ -147,7 +154,9 @@ class Trainer:
         accumulate = self.settings.accumulate
         batches = self.loader.batches(epoch, start=done * accumulate)
         meter = _Meter()
-        for _ in range(done, min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)):
+        for _ in range(
+            done, min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+        ):
             with meter.waiting():
                 drawn = [next(batches) for _ in range(accumulate)]
             names = [skipped for batch in drawn for skipped in batch.skipped]
@@ -157,17 +166,27 @@ class Trainer:
             self.step_count += 1
             samples = sum(map(len, drawn)) * runtime.world_size()
             meter.count(samples)
-            # Reading a number off a GPU waits for it, so values are collected only when they are logged.
-            if self.step_count % self.settings.log_every_steps == 0 or self.step_count in (1, self.total_steps):
+            # Reading a number off a GPU waits for it, so values are collected only when they are
+            # logged.
+            if self.step_count % self.settings.log_every_steps == 0 or self.step_count in (
+                1,
+                self.total_steps,
+            ):
                 self.hooks.log(self.step_count, self._values(output, norm, epoch, meter))
             if self.hooks.after_step(self.step_count):
                 return False
         return True
 
     def _set_training(self) -> None:
-        # Walking through all modules takes a while in a small step; an evaluation changes whole towers.
+        # Walking through all modules takes a while in a small step; an evaluation changes whole
+        # towers.
         composition = self.composition
-        parts = (composition, *composition.towers.values(), *composition.followers.values(), *composition.distillers.values())
+        parts = (
+            composition,
+            *composition.towers.values(),
+            *composition.followers.values(),
+            *composition.distillers.values(),
+        )
         if not all(part.training for part in parts):
             composition.train()
 
@@ -195,14 +214,20 @@ class Trainer:
             parameter.grad = None
         if self._nonfinite_in_a_row >= self.settings.max_nonfinite_steps:
             raise UserError(
-                f"loss or gradient was not finite for {self._nonfinite_in_a_row} steps in a row, the last at step {self.step_count + 1}. "
-                "Lower optimizer.lr, set train.clip_grad_norm, or use train.precision: bf16 or fp32; the last good checkpoint is kept."
+                f"loss or gradient was not finite for {self._nonfinite_in_a_row} steps in a row,"
+                f" the last at step {self.step_count + 1}. Lower optimizer.lr, set"
+                " train.clip_grad_norm, or use train.precision: bf16 or fp32; the last good"
+                " checkpoint is kept."
             )
         return norm
 
-    def _values(self, output: StepOutput, norm: float, epoch: int, meter: _Meter) -> dict[str, float]:
+    def _values(
+        self, output: StepOutput, norm: float, epoch: int, meter: _Meter
+    ) -> dict[str, float]:
         names = ["loss", *output.terms]
-        values = torch.stack([output.loss.detach().float(), *(term.float() for term in output.terms.values())])
+        values = torch.stack(
+            [output.loss.detach().float(), *(term.float() for term in output.terms.values())]
+        )
         means = collectives.mean_without_grad(values).tolist()
         scales = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
         for name, parameter in self.composition.distillers.named_parameters():
@@ -212,7 +237,9 @@ class Trainer:
             **scales,
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "train/gradient_norm": norm,
-            "train/epoch": epoch + ((self.step_count - 1) % self.steps_per_epoch + 1) / self.steps_per_epoch,
+            "train/epoch": (
+                epoch + ((self.step_count - 1) % self.steps_per_epoch + 1) / self.steps_per_epoch
+            ),
             "train/skipped_steps": float(self.skipped_steps),
             **meter.read(),
         }
@@ -221,13 +248,16 @@ class Trainer:
         module: nn.Module = composition
         if self.settings.compile:
             module = torch.compile(module)  # type: ignore[assignment]
-        if runtime.world_size() == 1 or not any(parameter.requires_grad for parameter in composition.parameters()):
+        if runtime.world_size() == 1 or not any(
+            parameter.requires_grad for parameter in composition.parameters()
+        ):
             return module
         plain = self.settings.accumulate == 1
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            # Queues and centres are equal on every rank by construction; sending them each step would cost more than the gradients.
+            # Queues and centres are equal on every rank by construction; sending them each step
+            # would cost more than the gradients.
             broadcast_buffers=False,
             static_graph=plain,
             find_unused_parameters=not plain,
@@ -256,7 +286,10 @@ class _Meter:
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        values = {"train/samples_per_second": self._samples / elapsed, "train/data_wait": self._waited / elapsed}
+        values = {
+            "train/samples_per_second": self._samples / elapsed,
+            "train/data_wait": self._waited / elapsed,
+        }
         self.__init__()  # type: ignore[misc]
         return values
 
@@ -265,4 +298,7 @@ def _add(total: StepOutput | None, output: StepOutput, share: float) -> StepOutp
     terms = {name: term * share for name, term in output.terms.items()}
     if total is None:
         return StepOutput(output.loss.detach() * share, terms)
-    return StepOutput(total.loss + output.loss.detach() * share, {name: total.terms[name] + term for name, term in terms.items()})
+    return StepOutput(
+        total.loss + output.loss.detach() * share,
+        {name: total.terms[name] + term for name, term in terms.items()},
+    )

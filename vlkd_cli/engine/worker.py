@@ -1,4 +1,5 @@
-"""One training process: recipe -> towers -> composition -> trainer. What `vlkd train` runs on every rank."""
+"""One training process: recipe -> towers -> composition -> trainer. What `vlkd train` runs on every
+rank."""
 
 from __future__ import annotations
 
@@ -94,23 +95,39 @@ class _Run:
     def _build(self) -> None:
         recipe, settings = self.recipe, self.settings
         if recipe.data is None or not recipe.distillers:
-            raise RecipeError("this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with `vlkd eval`.")
+            raise RecipeError(
+                "this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with"
+                " `vlkd eval`."
+            )
         if settings.sync_batch_norm and self.device.type != "cuda":
-            raise RecipeError("train.sync_batch_norm: torch synchronises batch norms on GPUs only. Set it to false to run on the CPU.")
+            raise RecipeError(
+                "train.sync_batch_norm: torch synchronises batch norms on GPUs only. Set it to"
+                " false to run on the CPU."
+            )
         reader = open_reader(recipe.data)
         cache = cache_folder(settings.cache_dir)
-        self.towers = build_towers(recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache)
+        self.towers = build_towers(
+            recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache
+        )
         for tower in self.towers.values():
             if settings.sync_batch_norm and runtime.world_size() > 1:
                 nn.SyncBatchNorm.convert_sync_batchnorm(tower)
             tower.to(self.device)
         self.inputs = prepare_inputs(recipe, reader, self.towers, self.device)
-        # The composition knows which inputs a step reads, and the loader, built from that, how many steps there are.
-        self.composition = build_composition(recipe, self.inputs.towers, steps_per_epoch=1, total_steps=1)
+        # The composition knows which inputs a step reads, and the loader, built from that, how many
+        # steps there are.
+        self.composition = build_composition(
+            recipe, self.inputs.towers, steps_per_epoch=1, total_steps=1
+        )
         self.loader = build_loader(recipe, self.composition, self.inputs, self.towers, self.device)
         self.steps_per_epoch = self.loader.batches_per_epoch // settings.accumulate
-        self.total_steps = min(self.steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
-        self.composition.steps_per_epoch, self.composition.total_steps = self.steps_per_epoch, self.total_steps
+        self.total_steps = min(
+            self.steps_per_epoch * settings.epochs, settings.steps or sys.maxsize
+        )
+        self.composition.steps_per_epoch, self.composition.total_steps = (
+            self.steps_per_epoch,
+            self.total_steps,
+        )
         self.composition.to(self.device)
         if settings.channels_last:
             self.composition.to(memory_format=torch.channels_last)
@@ -118,7 +135,14 @@ class _Run:
         self._check_data(reader)
         optimizer = build_optimizer(self.composition, recipe.optimizer, recipe.towers, self.device)
         self.trainer = Trainer(
-            self.composition, optimizer, self.loader, settings, recipe.schedule, self.device, self.steps_per_epoch, self.total_steps
+            self.composition,
+            optimizer,
+            self.loader,
+            settings,
+            recipe.schedule,
+            self.device,
+            self.steps_per_epoch,
+            self.total_steps,
         )
 
     def go(self) -> int:
@@ -127,18 +151,31 @@ class _Run:
         if self.job.dry_run:
             return self._dry_run()
         self.evaluations = Evaluations(
-            self.recipe, self._towers_to_evaluate(), self.folder, self.device, self.steps_per_epoch, self.total_steps
+            self.recipe,
+            self._towers_to_evaluate(),
+            self.folder,
+            self.device,
+            self.steps_per_epoch,
+            self.total_steps,
         )
         self.saves = Saves(self.settings, self.steps_per_epoch, self.total_steps)
         if state is not None:
             self.evaluations.best_value = state["best"]
         start = trainer.step_count
-        self.sinks = Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None) if self.is_main else None
+        self.sinks = (
+            Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None)
+            if self.is_main
+            else None
+        )
         begin, finished = time.perf_counter(), False
         try:
             quiet = self.job.quiet or not self.is_main
-            with console.training_progress(self.total_steps, self.steps_per_epoch, quiet, start_step=start) as self.progress:
-                trainer.hooks = Hooks(self._before_epoch, self._after_step, self._log, self._note_skipped)
+            with console.training_progress(
+                self.total_steps, self.steps_per_epoch, quiet, start_step=start
+            ) as self.progress:
+                trainer.hooks = Hooks(
+                    self._before_epoch, self._after_step, self._log, self._note_skipped
+                )
                 if state is None:
                     self._evaluate(start)
                 elif not state["evaluated"]:
@@ -152,7 +189,10 @@ class _Run:
             if self.sinks is not None:
                 self.sinks.finish()
         if not finished:
-            self._say(f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in {self.folder.path}. Go on with --resume.")
+            self._say(
+                f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in"
+                f" {self.folder.path}. Go on with --resume."
+            )
             return self.interruption.signal_number or signal.SIGTERM
         self._finish(time.perf_counter() - begin, trainer.step_count - start)
         return 0
@@ -165,22 +205,30 @@ class _Run:
         for objective in self.composition.objectives:
             if total < objective.distiller.minimum_batch:
                 raise RecipeError(
-                    f"distiller '{objective.name}' needs at least {objective.distiller.minimum_batch} samples a step over all processes "
-                    f"and gets {total}. Raise train.batch_size."
+                    f"distiller '{objective.name}' needs at least"
+                    f" {objective.distiller.minimum_batch} samples a step over all processes and"
+                    f" gets {total}. Raise train.batch_size."
                 )
 
     def _check_data(self, reader: Reader | StreamReader) -> None:
         distillers = [objective.distiller for objective in self.composition.objectives]
         highest = None
-        if isinstance(reader, Reader) and any("labels" in distiller.needs for distiller in distillers):
+        if isinstance(reader, Reader) and any(
+            "labels" in distiller.needs for distiller in distillers
+        ):
             highest = int(reader.labels_of(np.arange(len(reader))).max(initial=-1))
         for distiller in distillers:
-            distiller.check_data(self.loader.batches_per_epoch * self.settings.batch_size * runtime.world_size(), highest)
+            distiller.check_data(
+                self.loader.batches_per_epoch * self.settings.batch_size * runtime.world_size(),
+                highest,
+            )
 
-    # -- around the steps --------------------------------------------------------------------------------------------------------
+    # -- around the steps
 
     def _before_epoch(self, epoch: int) -> None:
-        if not any("episode" in objective.distiller.needs for objective in self.composition.objectives):
+        if not any(
+            "episode" in objective.distiller.needs for objective in self.composition.objectives
+        ):
             return
         with self.interruption.dropping():
             self._start_episode(epoch)
@@ -192,18 +240,29 @@ class _Run:
 
         self.composition.eval()
         context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
-        wanted = [objective for objective in self.composition.objectives if "episode" in objective.distiller.needs]
-        collected: dict[str, list[list[torch.Tensor]]] = {objective.name: [] for objective in wanted}
+        wanted = [
+            objective
+            for objective in self.composition.objectives
+            if "episode" in objective.distiller.needs
+        ]
+        collected: dict[str, list[list[torch.Tensor]]] = {
+            objective.name: [] for objective in wanted
+        }
         indices = []
         for batch in self.loader.batches(epoch):
             moved: Batch = batch.to(self.device)
             indices.append(moved.indices)
             for objective in wanted:
                 with autocast(self.settings.precision, self.device):
-                    outputs = [self.composition.encode(a, moved.inputs[a.input_key]).float() for a in objective.arrow.addresses()]
+                    outputs = [
+                        self.composition.encode(a, moved.inputs[a.input_key]).float()
+                        for a in objective.arrow.addresses()
+                    ]
                 collected[objective.name].append(outputs)
         for objective in wanted:
-            columns = iter([torch.cat(column) for column in zip(*collected[objective.name], strict=True)])
+            columns = iter(
+                [torch.cat(column) for column in zip(*collected[objective.name], strict=True)]
+            )
             sides: list[Any] = [
                 next(columns) if isinstance(side, Address) else tuple(next(columns) for _ in side)
                 for side in (objective.arrow.student, objective.arrow.teacher)
@@ -213,17 +272,21 @@ class _Run:
         self.composition.train()
 
     def _after_step(self, step: int) -> bool:
-        """Evaluate and save what is due; whether to stop, which is what all ranks agreed on before they saved."""
+        """Evaluate and save what is due; whether to stop, which is what all ranks agreed on before
+        they saved."""
         asked_to_stop, due = self._agree(step)
         is_best = False
         if not asked_to_stop and self.evaluations.due(step):
             is_best = self._evaluate(step)
         if due or asked_to_stop or is_best:
-            self._save(evaluated=not (asked_to_stop and self.evaluations.due(step)), is_best=is_best)
+            self._save(
+                evaluated=not (asked_to_stop and self.evaluations.due(step)), is_best=is_best
+            )
         return asked_to_stop
 
     def _agree(self, step: int) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether it is time to save: the same answer on every rank."""
+        """Whether any rank was asked to stop, and whether it is time to save: the same answer on
+        every rank."""
         stop, due = self.interruption.signal_number is not None, self.saves.due(step)
         if runtime.world_size() == 1:
             return stop, due
@@ -250,7 +313,8 @@ class _Run:
         return is_best
 
     def _share_statistics(self) -> None:
-        """Batch-norm statistics differ between ranks while training; the first rank's are the run's."""
+        """Batch-norm statistics differ between ranks while training; the first rank's are the
+        run's."""
         if runtime.world_size() > 1:
             for tower in self.composition.towers.values():
                 for buffer in tower.buffers():
@@ -275,7 +339,12 @@ class _Run:
         self.saves.done()
         if self.is_main:
             state = self.trainer.state_dict()
-            state.update(recipe=self.job.recipe, world_size=runtime.world_size(), evaluated=evaluated, best=self.evaluations.best_value)
+            state.update(
+                recipe=self.job.recipe,
+                world_size=runtime.world_size(),
+                evaluated=evaluated,
+                best=self.evaluations.best_value,
+            )
             self.checkpoints.save(state, is_best=is_best)
 
     def _resumed_state(self) -> dict[str, Any] | None:
@@ -285,8 +354,9 @@ class _Run:
         state = load_checkpoint(path)
         if state["world_size"] != runtime.world_size():
             raise CheckpointError(
-                f"the run was trained on {state['world_size']} processes and would continue on {runtime.world_size()}; the batches would "
-                f"not be the same. Start it with {state['world_size']} processes."
+                f"the run was trained on {state['world_size']} processes and would continue on"
+                f" {runtime.world_size()}; the batches would not be the same. Start it with"
+                f" {state['world_size']} processes."
             )
         try:
             self.trainer.load_state_dict(state)
@@ -296,7 +366,7 @@ class _Run:
         self._say(f"Continuing {self.folder.path} at step {state['step']} of {self.total_steps}.")
         return state
 
-    # -- reports -----------------------------------------------------------------------------------------------------------------
+    # -- reports
 
     def _dry_run(self) -> int:
         batches = self.loader.batches(0)
@@ -307,14 +377,26 @@ class _Run:
             rows = []
             for name, tower in self.towers.items():
                 total, trainable = tower_sizes(tower)
-                how = "stored features" if name in self.inputs.stored else ("follows" if isinstance(tower, MomentumTower) else "")
+                how = (
+                    "stored features"
+                    if name in self.inputs.stored
+                    else ("follows" if isinstance(tower, MomentumTower) else "")
+                )
                 rows.append([name, f"{total:,}", f"{trainable:,}", str(tower.width), how])
-            extra = sum(p.numel() for p in self.composition.distillers.parameters() if p.requires_grad)
+            extra = sum(
+                p.numel() for p in self.composition.distillers.parameters() if p.requires_grad
+            )
             rows.append(["distillers", f"{extra:,}", f"{extra:,}", "", ""])
             console.print_table("Parameters", ["tower", "total", "trainable", "width", ""], rows)
             terms = ", ".join(f"{name} {float(term):.4f}" for name, term in output.terms.items())
-            console.say(f"One step took {seconds:.2f} s: loss {float(output.loss):.4f} ({terms}), gradient norm {norm:.3f}.")
-            console.say(f"{self.steps_per_epoch} steps per epoch, {self.total_steps} in all; peak memory {_peak_memory(self.device)}.")
+            console.say(
+                f"One step took {seconds:.2f} s: loss {float(output.loss):.4f} ({terms}), gradient"
+                f" norm {norm:.3f}."
+            )
+            console.say(
+                f"{self.steps_per_epoch} steps per epoch, {self.total_steps} in all; peak memory"
+                f" {_peak_memory(self.device)}."
+            )
         return 0
 
     def _finish(self, seconds: float, steps: int) -> None:
@@ -322,10 +404,17 @@ class _Run:
             return
         self.evaluations.print_last()
         rate = f", {steps / seconds:.1f} steps/s" if steps and seconds else ""
-        skipped = f" {self.trainer.skipped_steps} steps were skipped as not finite." if self.trainer.skipped_steps else ""
+        skipped = (
+            f" {self.trainer.skipped_steps} steps were skipped as not finite."
+            if self.trainer.skipped_steps
+            else ""
+        )
         self._say(f"Trained {steps} steps in {seconds:.0f} s{rate}.{skipped}")
         self._say(f"Run folder: {self.folder.path}")
-        self._say(f"Next: vlkd eval {self.folder.path} --suite retrieval    or look into {self.folder.path}/metrics.csv")
+        self._say(
+            f"Next: vlkd eval {self.folder.path} --suite retrieval    or look into"
+            f" {self.folder.path}/metrics.csv"
+        )
 
     def _say(self, text: str) -> None:
         if self.is_main and not self.job.quiet:

@@ -1,4 +1,5 @@
-"""Search a collection of any size: chunks of passages are dealt to the ranks, embedded once, kept on disk, and scored at once."""
+"""Search a collection of any size: chunks of passages are dealt to the ranks, embedded once, kept
+on disk, and scored at once."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ def search(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """The best passages of every query, the same on every rank and for any number of ranks.
 
-    With a cache folder the features of the backbone stay on disk, and whatever was embedded before an interruption is not embedded again;
-    without one each chunk is forgotten once it is scored. Either way a rank holds one chunk.
+    With a cache folder the features of the backbone stay on disk, and whatever was embedded before
+    an interruption is not embedded again; without one each chunk is forgotten once it is scored.
+    Either way a rank holds one chunk.
 
     Args:
         queries: `[Q, D]`, un-normalised.
@@ -54,7 +56,9 @@ def search(
     try:
         for chunk, features in _chunks(subject, corpus, chunk_size, prompt, store):
             rows = project_texts(subject, features) if projected else features
-            keys = torch.from_numpy(corpus.keys[chunk * chunk_size : chunk * chunk_size + len(rows)])
+            keys = torch.from_numpy(
+                corpus.keys[chunk * chunk_size : chunk * chunk_size + len(rows)]
+            )
             best.add(_comparable(rows, similarity), keys)
     except UserError as error:
         problem = str(error)
@@ -63,10 +67,16 @@ def search(
     return _merge(best, depth, len(corpus))
 
 
-def _chunks(subject: Subject, corpus: Corpus, size: int, prompt: str, store: FeatureStore | None) -> Iterator[tuple[int, Tensor]]:
+def _chunks(
+    subject: Subject, corpus: Corpus, size: int, prompt: str, store: FeatureStore | None
+) -> Iterator[tuple[int, Tensor]]:
     """This rank's chunks with their features."""
     own = range(rank(), -(-len(corpus) // size), world_size())
-    kept = {chunk for chunk in own if store is not None and store.done[chunk * size : (chunk + 1) * size].all()}
+    kept = {
+        chunk
+        for chunk in own
+        if store is not None and store.done[chunk * size : (chunk + 1) * size].all()
+    }
     for chunk in sorted(kept):
         assert store is not None
         yield chunk, torch.from_numpy(np.array(store.table()[chunk * size : (chunk + 1) * size]))
@@ -78,7 +88,9 @@ def _chunks(subject: Subject, corpus: Corpus, size: int, prompt: str, store: Fea
         yield chunk, features
 
 
-def _open_store(subject: Subject, corpus: Corpus, fingerprint: str, prompt: str) -> FeatureStore | None:
+def _open_store(
+    subject: Subject, corpus: Corpus, fingerprint: str, prompt: str
+) -> FeatureStore | None:
     if subject.cache is None:
         return None
     assert subject.text is not None
@@ -86,7 +98,8 @@ def _open_store(subject: Subject, corpus: Corpus, fingerprint: str, prompt: str)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     width = subject.text.feature_width
     folder = Path(subject.cache) / "passages" / f"{key}-{width}"
-    # The first rank of each machine makes the files before the others look; none waits for one that could not.
+    # The first rank of each machine makes the files before the others look; none waits for one that
+    # could not.
     store, problem = None, ""
     if local_rank() == 0:
         try:
@@ -110,13 +123,16 @@ def _comparable(features: Tensor, similarity: str) -> Tensor:
 
 
 def _merge(best: TopK, depth: int, num_passages: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """The ranks' lists as one. A rank's list is padded to full length with entries that lose against every passage."""
+    """The ranks' lists as one. A rank's list is padded to full length with entries that lose
+    against every passage."""
     scores, keys = best.result()
     missing = depth - scores.shape[1]
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
     keys = torch.nn.functional.pad(keys, (0, missing), value=-1)
     queries = len(scores)
-    scores = gather_without_grad(scores).view(-1, queries, depth).transpose(0, 1).reshape(queries, -1)
+    scores = (
+        gather_without_grad(scores).view(-1, queries, depth).transpose(0, 1).reshape(queries, -1)
+    )
     keys = gather_without_grad(keys).view(-1, queries, depth).transpose(0, 1).reshape(queries, -1)
     order = keys.argsort(dim=1, descending=True)
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))

@@ -11,7 +11,8 @@ import vlkd_cli
 
 @dataclass(frozen=True)
 class Result:
-    """One suite on one data set. Metrics are shares from 0 to 1 unless their name says otherwise (`median_rank`, `mae_years`)."""
+    """One suite on one data set. Metrics are shares from 0 to 1 unless their name says otherwise
+    (`median_rank`, `mae_years`)."""
 
     suite: str
     dataset: str
@@ -32,6 +33,9 @@ class Result:
     version: str = vlkd_cli.__version__
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for json.dump; a number that does not exist (a correlation with a constant) is null."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=float), parse_constant=lambda _: None)
+        """Plain values, ready for json.dump; a number that does not exist (a correlation with a
+        constant) is null."""
+        plain: dict[str, Any] = json.loads(
+            json.dumps(asdict(self), default=float), parse_constant=lambda _: None
+        )
         return plain

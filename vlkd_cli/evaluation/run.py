@@ -19,7 +19,9 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 
-def run_suites(subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | None = None) -> list[Result]:
+def run_suites(
+    subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | None = None
+) -> list[Result]:
     """Every suite in turn; they share the features of `subject`. The same list on every rank.
 
     Args:
@@ -28,13 +30,15 @@ def run_suites(subject: Subject, specs: Sequence[EvalSpec], *, folder: Path | No
         folder: where each result is written as JSON by rank 0; None writes nothing.
 
     Raises:
-        RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told before the first suite runs.
+        RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told
+            before the first suite runs.
     """
     suites = [build_suite(spec, subject) for spec in specs]
     results: list[Result] = []
     try:
         for suite in suites:
-            # Rank 0's results: what a library computes may differ in the last bit from machine to machine.
+            # Rank 0's results: what a library computes may differ in the last bit from machine to
+            # machine.
             for found in broadcast_object(suite.run(subject)):
                 result = _told_apart(found, results)
                 results.append(result)
@@ -55,17 +59,27 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
     try:
         suite: Suite = made(**spec.keys)
     except TypeError as error:
-        raise RecipeError(f"evals: suite '{spec.suite}': {error}. `vlkd show suite {spec.suite}` lists its keys.") from error
-    have = {name for name, tower in (("image", subject.image), ("text", subject.text)) if tower is not None}
+        raise RecipeError(
+            f"evals: suite '{spec.suite}': {error}. `vlkd show suite {spec.suite}` lists its keys."
+        ) from error
+    have = {
+        name
+        for name, tower in (("image", subject.image), ("text", subject.text))
+        if tower is not None
+    }
     missing = sorted(suite.modalities - have)
     if missing:
         needs = " and ".join(sorted(suite.modalities))
-        raise RecipeError(f"suite '{spec.suite}' needs towers for {needs}, and there is none for {' or '.join(missing)}.")
+        raise RecipeError(
+            f"suite '{spec.suite}' needs towers for {needs}, and there is none for"
+            f" {' or '.join(missing)}."
+        )
     return suite
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Keep a result as `SUITE-DATASET-PROTOCOL.json`; an earlier one of that name is replaced at once or not at all.
+    """Keep a result as `SUITE-DATASET-PROTOCOL.json`; an earlier one of that name is replaced at
+    once or not at all.
 
     Raises:
         UserError: the folder cannot be written.
@@ -79,14 +93,24 @@ def write_result(result: Result, folder: Path) -> Path:
         partial.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{path}: the result cannot be written: {error.strerror}. Choose another folder or make room.") from error
+        raise UserError(
+            f"{path}: the result cannot be written: {error.strerror}. Choose another folder or make"
+            " room."
+        ) from error
     return path
 
 
 def print_results(results: Sequence[Result]) -> None:
     """One table: a line per metric, with the value that a random encoder would reach beside it."""
     rows = [
-        [result.suite, result.dataset, result.split, metric, _number(value), _number(result.chance.get(metric))]
+        [
+            result.suite,
+            result.dataset,
+            result.split,
+            metric,
+            _number(value),
+            _number(result.chance.get(metric)),
+        ]
         for result in results
         for metric, value in result.metrics.items()
     ]
@@ -94,7 +118,8 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def _told_apart(result: Result, before: Sequence[Result]) -> Result:
-    """The result, its data numbered where an earlier one would have the same name and file; `data: {name: ...}` gives better names."""
+    """The result, its data numbered where an earlier one would have the same name and file; `data:
+    {name: ...}` gives better names."""
 
     def named(other: Result) -> tuple[str, ...]:
         return other.suite, other.dataset, other.split, other.protocol

@@ -1,4 +1,5 @@
-"""A text tower in the clothes of a SentenceTransformer, so that sentence-transformers' evaluators can measure it."""
+"""A text tower in the clothes of a SentenceTransformer, so that sentence-transformers' evaluators
+can measure it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from vlkd_cli.features.subject import Subject
 
 
 class SentenceEncoder:
-    """What the evaluators of sentence-transformers 5 call on a model; encoding goes through the shared, split and kept features.
+    """What the evaluators of sentence-transformers 5 call on a model; encoding goes through the
+    shared, split and kept features.
 
     Args:
         subject: whose text tower.
@@ -24,7 +26,9 @@ class SentenceEncoder:
 
     similarity_fn_name = "cosine"
 
-    def __init__(self, subject: Subject, texts: Sequence[str], *, point: Point = "projected") -> None:
+    def __init__(
+        self, subject: Subject, texts: Sequence[str], *, point: Point = "projected"
+    ) -> None:
         self._subject, self._point = subject, point
         self._rows: dict[str, int] = {}
         for text in texts:
@@ -33,10 +37,13 @@ class SentenceEncoder:
         self.model_card_data = _NoCard()
 
     def encode(self, sentences: Sequence[str], *, convert_to_tensor: bool = False, **_: Any) -> Any:
-        """Embeddings `[N, D]` of texts that were announced; batch sizes and progress bars are the subject's matter."""
+        """Embeddings `[N, D]` of texts that were announced; batch sizes and progress bars are the
+        subject's matter."""
         if self._features is None:
             self._features = embed_texts(self._subject, list(self._rows), point=self._point)
-        rows = np.fromiter((self._rows[sentence] for sentence in sentences), dtype=np.int64, count=len(sentences))
+        rows = np.fromiter(
+            (self._rows[sentence] for sentence in sentences), dtype=np.int64, count=len(sentences)
+        )
         found = self._features[torch.from_numpy(rows)]
         return found if convert_to_tensor else found.numpy()
 

@@ -9,9 +9,11 @@ from vlkd_cli.features.subject import Subject
 
 
 class Suite:
-    """Base of the suites: keyword-only constructor arguments are the recipe keys of an `evals:` entry.
+    """Base of the suites: keyword-only constructor arguments are the recipe keys of an `evals:`
+    entry.
 
-    A perfect encoder scores 1 and a random one scores chance; a contract test brackets every suite so.
+    A perfect encoder scores 1 and a random one scores chance; a contract test brackets every suite
+    so.
     """
 
     modalities: ClassVar[frozenset[str]]

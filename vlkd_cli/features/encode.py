@@ -1,7 +1,8 @@
 """Embed a data set once; every suite reuses it.
 
-What is kept are the features of the backbone (with its pooler), keyed by what determines them: the tower's digest, the data's
-fingerprint, the image transform and the precision. The projection is applied to kept features: heads are cheap, backbones are not.
+What is kept are the features of the backbone (with its pooler), keyed by what determines them: the
+tower's digest, the data's fingerprint, the image transform and the precision. The projection is
+applied to kept features: heads are cheap, backbones are not.
 """
 
 from __future__ import annotations
@@ -32,27 +33,39 @@ if TYPE_CHECKING:
 Point = Literal["projected", "backbone"]
 Rows = NDArray[np.int64]
 
-# Batches that one rank computes between two exchanges: what an interruption loses, and what is sorted by length together.
+# Batches that one rank computes between two exchanges: what an interruption loses, and what is
+# sorted by length together.
 BATCHES_PER_WINDOW = 16
 
 
-def embed_images(subject: Subject, reader: Reader, *, point: Point = "projected", indices: Sequence[int] | None = None) -> Tensor:
+def embed_images(
+    subject: Subject,
+    reader: Reader,
+    *,
+    point: Point = "projected",
+    indices: Sequence[int] | None = None,
+) -> Tensor:
     """Features of the images of a data set, un-normalised, the same on every rank.
 
     Args:
-        subject: whose image tower, on which device, in which precision, and where features are kept.
+        subject: whose image tower, on which device, in which precision, and where features are
+            kept.
         reader: the data set.
         point: after the head, or before it.
         indices: only these positions, in this order; by default all.
 
     Returns:
-        `[N, D]` float32 on the CPU; D is the tower's `width`, or its `feature_width` for the backbone.
+        `[N, D]` float32 on the CPU; D is the tower's `width`, or its `feature_width` for the
+        backbone.
 
     Raises:
         DataError: an image cannot be read; the message names it.
     """
     if not isinstance(reader, Reader):
-        raise DataError("this data can only be read as a stream; evaluation needs every sample at its place. Use local shards or files.")
+        raise DataError(
+            "this data can only be read as a stream; evaluation needs every sample at its place."
+            " Use local shards or files."
+        )
     tower = _needed(subject.image, "image")
     expected = tower.image_input
     assert expected is not None
@@ -61,7 +74,9 @@ def embed_images(subject: Subject, reader: Reader, *, point: Point = "projected"
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         positions = [int(position) for batch in batches for position in batch]
         views = {"image": ImageView(expected, None)}
-        for batch in in_order(reader, views, positions, batch_size=subject.batch_size, workers=subject.workers):
+        for batch in in_order(
+            reader, views, positions, batch_size=subject.batch_size, workers=subject.workers
+        ):
             yield _features(subject, tower, batch.to(subject.device).inputs["image"])
 
     wanted = np.arange(len(reader)) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -69,14 +84,17 @@ def embed_images(subject: Subject, reader: Reader, *, point: Point = "projected"
 
 
 def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "projected") -> Tensor:
-    """Features of texts, un-normalised, the same on every rank; a text that occurs twice is encoded once.
+    """Features of texts, un-normalised, the same on every rank; a text that occurs twice is encoded
+    once.
 
     Returns:
         `[M, D]` float32 on the CPU.
     """
     tower = _needed(subject.text, "text")
     rows: dict[str, int] = {}
-    wanted = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts))
+    wanted = np.fromiter(
+        (rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts)
+    )
     unique = list(rows)
     fingerprint = hashlib.sha256()
     for text in unique:
@@ -86,21 +104,24 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
     lengths = np.fromiter((len(text) for text in unique), dtype=np.int64, count=len(unique))
 
     def by_length(missing: Rows, batch_size: int) -> list[list[Rows]]:
-        # Texts of similar length share a batch, so that little of it is padding; the longest come first, so that
-        # memory runs out at once or never.
+        # Texts of similar length share a batch, so that little of it is padding; the longest come
+        # first, so that memory runs out at once or never.
         ordered = missing[np.argsort(-lengths[missing], kind="stable")]
         return _in_order_batches(ordered, batch_size)
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         for batch in batches:
             tokens = tower.tokenize([unique[row] for row in batch])
-            yield _features(subject, tower, {name: tensor.to(subject.device) for name, tensor in tokens.items()})
+            yield _features(
+                subject, tower, {name: tensor.to(subject.device) for name, tensor in tokens.items()}
+            )
 
     return _embed(subject, tower, key, len(unique), wanted, compute, by_length, point)
 
 
 def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
-    """Features of the text tower's backbone on this rank alone, kept nowhere: for collections that are too large for `embed_texts`.
+    """Features of the text tower's backbone on this rank alone, kept nowhere: for collections that
+    are too large for `embed_texts`.
 
     Returns:
         `[M, feature_width]` float32 on the CPU, in the order of the texts.
@@ -117,7 +138,8 @@ def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
 
 
 def project_texts(subject: Subject, features: Tensor) -> Tensor:
-    """Features `[M, feature_width]` of the text tower's backbone through its head, float32 on the CPU."""
+    """Features `[M, feature_width]` of the text tower's backbone through its head, float32 on the
+    CPU."""
     tower = _needed(subject.text, "text")
     return features if isinstance(tower.head, nn.Identity) else _project(subject, tower, features)
 
@@ -139,8 +161,13 @@ def _embed(
 ) -> Tensor:
     store = subject.kept.get(key)
     if store is None:
-        # Files of another shape belong to another version of the tower's builder; the width is part of the name.
-        folder = None if subject.cache is None else Path(subject.cache) / "features" / f"{key}-{tower.feature_width}"
+        # Files of another shape belong to another version of the tower's builder; the width is part
+        # of the name.
+        folder = (
+            None
+            if subject.cache is None
+            else Path(subject.cache) / "features" / f"{key}-{tower.feature_width}"
+        )
         store = subject.kept[key] = _open_together(folder, rows, tower.feature_width)
     _fill(subject, tower, store, wanted, compute, plan)
     everything = len(wanted) == rows and bool((wanted == np.arange(rows)).all())
@@ -157,7 +184,8 @@ def _embed(
 
 
 def _open_together(folder: Path | None, rows: int, width: int) -> FeatureStore:
-    """The table on every rank; the first rank of each machine makes the files before the others look."""
+    """The table on every rank; the first rank of each machine makes the files before the others
+    look."""
     if folder is None or world_size() == 1:
         return FeatureStore(folder, rows, width)
     store, problem = None, ""
@@ -178,13 +206,16 @@ def _fill(
     compute: Callable[[list[Rows]], Iterator[Tensor]],
     plan: Callable[[Rows, int], list[list[Rows]]],
 ) -> None:
-    """Compute the wanted rows that are still missing: windows of batches, dealt to the ranks in turn.
+    """Compute the wanted rows that are still missing: windows of batches, dealt to the ranks in
+    turn.
 
     The batches depend on what is missing only, never on the number of ranks, and so do the numbers.
     """
     done = store.done
     if world_size() > 1:
-        done = np.minimum.reduce(gather_objects(done))  # machines without a common disk may have kept different rows
+        done = np.minimum.reduce(
+            gather_objects(done)
+        )  # machines without a common disk may have kept different rows
     missing = np.unique(wanted[done[wanted] == 0])
     if not len(missing):
         return
@@ -227,18 +258,22 @@ def _fail_together(problem: str) -> None:
 
 
 def _project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
-    """Kept backbone features through the head, in large batches; done on every rank, since it costs less than an exchange."""
+    """Kept backbone features through the head, in large batches; done on every rank, since it costs
+    less than an exchange."""
     projected = torch.empty(len(features), tower.width)
     with evaluating(tower), torch.no_grad(), _autocast(subject):
         for start in range(0, len(features), 4096):
             block = features[start : start + 4096]
-            projected[start : start + len(block)] = tower.project(block.to(subject.device)).float().cpu()
+            projected[start : start + len(block)] = (
+                tower.project(block.to(subject.device)).float().cpu()
+            )
     _insist_on_numbers(tower, projected)
     return projected
 
 
 def _insist_on_numbers(tower: Tower, features: Tensor) -> None:
-    """No suite says anything sensible about NaN and infinity, and some would fail without a word of the cause.
+    """No suite says anything sensible about NaN and infinity, and some would fail without a word of
+    the cause.
 
     Raises:
         DataError: some are not finite.
@@ -246,8 +281,9 @@ def _insist_on_numbers(tower: Tower, features: Tensor) -> None:
     wrong = int((~torch.isfinite(features).all(1)).sum())
     if wrong:
         raise DataError(
-            f"{wrong} of {len(features)} features of tower '{tower.name}' hold NaN or infinity: its weights have diverged, or the "
-            "precision is too low. Evaluate an earlier checkpoint, or with `--set train.precision=fp32`."
+            f"{wrong} of {len(features)} features of tower '{tower.name}' hold NaN or infinity: its"
+            " weights have diverged, or the precision is too low. Evaluate an earlier checkpoint,"
+            " or with `--set train.precision=fp32`."
         )
 
 
@@ -274,7 +310,9 @@ def evaluating(tower: nn.Module) -> Iterator[None]:
 
 
 def _in_order_batches(missing: Rows, batch_size: int) -> list[list[Rows]]:
-    return [_split(window, batch_size) for window in _split(missing, batch_size * BATCHES_PER_WINDOW)]
+    return [
+        _split(window, batch_size) for window in _split(missing, batch_size * BATCHES_PER_WINDOW)
+    ]
 
 
 def _split(rows: Rows, size: int) -> list[Rows]:
@@ -290,7 +328,10 @@ def _needed(tower: Tower | None, modality: str) -> Tower:
 def _weights_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode()
+            + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

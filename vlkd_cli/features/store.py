@@ -1,4 +1,5 @@
-"""Rows of features that are computed once: in a folder, memory-mapped and resumable, or in memory where there is no folder."""
+"""Rows of features that are computed once: in a folder, memory-mapped and resumable, or in memory
+where there is no folder."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ from vlkd_cli.errors import DataError
 class FeatureStore:
     """A table `[rows, width]` float32 with a mark per finished row.
 
-    On disk it is a folder with `features.npy` and `done.npy`. Rows are marked only after their values were written, so whatever
-    interrupts the writer leaves a table that can be continued. Values are written through the file, not through the mapping: a
-    full disk is then an error that can be reported instead of a bus error.
+    On disk it is a folder with `features.npy` and `done.npy`. Rows are marked only after their
+    values were written, so whatever interrupts the writer leaves a table that can be continued.
+    Values are written through the file, not through the mapping: a full disk is then an error that
+    can be reported instead of a bus error.
     """
 
     def __init__(self, folder: Path | None, rows: int, width: int) -> None:
@@ -40,8 +42,12 @@ class FeatureStore:
             folder.parent.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             # Files of zeros are sparse: a table costs room only where it is filled.
-            np.lib.format.open_memmap(fresh / "features.npy", mode="w+", dtype=np.float32, shape=(self.rows, self.width)).flush()
-            np.lib.format.open_memmap(fresh / "done.npy", mode="w+", dtype=np.uint8, shape=(self.rows,)).flush()
+            np.lib.format.open_memmap(
+                fresh / "features.npy", mode="w+", dtype=np.float32, shape=(self.rows, self.width)
+            ).flush()
+            np.lib.format.open_memmap(
+                fresh / "done.npy", mode="w+", dtype=np.uint8, shape=(self.rows,)
+            ).flush()
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 os.rename(fresh, folder)
@@ -61,7 +67,11 @@ class FeatureStore:
             done = np.load(folder / "done.npy", mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return False
-        return features.shape == (self.rows, self.width) and done.shape == (self.rows,) and features.dtype == np.float32
+        return (
+            features.shape == (self.rows, self.width)
+            and done.shape == (self.rows,)
+            and features.dtype == np.float32
+        )
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """Fill rows and mark them.
@@ -107,4 +117,7 @@ def _data_start(path: Path) -> int:
 
 def _no_room(folder: Path, error: OSError) -> DataError:
     reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-    return DataError(f"{folder}: features cannot be kept here: {reason}. Make room or choose another folder with VLKD_CACHE.")
+    return DataError(
+        f"{folder}: features cannot be kept here: {reason}. Make room or choose another folder with"
+        " VLKD_CACHE."
+    )

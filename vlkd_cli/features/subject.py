@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Subject:
     """What is evaluated, and with what means.
 
-    Evaluation is split over the ranks of the process group that is up, if one is; every rank gets the same results back.
+    Evaluation is split over the ranks of the process group that is up, if one is; every rank gets
+    the same results back.
     """
 
     image: Tower | None
@@ -28,7 +29,8 @@ class Subject:
     batch_size: int = 64
     workers: int = 0
     cache: Path | None = None
-    """Folder where features are kept between suites and runs; None: kept in memory for this evaluation only."""
+    """Folder where features are kept between suites and runs; None: kept in memory for this
+    evaluation only."""
     output: Path | None = None
     """Folder for files that a suite writes (predictions, tables); None: nothing is written."""
     data_root: Path | None = None

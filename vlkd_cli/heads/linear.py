@@ -17,7 +17,9 @@ class LinearHead(nn.Module):
         dropout: share of the incoming features that is dropped in training.
     """
 
-    def __init__(self, width_in: int, *, width: PositiveInt, bias: bool = True, dropout: Probability = 0.0) -> None:
+    def __init__(
+        self, width_in: int, *, width: PositiveInt, bias: bool = True, dropout: Probability = 0.0
+    ) -> None:
         super().__init__()
         self.width = width
         self.dropout = nn.Dropout(dropout)
@@ -29,7 +31,8 @@ class LinearHead(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights of all linear layers from a normal distribution (std 0.02, cut at two units), biases zero, as DINO's head has them."""
+    """Weights of all linear layers from a normal distribution (std 0.02, cut at two units), biases
+    zero, as DINO's head has them."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -1,4 +1,5 @@
-"""The layers of the DINO head: linear, norm and activation, repeated, then a linear layer, with or without a bottleneck."""
+"""The layers of the DINO head: linear, norm and activation, repeated, then a linear layer, with or
+without a bottleneck."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ class MLPHead(nn.Module):
         width: of the projected feature.
         layers: number of linear layers, the bottleneck's not counted; 1 is a single linear layer.
         hidden: width between the layers.
-        bottleneck: width that the layers end at before one more linear layer, without a bias, leads to `width`; none by default.
+        bottleneck: width that the layers end at before one more linear layer, without a bias, leads
+            to `width`; none by default.
         norm: what normalises the hidden features.
         activation: after each hidden layer.
         dropout: share of the hidden features that is dropped in training.
 
-    Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden 2048, bottleneck 256, GELU, weights
-    truncated normal with std 0.02, biases zero. Differs in leaving the bottleneck's normalisation and the prototypes to head
-    'prototypes'.
+    Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden
+    2048, bottleneck 256, GELU, weights truncated normal with std 0.02, biases zero. Differs in
+    leaving the bottleneck's normalisation and the prototypes to head 'prototypes'.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class MLPHead(nn.Module):
             # A batch norm has its own shift, so the bias before it would have no effect.
             self.layers.append(nn.Linear(wide, hidden, bias=norm != "batch"))
             if norm != "none":
-                self.layers.append(nn.BatchNorm1d(hidden) if norm == "batch" else nn.LayerNorm(hidden))
+                self.layers.append(
+                    nn.BatchNorm1d(hidden) if norm == "batch" else nn.LayerNorm(hidden)
+                )
             self.layers.append(ACTIVATIONS[activation]())
             if dropout:
                 self.layers.append(nn.Dropout(dropout))

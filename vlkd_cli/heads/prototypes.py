@@ -15,9 +15,10 @@ from vlkd_cli.recipe.types import PositiveInt
 class PrototypeHead(nn.Module):
     """Several linear layers down to a bottleneck of length 1, then its cosines to prototypes.
 
-    The prototypes are stored as plain rows and normalised when used, so that deepcopy, moving averages and state dicts of plain tensors
-    work; their lengths have no effect. For one prototype layer shared by student and teacher use head `mlp` and let the objective own the
-    layer (`prototypes` of distillers dino and protocpc).
+    The prototypes are stored as plain rows and normalised when used, so that deepcopy, moving
+    averages and state dicts of plain tensors work; their lengths have no effect. For one prototype
+    layer shared by student and teacher use head `mlp` and let the objective own the layer
+    (`prototypes` of distillers dino and protocpc).
 
     Args:
         prototypes: number of prototypes, the width of the output.
@@ -27,7 +28,8 @@ class PrototypeHead(nn.Module):
         norm: what normalises the hidden features.
         activation: after each hidden layer.
 
-    Source: Caron et al., DINO, arXiv:2104.14294, appendix C; facebookresearch/dino, vision_transformer.py:DINOHead with norm_last_layer.
+    Source: Caron et al., DINO, arXiv:2104.14294, appendix C; facebookresearch/dino,
+        vision_transformer.py:DINOHead with norm_last_layer.
     """
 
     def __init__(
@@ -59,4 +61,6 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) / bottleneck**0.5)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        return F.linear(F.normalize(self.layers(features), dim=-1), F.normalize(self.prototypes, dim=-1))
+        return F.linear(
+            F.normalize(self.layers(features), dim=-1), F.normalize(self.prototypes, dim=-1)
+        )

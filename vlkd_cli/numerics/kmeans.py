@@ -1,4 +1,5 @@
-"""K-means on large tables of features: blocked, with restarts, at the speed of one matrix product per iteration."""
+"""K-means on large tables of features: blocked, with restarts, at the speed of one matrix product
+per iteration."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SAMPLE = 128
 
 
 class Clusters(NamedTuple):
-    """`centres` `[k, D]`, `assignment` `[N]` int64, and the sum of squared distances to the nearest centre."""
+    """`centres` `[k, D]`, `assignment` `[N]` int64, and the sum of squared distances to the nearest
+    centre."""
 
     centres: Tensor
     assignment: Tensor
@@ -21,8 +23,17 @@ class Clusters(NamedTuple):
     iterations: int
 
 
-def kmeans(features: Tensor, k: int, *, iterations: int = 100, restarts: int = 1, tolerance: float = 1e-4, seed: int = 0) -> Clusters:
-    """Lloyd's algorithm from k-means++ starts on a subsample; the restart with the least inertia wins.
+def kmeans(
+    features: Tensor,
+    k: int,
+    *,
+    iterations: int = 100,
+    restarts: int = 1,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> Clusters:
+    """Lloyd's algorithm from k-means++ starts on a subsample; the restart with the least inertia
+    wins.
 
     Args:
         features: `[N, D]` float32, N at least k.
@@ -33,7 +44,8 @@ def kmeans(features: Tensor, k: int, *, iterations: int = 100, restarts: int = 1
         seed: of the starts; the same seed gives the same clusters.
 
     Source: Lloyd 1982; Arthur and Vassilvitskii, k-means++, SODA 2007; here on at most
-    SAMPLE points per cluster and with 2 + log(k) candidates a step, of which the best is taken, as scikit-learn does.
+    SAMPLE points per cluster and with 2 + log(k) candidates a step, of which the best is taken, as
+    scikit-learn does.
     """
     if len(features) < k:
         raise ValueError(f"{k} clusters need at least {k} rows, not {len(features)}")
@@ -49,7 +61,8 @@ def kmeans(features: Tensor, k: int, *, iterations: int = 100, restarts: int = 1
 
 
 def assign(features: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each row and the squared distance less the row's own square: `[N]` int64 and `[N]` float32."""
+    """The nearest centre of each row and the squared distance less the row's own square: `[N]`
+    int64 and `[N]` float32."""
     half = centres.square().sum(1) / 2
     nearest = torch.empty(len(features), dtype=torch.int64, device=features.device)
     distance = torch.empty(len(features), device=features.device)
@@ -60,7 +73,9 @@ def assign(features: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return nearest, distance
 
 
-def _lloyd(features: Tensor, squares: Tensor, centres: Tensor, iterations: int, tolerance: float) -> Clusters:
+def _lloyd(
+    features: Tensor, squares: Tensor, centres: Tensor, iterations: int, tolerance: float
+) -> Clusters:
     k = len(centres)
     total = squares.double().sum()
     former = torch.full((len(features),), -1, dtype=torch.int64, device=features.device)
@@ -75,7 +90,8 @@ def _lloyd(features: Tensor, squares: Tensor, centres: Tensor, iterations: int, 
         inertia = now
         counts = torch.bincount(nearest, minlength=k)
         if len(moved) * 3 < len(features) and step % 10:
-            # Few rows change their cluster after the first iterations: correct the sums by those. Rebuilt now and then against drift.
+            # Few rows change their cluster after the first iterations: correct the sums by those.
+            # Rebuilt now and then against drift.
             rows = features[moved]
             sums.index_add_(0, nearest[moved], rows)
             sums.index_add_(0, former[moved], rows, alpha=-1)
@@ -93,10 +109,13 @@ def _lloyd(features: Tensor, squares: Tensor, centres: Tensor, iterations: int, 
 
 
 def _starts(features: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """K-means++: each start is drawn with a probability that grows with its squared distance to the starts before."""
+    """K-means++: each start is drawn with a probability that grows with its squared distance to the
+    starts before."""
     sample = features
     if len(features) > SAMPLE * k:
-        sample = features[torch.randperm(len(features), generator=generator)[: SAMPLE * k].to(features.device)]
+        sample = features[
+            torch.randperm(len(features), generator=generator)[: SAMPLE * k].to(features.device)
+        ]
     candidates = 2 + int(math.log(k))
     chosen = [int(torch.randint(len(sample), (1,), generator=generator))]
     squares = sample.square().sum(1)

@@ -1,7 +1,8 @@
 """Which adapter goes with which encoder, said when the recipe is read: nothing here imports torch.
 
-The table holds what was tried, with tests/unit/builders/test_adapters_matrix.py as its record, not what a library claims: `adapters`
-accepts pairs that fail at the first step or give wrong embeddings without a word.
+The table holds what was tried, with tests/unit/builders/test_adapters_matrix.py as its record, not
+what a library claims: `adapters` accepts pairs that fail at the first step or give wrong embeddings
+without a word.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _REFUSED: dict[str, dict[str, str]] = {
     "unipelt": {"mpnet": _NEVER_MPNET},
     "mtl_lora": {"mpnet": _NEVER_MPNET},
     "prompt_tuning": {
-        "clip_text_model": "this encoder takes tokens only, no vectors; for openclip's own text towers say prompt: {tokens: 4}",
+        "clip_text_model": (
+            "this encoder takes tokens only, no vectors; for openclip's own text towers say prompt:"
+            " {tokens: 4}"
+        ),
     },
 }
 _MODERNBERT = "the libraries change ModernBERT's output before an adapter learns anything"
@@ -62,18 +66,24 @@ _SAME_ENCODER = {"clip": "clip_text_model"}
 
 
 def check(tower: Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with a tower's `adapter:` and `prompt:`, as "key: what is wrong and what to do", without torch.
+    """Everything that is wrong with a tower's `adapter:` and `prompt:`, as "key: what is wrong and
+    what to do", without torch.
 
     Args:
-        tower: the tower's section as it stands in the recipe. Keys that do not fit a method's signature are left to the recipe's own check.
+        tower: the tower's section as it stands in the recipe. Keys that do not fit a method's
+            signature are left to the recipe's own check.
     """
     return [*_check_adapter(tower), *_check_prompt(tower)]
 
 
 def is_installed() -> bool:
     """Whether the libraries that the builder needs are there, without importing them."""
-    # Once imported, `adapters` has no import specification any more, so it is looked for among the imported modules first.
-    return all(sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None for package in ("adapters", "peft"))
+    # Once imported, `adapters` has no import specification any more, so it is looked for among the
+    # imported modules first.
+    return all(
+        sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None
+        for package in ("adapters", "peft")
+    )
 
 
 def refusal(name: str, model_type: str, *, form: str | None = None) -> str | None:
@@ -86,17 +96,24 @@ def refusal(name: str, model_type: str, *, form: str | None = None) -> str | Non
     """
     model_type = _SAME_ENCODER.get(model_type, model_type)
     if model_type == "modernbert":
-        return f"adapter.name: '{name}' is refused on modernbert: {_MODERNBERT}. Choose another encoder."
+        return (
+            f"adapter.name: '{name}' is refused on modernbert: {_MODERNBERT}. Choose another"
+            " encoder."
+        )
     reason = _REFUSED.get(name, {}).get(model_type)
     if name == "bottleneck" and form == "adapter_plus" and model_type == "mpnet":
         reason = "form adapter_plus fails on MPNet; the other forms work"
     if reason is not None:
         return f"adapter.name: '{name}' does not work on {model_type} encoders: {reason}."
     if model_type not in ENCODERS and library_of(name) == "adapters":
-        anywhere = [other for other in catalog.names("adapter") if library_of(other) == "peft" and other != "prompt_tuning"]
+        anywhere = [
+            other
+            for other in catalog.names("adapter")
+            if library_of(other) == "peft" and other != "prompt_tuning"
+        ]
         return (
-            f"adapter.name: '{name}' is not known to work on {model_type} encoders, only on {', '.join(ENCODERS)}. "
-            f"Methods for any encoder: {', '.join(anywhere)}."
+            f"adapter.name: '{name}' is not known to work on {model_type} encoders, only on"
+            f" {', '.join(ENCODERS)}. Methods for any encoder: {', '.join(anywhere)}."
         )
     return None
 
@@ -109,19 +126,24 @@ def library_of(name: str) -> str:
 def needs_eager_attention(name: str, model_type: str) -> bool:
     """Whether the method is right with transformers' eager attention only.
 
-    On DistilBERT the library adds 1 to the scores of prefix keys where the fused attention expects 0, so padding changes an embedding.
+    On DistilBERT the library adds 1 to the scores of prefix keys where the fused attention expects
+    0, so padding changes an embedding.
     """
     return model_type == "distilbert" and name in ("prefix_tuning", "mix_and_match", "unipelt")
 
 
 def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The encoder's configuration where it is at hand: in the recipe, in a local folder or in the Hugging Face cache; else None."""
+    """The encoder's configuration where it is at hand: in the recipe, in a local folder or in the
+    Hugging Face cache; else None."""
     config = tower.get("config")
     if isinstance(config, Mapping) and ("type" in config or "model_type" in config):
         return {**config, "model_type": config.get("type", config.get("model_type"))}
     for key in ("pretrained", "model"):
         place = tower.get(key)
-        if isinstance(place, str) and (found := _find_config(place, tower.get("cache_dir"))) is not None:
+        if (
+            isinstance(place, str)
+            and (found := _find_config(place, tower.get("cache_dir"))) is not None
+        ):
             try:
                 return dict(json.loads(found.read_text(encoding="utf-8")))
             except (OSError, ValueError):
@@ -136,15 +158,21 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return [f"builder: {MissingPackageError(repr(builder), 'adapters')}"]
     if builder == "adapters" and adapter is None and not tower.get("run"):
         return [
-            f"adapter: builder 'adapters' needs one of {', '.join(catalog.names('adapter'))}, e.g. adapter: {{name: lora}}. "
-            "For the encoder alone say builder: huggingface."
+            f"adapter: builder 'adapters' needs one of {', '.join(catalog.names('adapter'))}, e.g."
+            " adapter: {name: lora}. For the encoder alone say builder: huggingface."
         ]
     if adapter is None:
         return []
     if builder != "adapters":
-        return [f"adapter: has no effect with builder '{builder}'. Say builder: adapters, which loads Hugging Face text encoders."]
+        return [
+            f"adapter: has no effect with builder '{builder}'. Say builder: adapters, which loads"
+            " Hugging Face text encoders."
+        ]
     if tower.get("train") in ("none", "head") and not tower.get("adapter_weights"):
-        return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it, or name a trained one in adapter_weights."]
+        return [
+            f"train: '{tower['train']}' would leave the adapter as it starts. Remove it, or name a"
+            " trained one in adapter_weights."
+        ]
     keys = {key: value for key, value in dict(adapter).items() if key != "name"}
     name = str(dict(adapter).get("name"))
     try:
@@ -162,7 +190,14 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return [refused]
     # The text tower's own sizes, where the configuration describes two towers.
     sizes = config.get("text_config") or config
-    hidden_size = next((sizes[key] for key in ("hidden_size", "d_model", "dim") if isinstance(sizes.get(key), int)), None)
+    hidden_size = next(
+        (
+            sizes[key]
+            for key in ("hidden_size", "d_model", "dim")
+            if isinstance(sizes.get(key), int)
+        ),
+        None,
+    )
     return method.problems(hidden_size) if hidden_size else []
 
 
@@ -170,12 +205,15 @@ def _refused_targets(name: str, model_type: str, targets: Sequence[str]) -> str 
     """Why the attention of an encoder has no such targets, or None where it may have them."""
     asked = sorted(_PROJECTIONS.intersection(targets))
     if asked and model_type in _NO_LINEAR_PROJECTIONS:
-        return f"adapter.name: '{name}' does not work on {model_type} encoders: their attention has no linear layers to change."
+        return (
+            f"adapter.name: '{name}' does not work on {model_type} encoders: their attention has no"
+            " linear layers to change."
+        )
     if asked and model_type in _FUSED:
         fused = _FUSED[model_type]
         return (
-            f"adapter.targets: {model_type} encoders make queries, keys and values in one layer, so there is no '{asked[0]}'. "
-            f"Say targets: [{fused}]."
+            f"adapter.targets: {model_type} encoders make queries, keys and values in one layer, so"
+            f" there is no '{asked[0]}'. Say targets: [{fused}]."
         )
     return None
 
@@ -184,38 +222,54 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
     train = tower.get("train")
     if tower.get("prompt") is None:
         if train == "prompt" and not tower.get("run"):
-            return ["train: 'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`."]
+            return [
+                "train: 'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt:"
+                " {tokens: 4}`."
+            ]
         return []
     if tower.get("builder") == "openclip":
         if tower.get("modality") == "image":
-            return ["prompt: learned prompt vectors stand before captions, and this tower takes images. Remove it."]
+            return [
+                "prompt: learned prompt vectors stand before captions, and this tower takes images."
+                " Remove it."
+            ]
         if train in ("none", "head"):
             return [
-                f"prompt: would stay as randomly drawn with train: {train}. Say train: prompt, which learns the prompt and the head alone."
+                f"prompt: would stay as randomly drawn with train: {train}. Say train: prompt,"
+                " which learns the prompt and the head alone."
             ]
         return []
     return [
-        f"prompt: learned prompt vectors are for text towers of builder openclip, not '{tower.get('builder')}'. "
-        "For a Hugging Face encoder say builder: adapters with adapter: {name: prompt_tuning}."
+        "prompt: learned prompt vectors are for text towers of builder openclip, not"
+        f" '{tower.get('builder')}'. For a Hugging Face encoder say builder: adapters with adapter:"
+        " {name: prompt_tuning}."
     ]
 
 
 def _find_config(place: str, cache_dir: str | None) -> Path | None:
-    """The config.json of a model by the places where `huggingface_load` would look, in its order."""
+    """The config.json of a model by the places where `huggingface_load` would look, in its
+    order."""
     if place.startswith("package:"):
         package = place.removeprefix("package:")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         roots = list(spec.submodule_search_locations or ()) if spec is not None else []
-        found = sorted((path for root in roots for path in Path(root).rglob("config.json")), key=lambda path: (len(path.parts), str(path)))
+        found = sorted(
+            (path for root in roots for path in Path(root).rglob("config.json")),
+            key=lambda path: (len(path.parts), str(path)),
+        )
         return found[0] if found else None
-    cache = Path(cache_dir or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser()
+    cache = Path(
+        cache_dir or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd"
+    ).expanduser()
     for folder in (Path(place).expanduser(), cache / "huggingface" / place):
         # Sentence-transformers once kept the encoder in a folder of its own.
         for path in (folder / "config.json", folder / "0_Transformer" / "config.json"):
             if path.is_file():
                 return path
     if place.count("/") <= 1 and not place.startswith((".", "/", "~")):
-        return _downloaded_config(place, str(cache / "hub") if cache_dir or os.environ.get("VLKD_CACHE") else None)
+        return _downloaded_config(
+            place, str(cache / "hub") if cache_dir or os.environ.get("VLKD_CACHE") else None
+        )
     return None
 
 

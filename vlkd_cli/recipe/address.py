@@ -1,4 +1,5 @@
-"""Addresses of tower outputs, `tower[.backbone|.head][@view]`, and the defaults that keep two-tower recipes free of them."""
+"""Addresses of tower outputs, `tower[.backbone|.head][@view]`, and the defaults that keep two-tower
+recipes free of them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ class Address(NamedTuple):
         return self.tower if self.view == MAIN_VIEW else f"{self.tower}@{self.view}"
 
     def __str__(self) -> str:
-        return self.input_key if self.output == "head" else f"{self.tower}.{self.output}" + self.input_key.removeprefix(self.tower)
+        return (
+            self.input_key
+            if self.output == "head"
+            else f"{self.tower}.{self.output}" + self.input_key.removeprefix(self.tower)
+        )
 
 
 class Arrow(NamedTuple):
@@ -36,7 +41,12 @@ class Arrow(NamedTuple):
     def addresses(self) -> list[Address]:
         """All addresses of both sides."""
         sides = [self.student, self.teacher]
-        return [address for side in sides if side is not None for address in ([side] if isinstance(side, Address) else side)]
+        return [
+            address
+            for side in sides
+            if side is not None
+            for address in ([side] if isinstance(side, Address) else side)
+        ]
 
 
 def parse_address(text: str) -> Address:
@@ -47,13 +57,17 @@ def parse_address(text: str) -> Address:
     """
     match = re.fullmatch(r"(\w+)(?:\.(backbone|head))?(?:@(\w+))?", text)
     if match is None:
-        raise ValueError(f"'{text}' is no address. Write tower, tower.backbone or tower.head, with @view where it has several views")
+        raise ValueError(
+            f"'{text}' is no address. Write tower, tower.backbone or tower.head, with @view where"
+            " it has several views"
+        )
     tower, output, view = match.groups()
     return Address(tower, "backbone" if output == "backbone" else "head", view or MAIN_VIEW)
 
 
 def modality_of(name: str, declared: str | None = None) -> Literal["image", "text"] | None:
-    """A tower's modality: as declared, or as its name tells ("image", "teacher_text", "text_momentum")."""
+    """A tower's modality: as declared, or as its name tells ("image", "teacher_text",
+    "text_momentum")."""
     if declared is not None:
         return "image" if declared == "image" else "text"
     parts = name.lower().split("_")
@@ -63,37 +77,54 @@ def modality_of(name: str, declared: str | None = None) -> Literal["image", "tex
     return None
 
 
-def arrow_of(recipe: Recipe, spec: DistillerSpec, takes: str = "one", needs_teacher: bool = True) -> Arrow:
+def arrow_of(
+    recipe: Recipe, spec: DistillerSpec, takes: str = "one", needs_teacher: bool = True
+) -> Arrow:
     """The arrow of a distiller: what the recipe says, or the default for what the distiller takes.
 
-    "one": the image tower is the student and the text tower the teacher; where only one of the two is frozen, that one is the teacher.
-    "pair": (image, text) learn from (teacher_image, teacher_text). "views": all views of the image tower on both sides.
+    "one": the image tower is the student and the text tower the teacher; where only one of the two
+    is frozen, that one is the teacher.
+    "pair": (image, text) learn from (teacher_image, teacher_text). "views": all views of the image
+    tower on both sides.
 
     Raises:
-        ValueError: a default is needed and the towers do not offer it; the message says which address to write.
+        ValueError: a default is needed and the towers do not offer it; the message says which
+            address to write.
     """
 
     def given(side: str | list[str] | None) -> Address | tuple[Address, ...] | None:
         if side is None:
             return None
-        return parse_address(side) if isinstance(side, str) else tuple(parse_address(part) for part in side)
+        return (
+            parse_address(side)
+            if isinstance(side, str)
+            else tuple(parse_address(part) for part in side)
+        )
 
     student, teacher = given(spec.student), given(spec.teacher)
     if takes == "pair":
         pair = (Address("image"), Address("text"))
         student = student or _present(recipe, pair, "student")
         if teacher is None and needs_teacher:
-            teacher = _present(recipe, (Address("teacher_image"), Address("teacher_text")), "teacher")
+            teacher = _present(
+                recipe, (Address("teacher_image"), Address("teacher_text")), "teacher"
+            )
         return Arrow(student, teacher)
     image, text = _only(recipe, "image"), _only(recipe, "text")
     if takes == "views":
         if student is None:
             name = image or text or next(iter(recipe.towers))
-            student = tuple(Address(name, "head", view) for view in (MAIN_VIEW, *(recipe.data.views if recipe.data else ())))
+            student = tuple(
+                Address(name, "head", view)
+                for view in (MAIN_VIEW, *(recipe.data.views if recipe.data else ()))
+            )
         return Arrow(student, teacher if teacher is not None or not needs_teacher else student)
     if student is None:
         if image is None or text is None:
-            raise ValueError("student: say which tower learns; there is no single image tower and single text tower to choose from")
+            raise ValueError(
+                "student: say which tower learns; there is no single image tower and single text"
+                " tower to choose from"
+            )
         frozen = {name for name in (image, text) if recipe.towers[name].train == "none"}
         flipped = frozen == {image} or (teacher == Address(image))
         student = Address(text if flipped else image)
@@ -110,12 +141,19 @@ def _only(recipe: Recipe, modality: str) -> str | None:
     """The tower called like the modality, else the only tower of that modality."""
     if modality in recipe.towers:
         return modality
-    found = [name for name, tower in recipe.towers.items() if modality_of(name, tower.modality) == modality]
+    found = [
+        name
+        for name, tower in recipe.towers.items()
+        if modality_of(name, tower.modality) == modality
+    ]
     return found[0] if len(found) == 1 else None
 
 
 def _present(recipe: Recipe, addresses: tuple[Address, ...], side: str) -> tuple[Address, ...]:
     missing = [address.tower for address in addresses if address.tower not in recipe.towers]
     if missing:
-        raise ValueError(f"{side}: by default {' and '.join(map(str, addresses))}, but the recipe has no tower '{missing[0]}'")
+        raise ValueError(
+            f"{side}: by default {' and '.join(map(str, addresses))}, but the recipe has no tower"
+            f" '{missing[0]}'"
+        )
     return addresses

@@ -1,4 +1,5 @@
-"""Components of a recipe: their keys checked against their signatures, and the component made from them."""
+"""Components of a recipe: their keys checked against their signatures, and the component made from
+them."""
 
 from __future__ import annotations
 
@@ -12,24 +13,35 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlkd_cli import catalog
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.messages import Path, Problem, accepts, choices_of, described_type, report, shown
+from vlkd_cli.recipe.messages import (
+    Path,
+    Problem,
+    accepts,
+    choices_of,
+    described_type,
+    report,
+    shown,
+)
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, signature_of
 from vlkd_cli.recipe.types import Positive, Schedule
 
 
 def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
-    """The component: its class imported and called with what the engine supplies and the recipe's keys in their declared types.
+    """The component: its class imported and called with what the engine supplies and the recipe's
+    keys in their declared types.
 
     Raises:
-        RecipeError: the name or a key is unknown, or a value is of another type; all problems at once.
+        RecipeError: the name or a key is unknown, or a value is of another type; all problems at
+            once.
         MissingPackageError: its optional library is not installed.
     """
     return catalog.load(kind, name)(*supplied, **typed_keys(kind, name, keys))
 
 
 def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}` as a Schedule.
+    """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}`
+    as a Schedule.
 
     Raises:
         RecipeError: as `make` does.
@@ -42,13 +54,19 @@ def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_component(
-    kind: str, name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key] = (), name_key: str = "name"
+    kind: str,
+    name: Any,
+    keys: Mapping[str, Any],
+    path: Path,
+    shared: Sequence[Key] = (),
+    name_key: str = "name",
 ) -> list[Problem]:
     """Problems of one component.
 
     Args:
         keys: everything written at `path` but its name.
-        shared: keys that every component of this place takes beside its own; they are checked by the caller.
+        shared: keys that every component of this place takes beside its own; they are checked by
+            the caller.
         name_key: the key that holds the name: name, builder, reader, suite.
     """
     signature = known_signature(kind, name, (*path, name_key))
@@ -60,23 +78,40 @@ def check_component(
 def known_signature(kind: str, name: Any, path: Path) -> Signature | Problem:
     """The component's signature, or what is wrong with its name."""
     if not isinstance(name, str):
-        return Problem(path, f"expected the name of a {kind}, got {shown(name)}. Known: {', '.join(catalog.names(kind))}.")
+        return Problem(
+            path,
+            f"expected the name of a {kind}, got {shown(name)}. Known:"
+            f" {', '.join(catalog.names(kind))}.",
+        )
     try:
         return signature_of(kind, name)
     except RecipeError as error:
         return Problem(path, str(error))
 
 
-def check_optimizer(name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key]) -> list[Problem]:
+def check_optimizer(
+    name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key]
+) -> list[Problem]:
     """Problems of the optimizer's name and its own keys."""
     names = optimizer_names()
     if not isinstance(name, str) or name.lower() not in names:
         guess = catalog.did_you_mean(str(name), names)
-        return [Problem((*path, "name"), f"unknown optimizer {shown(name)}.{guess} Known: {', '.join(names)}.")]
+        return [
+            Problem(
+                (*path, "name"),
+                f"unknown optimizer {shown(name)}.{guess} Known: {', '.join(names)}.",
+            )
+        ]
     return check_keys(optimizer_keys(name), keys, path, f"optimizer '{name}'", shared)
 
 
-def check_keys(declared: Sequence[Key], keys: Mapping[str, Any], path: Path, owner: str, shared: Sequence[Key] = ()) -> list[Problem]:
+def check_keys(
+    declared: Sequence[Key],
+    keys: Mapping[str, Any],
+    path: Path,
+    owner: str,
+    shared: Sequence[Key] = (),
+) -> list[Problem]:
     """Unknown keys, missing keys and wrong values, against the declared ones."""
     by_name = {key.name: key for key in declared}
     allowed = [*by_name, *(key.name for key in shared if key.name not in by_name)]
@@ -88,18 +123,33 @@ def check_keys(declared: Sequence[Key], keys: Mapping[str, Any], path: Path, own
             problems.append(unknown_key(name, allowed, (*path, name), owner))
     for key in declared:
         if key.required and key.name not in keys:
-            problems.append(Problem(path, f"key '{key.name}' is missing; {owner} needs it: {described_type(key.annotation)}.", False))
+            problems.append(
+                Problem(
+                    path,
+                    f"key '{key.name}' is missing; {owner} needs it:"
+                    f" {described_type(key.annotation)}.",
+                    False,
+                )
+            )
     return problems
 
 
 def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Problem:
-    accepted = f"Accepted: {', '.join(allowed)}." if allowed else f"{owner[0].upper()}{owner[1:]} takes no keys."
+    accepted = (
+        f"Accepted: {', '.join(allowed)}."
+        if allowed
+        else f"{owner[0].upper()}{owner[1:]} takes no keys."
+    )
     return Problem(path, f"unknown key.{catalog.did_you_mean(str(name), allowed)} {accepted}")
 
 
 def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
-    if (key.name == "data" or key.name.endswith("_data")) and isinstance(value, Mapping) and accepts(key.annotation, dict):
+    if (
+        (key.name == "data" or key.name.endswith("_data"))
+        and isinstance(value, Mapping)
+        and accepts(key.annotation, dict)
+    ):
         # A suite's data: the reader's name with its keys, and what the result calls it.
         return check_reader(value, path)
     expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
@@ -110,29 +160,53 @@ def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     try:
         _adapter(key).validate_python(value)
     except ValidationError as error:
-        said = [str(detail["ctx"]["error"]) for detail in error.errors() if detail["type"] == "value_error"]
+        said = [
+            str(detail["ctx"]["error"])
+            for detail in error.errors()
+            if detail["type"] == "value_error"
+        ]
         if said and isinstance(value, Mapping):
             return [Problem(path, f"{said[0]}.")]
-        guess = catalog.did_you_mean(value, choices_of(key.annotation)) if isinstance(value, str) else ""
+        guess = (
+            catalog.did_you_mean(value, choices_of(key.annotation))
+            if isinstance(value, str)
+            else ""
+        )
         return [Problem(path, expected + guess)]
     return []
 
 
 def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
-    """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight in the mix."""
+    """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight
+    in the mix."""
     if not isinstance(entry, Mapping):
         return [Problem(path, f"expected keys, got {shown(entry)}. Write {{reader: shapes}}, say.")]
     shared = [Key("reader", str), Key("weight", Positive, 1.0) if mixed else Key("name", str, "")]
     own = {key: value for key, value in entry.items() if key not in [key.name for key in shared]}
     several = own.pop("readers", None) if not mixed else None
-    problems = check_value(shared[1], entry[shared[1].name], (*path, shared[1].name)) if shared[1].name in entry else []
+    problems = (
+        check_value(shared[1], entry[shared[1].name], (*path, shared[1].name))
+        if shared[1].name in entry
+        else []
+    )
     if isinstance(several, list):
         for number, part in enumerate(several):
             problems += check_reader(part, (*path, "readers", number), mixed=True)
-        return problems + check_keys((), own, path, "a mix of readers", [Key("readers", list), *shared[1:]])
+        return problems + check_keys(
+            (), own, path, "a mix of readers", [Key("readers", list), *shared[1:]]
+        )
     if "reader" not in entry:
-        return [*problems, Problem(path, f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.", False)]
-    return problems + check_component("reader", entry["reader"], own, path, shared, name_key="reader")
+        return [
+            *problems,
+            Problem(
+                path,
+                f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.",
+                False,
+            ),
+        ]
+    return problems + check_component(
+        "reader", entry["reader"], own, path, shared, name_key="reader"
+    )
 
 
 def _adapter(key: Key) -> TypeAdapter[Any]:
@@ -149,7 +223,8 @@ def _adapter_of(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _is_number(annotation: Any) -> bool:
-    """Whether only numbers (or schedules of them, or null) are meant, so that text and truth values are mistakes."""
+    """Whether only numbers (or schedules of them, or null) are meant, so that text and truth values
+    are mistakes."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _is_number(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):

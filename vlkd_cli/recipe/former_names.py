@@ -1,4 +1,5 @@
-"""Spellings of this project's ancestor and of the libraries, understood and replaced by the catalogue's own."""
+"""Spellings of this project's ancestor and of the libraries, understood and replaced by the
+catalogue's own."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ KEYS: dict[str, dict[str, str]] = {
 
 
 def replace_former_names(recipe: Any) -> list[str]:
-    """Replace former names and keys in a recipe's plain values, in place, and return a line about each. Other shapes are left alone."""
+    """Replace former names and keys in a recipe's plain values, in place, and return a line about
+    each. Other shapes are left alone."""
     towers = recipe.get("towers") if isinstance(recipe, Mapping) else None
     notices = []
     for name, tower in towers.items() if isinstance(towers, Mapping) else ():
@@ -60,7 +62,10 @@ def replace_former_names(recipe: Any) -> list[str]:
         if isinstance(tower.get("adapter"), str) and tower["adapter"] in ADAPTERS:
             tower["adapter"] = {"name": tower["adapter"]}
         if isinstance(tower.get("adapter"), dict):
-            notices += [f"towers.{name}.adapter: {notice}" for notice in _replace_in_adapter(tower["adapter"])]
+            notices += [
+                f"towers.{name}.adapter: {notice}"
+                for notice in _replace_in_adapter(tower["adapter"])
+            ]
     return notices
 
 
@@ -68,8 +73,15 @@ def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
     former = adapter.get("name")
     if isinstance(former, str) and former in ADAPTERS:
         now = ADAPTERS[former]
-        adapter.update({"name": now.name, **{key: value for key, value in now.keys.items() if key not in adapter}})
-        written = ", ".join(f"{key}: {value}" for key, value in {"name": now.name, **now.keys}.items())
+        adapter.update(
+            {
+                "name": now.name,
+                **{key: value for key, value in now.keys.items() if key not in adapter},
+            }
+        )
+        written = ", ".join(
+            f"{key}: {value}" for key, value in {"name": now.name, **now.keys}.items()
+        )
         yield f"'{former}' is now called {{{written}}}."
     for key, present in {**KEYS[""], **KEYS.get(str(adapter.get("name")), {})}.items():
         if key in adapter and present not in adapter:

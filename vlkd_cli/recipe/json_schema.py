@@ -1,4 +1,5 @@
-"""The JSON Schema of recipes, for completion and checking in editors. Every component's keys come from its signature."""
+"""The JSON Schema of recipes, for completion and checking in editors. Every component's keys come
+from its signature."""
 
 from __future__ import annotations
 
@@ -20,16 +21,24 @@ _DEFAULTS = {"prompt": schema.PromptSpec.model_fields["name"].default}
 
 
 def recipe_schema() -> Schema:
-    """JSON Schema (2020-12) of a whole recipe; each component is one alternative with its own closed set of keys."""
+    """JSON Schema (2020-12) of a whole recipe; each component is one alternative with its own
+    closed set of keys."""
     definitions: dict[str, Schema] = {}
     components = {kind: _choice(kind, "name", (), definitions) for kind in catalog.CATALOG}
-    reader = _choice("reader", "reader", (Key("weight", float, 1.0, "share in the mix"),), definitions)
-    tower_keys = _replaced(schema.TowerSpec, {kind: components[kind] for kind in TOWER_COMPONENTS}, definitions)
+    reader = _choice(
+        "reader", "reader", (Key("weight", float, 1.0, "share in the mix"),), definitions
+    )
+    tower_keys = _replaced(
+        schema.TowerSpec, {kind: components[kind] for kind in TOWER_COMPONENTS}, definitions
+    )
     data_keys = _replaced(
         schema.DataSpec,
         {
             "augment": components["augment"],
-            "views": {"type": "object", "additionalProperties": {"anyOf": [components["augment"], {"type": "null"}]}},
+            "views": {
+                "type": "object",
+                "additionalProperties": {"anyOf": [components["augment"], {"type": "null"}]},
+            },
             "readers": {"type": "array", "items": reader},
         },
         definitions,
@@ -39,12 +48,22 @@ def recipe_schema() -> Schema:
             "type": "object",
             "minProperties": 1,
             "additionalProperties": {
-                "anyOf": [*_alternatives("builder", "builder", tower_keys, definitions), _closed(tower_keys, forbidden="builder")]
+                "anyOf": [
+                    *_alternatives("builder", "builder", tower_keys, definitions),
+                    _closed(tower_keys, forbidden="builder"),
+                ]
             },
         },
         "distillers": {
             "type": "array",
-            "items": {"anyOf": _alternatives("distiller", "name", _replaced(schema.DistillerSpec, {}, definitions), definitions)},
+            "items": {
+                "anyOf": _alternatives(
+                    "distiller",
+                    "name",
+                    _replaced(schema.DistillerSpec, {}, definitions),
+                    definitions,
+                )
+            },
         },
         "data": {
             "anyOf": [
@@ -57,9 +76,16 @@ def recipe_schema() -> Schema:
         "schedule": _closed(_replaced(schema.ScheduleSpec, {}, definitions)),
         "evals": {
             "type": "array",
-            "items": {"anyOf": _alternatives("suite", "suite", _replaced(schema.EvalSpec, {}, definitions), definitions)},
+            "items": {
+                "anyOf": _alternatives(
+                    "suite", "suite", _replaced(schema.EvalSpec, {}, definitions), definitions
+                )
+            },
         },
-        "reports": {"type": "array", "items": {"anyOf": [{"enum": catalog.names("sink")}, components["sink"]]}},
+        "reports": {
+            "type": "array",
+            "items": {"anyOf": [{"enum": catalog.names("sink")}, components["sink"]]},
+        },
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -72,11 +98,19 @@ def recipe_schema() -> Schema:
     }
 
 
-def _choice(kind: str, name_key: str, shared: Sequence[Key], definitions: dict[str, Schema]) -> Schema:
-    return {"anyOf": _alternatives(kind, name_key, {key.name: _key(key, definitions) for key in shared}, definitions)}
+def _choice(
+    kind: str, name_key: str, shared: Sequence[Key], definitions: dict[str, Schema]
+) -> Schema:
+    return {
+        "anyOf": _alternatives(
+            kind, name_key, {key.name: _key(key, definitions) for key in shared}, definitions
+        )
+    }
 
 
-def _alternatives(kind: str, name_key: str, shared: dict[str, Schema], definitions: dict[str, Schema]) -> list[Schema]:
+def _alternatives(
+    kind: str, name_key: str, shared: dict[str, Schema], definitions: dict[str, Schema]
+) -> list[Schema]:
     """One closed object per component, and an open one for third parties' `module:Class`."""
     found = []
     for name, entry in catalog.CATALOG[kind].items():
@@ -84,8 +118,16 @@ def _alternatives(kind: str, name_key: str, shared: dict[str, Schema], definitio
         properties = shared | {key.name: _key(key, definitions) for key in keys}
         properties[name_key] = {"const": name, "description": entry.summary}
         named = [] if name == _DEFAULTS.get(kind) else [name_key]
-        found.append(_closed(properties, required=[*named, *(key.name for key in keys if key.required)]))
-    third_party = {name_key: {"type": "string", "pattern": "^[\\w.]+:\\w+$", "description": f"a {kind} of another package: module:Class"}}
+        found.append(
+            _closed(properties, required=[*named, *(key.name for key in keys if key.required)])
+        )
+    third_party = {
+        name_key: {
+            "type": "string",
+            "pattern": "^[\\w.]+:\\w+$",
+            "description": f"a {kind} of another package: module:Class",
+        }
+    }
     return [*found, {"type": "object", "properties": shared | third_party, "required": [name_key]}]
 
 
@@ -95,25 +137,38 @@ def _optimizer(definitions: dict[str, Schema]) -> Schema:
     for name in optimizer_names():
         properties = shared | {key.name: _key(key, definitions) for key in optimizer_keys(name)}
         # Without a name it is adamw.
-        found.append(_closed(properties | {"name": {"const": name}}, required=[] if name == "adamw" else ["name"]))
+        found.append(
+            _closed(
+                properties | {"name": {"const": name}}, required=[] if name == "adamw" else ["name"]
+            )
+        )
     return {"anyOf": found}
 
 
-def _replaced(model: type[Any], replacements: dict[str, Schema], definitions: dict[str, Schema]) -> dict[str, Schema]:
-    """The properties of a section; those in `replacements` are described by components instead of by their declared type."""
+def _replaced(
+    model: type[Any], replacements: dict[str, Schema], definitions: dict[str, Schema]
+) -> dict[str, Schema]:
+    """The properties of a section; those in `replacements` are described by components instead of
+    by their declared type."""
     properties = {}
     for key in section_keys(model):
         if key.name in replacements:
             wide = {"anyOf": [replacements[key.name], {"type": "null"}]}
-            properties[key.name] = wide | ({"description": key.description} if key.description else {})
+            properties[key.name] = wide | (
+                {"description": key.description} if key.description else {}
+            )
         else:
             properties[key.name] = _key(key, definitions)
     return properties
 
 
-def _closed(properties: dict[str, Schema], *, required: Sequence[str] = (), forbidden: str | None = None) -> Schema:
+def _closed(
+    properties: dict[str, Schema], *, required: Sequence[str] = (), forbidden: str | None = None
+) -> Schema:
     kept = {name: value for name, value in properties.items() if name != forbidden}
-    return {"type": "object", "properties": kept, "additionalProperties": False} | ({"required": list(required)} if required else {})
+    return {"type": "object", "properties": kept, "additionalProperties": False} | (
+        {"required": list(required)} if required else {}
+    )
 
 
 def _key(key: Key, definitions: dict[str, Schema]) -> Schema:
@@ -121,6 +176,10 @@ def _key(key: Key, definitions: dict[str, Schema]) -> Schema:
     definitions |= found.pop("$defs", {})
     if key.description:
         found["description"] = key.description
-    if not key.required and not isinstance(key.default, Source) and isinstance(key.default, str | int | float | bool | None):
+    if (
+        not key.required
+        and not isinstance(key.default, Source)
+        and isinstance(key.default, str | int | float | bool | None)
+    ):
         found["default"] = key.default
     return found

@@ -1,4 +1,5 @@
-"""From a recipe file (or a shipped recipe's name) and `--set` options to a checked Recipe, or to all of its problems at once."""
+"""From a recipe file (or a shipped recipe's name) and `--set` options to a checked Recipe, or to
+all of its problems at once."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _NAMES = ("name", "builder", "reader", "suite")
 
 
 def load_recipe(source: FilePath | str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, or shipped under a name, with `--set` options applied and everything checked.
+    """The recipe in a file, or shipped under a name, with `--set` options applied and everything
+    checked.
 
     Args:
         source: path of a YAML file, or a name that `vlkd recipes list` shows.
@@ -63,14 +65,17 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     problems = early + shape
     recipe = _build(document, problems)
     if recipe is not None:
-        problems += [problem for problem in check_recipe(recipe) if not _follows_from(problem, problems)]
+        problems += [
+            problem for problem in check_recipe(recipe) if not _follows_from(problem, problems)
+        ]
     if problems or recipe is None:
         raise RecipeError(report(document.origins, problems, name))
     return recipe
 
 
 def _build(document: Document, problems: list[Problem]) -> Recipe | None:
-    """The recipe without the places that have problems, so that what the rest means together can be checked too."""
+    """The recipe without the places that have problems, so that what the rest means together can be
+    checked too."""
     values = copy.deepcopy(document.value)
     for problem in problems:
         if problem.about_value:
@@ -79,7 +84,9 @@ def _build(document: Document, problems: list[Problem]) -> Recipe | None:
         return Recipe.model_validate(values)
     except ValidationError as error:
         if not problems:
-            problems += [Problem(tuple(detail["loc"]), f"{detail['msg']}.") for detail in error.errors()]
+            problems += [
+                Problem(tuple(detail["loc"]), f"{detail['msg']}.") for detail in error.errors()
+            ]
         return None
 
 
@@ -89,13 +96,21 @@ def _remove(values: Any, path: Path) -> None:
             values = values[part]
         except (KeyError, IndexError, TypeError):
             return
-    # Entries of lists stay: removing one would move the others. Misspelt names stay too, or nothing around them could be checked.
-    if path and isinstance(values, dict) and not (path[-1] in _NAMES and isinstance(values.get(path[-1]), str)):
+    # Entries of lists stay: removing one would move the others. Misspelt names stay too, or nothing
+    # around them could be checked.
+    if (
+        path
+        and isinstance(values, dict)
+        and not (path[-1] in _NAMES and isinstance(values.get(path[-1]), str))
+    ):
         values.pop(path[-1], None)
 
 
 def _follows_from(problem: Problem, known: Sequence[Problem]) -> bool:
     """Whether a known problem at the same place, inside it or around it may be the cause."""
     return any(
-        other.path[: len(problem.path)] == problem.path or problem.path[: len(other.path)] == other.path for other in known if other.path
+        other.path[: len(problem.path)] == problem.path
+        or problem.path[: len(other.path)] == other.path
+        for other in known
+        if other.path
     )

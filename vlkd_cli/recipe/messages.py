@@ -1,4 +1,5 @@
-"""Problems of a recipe and how they read: one line each, from the user's file, line, key and value to what to do."""
+"""Problems of a recipe and how they read: one line each, from the user's file, line, key and value
+to what to do."""
 
 from __future__ import annotations
 
@@ -59,19 +60,34 @@ def described_type(annotation: Any) -> str:
     annotation, bounds = _unwrapped(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Schedule:
-        return "a schedule ({linear: [first, last]} or {cosine: [first, last]}, with epochs or steps)"
+        return (
+            "a schedule ({linear: [first, last]} or {cosine: [first, last]}, with epochs or steps)"
+        )
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a mapping with {', '.join(annotation.model_fields)}" if annotation.model_fields else "a mapping"
+        return (
+            f"a mapping with {', '.join(annotation.model_fields)}"
+            if annotation.model_fields
+            else "a mapping"
+        )
     if origin is Literal:
         return _either([shown(argument) for argument in arguments])
     if origin in (typing.Union, python_types.UnionType):
         return _either([described_type(argument) for argument in arguments])
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)}: {', '.join(described_type(argument) for argument in arguments)}"
-    if origin in (list, tuple, set, frozenset, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return (
+            f"a list of {len(arguments)}:"
+            f" {', '.join(described_type(argument) for argument in arguments)}"
+        )
+    if origin in (list, tuple, set, frozenset, Sequence) or (
+        isinstance(origin, type) and issubclass(origin, Sequence)
+    ):
         return f"a list of {_plural(described_type(arguments[0]))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"a mapping of names to {_plural(described_type(arguments[1]))}" if len(arguments) == 2 else "a mapping"
+        return (
+            f"a mapping of names to {_plural(described_type(arguments[1]))}"
+            if len(arguments) == 2
+            else "a mapping"
+        )
     name = getattr(annotation, "__name__", "a value")
     word = _WORDS.get(annotation) or ("a path" if name == "Path" else name)
     return f"{word} {bounds}" if bounds else word
@@ -83,7 +99,9 @@ def choices_of(annotation: Any) -> list[str]:
     if typing.get_origin(annotation) is Literal:
         return [argument for argument in typing.get_args(annotation) if isinstance(argument, str)]
     if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
-        return [choice for argument in typing.get_args(annotation) for choice in choices_of(argument)]
+        return [
+            choice for argument in typing.get_args(annotation) for choice in choices_of(argument)
+        ]
     return []
 
 
@@ -100,19 +118,34 @@ def accepts(annotation: Any, kind: type) -> bool:
 
 
 def report(origins: Mapping[Path, str], problems: Sequence[Problem], default_origin: str) -> str:
-    """All problems in the order of the file, one line each: `recipes/my.yaml:12: distillers[0].temprature: unknown key. ...`."""
+    """All problems in the order of the file, one line each: `recipes/my.yaml:12:
+    distillers[0].temprature: unknown key. ...`."""
     lines = []
     for problem in problems:
         origin = origin_of(origins, problem.path, default_origin)
         place = written(problem.path)
         # `--set optimizer.lrr=1: optimizer.lrr: ...` would say the key twice.
-        repeats = place == origin or (origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == place)
-        lines.append((origin, f"{origin}: {problem.text}" if repeats or not place else f"{origin}: {place}: {problem.text}"))
-    return "\n".join(line for _, line in sorted(dict.fromkeys(lines), key=lambda pair: _order(pair[0])))
+        repeats = place == origin or (
+            origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == place
+        )
+        lines.append(
+            (
+                origin,
+                (
+                    f"{origin}: {problem.text}"
+                    if repeats or not place
+                    else f"{origin}: {place}: {problem.text}"
+                ),
+            )
+        )
+    return "\n".join(
+        line for _, line in sorted(dict.fromkeys(lines), key=lambda pair: _order(pair[0]))
+    )
 
 
 def origin_of(origins: Mapping[Path, str], path: Path, default: str) -> str:
-    """`file:line` (or `--set key=value`) of a value, or of the nearest thing around it that is in the file."""
+    """`file:line` (or `--set key=value`) of a value, or of the nearest thing around it that is in
+    the file."""
     while path:
         if path in origins:
             return origins[path]
@@ -153,7 +186,11 @@ def _flow(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(_flow(item) for item in value)}]"
-    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _either(parts: list[str]) -> str:
@@ -162,7 +199,12 @@ def _either(parts: list[str]) -> str:
 
 
 def _plural(text: str) -> str:
-    for singular, plural in (("a whole number", "whole numbers"), ("a number", "numbers"), ("a mapping", "mappings"), ("a list", "lists")):
+    for singular, plural in (
+        ("a whole number", "whole numbers"),
+        ("a number", "numbers"),
+        ("a mapping", "mappings"),
+        ("a list", "lists"),
+    ):
         if text.startswith(singular):
             return plural + text.removeprefix(singular)
     return text

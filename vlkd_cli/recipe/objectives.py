@@ -13,40 +13,70 @@ from vlkd_cli.recipe.schema import Component, DistillerSpec, Recipe
 
 
 def about(kind: str, name: str) -> dict[str, Any]:
-    """The class attributes of a component; none where its name is wrong, which the check of the shape reports."""
+    """The class attributes of a component; none where its name is wrong, which the check of the
+    shape reports."""
     try:
         return signature_of(kind, name).attributes
     except RecipeError:
         return {}
 
 
-def check_objective(recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path) -> Iterator[Problem]:
-    """Problems of an arrow whose addresses are right: too many outputs, an order that differs, widths that differ, prototypes twice."""
+def check_objective(
+    recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
+) -> Iterator[Problem]:
+    """Problems of an arrow whose addresses are right: too many outputs, an order that differs,
+    widths that differ, prototypes twice."""
     said = about("distiller", spec.name)
     sides = {"student": _listed(arrow.student), "teacher": _listed(arrow.teacher)}
     for (side, addresses), most in zip(sides.items(), said.get("most_outputs") or (), strict=False):
         if len(addresses) > most:
             takes = f"at most {most} addresses" if most > 1 else "one address"
-            yield Problem((*path, side), f"distiller '{spec.name}' takes {takes} here, got {len(addresses)}.")
+            yield Problem(
+                (*path, side), f"distiller '{spec.name}' takes {takes} here, got {len(addresses)}."
+            )
     if said.get("takes") == "pair":
         yield from _check_order(recipe, sides, path)
     if "equal_width" in said.get("needs", ()):
         yield from _check_widths(recipe, spec, sides, path)
-    if "prototypes" in said.get("needs", ()) and _setting("distiller", spec, "prototypes") is not None:
-        owner = next((address.tower for side in sides.values() for address in side if _has_prototypes(recipe, address)), None)
+    if (
+        "prototypes" in said.get("needs", ())
+        and _setting("distiller", spec, "prototypes") is not None
+    ):
+        owner = next(
+            (
+                address.tower
+                for side in sides.values()
+                for address in side
+                if _has_prototypes(recipe, address)
+            ),
+            None,
+        )
         if owner is not None:
-            text = f"tower '{owner}' has prototypes of its own. Say prototypes: null, or give the towers head 'mlp'."
+            text = (
+                f"tower '{owner}' has prototypes of its own. Say prototypes: null, or give the"
+                " towers head 'mlp'."
+            )
             yield Problem((*path, "prototypes"), text)
 
 
-def _check_order(recipe: Recipe, sides: dict[str, tuple[Address, ...]], path: Path) -> Iterator[Problem]:
-    said = {side: [modality_of(a.tower, recipe.towers[a.tower].modality) for a in addresses[:2]] for side, addresses in sides.items()}
+def _check_order(
+    recipe: Recipe, sides: dict[str, tuple[Address, ...]], path: Path
+) -> Iterator[Problem]:
+    said = {
+        side: [modality_of(a.tower, recipe.towers[a.tower].modality) for a in addresses[:2]]
+        for side, addresses in sides.items()
+    }
     if set(said["student"]) == {"image", "text"} and said["teacher"] == said["student"][::-1]:
-        text = f"names {' and '.join(map(str, said['teacher']))}, the student {' and '.join(map(str, said['student']))}. Use one order."
+        text = (
+            f"names {' and '.join(map(str, said['teacher']))}, the student"
+            f" {' and '.join(map(str, said['student']))}. Use one order."
+        )
         yield Problem((*path, "teacher"), text)
 
 
-def _check_widths(recipe: Recipe, spec: DistillerSpec, sides: dict[str, tuple[Address, ...]], path: Path) -> Iterator[Problem]:
+def _check_widths(
+    recipe: Recipe, spec: DistillerSpec, sides: dict[str, tuple[Address, ...]], path: Path
+) -> Iterator[Problem]:
     for ours in sides["student"]:
         for theirs in sides["teacher"]:
             our_width, their_width = _width(recipe, ours), _width(recipe, theirs)
@@ -54,8 +84,9 @@ def _check_widths(recipe: Recipe, spec: DistillerSpec, sides: dict[str, tuple[Ad
                 key = "prototypes" if _has_prototypes(recipe, ours) else "width"
                 yield Problem(
                     path,
-                    f"tower '{theirs.tower}' embeds {their_width} values, tower '{ours.tower}' {our_width}, and distiller '{spec.name}' "
-                    f"compares them directly. Set `{key}: {their_width}` in the head of '{ours.tower}'.",
+                    f"tower '{theirs.tower}' embeds {their_width} values, tower '{ours.tower}'"
+                    f" {our_width}, and distiller '{spec.name}' compares them directly. Set `{key}:"
+                    f" {their_width}` in the head of '{ours.tower}'.",
                 )
                 return
 
@@ -81,14 +112,21 @@ def _has_prototypes(recipe: Recipe, address: Address) -> bool:
 def _width(recipe: Recipe, address: Address) -> int | None:
     """Width of an output, where a head tells it."""
     head = _head(recipe, address)
-    width = None if head is None else _setting("head", head, "prototypes" if head.name == "prototypes" else "width")
+    width = (
+        None
+        if head is None
+        else _setting("head", head, "prototypes" if head.name == "prototypes" else "width")
+    )
     return width if isinstance(width, int) else None
 
 
 def _setting(kind: str, component: Component, name: str) -> Any:
     """A component's key as written, or its default; None where it has neither."""
     try:
-        default = next((key.default for key in signature_of(kind, component.name).keys if key.name == name), None)
+        default = next(
+            (key.default for key in signature_of(kind, component.name).keys if key.name == name),
+            None,
+        )
     except RecipeError:
         return None
     value = component.keys.get(name, default)

@@ -1,4 +1,5 @@
-"""Which optimizers there are and which keys each takes, read from the libraries' source without importing it."""
+"""Which optimizers there are and which keys each takes, read from the libraries' source without
+importing it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ ELSEWHERE = {"lars": ("timm.optim.lars", "Lars"), "lion": ("timm.optim.lion", "L
 # A closure, sparse gradients, and matrices only: what a training step here does not give.
 UNUSABLE = frozenset({"lbfgs", "sparseadam", "muon", "optimizer"})
 # Set by vlkd itself, or of no meaning in a recipe.
-SUPPLIED = frozenset({"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"})
+SUPPLIED = frozenset(
+    {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}
+)
 
 
 @functools.cache
@@ -55,7 +58,9 @@ def _torch_files() -> dict[str, Path]:
     if package is None:
         return {}
     files = {path.stem.lstrip("_"): path for path in package.parent.glob("*.py")}
-    return {name: path for name, path in files.items() if name not in UNUSABLE and _defines(path, name)}
+    return {
+        name: path for name, path in files.items() if name not in UNUSABLE and _defines(path, name)
+    }
 
 
 def _defines(path: Path, name: str) -> bool:
@@ -63,10 +68,16 @@ def _defines(path: Path, name: str) -> bool:
 
 
 def _keys(node: ast.ClassDef) -> list[Key]:
-    constructor = next(part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
+    constructor = next(
+        part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"
+    )
     arguments = constructor.args.args[1:]
-    defaults: list[ast.expr | None] = [None] * (len(arguments) - len(constructor.args.defaults)) + list(constructor.args.defaults)
-    pairs = list(zip(arguments, defaults, strict=True)) + list(zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True))
+    defaults: list[ast.expr | None] = [None] * (
+        len(arguments) - len(constructor.args.defaults)
+    ) + list(constructor.args.defaults)
+    pairs = list(zip(arguments, defaults, strict=True)) + list(
+        zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True)
+    )
     keys = []
     for argument, default in pairs:
         if argument.arg in SUPPLIED:

@@ -14,7 +14,8 @@ from vlkd_cli.recipe.yaml_file import Document, read_document
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
     """Write each `a.b[0].c=value` into the document, in order; the value is read as YAML.
 
-    Sections that the recipe leaves out come to be; whether their keys exist is found by the recipe's check, which then names the option.
+    Sections that the recipe leaves out come to be; whether their keys exist is found by the
+    recipe's check, which then names the option.
     """
     problems = []
     for override in overrides:
@@ -35,7 +36,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
 
 
 def parse_path(text: str) -> Path:
-    """`distillers[0].weight` or `distillers.0.weight` as ("distillers", 0, "weight"); () where it is no path."""
+    """`distillers[0].weight` or `distillers.0.weight` as ("distillers", 0, "weight"); () where it
+    is no path."""
     if not re.fullmatch(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*", text):
         return ()
     parts = re.findall(r"[^.\[\]]+", text)
@@ -52,7 +54,10 @@ def _place(document: Document, path: Path, value: Document, origin: str) -> str 
         at = path[:depth]
         if isinstance(here, list):
             if not isinstance(part, int) or part >= len(here):
-                return f"{written(at)} is a list with {len(here)} {'entry' if len(here) == 1 else 'entries'}, counted from 0."
+                return (
+                    f"{written(at)} is a list with {len(here)}"
+                    f" {'entry' if len(here) == 1 else 'entries'}, counted from 0."
+                )
         elif not isinstance(here, dict):
             return f"{written(at)} is {shown(here)} and has no keys."
         elif at == ("towers",) and not last and part not in here:

@@ -1,7 +1,8 @@
 """The keys of a component, read from its constructor's signature without importing it.
 
-A component's file is parsed with `ast`; annotations are evaluated in a small namespace of builtins, typing and `recipe.types`, so that
-a misspelt key is found before torch is. A third party's component (`module:Class`) is imported and inspected instead.
+A component's file is parsed with `ast`; annotations are evaluated in a small namespace of builtins,
+typing and `recipe.types`, so that a misspelt key is found before torch is. A third party's
+component (`module:Class`) is imported and inspected instead.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Key(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An expression that is shown as it is written, because its value is not known without running the component's module."""
+    """An expression that is shown as it is written, because its value is not known without running
+    the component's module."""
 
     text: str
 
@@ -79,7 +81,9 @@ def signature_of(kind: str, name: str) -> Signature:
         return _imported(kind, name)
     path = module_file(module)
     if path is None:
-        raise RecipeError(f"{kind} '{name}' is not part of this installation: there is no module {module}.")
+        raise RecipeError(
+            f"{kind} '{name}' is not part of this installation: there is no module {module}."
+        )
     return read_class(path, module, attribute)
 
 
@@ -97,12 +101,20 @@ def module_file(module: str) -> Path | None:
 
 
 def read_class(path: Path, module: str, attribute: str) -> Signature:
-    """The signature of a class in a source file. What it does not say itself, its bases say, in this file or others of vlkd."""
+    """The signature of a class in a source file. What it does not say itself, its bases say, in
+    this file or others of vlkd."""
     chain = _family(_Source.of(path), attribute)
     if not chain:
         raise RecipeError(f"{module} has no class '{attribute}'.")
     docstring = next((text for node, _ in chain if (text := ast.get_docstring(node))), "")
-    keys = next((_keys(found, source.names, described(docstring)) for node, source in chain if (found := _constructor(node))), ())
+    keys = next(
+        (
+            _keys(found, source.names, described(docstring))
+            for node, source in chain
+            if (found := _constructor(node))
+        ),
+        (),
+    )
     attributes: dict[str, Any] = {}
     for node, source in reversed(chain):
         attributes |= _attributes(node, source.names)
@@ -133,18 +145,29 @@ def described(docstring: str) -> dict[str, str]:
 
 
 class _Names(dict[str, Any]):
-    """The names that an annotation or default may use; a module's own aliases are evaluated when they are asked for."""
+    """The names that an annotation or default may use; a module's own aliases are evaluated when
+    they are asked for."""
 
     def __init__(self, tree: ast.Module) -> None:
         super().__init__(vars(builtins))
         for module in (collections.abc, typing, types):
-            self.update({key: value for key, value in vars(module).items() if not key.startswith("_")})
+            self.update(
+                {key: value for key, value in vars(module).items() if not key.startswith("_")}
+            )
         self.update(Field=Field, Path=Path, pathlib=pathlib, math=math, typing=typing)
         self._aliases: dict[str, ast.expr] = {}
         for node in tree.body:
-            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            if (
+                isinstance(node, ast.Assign)
+                and len(node.targets) == 1
+                and isinstance(node.targets[0], ast.Name)
+            ):
                 self._aliases[node.targets[0].id] = node.value
-            elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
+            elif (
+                isinstance(node, ast.AnnAssign)
+                and node.value is not None
+                and isinstance(node.target, ast.Name)
+            ):
                 self._aliases[node.target.id] = node.value
         # The module's own `Protocol = Literal[...]` is meant, not typing's.
         for name in self._aliases:
@@ -170,7 +193,8 @@ class _Names(dict[str, Any]):
 
 
 class _Source(NamedTuple):
-    """A parsed file: its classes, where vlkd's names in it come from, and what its annotations may use."""
+    """A parsed file: its classes, where vlkd's names in it come from, and what its annotations may
+    use."""
 
     classes: dict[str, ast.ClassDef]
     imported: dict[str, str]
@@ -184,14 +208,17 @@ class _Source(NamedTuple):
         imported = {
             alias.asname or alias.name: node.module
             for node in tree.body
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlkd_cli.")
+            if isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("vlkd_cli.")
             for alias in node.names
         }
         return cls(classes, imported, _Names(tree))
 
 
 def _family(source: _Source, attribute: str) -> list[tuple[ast.ClassDef, _Source]]:
-    """The class and its bases within vlkd, nearest first; empty where the file has no such class."""
+    """The class and its bases within vlkd, nearest first; empty where the file has no such
+    class."""
     if attribute not in source.classes:
         return []
     chain = [(source.classes[attribute], source)]
@@ -200,18 +227,30 @@ def _family(source: _Source, attribute: str) -> list[tuple[ast.ClassDef, _Source
             continue
         if base.id in source.classes:
             chain += _family(source, base.id)
-        elif base.id in source.imported and (file := module_file(source.imported[base.id])) is not None:
+        elif (
+            base.id in source.imported
+            and (file := module_file(source.imported[base.id])) is not None
+        ):
             chain += _family(_Source.of(file), base.id)
     return chain
 
 
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    return next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    return next(
+        (
+            part
+            for part in node.body
+            if isinstance(part, ast.FunctionDef) and part.name == "__init__"
+        ),
+        None,
+    )
 
 
 def _keys(constructor: ast.FunctionDef, names: _Names, texts: dict[str, str]) -> tuple[Key, ...]:
     keys = []
-    for argument, default in zip(constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True):
+    for argument, default in zip(
+        constructor.args.kwonlyargs, constructor.args.kw_defaults, strict=True
+    ):
         annotation = names.value(argument.annotation) if argument.annotation else Any
         value = REQUIRED if default is None else names.plain(default)
         keys.append(Key(argument.arg, annotation, value, texts.get(argument.arg, "")))
@@ -221,8 +260,18 @@ def _keys(constructor: ast.FunctionDef, names: _Names, texts: dict[str, str]) ->
 def _attributes(node: ast.ClassDef, names: _Names) -> dict[str, Any]:
     found = {}
     for part in node.body:
-        target = part.targets[0] if isinstance(part, ast.Assign) else part.target if isinstance(part, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+        target = (
+            part.targets[0]
+            if isinstance(part, ast.Assign)
+            else part.target
+            if isinstance(part, ast.AnnAssign)
+            else None
+        )
+        if (
+            isinstance(target, ast.Name)
+            and isinstance(part, ast.Assign | ast.AnnAssign)
+            and part.value is not None
+        ):
             value = names.plain(part.value)
             if not isinstance(value, Source):
                 found[target.id] = value
@@ -234,9 +283,17 @@ def _state(node: ast.ClassDef) -> list[str]:
     kept: list[tuple[int, str]] = []
     learned = set()
     for part in ast.walk(node):
-        if isinstance(part, ast.Call) and ast.unparse(part.func) == "self.register_buffer" and isinstance(part.args[0], ast.Constant):
+        if (
+            isinstance(part, ast.Call)
+            and ast.unparse(part.func) == "self.register_buffer"
+            and isinstance(part.args[0], ast.Constant)
+        ):
             kept.append((part.lineno, str(part.args[0].value)))
-        elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Attribute) and isinstance(part.value, ast.Call):
+        elif (
+            isinstance(part, ast.Assign)
+            and isinstance(part.targets[0], ast.Attribute)
+            and isinstance(part.value, ast.Call)
+        ):
             made = ast.unparse(part.value.func)
             if made.endswith("Queue"):
                 kept.append((part.lineno, part.targets[0].attr))

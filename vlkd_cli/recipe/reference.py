@@ -1,4 +1,5 @@
-"""Everything that a recipe can say, told from the signatures: the pages of `vlkd show` and of docs/catalogue.md."""
+"""Everything that a recipe can say, told from the signatures: the pages of `vlkd show` and of
+docs/catalogue.md."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def names_of(kind: str) -> list[str]:
         RecipeError: no such kind.
     """
     if kind not in kinds():
-        raise RecipeError(f"unknown kind '{kind}'.{did_you_mean(kind, kinds())} Known: {', '.join(kinds())}.")
+        raise RecipeError(
+            f"unknown kind '{kind}'.{did_you_mean(kind, kinds())} Known: {', '.join(kinds())}."
+        )
     if kind == "section":
         return list(SECTIONS)
     return list(optimizer_names()) if kind == "optimizer" else catalog.names(kind)
@@ -63,12 +66,18 @@ def about(kind: str, name: str) -> Page:
     known = names_of(kind)
     if kind in ("section", "optimizer"):
         if name.lower() not in known:
-            raise RecipeError(f"unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            raise RecipeError(
+                f"unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
         if kind == "section":
-            return Page(inspect.getdoc(SECTIONS[name]) or "", [], key_rows(section_keys(SECTIONS[name])))
+            return Page(
+                inspect.getdoc(SECTIONS[name]) or "", [], key_rows(section_keys(SECTIONS[name]))
+            )
         shared = [key for key in section_keys(schema.OptimizerSpec) if key.name != "name"]
         return Page(
-            f"The optimizer {name}, with its own keys and those of every optimizer.", [], key_rows([*optimizer_keys(name), *shared])
+            f"The optimizer {name}, with its own keys and those of every optimizer.",
+            [],
+            key_rows([*optimizer_keys(name), *shared]),
         )
     signature = signature_of(kind, name)
     facts = _facts(kind, signature)
@@ -79,7 +88,10 @@ def about(kind: str, name: str) -> Page:
 
 def key_rows(keys: Sequence[Key]) -> list[tuple[str, str, str, str]]:
     """(key, type in words, default, meaning) of each key."""
-    return [(key.name, described_type(key.annotation), default_text(key), key.description) for key in keys]
+    return [
+        (key.name, described_type(key.annotation), default_text(key), key.description)
+        for key in keys
+    ]
 
 
 def default_text(key: Key) -> str:
@@ -101,16 +113,29 @@ def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
     for name in catalog.names("distiller"):
         signature = signature_of("distiller", name)
         said = dict(_facts("distiller", signature))
-        rows.append((name, said["paper"], said["direction"], said["needs"], said["state"], said["crosses ranks"]))
+        rows.append(
+            (
+                name,
+                said["paper"],
+                said["direction"],
+                said["needs"],
+                said["state"],
+                said["crosses ranks"],
+            )
+        )
     return rows
 
 
 def catalogue_page() -> str:
-    """docs/catalogue.md: every section of a recipe and every component, with keys, types, defaults and meanings."""
+    """docs/catalogue.md: every section of a recipe and every component, with keys, types, defaults
+    and meanings."""
     parts = [
         "# Recipe reference",
         "",
-        "Written by `vlkd recipes reference` from the schema and the components' signatures; do not edit it by hand.",
+        (
+            "Written by `vlkd recipes reference` from the schema and the components' signatures; do"
+            " not edit it by hand."
+        ),
         "`vlkd show KIND NAME` prints the same for one component.",
         "",
     ]
@@ -128,7 +153,10 @@ def catalogue_page() -> str:
     parts += [
         "## Optimizers",
         "",
-        f"`optimizer.name` is one of: {', '.join(optimizer_names())}. `vlkd show optimizer NAME` lists the keys.",
+        (
+            f"`optimizer.name` is one of: {', '.join(optimizer_names())}. `vlkd show optimizer"
+            " NAME` lists the keys."
+        ),
         "",
     ]
     return "\n".join(parts).rstrip("\n") + "\n"
@@ -138,9 +166,13 @@ def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
     said = signature.attributes
     if kind == "distiller":
         needs = said.get("needs", frozenset())
-        taken = {"pair": "image and text of each side", "views": "several views"}.get(said.get("takes", "one"), "one tensor of each side")
+        taken = {"pair": "image and text of each side", "views": "several views"}.get(
+            said.get("takes", "one"), "one tensor of each side"
+        )
         most = said.get("most_outputs")
-        lists = ", or lists" + (f" of up to {most[0]} (student) and {most[1]} (teacher)" if most else "")
+        lists = ", or lists" + (
+            f" of up to {most[0]} (student) and {most[1]} (teacher)" if most else ""
+        )
         return [
             ("paper", said.get("paper", "")),
             ("direction", said.get("direction", "")),

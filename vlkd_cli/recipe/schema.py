@@ -1,5 +1,5 @@
-"""The shape of a recipe: closed, frozen sections. Keys of components (towers, distillers, ...) are checked against their signatures
-by `recipe.load`; here they are only held."""
+"""The shape of a recipe: closed, frozen sections. Keys of components (towers, distillers, ...) are
+checked against their signatures by `recipe.load`; here they are only held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Precision, Probability, Schedulable
+from vlkd_cli.recipe.types import (
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Precision,
+    Probability,
+    Schedulable,
+)
 
 
 class Section(BaseModel):
@@ -21,7 +29,9 @@ class Component(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(description="which one: a name of the catalogue, or another package's module:Class")
+    name: str = Field(
+        description="which one: a name of the catalogue, or another package's module:Class"
+    )
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -45,30 +55,61 @@ Train = Literal["all", "none", "head", "prompt"] | list[str] | LastLayers
 
 
 class TowerSpec(BaseModel):
-    """One tower: a backbone from a builder, how its tokens are pooled, what head it carries and what of it learns.
+    """One tower: a backbone from a builder, how its tokens are pooled, what head it carries and
+    what of it learns.
 
-    Keys that are not listed here (model, pretrained, config, ...) belong to the builder's signature.
+    Keys that are not listed here (model, pretrained, config, ...) belong to the builder's
+    signature.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     builder: str | None = Field(None, description="where the backbone comes from")
-    modality: Literal["image", "text"] | None = Field(None, description="needed where neither the tower's name nor the builder tells")
-    run: str | None = Field(None, description="a vlkd run or checkpoint to take a trained tower from, instead of a builder")
-    tower: str | None = Field(None, description="which tower of that run; by default the one of the same modality")
-    follows: str | None = Field(None, description="the tower whose exponential moving average this one is, instead of a builder")
+    modality: Literal["image", "text"] | None = Field(
+        None, description="needed where neither the tower's name nor the builder tells"
+    )
+    run: str | None = Field(
+        None,
+        description="a vlkd run or checkpoint to take a trained tower from, instead of a builder",
+    )
+    tower: str | None = Field(
+        None, description="which tower of that run; by default the one of the same modality"
+    )
+    follows: str | None = Field(
+        None,
+        description="the tower whose exponential moving average this one is, instead of a builder",
+    )
     momentum: Schedulable = Field(0.999, description="momentum of a tower that follows another")
-    pooler: Component | None = Field(None, description="how tokens become one feature; by default the model's own way")
-    head: Component | None = Field(None, description="what projects the feature; by default nothing")
-    adapter: Component | None = Field(None, description="a parameter-efficient method for a Hugging Face text tower")
-    prompt: PromptSpec | None = Field(None, description="learned prompt vectors for a text tower of openclip")
-    train: Train = Field("all", description="what learns: all, none, head, prompt (and head), patterns, or {last: N} layers")
-    lr: Positive | None = Field(None, description="this tower's learning rate instead of the optimizer's")
+    pooler: Component | None = Field(
+        None, description="how tokens become one feature; by default the model's own way"
+    )
+    head: Component | None = Field(
+        None, description="what projects the feature; by default nothing"
+    )
+    adapter: Component | None = Field(
+        None, description="a parameter-efficient method for a Hugging Face text tower"
+    )
+    prompt: PromptSpec | None = Field(
+        None, description="learned prompt vectors for a text tower of openclip"
+    )
+    train: Train = Field(
+        "all",
+        description=(
+            "what learns: all, none, head, prompt (and head), patterns, or {last: N} layers"
+        ),
+    )
+    lr: Positive | None = Field(
+        None, description="this tower's learning rate instead of the optimizer's"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate per layer below the last"
     )
     cache: bool | None = Field(
-        None, description="compute a frozen backbone's features once and read them later; by default where the input never changes"
+        None,
+        description=(
+            "compute a frozen backbone's features once and read them later; by default where the"
+            " input never changes"
+        ),
     )
 
     @property
@@ -81,7 +122,9 @@ class DistillerSpec(Component):
     """One training objective, drawn as an arrow from a student output to a teacher output."""
 
     weight: Schedulable = Field(1.0, description="factor on this term")
-    student: str | list[str] | None = Field(None, description="address of the student output: tower[.backbone|.head][@view]")
+    student: str | list[str] | None = Field(
+        None, description="address of the student output: tower[.backbone|.head][@view]"
+    )
     teacher: str | list[str] | None = Field(None, description="address of the teacher output")
 
 
@@ -91,14 +134,27 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     reader: str | None = Field(None, description="where images and captions come from")
-    readers: list[dict[str, Any]] | None = Field(None, description="several readers, each with its own keys and a 'weight', mixed")
-    augment: Component | None = Field(None, description="augmentation of the training images; by default the standard random resized crop")
-    views: dict[str, Component | None] = Field(default_factory=dict, description="further draws of each sample, by name")
-    episode_samples: PositiveInt | None = Field(None, description="samples drawn per epoch instead of one pass over all")
+    readers: list[dict[str, Any]] | None = Field(
+        None, description="several readers, each with its own keys and a 'weight', mixed"
+    )
+    augment: Component | None = Field(
+        None,
+        description=(
+            "augmentation of the training images; by default the standard random resized crop"
+        ),
+    )
+    views: dict[str, Component | None] = Field(
+        default_factory=dict, description="further draws of each sample, by name"
+    )
+    episode_samples: PositiveInt | None = Field(
+        None, description="samples drawn per epoch instead of one pass over all"
+    )
     shuffle: bool = Field(True, description="draw the samples in another order each epoch")
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
-    max_broken_share: Probability = Field(0.01, description="the run stops when more than this share of the images is broken")
+    max_broken_share: Probability = Field(
+        0.01, description="the run stops when more than this share of the images is broken"
+    )
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -110,24 +166,52 @@ class TrainSpec(Section):
     """How long and how the towers are trained."""
 
     epochs: PositiveInt = Field(1, description="passes over the data, or episodes")
-    steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps, whatever the epochs say")
+    steps: PositiveInt | None = Field(
+        None, description="stop after this many optimizer steps, whatever the epochs say"
+    )
     batch_size: PositiveInt = Field(64, description="pairs per process and step")
-    accumulate: PositiveInt = Field(1, description="batches whose gradients are added up before one optimizer step")
-    precision: Precision = Field("fp32", description="autocast type of the forward pass; weights stay fp32")
-    clip_grad_norm: Positive | None = Field(None, description="longest gradient; longer ones are scaled down to it")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of an average of the weights, evaluated and saved")
-    seed: NonNegativeInt = Field(0, description="of weights, order of samples, augmentation and dropout")
+    accumulate: PositiveInt = Field(
+        1, description="batches whose gradients are added up before one optimizer step"
+    )
+    precision: Precision = Field(
+        "fp32", description="autocast type of the forward pass; weights stay fp32"
+    )
+    clip_grad_norm: Positive | None = Field(
+        None, description="longest gradient; longer ones are scaled down to it"
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of an average of the weights, evaluated and saved"
+    )
+    seed: NonNegativeInt = Field(
+        0, description="of weights, order of samples, augmentation and dropout"
+    )
     compile: bool = Field(False, description="compile the towers with torch.compile")
-    channels_last: bool = Field(False, description="memory order of images and convolutions; faster on GPUs")
+    channels_last: bool = Field(
+        False, description="memory order of images and convolutions; faster on GPUs"
+    )
     sync_batch_norm: bool = Field(False, description="batch statistics over all processes")
-    save_every_steps: PositiveInt | None = Field(None, description="optimizer steps between checkpoints")
+    save_every_steps: PositiveInt | None = Field(
+        None, description="optimizer steps between checkpoints"
+    )
     save_every_epochs: PositiveInt | None = Field(1, description="epochs between checkpoints")
     save_every_minutes: Positive | None = Field(None, description="minutes between checkpoints")
     keep: PositiveInt = Field(1, description="how many of the newest checkpoints stay")
-    best: str | None = Field(None, description="result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric")
-    max_nonfinite_steps: PositiveInt = Field(10, description="the run stops after this many non-finite steps in a row")
-    log_every_steps: PositiveInt = Field(10, description="optimizer steps between two logged values")
-    cache_dir: str | None = Field(None, description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd")
+    best: str | None = Field(
+        None,
+        description=(
+            "result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric"
+        ),
+    )
+    max_nonfinite_steps: PositiveInt = Field(
+        10, description="the run stops after this many non-finite steps in a row"
+    )
+    log_every_steps: PositiveInt = Field(
+        10, description="optimizer steps between two logged values"
+    )
+    cache_dir: str | None = Field(
+        None,
+        description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd",
+    )
 
 
 class OptimizerSpec(Component):
@@ -135,17 +219,23 @@ class OptimizerSpec(Component):
 
     name: str = Field("adamw", description="adamw, sgd, lars, lion, or any class of torch.optim")
     lr: Positive = Field(5e-4, description="highest learning rate, after the warm-up")
-    weight_decay: NonNegative = Field(0.2, description="pull towards 0; biases, norms and scales are left out")
+    weight_decay: NonNegative = Field(
+        0.2, description="pull towards 0; biases, norms and scales are left out"
+    )
     decay_all: bool = Field(False, description="also decay biases, norms and scales")
 
 
 class ScheduleSpec(Section):
     """The learning rate over time."""
 
-    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape of the way down after the warm-up")
+    name: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="shape of the way down after the warm-up"
+    )
     warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
     warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
-    end_factor: NonNegative = Field(0.0, description="the last learning rate as a share of the highest")
+    end_factor: NonNegative = Field(
+        0.0, description="the last learning rate as a share of the highest"
+    )
 
 
 class EvalSpec(BaseModel):
@@ -155,7 +245,9 @@ class EvalSpec(BaseModel):
 
     suite: str = Field(description="which suite")
     every_epochs: PositiveInt | None = Field(None, description="epochs between two evaluations")
-    every_steps: PositiveInt | None = Field(None, description="optimizer steps between two evaluations")
+    every_steps: PositiveInt | None = Field(
+        None, description="optimizer steps between two evaluations"
+    )
     first: bool = Field(False, description="also before the first step")
     last: bool = Field(True, description="also after the last step")
 

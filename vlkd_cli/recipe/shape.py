@@ -1,4 +1,5 @@
-"""Whether a recipe has the right sections, keys and types; every problem at once. What they mean together is `checks.py`."""
+"""Whether a recipe has the right sections, keys and types; every problem at once. What they mean
+together is `checks.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from vlkd_cli.catalog import closest
-from vlkd_cli.recipe.component import check_component, check_keys, check_optimizer, check_reader, check_value, known_signature, unknown_key
+from vlkd_cli.recipe.component import (
+    check_component,
+    check_keys,
+    check_optimizer,
+    check_reader,
+    check_value,
+    known_signature,
+    unknown_key,
+)
 from vlkd_cli.recipe.messages import Path, Problem, shown, written
 from vlkd_cli.recipe.params import REQUIRED, Key
 from vlkd_cli.recipe.schema import (
@@ -49,9 +58,19 @@ def section_keys(model: type[BaseModel]) -> list[Key]:
 def check_shape(recipe: Any) -> list[Problem]:
     """Problems of a recipe's plain values, as YAML gives them."""
     if recipe is None:
-        return [Problem((), "the recipe is empty. It needs at least 'towers:'; see `vlkd recipes show quickstart`.")]
+        return [
+            Problem(
+                (),
+                "the recipe is empty. It needs at least 'towers:'; see `vlkd recipes show"
+                " quickstart`.",
+            )
+        ]
     if not isinstance(recipe, Mapping):
-        return [Problem((), f"a recipe is a mapping of sections such as 'towers:', got {shown(recipe)}.")]
+        return [
+            Problem(
+                (), f"a recipe is a mapping of sections such as 'towers:', got {shown(recipe)}."
+            )
+        ]
     handled: dict[str, Check] = {
         "towers": lambda value, path: _mapping(value, path, "towers by name", check_tower),
         "distillers": lambda value, path: _list(value, path, "distillers", check_distiller),
@@ -64,7 +83,13 @@ def check_shape(recipe: Any) -> list[Problem]:
     }
     problems = _walk(recipe, (), Recipe, handled, "recipe")
     if "towers" in recipe and not recipe["towers"]:
-        problems.append(Problem(("towers",), "a recipe needs at least one tower: `image: {builder: torchvision, model: resnet18}`."))
+        problems.append(
+            Problem(
+                ("towers",),
+                "a recipe needs at least one tower: `image: {builder: torchvision, model:"
+                " resnet18}`.",
+            )
+        )
     return problems
 
 
@@ -79,10 +104,16 @@ def check_tower(tower: Any, path: Path) -> list[Problem]:
     shared = section_keys(TowerSpec)
     if all(tower.get(key) is None for key in _SOURCES):
         # Whose keys these are is not known; only what may be the misspelt source is worth a line.
-        return problems + [unknown_key(key, _SOURCES, (*path, key), "tower") for key in other if closest(key, _SOURCES)]
+        return problems + [
+            unknown_key(key, _SOURCES, (*path, key), "tower")
+            for key in other
+            if closest(key, _SOURCES)
+        ]
     if tower.get("builder") is None:
         return problems + check_keys((), other, path, "tower", shared)
-    return problems + check_component("builder", tower["builder"], other, path, shared, name_key="builder")
+    return problems + check_component(
+        "builder", tower["builder"], other, path, shared, name_key="builder"
+    )
 
 
 def check_distiller(distiller: Any, path: Path) -> list[Problem]:
@@ -105,7 +136,9 @@ def check_optimizer_section(optimizer: Any, path: Path) -> list[Problem]:
         return [_no_mapping(optimizer, path, "name")]
     own, other = _split(optimizer, OptimizerSpec)
     problems = _walk(own, path, OptimizerSpec, {}, "optimizer")
-    return problems + check_optimizer(optimizer.get("name", "adamw"), other, path, section_keys(OptimizerSpec))
+    return problems + check_optimizer(
+        optimizer.get("name", "adamw"), other, path, section_keys(OptimizerSpec)
+    )
 
 
 def check_data(data: Any, path: Path) -> list[Problem]:
@@ -117,19 +150,32 @@ def check_data(data: Any, path: Path) -> list[Problem]:
     handled: dict[str, Check] = {
         "augment": augment,
         "views": lambda value, at: _mapping(value, at, "views by name", augment),
-        "readers": lambda value, at: [] if value is None else _list(value, at, "readers", partial(check_reader, mixed=True)),
+        "readers": lambda value, at: (
+            [] if value is None else _list(value, at, "readers", partial(check_reader, mixed=True))
+        ),
     }
     own, other = _split(data, DataSpec)
     problems = _walk(own, path, DataSpec, handled, "data")
     shared = section_keys(DataSpec)
     if data.get("reader") is not None:
-        return problems + check_component("reader", data["reader"], other, path, shared, name_key="reader")
+        return problems + check_component(
+            "reader", data["reader"], other, path, shared, name_key="reader"
+        )
     if data.get("readers") is None:
-        return [*problems, Problem(path, "say what is read: `reader: csv`, or several under `readers:`.", False)]
+        return [
+            *problems,
+            Problem(path, "say what is read: `reader: csv`, or several under `readers:`.", False),
+        ]
     return problems + check_keys((), other, path, "data", shared)
 
 
-def _walk(values: Mapping[str, Any], path: Path, model: type[BaseModel], handled: Mapping[str, Check], owner: str) -> list[Problem]:
+def _walk(
+    values: Mapping[str, Any],
+    path: Path,
+    model: type[BaseModel],
+    handled: Mapping[str, Check],
+    owner: str,
+) -> list[Problem]:
     """Check a section's own keys: the handled ones by their check, the others by their type."""
     keys = {key.name: key for key in section_keys(model)}
     problems = []
@@ -153,7 +199,9 @@ def _section(value: Any, path: Path, model: type[BaseModel]) -> list[Problem]:
     return _walk(value, path, model, {}, str(path[-1]))
 
 
-def _named(value: Any, path: Path, kind: str, model: type[BaseModel], name_key: str) -> list[Problem]:
+def _named(
+    value: Any, path: Path, kind: str, model: type[BaseModel], name_key: str
+) -> list[Problem]:
     """A component with the keys that its place declares and those of its signature."""
     if not isinstance(value, Mapping):
         return [_no_mapping(value, path, name_key)]
@@ -162,7 +210,9 @@ def _named(value: Any, path: Path, kind: str, model: type[BaseModel], name_key: 
     default = model.model_fields[name_key].default
     if name_key not in value and not isinstance(default, str):
         return problems
-    return problems + check_component(kind, value.get(name_key, default), other, path, section_keys(model), name_key)
+    return problems + check_component(
+        kind, value.get(name_key, default), other, path, section_keys(model), name_key
+    )
 
 
 def _component_check(kind: str) -> Check:
@@ -179,15 +229,23 @@ def _mapping(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
 def _list(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
     if not isinstance(value, list):
         return [Problem(path, f"expected a list of {what}, got {shown(value)}.")]
-    return [problem for number, item in enumerate(value) for problem in check(item, (*path, number))]
+    return [
+        problem for number, item in enumerate(value) for problem in check(item, (*path, number))
+    ]
 
 
-def _split(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(
+    values: Mapping[str, Any], model: type[BaseModel]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys that the section declares, and the component's."""
     own = {key: value for key, value in values.items() if key in model.model_fields}
     return own, {key: value for key, value in values.items() if key not in model.model_fields}
 
 
 def _no_mapping(value: Any, path: Path, name_key: str) -> Problem:
-    hint = f" Write {{{name_key}: {value}}}." if isinstance(value, str) else f" {written(path[-1:])} takes keys such as '{name_key}'."
+    hint = (
+        f" Write {{{name_key}: {value}}}."
+        if isinstance(value, str)
+        else f" {written(path[-1:])} takes keys such as '{name_key}'."
+    )
     return Problem(path, f"expected keys, got {shown(value)}.{hint}")

@@ -1,4 +1,5 @@
-"""What a run was: the resolved recipe, the versions of everything that takes part, and the state of the checkout."""
+"""What a run was: the resolved recipe, the versions of everything that takes part, and the state of
+the checkout."""
 
 from __future__ import annotations
 
@@ -18,25 +19,42 @@ import vlkd_cli
 from vlkd_cli.recipe.schema import Recipe
 
 PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "transformers", "sentence-transformers", "adapters", "peft", "tokenizers",
-    "webdataset", "numpy", "pillow", "scikit-learn", "pydantic",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "sentence-transformers",
+    "adapters",
+    "peft",
+    "tokenizers",
+    "webdataset",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "pydantic",
+)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe with every section's default written out; loading the text gives an equal recipe."""
-    return yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    """The recipe with every section's default written out; loading the text gives an equal
+    recipe."""
+    return yaml.safe_dump(
+        _plain(recipe), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
 
 
 def write_snapshot(recipe: Recipe, folder: Path) -> None:
-    """Write `recipe.yaml` and `versions.json` into a run folder; what stands there already is replaced."""
+    """Write `recipe.yaml` and `versions.json` into a run folder; what stands there already is
+    replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, Any]:
-    """Versions of vlkd, Python and the libraries; git state of the checkout where vlkd is run from one; the command."""
+    """Versions of vlkd, Python and the libraries; git state of the checkout where vlkd is run from
+    one; the command."""
     return {
         "vlkd": vlkd_cli.__version__,
         "python": platform.python_version(),
@@ -48,19 +66,28 @@ def versions() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of a checkout and whether its files differ from it; None outside of a checkout or without git."""
+    """Commit of a checkout and whether its files differ from it; None outside of a checkout or
+    without git."""
     if not (folder / ".git").exists():
         return None
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": commit,
+            "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
-        ["git", "--no-optional-locks", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=10
+        ["git", "--no-optional-locks", *arguments],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=10,
     ).stdout.strip()
 
 
@@ -72,13 +99,18 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Plain values; a null is left out only where it is the default, for some keys' defaults are not null."""
+    """Plain values; a null is left out only where it is the default, for some keys' defaults are
+    not null."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         declared = {
-            name: getattr(value, name) for name, field in fields.items() if not (getattr(value, name) is None and field.default is None)
+            name: getattr(value, name)
+            for name, field in fields.items()
+            if not (getattr(value, name) is None and field.default is None)
         }
-        return {name: _plain(item) for name, item in {**declared, **(value.model_extra or {})}.items()}
+        return {
+            name: _plain(item) for name, item in {**declared, **(value.model_extra or {})}.items()
+        }
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""The types that recipe keys use; torch-free, so that any component may name them in its signature."""
+"""The types that recipe keys use; torch-free, so that any component may name them in its
+signature."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class Schedule(BaseModel):
-    """A number that changes with time: `{linear: [0.04, 0.07], epochs: 30}` or `{cosine: [0.99, 1.0]}`.
+    """A number that changes with time: `{linear: [0.04, 0.07], epochs: 30}` or `{cosine: [0.99,
+    1.0]}`.
 
-    It goes from the first value to the last over `epochs` or `steps` (over the whole run where neither is given), then stays there.
-    With `epochs`, the value changes at the start of an epoch and the last of these epochs already has the final value, as
-    `numpy.linspace(first, last, epochs)` indexed by the epoch would give.
+    It goes from the first value to the last over `epochs` or `steps` (over the whole run where
+    neither is given), then stays there. With `epochs`, the value changes at the start of an epoch
+    and the last of these epochs already has the final value, as `numpy.linspace(first, last,
+    epochs)` indexed by the epoch would give.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +65,12 @@ PositiveSchedulable = Positive | Annotated[Schedule, AfterValidator(_stays_above
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def value_at(number: Schedulable, step: int, steps_per_epoch: int = 1, total_steps: int = 1) -> float:
+def value_at(
+    number: Schedulable, step: int, steps_per_epoch: int = 1, total_steps: int = 1
+) -> float:
     """The value of a plain number or of a schedule at an optimizer step."""
-    return number.at(step, steps_per_epoch, total_steps) if isinstance(number, Schedule) else float(number)
+    return (
+        number.at(step, steps_per_epoch, total_steps)
+        if isinstance(number, Schedule)
+        else float(number)
+    )

@@ -33,7 +33,8 @@ class CSVSink(Sink):
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The record of a run folder: name -> [(step, value), ...] in the order logged; a step logged twice keeps the later value."""
+    """The record of a run folder: name -> [(step, value), ...] in the order logged; a step logged
+    twice keeps the later value."""
     series: dict[str, dict[int, float]] = {}
     for step, name, value in _rows_until(folder / "metrics.csv", None):
         series.setdefault(name, {})[int(step)] = float(value)
@@ -42,5 +43,9 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _rows_until(path: Path, last_step: int | None) -> list[tuple[str, str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [(row[0], row[1], row[2]) for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
+        rows = [
+            (row[0], row[1], row[2])
+            for row in csv.reader(file)
+            if len(row) == 3 and row[0].isdigit()
+        ]
     return [row for row in rows if last_step is None or int(row[0]) <= last_step]

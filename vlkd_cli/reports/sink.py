@@ -7,9 +7,11 @@ from pathlib import Path
 
 
 class Sink:
-    """Base of the sinks: `folder` (the run's) and `resume_step` come from the engine, keyword-only arguments are the recipe keys.
+    """Base of the sinks: `folder` (the run's) and `resume_step` come from the engine, keyword-only
+    arguments are the recipe keys.
 
-    On a resumed run, `resume_step` is the step it continues from; what was logged after it is to be dropped.
+    On a resumed run, `resume_step` is the step it continues from; what was logged after it is to be
+    dropped.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
@@ -17,7 +19,8 @@ class Sink:
         self.resume_step = resume_step
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values of one optimizer step, e.g. `{"train/loss": 1.2}`. Logging a step twice keeps the later values."""
+        """Take the values of one optimizer step, e.g. `{"train/loss": 1.2}`. Logging a step twice
+        keeps the later values."""
         raise NotImplementedError
 
     def finish(self) -> None:

@@ -16,7 +16,9 @@ class TensorBoardSink(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what an interrupted run logged beyond the point it continues from.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1)
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -15,7 +15,8 @@ class WandbSink(Sink):
     Args:
         project: the project that the run appears in.
         entity: the team or user; by default the account's own.
-        mode: "offline" writes to the run folder, to be sent later with `wandb sync`; by default what WANDB_MODE says.
+        mode: "offline" writes to the run folder, to be sent later with `wandb sync`; by default
+            what WANDB_MODE says.
     """
 
     def __init__(

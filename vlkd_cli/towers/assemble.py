@@ -1,4 +1,5 @@
-"""From a recipe's tower section to a tower: builder, pooler, head, what learns; every misfit is told with its remedy."""
+"""From a recipe's tower section to a tower: builder, pooler, head, what learns; every misfit is
+told with its remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def assemble(
     run_folder: Path | None = None,
     peers: Mapping[str, Tower] | None = None,
 ) -> Tower:
-    """Build a tower on the CPU in fp32. It seeds nothing: random weights come from torch's generator as it stands.
+    """Build a tower on the CPU in fp32. It seeds nothing: random weights come from torch's
+    generator as it stands.
 
     Args:
         name: the tower's name in the recipe.
@@ -59,7 +61,12 @@ def assemble(
 
 
 def _build(
-    name: str, spec: TowerSpec, *, captions: Callable[[], Iterable[str]] | None, cache_dir: Path | str | None, run_folder: Path | None
+    name: str,
+    spec: TowerSpec,
+    *,
+    captions: Callable[[], Iterable[str]] | None,
+    cache_dir: Path | str | None,
+    run_folder: Path | None,
 ) -> Tower:
     assert spec.builder is not None
     builder_class: type[Builder] = catalog.load("builder", spec.builder)
@@ -67,23 +74,31 @@ def _build(
     builder = _make(builder_class, spec, name, cache_dir)
     builder.tower_name, builder.captions, builder.run_folder = name, captions, run_folder
     if spec.adapter is not None and not builder_class.takes_adapters:
-        raise RecipeError(f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters' or remove it.")
+        raise RecipeError(
+            f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters'"
+            " or remove it."
+        )
     builder.adapter = spec.adapter
     backbone = builder.build(modality)
     if spec.prompt is not None:
         if modality != "text" or spec.builder != "openclip":
-            raise RecipeError(f"tower '{name}': `prompt` is for text towers of builder 'openclip'. Remove it.")
+            raise RecipeError(
+                f"tower '{name}': `prompt` is for text towers of builder 'openclip'. Remove it."
+            )
         catalog.load("prompt", spec.prompt.name)(**spec.prompt.keys).attach(backbone)
     pooler = _pooler(name, spec, backbone)
     head = _head(name, spec.head, pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
-    choose_parameters(name, backbone, pooler, head if head is not None else nn.Identity(), spec.train)
+    choose_parameters(
+        name, backbone, pooler, head if head is not None else nn.Identity(), spec.train
+    )
     tower = Tower(name, backbone, pooler=pooler, head=head)
     tower.section = spec
     return tower
 
 
 def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modality:
-    """What the tower encodes: what its section says, else the builder's only modality, else what its name says.
+    """What the tower encodes: what its section says, else the builder's only modality, else what
+    its name says.
 
     Raises:
         RecipeError: nothing tells, or the builder does not offer it.
@@ -92,20 +107,29 @@ def modality_of(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> Modalit
     if wanted is None and len(offered) == 1:
         wanted = offered[0]  # type: ignore[assignment]
     if wanted is None:
-        raise RecipeError(f"tower '{name}': nothing tells whether it takes images or texts. Add `modality: image` or `modality: text`.")
+        raise RecipeError(
+            f"tower '{name}': nothing tells whether it takes images or texts. Add `modality: image`"
+            " or `modality: text`."
+        )
     if wanted not in offered:
         raise RecipeError(
-            f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not {wanted} towers. {_others(wanted)}"
+            f"tower '{name}': builder '{spec.builder}' builds {' and '.join(offered)} towers, not"
+            f" {wanted} towers. {_others(wanted)}"
         )
     return wanted
 
 
 def _others(modality: str) -> str:
-    fitting = {"image": "openclip, torchvision, timm", "text": "openclip, huggingface, sbert, adapters"}[modality]
+    fitting = {
+        "image": "openclip, torchvision, timm",
+        "text": "openclip, huggingface, sbert, adapters",
+    }[modality]
     return f"Choose one of: {fitting}; or set `modality`."
 
 
-def _make(builder_class: type[Builder], spec: TowerSpec, name: str, cache_dir: Path | str | None) -> Builder:
+def _make(
+    builder_class: type[Builder], spec: TowerSpec, name: str, cache_dir: Path | str | None
+) -> Builder:
     keys = dict(spec.keys)
     known = list(inspect.signature(builder_class.__init__).parameters)[1:]
     for key in keys:
@@ -125,13 +149,22 @@ def _make(builder_class: type[Builder], spec: TowerSpec, name: str, cache_dir: P
 def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
     if spec.pooler is None:
         if not backbone.pools:
-            raise RecipeError(f"tower '{name}': builder '{spec.builder}' gives tokens only. Add a pooler, e.g. `pooler: {{name: mean}}`.")
+            raise RecipeError(
+                f"tower '{name}': builder '{spec.builder}' gives tokens only. Add a pooler, e.g."
+                " `pooler: {name: mean}`."
+            )
         return None
     if backbone.token_width is None:
-        raise RecipeError(f"tower '{name}': this model gives no tokens for pooler '{spec.pooler.name}'. Remove the pooler.")
+        raise RecipeError(
+            f"tower '{name}': this model gives no tokens for pooler '{spec.pooler.name}'. Remove"
+            " the pooler."
+        )
     pooler = _component("pooler", name, spec.pooler, backbone.token_width)
     if getattr(pooler, "needs_eot", False) and not getattr(backbone, "marks_end", False):
-        raise RecipeError(f"tower '{name}': this model marks no end of text for pooler '{spec.pooler.name}'. Use `last` or `mean`.")
+        raise RecipeError(
+            f"tower '{name}': this model marks no end of text for pooler '{spec.pooler.name}'. Use"
+            " `last` or `mean`."
+        )
     return pooler
 
 
@@ -143,13 +176,17 @@ def _component(kind: str, tower: str, spec: Component, width_in: int) -> Any:
     try:
         return catalog.load(kind, spec.name)(width_in, **spec.keys)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"tower '{tower}': {kind} '{spec.name}' over width {width_in}: {error}. Correct its keys.") from error
+        raise RecipeError(
+            f"tower '{tower}': {kind} '{spec.name}' over width {width_in}: {error}. Correct its"
+            " keys."
+        ) from error
 
 
 def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
     if spec.follows is None or spec.follows not in peers:
         raise RecipeError(
-            f"tower '{name}' follows '{spec.follows}', which is no tower before it.{catalog.did_you_mean(spec.follows or '', peers)}"
+            f"tower '{name}' follows '{spec.follows}', which is no tower before"
+            f" it.{catalog.did_you_mean(spec.follows or '', peers)}"
         )
     follower = copy.deepcopy(peers[spec.follows])
     follower.name = name
@@ -157,10 +194,14 @@ def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
 
 
 def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> Tower:
-    """A trained tower out of a run folder or checkpoint, with the freezing that this recipe asks for."""
+    """A trained tower out of a run folder or checkpoint, with the freezing that this recipe asks
+    for."""
     file = find_checkpoint(str(spec.run), name)
     state = _read_checkpoint(file, name)
-    sections = {key: TowerSpec.model_validate(value) for key, value in json.loads(state["recipe"])["towers"].items()}
+    sections = {
+        key: TowerSpec.model_validate(value)
+        for key, value in json.loads(state["recipe"])["towers"].items()
+    }
     chosen = spec.tower or _only_of_modality(name, spec, sections, file)
     if chosen not in sections:
         raise RecipeError(
@@ -168,15 +209,22 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
             f"{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
         )
     if spec.head is not None or spec.pooler is not None or spec.keys:
-        extra = ", ".join([*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys])
+        extra = ", ".join(
+            [*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys]
+        )
         raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
     section = sections[chosen]
     if section.follows:
-        raise RecipeError(f"tower '{name}': '{chosen}' of run '{spec.run}' follows another tower. Name '{section.follows}' instead.")
+        raise RecipeError(
+            f"tower '{name}': '{chosen}' of run '{spec.run}' follows another tower. Name"
+            f" '{section.follows}' instead."
+        )
     if section.run:
         tower = _from_run(chosen, section, cache_dir=cache_dir)
     else:
-        tower = _build(chosen, section, captions=None, cache_dir=cache_dir, run_folder=file.parent.parent)
+        tower = _build(
+            chosen, section, captions=None, cache_dir=cache_dir, run_folder=file.parent.parent
+        )
     # Of a tower that was frozen there, the checkpoint holds nothing: it is what its builder gives.
     tower.load_trainable_state(state["towers"].get(chosen, {}))
     encoder = tower.encoder
@@ -200,7 +248,10 @@ def find_checkpoint(run: str, name: str) -> Path:
         for file in CHECKPOINTS:
             if (folder / file).is_file():
                 return folder / file
-    raise CheckpointError(f"tower '{name}': no checkpoint in '{run}'. Name a run folder with checkpoints/last.pt or a checkpoint file.")
+    raise CheckpointError(
+        f"tower '{name}': no checkpoint in '{run}'. Name a run folder with checkpoints/last.pt or a"
+        " checkpoint file."
+    )
 
 
 def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
@@ -208,22 +259,36 @@ def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
         state = load_pickled(file)
     # Damaged bytes make the unpickler fail in any way there is.
     except Exception as error:
-        raise CheckpointError(f"tower '{name}': '{file}' cannot be read as a checkpoint. Use another one.") from error
+        raise CheckpointError(
+            f"tower '{name}': '{file}' cannot be read as a checkpoint. Use another one."
+        ) from error
     if not isinstance(state, dict) or "towers" not in state or "recipe" not in state:
-        raise CheckpointError(f"tower '{name}': '{file}' is no checkpoint of vlkd. Use `pretrained` for plain weights.")
+        raise CheckpointError(
+            f"tower '{name}': '{file}' is no checkpoint of vlkd. Use `pretrained` for plain"
+            " weights."
+        )
     return state
 
 
-def _only_of_modality(name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], file: Path) -> str:
+def _only_of_modality(
+    name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], file: Path
+) -> str:
     def encodes(key: str, section: TowerSpec) -> str | None:
-        offered: tuple[str, ...] = catalog.load("builder", section.builder).modalities if section.builder else ()
+        offered: tuple[str, ...] = (
+            catalog.load("builder", section.builder).modalities if section.builder else ()
+        )
         return section.modality or _word_in(key) or (offered[0] if len(offered) == 1 else None)
 
     wanted = spec.modality or _word_in(name)
-    fitting = [key for key, section in sections.items() if not section.follows and encodes(key, section) == wanted]
+    fitting = [
+        key
+        for key, section in sections.items()
+        if not section.follows and encodes(key, section) == wanted
+    ]
     if len(fitting) != 1:
         raise RecipeError(
-            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by `tower:`: {', '.join(sections)}."
+            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by"
+            f" `tower:`: {', '.join(sections)}."
         )
     return fitting[0]
 

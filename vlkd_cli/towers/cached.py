@@ -12,7 +12,8 @@ from vlkd_cli.towers.tower import Tower
 
 
 class StoredTower(Tower):
-    """The same tower with stored rows for inputs; head and pooler are the original's own objects, so that training one trains the other.
+    """The same tower with stored rows for inputs; head and pooler are the original's own objects,
+    so that training one trains the other.
 
     Raises:
         ValueError: the original's features change in training.
@@ -20,13 +21,22 @@ class StoredTower(Tower):
 
     def __init__(self, original: Tower) -> None:
         if not original.cacheable:
-            raise ValueError(f"tower '{original.name}' learns below its head; its features cannot be stored")
+            raise ValueError(
+                f"tower '{original.name}' learns below its head; its features cannot be stored"
+            )
         nn.Module.__init__(self)
         assert isinstance(original.backbone, Frozen)
-        self.name, self.modality, self.image_input = original.name, original.modality, original.image_input
+        self.name, self.modality, self.image_input = (
+            original.name,
+            original.modality,
+            original.image_input,
+        )
         self.width, self.feature_width = original.width, original.feature_width
         self.backbone, self.pooler, self.head = original.backbone, original.pooler, original.head
-        self._layer_of, self._num_backbone_layers = original._layer_of, original._num_backbone_layers
+        self._layer_of, self._num_backbone_layers = (
+            original._layer_of,
+            original._num_backbone_layers,
+        )
         self._tokenize, self._digest = original._tokenize, original.digest()
         self._held = original._held
 
@@ -37,4 +47,6 @@ class StoredTower(Tower):
 
     def features(self, inputs: Any) -> Tensor:
         """The stored rows as they are, `[B, feature_width]`."""
-        return inputs.to(next((parameter.dtype for parameter in self.head.parameters()), inputs.dtype))
+        return inputs.to(
+            next((parameter.dtype for parameter in self.head.parameters()), inputs.dtype)
+        )

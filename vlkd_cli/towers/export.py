@@ -1,4 +1,5 @@
-"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added beside it, and a page that says how to use both."""
+"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added beside it,
+and a page that says how to use both."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ ADDED = "head.safetensors"
 
 
 class ExportedTower(NamedTuple):
-    """A tower that was written: how to load it, its files by their paths in the folder, and how many parameters they hold."""
+    """A tower that was written: how to load it, its files by their paths in the folder, and how
+    many parameters they hold."""
 
     name: str
     how: Export
@@ -27,11 +29,14 @@ class ExportedTower(NamedTuple):
     num_parameters: int
 
 
-def export_tower(tower: Tower, folder: Path, place: Path, *, name: str | None = None) -> ExportedTower:
+def export_tower(
+    tower: Tower, folder: Path, place: Path, *, name: str | None = None
+) -> ExportedTower:
     """Write a tower into an empty folder.
 
-    The backbone is written by its builder's own means. Pooler and head, which no library knows, are in `head.safetensors` as `pooler.*` and
-    `head.*` where they have weights; `vlkd_tower.yaml` says how the feature comes about.
+    The backbone is written by its builder's own means. Pooler and head, which no library knows, are
+    in `head.safetensors` as `pooler.*` and `head.*` where they have weights; `vlkd_tower.yaml` says
+    how the feature comes about.
 
     Args:
         folder: where to write.
@@ -55,7 +60,10 @@ def export_tower(tower: Tower, folder: Path, place: Path, *, name: str | None = 
     if added:
         write_weights(added, folder / ADDED)
     (folder / PAGE).write_text(
-        yaml.safe_dump({"tower": name, **_page(tower, how, bool(added))}, sort_keys=False, width=140), encoding="utf-8"
+        yaml.safe_dump(
+            {"tower": name, **_page(tower, how, bool(added))}, sort_keys=False, width=140
+        ),
+        encoding="utf-8",
     )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
@@ -70,10 +78,15 @@ def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
     assert section is not None
     page: dict[str, Any] = {"modality": tower.modality, "format": how.format, "python": how.python}
     page["recipe"] = how.recipe
-    page["feature"] = how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
+    page["feature"] = (
+        how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
+    )
     page["feature_width"] = tower.feature_width
     if tower.image_input is not None:
-        page["images"] = {key: list(value) if isinstance(value, tuple) else value for key, value in tower.image_input._asdict().items()}
+        page["images"] = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in tower.image_input._asdict().items()
+        }
     if section.head is not None:
         page["head"] = section.head.model_dump()
     if added:

@@ -1,4 +1,5 @@
-"""What of a tower learns: all, nothing, the head, patterns of parameter names, or the last layers."""
+"""What of a tower learns: all, nothing, the head, patterns of parameter names, or the last
+layers."""
 
 from __future__ import annotations
 
@@ -16,30 +17,41 @@ from vlkd_cli.recipe.schema import LastLayers
 Learns = Literal["all", "none", "head", "prompt"] | Sequence[str] | LastLayers
 
 HOLDER = "encoder."
-"""Backbones keep the library's module under this name; patterns and layers are written without it."""
+"""Backbones keep the library's module under this name; patterns and layers are written without
+it."""
 
 
-def choose_parameters(tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns) -> None:
-    """Set `requires_grad` of every parameter of a tower. A tower may be asked again, with another choice.
+def choose_parameters(
+    tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns
+) -> None:
+    """Set `requires_grad` of every parameter of a tower. A tower may be asked again, with another
+    choice.
 
-    Parameters that a library or pooler holds fixed by its own design (sine-cosine positions, a fixed power, the encoder under an adapter)
-    stay fixed.
+    Parameters that a library or pooler holds fixed by its own design (sine-cosine positions, a
+    fixed power, the encoder under an adapter) stay fixed.
 
     Raises:
-        RecipeError: a choice that has no effect: `head` without a head, a pattern without a match, more layers than there are.
+        RecipeError: a choice that has no effect: `head` without a head, a pattern without a match,
+            more layers than there are.
     """
     parameters = named_parameters(backbone, pooler, head)
     if backbone.able is None:
-        backbone.able = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
+        backbone.able = frozenset(
+            name for name, parameter in parameters.items() if parameter.requires_grad
+        )
     able = [name for name in parameters if name in backbone.able]
     chosen = _choose(tower_name, backbone, able, learns)
     for name in able:
         parameters[name].requires_grad_(name in chosen)
 
 
-def named_parameters(backbone: Backbone, pooler: nn.Module | None, head: nn.Module) -> dict[str, nn.Parameter]:
+def named_parameters(
+    backbone: Backbone, pooler: nn.Module | None, head: nn.Module
+) -> dict[str, nn.Parameter]:
     """Parameters by the names that patterns use: the library's own, `pooler.*` and `head.*`."""
-    parts = {name.removeprefix(HOLDER): parameter for name, parameter in backbone.named_parameters()}
+    parts = {
+        name.removeprefix(HOLDER): parameter for name, parameter in backbone.named_parameters()
+    }
     if pooler is not None:
         parts |= {f"pooler.{name}": parameter for name, parameter in pooler.named_parameters()}
     return parts | {f"head.{name}": parameter for name, parameter in head.named_parameters()}
@@ -52,8 +64,16 @@ def layer_index(backbone: Backbone) -> dict[str, int]:
     found: dict[str, int] = {}
     before = True
     for name in (name.removeprefix(HOLDER) for name, _ in backbone.named_parameters()):
-        place = next((index for index, prefixes in enumerate(layers) if any(_below(name, prefix) for prefix in prefixes)), None)
-        # A parameter that no layer names stands before the first block (embeddings) or behind the last (final norms).
+        place = next(
+            (
+                index
+                for index, prefixes in enumerate(layers)
+                if any(_below(name, prefix) for prefix in prefixes)
+            ),
+            None,
+        )
+        # A parameter that no layer names stands before the first block (embeddings) or behind the
+        # last (final norms).
         found[name] = (0 if before else last) if place is None else place
         before = before and (place is None or place == 0)
     return found
@@ -66,7 +86,15 @@ def _below(name: str, prefix: str) -> bool:
 def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) -> set[str]:
     added = {name for name in names if name.startswith(("pooler.", "head."))}
     if isinstance(learns, (LastLayers, Mapping)):
-        return _last(tower, backbone, learns.last if isinstance(learns, LastLayers) else int(learns["last"])) & set(names) | added
+        return (
+            _last(
+                tower,
+                backbone,
+                learns.last if isinstance(learns, LastLayers) else int(learns["last"]),
+            )
+            & set(names)
+            | added
+        )
     if learns == "all":
         return set(names)
     if learns == "none":
@@ -74,12 +102,16 @@ def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) ->
     if learns == "head":
         if not added:
             raise RecipeError(
-                f"tower '{tower}': `train: head`, but it has no head. Add `head: {{name: linear, width: ...}}` or set `train: none`."
+                f"tower '{tower}': `train: head`, but it has no head. Add `head: {{name: linear,"
+                " width: ...}` or set `train: none`."
             )
         return added
     if learns == "prompt":
         if not backbone.prompted:
-            raise RecipeError(f"tower '{tower}': `train: prompt`, but it has no prompt. Add `prompt: {{tokens: 4}}`.")
+            raise RecipeError(
+                f"tower '{tower}': `train: prompt`, but it has no prompt. Add `prompt: {{tokens:"
+                " 4}`."
+            )
         return {name.removeprefix(HOLDER) for name in backbone.prompted} | added
     assert not isinstance(learns, str)
     return _matching(tower, names, learns)
@@ -89,27 +121,35 @@ def _last(tower: str, backbone: Backbone, count: int) -> set[str]:
     layers = backbone.layers()
     if count > len(layers):
         raise RecipeError(
-            f"tower '{tower}': `train: {{last: {count}}}`, but the backbone has {len(layers)} layers. Choose at most that many."
+            f"tower '{tower}': `train: {{last: {count}}}`, but the backbone has {len(layers)}"
+            " layers. Choose at most that many."
         )
     first = len(layers) - count
     return {name for name, layer in layer_index(backbone).items() if layer >= first}
 
 
 def _matching(tower: str, names: list[str], patterns: Sequence[str]) -> set[str]:
-    """Names that a pattern picks; those with a leading '!' take away, in the order they are written."""
+    """Names that a pattern picks; those with a leading '!' take away, in the order they are
+    written."""
     if not patterns:
-        raise RecipeError(f"tower '{tower}': `train` is an empty list. Set `train: none` to freeze the tower.")
+        raise RecipeError(
+            f"tower '{tower}': `train` is an empty list. Set `train: none` to freeze the tower."
+        )
     # A list of exceptions alone means: everything but these.
     chosen = set(names) if all(pattern.startswith("!") for pattern in patterns) else set()
     for pattern in patterns:
         hits = {name for name in names if _matches(name, pattern.removeprefix("!"))}
         if not hits:
             raise RecipeError(
-                f"tower '{tower}': `train` pattern '{pattern}' matches no parameter.{_near(pattern.removeprefix('!'), names)}"
+                f"tower '{tower}': `train` pattern '{pattern}' matches no"
+                f" parameter.{_near(pattern.removeprefix('!'), names)}"
             )
         chosen = chosen - hits if pattern.startswith("!") else chosen | hits
     if not chosen:
-        raise RecipeError(f"tower '{tower}': the patterns of `train` leave nothing to learn. Set `train: none` if that is meant.")
+        raise RecipeError(
+            f"tower '{tower}': the patterns of `train` leave nothing to learn. Set `train: none` if"
+            " that is meant."
+        )
     return chosen
 
 

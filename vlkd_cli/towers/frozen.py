@@ -12,9 +12,11 @@ from vlkd_cli.builders.backbone import Backbone, Tokens
 
 
 class Frozen:
-    """Holder of a frozen backbone. It is no `nn.Module`: whatever walks modules (optimizers, state dicts, DDP, `train()`) passes it by.
+    """Holder of a frozen backbone. It is no `nn.Module`: whatever walks modules (optimizers, state
+    dicts, DDP, `train()`) passes it by.
 
-    The backbone is always in eval mode and runs without gradient. Copies of a tower share it, as it never changes.
+    The backbone is always in eval mode and runs without gradient. Copies of a tower share it, as it
+    never changes.
     """
 
     def __init__(self, backbone: Backbone) -> None:

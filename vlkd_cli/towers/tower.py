@@ -32,9 +32,17 @@ class Tower(nn.Module):
     """
 
     section: TowerSpec | None = None
-    """The recipe's section that builder, pooler and head were made from; of a tower out of a run, the section of that run."""
+    """The recipe's section that builder, pooler and head were made from; of a tower out of a run,
+    the section of that run."""
 
-    def __init__(self, name: str, backbone: Backbone, *, pooler: nn.Module | None = None, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        backbone: Backbone,
+        *,
+        pooler: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.modality: Literal["image", "text"] = backbone.modality
@@ -46,10 +54,13 @@ class Tower(nn.Module):
         self._layer_of = layer_index(backbone)
         self._num_backbone_layers = max(self._layer_of.values(), default=0) + 1
         # The tokenizer alone goes to loader workers, never the weights with it.
-        self._tokenize: Tokenize | None = getattr(backbone, "tokenizer", None) or (backbone.tokenize if self.modality == "text" else None)
+        self._tokenize: Tokenize | None = getattr(backbone, "tokenizer", None) or (
+            backbone.tokenize if self.modality == "text" else None
+        )
         self._digest: str | None = None
         self.backbone: Backbone | Frozen = backbone if _learns(backbone) else Frozen(backbone)
-        # Decided once: a copy that follows this tower by momentum takes no gradient either, yet its batch norms work as this one's do.
+        # Decided once: a copy that follows this tower by momentum takes no gradient either, yet its
+        # batch norms work as this one's do.
         self._held = self._frozen_parts()
         self._hold_frozen_parts()
 
@@ -58,7 +69,8 @@ class Tower(nn.Module):
         return self.encode(inputs)
 
     def encode(self, inputs: Any) -> Tensor:
-        """Projected features `[B, width]` of uint8 or standardised images `[B, 3, H, W]`, or of a TextInput."""
+        """Projected features `[B, width]` of uint8 or standardised images `[B, 3, H, W]`, or of a
+        TextInput."""
         return self.project(self.features(inputs))
 
     def features(self, inputs: Any) -> Tensor:
@@ -102,8 +114,11 @@ class Tower(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Layers for layer-wise learning rates; pooler and head, where there is one, are one more than the backbone's."""
-        return self._num_backbone_layers + (self.pooler is not None or not isinstance(self.head, nn.Identity))
+        """Layers for layer-wise learning rates; pooler and head, where there is one, are one more
+        than the backbone's."""
+        return self._num_backbone_layers + (
+            self.pooler is not None or not isinstance(self.head, nn.Identity)
+        )
 
     def layer_of(self, parameter_name: str) -> int:
         """Layer of a parameter by its name in `named_parameters()`, 0 at the input."""
@@ -114,11 +129,18 @@ class Tower(nn.Module):
     def count_parameters(self) -> tuple[int, int]:
         """Parameters in all, the frozen backbone's too, and those that learn."""
         own = sum(parameter.numel() for parameter in self.parameters())
-        held = sum(parameter.numel() for parameter in self.encoder.parameters()) if self.backbone_is_frozen else 0
-        return own + held, sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        held = (
+            sum(parameter.numel() for parameter in self.encoder.parameters())
+            if self.backbone_is_frozen
+            else 0
+        )
+        return own + held, sum(
+            parameter.numel() for parameter in self.parameters() if parameter.requires_grad
+        )
 
     def digest(self) -> str:
-        """sha256 over what determines `features`: weights and settings of backbone and pooler, tokenizer included.
+        """sha256 over what determines `features`: weights and settings of backbone and pooler,
+        tokenizer included.
 
         Computed once where it cannot change, else from the weights as they are now.
         """
@@ -144,9 +166,13 @@ class Tower(nn.Module):
         return digest.hexdigest()
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint needs: everything but frozen parameters and the buffers of frozen parts."""
-        # Libraries hold some tensors in several places; here each stands once, under the first of its names.
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {name for name, _ in self.named_buffers()}
+        """What a checkpoint needs: everything but frozen parameters and the buffers of frozen
+        parts."""
+        # Libraries hold some tensors in several places; here each stands once, under the first of
+        # its names.
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
+            name for name, _ in self.named_buffers()
+        }
         for part in self._held:
             kept -= {f"{part}.{name}" for name, _ in self.get_submodule(part).named_buffers()}
         return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
@@ -155,7 +181,8 @@ class Tower(nn.Module):
         """Take in what `trainable_state` gave.
 
         Raises:
-            CheckpointError: it is of another tower; the line names the first parameter that differs.
+            CheckpointError: it is of another tower; the line names the first parameter that
+                differs.
         """
         wanted = self.trainable_state()
         for name in [*wanted, *state]:
@@ -163,19 +190,22 @@ class Tower(nn.Module):
                 there = list(state[name].shape) if name in state else "missing"
                 here = list(wanted[name].shape) if name in wanted else "missing"
                 raise CheckpointError(
-                    f"tower '{self.name}': the checkpoint does not fit: '{name}' is {there} in it and {here} in the recipe's tower. "
-                    "Resume with the recipe that the run was started with."
+                    f"tower '{self.name}': the checkpoint does not fit: '{name}' is {there} in it"
+                    f" and {here} in the recipe's tower. Resume with the recipe that the run was"
+                    " started with."
                 )
         self.load_state_dict(dict(state), strict=False)
 
     def with_stored_features(self) -> Tower:
-        """A tower of the same interface, with this one's head, whose `features` takes stored `[B, feature_width]` rows as its inputs."""
+        """A tower of the same interface, with this one's head, whose `features` takes stored `[B,
+        feature_width]` rows as its inputs."""
         from vlkd_cli.towers.cached import StoredTower
 
         return StoredTower(self)
 
     def train(self, mode: bool = True) -> Tower:
-        """Training or eval mode; parts of which nothing learns stay in eval mode, batch norms among them."""
+        """Training or eval mode; parts of which nothing learns stay in eval mode, batch norms among
+        them."""
         super().train(mode)
         self._hold_frozen_parts()
         return self
@@ -206,9 +236,15 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _tokens_of(tokenize: Tokenize | None) -> str:
-    """How a tokenizer splits a text that holds every printable ASCII letter: tells two tokenizers of one kind apart."""
+    """How a tokenizer splits a text that holds every printable ASCII letter: tells two tokenizers
+    of one kind apart."""
     if tokenize is None:
         return ""
     letters = "".join(map(chr, range(32, 127)))
-    probes = [letters, "a photo of two dogs running over the snow", "Übergrößenträger 東京 naïve", " ".join(letters)]
+    probes = [
+        letters,
+        "a photo of two dogs running over the snow",
+        "Übergrößenträger 東京 naïve",
+        " ".join(letters),
+    ]
     return repr({name: tensor.tolist() for name, tensor in tokenize(probes).items()})

@@ -17,7 +17,9 @@ from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
-pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
+pytestmark = pytest.mark.skipif(
+    not adapter_rules.is_installed(), reason="needs the extra 'adapters'"
+)
 
 MERGING: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "targets": ["q", "k", "v", "o", "intermediate", "output"]},
@@ -29,7 +31,9 @@ MERGING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", MERGING)
-def test_a_merged_folder_loads_as_a_plain_encoder_with_the_same_output(method: str, tmp_path: Path) -> None:
+def test_a_merged_folder_loads_as_a_plain_encoder_with_the_same_output(
+    method: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     folder = write_encoder(tmp_path / "bert")
     tower = adapted(folder, "lora", adapter=MERGING[method])
@@ -37,15 +41,22 @@ def test_a_merged_folder_loads_as_a_plain_encoder_with_the_same_output(method: s
     before = embed(tower)
     export_merged(tower.encoder, tmp_path / "merged")
     assert torch.equal(embed(tower), before), "exporting must not change the tower"
-    plain = assemble("text", TowerSpec.model_validate({"builder": "huggingface", "model": str(tmp_path / "merged")}))
+    plain = assemble(
+        "text",
+        TowerSpec.model_validate({"builder": "huggingface", "model": str(tmp_path / "merged")}),
+    )
     assert torch.allclose(embed(plain), before, atol=2e-6)
-    untouched = assemble("text", TowerSpec.model_validate({"builder": "huggingface", "model": str(folder)}))
+    untouched = assemble(
+        "text", TowerSpec.model_validate({"builder": "huggingface", "model": str(folder)})
+    )
     assert not torch.allclose(embed(untouched), before, atol=1e-3)
 
 
 def test_a_method_that_is_part_of_the_computation_is_not_merged(tmp_path: Path) -> None:
     tower = adapted(write_encoder(tmp_path / "bert"), "bottleneck")
-    with pytest.raises(WeightsError, match="adapter 'bottleneck' cannot be folded into the encoder's weights"):
+    with pytest.raises(
+        WeightsError, match="adapter 'bottleneck' cannot be folded into the encoder's weights"
+    ):
         export_merged(tower.encoder, tmp_path / "merged")
 
 
@@ -65,20 +76,33 @@ def test_a_merged_t5_encoder_loads_with_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("auto_map", {"AutoModel": "somewhere--model.Model"}), ("_attn_implementation_internal", "somewhere/kernel")],
+    [
+        ("auto_map", {"AutoModel": "somewhere--model.Model"}),
+        ("_attn_implementation_internal", "somewhere/kernel"),
+    ],
 )
-def test_a_configuration_that_runs_foreign_code_is_refused_unless_trusted(key: str, value: Any, tmp_path: Path) -> None:
+def test_a_configuration_that_runs_foreign_code_is_refused_unless_trusted(
+    key: str, value: Any, tmp_path: Path
+) -> None:
     folder = write_encoder(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(RecipeError, match=f"its configuration has '{key}', which runs code of the model's author. Add `trust: true`"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            f"its configuration has '{key}', which runs code of the model's author. Add `trust:"
+            " true`"
+        ),
+    ):
         adapted(folder, "lora")
 
 
 def test_modernbert_and_unknown_pairs_are_refused_by_the_builder_too(tmp_path: Path) -> None:
     config = {"type": "modernbert", "layers": 2, "width": 32, "heads": 2, "vocab_size": 600}
     spec = {"builder": "adapters", "config": config, "adapter": {"name": "lora"}}
-    with pytest.raises(RecipeError, match="tower 'text': adapter.name: 'lora' is refused on modernbert"):
+    with pytest.raises(
+        RecipeError, match="tower 'text': adapter.name: 'lora' is refused on modernbert"
+    ):
         assemble("text", TowerSpec.model_validate(spec))
     with pytest.raises(RecipeError, match="'unipelt' does not work on mpnet encoders"):
         adapted(write_encoder(tmp_path, "mpnet"), "unipelt")
@@ -86,13 +110,31 @@ def test_modernbert_and_unknown_pairs_are_refused_by_the_builder_too(tmp_path: P
 
 def test_a_target_that_names_no_layer_is_told_the_names_there_are(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match="adapter.targets: 'qkv' names no linear layer of this BertModel. Its layers end in dense, key, query"
+        RecipeError,
+        match=(
+            "adapter.targets: 'qkv' names no linear layer of this BertModel. Its layers end in"
+            " dense, key, query"
+        ),
     ):
         adapted(write_encoder(tmp_path), "lora", adapter={"name": "lora", "targets": ["qkv"]})
 
 
 def test_an_adapter_on_an_encoder_from_scratch_learns_over_its_fixed_random_weights() -> None:
-    config = {"type": "bert", "layers": 2, "width": 32, "heads": 2, "vocab_size": 600, "max_length": 24}
-    tower = assemble("text", TowerSpec.model_validate({"builder": "adapters", "config": config, "adapter": {"name": "bottleneck"}}))
-    assert all("vlkd" in name for name, parameter in tower.named_parameters() if parameter.requires_grad)
+    config = {
+        "type": "bert",
+        "layers": 2,
+        "width": 32,
+        "heads": 2,
+        "vocab_size": 600,
+        "max_length": 24,
+    }
+    tower = assemble(
+        "text",
+        TowerSpec.model_validate(
+            {"builder": "adapters", "config": config, "adapter": {"name": "bottleneck"}}
+        ),
+    )
+    assert all(
+        "vlkd" in name for name, parameter in tower.named_parameters() if parameter.requires_grad
+    )
     assert embed(tower).shape == (3, 32)

@@ -45,29 +45,46 @@ def refused(tower: str) -> str:
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "mix_and_match", "unipelt", "mtl_lora"])
-def test_methods_that_cannot_work_on_mpnet_are_refused_by_name_when_the_recipe_is_read(method: str) -> None:
+def test_methods_that_cannot_work_on_mpnet_are_refused_by_name_when_the_recipe_is_read(
+    method: str,
+) -> None:
     text = refused(f"{{builder: adapters, config: {{type: mpnet}}, adapter: {{name: {method}}}}}")
-    assert text.startswith(f"my.yaml:4: towers.text.adapter.name: '{method}' does not work on mpnet encoders: ")
+    assert text.startswith(
+        f"my.yaml:4: towers.text.adapter.name: '{method}' does not work on mpnet encoders: "
+    )
 
 
 @pytest.mark.parametrize("method", catalog.names("adapter"))
 def test_modernbert_is_refused_with_every_method(method: str) -> None:
-    assert "is refused on modernbert" in refused(f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}")
+    assert "is refused on modernbert" in refused(
+        f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}"
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "vera", "ia3"])
-def test_low_rank_methods_are_refused_where_no_query_layer_is_when_the_recipe_is_read(method: str) -> None:
+def test_low_rank_methods_are_refused_where_no_query_layer_is_when_the_recipe_is_read(
+    method: str,
+) -> None:
     text = refused(f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}}}}}")
     assert text.startswith(
-        "my.yaml:4: towers.text.adapter.targets: deberta encoders make queries, keys and values in one layer, so there is"
+        "my.yaml:4: towers.text.adapter.targets: deberta encoders make queries, keys and values in"
+        " one layer, so there is"
     )
     assert text.endswith("Say targets: [in_proj].")
-    read(f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}, targets: [in_proj]}}}}")
+    read(
+        f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}, targets:"
+        " [in_proj]}}"
+    )
     text = refused(f"{{builder: adapters, config: {{type: xlnet}}, adapter: {{name: {method}}}}}")
-    assert f"'{method}' does not work on xlnet encoders: their attention has no linear layers to change" in text
+    assert (
+        f"'{method}' does not work on xlnet encoders: their attention has no linear layers to"
+        " change" in text
+    )
 
 
-@pytest.mark.skipif(not IS_INSTALLED, reason="is about the transformers that the extra 'adapters' comes with")
+@pytest.mark.skipif(
+    not IS_INSTALLED, reason="is about the transformers that the extra 'adapters' comes with"
+)
 def test_the_encoders_without_query_layers_are_such() -> None:
     import torch
     from transformers import AutoConfig, AutoModel
@@ -85,16 +102,26 @@ def test_the_encoders_without_query_layers_are_such() -> None:
 
 
 def test_an_encoder_that_was_not_tried_takes_the_low_rank_methods_only() -> None:
-    text = refused("{builder: adapters, config: {type: nystromformer}, adapter: {name: bottleneck}}")
+    text = refused(
+        "{builder: adapters, config: {type: nystromformer}, adapter: {name: bottleneck}}"
+    )
     assert "'bottleneck' is not known to work on nystromformer encoders" in text
     assert "Methods for any encoder: lora, dora, vera, ia3." in text
-    assert read("{builder: adapters, config: {type: nystromformer}, adapter: {name: lora}}").adapter.name == "lora"
+    assert (
+        read(
+            "{builder: adapters, config: {type: nystromformer}, adapter: {name: lora}}"
+        ).adapter.name
+        == "lora"
+    )
 
 
 def test_the_architecture_of_a_local_folder_is_read_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     text = refused(f"{{builder: adapters, model: {tmp_path}, adapter: {{name: prompt_tuning}}}}")
-    assert "'prompt_tuning' does not work on clip_text_model encoders: this encoder takes tokens only" in text
+    assert (
+        "'prompt_tuning' does not work on clip_text_model encoders: this encoder takes tokens only"
+        in text
+    )
 
 
 def test_the_architecture_inside_a_package_is_known_before_torch() -> None:
@@ -103,14 +130,19 @@ def test_the_architecture_inside_a_package_is_known_before_torch() -> None:
 
 
 def test_a_width_that_compacter_cannot_divide_is_said_when_the_recipe_is_read() -> None:
-    text = refused("{builder: adapters, config: {type: bert, hidden_size: 96}, adapter: {name: compacter}}")
+    text = refused(
+        "{builder: adapters, config: {type: bert, hidden_size: 96}, adapter: {name: compacter}}"
+    )
     assert (
-        "towers.text.adapter.reduction_factor: width 96 over 32 is a bottleneck of 3, and compacter needs a multiple of terms (4)" in text
+        "towers.text.adapter.reduction_factor: width 96 over 32 is a bottleneck of 3, and compacter"
+        " needs a multiple of terms (4)" in text
     )
 
 
 def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}, "projection_dim": 64}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}, "projection_dim": 64})
+    )
     text = refused(f"{{builder: adapters, model: {tmp_path}, adapter: {{name: compacter}}}}")
     assert "width 96 over 32 is a bottleneck of 3" in text
 
@@ -118,16 +150,31 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
 @pytest.mark.parametrize(
     ("tower", "said"),
     [
-        ("{builder: adapters, model: x}", "towers.text.adapter: builder 'adapters' needs one of bottleneck, language, "),
-        ("{builder: huggingface, model: x, adapter: {name: lora}}", "towers.text.adapter: has no effect with builder 'huggingface'"),
+        (
+            "{builder: adapters, model: x}",
+            "towers.text.adapter: builder 'adapters' needs one of bottleneck, language, ",
+        ),
+        (
+            "{builder: huggingface, model: x, adapter: {name: lora}}",
+            "towers.text.adapter: has no effect with builder 'huggingface'",
+        ),
         (
             "{builder: adapters, model: x, train: none, adapter: {name: lora}}",
             "towers.text.train: 'none' would leave the adapter as it starts",
         ),
-        ("{builder: adapters, model: x, adapter: {name: lora, rnk: 4}}", "towers.text.adapter.rnk: unknown key. Did you mean 'rank'?"),
-        ("{builder: adapters, model: x, adapter: {name: loar}}", "unknown adapter 'loar'. Did you mean 'lora'?"),
         (
-            "{builder: adapters, model: x, adapter: {name: prefix_tuning, flat: true, bottleneck_size: 9}}",
+            "{builder: adapters, model: x, adapter: {name: lora, rnk: 4}}",
+            "towers.text.adapter.rnk: unknown key. Did you mean 'rank'?",
+        ),
+        (
+            "{builder: adapters, model: x, adapter: {name: loar}}",
+            "unknown adapter 'loar'. Did you mean 'lora'?",
+        ),
+        (
+            (
+                "{builder: adapters, model: x, adapter: {name: prefix_tuning, flat: true,"
+                " bottleneck_size: 9}}"
+            ),
             "towers.text.adapter.bottleneck_size: has no effect with flat: true",
         ),
         (
@@ -142,27 +189,43 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
             "{builder: huggingface, model: x, prompt: {tokens: 4}}",
             "towers.text.prompt: learned prompt vectors are for text towers of builder",
         ),
-        ("{builder: openclip, model: RN50, train: prompt}", "towers.text.train: 'prompt' leaves nothing that learns"),
+        (
+            "{builder: openclip, model: RN50, train: prompt}",
+            "towers.text.train: 'prompt' leaves nothing that learns",
+        ),
         (
             "{builder: openclip, model: RN50, train: none, prompt: {tokens: 4}}",
             "towers.text.prompt: would stay as randomly drawn with train: none",
         ),
-        ("{builder: openclip, model: RN50, prompt: {tokns: 4}}", "towers.text.prompt.tokns: unknown key. Did you mean 'tokens'?"),
+        (
+            "{builder: openclip, model: RN50, prompt: {tokns: 4}}",
+            "towers.text.prompt.tokns: unknown key. Did you mean 'tokens'?",
+        ),
     ],
 )
 def test_a_setting_that_cannot_work_is_said_with_its_place(tower: str, said: str) -> None:
     assert said in refused(tower)
 
 
-def test_without_the_library_the_builder_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_builder_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(adapter_rules, "is_installed", lambda: False)
     text = refused("{builder: adapters, model: x, adapter: {name: lora}}")
-    assert text == "my.yaml:4: towers.text.builder: 'adapters' needs an optional package: pip install 'vlkd[adapters]'."
-    with pytest.raises(MissingPackageError, match=r"builder 'adapters' needs an optional package: pip install 'vlkd\[adapters\]'"):
+    assert (
+        text == "my.yaml:4: towers.text.builder: 'adapters' needs an optional package: pip install"
+        " 'vlkd[adapters]'."
+    )
+    with pytest.raises(
+        MissingPackageError,
+        match=r"builder 'adapters' needs an optional package: pip install 'vlkd\[adapters\]'",
+    ):
         catalog.load("builder", "adapters")(model="x")
 
 
-@pytest.mark.skipif(IS_INSTALLED, reason="is for environments without the extra 'adapters', see `make test-latest`")
+@pytest.mark.skipif(
+    IS_INSTALLED, reason="is for environments without the extra 'adapters', see `make test-latest`"
+)
 def test_a_real_environment_without_the_library_says_so() -> None:
     command = [sys.executable, "-m", "vlkd_cli", "list-adapters"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -183,16 +246,27 @@ def test_a_real_environment_without_the_library_says_so() -> None:
         ("direft", {"name": "reft", "form": "direft"}),
     ],
 )
-def test_former_names_are_understood_with_a_notice(former: str, now: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_former_names_are_understood_with_a_notice(
+    former: str, now: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     adapter = read(f"{{builder: adapters, model: x, adapter: {{name: {former}}}}}").adapter
     assert {"name": adapter.name, **adapter.keys} == now
-    assert f"towers.text.adapter: '{former}' is now called {{name: {now['name']}" in capsys.readouterr().err
+    assert (
+        f"towers.text.adapter: '{former}' is now called {{name: {now['name']}"
+        in capsys.readouterr().err
+    )
     assert read(f"{{builder: adapters, model: x, adapter: {former}}}").adapter == adapter
 
 
-def test_the_libraries_words_for_keys_are_understood_with_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert read("{builder: adapters, model: x, adapter: {name: lora, r: 4}}").adapter.keys == {"rank": 4}
-    assert read("{builder: adapters, model: x, adapter: {name: prefix_tuning, prefix_length: 9}}").adapter.keys == {"length": 9}
+def test_the_libraries_words_for_keys_are_understood_with_a_notice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert read("{builder: adapters, model: x, adapter: {name: lora, r: 4}}").adapter.keys == {
+        "rank": 4
+    }
+    assert read(
+        "{builder: adapters, model: x, adapter: {name: prefix_tuning, prefix_length: 9}}"
+    ).adapter.keys == {"length": 9}
     assert "towers.text.adapter: key 'r' is now called 'rank'." in capsys.readouterr().err
 
 
@@ -203,9 +277,10 @@ def test_former_names_lead_to_known_methods_and_hide_none() -> None:
 
 def test_a_recipe_with_an_adapter_is_checked_without_torch() -> None:
     code = (
-        "import sys; from vlkd_cli.builders import adapter_rules\n"
-        "assert adapter_rules.check({'builder': 'adapters', 'config': {'type': 'mpnet'}, 'adapter': {'name': 'unipelt'}})\n"
-        "assert not {'torch', 'transformers', 'adapters', 'peft'} & set(sys.modules), sorted(sys.modules)"
+        "import sys; from vlkd_cli.recipe import adapters as adapter_rules\nassert"
+        " adapter_rules.check({'builder': 'adapters', 'config': {'type': 'mpnet'}, 'adapter':"
+        " {'name': 'unipelt'}})\nassert not {'torch', 'transformers', 'adapters', 'peft'} &"
+        " set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,4 +1,5 @@
-"""The adapters builder on a tiny BERT: what learns, what is saved, and that an embedding is its sentence's alone."""
+"""The adapters builder on a tiny BERT: what learns, what is saved, and that an embedding is its
+sentence's alone."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
-pytestmark = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
+pytestmark = pytest.mark.skipif(
+    not adapter_rules.is_installed(), reason="needs the extra 'adapters'"
+)
 
 HEAD = {"name": "linear", "width": 16}
 
@@ -64,21 +67,36 @@ def test_one_step_moves_the_adapter_and_the_head_and_nothing_else(bert: Path, me
     shake(tower)
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     learning = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
-    take_step(tower, torch.optim.AdamW([parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1), seed=0)
+    take_step(
+        tower,
+        torch.optim.AdamW(
+            [parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1
+        ),
+        seed=0,
+    )
     names = {id(parameter): name for name, parameter in tower.named_parameters()}
     objects = dict(tower.named_parameters(remove_duplicate=False))
-    moved = {names[id(objects[name])] for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])}
-    # Weight decay moves what has a gradient of zero (a ReFT edit of no tokens), but never what has none.
+    moved = {
+        names[id(objects[name])]
+        for name, tensor in tower.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    # Weight decay moves what has a gradient of zero (a ReFT edit of no tokens), but never what has
+    # none.
     assert moved == learning
     assert all(name.startswith("head.") or "vlkd" in name for name in moved)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_holds_only_what_trains_and_restores_the_output_under_another_random_state(bert: Path, method: str) -> None:
+def test_a_checkpoint_holds_only_what_trains_and_restores_the_output_under_another_random_state(
+    bert: Path, method: str
+) -> None:
     tower = adapted(bert, method, head=HEAD, seed=1)
     shake(tower)
     state = tower.trainable_state()
-    assert set(state) == {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+    assert set(state) == {
+        name for name, parameter in tower.named_parameters() if parameter.requires_grad
+    }
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -88,7 +106,9 @@ def test_a_checkpoint_holds_only_what_trains_and_restores_the_output_under_anoth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_saved_adapter_restores_the_output_under_another_random_state(bert: Path, method: str, tmp_path: Path) -> None:
+def test_a_saved_adapter_restores_the_output_under_another_random_state(
+    bert: Path, method: str, tmp_path: Path
+) -> None:
     tower = adapted(bert, method, seed=1)
     shake(tower)
     save_adapter(tower.encoder, tmp_path)
@@ -99,31 +119,41 @@ def test_a_saved_adapter_restores_the_output_under_another_random_state(bert: Pa
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pooler", [None, "cls"])
-def test_an_embedding_does_not_depend_on_what_else_is_in_its_batch(bert: Path, method: str, pooler: str | None) -> None:
+def test_an_embedding_does_not_depend_on_what_else_is_in_its_batch(
+    bert: Path, method: str, pooler: str | None
+) -> None:
     tower = adapted(bert, method, **({} if pooler is None else {"pooler": {"name": pooler}}))
     shake(tower)
     together = embed(tower)
     alone = torch.cat([embed(tower, [sentence]) for sentence in SENTENCES])
     assert torch.allclose(together, alone, atol=2e-6)
-    # The test would notice: an unmasked average over padding changes the embedding of a short sentence.
+    # The test would notice: an unmasked average over padding changes the embedding of a short
+    # sentence.
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", STARTS_AS_IDENTITY)
 def test_these_methods_start_as_the_plain_encoder(bert: Path, method: str) -> None:
-    plain = assemble("text", TowerSpec.model_validate({"builder": "huggingface", "model": str(bert)}))
+    plain = assemble(
+        "text", TowerSpec.model_validate({"builder": "huggingface", "model": str(bert)})
+    )
     assert torch.allclose(embed(adapted(bert, method)), embed(plain), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "compacter", "vera", "loreft", "unipelt"])
 def test_resuming_after_a_step_equals_never_having_stopped(bert: Path, method: str) -> None:
     def learners(tower: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.01)
+        return torch.optim.AdamW(
+            [parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.01
+        )
 
     tower = adapted(bert, method, seed=1)
     optimizer = learners(tower)
     take_step(tower, optimizer, seed=10)
-    state, moments = {name: tensor.clone() for name, tensor in tower.trainable_state().items()}, copy.deepcopy(optimizer.state_dict())
+    state, moments = (
+        {name: tensor.clone() for name, tensor in tower.trainable_state().items()},
+        copy.deepcopy(optimizer.state_dict()),
+    )
     other = adapted(bert, method, seed=2)
     other.load_trainable_state(state)
     resumed = learners(other)
@@ -141,7 +171,10 @@ def test_every_method_runs_under_bfloat16_autocast(bert: Path, method: str) -> N
         assert torch.allclose(embed(tower).float(), exact, atol=0.1)
 
 
-@pytest.mark.parametrize("method", ["bottleneck", "prefix_tuning", "prompt_tuning", "lora", "vera", "mtl_lora", "unipelt"])
+@pytest.mark.parametrize(
+    "method",
+    ["bottleneck", "prefix_tuning", "prompt_tuning", "lora", "vera", "mtl_lora", "unipelt"],
+)
 def test_a_tower_cast_to_bfloat16_casts_its_adapter_too(bert: Path, method: str) -> None:
     tower = adapted(bert, method).to(torch.bfloat16)
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
@@ -150,7 +183,9 @@ def test_a_tower_cast_to_bfloat16_casts_its_adapter_too(bert: Path, method: str)
 
 @pytest.mark.parametrize("method", ["loreft", "noreft"])
 def test_reft_in_bfloat16_weights_is_refused_with_a_remedy(bert: Path, method: str) -> None:
-    with pytest.raises(RecipeError, match="adapter 'reft' needs float32 weights. Train with `precision: bf16`"):
+    with pytest.raises(
+        RecipeError, match="adapter 'reft' needs float32 weights. Train with `precision: bf16`"
+    ):
         embed(adapted(bert, method).to(torch.bfloat16))
 
 
@@ -167,10 +202,16 @@ def test_a_new_tower_is_in_eval_mode_and_dropout_obeys_the_mode(bert: Path) -> N
 
 def test_loreft_stays_orthonormal_under_weight_decay(bert: Path) -> None:
     tower = adapted(bert, "loreft")
-    optimizer = torch.optim.AdamW([parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1, weight_decay=0.5)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in tower.parameters() if parameter.requires_grad],
+        lr=0.1,
+        weight_decay=0.5,
+    )
     for step in range(3):
         take_step(tower, optimizer, seed=step)
-    rows = tower.encoder.encoder.encoder.layer[0].reft_layer.refts["vlkd"].units[0].projection.weight
+    rows = (
+        tower.encoder.encoder.encoder.layer[0].reft_layer.refts["vlkd"].units[0].projection.weight
+    )
     assert torch.allclose(rows @ rows.mT, torch.eye(len(rows)), atol=1e-6)
 
 
@@ -187,15 +228,24 @@ def test_prompt_tuning_leaves_room_for_the_prompt(bert: Path) -> None:
     inputs = tower.tokenize(["the cat sits on the mat and looks at the dog " * 5])
     assert inputs["input_ids"].shape[1] == 48 - 30
     assert torch.isfinite(tower.encode(inputs)).all()
-    with pytest.raises(RecipeError, match="47 learned positions and a caption do not fit into the encoder's 48 positions"):
+    with pytest.raises(
+        RecipeError,
+        match="47 learned positions and a caption do not fit into the encoder's 48 positions",
+    ):
         adapted(bert, "prompt_tuning", adapter={"name": "prompt_tuning", "length": 47})
 
 
 def test_prompt_tuning_starts_from_the_words_it_is_given(bert: Path) -> None:
-    tower = adapted(bert, "prompt_tuning", adapter={"name": "prompt_tuning", "length": 3, "init": "text", "init_text": "red dog"})
+    tower = adapted(
+        bert,
+        "prompt_tuning",
+        adapter={"name": "prompt_tuning", "length": 3, "init": "text", "init_text": "red dog"},
+    )
     words = tower.encoder.encoder.get_input_embeddings().weight
     ids = tower.tokenize(["red dog red"])["input_ids"][0, 1:-1]
-    assert torch.equal(tower.encoder.encoder.prompt_tuning.vectors["vlkd"].embedding.weight, words[ids])
+    assert torch.equal(
+        tower.encoder.encoder.prompt_tuning.vectors["vlkd"].embedding.weight, words[ids]
+    )
 
 
 def test_mtl_lora_shares_its_matrices_and_tells_tasks_apart(bert: Path) -> None:
@@ -207,13 +257,19 @@ def test_mtl_lora_shares_its_matrices_and_tells_tasks_apart(bert: Path) -> None:
     inputs = tower.tokenize(SENTENCES)
     mixed = tower.encode({**inputs, "task_ids": torch.tensor([0, 1, 1])})
     own = tower.encode(inputs)
-    assert torch.allclose(mixed[1:], own[1:], atol=1e-6) and not torch.allclose(mixed[0], own[0], atol=1e-4)
+    assert torch.allclose(mixed[1:], own[1:], atol=1e-6) and not torch.allclose(
+        mixed[0], own[0], atol=1e-4
+    )
 
 
 def test_tasks_that_no_row_has_still_get_a_gradient(bert: Path) -> None:
-    tower = adapted(bert, "mtl_lora", adapter={"name": "mtl_lora", "tasks": ["caption", "question"]})
+    tower = adapted(
+        bert, "mtl_lora", adapter={"name": "mtl_lora", "tasks": ["caption", "question"]}
+    )
     tower.encode(tower.tokenize(SENTENCES)).sum().backward()
-    assert all(parameter.grad is not None for parameter in tower.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.grad is not None for parameter in tower.parameters() if parameter.requires_grad
+    )
 
 
 def test_the_word_embeddings_are_not_in_a_checkpoint_under_another_name(bert: Path) -> None:
@@ -224,31 +280,54 @@ def test_the_word_embeddings_are_not_in_a_checkpoint_under_another_name(bert: Pa
 
 def test_the_head_alone_does_not_free_the_encoder(bert: Path) -> None:
     tower = adapted(bert, "lora", head=HEAD, train=["head.*"], adapter_weights=None)
-    assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == {"head.linear.weight", "head.linear.bias"}
+    assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == {
+        "head.linear.weight",
+        "head.linear.bias",
+    }
     assert tower.backbone_is_frozen
 
 
 @pytest.mark.parametrize("method", ["lora", "compacter", "prefix_tuning"])
-def test_a_tower_taken_from_a_run_is_restored_and_keeps_its_encoder_fixed(bert: Path, method: str, tmp_path: Path) -> None:
+def test_a_tower_taken_from_a_run_is_restored_and_keeps_its_encoder_fixed(
+    bert: Path, method: str, tmp_path: Path
+) -> None:
     name, keys = METHODS[method]
     section = {"builder": "adapters", "model": str(bert), "adapter": {"name": name, **keys}}
     tower = adapted(bert, method, seed=1)
     shake(tower)
     (tmp_path / "checkpoints").mkdir()
-    state = {"recipe": json.dumps({"towers": {"text": section}}), "towers": {"text": tower.trainable_state()}}
+    state = {
+        "recipe": json.dumps({"towers": {"text": section}}),
+        "towers": {"text": tower.trainable_state()},
+    }
     torch.save(state, tmp_path / "checkpoints" / "last.pt")
     torch.manual_seed(2)
     frozen = assemble("text", TowerSpec.model_validate({"run": str(tmp_path), "train": "none"}))
     assert frozen.is_frozen and torch.equal(embed(frozen), embed(tower))
     learning = assemble("text", TowerSpec.model_validate({"run": str(tmp_path), "train": "all"}))
-    assert learning.count_parameters() == tower.count_parameters() and torch.equal(embed(learning), embed(tower))
+    assert learning.count_parameters() == tower.count_parameters() and torch.equal(
+        embed(learning), embed(tower)
+    )
 
 
-def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(bert: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(
+    bert: Path, tmp_path: Path
+) -> None:
     tower = adapted(bert, "lora")
     save_adapter(tower.encoder, tmp_path / "lora")
-    with pytest.raises(WeightsError, match="was saved with adapter.rank: 8, the recipe says 4. Copy the section from its adapter.yaml"):
-        adapted(bert, "lora", adapter={"name": "lora", "rank": 4}, adapter_weights=str(tmp_path / "lora"))
+    with pytest.raises(
+        WeightsError,
+        match=(
+            "was saved with adapter.rank: 8, the recipe says 4. Copy the section from its"
+            " adapter.yaml"
+        ),
+    ):
+        adapted(
+            bert,
+            "lora",
+            adapter={"name": "lora", "rank": 4},
+            adapter_weights=str(tmp_path / "lora"),
+        )
     with pytest.raises(WeightsError, match="has no readable adapter.yaml"):
         load_adapter(tower.encoder, tmp_path / "nowhere")
     wider = write_encoder(tmp_path / "wider", hidden_size=32)
@@ -257,9 +336,16 @@ def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(bert
 
 
 @pytest.mark.parametrize(
-    "section", [{"last_tokens": 6, "first_tokens": 0}, {"last_tokens": 5, "first_tokens": 5}, {"last_tokens": 20, "tied": True}]
+    "section",
+    [
+        {"last_tokens": 6, "first_tokens": 0},
+        {"last_tokens": 5, "first_tokens": 5},
+        {"last_tokens": 20, "tied": True},
+    ],
 )
-def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(bert: Path, section: dict[str, Any]) -> None:
+def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(
+    bert: Path, section: dict[str, Any]
+) -> None:
     tower = adapted(bert, "loreft", adapter={"name": "reft", **section})
     shake(tower)
     together = embed(tower)
@@ -271,16 +357,30 @@ def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(bert: Path, sectio
     ("section", "said"),
     [
         ({"name": "reft", "layers": []}, "adapter: adds nothing to this encoder"),
-        ({"name": "reft", "layers": [0, 9]}, "adapter: names layer 9, and this encoder has layers 0 to 1"),
-        ({"name": "prefix_tuning", "leave_out": [2]}, "adapter: names layer 2, and this encoder has layers 0 to 1"),
+        (
+            {"name": "reft", "layers": [0, 9]},
+            "adapter: names layer 9, and this encoder has layers 0 to 1",
+        ),
+        (
+            {"name": "prefix_tuning", "leave_out": [2]},
+            "adapter: names layer 2, and this encoder has layers 0 to 1",
+        ),
         ({"name": "prefix_tuning", "leave_out": [0, 1]}, "adapter: adds nothing to this encoder"),
         ({"name": "bottleneck", "leave_out": [0, 1]}, "adapter: adds nothing to this encoder"),
         ({"name": "lora", "targets": []}, "adapter.targets: is empty"),
         ({"name": "ia3", "targets": [], "feed_forward": False}, "adapter.targets: is empty"),
-        ({"name": "reft", "rank": 65}, "adapter.rank: 65 directions cannot be orthogonal in 64 dimensions"),
-        ({"name": "language", "inverse_reduction_factor": 33}, "adapter.inverse_reduction_factor: half the width 64 over 33"),
+        (
+            {"name": "reft", "rank": 65},
+            "adapter.rank: 65 directions cannot be orthogonal in 64 dimensions",
+        ),
+        (
+            {"name": "language", "inverse_reduction_factor": 33},
+            "adapter.inverse_reduction_factor: half the width 64 over 33",
+        ),
     ],
 )
-def test_keys_that_leave_nothing_to_learn_are_refused(bert: Path, section: dict[str, Any], said: str) -> None:
+def test_keys_that_leave_nothing_to_learn_are_refused(
+    bert: Path, section: dict[str, Any], said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         adapted(bert, "lora", adapter=section)

@@ -9,12 +9,29 @@ import torch
 from transformers import AutoModel, BertConfig, BertTokenizerFast, T5Config
 
 from vlkd_cli.builders.huggingface.builder import HuggingFace
-from vlkd_cli.builders.huggingface.load import find_model, load_config, longest_input, refuse_foreign_code
+from vlkd_cli.builders.huggingface.load import (
+    find_model,
+    load_config,
+    longest_input,
+    refuse_foreign_code,
+)
 from vlkd_cli.errors import RecipeError, WeightsError
 
 CAPTIONS = ["a red square", "two blue circles above a green triangle on the left"]
 SIZES = {"layers": 2, "width": 32, "heads": 2, "vocab_size": 600, "max_length": 64}
-TYPES = ["bert", "roberta", "mpnet", "distilbert", "albert", "electra", "deberta-v2", "clip_text_model", "modernbert", "gpt2", "t5"]
+TYPES = [
+    "bert",
+    "roberta",
+    "mpnet",
+    "distilbert",
+    "albert",
+    "electra",
+    "deberta-v2",
+    "clip_text_model",
+    "modernbert",
+    "gpt2",
+    "t5",
+]
 LIBRARY_WARNINGS = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
@@ -29,9 +46,15 @@ def test_encoders_of_every_kind_are_built_from_scratch_and_learn(kind: str) -> N
     assert backbone.width == 32
     features = backbone(backbone.tokenize(CAPTIONS))
     # A caption is encoded alike alone and beside a longer one.
-    torch.testing.assert_close(features[:1], backbone(backbone.tokenize(CAPTIONS[:1])), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        features[:1], backbone(backbone.tokenize(CAPTIONS[:1])), rtol=1e-4, atol=1e-5
+    )
     features.square().sum().backward()
-    assert [name for name, parameter in backbone.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
+    assert [
+        name
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ] == []
     assert 1 <= len(backbone.layers()) <= 3
     longest = backbone.tokenize(["word " * 300])
     assert backbone(longest).isfinite().all()
@@ -41,11 +64,29 @@ def test_encoders_of_every_kind_are_built_from_scratch_and_learn(kind: str) -> N
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with a tokenizer, as a folder of transformers."""
     place = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "square", "two", "blue", "circles"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "square",
+        "two",
+        "blue",
+        "circles",
+    ]
     (place / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=11, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=11,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     AutoModel.from_config(config).save_pretrained(place)
     return place
 
@@ -90,9 +131,19 @@ def test_weights_that_do_not_fit_name_the_first_difference(folder: Path) -> None
 
 def test_an_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = T5Config(vocab_size=600, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=600,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    backbone = HuggingFace(model=str(tmp_path), pretrained=False, tokenizer="clip", config={"vocab_size": 550}).build("text")
+    backbone = HuggingFace(
+        model=str(tmp_path), pretrained=False, tokenizer="clip", config={"vocab_size": 550}
+    ).build("text")
     assert backbone(backbone.tokenize(CAPTIONS)).shape == (2, 16)
     assert not any("decoder" in name for name in backbone.state_dict())
 
@@ -119,20 +170,27 @@ def test_a_trained_tokenizer_needs_captions() -> None:
 
 
 @pytest.mark.parametrize("key", ["auto_map", "_attn_implementation_internal"])
-def test_configurations_that_run_foreign_code_are_refused(key: str, folder: Path, tmp_path: Path) -> None:
+def test_configurations_that_run_foreign_code_are_refused(
+    key: str, folder: Path, tmp_path: Path
+) -> None:
     content = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, key: "someone/kernel"}))
-    with pytest.raises(RecipeError, match=rf"'{key}', which runs code of the model's author\. Add `trust: true`"):
+    with pytest.raises(
+        RecipeError, match=rf"'{key}', which runs code of the model's author\. Add `trust: true`"
+    ):
         load_config(str(tmp_path))
     with pytest.raises(RecipeError, match=key):
         refuse_foreign_code({"text_config": {key: "x"}}, "model", trust=False)
     refuse_foreign_code({key: "x"}, "model", trust=True)
 
 
-def test_what_cannot_be_fetched_names_files_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_fetched_names_files_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     expected = (
-        rf"huggingface model 'some/encoder': weights are not on disk.*hub id 'some/encoder' into {tmp_path}/huggingface/some/encoder\."
+        r"huggingface model 'some/encoder': weights are not on disk.*hub id 'some/encoder' into"
+        rf" {tmp_path}/huggingface/some/encoder\."
     )
     with pytest.raises(WeightsError, match=expected) as error:
         HuggingFace(model="some/encoder", cache_dir=str(tmp_path)).build("text")
@@ -142,7 +200,9 @@ def test_what_cannot_be_fetched_names_files_and_folder(tmp_path: Path, monkeypat
 def test_files_put_into_the_named_folder_are_found(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "huggingface" / "some").mkdir(parents=True)
     (tmp_path / "huggingface" / "some" / "encoder").symlink_to(folder)
-    assert find_model("some/encoder", cache_dir=str(tmp_path)) == str(tmp_path / "huggingface" / "some" / "encoder")
+    assert find_model("some/encoder", cache_dir=str(tmp_path)) == str(
+        tmp_path / "huggingface" / "some" / "encoder"
+    )
     assert HuggingFace(model="some/encoder", cache_dir=str(tmp_path)).build("text").width == 16
 
 
@@ -151,7 +211,10 @@ def test_files_put_into_the_named_folder_are_found(folder: Path, tmp_path: Path)
     [
         ({}, "say `model: ID` or `config:"),
         ({"config": {"type": "bret"}}, r"knows no type 'bret'\. Did you mean 'bert'\?"),
-        ({"config": {"layer": 2}}, r"config has no key 'layer' for type 'bert'\. Did you mean 'layers'\?"),
+        (
+            {"config": {"layer": 2}},
+            r"config has no key 'layer' for type 'bert'\. Did you mean 'layers'\?",
+        ),
         ({"config": {"width": 30, "heads": 4}}, "4 heads do not divide width 30"),
         ({"pretrained": True, "config": {"layers": 1}}, "`pretrained: true` needs a `model`"),
     ],
@@ -168,7 +231,9 @@ def test_a_damaged_folder_says_which_file_is_missing(folder: Path, tmp_path: Pat
     for file in folder.glob("*token*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
-    with pytest.raises(WeightsError, match=r"has no readable weights\. Put model\.safetensors there"):
+    with pytest.raises(
+        WeightsError, match=r"has no readable weights\. Put model\.safetensors there"
+    ):
         HuggingFace(model=str(tmp_path)).build("text")
 
 

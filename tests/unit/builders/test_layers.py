@@ -29,7 +29,9 @@ def test_a_single_block_is_one_layer() -> None:
 
 
 def test_stages_of_blocks_are_opened() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Block(4), Block(4)), nn.Sequential(Block(8)))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Sequential(Block(4), Block(4)), nn.Sequential(Block(8))
+    )
     assert find_layers(network) == [["1.0"], ["1.1"], ["2.0"]]
 
 

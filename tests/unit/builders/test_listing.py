@@ -9,23 +9,43 @@ import pytest
 from vlkd_cli import catalog
 from vlkd_cli.builders import listing
 
-ROW = {"name": "x", "builder": "torchvision", "modality": "image", "width": 1, "parameters": 2, "image_size_px": 3, "pretrained": []}
+ROW = {
+    "name": "x",
+    "builder": "torchvision",
+    "modality": "image",
+    "width": 1,
+    "parameters": 2,
+    "image_size_px": 3,
+    "pretrained": [],
+}
 
 
-def test_rows_of_a_version_that_nobody_knows_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_of_a_version_that_nobody_knows_are_computed_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
     monkeypatch.setattr(listing, "_version", lambda builder: "99.0")
     monkeypatch.setattr(listing, "computed", lambda builder: [ROW])
     assert listing.rows_of("torchvision") == [ROW]
-    monkeypatch.setattr(listing, "computed", lambda builder: pytest.fail("remembered rows are computed again"))
+    monkeypatch.setattr(
+        listing, "computed", lambda builder: pytest.fail("remembered rows are computed again")
+    )
     assert listing.rows_of("torchvision") == [ROW]
 
 
-@pytest.mark.parametrize(("builder", "least"), [("torchvision", 80), ("openclip", 280), ("timm", 1300)])
-def test_pinned_libraries_need_no_computing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, builder: str, least: int) -> None:
+@pytest.mark.parametrize(
+    ("builder", "least"), [("torchvision", 80), ("openclip", 280), ("timm", 1300)]
+)
+def test_pinned_libraries_need_no_computing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, builder: str, least: int
+) -> None:
     _shipped_or_skip(builder)
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
-    monkeypatch.setattr(listing, "computed", lambda builder: pytest.fail("computed although the package brings the rows along"))
+    monkeypatch.setattr(
+        listing,
+        "computed",
+        lambda builder: pytest.fail("computed although the package brings the rows along"),
+    )
     rows = listing.rows_of(builder)
     assert len(rows) >= least
     # Text towers that only the hub describes have no count.
@@ -45,11 +65,20 @@ def test_pinned_libraries_need_no_computing(monkeypatch: pytest.MonkeyPatch, tmp
         ("timm", "vit_tiny_patch16_224", "image"),
     ],
 )
-def test_shipped_numbers_are_those_of_the_tower_that_is_built(builder: str, model: str, modality: Literal["image", "text"]) -> None:
+def test_shipped_numbers_are_those_of_the_tower_that_is_built(
+    builder: str, model: str, modality: Literal["image", "text"]
+) -> None:
     _shipped_or_skip(builder)
-    (row,) = [row for row in listing.rows_of(builder) if (row["name"], row["modality"]) == (model, modality)]
+    (row,) = [
+        row
+        for row in listing.rows_of(builder)
+        if (row["name"], row["modality"]) == (model, modality)
+    ]
     backbone = catalog.load("builder", builder)(model=model).build(modality)
-    assert (row["width"], row["parameters"]) == (backbone.width, sum(parameter.numel() for parameter in backbone.parameters()))
+    assert (row["width"], row["parameters"]) == (
+        backbone.width,
+        sum(parameter.numel() for parameter in backbone.parameters()),
+    )
 
 
 @pytest.mark.slow
@@ -58,7 +87,11 @@ def test_shipped_numbers_are_those_of_the_tower_that_is_built(builder: str, mode
 def test_shipped_rows_are_what_the_builder_finds(builder: str) -> None:
     brought = _shipped_or_skip(builder)
     # Through JSON, where tuples are lists.
-    found = json.loads(json.dumps([list(row.values()) for row in listing.measured(builder, listing.computed(builder))]))
+    found = json.loads(
+        json.dumps(
+            [list(row.values()) for row in listing.measured(builder, listing.computed(builder))]
+        )
+    )
     assert json.loads(brought.read_text(encoding="utf-8")) == found
 
 

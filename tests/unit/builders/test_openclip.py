@@ -27,13 +27,27 @@ def whole_model(**keys: Any) -> Any:
 def overrides(modality: str) -> dict[str, Any]:
     if modality == "text":
         return {**TEXT, "embed_dim": 48}
-    return {"layers": 2, "width": 64, "heads": 2, "image_size": 32, "patch_size": 16, "embed_dim": 48}
+    return {
+        "layers": 2,
+        "width": 64,
+        "heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "embed_dim": 48,
+    }
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("openclip") / "model.pt"
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in whole_model().state_dict().items()}}, file)
+    torch.save(
+        {
+            "state_dict": {
+                f"module.{name}": tensor for name, tensor in whole_model().state_dict().items()
+            }
+        },
+        file,
+    )
     return file
 
 
@@ -45,31 +59,47 @@ def test_each_half_of_a_checkpoint_gives_the_whole_models_features(checkpoint: P
     with torch.no_grad():
         torch.testing.assert_close(image(images), whole.encode_image(images))
         padded = ClipTokenizer(context_length=24, trim=False)(CAPTIONS)["input_ids"]
-        torch.testing.assert_close(text(text.tokenize(CAPTIONS)), whole.encode_text(padded), rtol=1e-5, atol=1e-6)
-    assert not any(name.startswith(("encoder.token_embedding", "encoder.text")) for name in image.state_dict())
+        torch.testing.assert_close(
+            text(text.tokenize(CAPTIONS)), whole.encode_text(padded), rtol=1e-5, atol=1e-6
+        )
+    assert not any(
+        name.startswith(("encoder.token_embedding", "encoder.text")) for name in image.state_dict()
+    )
     assert (image.width, text.width, image.token_width, text.token_width) == (48, 48, 64, 64)
 
 
-def test_captions_are_cut_to_the_longest_of_the_batch_without_changing_values_or_gradients(checkpoint: Path) -> None:
+def test_captions_are_cut_to_the_longest_of_the_batch_without_changing_values_or_gradients(
+    checkpoint: Path,
+) -> None:
     text = OpenCLIP(pretrained=str(checkpoint), config=overrides("text")).build("text")
     trimmed = text.tokenize(CAPTIONS)
     padded = ClipTokenizer(context_length=24, trim=False)(CAPTIONS)
     assert trimmed["input_ids"].shape == (3, 13) and padded["input_ids"].shape == (3, 24)
-    features, gradients = zip(*(_features_and_gradients(text, inputs) for inputs in (trimmed, padded)), strict=True)
+    features, gradients = zip(
+        *(_features_and_gradients(text, inputs) for inputs in (trimmed, padded)), strict=True
+    )
     torch.testing.assert_close(*features, rtol=1e-5, atol=1e-6)
     for name in gradients[0]:
-        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6, msg=name
+        )
 
 
-def _features_and_gradients(text: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def _features_and_gradients(
+    text: Any, inputs: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     text.zero_grad()
     features = text(inputs)
     features.square().mean().backward()
-    return features.detach(), {name: parameter.grad.clone() for name, parameter in text.named_parameters()}
+    return features.detach(), {
+        name: parameter.grad.clone() for name, parameter in text.named_parameters()
+    }
 
 
 def test_a_tower_that_looks_ahead_is_never_cut() -> None:
-    text = OpenCLIP(config={**overrides("text"), "no_causal_mask": True, "pool_type": "last"}).build("text")
+    text = OpenCLIP(
+        config={**overrides("text"), "no_causal_mask": True, "pool_type": "last"}
+    ).build("text")
     assert text.tokenize(["a dog"])["input_ids"].shape == (1, 24)
     assert text(text.tokenize(["a dog"])).shape == (1, 48)
     assert text.tokens(text.tokenize(["a dog"])).values.shape == (1, 24, 64)
@@ -93,7 +123,9 @@ def test_tokens_of_an_image_begin_with_the_class_token(checkpoint: Path) -> None
 
 
 def test_a_list_of_layers_makes_a_resnet() -> None:
-    image = OpenCLIP(config={"layers": [1, 1, 1, 1], "width": 8, "heads": 8, "image_size": 64, "embed_dim": 16}).build("image")
+    image = OpenCLIP(
+        config={"layers": [1, 1, 1, 1], "width": 8, "heads": 8, "image_size": 64, "embed_dim": 16}
+    ).build("image")
     assert image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
     assert image.tokens(torch.randn(2, 3, 64, 64)).values.shape == (2, 4, 256)
     assert image.layers()[-1] == ["layer4.0", "attnpool"]
@@ -104,7 +136,11 @@ def test_the_last_layer_holds_what_follows_it() -> None:
         ["transformer.resblocks.0"],
         ["transformer.resblocks.1", "ln_post", "proj"],
     ]
-    assert OpenCLIP(config=overrides("text")).build("text").layers()[-1] == ["transformer.resblocks.1", "ln_final", "text_projection"]
+    assert OpenCLIP(config=overrides("text")).build("text").layers()[-1] == [
+        "transformer.resblocks.1",
+        "ln_final",
+        "text_projection",
+    ]
 
 
 def test_sizes_from_scratch_need_no_more_than_three_numbers() -> None:
@@ -123,7 +159,9 @@ def test_sizes_beside_a_name_change_that_model() -> None:
 
 
 def test_positions_are_resized_to_another_image_size(checkpoint: Path) -> None:
-    image = OpenCLIP(pretrained=str(checkpoint), config={**overrides("image"), "image_size": 64}).build("image")
+    image = OpenCLIP(
+        pretrained=str(checkpoint), config={**overrides("image"), "image_size": 64}
+    ).build("image")
     assert image(torch.randn(1, 3, 64, 64)).shape == (1, 48)
     assert image.encoder.positional_embedding[0].equal(whole_model().visual.positional_embedding[0])
 
@@ -141,7 +179,14 @@ def test_weights_run_with_the_activation_of_their_tag(tmp_path: Path) -> None:
 
 def test_a_folder_of_open_clip_is_a_model(tmp_path: Path) -> None:
     settings = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT}
-    content = {"model_cfg": settings, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}}
+    content = {
+        "model_cfg": settings,
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "resize_mode": "squash",
+        },
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
     torch.save(whole_model().state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     image = OpenCLIP(model=str(tmp_path), pretrained=True).build("image").eval()
@@ -150,27 +195,44 @@ def test_a_folder_of_open_clip_is_a_model(tmp_path: Path) -> None:
     assert image.image_input.mean == (0.5, 0.5, 0.5) and image.image_input.resize == "squash"
 
 
-def test_mistakes_are_named_with_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_mistakes_are_named_with_their_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
     for builder, message in [
         (OpenCLIP(), "say `model: NAME` or `config:"),
         (OpenCLIP(model="RN51"), r"'RN51' is unknown\. Did you mean 'RN50'\?"),
-        (OpenCLIP(model="RN50", pretrained="opneai"), r"no weights 'opneai'\. Did you mean 'openai'\? Known: openai"),
-        (OpenCLIP(model="RN50", config={"witdh": 3}), r"config has no key 'witdh' for image towers\. Did you mean 'width'\?"),
+        (
+            OpenCLIP(model="RN50", pretrained="opneai"),
+            r"no weights 'opneai'\. Did you mean 'openai'\? Known: openai",
+        ),
+        (
+            OpenCLIP(model="RN50", config={"witdh": 3}),
+            r"config has no key 'witdh' for image towers\. Did you mean 'width'\?",
+        ),
         (OpenCLIP(config={"layers": 1, "width": 32, "heads": 5}), "5 heads do not divide width 32"),
         (OpenCLIP(pretrained=True, config={"layers": 1}), "`pretrained: true` needs a `model`"),
     ]:
         with pytest.raises(RecipeError, match=message):
             builder.build("image")
-    with pytest.raises(WeightsError, match=r"'class_embedding' is \[64\] in them and \[768\] in the model"):
-        OpenCLIP(model="ViT-B-32", pretrained=str(checkpoint), config={"layers": 1, "image_size": 64}).build("image")
+    with pytest.raises(
+        WeightsError, match=r"'class_embedding' is \[64\] in them and \[768\] in the model"
+    ):
+        OpenCLIP(
+            model="ViT-B-32", pretrained=str(checkpoint), config={"layers": 1, "image_size": 64}
+        ).build("image")
 
 
-def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*arguments: object, **keys: object) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", no_network)
-    expected = rf"'RN50', tag 'openai': weights are not on disk.* as RN50-openai\.safetensors \(or \.pt, \.bin\) into {tmp_path}/openclip\."
+    expected = (
+        r"'RN50', tag 'openai': weights are not on disk.* as RN50-openai\.safetensors \(or \.pt,"
+        rf" \.bin\) into {tmp_path}/openclip\."
+    )
     with pytest.raises(WeightsError, match=expected):
         OpenCLIP(model="RN50", pretrained=True, cache_dir=str(tmp_path)).build("text")
 

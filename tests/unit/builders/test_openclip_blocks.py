@@ -1,4 +1,5 @@
-"""The quicker ways through open_clip's transformers give what open_clip itself gives, in value and gradient."""
+"""The quicker ways through open_clip's transformers give what open_clip itself gives, in value and
+gradient."""
 
 from __future__ import annotations
 
@@ -29,24 +30,40 @@ def slow_copy(encoder: nn.Module) -> Any:
     return encoder
 
 
-def value_and_gradients(encoder: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def value_and_gradients(
+    encoder: nn.Module, run: Callable[[], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     encoder.zero_grad()
     value = run()
     direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
     (value.float() * direction).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is not None
+    }
     return value.detach().float(), gradients
 
 
-def compare(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]], tolerance: float) -> None:
+def compare(
+    ours: tuple[Tensor, dict[str, Tensor]],
+    theirs: tuple[Tensor, dict[str, Tensor]],
+    tolerance: float,
+) -> None:
     assert set(ours[1]) == set(theirs[1]) and len(ours[1]) > 20
-    torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance * float(theirs[0].abs().max()))
+    torch.testing.assert_close(
+        ours[0], theirs[0], rtol=tolerance, atol=tolerance * float(theirs[0].abs().max())
+    )
     for name, gradient in theirs[1].items():
-        assert float((ours[1][name] - gradient).norm()) <= tolerance * float(gradient.norm()) + 1e-7, name
+        assert (
+            float((ours[1][name] - gradient).norm()) <= tolerance * float(gradient.norm()) + 1e-7
+        ), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.06)])
-def test_an_image_tower_gives_open_clips_feature_and_gradient(precision: str, tolerance: float) -> None:
+def test_an_image_tower_gives_open_clips_feature_and_gradient(
+    precision: str, tolerance: float
+) -> None:
     torch.manual_seed(0)
     backbone: Any = OpenCLIP(config=IMAGE).build("image")
     original = slow_copy(backbone.encoder)
@@ -59,7 +76,9 @@ def test_an_image_tower_gives_open_clips_feature_and_gradient(precision: str, to
 
 @pytest.mark.parametrize("pool_type", ["argmax", "first"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.06)])
-def test_a_text_tower_gives_open_clips_feature_and_gradient(precision: str, tolerance: float, pool_type: str) -> None:
+def test_a_text_tower_gives_open_clips_feature_and_gradient(
+    precision: str, tolerance: float, pool_type: str
+) -> None:
     torch.manual_seed(0)
     backbone: Any = OpenCLIP(config={**TEXT, "pool_type": pool_type}).build("text")
     original = slow_copy(backbone.encoder)
@@ -79,7 +98,9 @@ def test_all_tokens_are_open_clips_own() -> None:
     original.load_state_dict(backbone.state_dict())
     original.encoder = slow_copy(original.encoder)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(backbone.tokens(images).values, original.tokens(images).values, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        backbone.tokens(images).values, original.tokens(images).values, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_names_of_weights_stay() -> None:
@@ -97,5 +118,9 @@ def test_attention_with_weights_or_masked_keys_is_torchs() -> None:
     ours.__class__ = PackedAttention
     tokens, masked = torch.randn(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
     for keys in ({"need_weights": True}, {"need_weights": False, "key_padding_mask": masked}):
-        for own, other in zip(ours(tokens, tokens, tokens, **keys), theirs(tokens, tokens, tokens, **keys), strict=True):
+        for own, other in zip(
+            ours(tokens, tokens, tokens, **keys),
+            theirs(tokens, tokens, tokens, **keys),
+            strict=True,
+        ):
             assert (own is None and other is None) or own.equal(other)

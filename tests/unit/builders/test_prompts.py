@@ -12,13 +12,26 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
-TINY = {"layers": 2, "width": 32, "heads": 2, "embed_dim": 16, "vocab_size": 600, "context_length": 24}
-CAPTIONS = ["a dog", "a photo of a red square", "the cat sits on the mat and looks at the dog that looks at the cat"]
+TINY = {
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "embed_dim": 16,
+    "vocab_size": 600,
+    "context_length": 24,
+}
+CAPTIONS = [
+    "a dog",
+    "a photo of a red square",
+    "the cat sits on the mat and looks at the dog that looks at the cat",
+]
 
 
 def tower_of(seed: int = 0, **section: Any) -> Any:
     torch.manual_seed(seed)
-    tower = assemble("text", TowerSpec.model_validate({"builder": "openclip", "config": TINY, **section}))
+    tower = assemble(
+        "text", TowerSpec.model_validate({"builder": "openclip", "config": TINY, **section})
+    )
     return tower.eval()
 
 
@@ -28,17 +41,29 @@ def learning(tower: Any) -> set[str]:
 
 def test_a_frozen_tower_learns_its_prompt_alone_and_saves_nothing_else() -> None:
     tower = tower_of(prompt={"tokens": 4}, train="prompt")
-    assert learning(tower) == set(tower.trainable_state()) == {"backbone.encoder.token_embedding.prompt"}
+    assert (
+        learning(tower)
+        == set(tower.trainable_state())
+        == {"backbone.encoder.token_embedding.prompt"}
+    )
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
-    optimizer = torch.optim.AdamW([parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1
+    )
     (tower.encode(tower.tokenize(CAPTIONS)) * torch.randn(16)).sum().backward()
     optimizer.step()
-    assert {name for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])} == learning(tower)
+    assert {
+        name for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])
+    } == learning(tower)
 
 
 def test_train_prompt_learns_the_head_too() -> None:
     tower = tower_of(prompt={"tokens": 4}, train="prompt", head={"name": "linear", "width": 8})
-    assert learning(tower) == {"backbone.encoder.token_embedding.prompt", "head.linear.weight", "head.linear.bias"}
+    assert learning(tower) == {
+        "backbone.encoder.token_embedding.prompt",
+        "head.linear.weight",
+        "head.linear.bias",
+    }
 
 
 def test_a_trainable_tower_learns_with_its_prompt() -> None:
@@ -59,7 +84,11 @@ def test_a_prompt_of_words_equals_writing_the_words() -> None:
 def test_every_vector_reaches_every_caption() -> None:
     tower = tower_of(prompt={"tokens": 3})
     for row in tower.encode(tower.tokenize(CAPTIONS)):
-        gradient = torch.autograd.grad((row * torch.arange(16.0)).sum(), tower.encoder.encoder.token_embedding.prompt, retain_graph=True)[0]
+        gradient = torch.autograd.grad(
+            (row * torch.arange(16.0)).sum(),
+            tower.encoder.encoder.token_embedding.prompt,
+            retain_graph=True,
+        )[0]
         assert (gradient.abs().sum(1) > 0).all()
 
 
@@ -80,7 +109,10 @@ def test_long_captions_are_cut_to_leave_room_and_keep_their_end() -> None:
 
 
 def test_loading_the_saved_prompt_under_another_random_state_restores_the_output() -> None:
-    tower, other = tower_of(prompt={"tokens": 4}, train="prompt"), tower_of(prompt={"tokens": 4}, train="prompt")
+    tower, other = (
+        tower_of(prompt={"tokens": 4}, train="prompt"),
+        tower_of(prompt={"tokens": 4}, train="prompt"),
+    )
     with torch.no_grad():
         tower.encoder.encoder.token_embedding.prompt.normal_()
     inputs = tower.tokenize(CAPTIONS)
@@ -96,11 +128,17 @@ def test_the_tokenizer_survives_pickling() -> None:
 
 
 def test_a_prompt_tells_itself_apart_in_the_digest() -> None:
-    assert len({tower_of(prompt=prompt).digest() for prompt in (None, {"tokens": 3}, {"tokens": 4})}) == 3
+    assert (
+        len({tower_of(prompt=prompt).digest() for prompt in (None, {"tokens": 3}, {"tokens": 4})})
+        == 3
+    )
 
 
 def test_a_prompt_without_room_or_words_is_refused() -> None:
-    with pytest.raises(RecipeError, match="prompt.tokens: 22 vectors leave no room for a caption. Choose at most 21."):
+    with pytest.raises(
+        RecipeError,
+        match="prompt.tokens: 22 vectors leave no room for a caption. Choose at most 21.",
+    ):
         tower_of(prompt={"tokens": 22})
     with pytest.raises(RecipeError, match="prompt.init_text: the tokenizer makes no tokens of it"):
         tower_of(prompt={"tokens": 4, "init_text": " "})

@@ -10,7 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
+from sentence_transformers.sentence_transformer.modules import (
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+    WordEmbeddings,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlkd_cli.builders.huggingface.builder import HuggingFace
@@ -53,11 +58,15 @@ def test_static_embeddings_average_word_pieces(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)
-    reference = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=6), Normalize()], device="cpu")
+    reference = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_dim=6), Normalize()], device="cpu"
+    )
     reference.save(str(tmp_path))
     backbone = SBERT(model=str(tmp_path)).build("text")
     texts = ["a dog runs", "red", "dog dog unheard"]
-    torch.testing.assert_close(backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True))
+    torch.testing.assert_close(
+        backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True)
+    )
     pickle.loads(pickle.dumps(backbone.tokenizer))(texts)
     backbone(backbone.tokenize(texts))[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
@@ -66,14 +75,19 @@ def test_static_embeddings_average_word_pieces(tmp_path: Path) -> None:
 def test_old_word_embeddings_keep_their_tokenizer(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     (tmp_path / "vectors.txt").write_text(
-        "".join(f"{word} {' '.join(map(str, row))}\n" for word, row in zip(["dog", "runs", "red", "car"], vectors, strict=True))
+        "".join(
+            f"{word} {' '.join(map(str, row))}\n"
+            for word, row in zip(["dog", "runs", "red", "car"], vectors, strict=True)
+        )
     )
     words = WordEmbeddings.from_text_file(str(tmp_path / "vectors.txt"))
     reference = SentenceTransformer(modules=[words, Pooling(5, "mean")], device="cpu")
     reference.save(str(tmp_path / "model"))
     backbone = SBERT(model=str(tmp_path / "model")).build("text").eval()
     texts = ["dog runs", "red car dog"]
-    torch.testing.assert_close(backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True))
+    torch.testing.assert_close(
+        backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True)
+    )
 
 
 def test_a_file_of_word_vectors_is_averaged_over_the_known_words(tmp_path: Path) -> None:
@@ -81,7 +95,9 @@ def test_a_file_of_word_vectors_is_averaged_over_the_known_words(tmp_path: Path)
     backbone = SBERT(model=str(tmp_path / "glove.txt")).build("text")
     inputs = backbone.tokenize(["A red, red dog!", "Dog Paris", "nothing known", ""])
     features = backbone(inputs)
-    torch.testing.assert_close(features, torch.tensor([[7 / 3, 10 / 3], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]]))
+    torch.testing.assert_close(
+        features, torch.tensor([[7 / 3, 10 / 3], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
+    )
     assert backbone.width == 2
 
 
@@ -98,8 +114,12 @@ def test_word2vec_headers_and_words_with_spaces_are_read(tmp_path: Path) -> None
 
 
 def test_folders_that_run_foreign_code_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "os_module.Custom"}]))
-    with pytest.raises(RecipeError, match=r"modules\.json names 'os_module\.Custom'.*Add `trust: true`"):
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "os_module.Custom"}])
+    )
+    with pytest.raises(
+        RecipeError, match=r"modules\.json names 'os_module\.Custom'.*Add `trust: true`"
+    ):
         SBERT(model=str(tmp_path)).build("text")
     (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "x"}}))
     with pytest.raises(RecipeError, match="auto_map"):
@@ -110,7 +130,11 @@ def test_mistakes_are_named_with_their_remedy(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="For random weights use builder 'huggingface'"):
         SBERT(model=MINILM, pretrained=False).build("text")
     with pytest.raises(
-        WeightsError, match=rf"hub id 'sentence-transformers/no-such'.* into {tmp_path}/sbert/sentence-transformers/no-such\."
+        WeightsError,
+        match=(
+            r"hub id 'sentence-transformers/no-such'.* into"
+            rf" {tmp_path}/sbert/sentence-transformers/no-such\."
+        ),
     ):
         SBERT(model="no-such", cache_dir=str(tmp_path)).build("text")
     with pytest.raises(WeightsError, match="no file or folder"):
@@ -119,6 +143,8 @@ def test_mistakes_are_named_with_their_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_real_glove_vectors_know_that_dogs_are_nearer_to_cats_than_to_cars(shared: Path) -> None:
-    backbone = SBERT(model=str(shared / "data" / "vectors" / "glove.6B.50d.top9163.txt")).build("text")
+    backbone = SBERT(model=str(shared / "data" / "vectors" / "glove.6B.50d.top9163.txt")).build(
+        "text"
+    )
     dog, cat, car = F.normalize(backbone(backbone.tokenize(["a dog", "a cat", "a car"])), dim=1)
     assert backbone.width == 50 and dog @ cat > dog @ car

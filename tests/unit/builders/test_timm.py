@@ -11,7 +11,9 @@ from vlkd_cli.builders.timm.builder import Timm
 from vlkd_cli.errors import RecipeError, WeightsError
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"]
+)
 def test_the_feature_is_what_the_classifier_reads(name: str) -> None:
     torch.manual_seed(0)
     backbone = Timm(model=name, image_size=64).build("image").eval()
@@ -34,19 +36,34 @@ def test_a_file_of_weights_is_loaded_without_its_classifier(tmp_path: Path) -> N
     torch.manual_seed(0)
     whole = timm.create_model("resnet10t").eval()
     save_file(whole.state_dict(), tmp_path / "a.safetensors")
-    backbone = Timm(model="resnet10t", pretrained=str(tmp_path / "a.safetensors"), image_size=64).build("image").eval()
+    backbone = (
+        Timm(model="resnet10t", pretrained=str(tmp_path / "a.safetensors"), image_size=64)
+        .build("image")
+        .eval()
+    )
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(whole.fc(backbone(images)), whole(images))
     with pytest.raises(WeightsError, match=r"'resnet18': weights of .* do not fit"):
         Timm(model="resnet18", pretrained=str(tmp_path / "a.safetensors")).build("image")
 
 
-def test_mistakes_and_missing_weights_are_named_with_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"'convnext_attoo' is unknown\. Did you mean 'convnext_atto'\?"):
+def test_mistakes_and_missing_weights_are_named_with_their_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        RecipeError, match=r"'convnext_attoo' is unknown\. Did you mean 'convnext_atto'\?"
+    ):
         Timm(model="convnext_attoo").build("image")
     with pytest.raises(RecipeError, match=r"no weights 'c3_in1kk'\. Did you mean 'c3_in1k'\?"):
         Timm(model="resnet10t", pretrained="c3_in1kk").build("image")
-    with pytest.raises(RecipeError, match=r"'qwen3_vit_88m_enc' gives a map and no feature of the whole image"):
+    with pytest.raises(
+        RecipeError, match=r"'qwen3_vit_88m_enc' gives a map and no feature of the whole image"
+    ):
         Timm(model="qwen3_vit_88m_enc").build("image")
-    with pytest.raises(WeightsError, match=rf"'resnet10t\.c3_in1k'.* as resnet10t\.c3_in1k\.safetensors .* into {tmp_path}/timm\."):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            rf"'resnet10t\.c3_in1k'.* as resnet10t\.c3_in1k\.safetensors .* into {tmp_path}/timm\."
+        ),
+    ):
         Timm(model="resnet10t", pretrained="c3_in1k", cache_dir=str(tmp_path)).build("image")

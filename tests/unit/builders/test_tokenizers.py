@@ -53,4 +53,6 @@ def test_shifted_ids_leave_padding_a_number_of_its_own() -> None:
 
 def test_a_copy_by_pickle_gives_the_same_ids() -> None:
     tokenizer = ClipTokenizer(vocabulary_size=1000)
-    assert pickle.loads(pickle.dumps(tokenizer))(TEXTS)["input_ids"].equal(tokenizer(TEXTS)["input_ids"])
+    assert pickle.loads(pickle.dumps(tokenizer))(TEXTS)["input_ids"].equal(
+        tokenizer(TEXTS)["input_ids"]
+    )

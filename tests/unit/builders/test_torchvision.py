@@ -20,16 +20,29 @@ from vlkd_cli.builders.torchvision.anatomy import (
 from vlkd_cli.builders.torchvision.builder import TorchVision, image_input, names
 from vlkd_cli.errors import RecipeError, WeightsError
 
-FAMILIES = ["alexnet", "densenet121", "googlenet", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "vgg11", "vit_b_32"]
+FAMILIES = [
+    "alexnet",
+    "densenet121",
+    "googlenet",
+    "mobilenet_v3_small",
+    "resnet18",
+    "squeezenet1_1",
+    "vgg11",
+    "vit_b_32",
+]
 
 
 def feature_of(name: str) -> tuple[int, tuple[int, ...]]:
     """The width that is told and the shape that a run on the meta device gives."""
     size = image_input(name).size_px
-    anatomy, network = open_without_memory(name, {"image_size": size[0]} if fixes_its_size(name) else {})
+    anatomy, network = open_without_memory(
+        name, {"image_size": size[0]} if fixes_its_size(name) else {}
+    )
     strip_classifier(network, anatomy)
     with torch.no_grad():
-        return anatomy.width, tuple(network.to("meta").eval()(torch.empty(2, 3, *size, device="meta")).shape)
+        return anatomy.width, tuple(
+            network.to("meta").eval()(torch.empty(2, 3, *size, device="meta")).shape
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -52,7 +65,9 @@ def test_the_feature_is_what_the_classifier_reads() -> None:
     backbone = TorchVision(model="mobilenet_v3_small", image_size=64).build("image").eval()
     whole = models.mobilenet_v3_small().eval()
     state = backbone.encoder.state_dict()
-    whole.load_state_dict({name: state.get(name, tensor) for name, tensor in whole.state_dict().items()})
+    whole.load_state_dict(
+        {name: state.get(name, tensor) for name, tensor in whole.state_dict().items()}
+    )
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(whole.classifier[3](backbone(images)), whole(images))
 
@@ -79,7 +94,11 @@ def test_the_input_is_that_of_the_published_weights() -> None:
     expected = TorchVision(model="mobilenet_v2").build("image").image_input
     preset = models.MobileNet_V2_Weights.DEFAULT.transforms()
     assert expected is not None
-    assert (expected.size_px, expected.resize_px, expected.interpolation) == ((224, 224), preset.resize_size[0], "bilinear")
+    assert (expected.size_px, expected.resize_px, expected.interpolation) == (
+        (224, 224),
+        preset.resize_size[0],
+        "bilinear",
+    )
     assert expected.mean == (0.485, 0.456, 0.406)
     assert image_input("efficientnet_b7").size_px == (600, 600)
 
@@ -106,52 +125,82 @@ def test_tokens_are_the_places_of_the_last_map() -> None:
 
 
 def test_constructor_arguments_change_the_size() -> None:
-    assert TorchVision(model="mobilenet_v2", config={"width_mult": 0.25}).build("image").width == 1280
-    with pytest.raises(RecipeError, match="torchvision model 'resnet18': .*unexpected keyword argument 'width_mult'"):
+    assert (
+        TorchVision(model="mobilenet_v2", config={"width_mult": 0.25}).build("image").width == 1280
+    )
+    with pytest.raises(
+        RecipeError,
+        match="torchvision model 'resnet18': .*unexpected keyword argument 'width_mult'",
+    ):
         TorchVision(model="resnet18", config={"width_mult": 0.25}).build("image")
 
 
-def test_a_local_file_in_half_precision_is_loaded_and_its_classifier_dropped(tmp_path: Path) -> None:
+def test_a_local_file_in_half_precision_is_loaded_and_its_classifier_dropped(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     whole = models.resnet18(num_classes=7)
     save_file(
-        {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in whole.state_dict().items()},
+        {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in whole.state_dict().items()
+        },
         tmp_path / "a.safetensors",
     )
-    backbone = TorchVision(model="resnet18", pretrained=str(tmp_path / "a.safetensors")).build("image")
+    backbone = TorchVision(model="resnet18", pretrained=str(tmp_path / "a.safetensors")).build(
+        "image"
+    )
     assert backbone.encoder.conv1.weight.dtype == torch.float32
-    torch.testing.assert_close(backbone.encoder.conv1.weight, whole.conv1.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        backbone.encoder.conv1.weight, whole.conv1.weight, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = models.densenet121().state_dict()
-    old = {name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): tensor for name, tensor in state.items()}
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): tensor
+        for name, tensor in state.items()
+    }
     assert set(old) != set(state)
     torch.save(old, tmp_path / "a.pth")
     backbone = TorchVision(model="densenet121", pretrained=str(tmp_path / "a.pth")).build("image")
     assert all(tensor.equal(state[name]) for name, tensor in backbone.encoder.state_dict().items())
 
 
-def test_mistakes_are_named_with_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_named_with_their_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RecipeError, match=r"'resnet51' is unknown\. Did you mean 'resnet50'\?"):
         TorchVision(model="resnet51").build("image")
-    with pytest.raises(RecipeError, match=r"no weights 'IMAGENET1K_V3'\. Did you mean 'IMAGENET1K_V1'\?"):
+    with pytest.raises(
+        RecipeError, match=r"no weights 'IMAGENET1K_V3'\. Did you mean 'IMAGENET1K_V1'\?"
+    ):
         TorchVision(model="resnet18", pretrained="IMAGENET1K_V3").build("image")
     torch.save(models.resnet34().state_dict(), tmp_path / "resnet34.pth")
-    with pytest.raises(WeightsError, match=r"'resnet18': weights of .* do not fit: the model has no 'layer1\.2\.conv1\.weight'"):
+    with pytest.raises(
+        WeightsError,
+        match=r"'resnet18': weights of .* do not fit: the model has no 'layer1\.2\.conv1\.weight'",
+    ):
         TorchVision(model="resnet18", pretrained=str(tmp_path / "resnet34.pth")).build("image")
 
 
-def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*arguments: object, **keys: object) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    expected = rf"resnet18.*Put resnet18-f37072fd\.pth into {tmp_path}/cache/torchvision/checkpoints\."
+    expected = (
+        rf"resnet18.*Put resnet18-f37072fd\.pth into {tmp_path}/cache/torchvision/checkpoints\."
+    )
     with pytest.raises(WeightsError, match=expected) as error:
-        TorchVision(model="resnet18", pretrained=True, cache_dir=str(tmp_path / "cache")).build("image")
+        TorchVision(model="resnet18", pretrained=True, cache_dir=str(tmp_path / "cache")).build(
+            "image"
+        )
     assert "\n" not in str(error.value)
 
 
@@ -178,7 +227,11 @@ def test_real_mobilenet_recognises_real_photos(shared: Path) -> None:
 
 
 def _photo(folder: Path, row: list[str]) -> Path:
-    return next(folder / "images" / cell.removeprefix("images/") for cell in row if cell.lower().endswith((".jpg", ".jpeg")))
+    return next(
+        folder / "images" / cell.removeprefix("images/")
+        for cell in row
+        if cell.lower().endswith((".jpg", ".jpeg"))
+    )
 
 
 def _label(row: list[str]) -> int:

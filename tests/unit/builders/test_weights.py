@@ -36,7 +36,9 @@ def test_safetensors_and_torchscript_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_a_damaged_file_is_said_in_one_line(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=r"model: '.*' cannot be read as weights \(.*\)\. Replace the file\.") as error:
+    with pytest.raises(
+        WeightsError, match=r"model: '.*' cannot be read as weights \(.*\)\. Replace the file\."
+    ) as error:
         read_weights(tmp_path / name, "model")
     assert "\n" not in str(error.value)
 
@@ -49,20 +51,30 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_half_precision_weights_fill_a_float32_module() -> None:
     module = nn.Linear(3, 2)
-    fit_weights(module, {name: tensor.half() for name, tensor in STATE.items()}, "model", source="file")
+    fit_weights(
+        module, {name: tensor.half() for name, tensor in STATE.items()}, "model", source="file"
+    )
     assert module.weight.dtype == torch.float32
     assert module.weight.equal(STATE["weight"])
 
 
 def test_the_first_mismatch_is_named_with_its_shapes() -> None:
     module = nn.Linear(4, 2)
-    with pytest.raises(WeightsError, match=r"'weight' is \[2, 3\] in them and \[2, 4\] in the model"):
+    with pytest.raises(
+        WeightsError, match=r"'weight' is \[2, 3\] in them and \[2, 4\] in the model"
+    ):
         fit_weights(module, STATE, "model", source="file")
     with pytest.raises(WeightsError, match=r"'bias' \[2\] is not in them"):
         fit_weights(nn.Linear(3, 2), {"weight": STATE["weight"]}, "model", source="file")
     with pytest.raises(WeightsError, match=r"the model has no 'extra' \[1\]"):
         fit_weights(nn.Linear(3, 2), {**STATE, "extra": torch.zeros(1)}, "model", source="file")
-    fit_weights(nn.Linear(3, 2), {**STATE, "extra": torch.zeros(1)}, "model", source="file", ignore=lambda name: name == "extra")
+    fit_weights(
+        nn.Linear(3, 2),
+        {**STATE, "extra": torch.zeros(1)},
+        "model",
+        source="file",
+        ignore=lambda name: name == "extra",
+    )
 
 
 def test_a_folder_stands_for_the_weights_in_it(tmp_path: Path) -> None:
@@ -86,7 +98,9 @@ def test_a_missing_file_or_package_is_named() -> None:
         locate("package:ftfy", "model")
 
 
-def test_the_cache_folder_is_the_keys_then_the_environments_then_the_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_is_the_keys_then_the_environments_then_the_homes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "environment"))
     assert cache_folder("given") == Path("given")
     assert cache_folder() == tmp_path / "environment"

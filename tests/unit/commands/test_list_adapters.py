@@ -13,11 +13,15 @@ from vlkd_cli.commands.list_adapters import list_adapters
 from vlkd_cli.errors import MissingPackageError
 from vlkd_cli.recipe import adapters as adapter_rules
 
-needs_adapters = pytest.mark.skipif(not adapter_rules.is_installed(), reason="needs the extra 'adapters'")
+needs_adapters = pytest.mark.skipif(
+    not adapter_rules.is_installed(), reason="needs the extra 'adapters'"
+)
 
 
 @needs_adapters
-def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     list_adapters(model=str(write_encoder(tmp_path)), json_=True)
     rows = json.loads(capsys.readouterr().out)
     assert list(dict.fromkeys(row["name"] for row in rows)) == catalog.names("adapter")
@@ -31,7 +35,9 @@ def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(tmp_path: P
 
 
 @needs_adapters
-def test_the_table_says_what_is_refused_on_the_given_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_what_is_refused_on_the_given_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     list_adapters(model=str(write_encoder(tmp_path, "mpnet")))
     out = capsys.readouterr().out
     assert "unipelt: 'unipelt' does not work on mpnet encoders" in out

@@ -10,7 +10,12 @@ import pytest
 from tests.support.data_sets import clip_benchmark_data
 from vlkd_cli.commands.list_datasets import list_datasets
 from vlkd_cli.errors import UserError
-from vlkd_cli.evaluation.datasets.known_sets import known_sets, load_classes, load_templates, sets_on_disk
+from vlkd_cli.evaluation.datasets.known_sets import (
+    known_sets,
+    load_classes,
+    load_templates,
+    sets_on_disk,
+)
 
 
 def test_the_list_knows_the_twenty_of_elevater_and_more() -> None:
@@ -43,7 +48,12 @@ def test_json_tells_where_a_set_lies(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "dtd").mkdir()
     list_datasets(root=tmp_path, search="*", here=True, json_=True)
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["name"], row["classes"], row["layout"], row["path"]) == ("dtd", 47, "torchvision", str(tmp_path / "dtd"))
+    assert (row["name"], row["classes"], row["layout"], row["path"]) == (
+        "dtd",
+        47,
+        "torchvision",
+        str(tmp_path / "dtd"),
+    )
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
@@ -52,5 +62,12 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 
 def test_the_command_needs_no_torch() -> None:
-    listed = "from vlkd_cli.commands.list_datasets import list_datasets; list_datasets(None, '*', False, True)"
-    subprocess.run([sys.executable, "-c", f"import sys; {listed}; assert 'torch' not in sys.modules"], check=True, capture_output=True)
+    listed = (
+        "from vlkd_cli.commands.list_datasets import list_datasets; list_datasets(None, '*', False,"
+        " True)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; {listed}; assert 'torch' not in sys.modules"],
+        check=True,
+        capture_output=True,
+    )

@@ -33,13 +33,27 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def known_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "rows_of", lambda builder: ROWS if builder == "torchvision" else [])
+    monkeypatch.setattr(
+        listing, "rows_of", lambda builder: ROWS if builder == "torchvision" else []
+    )
 
 
 def test_the_table_has_every_column(capsys: pytest.CaptureFixture[str]) -> None:
     list_models(builder="torchvision")
     printed = capsys.readouterr().out
-    for word in ("name", "modality", "width", "parameters", "input px", "resnet18", "11.2M", "512", "224", "IMAGENET1K_V1", "resnet9"):
+    for word in (
+        "name",
+        "modality",
+        "width",
+        "parameters",
+        "input px",
+        "resnet18",
+        "11.2M",
+        "512",
+        "224",
+        "IMAGENET1K_V1",
+        "resnet9",
+    ):
         assert word in printed
 
 
@@ -50,9 +64,17 @@ def test_json_is_a_list_of_the_chosen_rows(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_misspelt_builder_and_a_pattern_without_match_say_so() -> None:
-    with pytest.raises(UserError, match=r"--builder: no builder 'torchvison'\. Did you mean 'torchvision'\?"):
+    with pytest.raises(
+        UserError, match=r"--builder: no builder 'torchvison'\. Did you mean 'torchvision'\?"
+    ):
         list_models(builder="torchvison")
-    with pytest.raises(UserError, match=r"--search: no model of builder 'torchvision' matches 'resnet81\*'\. Did you mean 'resnet18'\?"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"--search: no model of builder 'torchvision' matches 'resnet81\*'\. Did you mean"
+            r" 'resnet18'\?"
+        ),
+    ):
         list_models(builder="torchvision", search="resnet81*")
     with pytest.raises(UserError, match=r"--search: no text model matches"):
         list_models(modality="text")

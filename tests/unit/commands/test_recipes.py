@@ -37,7 +37,10 @@ def test_copy_writes_a_file_and_leaves_an_existing_one_alone(run):
     assert Path("quickstart.yaml").read_text() == shipped_recipe("quickstart").read_text()
     Path("quickstart.yaml").write_text("mine")
     again = run("copy", "quickstart")
-    assert (again.exit_code, again.stderr) == (2, "quickstart.yaml exists already. Remove it, or name another file.\n")
+    assert (again.exit_code, again.stderr) == (
+        2,
+        "quickstart.yaml exists already. Remove it, or name another file.\n",
+    )
     assert Path("quickstart.yaml").read_text() == "mine"
     assert run("copy", "quickstart", "new/mine.yaml").exit_code == 0
     assert Path("new/mine.yaml").is_file()
@@ -60,7 +63,10 @@ def test_check_tells_all_problems_of_all_files(run):
     result = run("check", "good.yaml", "bad.yaml", "worse.yaml")
     assert result.exit_code == 2
     assert result.stdout == "good.yaml: fine\n"
-    assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["bad.yaml:7", "worse.yaml:1"]
+    assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == [
+        "bad.yaml:7",
+        "worse.yaml:1",
+    ]
 
 
 def test_check_takes_options(run):

@@ -20,10 +20,15 @@ def compose(**sections: Any) -> Composition:
 
 def batch_for(composition: Composition, views: tuple[str, ...] = ()) -> Batch:
     draw = torch.Generator().manual_seed(0)
-    images = {key: torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8, generator=draw) for key in ("image", *views)}
+    images = {
+        key: torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8, generator=draw)
+        for key in ("image", *views)
+    }
     tokens = composition.tower("text").tokenize(["a cat", "two dogs run", "a red ball", "snow"])  # type: ignore[union-attr]
     return Batch(
-        {**images, "text": tokens, "teacher_text": tokens, "teacher_image": images["image"]}, torch.arange(4), torch.full((4,), -1)
+        {**images, "text": tokens, "teacher_text": tokens, "teacher_image": images["image"]},
+        torch.arange(4),
+        torch.full((4,), -1),
     )
 
 
@@ -41,14 +46,23 @@ def count_calls(composition: Composition, tower: str) -> list[int]:
 
 
 def test_a_tower_encodes_each_view_once_whatever_the_number_of_distillers() -> None:
-    composition = compose(distillers=[{"name": "infonce"}, {"name": "siglip", "weight": 0.5}, {"name": "rkd", "student": "image.backbone"}])
+    composition = compose(
+        distillers=[
+            {"name": "infonce"},
+            {"name": "siglip", "weight": 0.5},
+            {"name": "rkd", "student": "image.backbone"},
+        ]
+    )
     calls = count_calls(composition, "image")
     composition(batch_for(composition), 0)
     assert len(calls) == 1
 
 
 def test_views_are_encoded_each() -> None:
-    composition = compose(distillers=[{"name": "simreg", "student": "image", "teacher": "image@second"}], data={"views": {"second": None}})
+    composition = compose(
+        distillers=[{"name": "simreg", "student": "image", "teacher": "image@second"}],
+        data={"views": {"second": None}},
+    )
     assert composition.input_keys() == {"image": "image", "image@second": "image"}
     calls = count_calls(composition, "image")
     composition(batch_for(composition, ("image@second",)), 0)
@@ -56,7 +70,9 @@ def test_views_are_encoded_each() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms() -> None:
-    composition = compose(distillers=[{"name": "infonce"}, {"name": "siglip", "weight": 0.25}]).eval()
+    composition = compose(
+        distillers=[{"name": "infonce"}, {"name": "siglip", "weight": 0.25}]
+    ).eval()
     output = composition(batch_for(composition), 0)
     torch.testing.assert_close(output.loss, output.terms["infonce"] + 0.25 * output.terms["siglip"])
 
@@ -69,7 +85,9 @@ def test_a_weight_may_follow_a_schedule() -> None:
 
 
 def test_a_distiller_used_twice_gets_a_number() -> None:
-    composition = compose(distillers=[{"name": "infonce"}, {"name": "infonce", "student": "image.backbone"}])
+    composition = compose(
+        distillers=[{"name": "infonce"}, {"name": "infonce", "student": "image.backbone"}]
+    )
     assert set(composition.distillers) == {"infonce", "infonce_2"}
 
 
@@ -78,20 +96,27 @@ def test_a_frozen_tower_is_outside_the_module_and_takes_no_gradient() -> None:
     assert set(composition.towers) == {"image"} and set(composition.frozen) == {"text"}
     assert not any(name.startswith("towers.text") for name in composition.state_dict())
     composition(batch_for(composition), 0).loss.backward()
-    assert all(parameter.grad is None for parameter in composition.frozen["text"].encoder.parameters())
+    assert all(
+        parameter.grad is None for parameter in composition.frozen["text"].encoder.parameters()
+    )
     composition.train()
     assert not composition.frozen["text"].encoder.training
 
 
 def test_by_default_the_frozen_tower_is_the_teacher() -> None:
-    composition = compose(towers={"image": {**IMAGE, "train": "none"}}, distillers=[{"name": "simreg"}])
+    composition = compose(
+        towers={"image": {**IMAGE, "train": "none"}}, distillers=[{"name": "simreg"}]
+    )
     arrow = composition.objectives[0].arrow
     assert (str(arrow.student), str(arrow.teacher)) == ("text", "image")
 
 
 def test_a_follower_moves_towards_its_tower_at_commit_only() -> None:
     towers = {"image": IMAGE, "text": TEXT, "slow": {"follows": "image", "momentum": 0.75}}
-    composition = compose(towers=towers, distillers=[{"name": "infonce"}, {"name": "simreg", "student": "image", "teacher": "slow"}])
+    composition = compose(
+        towers=towers,
+        distillers=[{"name": "infonce"}, {"name": "simreg", "student": "image", "teacher": "slow"}],
+    )
     live, slow = composition.towers["image"], composition.followers["slow"]
     before = next(slow.parameters()).clone()
     with torch.no_grad():

@@ -42,7 +42,13 @@ def test_several_labels_come_from_rows_of_ones(tmp_path: Path) -> None:
 def test_captions_for_retrieval_are_one_per_line(tmp_path: Path) -> None:
     (tmp_path / "dataset_type.txt").write_text("retrieval\n")
     write_tar(
-        tmp_path / "test" / "0.tar", {"s0.jpg": encoded(photo(0)), "s0.txt": b"one\ntwo\n", "s1.jpg": encoded(photo(1)), "s1.txt": b"three"}
+        tmp_path / "test" / "0.tar",
+        {
+            "s0.jpg": encoded(photo(0)),
+            "s0.txt": b"one\ntwo\n",
+            "s1.jpg": encoded(photo(1)),
+            "s1.txt": b"three",
+        },
     )
     reader = ClipBenchmark(path=str(tmp_path))
     assert [list(reader.captions(index)) for index in range(2)] == [["one", "two"], ["three"]]

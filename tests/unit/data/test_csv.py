@@ -32,8 +32,24 @@ def write(folder: Path, text: str, name: str = "data.csv", encoding: str = "utf-
 
 def test_rows_are_those_of_the_csv_module_for_every_kind_of_quoting(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    pieces = ["plain", "com,ma", 'quo"te', "line\nbreak", '"', "two\n\nbreaks", "", "ünïcode", "return\r\nline", '""', ",", "tail\n"]
-    rows = [[str(number), *(pieces[k] for k in draw.integers(len(pieces), size=2))] for number in range(400)]
+    pieces = [
+        "plain",
+        "com,ma",
+        'quo"te',
+        "line\nbreak",
+        '"',
+        "two\n\nbreaks",
+        "",
+        "ünïcode",
+        "return\r\nline",
+        '""',
+        ",",
+        "tail\n",
+    ]
+    rows = [
+        [str(number), *(pieces[k] for k in draw.integers(len(pieces), size=2))]
+        for number in range(400)
+    ]
     path = tmp_path / "data.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["filepath", "title", "more"], *rows])
@@ -43,8 +59,13 @@ def test_rows_are_those_of_the_csv_module_for_every_kind_of_quoting(tmp_path: Pa
     assert [reader._fields(row) for row in range(400)] == rows
 
 
-def test_blocks_of_any_size_find_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'a,b\n1,"x\n""y"\n\n\r\n2,plain\r\n3,"long\nlong\nlong"\n4,5" pipe and "stray\n5,"",""\n6,end'
+def test_blocks_of_any_size_find_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        'a,b\n1,"x\n""y"\n\n\r\n2,plain\r\n3,"long\nlong\nlong"\n4,5" pipe and'
+        ' "stray\n5,"",""\n6,end'
+    )
     path = tmp_path / "data.csv"
     path.write_bytes(text.encode())
     whole = find_rows(path, delimiter=",", quotes=True, scratch=tmp_path)
@@ -61,8 +82,16 @@ def test_rows_of_one_image_are_one_sample_wherever_they_stand(photos: Path) -> N
     rows = [("photo01.jpg", "a"), ("photo00.jpg", "b"), ("photo01.jpg", "c"), ("photo03.jpg", "d")]
     path = str(write_table(photos / "data.tsv", rows))
     grouped, single = CSV(path=path), CSV(path=path, group=False)
-    assert [list(grouped.captions(index)) for index in range(len(grouped))] == [["a", "c"], ["b"], ["d"]]
-    assert [Path(grouped.name(index)).name for index in range(3)] == ["photo01.jpg", "photo00.jpg", "photo03.jpg"]
+    assert [list(grouped.captions(index)) for index in range(len(grouped))] == [
+        ["a", "c"],
+        ["b"],
+        ["d"],
+    ]
+    assert [Path(grouped.name(index)).name for index in range(3)] == [
+        "photo01.jpg",
+        "photo00.jpg",
+        "photo03.jpg",
+    ]
     assert len(single) == 4 and single.num_captions == 4 and grouped.num_captions == 4
 
 
@@ -77,9 +106,16 @@ def test_several_captions_in_a_cell_and_in_columns(photos: Path) -> None:
 
 
 def test_labels_are_numbers_or_names_in_alphabetical_order(photos: Path) -> None:
-    path = write(photos, "filepath,title,kind,number\nphoto00.jpg,a,pear,3\nphoto01.jpg,b,apple,0\nphoto02.jpg,c,,1\n")
+    path = write(
+        photos,
+        "filepath,title,kind,number\nphoto00.jpg,a,pear,3\nphoto01.jpg,b,apple,0\nphoto02.jpg,c,,1\n",
+    )
     named, numbered = CSV(path=path, label="kind"), CSV(path=path, label="number")
-    assert named.classes == ["apple", "pear"] and [named.label(index) for index in range(3)] == [1, 0, -1]
+    assert named.classes == ["apple", "pear"] and [named.label(index) for index in range(3)] == [
+        1,
+        0,
+        -1,
+    ]
     assert numbered.classes is None and numbered.labels_of(np.arange(3)).tolist() == [3, 0, 1]
 
 
@@ -106,7 +142,9 @@ def test_urls_and_compressed_tables_are_read(photos: Path, monkeypatch: pytest.M
     assert CSV(path=str(photos / "data.csv.gz")).captions(0) == ["packed"]
 
 
-def test_a_kept_index_is_mapped_not_copied_and_follows_the_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_index_is_mapped_not_copied_and_follows_the_file(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(photos / "cache"))
     monkeypatch.setattr(readers.csv, "KEEP_ABOVE_BYTES", 0)
     rows = [(f"photo0{k % 4}.jpg", f"caption {k}") for k in range(2000)]
@@ -114,12 +152,18 @@ def test_a_kept_index_is_mapped_not_copied_and_follows_the_file(photos: Path, mo
     first, second = CSV(path=str(path)), CSV(path=str(path))
     assert len(list((photos / "cache" / "data" / "index").iterdir())) == 1
     assert len(pickle.dumps(second)) < 3000
-    assert pickle.loads(pickle.dumps(second)).captions(2) == first.captions(2) == [f"caption {k}" for k in range(2, 2000, 4)]
+    assert (
+        pickle.loads(pickle.dumps(second)).captions(2)
+        == first.captions(2)
+        == [f"caption {k}" for k in range(2, 2000, 4)]
+    )
     write_table(path, rows[:9])
     assert CSV(path=str(path)).num_captions == 9
 
 
-def test_an_unwritable_cache_says_which_variable_to_set(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_says_which_variable_to_set(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (photos / "file").write_text("")
     monkeypatch.setenv("VLKD_CACHE", str(photos / "file"))
     monkeypatch.setattr(readers.csv, "KEEP_ABOVE_BYTES", 0)
@@ -129,8 +173,15 @@ def test_an_unwritable_cache_says_which_variable_to_set(photos: Path, monkeypatc
 
 
 def test_parts_of_the_images_are_disjoint_and_fixed(photos: Path) -> None:
-    path = str(write_table(photos / "data.tsv", [("photo00.jpg" if k == 0 else f"x{k}.jpg", f"c{k}") for k in range(50)]))
-    parts: list[Any] = [open_reader({"reader": "csv", "path": path, "part": part}) for part in ([0, 0.8], [0.8, 1])]
+    path = str(
+        write_table(
+            photos / "data.tsv",
+            [("photo00.jpg" if k == 0 else f"x{k}.jpg", f"c{k}") for k in range(50)],
+        )
+    )
+    parts: list[Any] = [
+        open_reader({"reader": "csv", "path": path, "part": part}) for part in ([0, 0.8], [0.8, 1])
+    ]
     captions = [[part.captions(index)[0] for index in range(len(part))] for part in parts]
     assert [len(own) for own in captions] == [40, 10]
     assert set(captions[0]) | set(captions[1]) == {f"c{k}" for k in range(50)}
@@ -154,19 +205,55 @@ def test_malformed_rows_are_broken_samples_with_their_row(photos: Path) -> None:
         ("", {}, r"data.csv is empty. Its first line names the columns."),
         ("\n\n", {}, r"data.csv is empty"),
         ("filepath,title\n", {}, r"has a header and no rows"),
-        ("filepath,titel\nphoto00.jpg,a\n", {}, r"no column 'title' \(data.caption\). Did you mean 'titel'\? Its columns: filepath"),
+        (
+            "filepath,titel\nphoto00.jpg,a\n",
+            {},
+            r"no column 'title' \(data.caption\). Did you mean 'titel'\? Its columns: filepath",
+        ),
         ("image,title\nphoto00.jpg,a\n", {}, r"has no column 'filepath' \(data.image\)"),
-        ("filepath\ttitle\nphoto00.jpg\ta\n", {}, r"looks separated by a tab. Set data.sep: '\\t'."),
-        ("filepath,title\nphoto00.jpg,a\n", {"sep": ";"}, r"looks separated by a comma. Set data.sep: ','."),
-        ("filepath,title\nphoto00.jpg,a\n", {"image_root": "nowhere"}, r"data.image_root nowhere: no such folder."),
-        ("filepath,title\nother/photo00.jpg,a\n", {}, r"its first images are not there, e.g. .*other/photo00.jpg. Set data.image_root"),
+        (
+            "filepath\ttitle\nphoto00.jpg\ta\n",
+            {},
+            r"looks separated by a tab. Set data.sep: '\\t'.",
+        ),
+        (
+            "filepath,title\nphoto00.jpg,a\n",
+            {"sep": ";"},
+            r"looks separated by a comma. Set data.sep: ','.",
+        ),
+        (
+            "filepath,title\nphoto00.jpg,a\n",
+            {"image_root": "nowhere"},
+            r"data.image_root nowhere: no such folder.",
+        ),
+        (
+            "filepath,title\nother/photo00.jpg,a\n",
+            {},
+            r"its first images are not there, e.g. .*other/photo00.jpg. Set data.image_root",
+        ),
         ("filepath,title\nphoto00.jpg,a\n", {"sep": ",,"}, r"it is one ASCII character"),
-        ("filepath,title\nphoto00.jpg,a\n", {"encoding": "utf-9"}, r"data.encoding 'utf-9' is unknown"),
+        (
+            "filepath,title\nphoto00.jpg,a\n",
+            {"encoding": "utf-9"},
+            r"data.encoding 'utf-9' is unknown",
+        ),
         ("filepath,title\nphoto00.jpg,a\n", {"split": "val"}, r"has no '{split}' to put it in"),
         ("filepath,title\nphoto00.jpg,a\n", {"part": [0.5, 0.2]}, r"data.part is \[0.5, 0.2\]"),
-        ("filepath,title\nphoto00.jpg,a,b\n", {}, r"row 1 has 3 columns, the header 2. Check data.sep"),
-        ("filepath,title,title\nphoto00.jpg,a,b\n", {}, r"has 2 columns 'title' \(data.caption\). Rename all but the right one."),
-        ("filepath,title\rphoto00.jpg,a\rphoto01.jpg,b\r", {}, r"ends its lines with carriage returns alone. Write it with line feeds."),
+        (
+            "filepath,title\nphoto00.jpg,a,b\n",
+            {},
+            r"row 1 has 3 columns, the header 2. Check data.sep",
+        ),
+        (
+            "filepath,title,title\nphoto00.jpg,a,b\n",
+            {},
+            r"has 2 columns 'title' \(data.caption\). Rename all but the right one.",
+        ),
+        (
+            "filepath,title\rphoto00.jpg,a\rphoto01.jpg,b\r",
+            {},
+            r"ends its lines with carriage returns alone. Write it with line feeds.",
+        ),
         (
             'filepath,title\nphoto00.jpg,a\nphoto01.jpg,"b\n' + "photo01.jpg,c\n" * 1100,
             {},
@@ -174,7 +261,9 @@ def test_malformed_rows_are_broken_samples_with_their_row(photos: Path) -> None:
         ),
     ],
 )
-def test_a_table_that_cannot_be_read_says_why_and_what_to_do(photos: Path, text: str, keys: dict[str, Any], message: str) -> None:
+def test_a_table_that_cannot_be_read_says_why_and_what_to_do(
+    photos: Path, text: str, keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message) as caught:
         open_reader({"reader": "csv", "path": write(photos, text), **keys})
     assert "\n" not in str(caught.value)
@@ -193,7 +282,9 @@ def test_a_missing_table_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_bytes_of_another_encoding_break_only_their_row(photos: Path) -> None:
-    (photos / "data.csv").write_bytes("filepath,title\nphoto00.jpg,fine\nphoto01.jpg,Äpfel\n".encode("latin-1"))
+    (photos / "data.csv").write_bytes(
+        "filepath,title\nphoto00.jpg,fine\nphoto01.jpg,Äpfel\n".encode("latin-1")
+    )
     reader = CSV(path=str(photos / "data.csv"))
     assert reader.captions(0) == ["fine"]
     with pytest.raises(Broken, match=r"row 2 cannot be read .*utf-8"):

@@ -1,4 +1,5 @@
-"""ELEVATER's layouts: every form is read in its row and column order, and what is wrong with a copy is said in one line."""
+"""ELEVATER's layouts: every form is read in its row and column order, and what is wrong with a copy
+is said in one line."""
 
 from __future__ import annotations
 
@@ -49,7 +50,13 @@ def test_facts_cover_the_20_sets() -> None:
 
 
 def test_a_set_is_found_by_each_of_its_names() -> None:
-    for name in ("oxford-flower-102", "Flowers102", "flower102", "oxford_flower_102_20211007", "FLOWERS102"):
+    for name in (
+        "oxford-flower-102",
+        "Flowers102",
+        "flower102",
+        "oxford_flower_102_20211007",
+        "FLOWERS102",
+    ):
         assert find_set(name).name == "oxford-flower-102"
     with pytest.raises(DataError, match="Did you mean 'cifar-100'"):
         find_set("cifar-1000")
@@ -88,7 +95,9 @@ def test_multi_label_rows_keep_all_their_labels(drawn_root: Path) -> None:
 def test_a_row_without_labels_is_read_and_has_a_caption(root: Path, end: str) -> None:
     index = root / "classification/toy_tags_2026/train_ic.txt"
     lines = index.read_text().splitlines()
-    index.write_text("\n".join([lines[0].rpartition(" ")[0] + end, *(line + " " for line in lines[1:])]))
+    index.write_text(
+        "\n".join([lines[0].rpartition(" ")[0] + end, *(line + " " for line in lines[1:])])
+    )
     reader = Elevater(root=str(root), dataset="toy-tags", split="train")
     assert (reader.labels(0), reader.label(0)) == ((), -1)
     assert reader.captions(0)
@@ -100,7 +109,9 @@ def test_an_image_that_is_cut_off_is_evaluated_as_far_as_it_goes(root: Path) -> 
     (folder / "cut.jpg").write_bytes(draw(["red"], seed=0)[:-200])
     (folder / "test.txt").write_text("cut.jpg 0")
     reader = Elevater(root=str(root), dataset="toy-colours", split="test")
-    (batch,) = in_order(reader, {"image": ImageView(ImageInput(size_px=(24, 24)))}, [0], batch_size=1)
+    (batch,) = in_order(
+        reader, {"image": ImageView(ImageInput(size_px=(24, 24)))}, [0], batch_size=1
+    )
     assert batch.inputs["image"].shape == (1, 3, 24, 24)
 
 
@@ -136,7 +147,9 @@ def test_the_chinese_clip_copy_follows_its_order_file(tmp_path: Path) -> None:
     assert plain.order_source == "folders"
     (folder / "index.json").write_text("[5, 0, 4, 1, 3, 2]")
     ordered = Elevater(root=str(tmp_path), dataset="SST2", split="test")
-    assert [ordered.name(row) for row in range(6)] == [plain.name(row) for row in (5, 0, 4, 1, 3, 2)]
+    assert [ordered.name(row) for row in range(6)] == [
+        plain.name(row) for row in (5, 0, 4, 1, 3, 2)
+    ]
     assert ordered.order_source == "folders and index.json"
     assert len(Elevater(root=str(tmp_path), dataset="rendered-sst2", split="train")) == 4
     (folder / "index.json").write_text("[0, 0, 1, 2, 3, 4]")
@@ -165,7 +178,10 @@ def test_an_index_that_points_to_missing_members_is_refused(root: Path) -> None:
     index = root / "classification/toy_colours_2026/test.txt"
     index.write_text(index.read_text().replace("image 0002", "image 0999"))
     message = _refused(root, "toy-colours")
-    assert "1 of 6 rows point to members" in message and "first row 2 'test.zip@class 2/image 0999 (copy).jpg'" in message
+    assert (
+        "1 of 6 rows point to members" in message
+        and "first row 2 'test.zip@class 2/image 0999 (copy).jpg'" in message
+    )
 
 
 def test_a_cut_off_archive_is_refused(root: Path) -> None:
@@ -194,14 +210,22 @@ def test_wrong_labels_and_class_counts_are_refused(root: Path) -> None:
     (folder / "labels.txt").write_text(labels)
     index = folder / "test.txt"
     lines = index.read_text()
-    for wrong, says in ((" 3\n", "outside 0 to 2"), (" x\n", "expected 'image path label"), (" 0,1\n", "2 labels")):
+    for wrong, says in (
+        (" 3\n", "outside 0 to 2"),
+        (" x\n", "expected 'image path label"),
+        (" 0,1\n", "2 labels"),
+    ):
         index.write_text(lines.replace(" 0\n", wrong, 1))
-        assert says in _refused(root, "toy-colours") and "test.txt:1" in _refused(root, "toy-colours")
+        assert says in _refused(root, "toy-colours") and "test.txt:1" in _refused(
+            root, "toy-colours"
+        )
     coco = root / "classification/toy_memes_2026/test_meta.json"
     tables = json.loads(coco.read_text())
     coco.write_text(json.dumps(tables | {"images": tables["images"] + tables["images"][:1]}))
     assert "an id occurs twice" in _refused(root, "toy-memes")
-    coco.write_text(json.dumps(tables | {"categories": tables["categories"] + [{"id": 9, "name": "more"}]}))
+    coco.write_text(
+        json.dumps(tables | {"categories": tables["categories"] + [{"id": 9, "name": "more"}]})
+    )
     assert "3 categories, and the data set has 2 classes" in _refused(root, "toy-memes")
     coco.write_text("{")
     assert "no COCO index" in _refused(root, "toy-memes")
@@ -218,7 +242,9 @@ def test_another_class_order_than_the_official_one_is_refused(tmp_path: Path) ->
     assert Elevater(root=str(tmp_path), dataset="cifar-10", split="test").class_names_confirmed
     names[2], names[3] = names[3], names[2]
     (folder / "labels.txt").write_text("\n".join(names))
-    assert "class 'cat' is number 2, and ELEVATER's column for it is 3" in _refused(tmp_path, "cifar-10")
+    assert "class 'cat' is number 2, and ELEVATER's column for it is 3" in _refused(
+        tmp_path, "cifar-10"
+    )
     (folder / "labels.txt").write_text("\n".join(f"n{column}" for column in range(10)))
     assert not Elevater(root=str(tmp_path), dataset="cifar-10", split="test").class_names_confirmed
 
@@ -232,7 +258,12 @@ def test_on_disk_lists_what_is_there(drawn_root: Path) -> None:
 def test_real_sets_are_read(shared: Path) -> None:
     root = shared / "data" / "elevater"
     assert list(on_disk(root)) == ["cifar-10-mini", "ants-bees"]
-    sizes = {("ants-bees", "train"): 183, ("ants-bees", "test"): 61, ("cifar-10-mini", "train"): 1500, ("cifar-10-mini", "test"): 1000}
+    sizes = {
+        ("ants-bees", "train"): 183,
+        ("ants-bees", "test"): 61,
+        ("cifar-10-mini", "train"): 1500,
+        ("cifar-10-mini", "test"): 1000,
+    }
     for (name, split), size in sizes.items():
         reader = Elevater(root=str(root), dataset=name, split=split)  # type: ignore[arg-type]
         assert len(reader) == size

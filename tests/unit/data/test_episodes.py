@@ -9,7 +9,9 @@ from vlkd_cli.data.loading.shuffling import hashed, permuted
 def test_a_permutation_is_one_for_any_size_and_key() -> None:
     for size in (1, 2, 3, 7, 64, 65, 1000, 4097):
         for key in range(3):
-            assert sorted(permuted(np.arange(size), size, hashed(key)).tolist()) == list(range(size))
+            assert sorted(permuted(np.arange(size), size, hashed(key)).tolist()) == list(
+                range(size)
+            )
 
 
 def test_permutations_of_different_keys_look_unrelated() -> None:
@@ -56,7 +58,11 @@ def test_an_episode_may_be_longer_than_the_data() -> None:
 
 def test_without_shuffling_rows_come_in_their_order() -> None:
     assert EpochOrder(5, seed=0, shuffle=False).rows(0, 0, 7).tolist() == [0, 1, 2, 3, 4, 0, 1]
-    assert EpochOrder(5, seed=0, shuffle=False, episode_samples=3).rows(1, 0, 3).tolist() == [3, 4, 0]
+    assert EpochOrder(5, seed=0, shuffle=False, episode_samples=3).rows(1, 0, 3).tolist() == [
+        3,
+        4,
+        0,
+    ]
 
 
 def test_a_huge_set_is_shuffled_without_its_permutation() -> None:

@@ -12,9 +12,9 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.support.data_sets import encoded, photo
 from vlkd_cli.data.batch import Broken, Sample
+from vlkd_cli.data.images import decode as images
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment, open_augment
 from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
-from vlkd_cli.data.images.decode import decode as images
 from vlkd_cli.data.views import ImageView, draw_images
 from vlkd_cli.preprocessing import ImageInput
 
@@ -24,8 +24,15 @@ def textured(height: int, width: int, seed: int = 0) -> Image.Image:
     draw = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3), dtype=np.float32)
     for scale in (4, 16, 64):
-        coarse = Image.fromarray(draw.integers(0, 256, (max(height // scale, 2), max(width // scale, 2), 3), dtype=np.uint8))
-        pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 3
+        coarse = Image.fromarray(
+            draw.integers(
+                0, 256, (max(height // scale, 2), max(width // scale, 2), 3), dtype=np.uint8
+            )
+        )
+        pixels += (
+            np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+            / 3
+        )
     return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -71,7 +78,9 @@ def test_transparency_is_dropped_as_convert_rgb_does() -> None:
     assert np.array_equal(decode(encoded(image, "PNG")), np.asarray(photo(2)))
     palette = photo(2).convert("P")
     data = encoded(palette, "PNG", transparency=bytes(range(256)))
-    assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGBA").convert("RGB")))
+    assert np.array_equal(
+        decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGBA").convert("RGB"))
+    )
 
 
 def test_sixteen_bit_greys_are_scaled_and_not_clipped() -> None:
@@ -94,27 +103,39 @@ def test_exif_rotation_is_applied(orientation: int, kind: str, decoder: str) -> 
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-def test_a_jpeg_decoded_at_a_fraction_is_close_to_the_resized_whole(shrink: int, decoder: str) -> None:
+def test_a_jpeg_decoded_at_a_fraction_is_close_to_the_resized_whole(
+    shrink: int, decoder: str
+) -> None:
     image = textured(200, 264)
     data = encoded(image, quality=95)
     small = Picture(data).pixels(shrink)
     assert small.shape[:2] == (200 // shrink, 264 // shrink)
-    whole = np.asarray(Image.open(io.BytesIO(data)).resize((264 // shrink, 200 // shrink), Image.Resampling.BOX))
+    whole = np.asarray(
+        Image.open(io.BytesIO(data)).resize((264 // shrink, 200 // shrink), Image.Resampling.BOX)
+    )
     assert np.abs(small.astype(int) - whole).mean() < 3
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"no picture at all", "no image format"), (encoded(textured(64, 64), "JPEG")[:900], "truncated|No reference|broken")],
+    [
+        (b"", "empty"),
+        (b"no picture at all", "no image format"),
+        (encoded(textured(64, 64), "JPEG")[:900], "truncated|No reference|broken"),
+    ],
 )
-def test_damaged_files_are_broken_with_a_reason(content: bytes, reason: str, tmp_path: Path, decoder: str) -> None:
+def test_damaged_files_are_broken_with_a_reason(
+    content: bytes, reason: str, tmp_path: Path, decoder: str
+) -> None:
     (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(Broken, match=reason):
         decode(str(tmp_path / "bad.jpg"))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_a_file_that_is_cut_off_is_salvaged_where_that_is_asked_for(form: str, decoder: str) -> None:
+def test_a_file_that_is_cut_off_is_salvaged_where_that_is_asked_for(
+    form: str, decoder: str
+) -> None:
     whole = np.asarray(Image.open(io.BytesIO(encoded(textured(64, 64), form))))
     data = encoded(textured(64, 64), form)
     pixels = Picture(data[: len(data) * 3 // 4], salvage=True).pixels()
@@ -133,7 +154,9 @@ def test_a_missing_file_is_broken() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("size", [(50, 70), (224, 224), (301, 500)])
-def test_resizing_is_within_one_grey_level_of_pil(interpolation: str, size: tuple[int, int]) -> None:
+def test_resizing_is_within_one_grey_level_of_pil(
+    interpolation: str, size: tuple[int, int]
+) -> None:
     image = textured(240, 320)
     resized = resize(np.array(image), size, interpolation, exact=True).permute(1, 2, 0).numpy()
     expected = np.asarray(image.resize(size[::-1], Image.Resampling[interpolation.upper()]))
@@ -142,7 +165,9 @@ def test_resizing_is_within_one_grey_level_of_pil(interpolation: str, size: tupl
 
 @pytest.mark.parametrize("shape", [(240, 320), (320, 240), (100, 333), (224, 224)])
 @pytest.mark.parametrize("resize_px", [None, 256, 224])
-def test_fitting_by_the_shorter_side_is_torchvisions_resize_and_crop(shape: tuple[int, int], resize_px: int | None) -> None:
+def test_fitting_by_the_shorter_side_is_torchvisions_resize_and_crop(
+    shape: tuple[int, int], resize_px: int | None
+) -> None:
     image = textured(*shape)
     fitted = fit(np.array(image), ImageInput(resize_px=resize_px)).permute(1, 2, 0).numpy()
     expected = CenterCrop(224)(Resize(resize_px or 224, InterpolationMode.BICUBIC)(image))
@@ -151,15 +176,27 @@ def test_fitting_by_the_shorter_side_is_torchvisions_resize_and_crop(shape: tupl
 
 def test_squash_ignores_the_aspect_ratio_and_longest_pads_with_black() -> None:
     image = textured(60, 120)
-    squashed = fit(np.array(image), ImageInput(size_px=(40, 40), resize="squash")).permute(1, 2, 0).numpy()
-    assert np.abs(squashed.astype(int) - np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))).max() <= 1
+    squashed = (
+        fit(np.array(image), ImageInput(size_px=(40, 40), resize="squash")).permute(1, 2, 0).numpy()
+    )
+    assert (
+        np.abs(
+            squashed.astype(int) - np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))
+        ).max()
+        <= 1
+    )
     padded = fit(np.array(image) | 1, ImageInput(size_px=(40, 40), resize="longest"))
     assert padded[:, :10].max() == 0 and padded[:, 30:].max() == 0 and padded[:, 10:30].min() >= 1
 
 
 def test_a_crop_larger_than_the_image_is_padded_around_it() -> None:
     padded = centred(torch.full((3, 4, 6), 9, dtype=torch.uint8), (8, 6))
-    assert padded.shape == (3, 8, 6) and padded[:, 2:6].min() == 9 and padded[:, :2].max() == 0 and padded[:, 6:].max() == 0
+    assert (
+        padded.shape == (3, 8, 6)
+        and padded[:, 2:6].min() == 9
+        and padded[:, :2].max() == 0
+        and padded[:, 6:].max() == 0
+    )
 
 
 def test_random_boxes_keep_to_scale_and_ratio_and_stay_inside() -> None:
@@ -179,7 +216,9 @@ def test_where_no_box_fits_the_largest_allowed_is_taken_from_the_middle() -> Non
     assert (box.height, box.width, box.left) == (10, 13, 193)
 
 
-@pytest.mark.parametrize("augment", [StandardAugment(), SimCLRAugment()], ids=["standard", "simclr"])
+@pytest.mark.parametrize(
+    "augment", [StandardAugment(), SimCLRAugment()], ids=["standard", "simclr"]
+)
 def test_an_augmentation_depends_on_the_samples_seed_only(augment: StandardAugment) -> None:
     view = ImageView(ImageInput(size_px=(32, 32)), augment)
     data = encoded(textured(120, 90))
@@ -195,7 +234,10 @@ def test_an_augmentation_depends_on_the_samples_seed_only(augment: StandardAugme
 
 def test_colour_changes_are_drawn_within_their_strength() -> None:
     grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
-    brightened = [int(StandardAugment(brightness=0.4).finish(grey, random.Random(seed))[0, 0, 0]) for seed in range(200)]
+    brightened = [
+        int(StandardAugment(brightness=0.4).finish(grey, random.Random(seed))[0, 0, 0])
+        for seed in range(200)
+    ]
     assert 60 <= min(brightened) < 65 and 135 < max(brightened) <= 140
     red = torch.zeros(3, 8, 8, dtype=torch.uint8)
     red[0] = 200
@@ -207,9 +249,14 @@ def test_colour_changes_are_drawn_within_their_strength() -> None:
 def test_several_views_decode_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     original = Picture.pixels
-    monkeypatch.setattr(Picture, "pixels", lambda self, shrink=1: counts.append(shrink) or original(self, shrink))
+    monkeypatch.setattr(
+        Picture, "pixels", lambda self, shrink=1: counts.append(shrink) or original(self, shrink)
+    )
     sample = Sample(0, encoded(textured(400, 400)), (), seed=1)
-    small, large = ImageView(ImageInput(size_px=(32, 32)), StandardAugment()), ImageView(ImageInput(size_px=(160, 160)), StandardAugment())
+    small, large = (
+        ImageView(ImageInput(size_px=(32, 32)), StandardAugment()),
+        ImageView(ImageInput(size_px=(160, 160)), StandardAugment()),
+    )
     assert [image.shape[-1] for image in draw_images(sample, [small, large])] == [32, 160]
     draw_images(sample, [small])
     draw_images(sample, [small, ImageView(ImageInput(size_px=(32, 32)))])

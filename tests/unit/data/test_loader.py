@@ -26,18 +26,33 @@ SMALL = ImageInput(size_px=(24, 24))
 def letters(texts: Sequence[str]) -> TextInput:
     """Character codes, padded with zeros."""
     longest = max(map(len, texts))
-    return {"input_ids": torch.tensor([[*map(ord, text), *[0] * (longest - len(text))] for text in texts])}
+    return {
+        "input_ids": torch.tensor(
+            [[*map(ord, text), *[0] * (longest - len(text))] for text in texts]
+        )
+    }
 
 
 def views() -> dict[str, Any]:
-    return {"image": ImageView(SMALL, StandardAugment(scale=(0.3, 1.0), flip=0.5)), "text": TextView(letters)}
+    return {
+        "image": ImageView(SMALL, StandardAugment(scale=(0.3, 1.0), flip=0.5)),
+        "text": TextView(letters),
+    }
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    same = torch.equal(one.indices, other.indices) and torch.equal(one.labels, other.labels) and one.skipped == other.skipped
+    same = (
+        torch.equal(one.indices, other.indices)
+        and torch.equal(one.labels, other.labels)
+        and one.skipped == other.skipped
+    )
     for key, value in one.inputs.items():
         theirs = other.inputs[key]
-        pairs = [(value, theirs)] if isinstance(value, torch.Tensor) else [(value[name], theirs[name]) for name in value]
+        pairs = (
+            [(value, theirs)]
+            if isinstance(value, torch.Tensor)
+            else [(value[name], theirs[name]) for name in value]
+        )
         same = same and all(torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
     return same
 
@@ -69,13 +84,27 @@ def test_workers_change_nothing_and_resuming_gives_the_same_batches() -> None:
 def test_ranks_see_disjoint_rows_that_are_those_of_one_process() -> None:
     reader = Shapes(num_samples=50, size_px=16)
     shown = {"text": TextView(letters)}
-    whole = [batch.indices.tolist() for batch in Loader(reader, shown, batch_size=12, seed=0).batches(2)]
+    whole = [
+        batch.indices.tolist() for batch in Loader(reader, shown, batch_size=12, seed=0).batches(2)
+    ]
     for world_size in (2, 3, 4):
         ranks = [
-            list(Loader(reader, shown, batch_size=12 // world_size, seed=0, rank=rank, world_size=world_size).batches(2))
+            list(
+                Loader(
+                    reader,
+                    shown,
+                    batch_size=12 // world_size,
+                    seed=0,
+                    rank=rank,
+                    world_size=world_size,
+                ).batches(2)
+            )
             for rank in range(world_size)
         ]
-        together = [[row for own in ranks for row in own[step].indices.tolist()] for step in range(len(whole))]
+        together = [
+            [row for own in ranks for row in own[step].indices.tolist()]
+            for step in range(len(whole))
+        ]
         assert together == whole
     assert len({row for step in whole for row in step}) == 48
 
@@ -83,11 +112,23 @@ def test_ranks_see_disjoint_rows_that_are_those_of_one_process() -> None:
 def test_the_last_batch_is_equal_on_all_ranks_when_nothing_is_dropped() -> None:
     reader = Shapes(num_samples=21, size_px=16)
     ranks = [
-        list(Loader(reader, {"text": TextView(letters)}, batch_size=4, seed=0, drop_last=False, rank=rank, world_size=2).batches(0))
+        list(
+            Loader(
+                reader,
+                {"text": TextView(letters)},
+                batch_size=4,
+                seed=0,
+                drop_last=False,
+                rank=rank,
+                world_size=2,
+            ).batches(0)
+        )
         for rank in range(2)
     ]
     assert [len(batch) for batch in ranks[0]] == [len(batch) for batch in ranks[1]] == [4, 4, 3]
-    assert {row for own in ranks for batch in own for row in batch.indices.tolist()} == set(range(21))
+    assert {row for own in ranks for batch in own for row in batch.indices.tolist()} == set(
+        range(21)
+    )
 
 
 def test_captions_vary_over_epochs_and_not_with_the_batch() -> None:
@@ -117,11 +158,17 @@ def test_a_broken_image_is_replaced_the_same_way_everywhere_and_named(tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_too_many_broken_images_stop_with_count_share_and_first_file(tmp_path: Path, workers: int) -> None:
+def test_too_many_broken_images_stop_with_count_share_and_first_file(
+    tmp_path: Path, workers: int
+) -> None:
     reader = tsv(tmp_path, 40, broken=range(3, 23))
     loader = Loader(reader, {"image": ImageView(SMALL)}, batch_size=8, seed=1, workers=workers)
     with pytest.raises(
-        DataError, match=r"^\d+ of \d+ samples are broken \(.*allowed 1.0%\); the first: .*photo\d\d.jpg: .* data.max_broken_share"
+        DataError,
+        match=(
+            r"^\d+ of \d+ samples are broken \(.*allowed 1.0%\); the first: .*photo\d\d.jpg: .*"
+            r" data.max_broken_share"
+        ),
     ):
         list(loader.batches(0))
     loader.close()
@@ -130,7 +177,9 @@ def test_too_many_broken_images_stop_with_count_share_and_first_file(tmp_path: P
 def test_when_nothing_can_be_read_the_line_names_a_file(tmp_path: Path) -> None:
     reader = tsv(tmp_path, 8, broken=range(8))
     loader = Loader(reader, {"image": ImageView(SMALL)}, batch_size=4, seed=1, workers=1)
-    with pytest.raises(DataError, match=r"samples in a row are broken, the first: .*photo\d\d.jpg") as caught:
+    with pytest.raises(
+        DataError, match=r"samples in a row are broken, the first: .*photo\d\d.jpg"
+    ) as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
     loader.close()
@@ -141,18 +190,27 @@ def test_a_bug_in_a_view_keeps_its_traceback() -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        list(Loader(Shapes(num_samples=8), {"text": TextView(bug)}, batch_size=4, seed=0).batches(0))
+        list(
+            Loader(Shapes(num_samples=8), {"text": TextView(bug)}, batch_size=4, seed=0).batches(0)
+        )
 
 
 def test_too_little_data_for_a_step_says_what_to_lower() -> None:
-    with pytest.raises(DataError, match=r"an epoch has 10 samples, fewer than the 16 of one step \(2 x batch size 8\). Lower"):
+    with pytest.raises(
+        DataError,
+        match=r"an epoch has 10 samples, fewer than the 16 of one step \(2 x batch size 8\). Lower",
+    ):
         Loader(Shapes(num_samples=10), {}, batch_size=8, seed=0, rank=0, world_size=2)
 
 
 def test_in_order_gives_every_index_once_and_a_short_last_batch() -> None:
     reader = Shapes(num_samples=10, size_px=16)
     for workers in (0, 2):
-        batches = list(in_order(reader, {"image": ImageView(SMALL)}, [4, 2, 9, 0, 7], batch_size=2, workers=workers))
+        batches = list(
+            in_order(
+                reader, {"image": ImageView(SMALL)}, [4, 2, 9, 0, 7], batch_size=2, workers=workers
+            )
+        )
         assert [batch.indices.tolist() for batch in batches] == [[4, 2], [9, 0], [7]]
 
 
@@ -169,7 +227,11 @@ def test_in_order_names_a_broken_image_or_leaves_it_out(tmp_path: Path) -> None:
 
 def test_towers_of_one_view_share_their_region_and_other_views_do_not() -> None:
     augment = SimCLRAugment(scale=(0.2, 0.4))
-    shown = {"a": ImageView(SMALL, augment), "b": ImageView(SMALL, augment), "a@second": ImageView(SMALL, augment)}
+    shown = {
+        "a": ImageView(SMALL, augment),
+        "b": ImageView(SMALL, augment),
+        "a@second": ImageView(SMALL, augment),
+    }
     (batch,) = Loader(Shapes(num_samples=4), shown, batch_size=4, seed=0).batches(0)
     assert torch.equal(batch.inputs["a"], batch.inputs["b"])  # type: ignore[arg-type]
     assert not torch.equal(batch.inputs["a"], batch.inputs["a@second"])  # type: ignore[arg-type]
@@ -179,7 +241,10 @@ def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path:
     reader = open_reader(csv_data(tmp_path))
     np.save(tmp_path / "images.npy", np.arange(len(reader), dtype=np.float32)[:, None] * [1, 10])  # type: ignore[arg-type]
     np.save(tmp_path / "captions.npy", np.arange(reader.num_captions, dtype=np.float32)[:, None])  # type: ignore[union-attr]
-    stored = {"image": FeatureView(tmp_path / "images.npy", "image"), "caption": FeatureView(tmp_path / "captions.npy", "caption")}
+    stored = {
+        "image": FeatureView(tmp_path / "images.npy", "image"),
+        "caption": FeatureView(tmp_path / "captions.npy", "caption"),
+    }
     fast = Loader(reader, stored, batch_size=3, seed=5)
     slow = Loader(reader, stored | {"text": TextView(letters)}, batch_size=3, seed=5)
     for epoch in range(4):
@@ -189,14 +254,18 @@ def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path:
             assert one.inputs["image"][:, 1].tolist() == (10 * one.indices).tolist()  # type: ignore[index]
             text = other.inputs["text"]
             assert isinstance(text, dict)
-            for row, index, codes in zip(one.inputs["caption"], one.indices, text["input_ids"], strict=True):  # type: ignore[arg-type]
+            for row, index, codes in zip(
+                one.inputs["caption"], one.indices, text["input_ids"], strict=True
+            ):  # type: ignore[arg-type]
                 start = reader.caption_start(int(index))  # type: ignore[union-attr]
                 caption = "".join(chr(code) for code in codes.tolist() if code)
                 assert reader.captions(int(index))[int(row) - start] == caption  # type: ignore[union-attr]
 
 
 def test_starting_another_iteration_ends_the_former() -> None:
-    loader = Loader(Shapes(num_samples=16, size_px=16), {"text": TextView(letters)}, batch_size=4, seed=0)
+    loader = Loader(
+        Shapes(num_samples=16, size_px=16), {"text": TextView(letters)}, batch_size=4, seed=0
+    )
     first = loader.batches(0)
     next(first)
     next(loader.batches(0))
@@ -216,8 +285,15 @@ class Killer:
 
 
 def test_a_worker_that_dies_ends_in_one_line() -> None:
-    loader = Loader(Shapes(num_samples=8, size_px=16), {"text": Killer()}, batch_size=4, seed=0, workers=1)
-    with pytest.raises(DataError, match=r"a loader process died \(.*(killed by signal|exited unexpectedly).*Lower data.workers") as caught:
+    loader = Loader(
+        Shapes(num_samples=8, size_px=16), {"text": Killer()}, batch_size=4, seed=0, workers=1
+    )
+    with pytest.raises(
+        DataError,
+        match=(
+            r"a loader process died \(.*(killed by signal|exited unexpectedly).*Lower data.workers"
+        ),
+    ) as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
 
@@ -226,7 +302,11 @@ def test_a_worker_that_dies_ends_in_one_line() -> None:
 def test_rows_known_to_be_broken_are_replaced_and_reported(tmp_path: Path, stored: bool) -> None:
     reader = open_reader({"reader": "shapes", "num_samples": 12, "size_px": 16})
     np.save(tmp_path / "rows.npy", np.arange(12, dtype=np.float32)[:, None])
-    views = {"image": FeatureView(tmp_path / "rows.npy", "image")} if stored else {"image": ImageView(ImageInput((16, 16)))}
+    views = (
+        {"image": FeatureView(tmp_path / "rows.npy", "image")}
+        if stored
+        else {"image": ImageView(ImageInput((16, 16)))}
+    )
     known = {3: Skipped("three.jpg", "truncated"), 7: Skipped("seven.jpg", "missing")}
     loader = Loader(reader, views, batch_size=4, seed=0, max_broken_share=1.0, broken=known)
     batches = list(loader.batches(0))

@@ -25,15 +25,27 @@ def test_weights_repeat_the_smaller_set_until_the_shares_hold() -> None:
     assert isinstance(reader, Reader) and len(reader) == 120
     own = [reader.captions(index) for index in range(90)]
     assert all(own[index] == small.captions(index % 10) for index in range(90))
-    assert [reader.label(90 + index) for index in range(30)] == [large.label(index) for index in range(30)]
+    assert [reader.label(90 + index) for index in range(30)] == [
+        large.label(index) for index in range(30)
+    ]
     assert reader.classes == small.classes
 
 
 def test_caption_rows_of_a_mixture_are_counted_through(tmp_path: Path) -> None:
-    reader = open_reader({"readers": [csv_data(tmp_path) | {"weight": 1}, {"reader": "shapes", "num_samples": 4, "weight": 1}]})
+    reader = open_reader(
+        {
+            "readers": [
+                csv_data(tmp_path) | {"weight": 1},
+                {"reader": "shapes", "num_samples": 4, "weight": 1},
+            ]
+        }
+    )
     assert isinstance(reader, Reader)
     counts = [len(reader.captions(index)) for index in range(len(reader))]
-    assert reader.caption_starts(np.arange(len(reader) + 1)).tolist() == [0, *np.cumsum(counts).tolist()]
+    assert reader.caption_starts(np.arange(len(reader) + 1)).tolist() == [
+        0,
+        *np.cumsum(counts).tolist(),
+    ]
     assert reader.num_captions == sum(counts)
 
 
@@ -44,7 +56,10 @@ def test_labels_of_different_classes_are_not_mixed(tmp_path: Path) -> None:
     assert reader.labels_of(np.arange(3)).tolist() == [-1, -1, -1]
 
 
-@pytest.mark.parametrize(("weights", "message"), [([1, None], "give every reader a 'weight', or none"), ([1, 0], "a 'weight' is above 0")])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [([1, None], "give every reader a 'weight', or none"), ([1, 0], "a 'weight' is above 0")],
+)
 def test_wrong_weights_are_refused(weights: list[float | None], message: str) -> None:
     with pytest.raises(DataError, match=message):
         mixed([Shapes(num_samples=4), Shapes(num_samples=4)], weights)
@@ -58,12 +73,16 @@ class Counting(StreamReader):
     def stream(self, epoch, seed, shard, num_shards):  # type: ignore[no-untyped-def]
         from vlkd_cli.data.batch import Sample
 
-        yield from (Sample(-1, None, [f"stream {number}"]) for number in range(shard, 40, num_shards))
+        yield from (
+            Sample(-1, None, [f"stream {number}"]) for number in range(shard, 40, num_shards)
+        )
 
 
 def test_a_stream_makes_the_mixture_a_stream_with_the_shares_asked_for() -> None:
     reader = mixed([Counting(), Shapes(num_samples=40)], [3, 1])
     assert isinstance(reader, MixedStream) and reader.samples_per_epoch == 160
-    captions = [sample.captions[0] for share in range(2) for sample in reader.stream(0, 0, share, 2)]
+    captions = [
+        sample.captions[0] for share in range(2) for sample in reader.stream(0, 0, share, 2)
+    ]
     assert len(captions) == 160
     assert 0.6 < sum(caption.startswith("stream") for caption in captions) / 160 < 0.9

@@ -1,4 +1,5 @@
-"""Folder, COCO, classification and their bad input; csv, webdataset and shapes have files of their own."""
+"""Folder, COCO, classification and their bad input; csv, webdataset and shapes have files of their
+own."""
 
 from __future__ import annotations
 
@@ -31,10 +32,17 @@ def test_images_without_captions_are_refused_or_left_out_by_request(tmp_path: Pa
     folder_data(tmp_path)
     (tmp_path / "inner" / "photo01.txt").unlink()
     (tmp_path / "inner" / "photo03.txt").write_text("\n \n")
-    with pytest.raises(DataError, match=r"2 of 5 images have no captions, e.g. inner/photo01.jpg. .*missing: leave_out"):
+    with pytest.raises(
+        DataError,
+        match=r"2 of 5 images have no captions, e.g. inner/photo01.jpg. .*missing: leave_out",
+    ):
         Folder(path=str(tmp_path))
     reader = Folder(path=str(tmp_path), missing="leave_out")
-    assert [Path(reader.name(index)).stem for index in range(len(reader))] == ["photo00", "photo02", "photo04"]
+    assert [Path(reader.name(index)).stem for index in range(len(reader))] == [
+        "photo00",
+        "photo02",
+        "photo04",
+    ]
     assert reader.num_left_out == 2
 
 
@@ -68,7 +76,12 @@ def test_images_without_captions_in_a_coco_file_are_warned_of(tmp_path: Path) ->
 def karpathy(folder: Path) -> str:
     names = write_photos(folder / "val2014", 5)
     images = [
-        {"filepath": "val2014", "filename": name, "split": split, "sentences": [{"raw": f" a  caption of {name}\n"}] * 2}
+        {
+            "filepath": "val2014",
+            "filename": name,
+            "split": split,
+            "sentences": [{"raw": f" a  caption of {name}\n"}] * 2,
+        }
         for name, split in zip(names, ["train", "restval", "val", "test", "test"], strict=True)
     ]
     (folder / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
@@ -90,17 +103,31 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
         ("{", r"is not valid JSON"),
         ("[]", r"has no 'images' \(found: list\)"),
         ('{"annotations": []}', r"has no 'images' \(found: annotations\)"),
-        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', r"annotations without captions .*captions_\*.json"),
-        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}', r"an entry is not as in COCO .*file_name"),
-        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}', r"an entry is not as in COCO"),
+        (
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}',
+            r"annotations without captions .*captions_\*.json",
+        ),
+        (
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}',
+            r"an entry is not as in COCO .*file_name",
+        ),
+        (
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}',
+            r"an entry is not as in COCO",
+        ),
         ('{"images": [], "annotations": []}', r"no image with captions"),
         (
-            '{"images": [{"id": 1, "file_name": "no.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}',
+            (
+                '{"images": [{"id": 1, "file_name": "no.jpg"}], "annotations": [{"image_id": 1,'
+                ' "caption": "a"}]}'
+            ),
             r"its first images are not there, e.g. .*no.jpg. Set data.image_root",
         ),
     ],
 )
-def test_a_caption_file_that_cannot_be_read_says_why(tmp_path: Path, content: str, message: str) -> None:
+def test_a_caption_file_that_cannot_be_read_says_why(
+    tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "captions.json").write_text(content)
     with pytest.raises(DataError, match=message) as caught:
         COCO(path=str(tmp_path / "captions.json"))
@@ -109,14 +136,18 @@ def test_a_caption_file_that_cannot_be_read_says_why(tmp_path: Path, content: st
 
 def test_a_split_of_an_unsplit_coco_file_is_an_error(tmp_path: Path) -> None:
     section = coco_data(tmp_path)
-    with pytest.raises(DataError, match=r"has no splits: it is a COCO captions file. Put '{split}' into data.path"):
+    with pytest.raises(
+        DataError, match=r"has no splits: it is a COCO captions file. Put '{split}' into data.path"
+    ):
         COCO(path=section["path"], image_root=section["image_root"], split="val")
     with pytest.raises(DataError, match=r"captions file nowhere.json: no such file"):
         COCO(path="nowhere.json")
 
 
 def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
-    reader = Classification(path=classification_data(tmp_path)["path"], split="val", templates=["a {}", "the {}"])
+    reader = Classification(
+        path=classification_data(tmp_path)["path"], split="val", templates=["a {}", "the {}"]
+    )
     assert reader.classes == ["pear", "red apple"]
     assert [reader.label(index) for index in range(6)] == [0, 0, 0, 1, 1, 1]
     assert reader.captions(4) == ["a red apple", "the red apple"]
@@ -127,28 +158,61 @@ def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({}, r"takes either 'dataset' .* or 'path'"),
-        ({"dataset": "CIFAR11", "root": "."}, r"torchvision.datasets has no such class. Did you mean 'CIFAR10'\?"),
-        ({"dataset": "CIFAR10", "root": "nowhere"}, r"data.root nowhere: no such folder. .*data.download: true"),
-        ({"dataset": "CIFAR10", "root": "."}, r"CIFAR10 is not in data.root . .*data.download: true"),
-        ({"dataset": "CIFAR10", "root": ".", "split": "val"}, r"'val': CIFAR10 has only train and test"),
+        (
+            {"dataset": "CIFAR11", "root": "."},
+            r"torchvision.datasets has no such class. Did you mean 'CIFAR10'\?",
+        ),
+        (
+            {"dataset": "CIFAR10", "root": "nowhere"},
+            r"data.root nowhere: no such folder. .*data.download: true",
+        ),
+        (
+            {"dataset": "CIFAR10", "root": "."},
+            r"CIFAR10 is not in data.root . .*data.download: true",
+        ),
+        (
+            {"dataset": "CIFAR10", "root": ".", "split": "val"},
+            r"'val': CIFAR10 has only train and test",
+        ),
         ({"path": "{folder}", "split": "test"}, r"has no folder 'test' for data.split"),
-        ({"path": "{folder}", "split": "train", "classes": ["one"]}, r"data.classes has 1 names, the data 2 classes"),
-        ({"path": "{folder}", "split": "train", "classes": "nowhere.txt"}, r"data.classes nowhere.txt: No such file"),
-        ({"path": "{folder}", "split": "train", "templates": "simpel"}, r"templates 'simpel': no such set. Did you mean 'simple'\?"),
-        ({"path": "{folder}", "split": "train", "templates": ["a thing"]}, r"template 'a thing' has no {} for the class name"),
+        (
+            {"path": "{folder}", "split": "train", "classes": ["one"]},
+            r"data.classes has 1 names, the data 2 classes",
+        ),
+        (
+            {"path": "{folder}", "split": "train", "classes": "nowhere.txt"},
+            r"data.classes nowhere.txt: No such file",
+        ),
+        (
+            {"path": "{folder}", "split": "train", "templates": "simpel"},
+            r"templates 'simpel': no such set. Did you mean 'simple'\?",
+        ),
+        (
+            {"path": "{folder}", "split": "train", "templates": ["a thing"]},
+            r"template 'a thing' has no {} for the class name",
+        ),
         ({"path": "{folder}/train/pear"}, r"there is no image in a sub-folder"),
     ],
 )
-def test_labelled_data_that_cannot_be_read_says_why(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_labelled_data_that_cannot_be_read_says_why(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     folder = classification_data(tmp_path)["path"]
-    keys = {key: value.replace("{folder}", folder) if isinstance(value, str) else value for key, value in keys.items()}
+    keys = {
+        key: value.replace("{folder}", folder) if isinstance(value, str) else value
+        for key, value in keys.items()
+    }
     with pytest.raises(DataError, match=message):
         Classification(**keys)
 
 
 def idx(array: np.ndarray) -> bytes:
     """An array in the IDX format of MNIST."""
-    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(">HBB", 0, 8, array.ndim)
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def test_data_sets_of_torchvision_are_read_by_name(tmp_path: Path) -> None:
@@ -181,13 +245,36 @@ def test_the_section_names_one_reader_and_its_keys() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("section", "images", "captions"), [
-    ({"reader": "csv", "path": "{data}/coco_captions/val.tsv"}, 110, 550),
-    ({"reader": "coco", "path": "{data}/coco_captions/captions_val.json", "image_root": "{data}/coco_captions/val"}, 110, 550),
-    ({"reader": "csv", "path": "{data}/flickr8k_mini/{split}.tsv", "split": "val"}, 100, 500),
-    ({"reader": "csv", "path": "{data}/imagenet_sample/labels.tsv", "image": "file", "caption": "name", "label": "class_index"}, 200, 200),
-])  # fmt: skip
-def test_real_photos_are_read_and_decoded(shared: Path, section: dict[str, Any], images: int, captions: int) -> None:
+@pytest.mark.parametrize(
+    ("section", "images", "captions"),
+    [
+        ({"reader": "csv", "path": "{data}/coco_captions/val.tsv"}, 110, 550),
+        (
+            {
+                "reader": "coco",
+                "path": "{data}/coco_captions/captions_val.json",
+                "image_root": "{data}/coco_captions/val",
+            },
+            110,
+            550,
+        ),
+        ({"reader": "csv", "path": "{data}/flickr8k_mini/{split}.tsv", "split": "val"}, 100, 500),
+        (
+            {
+                "reader": "csv",
+                "path": "{data}/imagenet_sample/labels.tsv",
+                "image": "file",
+                "caption": "name",
+                "label": "class_index",
+            },
+            200,
+            200,
+        ),
+    ],
+)
+def test_real_photos_are_read_and_decoded(
+    shared: Path, section: dict[str, Any], images: int, captions: int
+) -> None:
     section = {key: value.replace("{data}", str(shared / "data")) for key, value in section.items()}
     reader: Any = open_reader(section)
     assert (len(reader), reader.num_captions) == (images, captions)

@@ -5,11 +5,25 @@ import time
 import numpy as np
 import pytest
 
-from vlkd_cli.data.readers.shapes import BACKGROUNDS, CLASSES, COLOURS, SHAPES, UNSEEN, Scene, Shapes
+from vlkd_cli.data.readers.shapes import (
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    SHAPES,
+    UNSEEN,
+    Scene,
+    Shapes,
+)
 
 
 def kind(scene: Scene) -> tuple[str, ...]:
-    return scene.thing.colour, scene.thing.shape, scene.thing.size, scene.thing.position, scene.background
+    return (
+        scene.thing.colour,
+        scene.thing.shape,
+        scene.thing.size,
+        scene.thing.position,
+        scene.background,
+    )
 
 
 def test_the_same_keys_draw_the_same_pictures_and_other_seeds_others() -> None:
@@ -37,16 +51,25 @@ def test_no_kind_of_picture_is_in_two_splits_whatever_the_seed() -> None:
 def test_every_class_is_in_every_split() -> None:
     for split in ("train", "val", "test"):
         reader = Shapes(split=split)  # type: ignore[arg-type]
-        counts = np.bincount(reader.labels_of(np.arange(len(reader))), minlength=len(SHAPES) * len(COLOURS))
+        counts = np.bincount(
+            reader.labels_of(np.arange(len(reader))), minlength=len(SHAPES) * len(COLOURS)
+        )
         assert counts.min() > 0
 
 
 @pytest.mark.parametrize("relations", [False, True])
-def test_unseen_combinations_occur_in_no_seen_picture_or_caption_though_their_words_do(relations: bool) -> None:
+def test_unseen_combinations_occur_in_no_seen_picture_or_caption_though_their_words_do(
+    relations: bool,
+) -> None:
     seen = Shapes(num_samples=5000, relations=relations, combinations="seen")
     unseen = Shapes(num_samples=500, split="val", combinations="unseen")
     names = {CLASSES[label] for label in UNSEEN}
-    assert len(names) == len({name.split()[0] for name in names}) == len({name.split()[1] for name in names}) == len(SHAPES)
+    assert (
+        len(names)
+        == len({name.split()[0] for name in names})
+        == len({name.split()[1] for name in names})
+        == len(SHAPES)
+    )
     assert set(unseen.labels_of(np.arange(500)).tolist()) == UNSEEN
     assert set(seen.labels_of(np.arange(5000)).tolist()) == set(range(len(CLASSES))) - UNSEEN
     captions = " . ".join(caption for index in range(5000) for caption in seen.captions(index))
@@ -88,7 +111,10 @@ def test_the_picture_has_the_colours_at_the_place_that_the_caption_tells() -> No
         drawn = np.abs(pixels - COLOURS[scene.thing.colour]).max(-1) < 25
         assert drawn.sum() > 15
         rows, columns = np.nonzero(drawn)
-        assert abs(columns.mean() / 64 - scene.thing.centre[0]) < 0.06 and abs(rows.mean() / 64 - scene.thing.centre[1]) < 0.06
+        assert (
+            abs(columns.mean() / 64 - scene.thing.centre[0]) < 0.06
+            and abs(rows.mean() / 64 - scene.thing.centre[1]) < 0.06
+        )
         ground = np.abs(pixels - BACKGROUNDS[scene.background]).max(-1) < 20
         assert ground.sum() > drawn.sum() / 2
 
@@ -111,8 +137,13 @@ def test_relations_hold_in_the_picture() -> None:
             continue
         found.add(scene.relation)
         (x, y), (u, v) = scene.thing.centre, scene.other.centre
-        assert {"to the left of": x < u, "to the right of": x > u, "above": y < v, "below": y > v}[scene.relation]
-        assert f"{scene.relation} a {scene.other.colour} {scene.other.shape}" in reader.captions(index)[0]
+        assert {"to the left of": x < u, "to the right of": x > u, "above": y < v, "below": y > v}[
+            scene.relation
+        ]
+        assert (
+            f"{scene.relation} a {scene.other.colour} {scene.other.shape}"
+            in reader.captions(index)[0]
+        )
         assert scene.other.colour != scene.thing.colour
     assert len(found) == 4
 

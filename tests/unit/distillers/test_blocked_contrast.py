@@ -16,17 +16,31 @@ def dense_infonce(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> torc
     return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
 
 
-def pair(rows: int, spread: float, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(
+    rows: int, spread: float, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(rows, 16, generator=generator, dtype=torch.float64)
     second = first + spread * torch.randn(rows, 16, generator=generator, dtype=torch.float64)
     return first.to(dtype).requires_grad_(), second.to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize(("kept", "most"), [(0, 0), (0, 10**9), (10**9, 0)], ids=["none kept", "an eighth kept", "all kept"])
+@pytest.mark.parametrize(
+    ("kept", "most"),
+    [(0, 0), (0, 10**9), (10**9, 0)],
+    ids=["none kept", "an eighth kept", "all kept"],
+)
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0, 1000.0])
-def test_tiles_equal_the_whole_matrix(kept: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"KEPT_ENTRIES": kept, "MOST_KEPT_ENTRIES": most, "TILE_ROWS": 5, "TILE_COLUMNS": 7, "SMALL_ENTRIES": 0}
+def test_tiles_equal_the_whole_matrix(
+    kept: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {
+        "KEPT_ENTRIES": kept,
+        "MOST_KEPT_ENTRIES": most,
+        "TILE_ROWS": 5,
+        "TILE_COLUMNS": 7,
+        "SMALL_ENTRIES": 0,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(blocked_contrast, name, value)
     x, y = pair(23, 2.0)
@@ -34,7 +48,11 @@ def test_tiles_equal_the_whole_matrix(kept: int, most: int, scale: float, monkey
     found = blocked_infonce(x, y, factor)
     wanted = dense_infonce(x, y, factor)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
-    for ours, theirs in zip(torch.autograd.grad(found, (x, y, factor)), torch.autograd.grad(wanted, (x, y, factor)), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (x, y, factor)),
+        torch.autograd.grad(wanted, (x, y, factor)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
@@ -45,7 +63,10 @@ def test_logits_beyond_one_shared_exponential_stay_exact(monkeypatch: pytest.Mon
     with torch.no_grad():
         y[3] = -x[3]
     factor = torch.tensor(100.0)
-    found, wanted = blocked_infonce(x, y, factor), dense_infonce(x.double(), y.double(), factor.double())
+    found, wanted = (
+        blocked_infonce(x, y, factor),
+        dense_infonce(x.double(), y.double(), factor.double()),
+    )
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     (ours,), (theirs,) = torch.autograd.grad(found, x), torch.autograd.grad(wanted, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -61,13 +82,17 @@ def test_backward_twice_over_one_graph_gives_the_same_gradient() -> None:
 def test_siglip_tiles_equal_the_sum_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked_contrast, "TILE_ROWS", 5)
     x, y = pair(13, 1.0)
-    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -10.0))
+    scale, bias = (
+        torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -10.0)
+    )
     logits = scale * F.normalize(x, dim=1) @ F.normalize(y, dim=1).T + bias
     wanted = -F.logsigmoid((2 * torch.eye(13, dtype=torch.float64) - 1) * logits).sum() / 13
     found = blocked_siglip(x, y, scale, bias)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
     inputs = (x, y, scale, bias)
-    for ours, theirs in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -81,7 +106,9 @@ def test_a_batch_of_one_has_no_loss_and_no_gradient() -> None:
 def test_only_the_side_that_learns_gets_a_gradient() -> None:
     x, y = pair(6, 1.0)
     wanted = torch.autograd.grad(dense_infonce(x, y, torch.tensor(5.0)), y)[0]
-    found = torch.autograd.grad(blocked_infonce(x.detach(), y, torch.tensor(5.0, dtype=torch.float64)), y)[0]
+    found = torch.autograd.grad(
+        blocked_infonce(x.detach(), y, torch.tensor(5.0, dtype=torch.float64)), y
+    )[0]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 

@@ -21,7 +21,10 @@ from vlkd_cli.errors import DataError, RecipeError
 
 def test_rkd_ignores_rotation_scale_and_shift_of_the_student() -> None:
     torch.manual_seed(0)
-    teacher, student = torch.randn(9, 7, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
+    teacher, student = (
+        torch.randn(9, 7, dtype=torch.float64),
+        torch.randn(9, 5, dtype=torch.float64),
+    )
     rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
     moved = 3 * student @ rotation + 100
     assert RKD()(moved, teacher).item() == pytest.approx(RKD()(student, teacher).item(), rel=1e-9)
@@ -42,7 +45,8 @@ def test_a_duplicated_caption_does_not_explode_rkd() -> None:
 
 @pytest.mark.parametrize("loss", [VICReg(), BarlowTwins()])
 def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> None:
-    """Doubling the batch by a copy crosses from the one form to the other; means over rows stay what they are."""
+    """Doubling the batch by a copy crosses from the one form to the other; means over rows stay
+    what they are."""
     torch.manual_seed(0)
     x, y = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     if isinstance(loss, VICReg):
@@ -51,14 +55,18 @@ def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> No
         factor = (10 / 11) ** 2
     else:
         factor = 1.0
-    assert loss(x.repeat(2, 1), y.repeat(2, 1)).item() == pytest.approx(factor * loss(x, y).item(), rel=1e-9)
+    assert loss(x.repeat(2, 1), y.repeat(2, 1)).item() == pytest.approx(
+        factor * loss(x, y).item(), rel=1e-9
+    )
 
 
 def test_unicl_without_labels_is_infonce_and_stays_finite_at_wide_logits() -> None:
     x, y = torch.randn(6, 4), torch.randn(6, 4)
     unlabelled = Context(labels=torch.full((6,), -1))
     assert UniCL()(x, y, unlabelled).item() == pytest.approx(InfoNCE()(x, y).item(), rel=1e-5)
-    assert UniCL(logit_scale=300.0)(x, -x, Context(labels=torch.zeros(6, dtype=torch.int64))).isfinite()
+    assert UniCL(logit_scale=300.0)(
+        x, -x, Context(labels=torch.zeros(6, dtype=torch.int64))
+    ).isfinite()
 
 
 def test_cross_entropy_counts_labelled_rows_only() -> None:
@@ -66,19 +74,29 @@ def test_cross_entropy_counts_labelled_rows_only() -> None:
     features, labels = torch.randn(5, 4), torch.tensor([0, -1, 2, -1, 1])
     found = loss(features, None, Context(labels=labels))
     known = labels >= 0
-    torch.testing.assert_close(found, F.cross_entropy(loss.classifier(features[known]), labels[known]))
+    torch.testing.assert_close(
+        found, F.cross_entropy(loss.classifier(features[known]), labels[known])
+    )
     assert loss(features, None, Context(labels=torch.full((5,), -1))).item() == 0
 
 
-def test_soft_targets_keep_the_digits_of_small_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first bias of -10 both probabilities are some 1e-5, and so is the gradient between them."""
+def test_soft_targets_keep_the_digits_of_small_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the first bias of -10 both probabilities are some 1e-5, and so is the gradient between
+    them."""
     monkeypatch.setattr("vlkd_cli.distillers.distiller.SMALL_ROWS", 0)
     torch.manual_seed(0)
     image, text, *teacher = (torch.randn(24, 16) for _ in range(4))
     gradients = []
     for dtype in (torch.float32, torch.float64):
         student = [side.detach().to(dtype, copy=True).requires_grad_() for side in (image, text)]
-        loss = Reinforced(loss="sigmoid", sigmoid_targets="probability", logit_scale=1.0, teacher_logit_scales=[1.0]).to(dtype)
+        loss = Reinforced(
+            loss="sigmoid",
+            sigmoid_targets="probability",
+            logit_scale=1.0,
+            teacher_logit_scales=[1.0],
+        ).to(dtype)
         loss(student, [side.to(dtype) for side in teacher]).backward()
         gradients.append(student[0].grad)
     ours, exact = gradients
@@ -96,7 +114,10 @@ def test_missing_labels_are_one_line(loss: Distiller) -> None:
 
 
 def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
-    with pytest.raises(RecipeError, match="labels up to 47, distiller 'cross_entropy' only 3 classes. Set num_classes: 48."):
+    with pytest.raises(
+        RecipeError,
+        match="labels up to 47, distiller 'cross_entropy' only 3 classes. Set num_classes: 48.",
+    ):
         CrossEntropy(num_classes=3).check_data(100, 47)
     CrossEntropy(num_classes=48).check_data(100, 47)
 
@@ -104,12 +125,22 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
 @pytest.mark.parametrize(
     ("keys", "teacher", "message"),
     [
-        ({"teacher_dims": [8, 8]}, [16, 16, 16, 16], "out of 2 addresses, but it was given 4. Remove teacher_dims"),
+        (
+            {"teacher_dims": [8, 8]},
+            [16, 16, 16, 16],
+            "out of 2 addresses, but it was given 4. Remove teacher_dims",
+        ),
         ({"teacher_dims": [4, 4]}, [16, 16], "add up to 8, but the teacher outputs have widths"),
-        ({"teacher_logit_scales": [1.0, 2.0]}, [16, 16], "has 2 entries for 1 teacher. Give one for all, or one for each"),
+        (
+            {"teacher_logit_scales": [1.0, 2.0]},
+            [16, 16],
+            "has 2 entries for 1 teacher. Give one for all, or one for each",
+        ),
         ({}, [16, 16, 16], "it was given 2 and 3"),
     ],
 )
-def test_teachers_that_do_not_add_up_are_refused(keys: dict[str, Any], teacher: list[int], message: str) -> None:
+def test_teachers_that_do_not_add_up_are_refused(
+    keys: dict[str, Any], teacher: list[int], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         Reinforced(**keys).prepare([16, 16], teacher)

@@ -35,12 +35,22 @@ def test_queue_shorter_than_a_batch_keeps_the_last_rows_where_they_land() -> Non
 def test_streamed_queue_loss_equals_the_materialised_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlkd_cli.distillers.anchors.TILE_ENTRIES", 20)
     generator = torch.Generator().manual_seed(0)
-    student, teacher, ours, theirs = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (5, 5, 33, 33))
+    student, teacher, ours, theirs = (
+        torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (5, 5, 33, 33)
+    )
     student.requires_grad_()
     z, y = student @ ours.T / 0.1, teacher @ theirs.T / 0.2
     target = y.softmax(dim=1)
     wanted = (target * (target.log() - z.log_softmax(dim=1))).sum(dim=1).mean()
-    found = queue_loss(student, teacher, ours, theirs, student_temperature=0.1, teacher_temperature=0.2, subtracts_entropy=True)
+    found = queue_loss(
+        student,
+        teacher,
+        ours,
+        theirs,
+        student_temperature=0.1,
+        teacher_temperature=0.2,
+        subtracts_entropy=True,
+    )
     assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
     torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, wanted)))
 
@@ -82,7 +92,9 @@ def test_teacher_temperature_follows_its_schedule_by_epoch() -> None:
     for epoch, temperature in ((0, 0.04), (1, 0.05), (3, 0.07), (9, 0.07)):
         fixed = DINO(prototypes=None, teacher_temp=temperature)
         context = Context(step=epoch * 10, steps_per_epoch=10)
-        assert warm(student, teacher, context).item() == pytest.approx(fixed(student, teacher).item(), rel=1e-5)
+        assert warm(student, teacher, context).item() == pytest.approx(
+            fixed(student, teacher).item(), rel=1e-5
+        )
 
 
 def test_tied_prototypes_learn_from_the_student_alone() -> None:
@@ -95,7 +107,10 @@ def test_tied_prototypes_learn_from_the_student_alone() -> None:
 
 
 def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
-    with pytest.raises(RecipeError, match=r"teacher embeds 9 values, student 6, .*'compress'.*head: \{name: linear, width: 9\}"):
+    with pytest.raises(
+        RecipeError,
+        match=r"teacher embeds 9 values, student 6, .*'compress'.*head: \{name: linear, width: 9\}",
+    ):
         CompRess(queues=1).prepare(6, 9)
     with pytest.raises(RecipeError, match="distiller 'seed' compares them directly"):
         SEED().prepare(6, 9)
@@ -104,7 +119,9 @@ def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
 
 
 def test_kmeans_fills_empty_clusters() -> None:
-    points = torch.cat([torch.zeros(20, 2), torch.ones(1, 2)]) + 1e-3 * torch.randn(21, 2, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([torch.zeros(20, 2), torch.ones(1, 2)]) + 1e-3 * torch.randn(
+        21, 2, generator=torch.Generator().manual_seed(0)
+    )
     clusters = kmeans(points, 5, iterations=10, tries=1, seed=0)
     assert clusters.labels.bincount(minlength=5).min() > 0
 
@@ -112,7 +129,9 @@ def test_kmeans_fills_empty_clusters() -> None:
 def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_the_graph() -> None:
     loss = ProtoCLIP(num_prototypes=2)
     features = torch.randn(6, 4, requires_grad=True)
-    loss.start_episode(features, features, torch.arange(6), Context())  # the first epoch only contrasts
+    loss.start_episode(
+        features, features, torch.arange(6), Context()
+    )  # the first epoch only contrasts
     loss(features, features + 0.1, Context(indices=torch.arange(6))).backward()
     assert len(loss.episode_indices) == 0
     assert all(parameter.grad is not None for parameter in loss.parameters())
@@ -127,7 +146,10 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
     both = loss(features[:3], features[:3], Context(indices=torch.tensor([0, 1, 99]))).item()
     assert both == pytest.approx(seen, rel=1e-6) and seen > 0
     assert loss(features[:2], features[:2], Context(indices=torch.tensor([98, 99]))).item() == 0
-    with pytest.raises(DataError, match="forms 2 clusters, but an episode has only 1 samples. Lower num_prototypes, or raise"):
+    with pytest.raises(
+        DataError,
+        match="forms 2 clusters, but an episode has only 1 samples. Lower num_prototypes, or raise",
+    ):
         loss.check_data(1, None)
     with pytest.raises(DataError, match="forms 2 clusters, but the episode has only 1 samples"):
         loss.start_episode(features[:1], features[:1], torch.zeros(1, dtype=torch.int64), Context())

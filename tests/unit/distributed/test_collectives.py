@@ -13,7 +13,8 @@ WORLD = 3
 
 
 def exchange() -> dict[str, Any]:
-    """A loss that mixes rows of all ranks, through each differentiable collective, with this rank's gradient."""
+    """A loss that mixes rows of all ranks, through each differentiable collective, with this rank's
+    gradient."""
     whole = torch.arange(12, dtype=torch.float64).reshape(6, 2) / 7
     rows = whole.chunk(WORLD)[runtime.rank()].clone().requires_grad_()
     everywhere = collectives.gather(rows)
@@ -46,16 +47,24 @@ def test_gather_gives_every_rank_the_rows_in_rank_order(answers: list[dict[str, 
         np.testing.assert_array_equal(answer["values"], np.arange(12).reshape(6, 2) / 7)
 
 
-def test_gathers_gradient_averaged_over_ranks_is_the_single_process_gradient(answers: list[dict[str, Any]]) -> None:
+def test_gathers_gradient_averaged_over_ranks_is_the_single_process_gradient(
+    answers: list[dict[str, Any]],
+) -> None:
     whole = (torch.arange(12, dtype=torch.float64).reshape(6, 2) / 7).requires_grad_()
     (whole @ whole.T).pow(2).sum(1).mean().backward()
-    np.testing.assert_allclose(np.concatenate([a["gathered"] for a in answers]), whole.grad.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.concatenate([a["gathered"] for a in answers]), whole.grad.numpy(), rtol=1e-12
+    )
 
 
-def test_the_sums_gradient_averaged_over_ranks_is_the_single_process_gradient(answers: list[dict[str, Any]]) -> None:
+def test_the_sums_gradient_averaged_over_ranks_is_the_single_process_gradient(
+    answers: list[dict[str, Any]],
+) -> None:
     whole = (torch.arange(12, dtype=torch.float64).reshape(6, 2) / 7).requires_grad_()
     (whole * whole.pow(2).sum(0)).sum(1).mean().backward()
-    np.testing.assert_allclose(np.concatenate([a["reduced"] for a in answers]), whole.grad.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.concatenate([a["reduced"] for a in answers]), whole.grad.numpy(), rtol=1e-12
+    )
 
 
 def test_ragged_rows_keep_their_counts(answers: list[dict[str, Any]]) -> None:

@@ -15,7 +15,10 @@ def _multiclass() -> list[list[int]]:
 
 
 def _multilabel() -> list[list[int]]:
-    return [[column for column, one in enumerate(row) if one] for row in drawn("fewshot.multilabel")["mat"]]
+    return [
+        [column for column, one in enumerate(row) if one]
+        for row in drawn("fewshot.multilabel")["mat"]
+    ]
 
 
 @pytest.mark.parametrize("case", golden("fewshot.multiclass")["expected"])

@@ -1,4 +1,5 @@
-"""Prediction files and the zip: the toolkit's bytes, and every way of being wrong said in a line."""
+"""Prediction files and the zip: the toolkit's bytes, and every way of being wrong said in a
+line."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ LABELS = {"birds": [[0], [1], [2], [0]], "memes": [[1], [0], [1]]}
 
 
 def _facts(name: str, classes: int, metric: str, rows: int) -> SetFacts:
-    return SetFacts(name, f"classification/{name}", metric, classes, {"test": SplitFacts("test.txt", (), rows)})  # type: ignore[arg-type]
+    return SetFacts(
+        name, f"classification/{name}", metric, classes, {"test": SplitFacts("test.txt", (), rows)}
+    )  # type: ignore[arg-type]
 
 
 SETS = {"birds": _facts("birds", 3, "accuracy", 4), "memes": _facts("memes", 2, "roc_auc", 3)}
@@ -34,13 +37,24 @@ def _header(dataset: str, seed: int = 0, shots: int = 5, trainable: int = 10) ->
 
 def _probabilities(dataset: str, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(len(LABELS[dataset]), SETS[dataset].num_classes, generator=generator).softmax(1)
+    return torch.randn(
+        len(LABELS[dataset]), SETS[dataset].num_classes, generator=generator
+    ).softmax(1)
 
 
 def _write(folder: Path, dataset: str, /, seed: int = 0, shots: int = 5, **changes: Any) -> Path:
     path = folder / (f"seed{seed}_{dataset}.json" if shots else f"{dataset}.json")
-    provenance = {"dataset": dataset, "labels": LABELS[dataset], "row_order": "a", "class_order": "b", "doubts": [], **changes}
-    write_predictions(path, _header(dataset, seed, shots), _probabilities(dataset, seed), provenance)
+    provenance = {
+        "dataset": dataset,
+        "labels": LABELS[dataset],
+        "row_order": "a",
+        "class_order": "b",
+        "doubts": [],
+        **changes,
+    }
+    write_predictions(
+        path, _header(dataset, seed, shots), _probabilities(dataset, seed), provenance
+    )
     return path
 
 
@@ -69,9 +83,14 @@ def test_merging_gives_the_toolkits_zip(tmp_path: Path) -> None:
     (files,) = [entry["files"] for entry in case["inputs"]]
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    sets = {"cifar-10": _facts("cifar-10", 2, "accuracy", 2), "mnist": _facts("mnist", 2, "accuracy", 2)}
+    sets = {
+        "cifar-10": _facts("cifar-10", 2, "accuracy", 2),
+        "mnist": _facts("mnist", 2, "accuracy", 2),
+    }
     # The golden's rows are no probabilities, which its merge does not look at.
-    sets = {name: SetFacts(**{**facts.__dict__, "multi_label": True}) for name, facts in sets.items()}
+    sets = {
+        name: SetFacts(**{**facts.__dict__, "multi_label": True}) for name, facts in sets.items()
+    }
     done = submit(tmp_path, tmp_path / "myrun.zip", partial=True, trust_order=True, sets=sets)
     assert done.path.name == case["expected"]["zip_name"]
     with zipfile.ZipFile(done.path) as archive:
@@ -87,9 +106,19 @@ def test_a_complete_submission_is_merged_and_scored(tmp_path: Path) -> None:
     assert [record["dataset_name"] for record in merged["data"]] == ["birds", "memes"]
     assert merged["data"][0]["rnd_seeds"] == [0, 1, 2]
     assert merged["data"][0]["num_trainable_params"] == 10.0
-    assert np.allclose(merged["data"][0]["predictions"], torch.stack([_probabilities("birds", seed) for seed in (0, 1, 2)]), atol=1e-6)
+    assert np.allclose(
+        merged["data"][0]["predictions"],
+        torch.stack([_probabilities("birds", seed) for seed in (0, 1, 2)]),
+        atol=1e-6,
+    )
     assert [score.dataset for score in done.scores] == ["birds", "memes"]
-    hits = [(_probabilities("birds", seed).argmax(1) == torch.tensor([0, 1, 2, 0])).float().mean().item() for seed in (0, 1, 2)]
+    hits = [
+        (_probabilities("birds", seed).argmax(1) == torch.tensor([0, 1, 2, 0]))
+        .float()
+        .mean()
+        .item()
+        for seed in (0, 1, 2)
+    ]
     assert done.scores[0].values == pytest.approx(hits)
     assert done.average == pytest.approx((done.scores[0].mean + done.scores[1].mean) / 2)
     again = done.path.read_bytes()
@@ -157,7 +186,9 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
     lines = _refusal(tmp_path)
     assert sum("sums to" in line for line in lines) == 3
     assert any("rows that do not sum to 1: 7 more." in line for line in lines)
-    assert any("seed 1 has 10 rows, and the test part of 'birds' has 4 images" in line for line in lines)
+    assert any(
+        "seed 1 has 10 rows, and the test part of 'birds' has 4 images" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +241,10 @@ def test_order_that_nothing_vouches_for_is_refused_unless_trusted(tmp_path: Path
     (line,) = [line for line in _refusal(tmp_path) if "nothing vouches" in line]
     assert "--trust-order" in line
     (tmp_path / "provenance" / "seed1_birds.json").write_text("[]")
-    assert any("provenance/seed1_birds.json: cannot be read: no JSON object" in line for line in _refusal(tmp_path))
+    assert any(
+        "provenance/seed1_birds.json: cannot be read: no JSON object" in line
+        for line in _refusal(tmp_path)
+    )
     _write(tmp_path, "birds", 1, doubts=["Its rows are in the order of a rebuilt index."])
     assert any("rebuilt index" in line for line in _refusal(tmp_path))
     submit(tmp_path, sets=SETS, trust_order=True).path.unlink()
@@ -226,10 +260,17 @@ def test_rows_are_streamed_and_never_held_as_lists(tmp_path: Path) -> None:
     values = torch.rand(rows, classes, generator=torch.Generator().manual_seed(0))
     provenance = {"dataset": "large", "labels": [[0]] * rows, "doubts": []}
     tracemalloc.start()
-    write_predictions(tmp_path / "large.json", _header("large", shots=0), values / values.sum(1, keepdim=True), provenance)
+    write_predictions(
+        tmp_path / "large.json",
+        _header("large", shots=0),
+        values / values.sum(1, keepdim=True),
+        provenance,
+    )
     submit(tmp_path, sets=sets)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # 100,000 floats in lists take 3.2 MB; the table of numbers for the score takes 0.8 MB.
     assert peak < 2e6
-    assert sum(isinstance(event, Row) for event in read_predictions(tmp_path / "large.json")) == rows
+    assert (
+        sum(isinstance(event, Row) for event in read_predictions(tmp_path / "large.json")) == rows
+    )

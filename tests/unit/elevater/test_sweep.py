@@ -20,7 +20,9 @@ def _index(trial: Trial) -> int:
 
 def test_search_looks_where_the_toolkit_looks_and_chooses_the_same() -> None:
     def score(trials: Sequence[Trial]) -> list[float]:
-        return [100 - abs(_index(trial) - 41) - 10 * abs(math.log10(trial.lr) + 3) for trial in trials]
+        return [
+            100 - abs(_index(trial) - 41) - 10 * abs(math.log10(trial.lr) + 3) for trial in trials
+        ]
 
     found, expected = search(score), EXPECTED["a"]
     assert list(found.visited) == expected["lrs"] == list(LEARNING_RATES)

@@ -20,7 +20,12 @@ def test_last_best_and_the_newest_steps_stay(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3):
         checkpoints.save(state(step), is_best=step == 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "step_00000002.pt", "step_00000003.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.pt",
+        "last.pt",
+        "step_00000002.pt",
+        "step_00000003.pt",
+    ]
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 3
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
 
@@ -54,14 +59,23 @@ class FullDisk:
         self._file.close()
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_former_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_former_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
     real = Path.open
     monkeypatch.setattr(
-        Path, "open", lambda self, mode="r", *a, **k: FullDisk(real(self, mode, *a, **k)) if "w" in mode else real(self, mode, *a, **k)
+        Path,
+        "open",
+        lambda self, mode="r", *a, **k: (
+            FullDisk(real(self, mode, *a, **k)) if "w" in mode else real(self, mode, *a, **k)
+        ),
     )
-    with pytest.raises(CheckpointError, match=r"could not save step_00000002.pt .* Earlier checkpoints there are whole") as caught:
+    with pytest.raises(
+        CheckpointError,
+        match=r"could not save step_00000002.pt .* Earlier checkpoints there are whole",
+    ) as caught:
         checkpoints.save(state(2))
     monkeypatch.undo()
     assert "\n" not in str(caught.value)
@@ -69,7 +83,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_former_checkpoint_whole(tmp_path
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_kill_while_saving_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_saving_leaves_the_former_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
 
@@ -88,7 +104,10 @@ def test_a_damaged_checkpoint_names_the_others(tmp_path: Path) -> None:
     checkpoints.save(state(2))
     (tmp_path / "last.pt").unlink()
     (tmp_path / "last.pt").write_bytes((tmp_path / "step_00000002.pt").read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=r"last.pt is damaged .* Others there: step_00000001.pt, step_00000002.pt"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"last.pt is damaged .* Others there: step_00000001.pt, step_00000002.pt",
+    ):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -21,9 +21,13 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is told; others are left alone")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="glibc's malloc is told; others are left alone"
+)
 def test_later_steps_ask_the_system_for_no_pages() -> None:
-    kept, faults = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
+    kept, faults = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    ).stdout.split()
     if kept == "False":
         pytest.skip("this C library has no mallopt")
     # Sixteen tensors of 4 MiB are 16384 pages.

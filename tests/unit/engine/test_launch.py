@@ -9,13 +9,21 @@ from vlkd_cli.errors import UserError
 
 @pytest.mark.parametrize(
     ("nodelist", "host"),
-    [("gpu7", "gpu7"), ("gpu7,gpu9", "gpu7"), ("gpu[03-05,9],login", "gpu03"), ("gpu[4]", "gpu4"), ("a[1-2]-ib,b", "a1-ib")],
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu9", "gpu7"),
+        ("gpu[03-05,9],login", "gpu03"),
+        ("gpu[4]", "gpu4"),
+        ("a[1-2]-ib,b", "a1-ib"),
+    ],
 )
 def test_the_first_host_of_a_slurm_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
-def test_a_job_step_of_slurm_is_joined_and_a_bare_allocation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_step_of_slurm_is_joined_and_a_bare_allocation_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")

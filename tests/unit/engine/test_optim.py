@@ -16,37 +16,62 @@ CPU = torch.device("cpu")
 def optimizer_of(**sections: object) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
     recipe = Recipe.model_validate(tiny_recipe(**sections))
     composition = build_composition(
-        recipe, build_towers(recipe, captions=None, run_folder=None, cache_dir=None), steps_per_epoch=1, total_steps=1
+        recipe,
+        build_towers(recipe, captions=None, run_folder=None, cache_dir=None),
+        steps_per_epoch=1,
+        total_steps=1,
     )
-    return build_optimizer(composition, recipe.optimizer, recipe.towers, CPU), dict(composition.named_parameters())
+    return build_optimizer(composition, recipe.optimizer, recipe.towers, CPU), dict(
+        composition.named_parameters()
+    )
 
 
 def setting(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str) -> float:
-    return next(float(group[name]) for group in optimizer.param_groups if any(parameter is p for p in group["params"]))
+    return next(
+        float(group[name])
+        for group in optimizer.param_groups
+        if any(parameter is p for p in group["params"])
+    )
 
 
 def test_biases_norms_and_scales_are_not_decayed() -> None:
     optimizer, parameters = optimizer_of(optimizer={"weight_decay": 0.3})
-    decayed = {name for name, parameter in parameters.items() if setting(optimizer, parameter, "weight_decay") == 0.3}
+    decayed = {
+        name
+        for name, parameter in parameters.items()
+        if setting(optimizer, parameter, "weight_decay") == 0.3
+    }
     assert all(parameters[name].ndim >= 2 for name in decayed) and len(decayed) > 5
     assert not any(name.endswith(("bias", "log_scale")) or "ln_" in name for name in decayed)
 
 
 def test_everything_is_decayed_when_asked() -> None:
     optimizer, parameters = optimizer_of(optimizer={"weight_decay": 0.3, "decay_all": True})
-    assert {setting(optimizer, parameter, "weight_decay") for parameter in parameters.values()} == {0.3}
+    assert {setting(optimizer, parameter, "weight_decay") for parameter in parameters.values()} == {
+        0.3
+    }
 
 
 def test_a_tower_may_have_its_own_rate() -> None:
-    optimizer, parameters = optimizer_of(towers={"image": {**IMAGE, "lr": 1e-5}}, optimizer={"lr": 1e-3})
-    rates = {name.split(".")[1]: setting(optimizer, p, "lr") for name, p in parameters.items() if name.startswith("towers.")}
+    optimizer, parameters = optimizer_of(
+        towers={"image": {**IMAGE, "lr": 1e-5}}, optimizer={"lr": 1e-3}
+    )
+    rates = {
+        name.split(".")[1]: setting(optimizer, p, "lr")
+        for name, p in parameters.items()
+        if name.startswith("towers.")
+    }
     assert rates == {"image": 1e-5, "text": 1e-3}
 
 
 def test_layer_decay_lowers_the_rate_towards_the_input() -> None:
     two = {**IMAGE, "config": {**IMAGE["config"], "layers": 2}, "layer_decay": 0.5}
     optimizer, parameters = optimizer_of(towers={"image": two}, optimizer={"lr": 1.0})
-    rate = {name: setting(optimizer, p, "lr") for name, p in parameters.items() if name.startswith("towers.image")}
+    rate = {
+        name: setting(optimizer, p, "lr")
+        for name, p in parameters.items()
+        if name.startswith("towers.image")
+    }
     first = next(value for name, value in rate.items() if "resblocks.0." in name)
     second = next(value for name, value in rate.items() if "resblocks.1." in name)
     assert first == second / 2 and min(rate.values()) < second <= max(rate.values()) == 1.0

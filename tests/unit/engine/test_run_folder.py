@@ -45,7 +45,9 @@ def test_a_misspelt_run_is_corrected(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot write the run folder .*Choose another with --run"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write the run folder .*Choose another with --run"
+    ):
         RunFolder(tmp_path / "file" / "run").create()
 
 
@@ -53,4 +55,7 @@ def test_skipped_samples_are_listed_by_name(tmp_path: Path) -> None:
     run = RunFolder(tmp_path).create()
     run.note_skipped([Skipped("a,b.jpg", "truncated")], rank=0)
     run.note_skipped([Skipped("c.jpg", "missing")], rank=0)
-    assert (tmp_path / "skipped.csv").read_text().splitlines() == ['"a,b.jpg",truncated', "c.jpg,missing"]
+    assert (tmp_path / "skipped.csv").read_text().splitlines() == [
+        '"a,b.jpg",truncated',
+        "c.jpg,missing",
+    ]

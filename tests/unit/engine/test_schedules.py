@@ -9,7 +9,10 @@ from vlkd_cli.recipe.types import Schedule
 
 def factors(total: int, **keys: object) -> list[float]:
     spec = ScheduleSpec(**keys)  # type: ignore[arg-type]
-    return [learning_rate_factor(spec, step, steps_per_epoch=10, total_steps=total) for step in range(total)]
+    return [
+        learning_rate_factor(spec, step, steps_per_epoch=10, total_steps=total)
+        for step in range(total)
+    ]
 
 
 def test_warmup_rises_linearly_and_ends_at_one() -> None:

@@ -19,7 +19,10 @@ def test_towers_can_be_described_by_overrides_alone(tmp_path: Path) -> None:
         "towers.image.model=resnet18",
     ]
     recipe, folder, checkpoint = find_target(None, overrides, tmp_path)
-    assert {name: tower.builder for name, tower in recipe.towers.items()} == {"text": "sbert", "image": "torchvision"}
+    assert {name: tower.builder for name, tower in recipe.towers.items()} == {
+        "text": "sbert",
+        "image": "torchvision",
+    }
     assert (folder.path, checkpoint) == (tmp_path / "eval", None)
     with pytest.raises(RecipeError, match="towers"):
         find_target(None, ["towers.text.bilder=sbert"], tmp_path)
@@ -28,7 +31,10 @@ def test_towers_can_be_described_by_overrides_alone(tmp_path: Path) -> None:
 def test_suites_of_text_towers_take_their_keys_from_with() -> None:
     recipe = Recipe(towers={"text": TowerSpec(builder="sbert", model="vectors.txt")})
     specs = suite_specs(recipe, ["sts", "word_similarity"], ["sets=[STS12]", "oov=zero"])
-    assert [(spec.suite, spec.keys) for spec in specs] == [("sts", {"sets": ["STS12"]}), ("word_similarity", {"oov": "zero"})]
+    assert [(spec.suite, spec.keys) for spec in specs] == [
+        ("sts", {"sets": ["STS12"]}),
+        ("word_similarity", {"oov": "zero"}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,9 @@ def test_suites_of_text_towers_take_their_keys_from_with() -> None:
         ),
     ],
 )
-def test_mistakes_are_told_in_the_words_that_were_typed(suite: str, settings: list[str], start: str) -> None:
+def test_mistakes_are_told_in_the_words_that_were_typed(
+    suite: str, settings: list[str], start: str
+) -> None:
     recipe = Recipe(towers={"text": TowerSpec(builder="sbert", model="vectors.txt")})
     with pytest.raises(RecipeError) as caught:
         suite_specs(recipe, [suite], settings)

@@ -20,12 +20,20 @@ from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.reports.csv import read_metrics
 
-SMALL_EVAL = [{"suite": "retrieval", "data": {"reader": "shapes", "split": "val", "num_samples": 16, "size_px": 32}, "every_epochs": 1}]
+SMALL_EVAL = [
+    {
+        "suite": "retrieval",
+        "data": {"reader": "shapes", "split": "val", "num_samples": 16, "size_px": 32},
+        "every_epochs": 1,
+    }
+]
 
 
 def test_a_run_leaves_recipe_versions_metrics_checkpoints_and_results(tmp_path: Path) -> None:
     run = train(tmp_path, tiny_recipe(evals=SMALL_EVAL))
-    assert {"recipe.yaml", "versions.json", "metrics.csv", "checkpoints", "results"} <= {path.name for path in run.iterdir()}
+    assert {"recipe.yaml", "versions.json", "metrics.csv", "checkpoints", "results"} <= {
+        path.name for path in run.iterdir()
+    }
     metrics = read_metrics(run)
     assert [step for step, _ in metrics["train/loss"]] == list(range(1, 13))
     assert [step for step, _ in metrics["eval/retrieval.shapes.text_to_image_R@1"]] == [6, 12]
@@ -34,7 +42,12 @@ def test_a_run_leaves_recipe_versions_metrics_checkpoints_and_results(tmp_path: 
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
-    losses = [value for _, value in read_metrics(train(tmp_path, tiny_recipe(train={"epochs": 6})))["train/loss"]]
+    losses = [
+        value
+        for _, value in read_metrics(train(tmp_path, tiny_recipe(train={"epochs": 6})))[
+            "train/loss"
+        ]
+    ]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
@@ -50,8 +63,12 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 5, 6, 9])
-def test_resuming_at_any_step_equals_never_having_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    recipe = tiny_recipe(train={"ema": 0.9, "accumulate": 1, "save_every_steps": stop, "save_every_epochs": None})
+def test_resuming_at_any_step_equals_never_having_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    recipe = tiny_recipe(
+        train={"ema": 0.9, "accumulate": 1, "save_every_steps": stop, "save_every_epochs": None}
+    )
     whole = final_state(train(tmp_path, recipe, "whole"))
     with monkeypatch.context() as patch:
         _stop_after(patch, stop)
@@ -66,7 +83,9 @@ def test_accumulated_gradients_are_those_of_their_mean(tmp_path: Path) -> None:
     assert final_state(run)["step"] == 2
 
 
-def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Trainer._update
     poisoned = {3, 4, 5, 6}
     before: dict[int, Any] = {}
@@ -79,7 +98,9 @@ def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(tmp_path: P
 
     monkeypatch.setattr(Trainer, "_update", poison)
     recipe = tiny_recipe(train={"max_nonfinite_steps": 3, "save_every_steps": 1})
-    with pytest.raises(UserError, match=r"not finite for 3 steps in a row, the last at step 5\. Lower optimizer.lr"):
+    with pytest.raises(
+        UserError, match=r"not finite for 3 steps in a row, the last at step 5\. Lower optimizer.lr"
+    ):
         train(tmp_path, recipe)
     state = final_state(tmp_path / "run")
     assert state["step"] == 4 and state["skipped_steps"] == 2
@@ -89,13 +110,21 @@ def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(tmp_path: P
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bit_precisions_train(tmp_path: Path, precision: str) -> None:
-    metrics = read_metrics(train(tmp_path, tiny_recipe(train={"precision": precision, "epochs": 1})))
+    metrics = read_metrics(
+        train(tmp_path, tiny_recipe(train={"precision": precision, "epochs": 1}))
+    )
     assert all(math.isfinite(value) for _, value in metrics["train/loss"])
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "lars"}, {"name": "lion"}, {"name": "rmsprop"}])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "sgd", "momentum": 0.9}, {"name": "lars"}, {"name": "lion"}, {"name": "rmsprop"}],
+)
 def test_optimizers_by_name_train(tmp_path: Path, optimizer: dict[str, Any]) -> None:
-    run = train(tmp_path, tiny_recipe(optimizer={**optimizer, "lr": 1e-3, "weight_decay": 0.0}, train={"steps": 2}))
+    run = train(
+        tmp_path,
+        tiny_recipe(optimizer={**optimizer, "lr": 1e-3, "weight_decay": 0.0}, train={"steps": 2}),
+    )
     assert final_state(run)["step"] == 2
 
 
@@ -107,25 +136,51 @@ def test_a_frozen_tower_is_neither_trained_nor_saved_and_its_features_are_read_f
     run = train(tmp_path, recipe)
     assert set(final_state(run)["towers"]) == {"image"}
     assert len(list((tmp_path / "cache" / "train_features").glob("*/features.npy"))) == 1
-    uncached = {**recipe, "towers": {**recipe["towers"], "text": {**TEXT, "train": "none", "cache": False}}}
-    cached, live = (read_metrics(folder)["train/loss"] for folder in (run, train(tmp_path, uncached, "uncached")))
+    uncached = {
+        **recipe,
+        "towers": {**recipe["towers"], "text": {**TEXT, "train": "none", "cache": False}},
+    }
+    cached, live = (
+        read_metrics(folder)["train/loss"]
+        for folder in (run, train(tmp_path, uncached, "uncached"))
+    )
     # Not bit for bit: other captions share the batch in which a feature was computed.
     assert [value for _, value in cached] == pytest.approx([value for _, value in live], rel=1e-4)
 
 
-def test_two_frozen_backbones_train_their_heads_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_frozen_backbones_train_their_heads_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
     head = {"head": {"name": "linear", "width": 8}, "train": "head", "cache": True}
     data = {"augment": {"name": "none"}}
-    run = train(tmp_path, tiny_recipe(towers={"image": {**IMAGE, **head}, "text": {**TEXT, **head}}, data=data, evals=SMALL_EVAL))
-    assert all(name.startswith("head.") for state in final_state(run)["towers"].values() for name in state)
+    run = train(
+        tmp_path,
+        tiny_recipe(
+            towers={"image": {**IMAGE, **head}, "text": {**TEXT, **head}},
+            data=data,
+            evals=SMALL_EVAL,
+        ),
+    )
+    assert all(
+        name.startswith("head.") for state in final_state(run)["towers"].values() for name in state
+    )
     assert len(list((tmp_path / "cache" / "train_features").glob("*/features.npy"))) == 2
 
 
-def test_a_momentum_tower_follows_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_momentum_tower_follows_and_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny_recipe(
-        towers={"image": IMAGE, "text": TEXT, "image_teacher": {"follows": "image", "momentum": {"cosine": [0.5, 1.0]}}},
-        distillers=[{"name": "infonce"}, {"name": "simreg", "student": "image", "teacher": "image_teacher", "weight": 0.5}],
+        towers={
+            "image": IMAGE,
+            "text": TEXT,
+            "image_teacher": {"follows": "image", "momentum": {"cosine": [0.5, 1.0]}},
+        },
+        distillers=[
+            {"name": "infonce"},
+            {"name": "simreg", "student": "image", "teacher": "image_teacher", "weight": 0.5},
+        ],
         train={"save_every_steps": 4},
     )
     whole = final_state(train(tmp_path, recipe, "whole"))
@@ -144,14 +199,19 @@ def test_dry_run_takes_one_step_and_leaves_nothing(
     from tests.unit.engine.recipes import write_recipe
     from vlkd_cli.engine.launching.start import start_training
 
-    assert start_training(recipe=write_recipe(tmp_path, tiny_recipe()), overrides=(), dry_run=True) == 0
+    assert (
+        start_training(recipe=write_recipe(tmp_path, tiny_recipe()), overrides=(), dry_run=True)
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "trainable" in printed and "One step took" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
 def test_the_best_checkpoint_is_of_the_watched_metric(tmp_path: Path) -> None:
-    run = train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.text_to_image_R@10"}))
+    run = train(
+        tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.text_to_image_R@10"})
+    )
     values = dict(read_metrics(run)["eval/retrieval.shapes.text_to_image_R@10"])
     best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     assert best["best"] == max(values.values()) == values[best["step"]]
@@ -165,7 +225,11 @@ def test_a_watched_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     run = train(tmp_path, tiny_recipe())
     with pytest.raises(
-        CheckpointError, match=r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own recipe"
+        CheckpointError,
+        match=(
+            r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own"
+            r" recipe"
+        ),
     ):
         train(tmp_path, tiny_recipe(optimizer={"lr": 0.1}), resume=str(run))
 
@@ -248,7 +312,8 @@ def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def _pairs(folder: Path, rows: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """24 pictures and a table of their captions, some of whose rows are given; what a recipe says as `data:`."""
+    """24 pictures and a table of their captions, some of whose rows are given; what a recipe says
+    as `data:`."""
     lines = ["filepath\ttitle"]
     for number in range(24):
         Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(folder / f"{number}.png")
@@ -258,7 +323,9 @@ def _pairs(folder: Path, rows: Mapping[int, str] | None = None) -> dict[str, Any
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+def test_a_broken_image_is_replaced_and_named_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
     data = {**_pairs(tmp_path), "augment": {"name": "none"}}
     (tmp_path / "7.png").write_bytes(b"no picture")
@@ -272,13 +339,30 @@ def test_a_broken_image_is_replaced_and_named_in_the_run_folder(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_rows_without_a_readable_caption_are_replaced_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+def test_rows_without_a_readable_caption_are_replaced_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
     data = _pairs(tmp_path, {5: "5.png", 9: "9.png\t "})
     text = {**TEXT, "train": "none", "cache": stored}
-    run = train(tmp_path, {**tiny_recipe(train={"epochs": 1}), "towers": {"image": IMAGE, "text": text}, "data": data})
-    reasons = sorted({line.partition(",")[2].rpartition("/")[2] for line in (run / "skipped.csv").read_text().splitlines()})
-    assert [reason.strip('"') for reason in reasons] == ["has no caption", "pairs.tsv row 6 has 1 columns, the header 2"]
+    run = train(
+        tmp_path,
+        {
+            **tiny_recipe(train={"epochs": 1}),
+            "towers": {"image": IMAGE, "text": text},
+            "data": data,
+        },
+    )
+    reasons = sorted(
+        {
+            line.partition(",")[2].rpartition("/")[2]
+            for line in (run / "skipped.csv").read_text().splitlines()
+        }
+    )
+    assert [reason.strip('"') for reason in reasons] == [
+        "has no caption",
+        "pairs.tsv row 6 has 1 columns, the header 2",
+    ]
     assert final_state(run)["step"] == 3
 
 
@@ -295,7 +379,10 @@ def test_captions_that_cannot_be_read_teach_a_tokenizer_nothing() -> None:
 
 def test_channels_last_trains_the_same(tmp_path: Path) -> None:
     plain, last = (
-        read_metrics(train(tmp_path, tiny_recipe(train={"channels_last": k, "epochs": 1}), str(k)))["train/loss"] for k in (False, True)
+        read_metrics(train(tmp_path, tiny_recipe(train={"channels_last": k, "epochs": 1}), str(k)))[
+            "train/loss"
+        ]
+        for k in (False, True)
     )
     assert [value for _, value in last] == pytest.approx([value for _, value in plain], rel=1e-4)
 
@@ -308,8 +395,14 @@ def test_synchronised_batch_norm_on_a_cpu_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("distiller", "message"),
     [
-        ({"name": "cross_entropy", "num_classes": 3}, "the data has labels up to 47, .* Set num_classes: 48"),
-        ({"name": "protoclip", "num_prototypes": 49}, "forms 49 clusters, but an episode has only 48 samples"),
+        (
+            {"name": "cross_entropy", "num_classes": 3},
+            "the data has labels up to 47, .* Set num_classes: 48",
+        ),
+        (
+            {"name": "protoclip", "num_prototypes": 49},
+            "forms 49 clusters, but an episode has only 48 samples",
+        ),
     ],
 )
 def test_data_that_an_objective_cannot_learn_from_is_refused_before_the_first_step(
@@ -322,9 +415,15 @@ def test_data_that_an_objective_cannot_learn_from_is_refused_before_the_first_st
 
 @pytest.mark.slow
 def test_a_compiled_composition_trains_the_same(tmp_path: Path) -> None:
-    towers = {"text": {**TEXT, "head": {"name": "linear", "width": 16}}}  # without dropout, whose draws the compiler orders otherwise
+    towers = {
+        "text": {**TEXT, "head": {"name": "linear", "width": 16}}
+    }  # without dropout, whose draws the compiler orders otherwise
     plain, compiled = (
-        read_metrics(train(tmp_path, tiny_recipe(towers=towers, train={"compile": k, "steps": 2}), str(k)))["train/loss"]
+        read_metrics(
+            train(tmp_path, tiny_recipe(towers=towers, train={"compile": k, "steps": 2}), str(k))
+        )["train/loss"]
         for k in (False, True)
     )
-    assert [value for _, value in compiled] == pytest.approx([value for _, value in plain], rel=1e-3)
+    assert [value for _, value in compiled] == pytest.approx(
+        [value for _, value in plain], rel=1e-3
+    )

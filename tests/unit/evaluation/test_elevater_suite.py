@@ -57,28 +57,46 @@ def _submitted(output: Path, root: Path) -> list[dict[str, Any]]:
     for record in records:
         shape = np.shape(record["predictions"])
         facts = sets[record["dataset_name"]]
-        assert shape == (len(record["rnd_seeds"]), facts.splits["test"].num_images, facts.num_classes)
+        assert shape == (
+            len(record["rnd_seeds"]),
+            facts.splits["test"].num_images,
+            facts.num_classes,
+        )
     return records
 
 
 def test_zero_shot_probabilities_are_the_toolkits() -> None:
     arrays, expected = drawn("zeroshot"), golden("zeroshot")["expected"]
-    found = zero_shot_probabilities(torch.from_numpy(arrays["ze"]), torch.from_numpy(arrays["zt"]).T)
+    found = zero_shot_probabilities(
+        torch.from_numpy(arrays["ze"]), torch.from_numpy(arrays["zt"]).T
+    )
     assert found[0].tolist() == pytest.approx(expected["probs_row0"], abs=1e-5)
     for metric in ("accuracy", "mean-per-class"):
-        assert METRICS[metric](found.numpy(), arrays["zl"][:, 0]) == pytest.approx(expected[metric], abs=1e-5)
+        assert METRICS[metric](found.numpy(), arrays["zl"][:, 0]) == pytest.approx(
+            expected[metric], abs=1e-5
+        )
 
 
-def test_zero_shot_reaches_a_checked_submission(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_shot_reaches_a_checked_submission(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = ElevaterSuite().run(_subject(root, tmp_path))
     scores = _headlines(results)
     assert list(scores) == NAMES
     assert scores["toy-colours"] == scores["toy-memes"] == scores["toy-places"] == 1.0
     assert scores["toy-tags"] > 0.8
-    assert [result.headline for result in results] == ["accuracy", "map_11_points", "roc_auc", "mean_per_class"]
+    assert [result.headline for result in results] == [
+        "accuracy",
+        "map_11_points",
+        "roc_auc",
+        "mean_per_class",
+    ]
     assert results[0].chance == {"accuracy": pytest.approx(1 / 3)}
     records = _submitted(tmp_path, root)
-    assert all(record["rnd_seeds"] == [0] and record["n_shot"] == 0 and record["num_trainable_params"] == 0 for record in records)
+    assert all(
+        record["rnd_seeds"] == [0] and record["n_shot"] == 0 and record["num_trainable_params"] == 0
+        for record in records
+    )
     assert records[0]["num_visual_params"] == 12 and records[0]["num_params"] == 12 + 15
     submit_elevater(tmp_path, tmp_path / "all.zip", registry=root / "vision_datasets.json")
     printed = capsys.readouterr()
@@ -93,7 +111,9 @@ def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
     assert subject.image is not None
     subject.image.head = RandomHead(3)
     scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-places"]).run(subject))
-    assert scores["toy-colours"] == pytest.approx(1 / 3, abs=0.37)  # 15 images: three standard errors
+    assert scores["toy-colours"] == pytest.approx(
+        1 / 3, abs=0.37
+    )  # 15 images: three standard errors
     assert scores["toy-places"] == pytest.approx(1 / 4, abs=0.3)
 
 
@@ -105,7 +125,10 @@ def test_linear_probe_with_shots_reaches_a_checked_submission(root: Path, tmp_pa
     assert results[0].protocol == "elevater_linear_probe_5"
     assert results[0].settings["epoch_chosen_on"] == "validation"
     assert [entry["seed"] for entry in results[0].details["seeds"]] == [0, 1, 2]
-    assert all(entry["trainings_searched"] > 60 and entry["train_rows"] == 15 for entry in results[0].details["seeds"])
+    assert all(
+        entry["trainings_searched"] > 60 and entry["train_rows"] == 15
+        for entry in results[0].details["seeds"]
+    )
     records = _submitted(tmp_path, root)
     assert all(record["rnd_seeds"] == [0, 1, 2] and record["n_shot"] == 5 for record in records)
     assert records[0]["num_trainable_params"] == 3 * (3 + 1)
@@ -126,24 +149,50 @@ def test_fine_tuning_with_all_rows_reaches_a_checked_submission(root: Path, tmp_
 
 def test_fine_tuning_searches_and_learns_what_the_tower_did_not_know(root: Path) -> None:
     subject = _subject(root, knows=False)
-    suite = ElevaterSuite(mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, sweep_epochs=1, epochs=1, start="random")
+    suite = ElevaterSuite(
+        mode="fine_tune",
+        datasets="toy-memes",
+        shots=2,
+        seeds=0,
+        sweep_epochs=1,
+        epochs=1,
+        start="random",
+    )
     (result,) = suite.run(subject)
     assert result.details["seeds"][0]["trainings_searched"] > 60
     assert 0 <= result.metrics["roc_auc"] <= 1
 
 
-def test_the_parity_protocol_takes_the_best_test_epoch_and_says_so(root: Path, tmp_path: Path) -> None:
-    keys: dict[str, Any] = {"mode": "linear_probe", "datasets": "toy-tags", "tune": False, "lr": 0.3, "epochs": 6}
+def test_the_parity_protocol_takes_the_best_test_epoch_and_says_so(
+    root: Path, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {
+        "mode": "linear_probe",
+        "datasets": "toy-tags",
+        "tune": False,
+        "lr": 0.3,
+        "epochs": 6,
+    }
     (honest,) = ElevaterSuite(**keys).run(_subject(root, tmp_path))
     (paper,) = ElevaterSuite(protocol="elevater_paper", **keys).run(_subject(root, tmp_path))
     assert paper.protocol == "elevater_paper_linear_probe_full"
-    assert (honest.settings["epoch_chosen_on"], paper.settings["epoch_chosen_on"]) == ("validation", "test")
+    assert (honest.settings["epoch_chosen_on"], paper.settings["epoch_chosen_on"]) == (
+        "validation",
+        "test",
+    )
     assert paper.metrics["map_11_points"] >= honest.metrics["map_11_points"]
-    assert {path.name for path in (tmp_path / "elevater").iterdir()} == {"linear_probe_full", "linear_probe_full_best_on_test"}
+    assert {path.name for path in (tmp_path / "elevater").iterdir()} == {
+        "linear_probe_full",
+        "linear_probe_full_best_on_test",
+    }
 
 
-def test_what_was_predicted_before_is_read_again_until_something_changes(root: Path, tmp_path: Path) -> None:
-    suite = ElevaterSuite(mode="linear_probe", datasets="toy-colours", shots=2, seeds=[0, 1], **SHORT)
+def test_what_was_predicted_before_is_read_again_until_something_changes(
+    root: Path, tmp_path: Path
+) -> None:
+    suite = ElevaterSuite(
+        mode="linear_probe", datasets="toy-colours", shots=2, seeds=[0, 1], **SHORT
+    )
     first = suite.run(_subject(root, tmp_path))
     files = sorted((tmp_path / "elevater" / "linear_probe_2").glob("*.json"))
     times = [path.stat().st_mtime_ns for path in files]
@@ -160,18 +209,31 @@ def test_kitti_images_are_squashed_and_others_cropped(root: Path, tmp_path: Path
     subject = _subject(root)
     squashed = _without_crop(subject)
     assert squashed.image is not None and subject.image is not None
-    assert squashed.image.image_input.resize == "squash" and subject.image.image_input.resize == "shortest"  # type: ignore[union-attr]
+    assert (
+        squashed.image.image_input.resize == "squash"
+        and subject.image.image_input.resize == "shortest"
+    )  # type: ignore[union-attr]
     assert squashed.image.backbone is subject.image.backbone
 
 
 def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
-    own = {"toy-colours": {"classes": [["red", "crimson"], "green", "yellow"], "templates": ["{}!"]}, "toy-memes": ["some {}"]}
+    own = {
+        "toy-colours": {"classes": [["red", "crimson"], "green", "yellow"], "templates": ["{}!"]},
+        "toy-memes": ["some {}"],
+    }
     file.write_text(json.dumps(own))
-    scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-memes"], templates=str(file)).run(_subject(root)))
+    scores = _headlines(
+        ElevaterSuite(datasets=["toy-colours", "toy-memes"], templates=str(file)).run(
+            _subject(root)
+        )
+    )
     assert scores["toy-memes"] == 1.0
     assert scores["toy-colours"] == pytest.approx(2 / 3)  # the file calls the blue ones yellow
-    for wrong, says in ((["red"], "1 class names, and the data set has 3"), (["green", "red", "blue"], "class 'green' is number 0")):
+    for wrong, says in (
+        (["red"], "1 class names, and the data set has 3"),
+        (["green", "red", "blue"], "class 'green' is number 0"),
+    ):
         file.write_text(json.dumps({"toy-colours": {"classes": wrong, "templates": ["{}!"]}}))
         with pytest.raises(DataError, match=says):
             ElevaterSuite(datasets="toy-colours", templates=str(file)).run(_subject(root))
@@ -205,25 +267,34 @@ def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) 
     with pytest.raises(DataError, match="'dtd' is not under"):
         ElevaterSuite(datasets="dtd").run(_subject(root))
     with pytest.raises(RecipeError, match="start: random"):
-        ElevaterSuite(mode="linear_probe", datasets="toy-memes").run(Subject(colour_towers()[0], None, data_root=root))
+        ElevaterSuite(mode="linear_probe", datasets="toy-memes").run(
+            Subject(colour_towers()[0], None, data_root=root)
+        )
 
 
 def test_test_rows_without_a_score_are_told_with_the_data_set(root: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "root"))
     index = copy / "classification/toy_memes_2026/test_meta.json"
     index.write_text(index.read_text().replace('"category_id": 8', '"category_id": 7'))
-    with pytest.raises(DataError, match="^data set 'toy-memes': ROC AUC needs rows of both classes"):
+    with pytest.raises(
+        DataError, match="^data set 'toy-memes': ROC AUC needs rows of both classes"
+    ):
         ElevaterSuite(datasets="toy-memes").run(_subject(copy))
 
 
 def _on_a_rank(root: str, output: str) -> dict[str, Any]:
     subject = _subject(Path(root), Path(output))
-    probe = ElevaterSuite(mode="linear_probe", datasets=["toy-colours", "toy-tags"], shots=2, seeds=[0, 1], **SHORT)
-    tuned = ElevaterSuite(mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, tune=False, lr=0.02, epochs=2)
+    probe = ElevaterSuite(
+        mode="linear_probe", datasets=["toy-colours", "toy-tags"], shots=2, seeds=[0, 1], **SHORT
+    )
+    tuned = ElevaterSuite(
+        mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, tune=False, lr=0.02, epochs=2
+    )
     results = [*ElevaterSuite().run(subject), *probe.run(subject), *tuned.run(subject)]
-    return {f"{result.protocol} {result.dataset}": (result.metrics, result.details) for result in results} | {
-        "search": _looks(root, subject)
-    }
+    return {
+        f"{result.protocol} {result.dataset}": (result.metrics, result.details)
+        for result in results
+    } | {"search": _looks(root, subject)}
 
 
 def _looks(root: str, subject: Subject) -> list[list[float]]:
@@ -231,7 +302,13 @@ def _looks(root: str, subject: Subject) -> list[list[float]]:
     reader = Elevater(root=root, dataset="toy-colours", split="train")
     targets = torch.from_numpy(reader.targets())
     learner = FineTuneLearner(
-        Task("accuracy", 3, False, targets, targets), subject, range(len(reader)), reader, reader, point="projected", initial=None
+        Task("accuracy", 3, False, targets, targets),
+        subject,
+        range(len(reader)),
+        reader,
+        reader,
+        point="projected",
+        initial=None,
     )
     trials = [Trial(lr, 0.0) for lr in (1e-4, 0.02, 0.5)]
     return learner.curves(trials, train=range(6, len(reader)), valid=range(6), epochs=2)
@@ -243,7 +320,12 @@ def test_no_rank_waits_for_the_last_trainings_of_a_search(monkeypatch: pytest.Mo
     for own in range(4):
         monkeypatch.setattr(learners, "rank", lambda own=own: own)
         shares.append([learners.dealt(count) for count in (1, 5, 8)])
-    assert shares == [[[0], [0, 4], [0, 4]], [[0], [1, 0], [1, 5]], [[0], [2, 1], [2, 6]], [[0], [3, 2], [3, 7]]]
+    assert shares == [
+        [[0], [0, 4], [0, 4]],
+        [[0], [1, 0], [1, 5]],
+        [[0], [2, 1], [2, 6]],
+        [[0], [3, 2], [3, 7]],
+    ]
 
 
 def test_two_ranks_give_the_numbers_of_one(root: Path, tmp_path: Path) -> None:
@@ -260,15 +342,25 @@ def test_real_sets_are_predicted_and_scored_locally(shared: Path, tmp_path: Path
     root = shared / "data" / "elevater"
     results = ElevaterSuite(datasets=["ants-bees", "cifar-10-mini"]).run(_subject(root, tmp_path))
     assert [result.num_items for result in results] == [61, 1000]
-    done = submit(tmp_path / "elevater" / "zero_shot", sets=read_registry(root / "vision_datasets.json"))
-    assert {score.dataset: score.mean for score in done.scores} == pytest.approx(_headlines(results), abs=1e-3)
+    done = submit(
+        tmp_path / "elevater" / "zero_shot", sets=read_registry(root / "vision_datasets.json")
+    )
+    assert {score.dataset: score.mean for score in done.scores} == pytest.approx(
+        _headlines(results), abs=1e-3
+    )
 
 
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_probe_of_a_pretrained_tower_tells_ants_from_bees(shared: Path, tmp_path: Path) -> None:
-    subject = Subject(mobilenet_tower(shared / "data" / "weights" / "mobilenet_v2_imagenet.safetensors"), None, batch_size=32)
+    subject = Subject(
+        mobilenet_tower(shared / "data" / "weights" / "mobilenet_v2_imagenet.safetensors"),
+        None,
+        batch_size=32,
+    )
     subject.data_root = shared / "data" / "elevater"
-    (result,) = ElevaterSuite(mode="linear_probe", datasets="ants-bees", start="random").run(subject)
+    (result,) = ElevaterSuite(mode="linear_probe", datasets="ants-bees", start="random").run(
+        subject
+    )
     # Logistic regression reaches 0.934 on these features; 61 images make a standard error of 0.03.
     assert result.metrics["accuracy"] > 0.87

@@ -22,7 +22,11 @@ from vlkd_cli.recipe.schema import EvalSpec
 
 def subject(cache: Path | None = None, **keys: Any) -> Subject:
     return Subject(
-        FakeTower("image", random_feature(6, 1), 6), FakeTower("text", random_feature(6, 2), 6), batch_size=4, cache=cache, **keys
+        FakeTower("image", random_feature(6, 1), 6),
+        FakeTower("text", random_feature(6, 2), 6),
+        batch_size=4,
+        cache=cache,
+        **keys,
     )
 
 
@@ -64,7 +68,12 @@ def test_another_process_finds_the_features_on_disk(tmp_path: Path) -> None:
 
 def test_other_data_weights_precision_or_transform_are_other_features(tmp_path: Path) -> None:
     embed_images(subject(tmp_path), FakeReader([0] * 5))
-    others = [subject(tmp_path), subject(tmp_path), subject(tmp_path, precision="bf16"), subject(tmp_path)]
+    others = [
+        subject(tmp_path),
+        subject(tmp_path),
+        subject(tmp_path, precision="bf16"),
+        subject(tmp_path),
+    ]
     assert others[1].image is not None and others[3].image is not None
     others[1].image.name = "other weights"
     others[3].image.image_input = others[3].image.image_input._replace(size_px=(16, 16))
@@ -97,18 +106,27 @@ class Interrupting(FakeTower):
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     reader = FakeReader([0] * 300)
-    stopped = Subject(Interrupting("image", random_feature(6, 1), 6), None, batch_size=4, cache=tmp_path)
+    stopped = Subject(
+        Interrupting("image", random_feature(6, 1), 6), None, batch_size=4, cache=tmp_path
+    )
     with pytest.raises(KeyboardInterrupt):
         embed_images(stopped, reader)
     later = subject(tmp_path)
     features = embed_images(later, reader)
-    assert later.image is not None and later.image.encoded == 300 - 192  # three whole windows of 16 batches were kept
+    assert (
+        later.image is not None and later.image.encoded == 300 - 192
+    )  # three whole windows of 16 batches were kept
     torch.testing.assert_close(features, embed_images(subject(), reader), rtol=0, atol=0)
 
 
 def test_the_head_is_applied_to_kept_features_and_follows_its_weights(tmp_path: Path) -> None:
     head = nn.Linear(6, 3)
-    own = Subject(FakeTower("image", random_feature(6, 1), 6, head=head, output_width=3), None, batch_size=4, cache=tmp_path)
+    own = Subject(
+        FakeTower("image", random_feature(6, 1), 6, head=head, output_width=3),
+        None,
+        batch_size=4,
+        cache=tmp_path,
+    )
     reader = FakeReader([0] * 9)
     backbone = embed_images(own, reader, point="backbone")
     torch.testing.assert_close(embed_images(own, reader), head(backbone).detach())
@@ -161,12 +179,19 @@ def test_a_damaged_table_is_made_anew(tmp_path: Path) -> None:
 
 
 def everything_on_this_rank(cache: Path | None) -> tuple[Any, ...]:
-    """Features and suites of one rank: kept on disk, kept in memory, and what suites make of them."""
+    """Features and suites of one rank: kept on disk, kept in memory, and what suites make of
+    them."""
     reader = FakeReader([position % 3 for position in range(150)], classes=["a", "b", "c"])
     texts = [f"text {number * 7919 % 1000}" for number in range(90)]
     own = subject(cache)
-    features = embed_images(own, reader).numpy(), embed_texts(own, texts).numpy(), embed_images(own, reader, indices=[5, 2]).numpy()
-    specs = [EvalSpec(suite="retrieval", data={"reader": "shapes", "num_samples": 40, "split": "val"})]  # type: ignore[call-arg]
+    features = (
+        embed_images(own, reader).numpy(),
+        embed_texts(own, texts).numpy(),
+        embed_images(own, reader, indices=[5, 2]).numpy(),
+    )
+    specs = [
+        EvalSpec(suite="retrieval", data={"reader": "shapes", "num_samples": 40, "split": "val"})
+    ]  # type: ignore[call-arg]
     torch.manual_seed(0)
     linear = nn.Linear(3 * 64, 8)
     pixels = Pixels(linear)
@@ -175,7 +200,8 @@ def everything_on_this_rank(cache: Path | None) -> tuple[Any, ...]:
 
 
 class Pixels(FakeTower):
-    """A tower of real pixels: its features depend on the rounding of the batch they are computed in."""
+    """A tower of real pixels: its features depend on the rounding of the batch they are computed
+    in."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__("image", lambda key: key, 6)

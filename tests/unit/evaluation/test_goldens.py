@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.metrics.classification import mean_per_class, rank_scores, ranks_of_own, top_k_accuracy
+from vlkd_cli.evaluation.metrics.classification import (
+    mean_per_class,
+    rank_scores,
+    ranks_of_own,
+    top_k_accuracy,
+)
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.probes.peak_search import search_peak, search_peak_again
 from vlkd_cli.evaluation.suites.clustering import cluster_scores
@@ -55,7 +60,10 @@ def test_ranks_of_pairs_equal_open_clip() -> None:
     position = torch.arange(30)
     first_captions = np.cumsum(names["cap_per"]) - names["cap_per"]
     images, texts = unit(names["img"]), unit(names["txt"][first_captions])
-    for direction, queries, candidates in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+    for direction, queries, candidates in (
+        ("image_to_text", images, texts),
+        ("text_to_image", texts, images),
+    ):
         scores = rank_scores(ranks_of_own(queries, candidates, position, position + 1), (1, 5, 10))
         assert scores.mean_rank == close(expected[f"{direction}_mean_rank"], case)
         assert scores.median_rank == close(expected[f"{direction}_median_rank"], case)
@@ -69,18 +77,29 @@ def test_accuracies_equal_clip_benchmark() -> None:
     scores, labels = torch.from_numpy(names["lo"]), torch.from_numpy(names["ta"])
     assert top_k_accuracy(scores, labels, 1) == close(expected["acc1"], case)
     assert top_k_accuracy(scores, labels, 5) == close(expected["acc5"], case)
-    assert mean_per_class(scores.argmax(1), labels) == close(expected["mean_per_class_recall"], case)
+    assert mean_per_class(scores.argmax(1), labels) == close(
+        expected["mean_per_class_recall"], case
+    )
 
 
 def test_knn_equals_dino_and_itra() -> None:
     case = "dino.weighted_knn"
     names, expected = inputs_of(case), CASES[case]["expected"]
     labels, truth = torch.from_numpy(names["ytr"]), torch.from_numpy(names["yte"])
-    scores = vote(unit(names["Xtr"]), labels, unit(names["Xte"]), ks=(1, 10, 20, 100), temperature=0.07, num_classes=6)
+    scores = vote(
+        unit(names["Xtr"]),
+        labels,
+        unit(names["Xte"]),
+        ks=(1, 10, 20, 100),
+        temperature=0.07,
+        num_classes=6,
+    )
     for k, votes in scores.items():
         assert 100 * top_k_accuracy(votes, truth, 1) == close(expected[f"k{k}"]["top1"], case)
         # DINO looks at no more classes than there are votes.
-        assert 100 * top_k_accuracy(votes, truth, min(5, k)) == close(expected[f"k{k}"]["top5"], case)
+        assert 100 * top_k_accuracy(votes, truth, min(5, k)) == close(
+            expected[f"k{k}"]["top5"], case
+        )
     assert 100 * top_k_accuracy(scores[20], truth, 1) == close(expected["itra_k20_top1"], case)
 
 
@@ -106,7 +125,9 @@ def test_kmeans_finds_separate_blobs() -> None:
 def test_logistic_regression_equals_itra(C: float) -> None:
     case = "itra.sklearn_logreg"
     names, expected = inputs_of("dino.weighted_knn"), CASES[case]["expected"][f"C{C}"]
-    fitted = logistic_regression(torch.from_numpy(names["Xtr"]), torch.from_numpy(names["ytr"]), C=C)
+    fitted = logistic_regression(
+        torch.from_numpy(names["Xtr"]), torch.from_numpy(names["ytr"]), C=C
+    )
     assert 100 * fitted.score(names["Xte"], names["yte"]) == close(expected["acc"], case)
     assert np.linalg.norm(fitted.coef_) == close(expected["coef_fro"], case)
 
@@ -123,7 +144,12 @@ def test_peak_search_visits_as_elevater_does() -> None:
 
 def test_repeated_peak_search_visits_as_clip_benchmark_does() -> None:
     expected = CASES["clip_benchmark.linear_probe.wd_search"]["expected"]
-    found = search_peak_again(lambda positions: [1 - abs(position - 41) / 100 for position in positions])
+    found = search_peak_again(
+        lambda positions: [1 - abs(position - 41) / 100 for position in positions]
+    )
     assert (found.visited, found.position) == (expected["a"]["visited"], expected["a"]["peak_idx"])
     zero = search_peak_again(lambda positions: [0.0] * len(positions))
-    assert (zero.visited, zero.position) == (expected["zero"]["visited"], expected["zero"]["peak_idx"])
+    assert (zero.visited, zero.position) == (
+        expected["zero"]["visited"],
+        expected["zero"]["peak_idx"],
+    )

@@ -1,4 +1,5 @@
-"""Data and towers that leave a suite little to work with: it says so in a line, or gives the number that is right."""
+"""Data and towers that leave a suite little to work with: it says so in a line, or gives the number
+that is right."""
 
 from __future__ import annotations
 
@@ -23,10 +24,17 @@ def run(subject: Subject, suite: str, **keys: Any) -> Result:
     return result
 
 
-@pytest.mark.parametrize(("suite", "keys"), [("few_shot", {}), ("linear_probe", {}), ("linear_probe", {"tune": False})])
+@pytest.mark.parametrize(
+    ("suite", "keys"), [("few_shot", {}), ("linear_probe", {}), ("linear_probe", {"tune": False})]
+)
 def test_one_class_to_learn_from_is_too_few(suite: str, keys: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="all of one class"):
-        run(knowing_classes(), suite, data={"reader": COLOURED, "num_classes": 1, "num_samples": 16}, **keys)
+        run(
+            knowing_classes(),
+            suite,
+            data={"reader": COLOURED, "num_classes": 1, "num_samples": 16},
+            **keys,
+        )
 
 
 @pytest.mark.parametrize("protocol", ["clip", "adamw", "elevater"])
@@ -34,22 +42,37 @@ def test_one_image_per_class_leaves_none_to_choose_settings_on(protocol: str) ->
     data = {"reader": COLOURED, "num_samples": 8}
     with pytest.raises(DataError, match=r"one image per class.*`tune: false`"):
         run(knowing_classes(), "linear_probe", data=data, protocol=protocol)
-    assert run(knowing_classes(), "linear_probe", data=data, protocol=protocol, tune=False).metrics["top1"] > 0.1
+    assert (
+        run(knowing_classes(), "linear_probe", data=data, protocol=protocol, tune=False).metrics[
+            "top1"
+        ]
+        > 0.1
+    )
 
 
-@pytest.mark.parametrize("suite", ["zero_shot", "retrieval", "knn", "clustering", "few_shot", "linear_probe", "feature_analysis"])
+@pytest.mark.parametrize(
+    "suite",
+    ["zero_shot", "retrieval", "knn", "clustering", "few_shot", "linear_probe", "feature_analysis"],
+)
 def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> None:
     def odd(position: int) -> torch.Tensor:
         return class_of_picture(position) / (position % 10 != 3)  # infinity, and NaN where it was 0
 
     subject = Subject(FakeTower("image", odd, 8), FakeTower("text", random_feature(8), 8))
-    with pytest.raises(DataError, match=r"\d+ of \d+ features of tower 'image' hold NaN or infinity"):
+    with pytest.raises(
+        DataError, match=r"\d+ of \d+ features of tower 'image' hold NaN or infinity"
+    ):
         run(subject, suite, data={"reader": COLOURED, "num_samples": 128})
 
 
 @pytest.mark.parametrize("suite", ["retrieval", "feature_analysis"])
-@pytest.mark.parametrize(("odd", "message"), [("", "has no caption; .* needs one"), (Broken("has 3 columns"), "has 3 columns. Repair it")])
-def test_an_image_without_a_readable_caption_is_named(suite: str, odd: str | Broken, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [("", "has no caption; .* needs one"), (Broken("has 3 columns"), "has 3 columns. Repair it")],
+)
+def test_an_image_without_a_readable_caption_is_named(
+    suite: str, odd: str | Broken, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def captions(self: Any, index: int) -> list[str]:
         if index == 3 and isinstance(odd, Broken):
             raise odd
@@ -64,12 +87,18 @@ def test_a_head_that_gives_no_numbers_is_told() -> None:
     head = torch.nn.Linear(8, 8)
     torch.nn.init.constant_(head.weight, torch.nan)
     with pytest.raises(DataError, match="hold NaN"):
-        run(Subject(FakeTower("image", class_of_picture, 8, head=head), None), "clustering", data={"reader": COLOURED})
+        run(
+            Subject(FakeTower("image", class_of_picture, 8, head=head), None),
+            "clustering",
+            data={"reader": COLOURED},
+        )
 
 
 def test_features_that_are_all_zero_are_described() -> None:
     nothing = torch.zeros(8)
-    subject = Subject(FakeTower("image", lambda _: nothing, 8), FakeTower("text", lambda _: nothing, 8))
+    subject = Subject(
+        FakeTower("image", lambda _: nothing, 8), FakeTower("text", lambda _: nothing, 8)
+    )
     result = run(subject, "feature_analysis", data={"reader": COLOURED, "num_samples": 16})
     assert (result.metrics["pair_cosine"], result.metrics["image_mean_positive_cosine"]) == (0, 0)
 
@@ -93,8 +122,11 @@ class Sparse(FakeReader):
 
 
 def test_data_that_is_multi_label_is_scored_so_even_if_no_image_has_two() -> None:
-    subject = Subject(FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8))
+    subject = Subject(
+        FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8)
+    )
     result = run(subject, "zero_shot", data={"reader": f"{__name__}:Sparse"})
     assert result.headline == "mean_average_precision"
-    # Every third row of a class is unlabelled and as near as the others, so precision is two thirds at every recall.
+    # Every third row of a class is unlabelled and as near as the others, so precision is two thirds
+    # at every recall.
     assert result.metrics["mean_average_precision"] == pytest.approx(2 / 3)

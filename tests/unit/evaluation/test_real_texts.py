@@ -1,4 +1,5 @@
-"""On real sentences and words with a real MiniLM: the suites' numbers are those of sentence-transformers and of plain computations."""
+"""On real sentences and words with a real MiniLM: the suites' numbers are those of
+sentence-transformers and of plain computations."""
 
 from __future__ import annotations
 
@@ -23,14 +24,19 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.shared,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(importlib.util.find_spec(MODEL) is None, reason=f"the package {MODEL} with a real MiniLM is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec(MODEL) is None,
+        reason=f"the package {MODEL} with a real MiniLM is not installed",
+    ),
 ]
 
 
 def tower_of(model: str) -> Any:
     from vlkd_cli.towers.assemble import assemble
 
-    return assemble("text", TowerSpec.model_validate({"builder": "sbert", "model": model, "train": "none"}))
+    return assemble(
+        "text", TowerSpec.model_validate({"builder": "sbert", "model": model, "train": "none"})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,9 @@ def minilm() -> Any:
 
 def evaluate(tower: Any, **spec: Any) -> dict[str, Result]:
     subject = Subject(None, tower, batch_size=64)
-    return {result.dataset: result for result in run_suites(subject, [EvalSpec.model_validate(spec)])}
+    return {
+        result.dataset: result for result in run_suites(subject, [EvalSpec.model_validate(spec)])
+    }
 
 
 def peer_of(tower: Any) -> Any:
@@ -56,7 +64,11 @@ def test_sts_benchmark_equals_sentence_transformers_evaluator(minilm: Any, share
     file = root / "downstream" / "STS" / "STSBenchmark" / "sts-dev.csv"
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
     evaluator = EmbeddingSimilarityEvaluator(
-        [row[5] for row in rows], [row[6] for row in rows], [float(row[4]) for row in rows], write_csv=False, similarity_fn_names=["cosine"]
+        [row[5] for row in rows],
+        [row[6] for row in rows],
+        [float(row[4]) for row in rows],
+        write_csv=False,
+        similarity_fn_names=["cosine"],
     )
     expected = evaluator(peer_of(minilm))
     assert found.num_items == 1500
@@ -69,10 +81,20 @@ def test_word_similarity_equals_a_plain_computation(minilm: Any, shared: Path) -
     from scipy.stats import spearmanr
 
     results = evaluate(minilm, suite="word_similarity", data=str(shared / "data" / "wordsim"))
-    for name, file in (("RG65", "EN-RG-65.txt"), ("SimLex999", "EN-SIMLEX-999.txt"), ("WordSim353", "EN-WS-353-ALL.txt")):
-        rows = [line.split() for line in (shared / "data" / "wordsim" / file).read_text().splitlines() if line.strip()]
+    for name, file in (
+        ("RG65", "EN-RG-65.txt"),
+        ("SimLex999", "EN-SIMLEX-999.txt"),
+        ("WordSim353", "EN-WS-353-ALL.txt"),
+    ):
+        rows = [
+            line.split()
+            for line in (shared / "data" / "wordsim" / file).read_text().splitlines()
+            if line.strip()
+        ]
         first, second = (peer_of(minilm).encode([row[side] for row in rows]) for side in (0, 1))
-        cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+        cosine = (
+            (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+        )
         expected = spearmanr(cosine, [float(row[2]) for row in rows]).statistic
         assert results[name].metrics["spearman"] == pytest.approx(expected, abs=1e-4)
         assert (results[name].num_items, results[name].metrics["coverage"]) == (len(rows), 1)
@@ -81,19 +103,31 @@ def test_word_similarity_equals_a_plain_computation(minilm: Any, shared: Path) -
 def test_glove_gives_the_reference_figures_over_covered_pairs(shared: Path) -> None:
     tower = tower_of(str(shared / "data" / "vectors" / "glove.6B.50d.top9163.txt"))
     results = evaluate(tower, suite="word_similarity", data=str(shared / "data" / "wordsim"))
-    for name, covered, expected in (("WordSim353", 259, 0.517), ("SimLex999", 632, 0.277), ("RG65", 13, 0.824)):
+    for name, covered, expected in (
+        ("WordSim353", 259, 0.517),
+        ("SimLex999", 632, 0.277),
+        ("RG65", 13, 0.824),
+    ):
         assert results[name].num_items == covered
         assert results[name].metrics["spearman"] == pytest.approx(expected, abs=6e-4)
 
 
-def test_retrieval_equals_sentence_transformers_evaluator(minilm: Any, shared: Path, tmp_path: Path) -> None:
+def test_retrieval_equals_sentence_transformers_evaluator(
+    minilm: Any, shared: Path, tmp_path: Path
+) -> None:
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     # A part of the passages, so that the peer's second encoding of them stays short.
     source = shared / "data" / "retrieval" / "cranfield"
-    records = [json.loads(line) for line in (source / "corpus.jsonl").read_text(encoding="utf-8").splitlines()][:200]
+    records = [
+        json.loads(line)
+        for line in (source / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    ][:200]
     corpus = {record["_id"]: f"{record['title']} {record['text']}".strip() for record in records}
-    asked = [json.loads(line) for line in (source / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = [
+        json.loads(line)
+        for line in (source / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     judged: dict[str, dict[str, str]] = {}
     for line in (source / "qrels" / "test.tsv").read_text().splitlines()[1:]:
         query, passage, grade = line.split()
@@ -102,10 +136,16 @@ def test_retrieval_equals_sentence_transformers_evaluator(minilm: Any, shared: P
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in asked))
-    rows = [f"{query}\t{passage}\t{grade}\n" for query, grades in judged.items() for passage, grade in grades.items()]
+    rows = [
+        f"{query}\t{passage}\t{grade}\n"
+        for query, grades in judged.items()
+        for passage, grade in grades.items()
+    ]
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
 
-    (found,) = evaluate(minilm, suite="passage_retrieval", data=str(tmp_path), gain="binary", k=[1, 10, 100]).values()
+    (found,) = evaluate(
+        minilm, suite="passage_retrieval", data=str(tmp_path), gain="binary", k=[1, 10, 100]
+    ).values()
     queries = {query["_id"]: query["text"] for query in asked if query["_id"] in judged}
     cuts = [1, 10, 100]
     evaluator = InformationRetrievalEvaluator(
@@ -118,28 +158,48 @@ def test_retrieval_equals_sentence_transformers_evaluator(minilm: Any, shared: P
         score_functions={"cosine": _cosine},
     )
     expected = evaluator(peer_of(minilm))
-    for metric in ("mrr@10", "ndcg@10", "map@100", "recall@10", "recall@100", "accuracy@1", "accuracy@10"):
-        assert found.metrics[metric] == pytest.approx(expected[f"cosine_{metric}"], abs=1e-6), metric
+    for metric in (
+        "mrr@10",
+        "ndcg@10",
+        "map@100",
+        "recall@10",
+        "recall@100",
+        "accuracy@1",
+        "accuracy@10",
+    ):
+        assert found.metrics[metric] == pytest.approx(expected[f"cosine_{metric}"], abs=1e-6), (
+            metric
+        )
     assert found.metrics["mrr@10"] > 0.5
 
 
-def test_triplets_equal_sentence_transformers_evaluator(minilm: Any, shared: Path, tmp_path: Path) -> None:
+def test_triplets_equal_sentence_transformers_evaluator(
+    minilm: Any, shared: Path, tmp_path: Path
+) -> None:
     from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
 
     # The first and second sentence of a pair that people find the same, and one from another pair.
     file = shared / "data" / "sentences" / "downstream" / "STS" / "STSBenchmark" / "sts-dev.csv"
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
     close = [row for row in rows if float(row[4]) >= 3.0][:300]
-    triplets = [(row[5], row[6], close[(place + 1) % len(close)][5]) for place, row in enumerate(close)]
+    triplets = [
+        (row[5], row[6], close[(place + 1) % len(close)][5]) for place, row in enumerate(close)
+    ]
     with open(tmp_path / "test.csv", "w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([("anchor", "positive", "negative"), *triplets])
     (found,) = evaluate(minilm, suite="wiki_sections", data=str(tmp_path)).values()
     anchors, positives, negatives = (list(column) for column in zip(*triplets, strict=True))
-    evaluator = TripletEvaluator(anchors, positives, negatives, write_csv=False, similarity_fn_names=["cosine"])
-    assert found.metrics["accuracy"] == pytest.approx(evaluator(peer_of(minilm))["cosine_accuracy"], abs=1e-6)
+    evaluator = TripletEvaluator(
+        anchors, positives, negatives, write_csv=False, similarity_fn_names=["cosine"]
+    )
+    assert found.metrics["accuracy"] == pytest.approx(
+        evaluator(peer_of(minilm))["cosine_accuracy"], abs=1e-6
+    )
 
 
-def test_a_shuffled_list_and_another_batch_size_give_the_same_sentences(minilm: Any, shared: Path) -> None:
+def test_a_shuffled_list_and_another_batch_size_give_the_same_sentences(
+    minilm: Any, shared: Path
+) -> None:
     from vlkd_cli.features.encode import embed_texts
 
     file = shared / "data" / "sentences" / "downstream" / "TREC" / "TREC_10.label"

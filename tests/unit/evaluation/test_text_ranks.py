@@ -25,7 +25,13 @@ def evaluate(root: str, cache: str | None) -> list[dict[str, Any]]:
     below = Path(root)
     specs = [
         {"suite": "sts", "data": root},
-        {"suite": "senteval", "data": root, "tasks": ["MR", "TREC", "MRPC", "SST5"], "classifier": "sklearn", "kfold": 3},
+        {
+            "suite": "senteval",
+            "data": root,
+            "tasks": ["MR", "TREC", "MRPC", "SST5"],
+            "classifier": "sklearn",
+            "kfold": 3,
+        },
         {"suite": "senteval", "data": root, "tasks": ["CR"], "classifier": "fast", "kfold": 2},
         {"suite": "word_similarity", "data": str(below / "words")},
         {"suite": "wiki_sections", "data": str(below / "wiki")},
@@ -35,7 +41,10 @@ def evaluate(root: str, cache: str | None) -> list[dict[str, Any]]:
     ]
     subject = random_subject(cache=None if cache is None else Path(cache))
     results = run_suites(subject, [EvalSpec(**spec) for spec in specs])
-    return [{"dataset": result.dataset, "metrics": result.metrics, "items": result.num_items} for result in results]
+    return [
+        {"dataset": result.dataset, "metrics": result.metrics, "items": result.num_items}
+        for result in results
+    ]
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import torch
 from vlkd_cli.numerics.topk import TopK, top_k
 
 
-def reference(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(
+    queries: torch.Tensor, rows: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     scores = (queries.double()[:, None] * rows.double()[None]).sum(-1).float()
     order = scores.flip(1).argsort(dim=1, descending=True, stable=True)[:, :k]
     keys = len(rows) - 1 - order

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from tests.support.fakes import COLOURED, Coloured, FakeTower, random_feature
-from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes, knowing_nothing
+from tests.support.suite_cases import (
+    class_of_picture,
+    class_of_prompt,
+    knowing_classes,
+    knowing_nothing,
+)
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.results import Result
@@ -23,7 +28,9 @@ from vlkd_cli.recipe.schema import EvalSpec
 
 
 def run(subject: Subject, suite: str, **keys: Any) -> Result:
-    (result,) = run_suites(subject, [EvalSpec.model_validate({"suite": suite, "data": {"reader": COLOURED}, **keys})])
+    (result,) = run_suites(
+        subject, [EvalSpec.model_validate({"suite": suite, "data": {"reader": COLOURED}, **keys})]
+    )
     return result
 
 
@@ -44,14 +51,19 @@ def test_results_that_would_have_one_name_are_numbered_and_none_is_lost(tmp_path
     results = run_suites(knowing_classes(), specs, folder=tmp_path)
     name = results[0].dataset
     assert [result.dataset for result in results] == [name, f"{name}_2", f"{name}_3"]
-    kept = {json.loads(file.read_text())["dataset"]: json.loads(file.read_text())["num_items"] for file in tmp_path.iterdir()}
+    kept = {
+        json.loads(file.read_text())["dataset"]: json.loads(file.read_text())["num_items"]
+        for file in tmp_path.iterdir()
+    }
     assert kept == {name: 16, f"{name}_2": 24, f"{name}_3": 32}
 
 
 def half_knowing() -> Subject:
     """Takes every picture of class 1 for class 2 and knows the others."""
     return Subject(
-        FakeTower("image", lambda position: class_of_picture(2 if position % 8 == 1 else position), 8),
+        FakeTower(
+            "image", lambda position: class_of_picture(2 if position % 8 == 1 else position), 8
+        ),
         FakeTower("text", class_of_prompt, 8),
     )
 
@@ -62,29 +74,44 @@ def test_the_table_per_class_and_the_confusions_say_what_went_wrong() -> None:
     assert result.metrics["mean_per_class"] == pytest.approx(7 / 8)
     recalls = {row["class"]: row["recall"] for row in result.details["per_class"]}
     assert recalls["kind 1"] == 0 and recalls["kind 2"] == 1
-    assert result.details["confusions"] == [{"class": "kind 1", "taken_for": "kind 2", "images": 60}]
+    assert result.details["confusions"] == [
+        {"class": "kind 1", "taken_for": "kind 2", "images": 60}
+    ]
 
 
 def test_several_labels_are_scored_by_average_precision_equal_to_scikit_learn() -> None:
     from sklearn.metrics import average_precision_score
 
-    from vlkd_cli.evaluation.metrics.classification import average_precision, chance_average_precision
+    from vlkd_cli.evaluation.metrics.classification import (
+        average_precision,
+        chance_average_precision,
+    )
 
     random = np.random.default_rng(0)
     scores, targets = random.standard_normal(200).round(1), random.random(200) < 0.3
-    assert average_precision(scores, targets) == pytest.approx(average_precision_score(targets, scores))
+    assert average_precision(scores, targets) == pytest.approx(
+        average_precision_score(targets, scores)
+    )
     shuffled = [average_precision(random.random(200), targets) for _ in range(400)]
-    assert np.mean(shuffled) == pytest.approx(chance_average_precision(int(targets.sum()), 200), abs=0.006)
+    assert np.mean(shuffled) == pytest.approx(
+        chance_average_precision(int(targets.sum()), 200), abs=0.006
+    )
 
     data = {"reader": COLOURED, "several": True}
 
     def both(position: int) -> torch.Tensor:
         return class_of_picture(position) + class_of_picture(position // 3)
 
-    best = run(Subject(FakeTower("image", both, 8), FakeTower("text", class_of_prompt, 8)), "zero_shot", data=data)
+    best = run(
+        Subject(FakeTower("image", both, 8), FakeTower("text", class_of_prompt, 8)),
+        "zero_shot",
+        data=data,
+    )
     assert best.metrics["mean_average_precision"] == pytest.approx(1)
     worst = run(knowing_nothing(), "zero_shot", data=data)
-    assert worst.metrics["mean_average_precision"] == pytest.approx(worst.chance["mean_average_precision"], abs=0.06)
+    assert worst.metrics["mean_average_precision"] == pytest.approx(
+        worst.chance["mean_average_precision"], abs=0.06
+    )
 
 
 def test_templates_come_from_a_list_a_file_and_a_file_per_class(tmp_path: Path) -> None:
@@ -97,7 +124,9 @@ def test_templates_come_from_a_list_a_file_and_a_file_per_class(tmp_path: Path) 
     subject = Subject(FakeTower("image", class_of_picture, 8), FakeTower("text", remembering, 8))
     lines, own = tmp_path / "templates.txt", tmp_path / "prompts.json"
     lines.write_text("a {c} here\n\none {}\n")
-    own.write_text(json.dumps({f"kind {number}": [f"what a kind {number} is"] for number in range(8)}))
+    own.write_text(
+        json.dumps({f"kind {number}": [f"what a kind {number} is"] for number in range(8)})
+    )
     for chosen, expected in (
         (["the {}"], "the kind 3"),
         (str(lines), "a kind 3 here"),
@@ -115,8 +144,19 @@ def test_templates_come_from_a_list_a_file_and_a_file_per_class(tmp_path: Path) 
         run(subject, "zero_shot", classes=[f"kind {number}" for number in reversed(range(8))])
 
 
-@pytest.mark.parametrize("dataset", ["oxford-flower-102", "flowers", "kitti-distance", "fgvc-aircraft-2013b-variants102", "cifar10"])
-def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(dataset: str) -> None:
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "oxford-flower-102",
+        "flowers",
+        "kitti-distance",
+        "fgvc-aircraft-2013b-variants102",
+        "cifar10",
+    ],
+)
+def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(
+    dataset: str,
+) -> None:
     pytest.importorskip("clip_benchmark")
     ((prompt, *_),) = prompts(["thing"], Coloured(), "clip_benchmark", dataset)
     assert "thing" in prompt
@@ -135,7 +175,10 @@ def test_retrieval_ranks_equal_a_full_sort_with_ties_and_in_small_blocks() -> No
     rank = order.argsort(dim=1) + 1
     expected = torch.stack([rank[row, first[row] : last[row]].min() for row in range(40)])
     for budget in (1, 1000, 1 << 20):
-        assert ranks_of_own(queries, candidates, first, last, budget_bytes=budget).tolist() == expected.tolist()
+        assert (
+            ranks_of_own(queries, candidates, first, last, budget_bytes=budget).tolist()
+            == expected.tolist()
+        )
 
 
 def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
@@ -143,7 +186,9 @@ def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
     subject = Subject(FakeTower("image", lambda _: same, 8), FakeTower("text", lambda _: same, 8))
     result = run(subject, "retrieval", data={"reader": COLOURED, "num_samples": 100})
     assert result.metrics["text_to_image_R@1"] == pytest.approx(result.chance["text_to_image_R@1"])
-    assert result.metrics["text_to_image_mean_rank"] == pytest.approx(result.chance["text_to_image_mean_rank"])
+    assert result.metrics["text_to_image_mean_rank"] == pytest.approx(
+        result.chance["text_to_image_mean_rank"]
+    )
 
 
 def test_features_that_are_no_numbers_are_misses() -> None:
@@ -156,11 +201,17 @@ def test_features_that_are_no_numbers_are_misses() -> None:
 
 
 def test_chance_of_retrieval_is_what_random_orders_reach() -> None:
-    from vlkd_cli.evaluation.metrics.classification import chance_mean_rank, chance_median_rank, chance_recall
+    from vlkd_cli.evaluation.metrics.classification import (
+        chance_mean_rank,
+        chance_median_rank,
+        chance_recall,
+    )
 
     random = np.random.default_rng(0)
     own = np.array([1, 5, 7])
-    ranks = np.array([[random.permutation(40)[:count].min() + 1 for count in own] for _ in range(4000)])
+    ranks = np.array(
+        [[random.permutation(40)[:count].min() + 1 for count in own] for _ in range(4000)]
+    )
     assert (ranks <= 5).mean() == pytest.approx(chance_recall(own, 40, 5), abs=0.01)
     assert ranks.mean() == pytest.approx(chance_mean_rank(own, 40), abs=0.15)
     assert np.median(ranks) == pytest.approx(chance_median_rank(own, 40), abs=1)
@@ -182,19 +233,35 @@ def test_nearest_neighbours_equal_a_full_sort(rough: bool) -> None:
 def test_knn_equals_scikit_learn() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    subject = Subject(FakeTower("image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8), None)
+    subject = Subject(
+        FakeTower(
+            "image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8
+        ),
+        None,
+    )
     result = run(subject, "knn", k=[7], temperature=0.0)
     from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 
     pair = labelled_pair(subject, {"reader": COLOURED}, None)
-    train, test = (normalise(embed_images(subject, part.reader)).numpy() for part in (pair.train, pair.test))
-    peer = KNeighborsClassifier(7, metric="cosine", algorithm="brute").fit(train, pair.train_labels.numpy())
+    train, test = (
+        normalise(embed_images(subject, part.reader)).numpy() for part in (pair.train, pair.test)
+    )
+    peer = KNeighborsClassifier(7, metric="cosine", algorithm="brute").fit(
+        train, pair.train_labels.numpy()
+    )
     assert result.metrics["k7_top1"] == pytest.approx(peer.score(test, pair.test_labels.numpy()))
 
 
 @pytest.mark.parametrize("protocol", ["clip", "sgd", "adamw", "elevater", "elevater_paper"])
 def test_every_probe_protocol_learns_noisy_classes(protocol: str) -> None:
-    subject = Subject(FakeTower("image", lambda position: 2 * class_of_picture(position) + random_feature(8, 5)(position), 8), None)
+    subject = Subject(
+        FakeTower(
+            "image",
+            lambda position: 2 * class_of_picture(position) + random_feature(8, 5)(position),
+            8,
+        ),
+        None,
+    )
     data = {"reader": COLOURED, "num_samples": 240}
     keys: dict[str, Any] = {"epochs": 3} if protocol == "elevater" else {"tune": False}
     if protocol == "sgd":
@@ -210,13 +277,22 @@ def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regulariser() -> None
 
     from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 
-    subject = Subject(FakeTower("image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8), None)
+    subject = Subject(
+        FakeTower(
+            "image", lambda position: class_of_picture(position) + random_feature(8, 5)(position), 8
+        ),
+        None,
+    )
     data = {"reader": COLOURED, "num_samples": 160}
     result = run(subject, "linear_probe", data=data)
     pair = labelled_pair(subject, data, None)
     train, test = (embed_images(subject, part.reader).numpy() for part in (pair.train, pair.test))
-    peer = LogisticRegression(C=result.settings["C"], max_iter=1000).fit(train, pair.train_labels.numpy())
-    assert result.metrics["top1"] == pytest.approx(peer.score(test, pair.test_labels.numpy()), abs=1 / 160)
+    peer = LogisticRegression(C=result.settings["C"], max_iter=1000).fit(
+        train, pair.train_labels.numpy()
+    )
+    assert result.metrics["top1"] == pytest.approx(
+        peer.score(test, pair.test_labels.numpy()), abs=1 / 160
+    )
     assert result.settings["trainings"] == 16
 
 
@@ -234,7 +310,9 @@ def test_training_and_test_images_must_differ() -> None:
 
 
 def test_towers_of_different_widths_are_told_with_the_remedy() -> None:
-    subject = Subject(FakeTower("image", random_feature(8), 8), FakeTower("text", random_feature(6), 6))
+    subject = Subject(
+        FakeTower("image", random_feature(8), 8), FakeTower("text", random_feature(6), 6)
+    )
     for suite in ("zero_shot", "retrieval", "feature_analysis"):
         with pytest.raises(RecipeError, match="head"):
             run(subject, suite)
@@ -244,7 +322,12 @@ def test_suites_that_run_second_cost_no_tower_pass() -> None:
     subject = knowing_classes()
     keys = {"data": {"reader": COLOURED}}
     suites = ["zero_shot", "knn", "clustering", "linear_probe", "few_shot"]
-    specs = [EvalSpec.model_validate({"suite": name, **keys, **({"tune": False} if name == "linear_probe" else {})}) for name in suites]
+    specs = [
+        EvalSpec.model_validate(
+            {"suite": name, **keys, **({"tune": False} if name == "linear_probe" else {})}
+        )
+        for name in suites
+    ]
     results = run_suites(subject, specs)
     assert len(results) == 5
     assert subject.image is not None and subject.image.encoded == 480 + 480
@@ -258,7 +341,13 @@ def test_results_are_printed_with_chance_beside_them(capsys: pytest.CaptureFixtu
 
 
 def test_analysis_of_features_equals_the_direct_formulas() -> None:
-    from vlkd_cli.evaluation.metrics.geometry import effective_rank, mean_positive_cosine, modality_gap, spectrum, uniformity
+    from vlkd_cli.evaluation.metrics.geometry import (
+        effective_rank,
+        mean_positive_cosine,
+        modality_gap,
+        spectrum,
+        uniformity,
+    )
 
     generator = torch.Generator().manual_seed(0)
     one = normalise(torch.randn(1500, 6, generator=generator) + 0.3)
@@ -266,9 +355,17 @@ def test_analysis_of_features_equals_the_direct_formulas() -> None:
     cosine = one.double() @ one.double().T
     assert mean_positive_cosine(one) == pytest.approx(cosine[cosine > 0].mean().item(), abs=1e-5)
     distance = torch.pdist(one.double())
-    assert uniformity(one) == pytest.approx(torch.exp(-2 * distance**2).mean().log().item(), abs=1e-5)
-    assert modality_gap(one, other) == pytest.approx((one.mean(0) - other.mean(0)).norm().item(), abs=1e-6)
+    assert uniformity(one) == pytest.approx(
+        torch.exp(-2 * distance**2).mean().log().item(), abs=1e-5
+    )
+    assert modality_gap(one, other) == pytest.approx(
+        (one.mean(0) - other.mean(0)).norm().item(), abs=1e-6
+    )
     singular = torch.linalg.svdvals(one.double() - one.double().mean(0))
-    assert spectrum(one).tolist() == pytest.approx((singular**2 / (singular**2).sum()).tolist(), abs=1e-6)
+    assert spectrum(one).tolist() == pytest.approx(
+        (singular**2 / (singular**2).sum()).tolist(), abs=1e-6
+    )
     share = singular / singular.sum()
-    assert effective_rank(spectrum(one)) == pytest.approx(float((-(share * share.log()).sum()).exp()), abs=1e-4)
+    assert effective_rank(spectrum(one)) == pytest.approx(
+        float((-(share * share.log()).sum()).exp()), abs=1e-4
+    )

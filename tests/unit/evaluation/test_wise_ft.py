@@ -16,11 +16,14 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.tower import Tower
 
-SPEC = EvalSpec.model_validate({"suite": "zero_shot", "data": {"reader": COLOURED, "num_samples": 80}})
+SPEC = EvalSpec.model_validate(
+    {"suite": "zero_shot", "data": {"reader": COLOURED, "num_samples": 80}}
+)
 
 
 class Shift(nn.Module):
-    """A head that turns classes by a learnt amount: at 0 everything is one class off, at 1 nothing is."""
+    """A head that turns classes by a learnt amount: at 0 everything is one class off, at 1 nothing
+    is."""
 
     width = CLASSES
 
@@ -33,7 +36,9 @@ class Shift(nn.Module):
 
 
 def tower(amount: float) -> Tower:
-    return Tower("image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1)), head=Shift(amount))
+    return Tower(
+        "image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1)), head=Shift(amount)
+    )
 
 
 def test_weights_are_mixed_as_wise_ft_mixes_them_and_counters_are_the_end_s() -> None:
@@ -49,8 +54,12 @@ def test_weights_are_mixed_as_wise_ft_mixes_them_and_counters_are_the_end_s() ->
     assert interpolate_states(start, end, 1)["weight"].tolist() == [3, 6]
 
 
-def test_the_curve_goes_from_the_start_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = Subject(tower(1.0), FakeTower("text", class_of_prompt, CLASSES), image_start=tower(0.0))
+def test_the_curve_goes_from_the_start_to_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = Subject(
+        tower(1.0), FakeTower("text", class_of_prompt, CLASSES), image_start=tower(0.0)
+    )
     results = wise_ft(subject, [SPEC], [0, 0.4, 0.6, 1], folder=tmp_path)
     assert [result.metrics["top1"] for result in results] == [0, 0, 1, 1]
     assert [result.settings["wise_ft_alpha"] for result in results] == [0, 0.4, 0.6, 1]

@@ -9,7 +9,11 @@ from vlkd_cli.heads.mlp import MLPHead
 
 
 def linears(head: nn.Module) -> list[tuple[int, int, bool]]:
-    return [(part.in_features, part.out_features, part.bias is not None) for part in head.modules() if isinstance(part, nn.Linear)]
+    return [
+        (part.in_features, part.out_features, part.bias is not None)
+        for part in head.modules()
+        if isinstance(part, nn.Linear)
+    ]
 
 
 def test_layers_are_the_dino_heads() -> None:
@@ -24,7 +28,11 @@ def test_one_layer_is_a_linear_map() -> None:
 
 
 def test_a_bottleneck_is_followed_by_a_linear_layer_without_bias() -> None:
-    assert linears(MLPHead(8, width=32, layers=2, hidden=16, bottleneck=4)) == [(8, 16, True), (16, 4, True), (4, 32, False)]
+    assert linears(MLPHead(8, width=32, layers=2, hidden=16, bottleneck=4)) == [
+        (8, 16, True),
+        (16, 4, True),
+        (4, 32, False),
+    ]
 
 
 def test_a_batch_norm_replaces_the_bias_before_it() -> None:
@@ -34,11 +42,18 @@ def test_a_batch_norm_replaces_the_bias_before_it() -> None:
 
 
 def test_norm_activation_and_dropout_are_the_chosen_ones() -> None:
-    kinds = [type(part) for part in MLPHead(8, width=4, layers=2, hidden=16, norm="layer", activation="relu", dropout=0.1).layers]
+    kinds = [
+        type(part)
+        for part in MLPHead(
+            8, width=4, layers=2, hidden=16, norm="layer", activation="relu", dropout=0.1
+        ).layers
+    ]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Linear]
 
 
-@pytest.mark.parametrize("head", [LinearHead(512, width=512), MLPHead(512, width=512, layers=2, hidden=512)])
+@pytest.mark.parametrize(
+    "head", [LinearHead(512, width=512), MLPHead(512, width=512, layers=2, hidden=512)]
+)
 def test_weights_start_truncated_normal_and_biases_at_zero(head: nn.Module) -> None:
     for part in head.modules():
         if isinstance(part, nn.Linear):

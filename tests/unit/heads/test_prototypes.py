@@ -34,4 +34,10 @@ def test_deepcopy_after_a_forward_and_a_moving_average_of_plain_tensors_work() -
     fresh = small_head()
     fresh.load_state_dict(average.state_dict())
     torch.testing.assert_close(fresh(features), average(features))
-    assert set(head.state_dict()) == {"layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias", "prototypes"}
+    assert set(head.state_dict()) == {
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.2.weight",
+        "layers.2.bias",
+        "prototypes",
+    }

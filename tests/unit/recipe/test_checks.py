@@ -23,16 +23,34 @@ def test_the_small_recipe_is_right():
     [
         (["towers.image.momentum=0.9"], ["has no effect without `follows:`."]),
         (["towers.image.tower=text"], ["has no effect without `run:`."]),
-        (["towers.image={biulder: torchvision}"], ["towers.image.biulder: unknown key. Did you mean 'builder'? Accepted: builder, run, "
-         "follows."]),
-        (["towers.image={model: resnet18}"], ["say where the tower comes from: `builder:`, `run:` or `follows:`."]),
-        (["towers.image.run=runs/x"], ["a tower comes from one place, and this one has builder and run. Remove one."]),
-        (["towers.image={run: runs/x, head: {name: linear, width: 3}}"],
-         ["towers.image.head: a tower of a run comes as it was trained there. Remove it."]),
-        (["towers.second={builder: openclip, model: RN50, train: none}"],
-         ["say `modality: image` or `modality: text`; neither the tower's name nor its builder tells."]),
+        (
+            ["towers.image={biulder: torchvision}"],
+            [
+                "towers.image.biulder: unknown key. Did you mean 'builder'? "
+                "Accepted: builder, run, follows."
+            ],
+        ),
+        (
+            ["towers.image={model: resnet18}"],
+            ["say where the tower comes from: `builder:`, `run:` or `follows:`."],
+        ),
+        (
+            ["towers.image.run=runs/x"],
+            ["a tower comes from one place, and this one has builder and run. Remove one."],
+        ),
+        (
+            ["towers.image={run: runs/x, head: {name: linear, width: 3}}"],
+            ["towers.image.head: a tower of a run comes as it was trained there. Remove it."],
+        ),
+        (
+            ["towers.second={builder: openclip, model: RN50, train: none}"],
+            [
+                "say `modality: image` or `modality: text`; neither the tower's name nor its"
+                " builder tells."
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_where_a_tower_comes_from(options, expected):
     assert problems_with(*options) == expected
 
@@ -40,28 +58,71 @@ def test_where_a_tower_comes_from(options, expected):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["towers.text.train=none", "towers.text.lr=1e-3"], "has no effect: the tower is frozen (train: none)."),
-        (["towers.text.train=none", "towers.text.layer_decay=0.5"], "has no effect: the tower is frozen (train: none)."),
+        (
+            ["towers.text.train=none", "towers.text.lr=1e-3"],
+            "has no effect: the tower is frozen (train: none).",
+        ),
+        (
+            ["towers.text.train=none", "towers.text.layer_decay=0.5"],
+            "has no effect: the tower is frozen (train: none).",
+        ),
         (
             ["towers.text.train=none", "towers.text.head={name: linear, width: 8}"],
-            "would stay as randomly drawn: the tower is frozen (train: none). Say train: head, or remove the head.",
+            (
+                "would stay as randomly drawn: the tower is frozen (train: none). Say train: head,"
+                " or remove the head."
+            ),
         ),
-        (["towers.text.train=head"], "'head' leaves nothing that learns: the tower has no head. Add `head: {name: linear, ...}`."),
         (
-            ["towers.text.head={name: linear, width: 8}", "towers.text.train=head", "towers.text.layer_decay=0.5"],
+            ["towers.text.train=head"],
+            (
+                "'head' leaves nothing that learns: the tower has no head. Add `head: {name:"
+                " linear, ...}`."
+            ),
+        ),
+        (
+            [
+                "towers.text.head={name: linear, width: 8}",
+                "towers.text.train=head",
+                "towers.text.layer_decay=0.5",
+            ],
             "has no effect: only the head learns (train: head).",
         ),
-        (["towers.text.train=prompt"], "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens: 4}`."),
-        (["towers.text.train=[]"], "an empty list of patterns leaves nothing that learns. Write none."),
-        (["towers.text.cache=true"], "the tower's features change while its backbone learns. Remove cache, or say train: none (or head)."),
         (
-            ["towers.image.train=none", "towers.image.cache=true"],
-            "stored features of images that are augmented at random would be wrong from the second epoch on. "
-            "Say data.augment: {name: none}, or cache: false.",
+            ["towers.text.train=prompt"],
+            (
+                "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt:"
+                " {tokens: 4}`."
+            ),
         ),
         (
-            ["towers.text.train=none", "towers.text.cache=true", "data={reader: webdataset, path: x.tar}"],
-            "reader 'webdataset' reads shards in their own order, so features cannot be kept by position.",
+            ["towers.text.train=[]"],
+            "an empty list of patterns leaves nothing that learns. Write none.",
+        ),
+        (
+            ["towers.text.cache=true"],
+            (
+                "the tower's features change while its backbone learns. Remove cache, or say train:"
+                " none (or head)."
+            ),
+        ),
+        (
+            ["towers.image.train=none", "towers.image.cache=true"],
+            (
+                "stored features of images that are augmented at random would be wrong from the"
+                " second epoch on. Say data.augment: {name: none}, or cache: false."
+            ),
+        ),
+        (
+            [
+                "towers.text.train=none",
+                "towers.text.cache=true",
+                "data={reader: webdataset, path: x.tar}",
+            ],
+            (
+                "reader 'webdataset' reads shards in their own order, so features cannot be kept by"
+                " position."
+            ),
         ),
     ],
 )
@@ -70,7 +131,12 @@ def test_what_learns(options, expected):
 
 
 def test_a_cache_without_random_augmentation_is_fine():
-    assert problems_with("towers.image.train=none", "towers.image.cache=true", "data.augment={name: none}") == []
+    assert (
+        problems_with(
+            "towers.image.train=none", "towers.image.cache=true", "data.augment={name: none}"
+        )
+        == []
+    )
 
 
 def test_a_default_written_out_is_no_mistake():
@@ -80,10 +146,19 @@ def test_a_default_written_out_is_no_mistake():
 @pytest.mark.parametrize(
     ("follower", "expected"),
     [
-        ("{follows: imag}", "follows: no other tower 'imag'. Did you mean 'image'? Towers: image, text."),
+        (
+            "{follows: imag}",
+            "follows: no other tower 'imag'. Did you mean 'image'? Towers: image, text.",
+        ),
         ("{follows: ema}", "follows: no other tower 'ema'. Towers: image, text."),
-        ("{follows: image, lr: 0.1}", "lr: has no effect on a tower that follows another. Set it on 'image'."),
-        ("{follows: image, train: head}", "train: has no effect on a tower that follows another: it only ever follows."),
+        (
+            "{follows: image, lr: 0.1}",
+            "lr: has no effect on a tower that follows another. Set it on 'image'.",
+        ),
+        (
+            "{follows: image, train: head}",
+            "train: has no effect on a tower that follows another: it only ever follows.",
+        ),
         ("{follows: image, model: x}", None),
     ],
 )
@@ -94,21 +169,42 @@ def test_followers(follower, expected):
 
 def test_a_follower_of_a_frozen_tower_follows_nothing():
     (line,) = problems_with("towers.text.train=none", "towers.ema={follows: text}")
-    assert line == "towers.ema.follows: 'text' is frozen, so there is nothing to follow. Use 'text' itself."
+    assert (
+        line
+        == "towers.ema.follows: 'text' is frozen, so there is nothing to follow. Use 'text' itself."
+    )
 
 
 @pytest.mark.parametrize(
     ("distiller", "expected"),
     [
-        ("{name: infonce, student: imag}", "student: no tower 'imag'. Did you mean 'image'? Towers: image, text."),
-        ("{name: infonce, teacher: text@second}", "teacher: no view 'second'. Name it under data.views."),
+        (
+            "{name: infonce, student: imag}",
+            "student: no tower 'imag'. Did you mean 'image'? Towers: image, text.",
+        ),
+        (
+            "{name: infonce, teacher: text@second}",
+            "teacher: no view 'second'. Name it under data.views.",
+        ),
         (
             "{name: infonce, teacher: text.tail}",
-            "teacher: 'text.tail' is no address. Write tower, tower.backbone or tower.head, with @view where it has several views.",
+            (
+                "teacher: 'text.tail' is no address. Write tower, tower.backbone or tower.head,"
+                " with @view where it has several views."
+            ),
         ),
-        ("{name: infonce, student: [image, text]}", "student: distiller 'infonce' takes one address, got 2."),
+        (
+            "{name: infonce, student: [image, text]}",
+            "student: distiller 'infonce' takes one address, got 2.",
+        ),
         ("{name: affinity, student: image}", None),
-        ("{name: affinity}", "teacher: by default teacher_image and teacher_text, but the recipe has no tower 'teacher_image'."),
+        (
+            "{name: affinity}",
+            (
+                "teacher: by default teacher_image and teacher_text, but the recipe has no tower"
+                " 'teacher_image'."
+            ),
+        ),
     ],
 )
 def test_addresses(distiller, expected):
@@ -126,35 +222,72 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
         (
             [HEAD.format("image", "linear", "width", 16), HEAD.format("text", "mlp", "width", 24)],
             "{name: simreg}",
-            "distillers[0]: tower 'text' embeds 24 values, tower 'image' 16, and distiller 'simreg' compares them directly. "
-            "Set `width: 24` in the head of 'image'.",
+            (
+                "distillers[0]: tower 'text' embeds 24 values, tower 'image' 16, and distiller"
+                " 'simreg' compares them directly. Set `width: 24` in the head of 'image'."
+            ),
         ),
         (
-            [HEAD.format("image", "prototypes", "prototypes", 20), HEAD.format("text", "prototypes", "prototypes", 30)],
+            [
+                HEAD.format("image", "prototypes", "prototypes", 20),
+                HEAD.format("text", "prototypes", "prototypes", 30),
+            ],
             "{name: dino, prototypes: null}",
-            "distillers[0]: tower 'text' embeds 30 values, tower 'image' 20, and distiller 'dino' compares them directly. "
-            "Set `prototypes: 30` in the head of 'image'.",
+            (
+                "distillers[0]: tower 'text' embeds 30 values, tower 'image' 20, and distiller"
+                " 'dino' compares them directly. Set `prototypes: 30` in the head of 'image'."
+            ),
         ),
         (
-            [HEAD.format("image", "prototypes", "prototypes", 20), HEAD.format("text", "prototypes", "prototypes", 20)],
+            [
+                HEAD.format("image", "prototypes", "prototypes", 20),
+                HEAD.format("text", "prototypes", "prototypes", 20),
+            ],
             "{name: protocpc}",
-            "distillers[0].prototypes: tower 'image' has prototypes of its own. Say prototypes: null, or give the towers head 'mlp'.",
+            (
+                "distillers[0].prototypes: tower 'image' has prototypes of its own. Say prototypes:"
+                " null, or give the towers head 'mlp'."
+            ),
         ),
-        ([], "{name: compress, teacher: [text, text]}", "distiller 'compress' takes one address here, got 2."),
-        ([], "{name: compress, student: [image, image, image]}", "distiller 'compress' takes at most 2 addresses here, got 3."),
+        (
+            [],
+            "{name: compress, teacher: [text, text]}",
+            "distiller 'compress' takes one address here, got 2.",
+        ),
+        (
+            [],
+            "{name: compress, student: [image, image, image]}",
+            "distiller 'compress' takes at most 2 addresses here, got 3.",
+        ),
         ([], "{name: dino, teacher_temp: 0}", "expected a number above 0 or a schedule"),
-        ([], "{name: dino, teacher_temp: {linear: [0.04, 0]}}", "both values of this schedule must be above 0."),
+        (
+            [],
+            "{name: dino, teacher_temp: {linear: [0.04, 0]}}",
+            "both values of this schedule must be above 0.",
+        ),
         # What is right, or what only the towers tell.
         ([HEAD.format("image", "linear", "width", 16)], "{name: simreg}", None),
-        ([HEAD.format("image", "linear", "width", 16), HEAD.format("text", "linear", "width", 24)], "{name: rkd}", None),
         (
-            [HEAD.format("image", "linear", "width", 16), HEAD.format("text", "linear", "width", 24)],
+            [
+                HEAD.format("image", "linear", "width", 16),
+                HEAD.format("text", "linear", "width", 24),
+            ],
+            "{name: rkd}",
+            None,
+        ),
+        (
+            [
+                HEAD.format("image", "linear", "width", 16),
+                HEAD.format("text", "linear", "width", 24),
+            ],
             "{name: simreg, student: image.backbone, teacher: text.backbone}",
             None,
         ),
     ],
 )
-def test_what_an_objective_asks_of_its_towers(heads: list[str], distiller: str, expected: str | None) -> None:
+def test_what_an_objective_asks_of_its_towers(
+    heads: list[str], distiller: str, expected: str | None
+) -> None:
     lines = problems_with(*heads, f"distillers=[{distiller}]")
     assert len(lines) == (expected is not None)
     assert expected is None or expected in lines[0]
@@ -162,7 +295,9 @@ def test_what_an_objective_asks_of_its_towers(heads: list[str], distiller: str, 
 
 def test_pairs_in_opposite_orders_are_refused():
     (line,) = problems_with(*TEACHERS, "distillers=[{name: affinity, student: [text, image]}]")
-    assert line.endswith("distillers[0].teacher: names image and text, the student text and image. Use one order.")
+    assert line.endswith(
+        "distillers[0].teacher: names image and text, the student text and image. Use one order."
+    )
 
 
 def test_addresses_with_views_and_outputs_are_fine():
@@ -176,23 +311,32 @@ def test_a_pair_distiller_finds_its_teachers():
 
 def test_nothing_to_learn():
     assert problems_with("towers.image.train=none", "towers.text.train=none") == [
-        "r.yaml:1: towers: every tower is frozen, so there is nothing to learn. Give one `train: all` or `train: head`."
+        "r.yaml:1: towers: every tower is frozen, so there is nothing to learn. Give one `train:"
+        " all` or `train: head`."
     ]
 
 
 def test_a_student_that_is_frozen_learns_nothing():
-    text = SMALL.replace("- {name: infonce}", "- {name: infonce}\n  - {name: simreg, student: text, teacher: image}")
-    assert problems(text, ["towers.text.train=none"]) == ["r.yaml:6: distillers[1]: nothing learns from it: its student 'text' is frozen."]
+    text = SMALL.replace(
+        "- {name: infonce}", "- {name: infonce}\n  - {name: simreg, student: text, teacher: image}"
+    )
+    assert problems(text, ["towers.text.train=none"]) == [
+        "r.yaml:6: distillers[1]: nothing learns from it: its student 'text' is frozen."
+    ]
 
 
 def test_a_tower_that_learns_from_nothing():
     (line,) = problems_with("towers.image_2={builder: torchvision, model: resnet18}")
-    assert line == "learns, but no distiller names it. Say train: none, or add a distiller with its address."
+    assert (
+        line == "learns, but no distiller names it. Say train: none, or add a distiller with its"
+        " address."
+    )
 
 
 def test_distillers_need_data():
     assert problems(SMALL.replace("data: {reader: shapes}\n", "")) == [
-        "r.yaml:1: key 'data' is missing: the distillers need samples. `data: {reader: shapes}` draws some."
+        "r.yaml:1: key 'data' is missing: the distillers need samples. `data: {reader: shapes}`"
+        " draws some."
     ]
 
 
@@ -204,28 +348,58 @@ def test_towers_alone_are_fine_for_evaluation():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["schedule={warmup_steps: 1, warmup_epochs: 1}"], "schedule.warmup_epochs: warm-up lasts for warmup_steps or for warmup_epochs, "
-         "not both. Remove one."),
-        (["schedule={name: constant, end_factor: 0.1}"], "schedule.end_factor: has no effect with name: constant."),
-        (["optimizer={weight_decay: 0, decay_all: true}"], "optimizer.decay_all: has no effect with weight_decay: 0."),
+        (
+            ["schedule={warmup_steps: 1, warmup_epochs: 1}"],
+            "schedule.warmup_epochs: warm-up lasts for warmup_steps or for warmup_epochs, "
+            "not both. Remove one.",
+        ),
+        (
+            ["schedule={name: constant, end_factor: 0.1}"],
+            "schedule.end_factor: has no effect with name: constant.",
+        ),
+        (
+            ["optimizer={weight_decay: 0, decay_all: true}"],
+            "optimizer.decay_all: has no effect with weight_decay: 0.",
+        ),
         (["data.workers=0", "data.prefetch=4"], "has no effect without workers (workers: 0)."),
-        (["train.best=zero_shot.top1"], "no entry of evals gives 'zero_shot.top1'. Add its suite under evals."),
-        (["train.best=zeroshot.top1", "evals=[{suite: zero_shot}]"], "no entry of evals gives 'zeroshot.top1'. Did you mean 'zero_shot'? "
-         "Suites of this recipe: zero_shot."),
-        (["evals=[{suite: zero_shot, last: false}]"], "evals[0]: never runs: say every_epochs, every_steps, first or last."),
+        (
+            ["train.best=zero_shot.top1"],
+            "no entry of evals gives 'zero_shot.top1'. Add its suite under evals.",
+        ),
+        (
+            ["train.best=zeroshot.top1", "evals=[{suite: zero_shot}]"],
+            "no entry of evals gives 'zeroshot.top1'. Did you mean 'zero_shot'? "
+            "Suites of this recipe: zero_shot.",
+        ),
+        (
+            ["evals=[{suite: zero_shot, last: false}]"],
+            "evals[0]: never runs: say every_epochs, every_steps, first or last.",
+        ),
         (["reports=[csv, {name: csv}]"], "'csv' is listed 2 times."),
-        (["data={reader: shapes, readers: [{reader: shapes}]}"], "data.readers: data has 'reader' or 'readers', not both. "
-         "Move the one reader into the list."),
-        (["data.views={main: null}"], "data.views.main: a view's name is made of letters, digits and underscores and is not 'main'."),
+        (
+            ["data={reader: shapes, readers: [{reader: shapes}]}"],
+            "data.readers: data has 'reader' or 'readers', not both. "
+            "Move the one reader into the list.",
+        ),
+        (
+            ["data.views={main: null}"],
+            "data.views.main: a view's name is made of letters, digits and underscores and is"
+            " not 'main'.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_exclude_each_other_or_have_no_effect(options, expected):
     assert problems_with(*options) == [expected]
 
 
 def test_a_suite_that_needs_a_tower_that_is_missing():
-    text = "towers:\n  image: {builder: torchvision, model: resnet18}\nevals:\n  - {suite: zero_shot}\n"
-    assert problems(text) == ["r.yaml:4: evals[0].suite: 'zero_shot' needs a tower for text, and the recipe has none."]
+    text = (
+        "towers:\n  image: {builder: torchvision, model: resnet18}\nevals:\n  - {suite:"
+        " zero_shot}\n"
+    )
+    assert problems(text) == [
+        "r.yaml:4: evals[0].suite: 'zero_shot' needs a tower for text, and the recipe has none."
+    ]
 
 
 def test_adapters_that_do_not_go_with_the_tower_are_refused():
@@ -233,15 +407,21 @@ def test_adapters_that_do_not_go_with_the_tower_are_refused():
     assert line.startswith("has no effect with builder 'openclip'")
 
 
-@pytest.mark.parametrize(("patterns", "fine"), [("[layer4.*]", False), ("[layer4.*, head.*]", True), ("['*', '!*.bn*']", True)])
+@pytest.mark.parametrize(
+    ("patterns", "fine"),
+    [("[layer4.*]", False), ("[layer4.*, head.*]", True), ("['*', '!*.bn*']", True)],
+)
 def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine: bool) -> None:
     text = (
-        f"towers:\n  image: {{builder: torchvision, model: resnet18, head: {{name: linear, width: 8}}, train: {patterns}}}\n"
-        "  text: {builder: openclip, config: {layers: 1, width: 8, heads: 2}}\n"
-        "distillers: [{name: infonce}]\ndata: {reader: shapes}\n"
+        "towers:\n  image: {builder: torchvision, model: resnet18, head: {name: linear, width:"
+        f" 8}}, train: {patterns}}}\n  text: {{builder: openclip, config: {{layers: 1, width: 8,"
+        " heads: 2}}\ndistillers: [{name: infonce}]\ndata: {reader: shapes}\n"
     )
     if fine:
         assert parse_recipe(text, "r.yaml").towers["image"].head is not None
         return
-    with pytest.raises(RecipeError, match=r"r.yaml:2: towers.image.head: would stay as randomly drawn.* Add 'head\.\*'"):
+    with pytest.raises(
+        RecipeError,
+        match=r"r.yaml:2: towers.image.head: would stay as randomly drawn.* Add 'head\.\*'",
+    ):
         parse_recipe(text, "r.yaml")

@@ -33,7 +33,12 @@ NAME = f"{__name__}:Kept"
 
 
 def test_keys_arrive_in_their_declared_types():
-    made = make("sink", NAME, {"pair": [1, 2], "temperature": {"linear": [0.1, 0.2]}, "share": 1, "path": "x/y"}, "here").made
+    made = make(
+        "sink",
+        NAME,
+        {"pair": [1, 2], "temperature": {"linear": [0.1, 0.2]}, "share": 1, "path": "x/y"},
+        "here",
+    ).made
     assert made == ("here", (1.0, 2.0), Schedule(linear=(0.1, 0.2)), 1.0, "fast", Path("x/y"))
     assert isinstance(made[1], tuple)
 
@@ -42,7 +47,10 @@ def test_every_wrong_key_is_told_at_once():
     with pytest.raises(RecipeError) as caught:
         typed_keys("sink", NAME, {"par": [1, 2], "share": 2, "mode": "fats"})
     assert str(caught.value).splitlines() == [
-        f"sink '{NAME}': par: unknown key. Did you mean 'pair'? Accepted: pair, temperature, share, mode, path.",
+        (
+            f"sink '{NAME}': par: unknown key. Did you mean 'pair'? Accepted: pair, temperature,"
+            " share, mode, path."
+        ),
         f"sink '{NAME}': share: expected a number of at least 0 and of at most 1, got 2.",
         f"sink '{NAME}': mode: expected 'slow' or 'fast', got 'fats'. Did you mean 'fast'?",
     ]
@@ -60,7 +68,12 @@ def test_optimizers_are_those_of_torch_and_two_of_timm():
 
 @pytest.mark.parametrize(
     ("name", "keys"),
-    [("adamw", {"betas", "eps"}), ("sgd", {"momentum", "nesterov"}), ("lars", {"momentum", "trust_coeff"}), ("lion", {"betas"})],
+    [
+        ("adamw", {"betas", "eps"}),
+        ("sgd", {"momentum", "nesterov"}),
+        ("lars", {"momentum", "trust_coeff"}),
+        ("lion", {"betas"}),
+    ],
 )
 def test_optimizer_keys_are_read_from_the_libraries(name, keys):
     found = {key.name for key in optimizer_keys(name)}

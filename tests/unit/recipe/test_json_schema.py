@@ -23,14 +23,23 @@ def schema() -> dict[str, Any]:
 
 
 def alternatives(schema: dict[str, Any], name_key: str) -> dict[str, dict[str, Any]]:
-    return {one["properties"][name_key]["const"]: one for one in schema["anyOf"] if "const" in one["properties"].get(name_key, {})}
+    return {
+        one["properties"][name_key]["const"]: one
+        for one in schema["anyOf"]
+        if "const" in one["properties"].get(name_key, {})
+    }
 
 
 def test_every_component_is_an_alternative_with_its_own_keys(schema):
     distillers = alternatives(schema["properties"]["distillers"]["items"], "name")
     assert list(distillers) == catalog.names("distiller")
     for name, one in distillers.items():
-        assert set(signature_of("distiller", name).key_names()) | {"name", "weight", "student", "teacher"} == set(one["properties"])
+        assert set(signature_of("distiller", name).key_names()) | {
+            "name",
+            "weight",
+            "student",
+            "teacher",
+        } == set(one["properties"])
         assert one["additionalProperties"] is False
 
 
@@ -45,9 +54,17 @@ def test_towers_know_their_builders_heads_and_required_keys(schema):
 
 def test_sections_carry_types_defaults_and_descriptions(schema):
     batch_size = schema["properties"]["train"]["properties"]["batch_size"]
-    assert (batch_size["type"], batch_size["default"], batch_size["exclusiveMinimum"]) == ("integer", 64, 0)
+    assert (batch_size["type"], batch_size["default"], batch_size["exclusiveMinimum"]) == (
+        "integer",
+        64,
+        0,
+    )
     assert batch_size["description"] == "pairs per process and step"
-    assert schema["properties"]["schedule"]["properties"]["name"]["enum"] == ["cosine", "linear", "constant"]
+    assert schema["properties"]["schedule"]["properties"]["name"]["enum"] == [
+        "cosine",
+        "linear",
+        "constant",
+    ]
 
 
 def test_every_reference_leads_somewhere(schema):

@@ -10,9 +10,17 @@ from vlkd_cli.recipe.overrides import parse_path
 
 def test_values_are_read_as_yaml():
     read = recipe(
-        SMALL, "optimizer.lr=1e-3", "train.clip_grad_norm=null", "towers.image.train=[layer4.*]", "data={reader: shapes, seed: 4}"
+        SMALL,
+        "optimizer.lr=1e-3",
+        "train.clip_grad_norm=null",
+        "towers.image.train=[layer4.*]",
+        "data={reader: shapes, seed: 4}",
     )
-    assert (read.optimizer.lr, read.train.clip_grad_norm, read.towers["image"].train) == (1e-3, None, ["layer4.*"])
+    assert (read.optimizer.lr, read.train.clip_grad_norm, read.towers["image"].train) == (
+        1e-3,
+        None,
+        ["layer4.*"],
+    )
     assert read.data.keys == {"seed": 4}
 
 
@@ -22,7 +30,12 @@ def test_entries_of_lists_are_reached_in_both_spellings():
 
 
 def test_sections_that_the_recipe_leaves_out_come_to_be():
-    read = recipe(SMALL, "schedule.warmup_steps=7", "towers.image.head.name=linear", "towers.image.head.width=8")
+    read = recipe(
+        SMALL,
+        "schedule.warmup_steps=7",
+        "towers.image.head.name=linear",
+        "towers.image.head.width=8",
+    )
     assert (read.schedule.warmup_steps, read.towers["image"].head.keys) == (7, {"width": 8})
 
 
@@ -38,7 +51,11 @@ def test_a_whole_tower_can_be_added():
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("optimizer.lrr=1", "unknown key. Did you mean 'lr'? Accepted: betas, eps, amsgrad, maximize, name, lr, weight_decay, decay_all."),
+        (
+            "optimizer.lrr=1",
+            "unknown key. Did you mean 'lr'? Accepted: betas, eps, amsgrad, maximize, name, lr,"
+            " weight_decay, decay_all.",
+        ),
         ("train.epochs=many", "expected a whole number above 0, got the text 'many'."),
         ("towers.imag.model=x", "no tower 'imag'. Did you mean 'image'? Towers: image, text."),
         ("distillers[3].weight=1", "distillers is a list with 1 entry, counted from 0."),
@@ -47,11 +64,18 @@ def test_a_whole_tower_can_be_added():
         ("train.epochs", "write key=value, e.g. --set optimizer.lr=1e-4."),
         ("=3", "write key=value, e.g. --set optimizer.lr=1e-4."),
         ("train..epochs=3", "write key=value, e.g. --set optimizer.lr=1e-4."),
-        ("train.epochs=[1", "not valid YAML: expected ',' or ']', but got '<stream end>', while parsing a flow sequence."),
-        ("optimiser.lr=1", "optimiser: unknown key. Did you mean 'optimizer'? "
-         "Accepted: towers, distillers, data, train, optimizer, schedule, evals, reports."),
+        (
+            "train.epochs=[1",
+            "not valid YAML: expected ',' or ']', but got '<stream end>',"
+            " while parsing a flow sequence.",
+        ),
+        (
+            "optimiser.lr=1",
+            "optimiser: unknown key. Did you mean 'optimizer'? "
+            "Accepted: towers, distillers, data, train, optimizer, schedule, evals, reports.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_option_is_named_with_what_is_wrong(option, expected):
     assert problems_with(option) == [expected]
     assert problems(SMALL, [option])[0].startswith(f"--set {option}: ")

@@ -42,8 +42,10 @@ class Mine(Base):
     Source: nowhere.
     """
     takes = "one"
-    def __init__(self, width_in: int, *, width: int, norm: Protocol | None = None, low: NonNegative = HALF, high: Schedulable = 1e-3,
-                 names: Sequence[str] = ("a", "b"), other: float = a_package_that_is_not_there.X) -> None:
+    def __init__(self, width_in: int, *, width: int, norm: Protocol | None = None,
+                 low: NonNegative = HALF, high: Schedulable = 1e-3,
+                 names: Sequence[str] = ("a", "b"),
+                 other: float = a_package_that_is_not_there.X) -> None:
         self.register_buffer("centre", None)
         self.bias = Parameter(0)
         self.register_buffer("bias", None)
@@ -77,7 +79,10 @@ def test_keys_have_types_defaults_and_descriptions(file):
 
 
 def test_class_attributes_come_from_the_bases_too(file):
-    assert read_class(file, "component", "Mine").attributes == {"needs": frozenset({"labels"}), "takes": "one"}
+    assert read_class(file, "component", "Mine").attributes == {
+        "needs": frozenset({"labels"}),
+        "takes": "one",
+    }
 
 
 def test_a_class_without_constructor_has_its_base_s_keys_and_words(file):
@@ -127,13 +132,18 @@ class ThirdParty:
 
 def test_a_third_party_s_component_is_inspected():
     signature = signature_of("distiller", f"{__name__}:ThirdParty")
-    assert [(key.name, key.annotation, key.default) for key in signature.keys] == [("size", int, 3), ("mode", Literal["a", "b"], "a")]
+    assert [(key.name, key.annotation, key.default) for key in signature.keys] == [
+        ("size", int, 3),
+        ("mode", Literal["a", "b"], "a"),
+    ]
     assert signature.keys[0].description == "how many."
     assert signature.attributes["takes"] == "pair"
 
 
 def test_a_third_party_s_module_or_class_that_is_not_there_is_told():
-    with pytest.raises(RecipeError, match="no module 'nowhere_to_be_found'. Install the package it lives in."):
+    with pytest.raises(
+        RecipeError, match="no module 'nowhere_to_be_found'. Install the package it lives in."
+    ):
         signature_of("distiller", "nowhere_to_be_found:X")
     with pytest.raises(RecipeError, match="has no 'Nobody'"):
         signature_of("distiller", f"{__name__}:Nobody")
@@ -170,7 +180,13 @@ def test_arguments_end_where_the_margin_ends():
         (dict[str, float], "a mapping of names to numbers"),
         (Literal["a", 2], "'a' or 2"),
         (bool | str, "true or false or text"),
-        (float | Schedule, "a number or a schedule ({linear: [first, last]} or {cosine: [first, last]}, with epochs or steps)"),
+        (
+            float | Schedule,
+            (
+                "a number or a schedule ({linear: [first, last]} or {cosine: [first, last]}, with"
+                " epochs or steps)"
+            ),
+        ),
     ],
 )
 def test_types_in_words(annotation, words):

@@ -13,7 +13,9 @@ CATALOGUE = Path(__file__).resolve().parents[3] / "docs" / "catalogue.md"
 
 
 def test_docs_catalogue_is_what_the_signatures_say():
-    assert CATALOGUE.read_text(encoding="utf-8") == catalogue_page(), "run: vlkd recipes reference --output docs/catalogue.md"
+    assert CATALOGUE.read_text(encoding="utf-8") == catalogue_page(), (
+        "run: vlkd recipes reference --output docs/catalogue.md"
+    )
 
 
 def test_a_page_has_words_facts_and_keys():
@@ -22,11 +24,18 @@ def test_a_page_has_words_facts_and_keys():
     assert "Args:" not in page.text
     assert "Source:" in page.text
     assert ("direction", "symmetric") in page.facts
-    assert page.keys[0] == ("logit_scale", "a number above 0", "14.2857", "initial factor on the cosines (not its logarithm).")
+    assert page.keys[0] == (
+        "logit_scale",
+        "a number above 0",
+        "14.2857",
+        "initial factor on the cosines (not its logarithm).",
+    )
 
 
 def test_sections_and_optimizers_have_pages_too():
-    assert ("batch_size", "a whole number above 0", "64", "pairs per process and step") in about("section", "train").keys
+    assert ("batch_size", "a whole number above 0", "64", "pairs per process and step") in about(
+        "section", "train"
+    ).keys
     assert [key for key, *_ in about("optimizer", "sgd").keys][:2] == ["momentum", "dampening"]
 
 
@@ -63,4 +72,6 @@ def test_every_distiller_says_where_it_is_from_and_what_crosses_ranks():
 
 
 def test_kinds():
-    assert {"section", "builder", "distiller", "reader", "suite", "sink", "optimizer"} <= set(kinds())
+    assert {"section", "builder", "distiller", "reader", "suite", "sink", "optimizer"} <= set(
+        kinds()
+    )

@@ -8,16 +8,25 @@ import pytest
 
 import vlkd_cli
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.shipped import find_recipe, recipes_folder, shipped_recipe, shipped_recipes, summary_of
+from vlkd_cli.recipe.shipped import (
+    find_recipe,
+    recipes_folder,
+    shipped_recipe,
+    shipped_recipes,
+    summary_of,
+)
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch) -> Path:
-    """A package as a wheel installs it, with one recipe at the top and one in a folder, beside somebody else's `recipes`."""
+    """A package as a wheel installs it, with one recipe at the top and one in a folder, beside
+    somebody else's `recipes`."""
     package = tmp_path / "site-packages" / "vlkd_cli"
     (package / "shipped_recipes" / "papers").mkdir(parents=True)
     (package.parent / "recipes").mkdir()
-    (package / "shipped_recipes" / "quickstart.yaml").write_text("\n#\n# The first line.\n# The second.\ntowers: {}\n")
+    (package / "shipped_recipes" / "quickstart.yaml").write_text(
+        "\n#\n# The first line.\n# The second.\ntowers: {}\n"
+    )
     (package / "shipped_recipes" / "papers" / "clip.yaml").write_text("towers: {}\n")
     monkeypatch.setattr(vlkd_cli, "__file__", str(package / "__init__.py"))
     monkeypatch.chdir(tmp_path)
@@ -45,7 +54,13 @@ def test_a_file_goes_before_a_shipped_name(installed):
 
 
 def test_a_misspelt_name_names_the_closest(installed):
-    with pytest.raises(RecipeError, match="no shipped recipe 'quikstart'. Did you mean 'quickstart'. Shipped: papers/clip, quickstart."):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            "no shipped recipe 'quikstart'. Did you mean 'quickstart'. Shipped: papers/clip,"
+            " quickstart."
+        ),
+    ):
         shipped_recipe("quikstart")
 
 

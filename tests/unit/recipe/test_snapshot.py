@@ -10,14 +10,22 @@ from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.snapshot import git_state, recipe_to_yaml, versions, write_snapshot
 
 FULL = (
-    SMALL.replace("{name: infonce}", "{name: infonce, weight: {linear: [0, 1], epochs: 3}, student: image.backbone@b}")
+    SMALL.replace(
+        "{name: infonce}",
+        "{name: infonce, weight: {linear: [0, 1], epochs: 3}, student: image.backbone@b}",
+    )
     + "train: {save_every_epochs: null, ema: 0.99}\nreports: [csv, {name: wandb, project: 'ä'}]\n"
     + "evals: [{suite: retrieval, every_epochs: 2, data: {reader: shapes, split: val}}]\n"
 )
 
 
 def test_a_resolved_recipe_loads_to_an_equal_one(tmp_path):
-    read = recipe(FULL, "data.views={b: {name: simclr}, c: null}", "towers.image.train={last: 2}", "towers.ema={follows: image}")
+    read = recipe(
+        FULL,
+        "data.views={b: {name: simclr}, c: null}",
+        "towers.image.train={last: 2}",
+        "towers.ema={follows: image}",
+    )
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe_to_yaml(read), encoding="utf-8")
     assert load_recipe(file) == read
@@ -31,7 +39,9 @@ def test_a_resolved_recipe_writes_defaults_out():
 
 
 def test_a_null_that_is_not_the_default_is_kept():
-    assert "save_every_epochs: null" in recipe_to_yaml(recipe(FULL, "data.views={b: {name: simclr}}"))
+    assert "save_every_epochs: null" in recipe_to_yaml(
+        recipe(FULL, "data.views={b: {name: simclr}}")
+    )
 
 
 def test_a_snapshot_holds_recipe_versions_and_command(tmp_path):
@@ -47,7 +57,10 @@ def test_the_state_of_a_checkout(tmp_path):
 
     def git(*words: str) -> None:
         subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words], cwd=tmp_path, check=True, capture_output=True
+            ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
         )
 
     git("init")

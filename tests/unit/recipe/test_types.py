@@ -18,7 +18,9 @@ def test_epochs_follow_linspace():
 
 def test_without_a_length_it_lasts_for_the_whole_run():
     schedule = Schedule(cosine=(0.99, 1.0))
-    assert [schedule.at(step, total_steps=11) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
+    assert [schedule.at(step, total_steps=11) for step in (0, 5, 10)] == pytest.approx(
+        [0.99, 0.995, 1.0]
+    )
 
 
 def test_steps_end_at_the_last_of_them():
@@ -31,7 +33,13 @@ def test_a_plain_number_is_always_itself():
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"linear": (0, 1), "cosine": (0, 1)}, {"linear": (0, 1), "epochs": 1, "steps": 1}, {"linear": (0, 1), "x": 1}]
+    "keys",
+    [
+        {},
+        {"linear": (0, 1), "cosine": (0, 1)},
+        {"linear": (0, 1), "epochs": 1, "steps": 1},
+        {"linear": (0, 1), "x": 1},
+    ],
 )
 def test_other_forms_are_refused(keys):
     with pytest.raises(ValidationError):

@@ -48,14 +48,20 @@ def test_scalars_are_read_as_people_mean_them(text, expected):
 
 def test_every_place_knows_its_line():
     document = read_document("a:\n  b: 1\n  c:\n    - x\n    - d: 2\n", "a.yaml")
-    lines = {".".join(map(str, path)): int(origin.removeprefix("a.yaml:")) for path, origin in document.origins.items()}
+    lines = {
+        ".".join(map(str, path)): int(origin.removeprefix("a.yaml:"))
+        for path, origin in document.origins.items()
+    }
     assert lines == {"": 1, "a": 1, "a.b": 2, "a.c": 3, "a.c.0": 4, "a.c.1": 5, "a.c.1.d": 5}
 
 
 def test_a_key_written_twice_names_both_lines():
     document = read_document("a:\n  b: 1\n  c: 2\n  b: 3\n", "a.yaml")
     (problem,) = document.problems
-    assert (problem.path, problem.text) == (("a", "b"), "written twice, first in line 2. Remove one of the two.")
+    assert (problem.path, problem.text) == (
+        ("a", "b"),
+        "written twice, first in line 2. Remove one of the two.",
+    )
     assert document.origins["a", "b"] == "a.yaml:4"
 
 
@@ -65,9 +71,17 @@ def test_variables_are_filled_in(monkeypatch):
     monkeypatch.setenv("EMPTY", "")
     monkeypatch.delenv("NOT_SET", raising=False)
     text = (
-        "{path: '${DATA}/x.csv', epochs: ${EPOCHS}, quoted: '${EPOCHS}', lr: ${NOT_SET:-1e-3}, none: '${NOT_SET:-}', empty: '${EMPTY:-7}'}"
+        "{path: '${DATA}/x.csv', epochs: ${EPOCHS}, quoted: '${EPOCHS}', lr: ${NOT_SET:-1e-3},"
+        " none: '${NOT_SET:-}', empty: '${EMPTY:-7}'}"
     )
-    assert value_of(text) == {"path": "/data/x.csv", "epochs": 3, "quoted": "3", "lr": 1e-3, "none": "", "empty": "7"}
+    assert value_of(text) == {
+        "path": "/data/x.csv",
+        "epochs": 3,
+        "quoted": "3",
+        "lr": 1e-3,
+        "none": "",
+        "empty": "7",
+    }
 
 
 def test_a_variable_that_is_not_set_is_a_problem_at_its_line(monkeypatch):
@@ -92,7 +106,14 @@ def test_anchors_and_merges_work_and_own_keys_win():
 @pytest.mark.parametrize(
     ("text", "line", "expected"),
     [
-        ("a: 1\nb: [1, 2\n", 3, "not valid YAML: expected ',' or ']', but got '<stream end>', while parsing a flow sequence."),
+        (
+            "a: 1\nb: [1, 2\n",
+            3,
+            (
+                "not valid YAML: expected ',' or ']', but got '<stream end>', while parsing a flow"
+                " sequence."
+            ),
+        ),
         ("a: 1\n  b: 2\n", 2, "not valid YAML: mapping values are not allowed here."),
         ("a: *none\n", 1, "not valid YAML: found undefined alias 'none'."),
         ("a: &x [*x]\n", 1, "not valid YAML: an anchor that contains itself."),

@@ -46,7 +46,10 @@ def test_tensorboard_event_files_hold_the_values(tmp_path: Path) -> None:
     sink.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.5), (7, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 2.5),
+        (7, 0.5),
+    ]
 
 
 def test_the_csv_is_written_whatever_the_recipe_names(tmp_path: Path) -> None:

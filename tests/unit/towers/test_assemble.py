@@ -12,8 +12,14 @@ from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
-IMAGE: dict[str, Any] = {"builder": "openclip", "config": {"layers": 2, "width": 32, "heads": 2, "image_size": 32, "patch_size": 16}}
-TEXT: dict[str, Any] = {"builder": "openclip", "config": {"layers": 2, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 600}}
+IMAGE: dict[str, Any] = {
+    "builder": "openclip",
+    "config": {"layers": 2, "width": 32, "heads": 2, "image_size": 32, "patch_size": 16},
+}
+TEXT: dict[str, Any] = {
+    "builder": "openclip",
+    "config": {"layers": 2, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 600},
+}
 
 
 def spec(**keys: Any) -> TowerSpec:
@@ -24,15 +30,33 @@ def test_the_modality_comes_from_the_section_the_builder_or_the_name() -> None:
     assert assemble("image", spec(**IMAGE)).modality == "image"
     assert assemble("teacher_text", spec(**TEXT)).modality == "text"
     assert assemble("student", spec(**TEXT, modality="text")).modality == "text"
-    assert assemble("student", spec(builder="torchvision", model="mobilenet_v3_small")).modality == "image"
-    with pytest.raises(RecipeError, match="tower 'student': nothing tells whether it takes images or texts"):
+    assert (
+        assemble("student", spec(builder="torchvision", model="mobilenet_v3_small")).modality
+        == "image"
+    )
+    with pytest.raises(
+        RecipeError, match="tower 'student': nothing tells whether it takes images or texts"
+    ):
         assemble("student", spec(**TEXT))
-    with pytest.raises(RecipeError, match=r"builder 'torchvision' builds image towers, not text towers\. Choose one of: openclip, hugging"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"builder 'torchvision' builds image towers, not text towers\. Choose one of: openclip,"
+            r" hugging"
+        ),
+    ):
         assemble("text", spec(builder="torchvision", model="resnet18"))
 
 
 def test_pooler_and_head_set_the_widths() -> None:
-    tower = assemble("text", spec(**TEXT, pooler={"name": "attention", "heads": 2}, head={"name": "mlp", "width": 8, "layers": 2}))
+    tower = assemble(
+        "text",
+        spec(
+            **TEXT,
+            pooler={"name": "attention", "heads": 2},
+            head={"name": "mlp", "width": 8, "layers": 2},
+        ),
+    )
     assert (tower.feature_width, tower.width) == (32, 8)
     inputs = tower.tokenize(["a dog", "two cats on a mat"])
     assert tower.features(inputs).shape == (2, 32)
@@ -44,7 +68,9 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
     tower = assemble("text", spec(**TEXT))
     packed = pickle.dumps(tower.tokenize)
     assert b"resblocks" not in packed
-    assert pickle.loads(packed)(["a dog"])["input_ids"].equal(tower.tokenize(["a dog"])["input_ids"])
+    assert pickle.loads(packed)(["a dog"])["input_ids"].equal(
+        tower.tokenize(["a dog"])["input_ids"]
+    )
     with pytest.raises(TypeError, match="takes images and has no tokenizer"):
         assemble("image", spec(**IMAGE)).tokenize(["a dog"])
 
@@ -54,12 +80,21 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
     [
         ({}, "says nothing of where it comes from"),
         ({**TEXT, "run": "runs/a"}, "has builder and run"),
-        ({**TEXT, "modle": "RN50"}, r"builder 'openclip' has no key 'modle'\. Did you mean 'model'\?"),
+        (
+            {**TEXT, "modle": "RN50"},
+            r"builder 'openclip' has no key 'modle'\. Did you mean 'model'\?",
+        ),
         ({"builder": "opencilp"}, r"unknown builder 'opencilp'\. Did you mean 'openclip'\?"),
         ({"builder": "sbert"}, r"builder 'sbert': .*missing .*'model'"),
         ({**TEXT, "head": {"name": "linear"}}, "head 'linear' over width 32: .*'width'"),
-        ({**TEXT, "head": {"name": "lineer", "width": 3}}, r"unknown head 'lineer'\. Did you mean 'linear'\?"),
-        ({**TEXT, "pooler": {"name": "attention", "heads": 5}}, "5 heads do not divide the token width 32"),
+        (
+            {**TEXT, "head": {"name": "lineer", "width": 3}},
+            r"unknown head 'lineer'\. Did you mean 'linear'\?",
+        ),
+        (
+            {**TEXT, "pooler": {"name": "attention", "heads": 5}},
+            "5 heads do not divide the token width 32",
+        ),
         ({**TEXT, "adapter": {"name": "lora"}}, "builder 'openclip' takes no `adapter`"),
         ({"follows": "imagee"}, r"follows 'imagee', which is no tower before it"),
     ],
@@ -90,12 +125,17 @@ def saved_run(folder: Path, towers: dict[str, dict[str, Any]]) -> dict[str, Any]
     built = {name: assemble(name, spec(**keys)) for name, keys in towers.items()}
     (folder / "checkpoints").mkdir(parents=True)
     state = {name: tower.trainable_state() for name, tower in built.items()}
-    torch.save({"recipe": json.dumps({"towers": towers}), "towers": state}, folder / "checkpoints" / "last.pt")
+    torch.save(
+        {"recipe": json.dumps({"towers": towers}), "towers": state},
+        folder / "checkpoints" / "last.pt",
+    )
     return built
 
 
 def test_a_trained_tower_comes_out_of_a_run(tmp_path: Path) -> None:
-    built = saved_run(tmp_path, {"image": {**IMAGE, "head": {"name": "linear", "width": 4}}, "text": TEXT})
+    built = saved_run(
+        tmp_path, {"image": {**IMAGE, "head": {"name": "linear", "width": 4}}, "text": TEXT}
+    )
     loaded = assemble("teacher_image", spec(run=str(tmp_path), train="none"))
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded(images), built["image"](images))
@@ -121,7 +161,9 @@ def test_a_tower_that_was_frozen_in_its_run_comes_from_its_builder(tmp_path: Pat
 def test_what_follows_in_a_run_is_not_what_is_loaded(tmp_path: Path) -> None:
     saved_run(tmp_path, {"image": IMAGE})
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    state["recipe"] = json.dumps({"towers": {"image": IMAGE, "teacher_image": {"follows": "image"}}})
+    state["recipe"] = json.dumps(
+        {"towers": {"image": IMAGE, "teacher_image": {"follows": "image"}}}
+    )
     torch.save(state, tmp_path / "checkpoints" / "last.pt")
     assert assemble("image", spec(run=str(tmp_path))).modality == "image"
     with pytest.raises(RecipeError, match="follows another tower. Name 'image' instead"):
@@ -146,7 +188,14 @@ def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_size_names_the_first_difference(tmp_path: Path) -> None:
     saved_run(tmp_path, {"image": IMAGE})
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    state["recipe"] = json.dumps({"towers": {"image": {**IMAGE, "config": {**IMAGE["config"], "width": 64}}}})
+    state["recipe"] = json.dumps(
+        {"towers": {"image": {**IMAGE, "config": {**IMAGE["config"], "width": 64}}}}
+    )
     torch.save(state, tmp_path / "checkpoints" / "last.pt")
-    with pytest.raises(CheckpointError, match=r"'backbone\.encoder\.class_embedding' is \[32\] in it and \[64\] in the recipe's tower"):
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r"'backbone\.encoder\.class_embedding' is \[32\] in it and \[64\] in the recipe's tower"
+        ),
+    ):
         assemble("image", spec(run=str(tmp_path)))

@@ -60,7 +60,11 @@ class SmallBackbone(Backbone):
 
 def learning(learns: Learns, *, head: bool = True, pooler: bool = False) -> list[str]:
     backbone = SmallBackbone()
-    parts = (backbone, GeMPooler(4) if pooler else None, LinearHead(4, width=2) if head else nn.Identity())
+    parts = (
+        backbone,
+        GeMPooler(4) if pooler else None,
+        LinearHead(4, width=2) if head else nn.Identity(),
+    )
     choose_parameters("image", *parts, learns)
     return [name for name, parameter in named_parameters(*parts).items() if parameter.requires_grad]
 
@@ -83,7 +87,11 @@ def test_all_none_and_head_mean_what_they_say() -> None:
 def test_patterns_choose_and_exceptions_take_away() -> None:
     assert learning(["layers.2.*", "!*.bn.*"]) == ["layers.2.conv.weight", "layers.2.conv.bias"]
     assert learning(["layers.2", "!*.bn"]) == ["layers.2.conv.weight", "layers.2.conv.bias"]
-    assert learning(["head.*", "stem.bias"]) == ["stem.bias", "head.linear.weight", "head.linear.bias"]
+    assert learning(["head.*", "stem.bias"]) == [
+        "stem.bias",
+        "head.linear.weight",
+        "head.linear.bias",
+    ]
     assert not any(".bn." in name for name in learning(["!*.bn.*"]))
     assert len(learning(["!*.bn.*"])) == 12
 
@@ -97,7 +105,11 @@ def test_the_last_layers_learn_with_what_follows_them() -> None:
 @pytest.mark.parametrize(
     ("learns", "head", "message"),
     [
-        (["leyers.2.*"], True, r"pattern 'leyers\.2\.\*' matches no parameter\. Did you mean 'layers\.2"),
+        (
+            ["leyers.2.*"],
+            True,
+            r"pattern 'leyers\.2\.\*' matches no parameter\. Did you mean 'layers\.2",
+        ),
         (["stam.*"], True, r"matches no parameter\. Did you mean 'stem"),
         (["qqqq"], True, r"Names begin with: stem, layers, norm, head\."),
         ([], True, r"`train` is an empty list"),
@@ -106,16 +118,26 @@ def test_the_last_layers_learn_with_what_follows_them() -> None:
         (LastLayers(last=4), True, r"`train: \{last: 4\}`, but the backbone has 3 layers"),
     ],
 )
-def test_a_choice_without_effect_is_an_error(learns: Sequence[str], head: bool, message: str) -> None:
+def test_a_choice_without_effect_is_an_error(
+    learns: Sequence[str], head: bool, message: str
+) -> None:
     with pytest.raises(RecipeError, match=r"^tower 'image': .*" + message):
         learning(learns, head=head)
 
 
 def test_batch_norms_of_frozen_parts_keep_their_statistics() -> None:
     partly = tower(["layers.2.*", "head.*"]).train()
-    before = {name: buffer.clone() for name, buffer in partly.named_buffers() if name.endswith("running_mean")}
+    before = {
+        name: buffer.clone()
+        for name, buffer in partly.named_buffers()
+        if name.endswith("running_mean")
+    }
     partly(torch.randn(4, 3, 8, 8))
-    moved = [name for name, buffer in partly.named_buffers() if name in before and not buffer.equal(before[name])]
+    moved = [
+        name
+        for name, buffer in partly.named_buffers()
+        if name in before and not buffer.equal(before[name])
+    ]
     assert moved == ["backbone.encoder.layers.2.bn.running_mean"]
 
 
@@ -132,7 +154,10 @@ def test_layer_decay_counts_from_the_head() -> None:
 
 def test_a_frozen_backbone_is_outside_the_module_tree_and_still_moves() -> None:
     built = tower("head").train()
-    assert [name for name, _ in built.named_parameters()] == ["head.linear.weight", "head.linear.bias"]
+    assert [name for name, _ in built.named_parameters()] == [
+        "head.linear.weight",
+        "head.linear.bias",
+    ]
     assert set(built.state_dict()) == {"head.linear.weight", "head.linear.bias"}
     assert built.backbone_is_frozen and built.cacheable and not built.is_frozen
     assert not any(module.training for module in built.encoder.modules())
@@ -167,7 +192,9 @@ def test_uint8_images_are_standardised_by_the_tower() -> None:
     built = tower("none", head=False)
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = ImageInput(size_px=(8, 8))
-    by_hand = (images / 255 - torch.tensor(expected.mean).view(1, 3, 1, 1)) / torch.tensor(expected.std).view(1, 3, 1, 1)
+    by_hand = (images / 255 - torch.tensor(expected.mean).view(1, 3, 1, 1)) / torch.tensor(
+        expected.std
+    ).view(1, 3, 1, 1)
     torch.testing.assert_close(built(images), built(by_hand), rtol=1e-4, atol=1e-5)
 
 

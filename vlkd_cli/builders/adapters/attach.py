@@ -1,4 +1,5 @@
-"""Put a parameter-efficient method into a Hugging Face encoder, in place: afterwards the method's own weights learn and nothing else."""
+"""Put a parameter-efficient method into a Hugging Face encoder, in place: afterwards the method's
+own weights learn and nothing else."""
 
 from __future__ import annotations
 
@@ -18,23 +19,46 @@ from vlkd_cli.builders.adapters.methods.reft import ReFT
 from vlkd_cli.errors import RecipeError
 
 NAME = "vlkd"
-"""What the libraries call our adapter; a part of the name of each of its weights, which is how they are told from the encoder's."""
+"""What the libraries call our adapter; a part of the name of each of its weights, which is how they
+are told from the encoder's."""
 
-NOTHING = "adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves every layer out."
+NOTHING = (
+    "adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves"
+    " every layer out."
+)
 
 # The end of a module's name by its role, over the families that transformers has.
 _ROLES: dict[str, tuple[str, ...]] = {
     "q": ("query", "q", "q_lin", "q_proj", "query_proj"),
     "k": ("key", "k", "k_lin", "k_proj", "key_proj"),
     "v": ("value", "v", "v_lin", "v_proj", "value_proj"),
-    "o": ("attention.output.dense", "attention.dense", "attn.o", "o", "out_lin", "out_proj", "o_proj"),
-    "intermediate": ("intermediate.dense", "ffn", "lin1", "wi", "wi_0", "wi_1", "fc1", "gate_proj", "up_proj"),
+    "o": (
+        "attention.output.dense",
+        "attention.dense",
+        "attn.o",
+        "o",
+        "out_lin",
+        "out_proj",
+        "o_proj",
+    ),
+    "intermediate": (
+        "intermediate.dense",
+        "ffn",
+        "lin1",
+        "wi",
+        "wi_0",
+        "wi_1",
+        "fc1",
+        "gate_proj",
+        "up_proj",
+    ),
     "output": ("output.dense", "ffn_output", "lin2", "wo", "fc2", "down_proj"),
 }
 
 
 def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]]) -> None:
-    """Add the method's modules to a transformers model and freeze everything else. The model is left in eval mode.
+    """Add the method's modules to a transformers model and freeze everything else. The model is
+    left in eval mode.
 
     Args:
         tokenize: the token ids of a text, for prompts that start from one.
@@ -46,7 +70,9 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
         raise RecipeError(problems[0])
     count = int(model.config.num_hidden_layers)
     if beyond := [layer for layer in method.named_layers if layer >= count]:
-        raise RecipeError(f"adapter: names layer {beyond[0]}, and this encoder has layers 0 to {count - 1}.")
+        raise RecipeError(
+            f"adapter: names layer {beyond[0]}, and this encoder has layers 0 to {count - 1}."
+        )
     if isinstance(method, PrefixTuning) and len(set(method.named_layers)) == count:
         # The library fails on it without a word that helps.
         raise RecipeError(NOTHING)
@@ -68,7 +94,8 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
 
 
 def encoder_model(stack: Any) -> Any:
-    """The model that the libraries know: for T5's bare stack of layers, the T5EncoderModel around it; else the model itself."""
+    """The model that the libraries know: for T5's bare stack of layers, the T5EncoderModel around
+    it; else the model itself."""
     if type(stack).__name__ != "T5Stack":
         return stack
     from transformers import T5EncoderModel
@@ -98,12 +125,15 @@ def _attach_adapters(model: Any, method: Method) -> None:
     import adapters
     from adapters.composition import MultiTask
 
-    adapters.init(model, interface=_mpnet_interface() if model.config.model_type == "mpnet" else None)
+    adapters.init(
+        model, interface=_mpnet_interface() if model.config.model_type == "mpnet" else None
+    )
     if isinstance(method, MTLLoRA):
         names = [f"{NAME}_{index}" for index in range(len(method.tasks))]
         for name in names:
             model.add_adapter(name, config=method.config())
-        # Without this the thin matrices, which are what the tasks have in common, would be one copy per task.
+        # Without this the thin matrices, which are what the tasks have in common, would be one copy
+        # per task.
         model.share_parameters(names, name=NAME)
         model.train_adapter(MultiTask(*names))
         return
@@ -118,19 +148,27 @@ def _attach_adapters(model: Any, method: Method) -> None:
 
 def _edit_short_sentences(model: nn.Module, method: ReFT) -> None:
     for module in model.modules():
-        if type(module).__name__ == "ReftLayer" and isinstance(edits := module.refts, nn.ModuleDict) and NAME in edits:
-            edits[NAME] = _Edits(edits[NAME].get_submodule("units"), method.first_tokens, method.last_tokens)
+        if (
+            type(module).__name__ == "ReftLayer"
+            and isinstance(edits := module.refts, nn.ModuleDict)
+            and NAME in edits
+        ):
+            edits[NAME] = _Edits(
+                edits[NAME].get_submodule("units"), method.first_tokens, method.last_tokens
+            )
 
 
 class _Edits(nn.Module):
     """ReFT's edits by a mask over positions.
 
-    The library's own indices leave a sentence with fewer tokens than are edited, and take one end's states for the other's.
+    The library's own indices leave a sentence with fewer tokens than are edited, and take one end's
+    states for the other's.
 
     Args:
         units: the edit of the first tokens, and that of the last ones where it is another.
         first: how many tokens from the front are edited.
-        last: how many real tokens from the end are edited; where both would edit a token, this one does.
+        last: how many real tokens from the end are edited; where both would edit a token, this one
+            does.
     """
 
     def __init__(self, units: nn.Module, first: int, last: int) -> None:
@@ -146,19 +184,27 @@ class _Edits(nn.Module):
         place = torch.arange(states.shape[1], device=states.device) - start
         real = (place >= 0) & (place < length)
         units = list(self.units.children())
-        edited = torch.where((real & (place < self.first)).unsqueeze(-1), units[0](states).to(states.dtype), states)
-        return torch.where((real & (place >= length - self.last)).unsqueeze(-1), units[-1](states).to(states.dtype), edited)
+        edited = torch.where(
+            (real & (place < self.first)).unsqueeze(-1), units[0](states).to(states.dtype), states
+        )
+        return torch.where(
+            (real & (place >= length - self.last)).unsqueeze(-1),
+            units[-1](states).to(states.dtype),
+            edited,
+        )
 
 
 def _make_decayable(projection: nn.Linear) -> None:
-    # torch's own parametrization reads signs from the whole part of learned numbers that start at 1: with weight decay they are 0 after the
-    # first step, and so is the whole matrix. It also keeps a fixed random matrix of the encoder's width squared, which would be saved.
+    # torch's own parametrization reads signs from the whole part of learned numbers that start at
+    # 1: with weight decay they are 0 after the first step, and so is the whole matrix. It also
+    # keeps a fixed random matrix of the encoder's width squared, which would be saved.
     parametrize.remove_parametrizations(projection, "weight", leave_parametrized=True)
     parametrize.register_parametrization(projection, "weight", _OrthonormalRows())
 
 
 class _OrthonormalRows(nn.Module):
-    """The orthonormal basis of a matrix's rows, by QR with a positive diagonal. Weight decay, which scales the matrix, changes nothing."""
+    """The orthonormal basis of a matrix's rows, by QR with a positive diagonal. Weight decay, which
+    scales the matrix, changes nothing."""
 
     def forward(self, rows: Tensor) -> Tensor:
         basis, triangle = torch.linalg.qr(rows.mT)
@@ -196,17 +242,21 @@ def _attach_peft(model: Any, method: PeftMethod) -> None:
     config = method.config()
     found = find_targets(model, method.targets)
     if not found and not getattr(method, "feed_forward", False):
-        raise RecipeError("adapter.targets: is empty, so that nothing would learn. Name at least one, e.g. q.")
+        raise RecipeError(
+            "adapter.targets: is empty, so that nothing would learn. Name at least one, e.g. q."
+        )
     if isinstance(method, IA3) and method.feed_forward:
         config.feedforward_modules = find_targets(model, ["output"])
         found = [*found, *config.feedforward_modules]
     config.target_modules = found
-    # The wrapper that comes back is not needed: the modules are in the model already, under its own names.
+    # The wrapper that comes back is not needed: the modules are in the model already, under its own
+    # names.
     get_peft_model(model, config, adapter_name=NAME)
 
 
 def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The full names of the linear layers that roles (q, k, v, o, intermediate, output) or ends of names stand for.
+    """The full names of the linear layers that roles (q, k, v, o, intermediate, output) or ends of
+    names stand for.
 
     Raises:
         RecipeError: a target stands for none.
@@ -215,21 +265,24 @@ def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
     chosen: list[str] = []
     for target in targets:
         ends = _ROLES.get(target, (target,))
-        found = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in ends)]
+        found = [
+            name for name in linear if any(name == end or name.endswith(f".{end}") for end in ends)
+        ]
         if target == "output":
             found = [name for name in found if "attention." not in name]
         if not found:
             known = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise RecipeError(
-                f"adapter.targets: '{target}' names no linear layer of this {type(model).__name__}. Its layers end in {', '.join(known)}."
+                f"adapter.targets: '{target}' names no linear layer of this {type(model).__name__}."
+                f" Its layers end in {', '.join(known)}."
             )
         chosen += [name for name in found if name not in chosen]
     return chosen
 
 
 def _cast_projections(model: nn.Module) -> None:
-    # DeBERTa masks its scores with the lowest number of the queries' type. Under autocast some methods hand it float32 queries for bfloat16
-    # scores, where that number does not exist.
+    # DeBERTa masks its scores with the lowest number of the queries' type. Under autocast some
+    # methods hand it float32 queries for bfloat16 scores, where that number does not exist.
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in ("query_proj", "key_proj", "value_proj"):
             module.register_forward_hook(_to_autocast_type)
@@ -254,7 +307,9 @@ class _Prompt(nn.Module):
         return learned.unsqueeze(0).expand(batch, -1, -1)
 
 
-def _attach_prompt(model: Any, method: PromptTuning, tokenize: Callable[[str], Sequence[int]]) -> None:
+def _attach_prompt(
+    model: Any, method: PromptTuning, tokenize: Callable[[str], Sequence[int]]
+) -> None:
     from peft import PromptEmbedding
 
     words = model.get_input_embeddings()
@@ -264,38 +319,51 @@ def _attach_prompt(model: Any, method: PromptTuning, tokenize: Callable[[str], S
     if method.init_text is not None:
         ids = list(tokenize(method.init_text))
         if not ids:
-            raise RecipeError("adapter.init_text: the tokenizer makes no tokens of it. Write at least one word.")
+            raise RecipeError(
+                "adapter.init_text: the tokenizer makes no tokens of it. Write at least one word."
+            )
         repeated = (ids * (method.length // len(ids) + 1))[: method.length]
         with torch.no_grad():
-            vectors.embedding.weight.copy_(words.weight[torch.tensor(repeated, device=words.weight.device)])
+            vectors.embedding.weight.copy_(
+                words.weight[torch.tensor(repeated, device=words.weight.device)]
+            )
     model.prompt_tuning = _Prompt(vectors, method.length)
     # Hooks, not a wrapper: the encoder keeps its class and the names of its weights.
     model.register_forward_pre_hook(_prepend, with_kwargs=True)
     model.register_forward_hook(_strip)
 
 
-def _prepend(model: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _prepend(
+    model: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     ids = keywords.pop("input_ids")
     mask = keywords.pop("attention_mask", None)
     vectors = model.prompt_tuning(ids.shape[0])
     embedded = model.get_input_embeddings()(ids)
     keywords["inputs_embeds"] = torch.cat([vectors.to(embedded.dtype), embedded], dim=1)
     mask = torch.ones_like(ids) if mask is None else mask
-    keywords["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], vectors.shape[1]), mask], dim=1)
+    keywords["attention_mask"] = torch.cat(
+        [mask.new_ones(mask.shape[0], vectors.shape[1]), mask], dim=1
+    )
     return arguments, keywords
 
 
 def _strip(model: Any, arguments: tuple[Any, ...], output: Any) -> Any:
-    # A pooler must see the sentence's own tokens only: the first token at position 0, and as many states as the mask has columns.
+    # A pooler must see the sentence's own tokens only: the first token at position 0, and as many
+    # states as the mask has columns.
     output.last_hidden_state = output.last_hidden_state[:, model.prompt_tuning.length :]
-    if getattr(output, "pooler_output", None) is not None and getattr(model, "pooler", None) is not None:
+    if (
+        getattr(output, "pooler_output", None) is not None
+        and getattr(model, "pooler", None) is not None
+    ):
         output.pooler_output = model.pooler(output.last_hidden_state)
     return output
 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without the library's remarks on steps in between, such as an adapter that is not active yet."""
+    """Without the library's remarks on steps in between, such as an adapter that is not active
+    yet."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

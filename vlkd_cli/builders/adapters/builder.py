@@ -1,4 +1,5 @@
-"""Hugging Face text encoders with a parameter-efficient method: the encoder stays as it is, the method's weights learn."""
+"""Hugging Face text encoders with a parameter-efficient method: the encoder stays as it is, the
+method's weights learn."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.adapters.attach import attach, encoder_model
-from vlkd_cli.builders.adapters.files import encoder_tensors, export_merged, load_adapter, save_adapter
+from vlkd_cli.builders.adapters.files import (
+    encoder_tensors,
+    export_merged,
+    load_adapter,
+    save_adapter,
+)
 from vlkd_cli.builders.adapters.methods.low_rank import MTLLoRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.reft import ReFT
@@ -30,17 +36,21 @@ ADAPTER = "adapter"
 
 
 class Adapters(HuggingFace):
-    """A Hugging Face text encoder with the method of the tower's `adapter:`, e.g. `adapter: {name: lora, rank: 8}`.
+    """A Hugging Face text encoder with the method of the tower's `adapter:`, e.g. `adapter: {name:
+    lora, rank: 8}`.
 
-    The encoder never learns; `train: all` means the method's weights and the head. Everything else is as with builder huggingface.
+    The encoder never learns; `train: all` means the method's weights and the head. Everything else
+    is as with builder huggingface.
 
     Args:
         model: hub id, folder, or `package:NAME` for a model inside an installed package.
         pretrained: as with builder huggingface.
         config: as with builder huggingface.
         tokenizer: as with builder huggingface.
-        max_length: longest caption in tokens; by default what the encoder takes, less the method's own positions.
-        own_pooler: use the model's own pooled output, e.g. BERT's, instead of the mean over the real tokens.
+        max_length: longest caption in tokens; by default what the encoder takes, less the method's
+            own positions.
+        own_pooler: use the model's own pooled output, e.g. BERT's, instead of the mean over the
+            real tokens.
         adapter_weights: folder of a saved adapter to start from.
         trust: run code that comes with the model.
         cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
@@ -78,31 +88,51 @@ class Adapters(HuggingFace):
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:
         if self.adapter is None:
-            raise RecipeError(f"builder 'adapters' needs `adapter:`, one of {', '.join(catalog.names('adapter'))}.")
+            raise RecipeError(
+                "builder 'adapters' needs `adapter:`, one of"
+                f" {', '.join(catalog.names('adapter'))}."
+            )
         method = catalog.load("adapter", self.adapter.name)(**self.adapter.keys)
         plain = super().build(modality)
         assert isinstance(plain, HuggingFaceText)
         if method.prompt_length:
             self._leave_room(plain, method.prompt_length)
-        backbone = AdaptedText(plain, method, section={"name": self.adapter.name, **all_keys(method, self.adapter.keys)})
+        backbone = AdaptedText(
+            plain,
+            method,
+            section={"name": self.adapter.name, **all_keys(method, self.adapter.keys)},
+        )
         if self.adapter_weights is not None:
             load_adapter(backbone, self.adapter_weights)
         return backbone
 
     def attention(self, config: Any) -> str | None:
-        """Eager attention where the method is wrong with the fused one. Also refuses a method that does not go with the encoder."""
+        """Eager attention where the method is wrong with the fused one. Also refuses a method that
+        does not go with the encoder."""
         method = catalog.load("adapter", self.adapter.name)(**self.adapter.keys)
-        refused = adapter_rules.refusal(self.adapter.name, config.model_type, form=getattr(method, "form", None))
+        refused = adapter_rules.refusal(
+            self.adapter.name, config.model_type, form=getattr(method, "form", None)
+        )
         if refused is not None:
             raise RecipeError(f"tower '{self.tower_name}': {refused}")
-        return "eager" if adapter_rules.needs_eager_attention(self.adapter.name, config.model_type) else None
+        return (
+            "eager"
+            if adapter_rules.needs_eager_attention(self.adapter.name, config.model_type)
+            else None
+        )
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         """The types of encoders that the methods were tried on."""
         if modality == "image" or pretrained_only:
             return []
-        return [ModelInfo(name, "adapters", "text") for name in adapter_rules.ENCODERS if fnmatch(name, pattern.lower())]
+        return [
+            ModelInfo(name, "adapters", "text")
+            for name in adapter_rules.ENCODERS
+            if fnmatch(name, pattern.lower())
+        ]
 
     def _leave_room(self, plain: HuggingFaceText, length: int) -> None:
         """Shorten captions so that they and the learned positions fit into the encoder's."""
@@ -113,8 +143,9 @@ class Adapters(HuggingFace):
         if room < 2 or (self.max_length or 0) > room:
             wanted = f"max_length {self.max_length}" if self.max_length else "a caption"
             raise RecipeError(
-                f"tower '{self.tower_name}': adapter.length: {length} learned positions and {wanted} do not fit into the encoder's "
-                f"{room + length} positions. Make one of them smaller."
+                f"tower '{self.tower_name}': adapter.length: {length} learned positions and"
+                f" {wanted} do not fit into the encoder's {room + length} positions. Make one of"
+                " them smaller."
             )
         tokenizer: Any = plain.tokenizer
         limit = "max_length" if hasattr(tokenizer, "max_length") else "context_length"
@@ -122,7 +153,8 @@ class Adapters(HuggingFace):
 
 
 class AdaptedText(HuggingFaceText):
-    """A transformers encoder with a method attached: its parameters that do not require a gradient are the encoder's.
+    """A transformers encoder with a method attached: its parameters that do not require a gradient
+    are the encoder's.
 
     Args:
         plain: the encoder as builder huggingface makes it; it is changed in place.
@@ -130,10 +162,14 @@ class AdaptedText(HuggingFaceText):
         section: the tower's `adapter:` with every key, for the file that the adapter is saved in.
     """
 
-    def __init__(self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, Any]
+    ) -> None:
         encoder = encoder_model(plain.encoder)
         settings = json.dumps([plain.settings, section], sort_keys=True, default=str)
-        super().__init__(encoder, plain.config, plain.tokenizer, own_pooler=plain.own_pooler, settings=settings)
+        super().__init__(
+            encoder, plain.config, plain.tokenizer, own_pooler=plain.own_pooler, settings=settings
+        )
         # As they are without the method, whose own modules would be taken for layers.
         self._layers = super().layers()
         self.method = method
@@ -150,9 +186,16 @@ class AdaptedText(HuggingFaceText):
         save_encoder(self.encoder, self.config, folder, tensors=encoder_tensors(self.encoder))
         save_adapter(self, folder / ADAPTER)
         plain = self.exported(folder, place, keys)
-        own = {"builder": "adapters", "adapter": self.section, "adapter_weights": str(place / ADAPTER)}
+        own = {
+            "builder": "adapters",
+            "adapter": self.section,
+            "adapter_weights": str(place / ADAPTER),
+        }
         name = self.section["name"]
-        note = f"adapter '{name}' is part of the computation and cannot be merged: Python loads the encoder as it was, without {ADAPTER}/."
+        note = (
+            f"adapter '{name}' is part of the computation and cannot be merged: Python loads the"
+            f" encoder as it was, without {ADAPTER}/."
+        )
         return plain._replace(recipe={**plain.recipe, **own}, adapter="beside", note=note)
 
     def _words(self, text: str) -> list[int]:
@@ -161,12 +204,17 @@ class AdaptedText(HuggingFaceText):
         if own is not None:
             return list(own(text, add_special_tokens=False)["input_ids"])
         inputs = self.tokenizer([text])
-        return [int(token) for token in inputs["input_ids"][0][inputs["attention_mask"][0].bool()][1:-1]]
+        return [
+            int(token) for token in inputs["input_ids"][0][inputs["attention_mask"][0].bool()][1:-1]
+        ]
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Any:
         if isinstance(self.method, ReFT) and next(self.encoder.parameters()).dtype != torch.float32:
             # QR and the library's empty edits exist in float32 only.
-            raise RecipeError("adapter 'reft' needs float32 weights. Train with `precision: bf16`, which casts the computation alone.")
+            raise RecipeError(
+                "adapter 'reft' needs float32 weights. Train with `precision: bf16`, which casts"
+                " the computation alone."
+            )
         if self.method.gates_over_tokens:
             return self._run_by_length(inputs)
         return self._run_batch(inputs)
@@ -180,8 +228,13 @@ class AdaptedText(HuggingFaceText):
             tasks = ids.new_full((len(ids),), self.method.tasks.index(self.method.task))
         output = self.encoder(input_ids=ids, attention_mask=mask, task_ids=tasks, return_dict=True)
         if torch.is_grad_enabled():
-            # Tasks that no row has get a gradient of zero rather than none, which every process of a distributed run waits for.
-            absent = sum(parameter.sum() for parameter in self.encoder.parameters() if parameter.requires_grad)
+            # Tasks that no row has get a gradient of zero rather than none, which every process of
+            # a distributed run waits for.
+            absent = sum(
+                parameter.sum()
+                for parameter in self.encoder.parameters()
+                if parameter.requires_grad
+            )
             output.last_hidden_state = output.last_hidden_state + 0 * absent
             if self.own_pooler:
                 output.pooler_output = output.pooler_output + 0 * absent
@@ -197,25 +250,41 @@ class AdaptedText(HuggingFaceText):
         pooled: Tensor | None = None
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().squeeze(1)
-            real = {name: values[rows][mask[rows]].view(len(rows), length) for name, values in inputs.items()}
+            real = {
+                name: values[rows][mask[rows]].view(len(rows), length)
+                for name, values in inputs.items()
+            }
             output = self._run_batch(real)
             found = output.last_hidden_state
             if states is None:
                 states = found.new_zeros(*mask.shape, found.shape[-1])
             states = states.index_put((rows,), _spread(found, mask[rows]))
             if self.own_pooler:
-                pooled = output.pooler_output.new_zeros(len(mask), output.pooler_output.shape[-1]) if pooled is None else pooled
+                pooled = (
+                    output.pooler_output.new_zeros(len(mask), output.pooler_output.shape[-1])
+                    if pooled is None
+                    else pooled
+                )
                 pooled = pooled.index_put((rows,), output.pooler_output)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
     """`[N, L, D]` at the real positions of `mask` `[N, T]`, zeros elsewhere."""
-    return values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(mask.unsqueeze(-1), values)
+    return values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(
+        mask.unsqueeze(-1), values
+    )
 
 
 def all_keys(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's keys with the defaults filled in, so that a saved adapter does not depend on them."""
+    """A method's keys with the defaults filled in, so that a saved adapter does not depend on
+    them."""
     declared = inspect.signature(type(method).__init__).parameters.values()
-    keys = {key.name: given.get(key.name, key.default) for key in declared if key.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in keys.items()}
+    keys = {
+        key.name: given.get(key.name, key.default)
+        for key in declared
+        if key.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in keys.items()
+    }

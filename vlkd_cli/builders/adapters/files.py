@@ -1,6 +1,8 @@
-"""An adapter on disk: its own weights with the method's name and keys, or folded into the encoder it was trained with.
+"""An adapter on disk: its own weights with the method's name and keys, or folded into the encoder
+it was trained with.
 
-The libraries' own files lose state: Compacter's shared matrices, VeRA's random ones and DiReFT's form are not in them.
+The libraries' own files lose state: Compacter's shared matrices, VeRA's random ones and DiReFT's
+form are not in them.
 """
 
 from __future__ import annotations
@@ -22,22 +24,34 @@ SECTION = "adapter.yaml"
 
 
 def save_adapter(backbone: Any, folder: Path | str) -> None:
-    """Write an adapted backbone's method: `adapter.yaml` is the recipe's `adapter:` section, `adapter.safetensors` its weights."""
+    """Write an adapted backbone's method: `adapter.yaml` is the recipe's `adapter:` section,
+    `adapter.safetensors` its weights."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SECTION).write_text(yaml.safe_dump(backbone.section, sort_keys=False), encoding="utf-8")
-    # A tensor that the library keeps in several places is written once for each, so no two share memory in the file.
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own_tensors(backbone.encoder).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "vlkd adapter", "method": backbone.section["name"]})
+    (folder / SECTION).write_text(
+        yaml.safe_dump(backbone.section, sort_keys=False), encoding="utf-8"
+    )
+    # A tensor that the library keeps in several places is written once for each, so no two share
+    # memory in the file.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in own_tensors(backbone.encoder).items()
+    }
+    save_file(
+        tensors,
+        folder / WEIGHTS,
+        metadata={"format": "vlkd adapter", "method": backbone.section["name"]},
+    )
 
 
 def load_adapter(backbone: Any, folder: Path | str) -> None:
     """Take in what `save_adapter` wrote.
 
     Raises:
-        WeightsError: the files are not there, are of another method, or do not fit; the line says the first difference.
+        WeightsError: the files are not there, are of another method, or do not fit; the line says
+            the first difference.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -48,7 +62,8 @@ def load_adapter(backbone: Any, folder: Path | str) -> None:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, yaml.YAMLError) as error:
         raise WeightsError(
-            f"adapter_weights: '{folder}' has no readable {SECTION} and {WEIGHTS}. Name a folder that an adapter was saved in."
+            f"adapter_weights: '{folder}' has no readable {SECTION} and {WEIGHTS}. Name a folder"
+            " that an adapter was saved in."
         ) from error
     _same_method(saved, backbone.section, folder)
     own = own_tensors(backbone.encoder)
@@ -56,8 +71,9 @@ def load_adapter(backbone: Any, folder: Path | str) -> None:
         here, there = own.get(name), state.get(name)
         if here is None or there is None or here.shape != there.shape:
             raise WeightsError(
-                f"adapter_weights: '{folder}' does not fit this encoder: '{name}' is {_shape(there)} in it and {_shape(here)} here. "
-                "Use the encoder it was trained with."
+                f"adapter_weights: '{folder}' does not fit this encoder: '{name}' is"
+                f" {_shape(there)} in it and {_shape(here)} here. Use the encoder it was trained"
+                " with."
             )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -65,7 +81,8 @@ def load_adapter(backbone: Any, folder: Path | str) -> None:
 
 
 def export_merged(backbone: Any, folder: Path | str) -> None:
-    """Write the encoder with the method folded into its weights, as a plain transformers folder with the tokenizer.
+    """Write the encoder with the method folded into its weights, as a plain transformers folder
+    with the tokenizer.
 
     The backbone stays as it is.
 
@@ -74,13 +91,18 @@ def export_merged(backbone: Any, folder: Path | str) -> None:
     """
     if not backbone.method.merges:
         raise WeightsError(
-            f"adapter '{backbone.section['name']}' cannot be folded into the encoder's weights: it is part of the computation. "
-            "Save the adapter itself; of the methods, lora, dora, vera and ia3 can be folded in."
+            f"adapter '{backbone.section['name']}' cannot be folded into the encoder's weights: it"
+            " is part of the computation. Save the adapter itself; of the methods, lora, dora,"
+            " vera and ia3 can be folded in."
         )
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = copy.deepcopy(backbone.encoder)
-    for name, layer in [(name, module) for name, module in merged.named_modules() if isinstance(module, BaseTunerLayer)]:
+    for name, layer in [
+        (name, module)
+        for name, module in merged.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    ]:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(merged.get_submodule(parent), child, layer.get_base_layer())
@@ -100,8 +122,8 @@ def _same_method(saved: Any, here: dict[str, Any], folder: Path) -> None:
     for key in [*here, *wanted]:
         if here.get(key) != wanted.get(key):
             raise WeightsError(
-                f"adapter_weights: '{folder}' was saved with adapter.{key}: {wanted.get(key)}, the recipe says {here.get(key)}. "
-                f"Copy the section from its {SECTION}."
+                f"adapter_weights: '{folder}' was saved with adapter.{key}: {wanted.get(key)}, the"
+                f" recipe says {here.get(key)}. Copy the section from its {SECTION}."
             )
 
 

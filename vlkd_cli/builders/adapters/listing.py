@@ -39,7 +39,9 @@ class MethodRow(NamedTuple):
     """Why it does not go with the encoder."""
 
 
-def method_rows(model: str | None = None, *, cache_dir: str | None = None) -> tuple[str, list[MethodRow]]:
+def method_rows(
+    model: str | None = None, *, cache_dir: str | None = None
+) -> tuple[str, list[MethodRow]]:
     """A name for the encoder, and a row for every method and form on it.
 
     Args:
@@ -53,7 +55,11 @@ def method_rows(model: str | None = None, *, cache_dir: str | None = None) -> tu
         raise MissingPackageError("list-adapters", "adapters")
     config = _bert_base() if model is None else load_config(model, cache_dir=cache_dir)
     size = sum(parameter.numel() for parameter in _skeleton(config).parameters())
-    rows = [_row(name, form, config, size) for name in catalog.names("adapter") for form in FORMS.get(name, (None,))]
+    rows = [
+        _row(name, form, config, size)
+        for name in catalog.names("adapter")
+        for form in FORMS.get(name, (None,))
+    ]
     return model or "BERT base", rows
 
 
@@ -67,11 +73,22 @@ def _row(name: str, form: str | None, config: Any, size: int) -> MethodRow:
         except RecipeError as error:
             refused = str(error)
     share = None if trained is None else trained / size
-    return MethodRow(name, form, method.paper, method.library, method.merges, _encoders(name, form), trained, share, refused)
+    return MethodRow(
+        name,
+        form,
+        method.paper,
+        method.library,
+        method.merges,
+        _encoders(name, form),
+        trained,
+        share,
+        refused,
+    )
 
 
 def _count(name: str, form: str | None, config: Any) -> int:
-    # LoReFT learns as many numbers as NoReFT, but the library computes its large orthogonal matrices even here.
+    # LoReFT learns as many numbers as NoReFT, but the library computes its large orthogonal
+    # matrices even here.
     form = "noreft" if form == "loreft" else form
     method = catalog.load("adapter", name)(**({} if form is None else {"form": form}))
     with torch.device("meta"):
@@ -87,8 +104,16 @@ def _skeleton(config: Any) -> Any:
 
 
 def _encoders(name: str, form: str | None) -> tuple[str, ...]:
-    fitting = tuple(kind for kind in adapter_rules.ENCODERS if adapter_rules.refusal(name, kind, form=form) is None)
-    return ("any",) if adapter_rules.library_of(name) == "peft" and len(fitting) == len(adapter_rules.ENCODERS) else fitting
+    fitting = tuple(
+        kind
+        for kind in adapter_rules.ENCODERS
+        if adapter_rules.refusal(name, kind, form=form) is None
+    )
+    return (
+        ("any",)
+        if adapter_rules.library_of(name) == "peft" and len(fitting) == len(adapter_rules.ENCODERS)
+        else fitting
+    )
 
 
 def _bert_base() -> Any:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
-from vlkd_cli.builders.huggingface.load import apply_sizes, load_config, load_model, load_tokenizer, longest_input, scratch_config
+from vlkd_cli.builders.huggingface.load import (
+    apply_sizes,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_input,
+    scratch_config,
+)
 from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PretrainedTokenizer
@@ -30,16 +37,19 @@ EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
 class HuggingFace(Builder):
     """Any text encoder that transformers' AutoModel loads; of an encoder-decoder, the encoder.
 
-    Its feature is the mean of the last layer over the real tokens, as sentence encoders have it; the tower's `pooler:` replaces that.
+    Its feature is the mean of the last layer over the real tokens, as sentence encoders have it;
+    the tower's `pooler:` replaces that.
 
     Args:
         model: hub id, folder, or `package:NAME` for a model inside an installed package.
-        pretrained: true where `model` is given: its weights; false: the same architecture with random weights; or another hub id or
-            folder to take the weights from.
-        config: sizes that replace the model's own, or that make up an encoder from scratch: type (bert), layers, width, heads, hidden,
-            vocab_size, max_length, and any other key of the type's configuration. Fewer `layers` keep a pretrained model's first ones.
-        tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces of the captions at hand, kept in the run folder), or a hub id
-            or folder; by default the model's own, and `clip` from scratch.
+        pretrained: true where `model` is given: its weights; false: the same architecture with
+            random weights; or another hub id or folder to take the weights from.
+        config: sizes that replace the model's own, or that make up an encoder from scratch: type
+            (bert), layers, width, heads, hidden, vocab_size, max_length, and any other key of the
+            type's configuration. Fewer `layers` keep a pretrained model's first ones.
+        tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces of the captions at hand,
+            kept in the run folder), or a hub id or folder; by default the model's own, and `clip`
+            from scratch.
         max_length: longest caption in tokens; by default what the encoder takes.
         own_pooler: use the model's own pooled output, e.g. BERT's, instead of the mean.
         trust: run code that comes with the model.
@@ -73,31 +83,59 @@ class HuggingFace(Builder):
         place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
         if self.model is None:
-            config = scratch_config({key: value for key, value in self.config.items() if key != "vocab_size"})
+            config = scratch_config(
+                {key: value for key, value in self.config.items() if key != "vocab_size"}
+            )
         else:
             if "type" in self.config:
-                raise RecipeError("builder 'huggingface': config: `type` is the model's own. Remove it, or remove `model`.")
-            sizes = {key: value for key, value in self.config.items() if key != "vocab_size" or self._makes_tokenizer()}
-            config = apply_sizes(load_config(self.model, **place), {key: value for key, value in sizes.items() if key != "vocab_size"})
+                raise RecipeError(
+                    "builder 'huggingface': config: `type` is the model's own. Remove it, or remove"
+                    " `model`."
+                )
+            sizes = {
+                key: value
+                for key, value in self.config.items()
+                if key != "vocab_size" or self._makes_tokenizer()
+            }
+            config = apply_sizes(
+                load_config(self.model, **place),
+                {key: value for key, value in sizes.items() if key != "vocab_size"},
+            )
         tokenizer = self._tokenizer(config, weights)
         encoder = load_model(
-            weights, config, pretrained=weights is not None, pooling_layer=self.own_pooler, attention=self.attention(config), **place
+            weights,
+            config,
+            pretrained=weights is not None,
+            pooling_layer=self.own_pooler,
+            attention=self.attention(config),
+            **place,
         )
-        settings = json.dumps([self.model, self.config, self.own_pooler], sort_keys=True, default=str)
-        return HuggingFaceText(encoder, config, tokenizer, own_pooler=self.own_pooler, settings=settings)
+        settings = json.dumps(
+            [self.model, self.config, self.own_pooler], sort_keys=True, default=str
+        )
+        return HuggingFaceText(
+            encoder, config, tokenizer, own_pooler=self.own_pooler, settings=settings
+        )
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         """The types that `config: {type: ...}` takes; the hub's models are too many to list."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         if modality == "image" or pretrained_only:
             return []
         text = sorted(name for name in MODEL_MAPPING_NAMES if _reads_words(name))
-        return [ModelInfo(name, "huggingface", "text") for name in text if fnmatch(name, pattern.lower())]
+        return [
+            ModelInfo(name, "huggingface", "text")
+            for name in text
+            if fnmatch(name, pattern.lower())
+        ]
 
     def attention(self, config: Any) -> str | None:
-        """The attention implementation that a builder over this one needs; None: the library's choice."""
+        """The attention implementation that a builder over this one needs; None: the library's
+        choice."""
         return None
 
     def _weights(self) -> str | None:
@@ -107,28 +145,42 @@ class HuggingFace(Builder):
             if self.pretrained:
                 raise RecipeError("builder 'huggingface': `pretrained: true` needs a `model`.")
             if not self.config:
-                raise RecipeError("builder 'huggingface': say `model: ID` or `config: {layers: ..., width: ..., heads: ...}`.")
+                raise RecipeError(
+                    "builder 'huggingface': say `model: ID` or `config: {layers: ..., width: ...,"
+                    " heads: ...}`."
+                )
             return None
         return None if self.pretrained is False else self.model
 
     def _makes_tokenizer(self) -> bool:
-        return self.tokenizer in ("clip", "trained") or (self.tokenizer is None and self.model is None)
+        return self.tokenizer in ("clip", "trained") or (
+            self.tokenizer is None and self.model is None
+        )
 
     def _tokenizer(self, config: Any, weights: str | None) -> Callable[[Sequence[str]], TextInput]:
         """The tokenizer; a configuration without weights takes its vocabulary from it."""
         wanted = self.config.get("vocab_size")
         if self._makes_tokenizer():
             if weights is not None:
-                raise RecipeError(f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with pretrained weights. Remove it.")
+                raise RecipeError(
+                    f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with"
+                    " pretrained weights. Remove it."
+                )
             limit = self.max_length or longest_input(config, None)
             if self.tokenizer != "trained":
                 size = int(wanted or CLIP_VOCABULARY)
-                # In CLIP's vocabulary every number stands for a word, so padding gets one of its own below them: the type's usual one,
-                # as some types count positions from it.
+                # In CLIP's vocabulary every number stands for a word, so padding gets one of its
+                # own below them: the type's usual one, as some types count positions from it.
                 usual = getattr(config, "pad_token_id", None)
                 pad = usual if usual is not None and 0 <= usual < MOST_RESERVED_IDS else 0
-                clip = ClipTokenizer(context_length=limit, vocabulary_size=size, masked=True, pad=pad, shift=pad + 1)
-                set_vocabulary(config, size + pad + 1, {"pad_token_id": pad, "bos_token_id": clip.eot - 1, "eos_token_id": clip.eot})
+                clip = ClipTokenizer(
+                    context_length=limit, vocabulary_size=size, masked=True, pad=pad, shift=pad + 1
+                )
+                set_vocabulary(
+                    config,
+                    size + pad + 1,
+                    {"pad_token_id": pad, "bos_token_id": clip.eot - 1, "eos_token_id": clip.eot},
+                )
                 return clip
             words = trained_tokenizer(
                 self.tower_name,
@@ -136,23 +188,34 @@ class HuggingFace(Builder):
                 captions=self.captions,
                 run_folder=self.run_folder,
             )
-            ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.cls_token_id, "eos_token_id": words.sep_token_id}
+            ids = {
+                "pad_token_id": words.pad_token_id,
+                "bos_token_id": words.cls_token_id,
+                "eos_token_id": words.sep_token_id,
+            }
             set_vocabulary(config, len(words), ids)
             return PretrainedTokenizer(words, max_length=limit)
-        own = load_tokenizer(self.tokenizer or self.model or "", trust=self.trust, cache_dir=self.cache_dir)
+        own = load_tokenizer(
+            self.tokenizer or self.model or "", trust=self.trust, cache_dir=self.cache_dir
+        )
         if wanted is not None:
             raise RecipeError(
-                "builder 'huggingface': config: `vocab_size` is the tokenizer's own here. Remove it, or set `tokenizer: trained`."
+                "builder 'huggingface': config: `vocab_size` is the tokenizer's own here. Remove"
+                " it, or set `tokenizer: trained`."
             )
         if weights is None and self.tokenizer is not None:
             set_vocabulary(config, len(own), {"pad_token_id": own.pad_token_id})
         if len(own) > config.vocab_size:
-            raise RecipeError(f"builder 'huggingface': tokenizer '{self.tokenizer}' has {len(own)} words, the model {config.vocab_size}.")
+            raise RecipeError(
+                f"builder 'huggingface': tokenizer '{self.tokenizer}' has {len(own)} words, the"
+                f" model {config.vocab_size}."
+            )
         return PretrainedTokenizer(own, max_length=self.max_length or longest_input(config, own))
 
 
 class HuggingFaceText(Backbone):
-    """A transformers encoder: mean over the real tokens of the last layer, or the model's own pooled output.
+    """A transformers encoder: mean over the real tokens of the last layer, or the model's own
+    pooled output.
 
     Args:
         encoder: takes `input_ids` and `attention_mask`, returns an output with `last_hidden_state`.
@@ -209,19 +272,30 @@ class HuggingFaceText(Backbone):
         return Export(
             "Hugging Face",
             python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted}){part}",
-            recipe={"builder": "huggingface", "model": str(place), **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)}},
-            feature="pooler_output" if self.own_pooler else "the mean of last_hidden_state over the real tokens",
+            recipe={
+                "builder": "huggingface",
+                "model": str(place),
+                **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)},
+            },
+            feature=(
+                "pooler_output"
+                if self.own_pooler
+                else "the mean of last_hidden_state over the real tokens"
+            ),
         )
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Any:
-        return self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True)
+        return self.encoder(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True
+        )
 
     def _pooled_width(self, tokenizer: Callable[[Sequence[str]], TextInput]) -> int:
         with torch.no_grad():
             pooled = getattr(self._run(tokenizer(["a"])), "pooler_output", None)
         if pooled is None:
             raise RecipeError(
-                "builder 'huggingface': this model has no pooler of its own. Remove `own_pooler` or use `pooler: {name: cls}`."
+                "builder 'huggingface': this model has no pooler of its own. Remove `own_pooler` or"
+                " use `pooler: {name: cls}`."
             )
         return int(pooled.shape[-1])
 

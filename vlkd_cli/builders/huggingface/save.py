@@ -16,8 +16,11 @@ from vlkd_cli.builders.weights import write_weights
 WEIGHTS = "model.safetensors"
 
 
-def save_encoder(encoder: nn.Module, config: Any, folder: Path, *, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write `config.json` and `model.safetensors` for AutoModel; of an encoder-decoder only the encoder, under the names of the whole.
+def save_encoder(
+    encoder: nn.Module, config: Any, folder: Path, *, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors` for AutoModel; of an encoder-decoder only the
+    encoder, under the names of the whole.
 
     Args:
         encoder: what builder huggingface loaded.
@@ -30,7 +33,8 @@ def save_encoder(encoder: nn.Module, config: Any, folder: Path, *, tensors: Mapp
     if getattr(config, "is_encoder_decoder", False):
         config.architectures, names = _names_in_whole(encoder, config)
         kept = {names[name]: tensor for name, tensor in kept.items()}
-    # transformers 5 loads weights in the type that the configuration names, which is that of the file they came from.
+    # transformers 5 loads weights in the type that the configuration names, which is that of the
+    # file they came from.
     config.dtype = "float32"
     config.save_pretrained(folder)
     write_weights(kept, folder / WEIGHTS)
@@ -39,7 +43,8 @@ def save_encoder(encoder: nn.Module, config: Any, folder: Path, *, tensors: Mapp
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tower's tokenizer for AutoTokenizer, with the tower's own limit on the length.
 
-    CLIP's byte pairs become a fast tokenizer with the same ids. It does not repair HTML entities and broken Unicode first.
+    CLIP's byte pairs become a fast tokenizer with the same ids. It does not repair HTML entities
+    and broken Unicode first.
     """
     if isinstance(tokenizer, ClipTokenizer):
         _clip_tokenizer(tokenizer).save_pretrained(folder)
@@ -70,31 +75,61 @@ def _names_in_whole(encoder: Any, config: Any) -> tuple[list[str], dict[str, str
     if type(encoder) is not type(whole.get_encoder()):
         # A library's wrapper around the encoder, which names it as the whole does.
         return [type(encoder).__name__], {name: name for name in encoder.state_dict()}
-    first = {id(tensor): name for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]}
+    first = {
+        id(tensor): name for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]
+    }
     inside = whole.get_encoder().state_dict(keep_vars=True)
     return [type(whole).__name__], {name: first[id(tensor)] for name, tensor in inside.items()}
 
 
 def _clip_tokenizer(clip: ClipTokenizer) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     start, end, pad = "<start_of_text>", "<end_of_text>", "<pad>"
     vocabulary, merges = clip.vocabulary()
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            normalizers.Lowercase(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
+            pre_tokenizers.Split(
+                Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"),
+                behavior="removed",
+                invert=True,
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (pad, start, end) if token in vocabulary])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token in (pad, start, end)
+            if token in vocabulary
+        ]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(token, vocabulary[token]) for token in (start, end)]
+        single=f"{start} $A {end}",
+        special_tokens=[(token, vocabulary[token]) for token in (start, end)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=pad, model_max_length=clip.context_length
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        pad_token=pad,
+        model_max_length=clip.context_length,
     )

@@ -1,8 +1,10 @@
 """Quicker ways through open_clip's transformers, with the same weights and the same features.
 
-Of the last block only one token is read by towers that pool a single one, so only that token asks, is projected and passes the MLP there.
-On CPUs, attention reads queries, keys and values where the one projection left them instead of copying them apart, and works in float32
-(torch's 16-bit attention kernels for CPUs take several times as long); a patch embedding in 16 bits is a matrix product.
+Of the last block only one token is read by towers that pool a single one, so only that token asks,
+is projected and passes the MLP there. On CPUs, attention reads queries, keys and values where the
+one projection left them instead of copying them apart, and works in float32 (torch's 16-bit
+attention kernels for CPUs take several times as long); a patch embedding in 16 bits is a matrix
+product.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 
 class PackedAttention(nn.MultiheadAttention):
-    """Self-attention without copies on CPUs; elsewhere, and in uses that open_clip's towers do not make of it, torch's own.
+    """Self-attention without copies on CPUs; elsewhere, and in uses that open_clip's towers do not
+    make of it, torch's own.
 
     In float32 equal bit for bit; under autocast the softmax and its products are in float32.
     """
@@ -31,8 +34,19 @@ class PackedAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        plain = query is key and key is value and query.ndim == 3 and not need_weights and key_padding_mask is None and not is_causal
-        if not plain or query.device.type != "cpu" or (attn_mask is not None and attn_mask.ndim != 2):
+        plain = (
+            query is key
+            and key is value
+            and query.ndim == 3
+            and not need_weights
+            and key_padding_mask is None
+            and not is_causal
+        )
+        if (
+            not plain
+            or query.device.type != "cpu"
+            or (attn_mask is not None and attn_mask.ndim != 2)
+        ):
             return super().forward(
                 query,
                 key,
@@ -49,15 +63,24 @@ class PackedAttention(nn.MultiheadAttention):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """A convolution whose windows do not overlap; on CPUs in 16 bits it is one matrix product, which is quicker there."""
+    """A convolution whose windows do not overlap; on CPUs in 16 bits it is one matrix product,
+    which is quicker there."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not self._tiles(images):
+        if (
+            images.device.type != "cpu"
+            or not torch.is_autocast_enabled("cpu")
+            or not self._tiles(images)
+        ):
             return super().forward(images)
         batch, channels, height, width = images.shape
         down, right = self.stride
-        windows = images.to(torch.get_autocast_dtype("cpu")).view(batch, channels, height // down, down, width // right, right)
-        windows = windows.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // down, width // right, channels * down * right)
+        windows = images.to(torch.get_autocast_dtype("cpu")).view(
+            batch, channels, height // down, down, width // right, right
+        )
+        windows = windows.permute(0, 2, 4, 1, 3, 5).reshape(
+            batch, height // down, width // right, channels * down * right
+        )
         return F.linear(windows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
     def _tiles(self, images: Tensor) -> bool:
@@ -66,15 +89,25 @@ class PatchEmbedding(nn.Conv2d):
 
 
 def quicken(encoder: nn.Module) -> None:
-    """Give an open_clip transformer the attention and patch embedding above, in place; names and weights stay."""
+    """Give an open_clip transformer the attention and patch embedding above, in place; names and
+    weights stay."""
     from open_clip.transformer import ResidualAttentionBlock
 
     for module in encoder.modules():
         attention = getattr(module, "attn", None)
-        if type(module) is ResidualAttentionBlock and type(attention) is nn.MultiheadAttention and _is_plain(attention):
+        if (
+            type(module) is ResidualAttentionBlock
+            and type(attention) is nn.MultiheadAttention
+            and _is_plain(attention)
+        ):
             attention.__class__ = PackedAttention
     patches = getattr(encoder, "conv1", None)
-    if type(patches) is nn.Conv2d and patches.stride == patches.kernel_size and patches.padding == (0, 0) and patches.groups == 1:
+    if (
+        type(patches) is nn.Conv2d
+        and patches.stride == patches.kernel_size
+        and patches.padding == (0, 0)
+        and patches.groups == 1
+    ):
         patches.__class__ = PatchEmbedding
 
 
@@ -83,11 +116,18 @@ def reads_one_token(transformer: Any) -> bool:
     from open_clip.transformer import ResidualAttentionBlock
 
     last = transformer.resblocks[-1]
-    return type(last) is ResidualAttentionBlock and not hasattr(last, "ln_1_kv") and type(last.attn) is PackedAttention
+    return (
+        type(last) is ResidualAttentionBlock
+        and not hasattr(last, "ln_1_kv")
+        and type(last.attn) is PackedAttention
+    )
 
 
-def pooled(transformer: Any, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """One token of each row after all blocks, `[B, D]`: equal to `transformer(tokens, attn_mask=mask)[arange(B), positions]`.
+def pooled(
+    transformer: Any, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """One token of each row after all blocks, `[B, D]`: equal to `transformer(tokens,
+    attn_mask=mask)[arange(B), positions]`.
 
     Args:
         tokens: `[B, T, D]`.
@@ -99,7 +139,9 @@ def pooled(transformer: Any, tokens: Tensor, positions: Tensor | None = None, ma
         tokens = block(tokens, attn_mask=mask)
     normed, attention = last.ln_1(tokens), last.attn
     width, heads = attention.embed_dim, attention.num_heads
-    query = F.linear(_pick(normed, positions), attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+    query = F.linear(
+        _pick(normed, positions), attention.in_proj_weight[:width], attention.in_proj_bias[:width]
+    )
     packed = F.linear(normed, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
     keys, values = split_heads(packed, 2, heads)
     (queries,) = split_heads(query[:, None], 1, heads)
@@ -115,21 +157,31 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     if mask is not None and mask.is_floating_point():
         mask = mask.to(queries.dtype)
     with torch.autocast(queries.device.type, enabled=False):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
 
 def split_heads(packed: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """`[B, T, parts * H * D]` as that many `[B, H, T, D]`, all looking into one memory; on CPUs 16-bit numbers become float32."""
+    """`[B, T, parts * H * D]` as that many `[B, H, T, D]`, all looking into one memory; on CPUs
+    16-bit numbers become float32."""
     return cast("tuple[Tensor, ...]", _SplitHeads.apply(packed, parts, heads))
 
 
 class _SplitHeads(torch.autograd.Function):
-    # Views alone would do, but their backward stacks the parts and then copies them once more into the order of the projection.
+    # Views alone would do, but their backward stacks the parts and then copies them once more into
+    # the order of the projection.
     @staticmethod
     def forward(ctx: Any, packed: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
         batch, length, width = packed.shape
         ctx.shape, ctx.kind = (batch, length, parts, heads, width // parts // heads), packed.dtype
-        full = packed.float() if packed.device.type == "cpu" and packed.dtype in (torch.bfloat16, torch.float16) else packed
+        full = (
+            packed.float()
+            if packed.device.type == "cpu" and packed.dtype in (torch.bfloat16, torch.float16)
+            else packed
+        )
         return full.view(ctx.shape).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
@@ -141,7 +193,11 @@ class _SplitHeads(torch.autograd.Function):
 
 
 def _pick(tokens: Tensor, positions: Tensor | None) -> Tensor:
-    return tokens[:, 0] if positions is None else tokens[torch.arange(len(tokens), device=tokens.device), positions]
+    return (
+        tokens[:, 0]
+        if positions is None
+        else tokens[torch.arange(len(tokens), device=tokens.device), positions]
+    )
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:

@@ -20,17 +20,19 @@ class OpenCLIP(Builder):
     """An image or text tower of open_clip; only the wanted half is built.
 
     Args:
-        model: a name of `vlkd list-models --builder openclip`, a hub id as `hf-hub:org/name`, or a folder with open_clip_config.json.
-            Without it, `config` says everything.
-        pretrained: false: random weights; true: the `openai` tag if there is one, else the model's first; a tag; a hub id; or a file or
-            folder of weights.
-        config: sizes that replace the model's own, or that make up a model from scratch: layers, width, heads, embed_dim, mlp_ratio;
-            for images also image_size and patch_size (layers as a list of four makes a ResNet); for texts context_length and vocab_size;
-            and any other key of open_clip's own configuration.
+        model: a name of `vlkd list-models --builder openclip`, a hub id as `hf-hub:org/name`, or a
+            folder with open_clip_config.json. Without it, `config` says everything.
+        pretrained: false: random weights; true: the `openai` tag if there is one, else the model's
+            first; a tag; a hub id; or a file or folder of weights.
+        config: sizes that replace the model's own, or that make up a model from scratch: layers,
+            width, heads, embed_dim, mlp_ratio; for images also image_size and patch_size (layers as
+            a list of four makes a ResNet); for texts context_length and vocab_size; and any other
+            key of open_clip's own configuration.
         cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
 
-    Source: open_clip 3 (mlfoundations/open_clip). Differs in cutting captions to the longest of the batch where the text tower is
-    causal, which changes no feature, and in taking quick GELU from the weights' tag instead of warning that it differs.
+    Source: open_clip 3 (mlfoundations/open_clip). Differs in cutting captions to the longest of the
+    batch where the text tower is causal, which changes no feature, and in taking quick GELU from
+    the weights' tag instead of warning that it differs.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class OpenCLIP(Builder):
         return OpenClipText(encoder, source, cache_dir=self.cache_dir)
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         return [
             row
             for row in describe()
-            if modality in (None, row.modality) and fnmatch(row.name.lower(), pattern.lower()) and (row.pretrained or not pretrained_only)
+            if modality in (None, row.modality)
+            and fnmatch(row.name.lower(), pattern.lower())
+            and (row.pretrained or not pretrained_only)
         ]
 
     @classmethod
@@ -71,11 +77,15 @@ class OpenCLIP(Builder):
             return row
         with torch.device("meta"):
             half = _build_half(source, row.modality)
-        return row._replace(width=source.embed_dim, parameters=sum(parameter.numel() for parameter in half.parameters()))
+        return row._replace(
+            width=source.embed_dim,
+            parameters=sum(parameter.numel() for parameter in half.parameters()),
+        )
 
 
 def _build_half(source: Source, modality: str) -> nn.Module:
-    # open_clip offers no public way to one half; its own CLIP, CustomTextCLIP and CoCa classes call these two.
+    # open_clip offers no public way to one half; its own CLIP, CustomTextCLIP and CoCa classes call
+    # these two.
     from open_clip.model import _build_text_tower, _build_vision_tower
 
     build = _build_vision_tower if modality == "image" else _build_text_tower
@@ -88,4 +98,8 @@ def _build_half(source: Source, modality: str) -> nn.Module:
         return build(source.embed_dim, section, source.quick_gelu)
     except OSError as error:
         folder = cache_folder() / "hub"
-        raise unfetchable(f"openclip model '{source.name}'", files=f"config.json of hub id '{wanted}'", folder=folder) from error
+        raise unfetchable(
+            f"openclip model '{source.name}'",
+            files=f"config.json of hub id '{wanted}'",
+            folder=folder,
+        ) from error

@@ -1,4 +1,5 @@
-"""What an open_clip model consists of, and where its weights lie: names, tags, hub ids and folders brought to one form."""
+"""What an open_clip model consists of, and where its weights lie: names, tags, hub ids and folders
+brought to one form."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ class Source(NamedTuple):
     folder: Path | None
 
 
-def find_source(model: str | None, pretrained: bool | str, config: Mapping[str, Any], modality: str, cache_dir: str | None) -> Source:
+def find_source(
+    model: str | None,
+    pretrained: bool | str,
+    config: Mapping[str, Any],
+    modality: str,
+    cache_dir: str | None,
+) -> Source:
     """Bring the recipe's keys together.
 
     Raises:
@@ -42,9 +49,15 @@ def find_source(model: str | None, pretrained: bool | str, config: Mapping[str, 
     what = f"openclip model '{model}'" if model else "openclip model from scratch"
     if model is None:
         if not config:
-            raise RecipeError("builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads: ...}`.")
+            raise RecipeError(
+                "builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads:"
+                " ...}`."
+            )
         if pretrained is True:
-            raise RecipeError("builder 'openclip': `pretrained: true` needs a `model`. Name one or give a file of weights.")
+            raise RecipeError(
+                "builder 'openclip': `pretrained: true` needs a `model`. Name one or give a file of"
+                " weights."
+            )
     folder: Path | None = None
     weights: Path | None = None
     preprocess: dict[str, Any] = {}
@@ -52,7 +65,9 @@ def find_source(model: str | None, pretrained: bool | str, config: Mapping[str, 
     if model is None:
         settings: dict[str, Any] = {"vision_cfg": {}, "text_cfg": {}}
     elif model.startswith(HUB) or is_local(model):
-        folder = _hub_folder(model, what, cache_dir) if model.startswith(HUB) else locate(model, what)
+        folder = (
+            _hub_folder(model, what, cache_dir) if model.startswith(HUB) else locate(model, what)
+        )
         settings, preprocess = _read_folder(folder, what)
         if pretrained is True:
             weights = weights_file(folder, what)
@@ -62,18 +77,40 @@ def find_source(model: str | None, pretrained: bool | str, config: Mapping[str, 
         weights, tag_settings = _named_weights(model, pretrained, what, cache_dir)
     elif isinstance(pretrained, str):
         weights = weights_file(locate(pretrained, what), what)
-    preprocess = {**preprocess, **{key: tag_settings[key] for key in tag_settings if key in PREPROCESSING}}
+    preprocess = {
+        **preprocess,
+        **{key: tag_settings[key] for key in tag_settings if key in PREPROCESSING},
+    }
     vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
-    top = _overlay(vision if modality == "image" else text, config, modality, from_scratch=model is None)
-    embed_dim = int(top.get("embed_dim") or settings.get("embed_dim") or (vision if modality == "image" else text)["width"])
-    # Weights must run with the activation that they were trained with, which their tag knows better than the model's name.
-    quick_gelu = bool(top.get("quick_gelu", tag_settings.get("quick_gelu", settings.get("quick_gelu", False))))
+    top = _overlay(
+        vision if modality == "image" else text, config, modality, from_scratch=model is None
+    )
+    embed_dim = int(
+        top.get("embed_dim")
+        or settings.get("embed_dim")
+        or (vision if modality == "image" else text)["width"]
+    )
+    # Weights must run with the activation that they were trained with, which their tag knows better
+    # than the model's name.
+    quick_gelu = bool(
+        top.get("quick_gelu", tag_settings.get("quick_gelu", settings.get("quick_gelu", False)))
+    )
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
     origin = str(pretrained) if isinstance(pretrained, str) else str(weights or "")
-    return Source(model or "from scratch", embed_dim, vision, text, quick_gelu, preprocess, weights, origin, folder)
+    return Source(
+        model or "from scratch",
+        embed_dim,
+        vision,
+        text,
+        quick_gelu,
+        preprocess,
+        weights,
+        origin,
+        folder,
+    )
 
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "size")
@@ -84,11 +121,16 @@ def _named(model: str, what: str) -> dict[str, Any]:
 
     settings = open_clip.get_model_config(model.replace("/", "-"))
     if settings is None:
-        raise RecipeError(f"{what} is unknown.{did_you_mean(model, open_clip.list_models())} See `vlkd list-models --builder openclip`.")
+        raise RecipeError(
+            f"{what} is unknown.{did_you_mean(model, open_clip.list_models())} See `vlkd"
+            " list-models --builder openclip`."
+        )
     return settings
 
 
-def _named_weights(model: str, pretrained: bool | str, what: str, cache_dir: str | None) -> tuple[Path, dict[str, Any]]:
+def _named_weights(
+    model: str, pretrained: bool | str, what: str, cache_dir: str | None
+) -> tuple[Path, dict[str, Any]]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -96,7 +138,9 @@ def _named_weights(model: str, pretrained: bool | str, what: str, cache_dir: str
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is True:
         if not tags:
-            raise RecipeError(f"{what} has no published weights. Set `pretrained: false` or give a file.")
+            raise RecipeError(
+                f"{what} has no published weights. Set `pretrained: false` or give a file."
+            )
         pretrained = "openai" if "openai" in tags else tags[0]
     settings = dict(get_pretrained_cfg(name, str(pretrained)))
     if settings:
@@ -107,10 +151,14 @@ def _named_weights(model: str, pretrained: bool | str, what: str, cache_dir: str
         folder = _hub_folder(str(pretrained), what, cache_dir)
         return weights_file(folder, what), _read_folder(folder, what)[1]
     known = f"Known: {', '.join(tags)}." if tags else "It has none; give a file of weights."
-    raise RecipeError(f"{what} has no weights '{pretrained}'.{did_you_mean(str(pretrained), tags)} {known}")
+    raise RecipeError(
+        f"{what} has no weights '{pretrained}'.{did_you_mean(str(pretrained), tags)} {known}"
+    )
 
 
-def _fetch(name: str, tag: str, settings: Mapping[str, Any], what: str, cache_dir: str | None) -> Path:
+def _fetch(
+    name: str, tag: str, settings: Mapping[str, Any], what: str, cache_dir: str | None
+) -> Path:
     from open_clip.pretrained import download_pretrained
 
     folder = cache_folder(cache_dir) / "openclip"
@@ -120,11 +168,14 @@ def _fetch(name: str, tag: str, settings: Mapping[str, Any], what: str, cache_di
     prepare_hub()
     try:
         return Path(download_pretrained(dict(settings), cache_dir=str(folder)))
-    # Whatever goes wrong in fetching (no network, no such file, no right to it) has the same remedy.
+    # Whatever goes wrong in fetching (no network, no such file, no right to it) has the same
+    # remedy.
     except Exception as error:
         origin = settings.get("hf_hub") or settings.get("url")
         files = f"the weights of '{origin}' as {name}-{tag}.safetensors (or .pt, .bin)"
-        raise unfetchable(f"{what}, tag '{tag}'", files=files, folder=folder, error=error) from error
+        raise unfetchable(
+            f"{what}, tag '{tag}'", files=files, folder=folder, error=error
+        ) from error
 
 
 def _hub_folder(model: str, what: str, cache_dir: str | None) -> Path:
@@ -137,17 +188,24 @@ def _hub_folder(model: str, what: str, cache_dir: str | None) -> Path:
     downloads = str(cache_folder(cache_dir) / "openclip")
     prepare_hub()
     try:
-        settings = Path(download_pretrained_from_hf(name, filename=CONFIG_FILE, cache_dir=downloads))
+        settings = Path(
+            download_pretrained_from_hf(name, filename=CONFIG_FILE, cache_dir=downloads)
+        )
         download_pretrained_from_hf(name, cache_dir=downloads)
     except Exception as error:
-        raise unfetchable(what, files=f"{CONFIG_FILE} and the weights of hub id '{name}'", folder=folder) from error
+        raise unfetchable(
+            what, files=f"{CONFIG_FILE} and the weights of hub id '{name}'", folder=folder
+        ) from error
     return settings.parent
 
 
 def _read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise RecipeError(f"{what}: '{folder}' has no {CONFIG_FILE}. Name a model and give the folder's weights as `pretrained`.")
+        raise RecipeError(
+            f"{what}: '{folder}' has no {CONFIG_FILE}. Name a model and give the folder's weights"
+            " as `pretrained`."
+        )
     try:
         content = json.loads(file.read_text())
         settings = content.get("model_cfg", content)
@@ -157,8 +215,11 @@ def _read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Any
     return settings, content.get("preprocess_cfg", {})
 
 
-def _overlay(section: dict[str, Any], config: Mapping[str, Any], modality: str, *, from_scratch: bool) -> dict[str, Any]:
-    """Put the recipe's `config` into a section of open_clip's; returns the keys that stand above the sections."""
+def _overlay(
+    section: dict[str, Any], config: Mapping[str, Any], modality: str, *, from_scratch: bool
+) -> dict[str, Any]:
+    """Put the recipe's `config` into a section of open_clip's; returns the keys that stand above
+    the sections."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     schema = CLIPVisionCfg if modality == "image" else CLIPTextCfg
@@ -166,14 +227,19 @@ def _overlay(section: dict[str, Any], config: Mapping[str, Any], modality: str, 
     known = {field.name for field in fields(schema)} | above | {"heads"}
     for key in config:
         if key not in known:
-            raise RecipeError(f"builder 'openclip': config has no key '{key}' for {modality} towers.{did_you_mean(key, known)}")
+            raise RecipeError(
+                f"builder 'openclip': config has no key '{key}' for {modality}"
+                f" towers.{did_you_mean(key, known)}"
+            )
     own = {key: value for key, value in config.items() if key not in above}
     if modality == "image":
         heads = own.pop("heads", None)
         width = int(own.get("width", section.get("width", 768)))
         if heads is not None:
             if width % int(heads):
-                raise RecipeError(f"builder 'openclip': config: {heads} heads do not divide width {width}.")
+                raise RecipeError(
+                    f"builder 'openclip': config: {heads} heads do not divide width {width}."
+                )
             own["head_width"] = width // int(heads)
     section.update(own)
     if from_scratch:
@@ -181,8 +247,15 @@ def _overlay(section: dict[str, Any], config: Mapping[str, Any], modality: str, 
         for key in ("width", "layers"):
             section.setdefault(key, defaults[key])
     heads = section.get("heads", 8)
-    if modality == "text" and "hf_model_name" not in section and int(section.get("width", 512)) % int(heads):
-        raise RecipeError(f"builder 'openclip': config: {heads} heads do not divide width {section['width']}. Set `heads`.")
+    if (
+        modality == "text"
+        and "hf_model_name" not in section
+        and int(section.get("width", 512)) % int(heads)
+    ):
+        raise RecipeError(
+            f"builder 'openclip': config: {heads} heads do not divide width {section['width']}. Set"
+            " `heads`."
+        )
     return {key: config[key] for key in above if key in config}
 
 

@@ -18,9 +18,16 @@ PROMPT = "prompt.safetensors"
 
 
 def save_half(
-    half: str, source: Source, state: Mapping[str, Tensor], folder: Path, place: Path, *, preprocessing: Mapping[str, Any]
+    half: str,
+    source: Source,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    place: Path,
+    *,
+    preprocessing: Mapping[str, Any],
 ) -> Export:
-    """Write a folder for open_clip's `local-dir:`. Both halves of the model are described; the weights are of one, under its own names.
+    """Write a folder for open_clip's `local-dir:`. Both halves of the model are described; the
+    weights are of one, under its own names.
 
     Args:
         half: what open_clip calls it: visual or text.
@@ -29,15 +36,26 @@ def save_half(
     """
     sections = {"vision_cfg": source.vision, "text_cfg": source.text}
     # CoCa's towers give their tokens too, and its class is not the one named here.
-    plain = {name: {key: value for key, value in section.items() if key != "output_tokens"} for name, section in sections.items()}
-    model = {"embed_dim": source.embed_dim, **plain, "quick_gelu": source.quick_gelu, "custom_text": True}
+    plain = {
+        name: {key: value for key, value in section.items() if key != "output_tokens"}
+        for name, section in sections.items()
+    }
+    model = {
+        "embed_dim": source.embed_dim,
+        **plain,
+        "quick_gelu": source.quick_gelu,
+        "custom_text": True,
+    }
     content = json.dumps({"model_cfg": model, "preprocess_cfg": dict(preprocessing)}, indent=2)
     (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
     write_weights(state, folder / WEIGHTS)
     option = "pretrained_image_path" if half == "visual" else "pretrained_text_path"
     return Export(
         "open_clip",
-        python=f"model = open_clip.create_model({f'local-dir:{place}'!r}, load_weights=False, {option}={str(place / WEIGHTS)!r}).{half}",
+        python=(
+            f"model = open_clip.create_model({f'local-dir:{place}'!r}, load_weights=False,"
+            f" {option}={str(place / WEIGHTS)!r}).{half}"
+        ),
         recipe={"builder": "openclip", "model": str(place), "pretrained": True},
         feature="model(images)" if half == "visual" else "model(tokens)",
     )

@@ -27,7 +27,8 @@ LAST_TEXT_PARTS = ("ln_final", "text_projection", "cls_emb", "proj", "pooler")
 
 
 class OpenClipImage(Backbone):
-    """An image tower of open_clip; the pooled feature is the one that its contrastive loss compared, projection included."""
+    """An image tower of open_clip; the pooled feature is the one that its contrastive loss
+    compared, projection included."""
 
     modality = "image"
 
@@ -41,7 +42,9 @@ class OpenClipImage(Backbone):
         quicken(encoder)
         self.width = source.embed_dim
         self.image_input = _image_input(encoder, source)
-        self.settings = json.dumps([source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str)
+        self.settings = json.dumps(
+            [source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str
+        )
         if isinstance(encoder, VisionTransformer):
             self.kind, self.token_width = "vit", encoder.conv1.out_channels
         elif isinstance(encoder, ModifiedResNet):
@@ -51,21 +54,36 @@ class OpenClipImage(Backbone):
 
     def forward(self, inputs: Tensor) -> Tensor:
         encoder = self.encoder
-        if self.kind != "vit" or encoder.attn_pool is not None or encoder.pool_type != "tok" or not reads_one_token(encoder.transformer):
+        if (
+            self.kind != "vit"
+            or encoder.attn_pool is not None
+            or encoder.pool_type != "tok"
+            or not reads_one_token(encoder.transformer)
+        ):
             return encoder(inputs)
         feature = encoder.ln_post(pooled(encoder.transformer, encoder._embeds(inputs)))
         return feature if encoder.proj is None else feature @ encoder.proj
 
     def tokens(self, inputs: Tensor) -> Tokens:
-        """Patch tokens after the last norm, the class token first where there is one; places of the last map for ResNets."""
+        """Patch tokens after the last norm, the class token first where there is one; places of the
+        last map for ResNets."""
         if self.kind == "vit":
             found = self.encoder.forward_intermediates(
-                inputs, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+                inputs,
+                indices=1,
+                normalize_intermediates=True,
+                intermediates_only=True,
+                output_fmt="NLC",
+                output_extra_tokens=True,
             )
-            values = torch.cat([found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1)
+            values = torch.cat(
+                [found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1
+            )
         else:
             if self.kind == "resnet":
-                values = self.encoder.forward_intermediates(inputs, indices=1, intermediates_only=True)["image_intermediates"][-1]
+                values = self.encoder.forward_intermediates(
+                    inputs, indices=1, intermediates_only=True
+                )["image_intermediates"][-1]
             else:
                 values = self.encoder.trunk.forward_features(inputs)
             values = as_tokens(values, self.token_width or 0)
@@ -84,11 +102,14 @@ class OpenClipImage(Backbone):
             "interpolation": expected.interpolation,
             "resize_mode": expected.resize,
         }
-        return save_half("visual", self.source, self.encoder.state_dict(), folder, place, preprocessing=prepared)
+        return save_half(
+            "visual", self.source, self.encoder.state_dict(), folder, place, preprocessing=prepared
+        )
 
 
 class OpenClipText(Backbone):
-    """A text tower of open_clip; the pooled feature is the one that its contrastive loss compared, projection included."""
+    """A text tower of open_clip; the pooled feature is the one that its contrastive loss compared,
+    projection included."""
 
     modality = "text"
 
@@ -101,15 +122,26 @@ class OpenClipText(Backbone):
         quicken(encoder)
         self.width = source.embed_dim
         self.is_transformer = isinstance(encoder, TextTransformer)
-        plain = not any(source.text.get(key) for key in ("hf_tokenizer_name", "hf_model_name")) and "siglip" not in source.name.lower()
-        # In a causal tower no position sees what follows it, so padding after the end token never reaches the pooled one.
+        plain = (
+            not any(source.text.get(key) for key in ("hf_tokenizer_name", "hf_model_name"))
+            and "siglip" not in source.name.lower()
+        )
+        # In a causal tower no position sees what follows it, so padding after the end token never
+        # reaches the pooled one.
         self.trims = (
-            self.is_transformer and plain and self.encoder.attn_mask is not None and self.encoder.cls_emb is None
+            self.is_transformer
+            and plain
+            and self.encoder.attn_mask is not None
+            and self.encoder.cls_emb is None
         ) and self.encoder.pool_type in ("argmax", "eos", "first")
         self.tokenizer = _tokenizer(source, plain, self.trims, cache_dir)
-        self.token_width = int(_any(encoder).width if self.is_transformer else _any(encoder).config.hidden_size)
+        self.token_width = int(
+            _any(encoder).width if self.is_transformer else _any(encoder).config.hidden_size
+        )
         self.marks_end = self.is_transformer and isinstance(self.tokenizer, ClipTokenizer)
-        self.settings = json.dumps([source.embed_dim, source.text, source.quick_gelu], sort_keys=True, default=str)
+        self.settings = json.dumps(
+            [source.embed_dim, source.text, source.quick_gelu], sort_keys=True, default=str
+        )
 
     def forward(self, inputs: TextInput) -> Tensor:
         ids = inputs["input_ids"]
@@ -120,12 +152,18 @@ class OpenClipText(Backbone):
         if encoder.pool_type == "first":
             positions = None
         else:
-            positions = (ids if encoder.pool_type == "argmax" else (ids == encoder.eos_id).int()).argmax(dim=-1)
+            positions = (
+                ids if encoder.pool_type == "argmax" else (ids == encoder.eos_id).int()
+            ).argmax(dim=-1)
         if reads_one_token(encoder.transformer):
             feature = encoder.ln_final(pooled(encoder.transformer, embedded, positions, mask))
         else:
             hidden = encoder.ln_final(encoder.transformer(embedded, attn_mask=mask))
-            feature = hidden[:, 0] if positions is None else hidden[torch.arange(len(ids), device=ids.device), positions]
+            feature = (
+                hidden[:, 0]
+                if positions is None
+                else hidden[torch.arange(len(ids), device=ids.device), positions]
+            )
         projection = encoder.text_projection
         if projection is None:
             return feature
@@ -136,17 +174,28 @@ class OpenClipText(Backbone):
         ids = inputs["input_ids"]
         if not self.is_transformer:
             mask = ids != self.encoder.config.pad_token_id
-            return Tokens(self.encoder.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+            return Tokens(
+                self.encoder.transformer(
+                    input_ids=ids, attention_mask=mask.long()
+                ).last_hidden_state,
+                mask,
+            )
         if self.trims:
             values = self._hidden(ids)
         else:
             values = self.encoder.forward_intermediates(
-                ids, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+                ids,
+                indices=1,
+                normalize_intermediates=True,
+                intermediates_only=True,
+                output_fmt="NLC",
             )["text_intermediates"][-1]
         if not self.marks_end:
             return Tokens(values, ids != self.encoder.pad_id)
         end = (ids == self.tokenizer.eot).int().argmax(1)
-        return Tokens(values, torch.arange(ids.shape[1], device=ids.device)[None] <= end[:, None], end)
+        return Tokens(
+            values, torch.arange(ids.shape[1], device=ids.device)[None] <= end[:, None], end
+        )
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
         return self.tokenizer(texts)
@@ -156,7 +205,10 @@ class OpenClipText(Backbone):
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
         state = self.encoder.state_dict()
-        prompts = {name.removeprefix(HOLDER): state.pop(name.removeprefix(HOLDER)) for name in self.prompted}
+        prompts = {
+            name.removeprefix(HOLDER): state.pop(name.removeprefix(HOLDER))
+            for name in self.prompted
+        }
         written = save_half("text", self.source, state, folder, place, preprocessing={})
         tokenizer: Any = self.tokenizer
         if isinstance(tokenizer, PaddedTokenizer):
@@ -164,9 +216,15 @@ class OpenClipText(Backbone):
         notes = []
         if prompts:
             write_weights(prompts, folder / PROMPT)
-            notes.append(f"open_clip has no place for the learned prompt, which is kept in {PROMPT}; `run: ...` brings it along.")
+            notes.append(
+                f"open_clip has no place for the learned prompt, which is kept in {PROMPT}; `run:"
+                " ...` brings it along."
+            )
         if self.marks_end and tokenizer.vocabulary_size < CLIP_VOCABULARY:
-            notes.append(f"the vocabulary ends at {tokenizer.vocabulary_size}, which vlkd's tokenizer obeys and open_clip's does not.")
+            notes.append(
+                f"the vocabulary ends at {tokenizer.vocabulary_size}, which vlkd's tokenizer obeys"
+                " and open_clip's does not."
+            )
         return written._replace(note=" ".join(notes))
 
     def _hidden(self, ids: Tensor) -> Tensor:
@@ -177,7 +235,9 @@ class OpenClipText(Backbone):
     def _embedded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         encoder, length = self.encoder, ids.shape[1]
         dtype = encoder.transformer.get_cast_dtype()
-        tokens = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
+        tokens = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(
+            dtype
+        )
         return tokens, encoder.attn_mask[:length, :length]
 
 
@@ -208,10 +268,14 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
 
     prepare_hub()
     # A download holds the weights alone; a folder put together by hand may bring its tokenizer.
-    own_files = source.folder is not None and any((source.folder / file).is_file() for file in TOKENIZER_FILES)
+    own_files = source.folder is not None and any(
+        (source.folder / file).is_file() for file in TOKENIZER_FILES
+    )
     name = f"local-dir:{source.folder}" if own_files or is_local(source.name) else source.name
     try:
-        return PaddedTokenizer(open_clip.get_tokenizer(name, cache_dir=str(cache_folder(cache_dir) / "openclip")))
+        return PaddedTokenizer(
+            open_clip.get_tokenizer(name, cache_dir=str(cache_folder(cache_dir) / "openclip"))
+        )
     # transformers raises many kinds of error where a tokenizer cannot be had; the remedy is one.
     except Exception as error:
         wanted = source.text.get("hf_tokenizer_name", source.name)
@@ -226,17 +290,30 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
 def _image_input(encoder: nn.Module, source: Source) -> ImageInput:
     size = getattr(encoder, "image_size", source.preprocess.get("size", 224))
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    given = {key: source.preprocess[key] for key in ("mean", "std", "interpolation") if key in source.preprocess}
+    given = {
+        key: source.preprocess[key]
+        for key in ("mean", "std", "interpolation")
+        if key in source.preprocess
+    }
     mode = source.preprocess.get("resize_mode", "shortest")
-    expected = ImageInput(size_px=(height, width), resize=mode if mode in ("shortest", "squash", "longest") else "shortest")
-    given = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in given.items()}
+    expected = ImageInput(
+        size_px=(height, width),
+        resize=mode if mode in ("shortest", "squash", "longest") else "shortest",
+    )
+    given = {
+        key: tuple(value) if isinstance(value, (list, tuple)) else value
+        for key, value in given.items()
+    }
     if given.get("interpolation") not in (None, "bicubic", "bilinear", "nearest"):
         del given["interpolation"]
     return expected._replace(**given)
 
 
-def _with_last(layers: list[list[str]], encoder: nn.Module, parts: Sequence[str]) -> list[list[str]]:
-    """What stands behind the last layer, such as the projection, is registered anywhere and belongs to it."""
+def _with_last(
+    layers: list[list[str]], encoder: nn.Module, parts: Sequence[str]
+) -> list[list[str]]:
+    """What stands behind the last layer, such as the projection, is registered anywhere and belongs
+    to it."""
     names = {name.split(".")[0] for name, _ in encoder.named_parameters()}
     named = {prefix for layer in layers for prefix in layer}
     extra = [part for part in parts if part in names and part not in named]

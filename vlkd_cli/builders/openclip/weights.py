@@ -7,11 +7,20 @@ from torch import Tensor, nn
 from vlkd_cli.builders.openclip.config import Source
 from vlkd_cli.builders.weights import fit_weights, read_weights
 
-TEXT_NAMES = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final", "cls_emb", "proj")
+TEXT_NAMES = (
+    "text_projection",
+    "positional_embedding",
+    "token_embedding",
+    "transformer",
+    "ln_final",
+    "cls_emb",
+    "proj",
+)
 
 
 def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
-    """Load the image or text half of a checkpoint, old and new names, positions resized where the sizes differ.
+    """Load the image or text half of a checkpoint, old and new names, positions resized where the
+    sizes differ.
 
     Raises:
         WeightsError: the file cannot be read or does not fit.
@@ -34,18 +43,30 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
         half = {name.removeprefix("visual."): tensor for name, tensor in whole.items()}
     if modality == "text" and hasattr(encoder, "positional_embedding"):
         own = half.get("positional_embedding")
-        if own is not None and own.shape[1] == encoder.get_parameter("positional_embedding").shape[1]:
+        if (
+            own is not None
+            and own.shape[1] == encoder.get_parameter("positional_embedding").shape[1]
+        ):
             resize_text_pos_embed(half, encoder)
     # Buffers that newer versions compute themselves.
     fit_weights(
-        encoder, half, what, source=source.origin or str(source.weights), ignore=lambda name: name.endswith(("position_ids", "attn_mask"))
+        encoder,
+        half,
+        what,
+        source=source.origin or str(source.weights),
+        ignore=lambda name: name.endswith(("position_ids", "attn_mask")),
     )
 
 
 def select_half(state: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
-    """Tensors of one tower under the tower's own names, from a checkpoint of both or of this tower alone."""
+    """Tensors of one tower under the tower's own names, from a checkpoint of both or of this tower
+    alone."""
     prefix = "visual." if modality == "image" else "text."
-    half = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    half = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
     if half:
         return half
     if modality == "text":
@@ -61,9 +82,13 @@ def _load_big_vision(holder: nn.Module, modality: str, source: Source) -> None:
 
     # The reader of this format fills both towers at once, so the other one is built for the moment.
     if modality == "image":
-        holder.add_module("text", _build_text_tower(source.embed_dim, dict(source.text), source.quick_gelu))
+        holder.add_module(
+            "text", _build_text_tower(source.embed_dim, dict(source.text), source.quick_gelu)
+        )
     else:
-        holder.add_module("visual", _build_vision_tower(source.embed_dim, dict(source.vision), source.quick_gelu))
+        holder.add_module(
+            "visual", _build_vision_tower(source.embed_dim, dict(source.vision), source.quick_gelu)
+        )
     holder.logit_scale, holder.logit_bias = nn.Parameter(_one()), nn.Parameter(_one())
     load_big_vision_weights(holder, str(source.weights))
 

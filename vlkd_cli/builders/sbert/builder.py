@@ -1,4 +1,5 @@
-"""Sentence encoders of sentence-transformers, static word vectors included, with their own pooling and normalisation."""
+"""Sentence encoders of sentence-transformers, static word vectors included, with their own pooling
+and normalisation."""
 
 from __future__ import annotations
 
@@ -13,9 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
-from vlkd_cli.builders.huggingface.load import find_model, hub_cache, offline_folder, read_json, refuse_foreign_code
+from vlkd_cli.builders.huggingface.load import (
+    find_model,
+    hub_cache,
+    offline_folder,
+    read_json,
+    refuse_foreign_code,
+)
 from vlkd_cli.builders.layers import find_layers
-from vlkd_cli.builders.sbert.word_vectors import StaticTokenizer, WhitespaceWords, WordVectors, is_word_file, read_word_vectors
+from vlkd_cli.builders.sbert.word_vectors import (
+    StaticTokenizer,
+    WhitespaceWords,
+    WordVectors,
+    is_word_file,
+    read_word_vectors,
+)
 from vlkd_cli.builders.tokenizers import PretrainedTokenizer
 from vlkd_cli.builders.weights import locate, unfetchable
 from vlkd_cli.errors import RecipeError, WeightsError
@@ -34,13 +47,14 @@ KNOWN = (
 
 
 class SBERT(Builder):
-    """A SentenceTransformer with its own pooling and normalisation, or word vectors from a text file (GloVe, word2vec), averaged.
+    """A SentenceTransformer with its own pooling and normalisation, or word vectors from a text
+    file (GloVe, word2vec), averaged.
 
     No prompt is put before the texts.
 
     Args:
-        model: hub id, folder, `package:NAME` for a model inside an installed package, or a file of word vectors (.txt, .vec, also .gz):
-            a word and its numbers per line.
+        model: hub id, folder, `package:NAME` for a model inside an installed package, or a file of
+            word vectors (.txt, .vec, also .gz): a word and its numbers per line.
         pretrained: only true: for random weights use builder 'huggingface'.
         max_length: longest text in tokens; by default the model's own.
         trust: run code that comes with the model.
@@ -50,7 +64,13 @@ class SBERT(Builder):
     modalities = ("text",)
 
     def __init__(
-        self, *, model: str, pretrained: bool = True, max_length: int | None = None, trust: bool = False, cache_dir: str | None = None
+        self,
+        *,
+        model: str,
+        pretrained: bool = True,
+        max_length: int | None = None,
+        trust: bool = False,
+        cache_dir: str | None = None,
     ) -> None:
         self.model = model
         self.pretrained = pretrained
@@ -60,19 +80,30 @@ class SBERT(Builder):
 
     def build(self, modality: Literal["image", "text"]) -> Backbone:
         if not self.pretrained:
-            raise RecipeError("builder 'sbert' loads trained encoders. For random weights use builder 'huggingface' with `config`.")
+            raise RecipeError(
+                "builder 'sbert' loads trained encoders. For random weights use builder"
+                " 'huggingface' with `config`."
+            )
         if is_word_file(self.model):
             words, vectors = read_word_vectors(locate(self.model, f"word vectors '{self.model}'"))
             return WordVectors(words, vectors, max_length=self.max_length)
         encoder = self._load()
-        return SentenceBackbone(encoder, max_length=self.max_length, settings=json.dumps([self.model]))
+        return SentenceBackbone(
+            encoder, max_length=self.max_length, settings=json.dumps([self.model])
+        )
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         """A few well-known models; any sentence encoder of the hub works."""
         if modality == "image":
             return []
-        return [ModelInfo(name, "sbert", "text", pretrained=("own",)) for name in KNOWN if fnmatch(name.lower(), pattern.lower())]
+        return [
+            ModelInfo(name, "sbert", "text", pretrained=("own",))
+            for name in KNOWN
+            if fnmatch(name.lower(), pattern.lower())
+        ]
 
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer
@@ -86,7 +117,9 @@ class SBERT(Builder):
         try:
             return SentenceTransformer(source, device="cpu", trust_remote_code=self.trust)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise WeightsError(f"{what}: '{source}' cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise WeightsError(
+                f"{what}: '{source}' cannot be loaded: {str(error).strip().splitlines()[0]}"
+            ) from error
 
     def _fetch(self, model: str, what: str) -> str:
         from huggingface_hub import snapshot_download
@@ -96,7 +129,11 @@ class SBERT(Builder):
         for name in names:
             try:
                 folder = Path(
-                    snapshot_download(name, cache_dir=hub_cache(self.cache_dir), ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.ot"])
+                    snapshot_download(
+                        name,
+                        cache_dir=hub_cache(self.cache_dir),
+                        ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.ot"],
+                    )
                 )
             # No network, no such model, no right to it: the remedy is the same.
             except Exception as error:
@@ -105,7 +142,9 @@ class SBERT(Builder):
             _check_folder(folder, what, trust=self.trust)
             return str(folder)
         folder = offline_folder(names[0], "sbert", self.cache_dir)
-        files = f"the files of hub id '{names[0]}' (modules.json, config.json, model.safetensors, ...)"
+        files = (
+            f"the files of hub id '{names[0]}' (modules.json, config.json, model.safetensors, ...)"
+        )
         raise unfetchable(what, files=files, folder=folder) from problem
 
 
@@ -156,7 +195,11 @@ class SentenceBackbone(Backbone):
         return Export(
             "SentenceTransformer",
             python=f"model = sentence_transformers.SentenceTransformer({str(place)!r})",
-            recipe={"builder": "sbert", "model": str(place), **{key: keys[key] for key in ("max_length", "trust") if keys.get(key)}},
+            recipe={
+                "builder": "sbert",
+                "model": str(place),
+                **{key: keys[key] for key in ("max_length", "trust") if keys.get(key)},
+            },
             feature="model.encode(texts)",
         )
 
@@ -164,9 +207,15 @@ class SentenceBackbone(Backbone):
         mask = inputs["attention_mask"]
         if not self.is_static:
             lengths = {"sentence_lengths": mask.sum(1)} if hasattr(self._first, "emb_layer") else {}
-            return self._first({"input_ids": inputs["input_ids"], "attention_mask": mask, **lengths})
+            return self._first(
+                {"input_ids": inputs["input_ids"], "attention_mask": mask, **lengths}
+            )
         values = F.embedding(inputs["input_ids"], self._first.embedding.weight)
-        return {"token_embeddings": values, "attention_mask": mask, "sentence_embedding": masked_mean(values, mask.bool())}
+        return {
+            "token_embeddings": values,
+            "attention_mask": mask,
+            "sentence_embedding": masked_mean(values, mask.bool()),
+        }
 
     def _finish(self, features: dict[str, Tensor]) -> Tensor:
         for module in list(self.encoder)[1:]:
@@ -174,14 +223,19 @@ class SentenceBackbone(Backbone):
         return features["sentence_embedding"]
 
 
-def _tokenizer(first: Any, encoder: Any, max_length: int | None) -> Callable[[Sequence[str]], TextInput]:
+def _tokenizer(
+    first: Any, encoder: Any, max_length: int | None
+) -> Callable[[Sequence[str]], TextInput]:
     own: Any = getattr(first, "tokenizer", None)
     if isinstance(getattr(first, "embedding", None), nn.EmbeddingBag):
         return StaticTokenizer(own.to_str(), max_length=max_length)
     if hasattr(first, "emb_layer"):
         return WhitespaceWords(own, max_length=max_length)
     if not hasattr(own, "pad_token"):
-        raise RecipeError(f"builder 'sbert': models that begin with '{type(first).__name__}' take no plain texts. Choose another model.")
+        raise RecipeError(
+            f"builder 'sbert': models that begin with '{type(first).__name__}' take no plain texts."
+            " Choose another model."
+        )
     longest = max_length or getattr(first, "max_seq_length", None) or encoder.max_seq_length or 512
     return PretrainedTokenizer(own, max_length=int(longest))
 
@@ -197,4 +251,7 @@ def _check_folder(folder: Path, what: str, *, trust: bool) -> None:
     for module in read_json(modules, what) if modules.is_file() else []:
         kind = str(module.get("type", ""))
         if not kind.startswith("sentence_transformers.") and not trust:
-            raise RecipeError(f"{what}: modules.json names '{kind}', code of the model's author. Add `trust: true` if you trust it.")
+            raise RecipeError(
+                f"{what}: modules.json names '{kind}', code of the model's author. Add `trust:"
+                " true` if you trust it."
+            )

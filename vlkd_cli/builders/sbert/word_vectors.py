@@ -25,7 +25,8 @@ WORDS = re.compile(r"\w+|[^\w\s]+", re.UNICODE)
 class WordVectors(Backbone):
     """The mean of the vectors of a text's words; a text without a known word gives zeros.
 
-    Words are runs of letters and digits, each looked up as written, else lower-cased; punctuation and unknown words are left out.
+    Words are runs of letters and digits, each looked up as written, else lower-cased; punctuation
+    and unknown words are left out.
 
     Args:
         words: the vocabulary, most frequent first as files have it.
@@ -35,7 +36,9 @@ class WordVectors(Backbone):
 
     modality = "text"
 
-    def __init__(self, words: Sequence[str], vectors: np.ndarray, *, max_length: int | None = None) -> None:
+    def __init__(
+        self, words: Sequence[str], vectors: np.ndarray, *, max_length: int | None = None
+    ) -> None:
         super().__init__()
         self.encoder = nn.Embedding.from_pretrained(torch.from_numpy(vectors), freeze=False)
         self.tokenizer = WordTokenizer(words, max_length=max_length)
@@ -45,7 +48,9 @@ class WordVectors(Backbone):
         return masked_mean(*self.tokens(inputs)[:2])
 
     def tokens(self, inputs: TextInput) -> Tokens:
-        return Tokens(F.embedding(inputs["input_ids"], self.encoder.weight), inputs["attention_mask"].bool())
+        return Tokens(
+            F.embedding(inputs["input_ids"], self.encoder.weight), inputs["attention_mask"].bool()
+        )
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
         return self.tokenizer(texts)
@@ -55,7 +60,10 @@ class WordVectors(Backbone):
         with (folder / file).open("w", encoding="utf-8") as lines:
             for word, row in self.tokenizer.rows.items():
                 # Nine digits tell any two numbers of 32 bits apart.
-                lines.write(f"{word} {' '.join(f'{value:.9g}' for value in self.encoder.weight[row].tolist())}\n")
+                lines.write(
+                    f"{word}"
+                    f" {' '.join(f'{value:.9g}' for value in self.encoder.weight[row].tolist())}\n"
+                )
         limit = {"max_length": keys["max_length"]} if keys.get("max_length") else {}
         return Export(
             "word vectors",
@@ -77,7 +85,9 @@ class WordTokenizer:
 
     def _rows(self, text: str) -> list[int]:
         found = (
-            self.rows.get(word, self.rows.get(word.lower(), -1)) for word in WORDS.findall(text) if word[0].isalnum() or word[0] == "_"
+            self.rows.get(word, self.rows.get(word.lower(), -1))
+            for word in WORDS.findall(text)
+            if word[0].isalnum() or word[0] == "_"
         )
         return [row for row in found if row >= 0]
 
@@ -119,9 +129,12 @@ class StaticTokenizer:
 
 
 def pad(rows: Sequence[Sequence[int]]) -> TextInput:
-    """Ids and mask, padded to the longest row; at least one column, so that poolers have something to mask."""
+    """Ids and mask, padded to the longest row; at least one column, so that poolers have something
+    to mask."""
     length = max([1, *map(len, rows)])
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(len(rows), length)
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(
+        len(rows), length
+    )
     lengths = torch.tensor([len(row) for row in rows]).view(-1, 1)
     return {"input_ids": ids, "attention_mask": (torch.arange(length)[None] < lengths).long()}
 
@@ -146,16 +159,26 @@ def read_word_vectors(path: Path) -> tuple[list[str], np.ndarray]:
                 continue
             width = len(rows[0]) if rows else len(fields) - 1
             try:
-                # Some vocabularies hold words with spaces, so the numbers are counted from the right.
-                row = np.asarray(fields[-width:], dtype=np.float32) if 0 < width < len(fields) else None
+                # Some vocabularies hold words with spaces, so the numbers are counted from the
+                # right.
+                row = (
+                    np.asarray(fields[-width:], dtype=np.float32)
+                    if 0 < width < len(fields)
+                    else None
+                )
             except ValueError:
                 row = None
             if row is None:
-                raise WeightsError(f"word vectors '{path}': line {number} is no word with {width} numbers. Correct or remove the line.")
+                raise WeightsError(
+                    f"word vectors '{path}': line {number} is no word with {width} numbers. Correct"
+                    " or remove the line."
+                )
             words.append(" ".join(fields[:-width]))
             rows.append(row)
     if not rows:
-        raise WeightsError(f"word vectors '{path}': the file is empty. Give a GloVe or word2vec text file.")
+        raise WeightsError(
+            f"word vectors '{path}': the file is empty. Give a GloVe or word2vec text file."
+        )
     return words, np.stack(rows)
 
 

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
-from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file, write_weights
+from vlkd_cli.builders.weights import (
+    cache_folder,
+    fit_weights,
+    is_local,
+    locate,
+    read_weights,
+    unfetchable,
+    weights_file,
+    write_weights,
+)
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
@@ -27,9 +36,11 @@ class Timm(Builder):
     """Any image model of timm, built without its classifier.
 
     Args:
-        model: a name of `vlkd list-models --builder timm`, with or without a tag (`resnet50.a1_in1k`), or a hub id as `hf-hub:org/name`.
-        pretrained: false: random weights; true: the weights of the name's tag, or the model's default ones; a tag; or a file or folder
-            of weights in timm's names (the classifier in it is dropped).
+        model: a name of `vlkd list-models --builder timm`, with or without a tag
+            (`resnet50.a1_in1k`), or a hub id as `hf-hub:org/name`.
+        pretrained: false: random weights; true: the weights of the name's tag, or the model's
+            default ones; a tag; or a file or folder of weights in timm's names (the classifier in
+            it is dropped).
         image_size: side in pixels that the tower sees instead of the model's own.
         config: further arguments of timm's create_model, e.g. `{drop_path_rate: 0.1}`.
         cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
@@ -63,12 +74,25 @@ class Timm(Builder):
         else:
             network = self._published(name, what)
         if not _pools(network):
-            raise RecipeError(f"{what} gives a map and no feature of the whole image. Choose a classifier's name without '_enc'.")
-        settings = json.dumps([self.model, self.image_size, self.config], sort_keys=True, default=str)
-        return TimmImage(network, _image_input(network, self.image_size), name=name, arguments=self._arguments, settings=settings)
+            raise RecipeError(
+                f"{what} gives a map and no feature of the whole image. Choose a classifier's name"
+                " without '_enc'."
+            )
+        settings = json.dumps(
+            [self.model, self.image_size, self.config], sort_keys=True, default=str
+        )
+        return TimmImage(
+            network,
+            _image_input(network, self.image_size),
+            name=name,
+            arguments=self._arguments,
+            settings=settings,
+        )
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         import timm
         from timm.models import get_pretrained_cfg
 
@@ -83,8 +107,14 @@ class Timm(Builder):
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and name not in tags):
                 continue
             settings = get_pretrained_cfg(name)
-            size = int(settings.input_size[-1]) if settings is not None and settings.input_size else None
-            rows.append(ModelInfo(name, "timm", "image", None, None, size, tuple(tags.get(name, ()))))
+            size = (
+                int(settings.input_size[-1])
+                if settings is not None and settings.input_size
+                else None
+            )
+            rows.append(
+                ModelInfo(name, "timm", "image", None, None, size, tuple(tags.get(name, ())))
+            )
         return rows
 
     @classmethod
@@ -106,15 +136,25 @@ class Timm(Builder):
         base, _, tag = self.model.partition(".")
         if not timm.is_model(base):
             near = did_you_mean(base, timm.list_models())
-            raise RecipeError(f"timm model '{self.model}' is unknown.{near} See `vlkd list-models --builder timm`.")
+            raise RecipeError(
+                f"timm model '{self.model}' is unknown.{near} See `vlkd list-models --builder"
+                " timm`."
+            )
         if isinstance(self.pretrained, str) and not is_local(self.pretrained):
             tag = self.pretrained
         known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
         if tag and tag not in known:
-            listed = f"Known: {', '.join(known)}; or a file." if known else "It has none; give a file."
-            raise RecipeError(f"timm model '{base}' has no weights '{tag}'.{did_you_mean(tag, known)} {listed}")
+            listed = (
+                f"Known: {', '.join(known)}; or a file." if known else "It has none; give a file."
+            )
+            raise RecipeError(
+                f"timm model '{base}' has no weights '{tag}'.{did_you_mean(tag, known)} {listed}"
+            )
         if self.pretrained is True and not known:
-            raise RecipeError(f"timm model '{base}' has no published weights. Set `pretrained: false` or give a file.")
+            raise RecipeError(
+                f"timm model '{base}' has no published weights. Set `pretrained: false` or give a"
+                " file."
+            )
         return f"{base}.{tag}" if tag else base
 
     def _create(self, name: str, what: str, **options: Any) -> nn.Module:
@@ -142,7 +182,9 @@ class Timm(Builder):
         for suffix in (".safetensors", ".pth", ".bin"):
             own = folder / f"{name.removeprefix('hf-hub:').replace('/', '--')}{suffix}"
             if own.is_file():
-                return self._create(name, what, pretrained=True, pretrained_cfg_overlay={"file": str(own)})
+                return self._create(
+                    name, what, pretrained=True, pretrained_cfg_overlay={"file": str(own)}
+                )
         prepare_hub()
         try:
             return self._create(name, what, pretrained=True, cache_dir=str(folder))
@@ -151,11 +193,14 @@ class Timm(Builder):
         # No network, no such file, no right to it: the remedy is the same.
         except Exception as error:
             stem = name.removeprefix("hf-hub:").replace("/", "--")
-            raise unfetchable(what, files=f"its weights as {stem}.safetensors (or .pth, .bin)", folder=folder) from error
+            raise unfetchable(
+                what, files=f"its weights as {stem}.safetensors (or .pth, .bin)", folder=folder
+            ) from error
 
 
 def _pools(network: Any) -> bool:
-    """Whether a model has one feature for an image; encoders made for language models give a map alone."""
+    """Whether a model has one feature for an image; encoders made for language models give a map
+    alone."""
     try:
         network.forward_head(None)
     except NotImplementedError:
@@ -171,7 +216,15 @@ class TimmImage(Backbone):
 
     modality = "image"
 
-    def __init__(self, network: nn.Module, expected: ImageInput, *, name: str, arguments: dict[str, Any], settings: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        expected: ImageInput,
+        *,
+        name: str,
+        arguments: dict[str, Any],
+        settings: str,
+    ) -> None:
         super().__init__()
         self.encoder = network
         self.name, self.arguments = name, arguments
@@ -186,19 +239,28 @@ class TimmImage(Backbone):
             network.train()
         self.width = int(pooled.shape[-1])
         self._channels = int(described.num_features)
-        if isinstance(features, Tensor) and features.ndim in (3, 4) and self._channels in features.shape[1:]:
+        if (
+            isinstance(features, Tensor)
+            and features.ndim in (3, 4)
+            and self._channels in features.shape[1:]
+        ):
             self.token_width = self._channels
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encoder(inputs)
 
     def tokens(self, inputs: Tensor) -> Tokens:
-        """Places of the last feature map, or the tokens of a transformer, class token first where there is one."""
+        """Places of the last feature map, or the tokens of a transformer, class token first where
+        there is one."""
         network: Any = self.encoder
         values = network.forward_features(inputs)
         if values.ndim == 4:
             # Some families keep their maps with the channels last.
-            values = values.flatten(2).transpose(1, 2) if values.shape[1] == self._channels else values.flatten(1, 2)
+            values = (
+                values.flatten(2).transpose(1, 2)
+                if values.shape[1] == self._channels
+                else values.flatten(1, 2)
+            )
         return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
 
     def layers(self) -> list[list[str]]:
@@ -211,9 +273,17 @@ class TimmImage(Backbone):
         sizes = {key: keys[key] for key in ("image_size", "config") if keys.get(key)}
         return Export(
             "timm",
-            python=f"model = timm.create_model({self.name!r}{options}, checkpoint_path={str(place / file)!r})",
+            python=(
+                f"model = timm.create_model({self.name!r}{options},"
+                f" checkpoint_path={str(place / file)!r})"
+            ),
             # A name with a tag stands for the tag's preprocessing too.
-            recipe={"builder": "timm", "model": self.name, "pretrained": str(place / file), **sizes},
+            recipe={
+                "builder": "timm",
+                "model": self.name,
+                "pretrained": str(place / file),
+                **sizes,
+            },
             feature="model(images)",
         )
 
@@ -225,9 +295,16 @@ def _load_file(network: nn.Module, source: str, what: str) -> None:
     classifiers = described.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     try:
-        fit_weights(network, state, what, source=source, ignore=lambda name: name.startswith(tuple(f"{part}." for part in names)))
+        fit_weights(
+            network,
+            state,
+            what,
+            source=source,
+            ignore=lambda name: name.startswith(tuple(f"{part}." for part in names)),
+        )
     except WeightsError:
-        # Original checkpoints of some families have other names, which timm's own reader translates.
+        # Original checkpoints of some families have other names, which timm's own reader
+        # translates.
         import timm.models
 
         try:
@@ -249,7 +326,9 @@ def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:
         size_px=(int(height), int(width)),
         resize_px=math.floor(min(height, width) / settings["crop_pct"]),
         resize=RESIZING.get(settings.get("crop_mode", "center"), "shortest"),  # type: ignore[arg-type]
-        interpolation=interpolation if interpolation in ("bicubic", "bilinear", "nearest") else "bicubic",
+        interpolation=(
+            interpolation if interpolation in ("bicubic", "bilinear", "nearest") else "bicubic"
+        ),
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )

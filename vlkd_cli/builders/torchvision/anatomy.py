@@ -1,4 +1,5 @@
-"""Where the classifier of a torchvision network is, how wide what it reads, which module gives tokens: all found, none looked up."""
+"""Where the classifier of a torchvision network is, how wide what it reads, which module gives
+tokens: all found, none looked up."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 from vlkd_cli.errors import RecipeError
 
 UNUSUAL_CLASSES = 1009
-"""A number of classes that no layer inside a network has: whatever puts out so many values is the classifier."""
+"""A number of classes that no layer inside a network has: whatever puts out so many values is the
+classifier."""
 
 
 class Anatomy(NamedTuple):
-    """Where a network's classifier is, how wide the feature is that it reads, and the dropouts that belong to it."""
+    """Where a network's classifier is, how wide the feature is that it reads, and the dropouts that
+    belong to it."""
 
     classifier: str
     width: int
@@ -33,13 +36,18 @@ def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
 
 
 def open_without_memory(model: str, arguments: dict[str, Any]) -> tuple[Anatomy, nn.Module]:
-    """The anatomy with the network that it was read from, classifier included; its weights are no numbers."""
+    """The anatomy with the network that it was read from, classifier included; its weights are no
+    numbers."""
     with WithoutMemory():
         network = construct(model, {**arguments, "num_classes": UNUSUAL_CLASSES})
     found = [
         (name, module)
         for name, module in network.named_modules()
-        if UNUSUAL_CLASSES in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+        if UNUSUAL_CLASSES
+        in (
+            getattr(module, "out_features", None),
+            getattr(module, "out_channels", None),
+        )
         and not any(True for _ in module.children())
     ]
     assert len(found) == 1, f"{model}: {len(found)} layers put out the classes"
@@ -64,7 +72,8 @@ def strip_classifier(network: nn.Module, anatomy: Anatomy) -> None:
 
 
 def drop_side_classifiers(network: nn.Module, model: str) -> None:
-    """Remove the training-time side classifiers that published weights of the Inception family bring."""
+    """Remove the training-time side classifiers that published weights of the Inception family
+    bring."""
     if getattr(network, "aux_logits", False):
         network.aux_logits = False  # type: ignore[assignment]
         for child in {name.split(".")[0] for name in auxiliary_names(model)}:
@@ -83,8 +92,11 @@ def auxiliary_names(model: str) -> set[str]:
     return set(whole.state_dict()) - set(slim.state_dict())
 
 
-def find_tokens(model: str, arguments: dict[str, Any], size_px: tuple[int, int]) -> tuple[int | None, str | None]:
-    """Width and module name of the last feature map with several places, or of the last tokens, by a run without memory.
+def find_tokens(
+    model: str, arguments: dict[str, Any], size_px: tuple[int, int]
+) -> tuple[int | None, str | None]:
+    """Width and module name of the last feature map with several places, or of the last tokens, by
+    a run without memory.
 
     Returns:
         None twice where the network gives none.
@@ -96,7 +108,9 @@ def find_tokens(model: str, arguments: dict[str, Any], size_px: tuple[int, int])
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and ((output.ndim == 4 and output.shape[2] * output.shape[3] > 1) or output.ndim == 3):
+            if isinstance(output, Tensor) and (
+                (output.ndim == 4 and output.shape[2] * output.shape[3] > 1) or output.ndim == 3
+            ):
                 seen.append((name, output.shape))
 
         return hook
@@ -112,13 +126,22 @@ def find_tokens(model: str, arguments: dict[str, Any], size_px: tuple[int, int])
     return int(shape[1] if len(shape) == 4 else shape[2]), name
 
 
-FILLING = frozenset({nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.constant_})
+FILLING = frozenset(
+    {
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.kaiming_uniform_,
+        nn.init.kaiming_normal_,
+        nn.init.constant_,
+    }
+)
 
 
 class WithoutMemory(TorchFunctionMode):
     """Inside, modules are built without memory for their weights.
 
-    Unlike `torch.device("meta")` it leaves alone the arithmetic that some constructors do with small tensors.
+    Unlike `torch.device("meta")` it leaves alone the arithmetic that some constructors do with
+    small tensors.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -142,20 +165,32 @@ def construct(model: str, arguments: dict[str, Any], *, initialise: bool = True)
     build = models.get_model_builder(model)
     try:
         try:
-            # Only the Inception family takes the first of these; everyone else refuses it before building anything.
+            # Only the Inception family takes the first of these; everyone else refuses it before
+            # building anything.
             return build(weights=None, aux_logits=False, init_weights=initialise, **arguments)
         except TypeError as error:
             if "aux_logits" not in str(error):
                 raise
             return build(weights=None, **arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"torchvision model '{model}': {str(error).rstrip('.')}. Correct the tower's `config`.") from error
+        raise RecipeError(
+            f"torchvision model '{model}': {str(error).rstrip('.')}. Correct the tower's `config`."
+        ) from error
 
 
 def fixes_its_size(model: str) -> bool:
-    """Whether the constructor must be told the size of the images, as of transformers with learned positions."""
+    """Whether the constructor must be told the size of the images, as of transformers with learned
+    positions."""
     from torchvision import models
 
     module = inspect.getmodule(models.get_model_builder(model))
-    classes = [item for item in vars(module).values() if inspect.isclass(item) and item.__module__ == getattr(module, "__name__", "")]
-    return any("image_size" in inspect.signature(item.__init__).parameters for item in classes if issubclass(item, nn.Module))
+    classes = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item) and item.__module__ == getattr(module, "__name__", "")
+    ]
+    return any(
+        "image_size" in inspect.signature(item.__init__).parameters
+        for item in classes
+        if issubclass(item, nn.Module)
+    )

@@ -27,19 +27,30 @@ from vlkd_cli.builders.torchvision.anatomy import (
     open_without_memory,
     strip_classifier,
 )
-from vlkd_cli.builders.weights import cache_folder, fit_weights, is_local, locate, read_weights, unfetchable, weights_file, write_weights
+from vlkd_cli.builders.weights import (
+    cache_folder,
+    fit_weights,
+    is_local,
+    locate,
+    read_weights,
+    unfetchable,
+    weights_file,
+    write_weights,
+)
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
 
 
 class TorchVision(Builder):
-    """Any classification model of torchvision; its feature is what the classifier's last layer would have read.
+    """Any classification model of torchvision; its feature is what the classifier's last layer
+    would have read.
 
     Args:
         model: a name of `vlkd list-models --builder torchvision`.
-        pretrained: false: random weights; true: the model's best published weights; a tag such as IMAGENET1K_V1; or a file of weights in
-            torchvision's names (float16 too; the classifier in it is dropped).
+        pretrained: false: random weights; true: the model's best published weights; a tag such as
+            IMAGENET1K_V1; or a file of weights in torchvision's names (float16 too; the classifier
+            in it is dropped).
         image_size: side in pixels that the tower sees instead of the weights' own.
         config: arguments of the model's constructor, e.g. `{width_mult: 0.5}` for mobilenet_v2.
         cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
@@ -78,10 +89,14 @@ class TorchVision(Builder):
             network = self._published(what, arguments)
         drop_side_classifiers(network, self.model)
         strip_classifier(network, anatomy)
-        return TorchVisionImage(network, anatomy, self._image_input(), model=self.model, arguments=arguments)
+        return TorchVisionImage(
+            network, anatomy, self._image_input(), model=self.model, arguments=arguments
+        )
 
     @classmethod
-    def list_models(cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False) -> list[ModelInfo]:
+    def list_models(
+        cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
+    ) -> list[ModelInfo]:
         from torchvision import models
 
         rows = []
@@ -90,10 +105,14 @@ class TorchVision(Builder):
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and not tags):
                 continue
             size = image_input(name).size_px[0]
-            anatomy, network = open_without_memory(name, {"image_size": size} if fixes_its_size(name) else {})
+            anatomy, network = open_without_memory(
+                name, {"image_size": size} if fixes_its_size(name) else {}
+            )
             strip_classifier(network, anatomy)
             parameters = sum(parameter.numel() for parameter in network.parameters())
-            rows.append(ModelInfo(name, "torchvision", "image", anatomy.width, parameters, size, tags))
+            rows.append(
+                ModelInfo(name, "torchvision", "image", anatomy.width, parameters, size, tags)
+            )
         return rows
 
     def _check_name(self) -> None:
@@ -110,23 +129,32 @@ class TorchVision(Builder):
         tags = [weight.name for weight in known]
         tag = "DEFAULT" if self.pretrained is True else str(self.pretrained)
         if tag not in [*tags, "DEFAULT"]:
-            raise RecipeError(f"{what} has no weights '{tag}'.{did_you_mean(tag, tags)} Known: {', '.join(tags)}; or a file.")
+            raise RecipeError(
+                f"{what} has no weights '{tag}'.{did_you_mean(tag, tags)} Known: {', '.join(tags)};"
+                " or a file."
+            )
         weights = known[tag]
         file = Path(weights.url).name
         with _downloads_in(file, self.cache_dir) as folder:
             try:
                 return models.get_model(self.model, weights=weights, **arguments)
             except (urllib.error.URLError, OSError) as error:
-                raise unfetchable(f"{what}, weights '{weights.name}'", files=file, folder=folder, error=error) from error
+                raise unfetchable(
+                    f"{what}, weights '{weights.name}'", files=file, folder=folder, error=error
+                ) from error
             except RuntimeError as error:
-                # Sizes of `config` that the published weights do not have, or a file that broke off.
+                # Sizes of `config` that the published weights do not have, or a file that broke
+                # off.
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 detail = lines[min(1, len(lines) - 1)]
                 raise RecipeError(
-                    f"{what}, weights '{weights.name}': they do not fit or are damaged ({folder / file}): {detail}"
+                    f"{what}, weights '{weights.name}': they do not fit or are damaged"
+                    f" ({folder / file}): {detail}"
                 ) from error
             except ValueError as error:
-                raise RecipeError(f"{what}, weights '{weights.name}': {error} Drop `image_size` or `config`.") from error
+                raise RecipeError(
+                    f"{what}, weights '{weights.name}': {error} Drop `image_size` or `config`."
+                ) from error
 
     def _load_file(self, network: nn.Module, anatomy: Anatomy, what: str) -> None:
         path = weights_file(locate(str(self.pretrained), what), what)
@@ -137,18 +165,27 @@ class TorchVision(Builder):
         for name, tensor in classifier.state_dict().items():
             state[f"{anatomy.classifier}.{name}"] = tensor
         if hasattr(network, "transform_input") and "transform_input" not in self.config:
-            # torchvision's weights of the Inception family were trained on another standardisation and convert the usual one.
+            # torchvision's weights of the Inception family were trained on another standardisation
+            # and convert the usual one.
             network.transform_input = True  # type: ignore[assignment]
         extra = auxiliary_names(self.model)
-        fit_weights(network, state, what, source=str(self.pretrained), ignore=lambda name: name in extra)
+        fit_weights(
+            network, state, what, source=str(self.pretrained), ignore=lambda name: name in extra
+        )
 
     def _image_input(self) -> ImageInput:
-        tag = self.pretrained if isinstance(self.pretrained, str) and not is_local(self.pretrained) else "DEFAULT"
+        tag = (
+            self.pretrained
+            if isinstance(self.pretrained, str) and not is_local(self.pretrained)
+            else "DEFAULT"
+        )
         expected = image_input(self.model, tag)
         if self.image_size is None:
             return expected
         ratio = (expected.resize_px or expected.size_px[0]) / expected.size_px[0]
-        return expected._replace(size_px=(self.image_size, self.image_size), resize_px=round(self.image_size * ratio))
+        return expected._replace(
+            size_px=(self.image_size, self.image_size), resize_px=round(self.image_size * ratio)
+        )
 
 
 class TorchVisionImage(Backbone):
@@ -156,7 +193,15 @@ class TorchVisionImage(Backbone):
 
     modality = "image"
 
-    def __init__(self, network: nn.Module, anatomy: Anatomy, expected: ImageInput, *, model: str, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        anatomy: Anatomy,
+        expected: ImageInput,
+        *,
+        model: str,
+        arguments: dict[str, Any],
+    ) -> None:
         super().__init__()
         self.encoder = network
         self.width = anatomy.width
@@ -172,7 +217,9 @@ class TorchVisionImage(Backbone):
         """Places of the last feature map, or the tokens of a transformer."""
         assert self._token_source is not None
         caught: list[Tensor] = []
-        handle = self.encoder.get_submodule(self._token_source).register_forward_hook(lambda module, given, output: caught.append(output))
+        handle = self.encoder.get_submodule(self._token_source).register_forward_hook(
+            lambda module, given, output: caught.append(output)
+        )
         try:
             self.encoder(inputs)
         finally:
@@ -189,19 +236,34 @@ class TorchVisionImage(Backbone):
         arguments = dict(self.arguments)
         if hasattr(self.encoder, "transform_input"):
             # Of the Inception family: published weights set it, random ones do not.
-            arguments |= {"aux_logits": False, "init_weights": False, "transform_input": bool(self.encoder.transform_input)}
+            arguments |= {
+                "aux_logits": False,
+                "init_weights": False,
+                "transform_input": bool(self.encoder.transform_input),
+            }
         options = "".join(f", {key}={value!r}" for key, value in arguments.items())
-        config = {key: value for key, value in arguments.items() if key not in ("aux_logits", "init_weights", "image_size")}
+        config = {
+            key: value
+            for key, value in arguments.items()
+            if key not in ("aux_logits", "init_weights", "image_size")
+        }
         size = {"image_size": keys["image_size"]} if keys.get("image_size") else {}
         usual = TorchVision(model=self.model, image_size=keys.get("image_size"))._image_input()
         note = (
-            "" if usual == self.image_input else f"a recipe that loads the file prepares images as {usual}, the run as {self.image_input}."
+            ""
+            if usual == self.image_input
+            else (
+                f"a recipe that loads the file prepares images as {usual}, the run as"
+                f" {self.image_input}."
+            )
         )
         return Export(
             "torchvision",
-            python=f"model = torchvision.models.get_model({self.model!r}{options}); "
-            f"model.set_submodule({self.classifier!r}, torch.nn.Identity()); "
-            f"model.load_state_dict(safetensors.torch.load_file({str(place / file)!r}))",
+            python=(
+                f"model = torchvision.models.get_model({self.model!r}{options}); "
+                f"model.set_submodule({self.classifier!r}, torch.nn.Identity()); "
+                f"model.load_state_dict(safetensors.torch.load_file({str(place / file)!r}))"
+            ),
             recipe={
                 "builder": "torchvision",
                 "model": self.model,
@@ -244,10 +306,16 @@ def _modern_name(name: str) -> str:
 
 @contextmanager
 def _downloads_in(file: str, cache_dir: str | None) -> Iterator[Path]:
-    """torch.hub's folder set to ours while weights are fetched, unless they already lie in torch's own."""
+    """torch.hub's folder set to ours while weights are fetched, unless they already lie in torch's
+    own."""
     before = torch.hub.get_dir()
     own = cache_folder(cache_dir) / "torchvision"
-    use = before if (Path(before) / "checkpoints" / file).is_file() and not (own / "checkpoints" / file).is_file() else str(own)
+    use = (
+        before
+        if (Path(before) / "checkpoints" / file).is_file()
+        and not (own / "checkpoints" / file).is_file()
+        else str(own)
+    )
     torch.hub.set_dir(use)
     try:
         yield Path(use) / "checkpoints"

@@ -1,4 +1,5 @@
-"""Indexes of large files: built once, kept in the cache folder, memory-mapped by every process that reads the data."""
+"""Indexes of large files: built once, kept in the cache folder, memory-mapped by every process that
+reads the data."""
 
 from __future__ import annotations
 
@@ -20,24 +21,31 @@ KEEP_ABOVE_BYTES = 32 << 20
 
 def data_cache() -> Path:
     """Where indexes and copies of remote tables are kept: VLKD_CACHE, else ~/.cache/vlkd."""
-    return Path(os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser() / "data"
+    return (
+        Path(os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser() / "data"
+    )
 
 
 class KeptArrays:
-    """Named arrays, in memory or memory-mapped from a folder; pickled as the folder's name in the latter case.
+    """Named arrays, in memory or memory-mapped from a folder; pickled as the folder's name in the
+    latter case.
 
     Args:
         arrays: in memory.
         folder: with one `.npy` file per array, instead.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray] | None = None, folder: Path | None = None
+    ) -> None:
         self.folder = folder
         self._arrays = arrays if arrays is not None else {}
         if folder is not None:
             for file in sorted(folder.glob("*.npy")):
                 # The plain array over the map is faster to index than numpy.memmap.
-                self._arrays[file.stem] = np.asarray(np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None))
+                self._arrays[file.stem] = np.asarray(
+                    np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
+                )
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -46,15 +54,22 @@ class KeptArrays:
         return name in self._arrays
 
     def __reduce__(self) -> Any:
-        return (KeptArrays, (None, self.folder)) if self.folder is not None else (KeptArrays, (self._arrays, None))
+        return (
+            (KeptArrays, (None, self.folder))
+            if self.folder is not None
+            else (KeptArrays, (self._arrays, None))
+        )
 
 
-def kept_arrays(key: str, build: Callable[[Path], dict[str, np.ndarray]], *, keep: bool) -> KeptArrays:
+def kept_arrays(
+    key: str, build: Callable[[Path], dict[str, np.ndarray]], *, keep: bool
+) -> KeptArrays:
     """The arrays that `build` makes, out of the cache folder where they were made before.
 
     Args:
         key: what determines the arrays.
-        build: makes them; it is given a folder for files that are too large for memory, which is gone afterwards.
+        build: makes them; it is given a folder for files that are too large for memory, which is
+            gone afterwards.
         keep: False: in memory, nothing is written but what `build` writes.
 
     Raises:
@@ -62,14 +77,19 @@ def kept_arrays(key: str, build: Callable[[Path], dict[str, np.ndarray]], *, kee
     """
     if not keep:
         with tempfile.TemporaryDirectory() as temporary:
-            return KeptArrays({name: np.array(array) for name, array in build(Path(temporary)).items()})
+            return KeptArrays(
+                {name: np.array(array) for name, array in build(Path(temporary)).items()}
+            )
     folder = data_cache() / "index" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
         except OSError as error:
-            raise DataError(f"cannot write {folder.parent} ({error.strerror}). Set VLKD_CACHE to a folder that can be written.") from None
+            raise DataError(
+                f"cannot write {folder.parent} ({error.strerror}). Set VLKD_CACHE to a folder that"
+                " can be written."
+            ) from None
         try:
             scratch = making / "scratch"
             scratch.mkdir()
@@ -81,7 +101,10 @@ def kept_arrays(key: str, build: Callable[[Path], dict[str, np.ndarray]], *, kee
         except OSError as error:
             # Another process may have been quicker; a folder that is there is complete.
             if not folder.is_dir():
-                raise DataError(f"cannot write {folder} ({error.strerror}). Free space, or set VLKD_CACHE to another folder.") from None
+                raise DataError(
+                    f"cannot write {folder} ({error.strerror}). Free space, or set VLKD_CACHE to"
+                    " another folder."
+                ) from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return KeptArrays(folder=folder)

@@ -13,19 +13,25 @@ MOST_FILES = 10_000
 
 def digest_of(*parts: object) -> str:
     """SHA-256 of the parts' representations, shortened."""
-    return hashlib.sha256("\0".join(map(repr, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256("\0".join(map(repr, parts)).encode("utf-8", "surrogatepass")).hexdigest()[
+        :32
+    ]
 
 
 def probed(count: int) -> Iterable[int]:
     """Which of so many files are looked into."""
-    return range(count) if count <= MOST_FILES else (round(k * (count - 1) / (MOST_FILES - 1)) for k in range(MOST_FILES))
+    return (
+        range(count)
+        if count <= MOST_FILES
+        else (round(k * (count - 1) / (MOST_FILES - 1)) for k in range(MOST_FILES))
+    )
 
 
 def digest_files(paths: Iterable[str]) -> str:
     """Digest of the sizes, middles and ends of local files; a missing file counts as empty.
 
-    The end of a compressed picture depends on all of it (a PNG ends with a checksum, a JPEG with its entropy code), and unlike a time
-    stamp it is the same in every copy of the data.
+    The end of a compressed picture depends on all of it (a PNG ends with a checksum, a JPEG with
+    its entropy code), and unlike a time stamp it is the same in every copy of the data.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:

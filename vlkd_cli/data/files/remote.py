@@ -51,9 +51,11 @@ def fetch_bytes(url: str) -> bytes:
 
 
 def local_copy(place: str, what: str) -> Path:
-    """A local file with the content of a path or URL; compressed files (.gz, .bz2, .xz, .zst) are unpacked.
+    """A local file with the content of a path or URL; compressed files (.gz, .bz2, .xz, .zst) are
+    unpacked.
 
-    Copies lie in the cache folder, keyed by the place and what tells its versions apart (size, time, etag).
+    Copies lie in the cache folder, keyed by the place and what tells its versions apart (size,
+    time, etag).
 
     Raises:
         DataError: it is missing or cannot be read.
@@ -64,7 +66,9 @@ def local_copy(place: str, what: str) -> Path:
         if path.is_dir():
             raise DataError(f"{what} {place} is a folder; name a file.")
         if not path.is_file():
-            raise DataError(f"{what} {place}: no such file. Check data.path (it is relative to {Path.cwd()}).")
+            raise DataError(
+                f"{what} {place}: no such file. Check data.path (it is relative to {Path.cwd()})."
+            )
         if not compressed:
             return path
     import fsspec
@@ -72,7 +76,11 @@ def local_copy(place: str, what: str) -> Path:
     try:
         filesystem, inner = fsspec.core.url_to_fs(place)
         version = repr(sorted((key, str(value)) for key, value in filesystem.info(inner).items()))
-        target = data_cache() / "copies" / (hashlib.sha256(f"{place}\0{version}".encode()).hexdigest()[:32] + Path(inner).suffix)
+        target = (
+            data_cache()
+            / "copies"
+            / (hashlib.sha256(f"{place}\0{version}".encode()).hexdigest()[:32] + Path(inner).suffix)
+        )
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with fsspec.open(place, "rb", compression="infer") as source:
@@ -81,9 +89,13 @@ def local_copy(place: str, what: str) -> Path:
     except FileNotFoundError:
         raise DataError(f"{what} {place}: no such file.") from None
     except (ImportError, ValueError) as error:
-        raise DataError(f"{what} {place}: {error}. Install the fsspec package of this protocol.") from None
+        raise DataError(
+            f"{what} {place}: {error}. Install the fsspec package of this protocol."
+        ) from None
     except Exception as error:  # every fsspec protocol has exceptions of its own
-        raise DataError(f"{what} {place} cannot be fetched ({type(error).__name__}: {error}).") from error
+        raise DataError(
+            f"{what} {place} cannot be fetched ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _copy(source: Any, target: Path) -> None:

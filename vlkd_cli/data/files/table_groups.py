@@ -1,4 +1,5 @@
-"""Which rows of a table belong to one image, where its captions begin, and its class: what one pass over the rows tells."""
+"""Which rows of a table belong to one image, where its captions begin, and its class: what one pass
+over the rows tells."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def group_rows(table: CSV, *, group: bool, several: bool) -> dict[str, np.ndarray]:
-    """Arrays that a table's index needs beside the row offsets; empty where every row is one image with one caption.
+    """Arrays that a table's index needs beside the row offsets; empty where every row is one image
+    with one caption.
 
-    `grouped_rows` and `group_starts`: rows of each sample; `caption_starts`: captions before each sample; `labels`: one per sample.
+    `grouped_rows` and `group_starts`: rows of each sample; `caption_starts`: captions before each
+    sample; `labels`: one per sample.
 
     Args:
         table: whose rows are found already.
@@ -35,18 +38,24 @@ def group_rows(table: CSV, *, group: bool, several: bool) -> dict[str, np.ndarra
         try:
             fields = table._fields(row)
         except Broken:
-            # The row stays, as an image of its own that cannot be read: the loader counts and names it.
+            # The row stays, as an image of its own that cannot be read: the loader counts and names
+            # it.
             fields = None
         if group:
             name = f"broken row {row}" if fields is None else fields[table._image]
-            keys[row] = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            keys[row] = int.from_bytes(
+                hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+                "little",
+            )
         if several:
             counts[row] = 0 if fields is None else _num_captions(table, fields)
         if table._label is not None:
             labels.append("" if fields is None else fields[table._label].strip())
     first_rows = np.arange(num_rows)
     if group:
-        _, firsts, members, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+        _, firsts, members, sizes = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
         if len(firsts) < num_rows:
             by_occurrence = np.argsort(firsts, kind="stable")
             rank = np.empty(len(firsts), dtype=np.int64)
@@ -73,12 +82,17 @@ def _num_captions(table: CSV, fields: list[str]) -> int:
 
 def _numbered(labels: list[str], path: str) -> dict[str, np.ndarray]:
     try:
-        return {"labels": np.array([int(label) if label else -1 for label in labels], dtype=np.int64)}
+        return {
+            "labels": np.array([int(label) if label else -1 for label in labels], dtype=np.int64)
+        }
     except ValueError:
         pass  # names, then
     names = sorted(set(labels) - {""})
     if len(names) > 100_000:
-        raise DataError(f"table {path}: the column of data.label holds {len(names):,} different names; is it the right column?")
+        raise DataError(
+            f"table {path}: the column of data.label holds {len(names):,} different names; is it"
+            " the right column?"
+        )
     number = {name: k for k, name in enumerate(names)} | {"": -1}
     return {
         "labels": np.array([number[label] for label in labels], dtype=np.int64),

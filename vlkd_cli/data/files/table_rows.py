@@ -1,7 +1,9 @@
-"""Where the rows of a delimited text file begin, found without parsing it, so that a table of any size is read from the disk by row.
+"""Where the rows of a delimited text file begin, found without parsing it, so that a table of any
+size is read from the disk by row.
 
-A quote opens a quoted field only at the field's beginning, as in pandas and Python's csv module; inside, line breaks belong to the
-field and two quotes stand for one. A quote anywhere else is a character like any other.
+A quote opens a quoted field only at the field's beginning, as in pandas and Python's csv module;
+inside, line breaks belong to the field and two quotes stand for one. A quote anywhere else is a
+character like any other.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _NEWLINE, _RETURN, _QUOTE = 10, 13, 34
 
 
 class Rows(NamedTuple):
-    """`starts` `[R + 1]` int64: byte offsets where each row begins, and the file's end; `digest` of the file's bytes."""
+    """`starts` `[R + 1]` int64: byte offsets where each row begins, and the file's end; `digest` of
+    the file's bytes."""
 
     starts: np.ndarray
     digest: str
@@ -56,12 +59,18 @@ def find_rows(path: Path, *, delimiter: str, quotes: bool, scratch: Path) -> Row
             end = len(data) if not read else data.rfind(b"\n") + 1
             block = np.frombuffer(data, dtype=np.uint8, count=end)
             newlines = np.flatnonzero(block == _NEWLINE)
-            line_starts = np.concatenate([[0], newlines + 1])[: len(newlines) + (end > (newlines[-1] + 1 if len(newlines) else 0))]
+            line_starts = np.concatenate([[0], newlines + 1])[
+                : len(newlines) + (end > (newlines[-1] + 1 if len(newlines) else 0))
+            ]
             is_start = np.ones(len(line_starts), dtype=bool)
             if quotes:
                 for line in _odd_lines(block, line_starts):
                     line = int(line)
-                    text = data[line_starts[line] : line_starts[line + 1] if line + 1 < len(line_starts) else end]
+                    text = data[
+                        line_starts[line] : (
+                            line_starts[line + 1] if line + 1 < len(line_starts) else end
+                        )
+                    ]
                     if opening is None:
                         if _ends_open(text, delimiter.encode()):
                             opening, opened_at = line, first_line + line
@@ -112,7 +121,9 @@ def _odd_lines(block: np.ndarray, line_starts: np.ndarray) -> np.ndarray:
     marks = np.flatnonzero(block == _QUOTE)
     if not len(marks):
         return marks
-    lines, counts = np.unique(np.searchsorted(line_starts, marks, side="right") - 1, return_counts=True)
+    lines, counts = np.unique(
+        np.searchsorted(line_starts, marks, side="right") - 1, return_counts=True
+    )
     return lines[counts % 2 == 1]
 
 
@@ -138,6 +149,7 @@ def _ends_open(line: bytes, delimiter: bytes) -> bool:
 def _check_length(path: Path, lines: int, opened_at: int) -> None:
     if lines > _MOST_LINES_IN_FIELD:
         raise DataError(
-            f"{path} line {opened_at}: a quoted field begins here and does not end within {_MOST_LINES_IN_FIELD} lines. "
-            "Close the quote, or set data.quotes: false if quotes are ordinary characters in this file."
+            f"{path} line {opened_at}: a quoted field begins here and does not end within"
+            f" {_MOST_LINES_IN_FIELD} lines. Close the quote, or set data.quotes: false if quotes"
+            " are ordinary characters in this file."
         )

@@ -1,4 +1,5 @@
-"""Many short strings as two arrays, so that workers share them and no Python object per string is kept."""
+"""Many short strings as two arrays, so that workers share them and no Python object per string is
+kept."""
 
 from __future__ import annotations
 
@@ -40,4 +41,6 @@ class TextTable:
         """Digest of all strings and their borders."""
         import hashlib
 
-        return hashlib.blake2b(self._blob.tobytes() + self._ends.tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            self._blob.tobytes() + self._ends.tobytes(), digest_size=16
+        ).hexdigest()

@@ -1,4 +1,5 @@
-"""Random changes to training images: a region is drawn first, so that only as much is decoded as needed, then colours and blur."""
+"""Random changes to training images: a region is drawn first, so that only as much is decoded as
+needed, then colours and blur."""
 
 from __future__ import annotations
 
@@ -30,9 +31,18 @@ class Augment:
         """By how much a JPEG may be scaled down in decoding."""
         return shrink_for((box.height, box.width), expected.size_px)
 
-    def apply(self, pixels: np.ndarray, full: tuple[int, int], box: Box, expected: ImageInput, draw: random.Random) -> Tensor:
+    def apply(
+        self,
+        pixels: np.ndarray,
+        full: tuple[int, int],
+        box: Box,
+        expected: ImageInput,
+        draw: random.Random,
+    ) -> Tensor:
         """Pixels (perhaps scaled down from `full`) to `[3, H, W]` uint8."""
-        return self.finish(resize(crop(pixels, box, full), expected.size_px, expected.interpolation), draw)
+        return self.finish(
+            resize(crop(pixels, box, full), expected.size_px, expected.interpolation), draw
+        )
 
 
 class StandardAugment(Augment):
@@ -68,7 +78,13 @@ class StandardAugment(Augment):
         blur_sigma: tuple[float, float] = (0.1, 2.0),
     ) -> None:
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
-        self.brightness, self.contrast, self.saturation, self.hue, self.jitter = brightness, contrast, saturation, hue, jitter
+        self.brightness, self.contrast, self.saturation, self.hue, self.jitter = (
+            brightness,
+            contrast,
+            saturation,
+            hue,
+            jitter,
+        )
         self.grey, self.blur, self.blur_sigma = grey, blur, (blur_sigma[0], blur_sigma[1])
 
     def region(self, size: tuple[int, int], draw: random.Random) -> Box:
@@ -77,7 +93,9 @@ class StandardAugment(Augment):
     def finish(self, image: Tensor, draw: random.Random) -> Tensor:
         if self.flip and draw.random() < self.flip:
             image = image.flip(-1)
-        if (self.brightness or self.contrast or self.saturation or self.hue) and draw.random() < self.jitter:
+        if (
+            self.brightness or self.contrast or self.saturation or self.hue
+        ) and draw.random() < self.jitter:
             image = self._jitter(image, draw)
         if self.grey and draw.random() < self.grey:
             from torchvision.transforms.v2 import functional
@@ -100,7 +118,9 @@ class StandardAugment(Augment):
             if strength
         ]
         if self.hue:
-            changes.append((functional.adjust_hue, draw.uniform(-min(self.hue, 0.5), min(self.hue, 0.5))))
+            changes.append(
+                (functional.adjust_hue, draw.uniform(-min(self.hue, 0.5), min(self.hue, 0.5)))
+            )
         draw.shuffle(changes)
         for change, amount in changes:
             image = change(image, amount)
@@ -113,11 +133,14 @@ class StandardAugment(Augment):
         sigma = draw.uniform(*self.blur_sigma) * size / 224
         # A tenth of the image, as SimCLR takes it, and odd.
         kernel = max(3, size // 20 * 2 + 1)
-        return functional.gaussian_blur(image, kernel_size=[kernel, kernel], sigma=[max(sigma, 1e-3)] * 2)
+        return functional.gaussian_blur(
+            image, kernel_size=[kernel, kernel], sigma=[max(sigma, 1e-3)] * 2
+        )
 
 
 class SimCLRAugment(StandardAugment):
-    """The strong augmentation of SimCLR and MoCo v2: small crops, flips, strong colour jitter, greyscale and blur.
+    """The strong augmentation of SimCLR and MoCo v2: small crops, flips, strong colour jitter,
+    greyscale and blur.
 
     Args:
         scale: lowest and highest share of the area that is kept.
@@ -127,7 +150,8 @@ class SimCLRAugment(StandardAugment):
         grey: probability of dropping the colours.
         blur: probability of a Gaussian blur.
 
-    Source: Chen et al., arXiv:2002.05709, appendix A, with the milder jitter of Chen et al., arXiv:2003.04297, section 3.
+    Source: Chen et al., arXiv:2002.05709, appendix A, with the milder jitter of Chen et al.,
+        arXiv:2003.04297, section 3.
     """
 
     def __init__(
@@ -154,17 +178,21 @@ class SimCLRAugment(StandardAugment):
 
 
 class NoAugment:
-    """The tower's evaluation transform, also in training: the same picture in every epoch, so that features may be kept."""
+    """The tower's evaluation transform, also in training: the same picture in every epoch, so that
+    features may be kept."""
 
     def __init__(self) -> None:
         pass
 
 
 def open_augment(name: str | None = "standard", **keys: Any) -> Augment | None:
-    """The augmentation of a recipe's `data.augment`; None where images stay as the tower's evaluation transform gives them."""
+    """The augmentation of a recipe's `data.augment`; None where images stay as the tower's
+    evaluation transform gives them."""
     if name is None:
         return None
-    augment = catalog.load("augment", name)(**{key: tuple(value) if _is_list(value) else value for key, value in keys.items()})
+    augment = catalog.load("augment", name)(
+        **{key: tuple(value) if _is_list(value) else value for key, value in keys.items()}
+    )
     return None if isinstance(augment, NoAugment) else augment
 
 

@@ -1,7 +1,8 @@
 """From an image file to uint8 pixels, and from pixels to what a tower expects.
 
-Pixels are what `PIL.Image.open(file).convert("RGB")` gives, with three additions: the EXIF rotation is applied, 16-bit values are
-scaled to 8 bits rather than clipped, and the first frame stands for an animation. Transparency is dropped, as `convert("RGB")` does.
+Pixels are what `PIL.Image.open(file).convert("RGB")` gives, with three additions: the EXIF rotation
+is applied, 16-bit values are scaled to 8 bits rather than clipped, and the first frame stands for
+an animation. Transparency is dropped, as `convert("RGB")` does.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Box(NamedTuple):
 
 
 class Picture:
-    """An image whose size is known and whose pixels are decoded when asked for, at once or scaled down by the JPEG decoder.
+    """An image whose size is known and whose pixels are decoded when asked for, at once or scaled
+    down by the JPEG decoder.
 
     Args:
         image: encoded bytes, a path, or a PIL image.
@@ -75,7 +77,9 @@ class Picture:
         self._opened = _open(data)
         self.height, self.width = self._opened.height, self._opened.width
         # PIL decodes a whole PNG in search of an orientation, which may stand behind the pixels.
-        if self._opened.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
+        if self._opened.format == "PNG" and not any(
+            mark in data for mark in _PNG_ORIENTATION_MARKS
+        ):
             return
         with _loading(salvage):
             if self._opened.getexif().get(_ORIENTATION, 1) >= 5:
@@ -85,7 +89,8 @@ class Picture:
         """Upright RGB pixels `[h, w, 3]` uint8.
 
         Args:
-            shrink: 1, 2, 4 or 8: JPEG files may be decoded at 1/shrink of their size (rounded up). Others come at full size.
+            shrink: 1, 2, 4 or 8: JPEG files may be decoded at 1/shrink of their size (rounded up).
+                Others come at full size.
 
         Raises:
             Broken: the file is damaged.
@@ -95,10 +100,13 @@ class Picture:
             if decoded is not None:
                 return decoded
         if self._opened is None or self._data is not None:
-            # Anew from the bytes: a decoder set to a scale, or a file that was decoded, does not go back.
+            # Anew from the bytes: a decoder set to a scale, or a file that was decoded, does not go
+            # back.
             self._opened = _open(self._data or self._jpeg or b"")
             if shrink > 1 and self._opened.format == "JPEG":
-                self._opened.draft(None, (-(-self._opened.width // shrink), -(-self._opened.height // shrink)))
+                self._opened.draft(
+                    None, (-(-self._opened.width // shrink), -(-self._opened.height // shrink))
+                )
         return _pil_pixels(self._opened, self._salvage)
 
 
@@ -139,7 +147,8 @@ def _simplejpeg() -> Any:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that simplejpeg decodes as PIL would; None: leave it to PIL (CMYK, no simplejpeg, odd header)."""
+    """Height and width of a JPEG that simplejpeg decodes as PIL would; None: leave it to PIL (CMYK,
+    no simplejpeg, odd header)."""
     simplejpeg = _simplejpeg()
     if simplejpeg is None:
         return None
@@ -150,13 +159,18 @@ def _jpeg_header(data: bytes) -> tuple[int, int] | None:
     return (height, width) if colours in ("YCbCr", "Gray", "GRAY", "RGB") else None
 
 
-def _decode_jpeg(data: bytes, orientation: int, shrink: int, upright: tuple[int, int]) -> np.ndarray | None:
+def _decode_jpeg(
+    data: bytes, orientation: int, shrink: int, upright: tuple[int, int]
+) -> np.ndarray | None:
     height, width = upright if orientation < 5 else upright[::-1]
     smallest = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
     try:
-        pixels = _simplejpeg().decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1])
+        pixels = _simplejpeg().decode_jpeg(
+            data, "RGB", min_height=smallest[0], min_width=smallest[1]
+        )
     except ValueError:
-        # Damage that libjpeg can live with is decided by PIL, so that what counts as broken does not depend on the decoder.
+        # Damage that libjpeg can live with is decided by PIL, so that what counts as broken does
+        # not depend on the decoder.
         return None
     if orientation == 1:
         return pixels  # type: ignore[no-any-return]
@@ -176,7 +190,8 @@ def _pil_pixels(image: Image.Image, salvage: bool) -> np.ndarray:
 
 @contextmanager
 def _loading(salvage: bool) -> Iterator[None]:
-    """PIL reads pixels: what it cannot read is broken, and files that are cut off are so unless they are to be salvaged."""
+    """PIL reads pixels: what it cannot read is broken, and files that are cut off are so unless
+    they are to be salvaged."""
     # A setting of the whole process is the only one that PIL has for this.
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, salvage
     try:
@@ -190,12 +205,14 @@ def _loading(salvage: bool) -> Iterator[None]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """`image.convert("RGB")`, but with 16-bit and floating-point greys scaled instead of clipped at 255."""
+    """`image.convert("RGB")`, but with 16-bit and floating-point greys scaled instead of clipped at
+    255."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
-        # 32-bit integers are how PIL holds some 16-bit files; 255 stays the white of those that never exceed it.
+        # 32-bit integers are how PIL holds some 16-bit files; 255 stays the white of those that
+        # never exceed it.
         if image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = np.clip(values, 0, 65535) >> 8
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
@@ -210,25 +227,40 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def shrink_for(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """By how much a JPEG region of `size` (height, width) may be scaled in decoding so that it is still not below `target`."""
+    """By how much a JPEG region of `size` (height, width) may be scaled in decoding so that it is
+    still not below `target`."""
     factor = min(size[0] / target[0], size[1] / target[1])
     return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic", *, exact: bool = False) -> Tensor:
+def resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+    *,
+    exact: bool = False,
+) -> Tensor:
     """Pixels `[h, w, 3]` uint8 to `[3, height, width]` uint8, antialiased.
 
     Args:
-        exact: stay within one grey level of PIL also where the image grows, which takes PIL's own resize; otherwise within two there.
+        exact: stay within one grey level of PIL also where the image grows, which takes PIL's own
+            resize; otherwise within two there.
     """
     if pixels.shape[:2] == size:
         return torch.from_numpy(pixels).permute(2, 0, 1)
-    # PIL itself where ties of the nearest pixel, or a cubic's overshoot when growing, would round differently in torch.
-    if interpolation == "nearest" or (exact and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1])):
-        resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    # PIL itself where ties of the nearest pixel, or a cubic's overshoot when growing, would round
+    # differently in torch.
+    if interpolation == "nearest" or (
+        exact and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1])
+    ):
+        resized = Image.fromarray(pixels).resize(
+            size[::-1], Image.Resampling[interpolation.upper()]
+        )
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return functional.interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)[0]
+    return functional.interpolate(
+        image, size=size, mode=interpolation, antialias=True, align_corners=False
+    )[0]
 
 
 def crop(pixels: np.ndarray, box: Box, full: tuple[int, int]) -> np.ndarray:
@@ -238,15 +270,21 @@ def crop(pixels: np.ndarray, box: Box, full: tuple[int, int]) -> np.ndarray:
         return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     vertical, horizontal = height / full[0], width / full[1]
     top, left = round(box.top * vertical), round(box.left * horizontal)
-    bottom, right = round((box.top + box.height) * vertical), round((box.left + box.width) * horizontal)
-    return pixels[min(top, height - 1) : max(bottom, top + 1), min(left, width - 1) : max(right, left + 1)]
+    bottom, right = (
+        round((box.top + box.height) * vertical),
+        round((box.left + box.width) * horizontal),
+    )
+    return pixels[
+        min(top, height - 1) : max(bottom, top + 1), min(left, width - 1) : max(right, left + 1)
+    ]
 
 
 def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
     """The evaluation transform of a tower: `[h, w, 3]` to `[3, H, W]`, both uint8.
 
-    `shortest` scales until both sides cover the crop (the shorter side to `resize_px` where that is set) and crops the centre;
-    `squash` ignores the aspect ratio; `longest` scales until both sides fit and pads with black.
+    `shortest` scales until both sides cover the crop (the shorter side to `resize_px` where that is
+    set) and crops the centre; `squash` ignores the aspect ratio; `longest` scales until both sides
+    fit and pads with black.
     """
     height, width = pixels.shape[:2]
     target_height, target_width = expected.size_px
@@ -258,7 +296,11 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
     elif expected.resize_px is not None or target_height == target_width:
         # torchvision's Resize(int): the longer side is truncated, not rounded.
         shorter = expected.resize_px or target_height
-        size = (shorter, int(shorter * width / height)) if height <= width else (int(shorter * height / width), shorter)
+        size = (
+            (shorter, int(shorter * width / height))
+            if height <= width
+            else (int(shorter * height / width), shorter)
+        )
     else:
         factor = max(target_height / height, target_width / width)
         size = round(height * factor), round(width * factor)
@@ -276,10 +318,14 @@ def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[:, top : top + size[0], left : left + size[1]]
 
 
-def random_box(size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], draw: Any) -> Box:
-    """A region whose share of the area and aspect ratio are drawn uniformly (the ratio in its logarithm).
+def random_box(
+    size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], draw: Any
+) -> Box:
+    """A region whose share of the area and aspect ratio are drawn uniformly (the ratio in its
+    logarithm).
 
-    Ten draws are tried; then the largest centred region whose ratio is allowed is taken, as torchvision's RandomResizedCrop does.
+    Ten draws are tried; then the largest centred region whose ratio is allowed is taken, as
+    torchvision's RandomResizedCrop does.
 
     Args:
         draw: a `random.Random`.
@@ -291,7 +337,12 @@ def random_box(size: tuple[int, int], *, scale: tuple[float, float], ratio: tupl
         aspect = math.exp(draw.uniform(lowest, highest))
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return Box(draw.randint(0, height - box_height), draw.randint(0, width - box_width), box_height, box_width)
+            return Box(
+                draw.randint(0, height - box_height),
+                draw.randint(0, width - box_width),
+                box_height,
+                box_width,
+            )
     box_height, box_width = height, width
     if width / height < ratio[0]:
         box_height = min(height, max(1, round(width / ratio[0])))

@@ -8,7 +8,22 @@ from pathlib import Path
 
 from vlkd_cli.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"})
+SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".jp2",
+        ".avif",
+    }
+)
 
 
 def existing_folder(place: str, key: str) -> Path:
@@ -19,12 +34,15 @@ def existing_folder(place: str, key: str) -> Path:
     """
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data.{key} {place}: no such folder (relative paths begin at {Path.cwd()}).")
+        raise DataError(
+            f"data.{key} {place}: no such folder (relative paths begin at {Path.cwd()})."
+        )
     return folder
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it, in an order that does not depend on the file system."""
+    """Paths of all images below a folder, relative to it, in an order that does not depend on the
+    file system."""
     return sorted(_walk(folder, ""))
 
 

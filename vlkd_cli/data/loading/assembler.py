@@ -1,4 +1,5 @@
-"""One batch out of a reader with random access: which rows, which captions, decoded and tokenised."""
+"""One batch out of a reader with random access: which rows, which captions, decoded and
+tokenised."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from vlkd_cli.data.views import FeatureView, ImageView, draw_images
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import TextInput
 
-_REPLACEMENTS = 50  # tries for one row; more than half of the data would have to be broken for these to fail
+_REPLACEMENTS = (
+    50  # tries for one row; more than half of the data would have to be broken for these to fail
+)
 
 
 class Assembler:
@@ -59,10 +62,16 @@ class Assembler:
         rows = self.order.rows(request.epoch, int(positions[0]), int(positions[-1]) + 1)
         choices = hashed(self.seed, request.epoch, rows) >> np.uint64(1)
         if not self.reads_samples:
-            return self._readable(request.epoch, positions, rows, choices) if self.broken else self._gathered(rows, choices)
+            return (
+                self._readable(request.epoch, positions, rows, choices)
+                if self.broken
+                else self._gathered(rows, choices)
+            )
         seeds = hashed(self.seed, request.epoch, positions, 1) >> np.uint64(1)
         drawn = Drawn(self.views_of_samples, len(rows))
-        for slot, (row, choice, seed) in enumerate(zip(rows.tolist(), choices.tolist(), seeds.tolist(), strict=True)):
+        for slot, (row, choice, seed) in enumerate(
+            zip(rows.tolist(), choices.tolist(), seeds.tolist(), strict=True)
+        ):
             self._draw(drawn, slot, row, choice, seed)
         return drawn.batch()
 
@@ -78,12 +87,16 @@ class Assembler:
                 slot += 1
             except Broken as broken:
                 if not skip:
-                    raise DataError(f"{self.reader.name(row)}: {broken}. Repair the file or take it out of the data.") from None
+                    raise DataError(
+                        f"{self.reader.name(row)}: {broken}. Repair the file or take it out of the"
+                        " data."
+                    ) from None
                 drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
         return drawn.batch(slot)
 
     def _positions(self, number: int) -> np.ndarray:
-        """Positions of this rank's rows in the epoch; the last step of an epoch may hold fewer rows per rank."""
+        """Positions of this rank's rows in the epoch; the last step of an epoch may hold fewer rows
+        per rank."""
         start = number * self.batch_size * self.world_size
         rest = min(len(self.order) - start, self.batch_size * self.world_size)
         own = -(-rest // self.world_size)
@@ -92,16 +105,25 @@ class Assembler:
     def _gathered(self, rows: np.ndarray, choices: np.ndarray) -> Batch:
         """A batch of stored features only: no sample is looked at."""
         captions = rows
-        if any(isinstance(view, FeatureView) and view.table == "caption" for view in self.views.values()):
+        if any(
+            isinstance(view, FeatureView) and view.table == "caption"
+            for view in self.views.values()
+        ):
             captions = self.reader.caption_starts(rows)
             counts = self.reader.caption_starts(rows + 1) - captions
-            captions = captions + (choices % np.maximum(counts, 1).astype(np.uint64)).astype(np.int64)
+            captions = captions + (choices % np.maximum(counts, 1).astype(np.uint64)).astype(
+                np.int64
+            )
         inputs: dict[str, Tensor | TextInput] = {
-            key: view.gather(rows, captions) for key, view in self.views.items() if isinstance(view, FeatureView)
+            key: view.gather(rows, captions)
+            for key, view in self.views.items()
+            if isinstance(view, FeatureView)
         }
         return Batch(inputs, torch.from_numpy(rows), torch.from_numpy(self.reader.labels_of(rows)))
 
-    def _readable(self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray) -> Batch:
+    def _readable(
+        self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray
+    ) -> Batch:
         """A batch of stored features with the rows that have none replaced, as `_draw` does it."""
         rows, skipped = rows.copy(), []
         for slot in np.flatnonzero(np.isin(rows, list(self.broken))).tolist():
@@ -125,7 +147,10 @@ class Assembler:
                 drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
                 row = int(hashed(seed, attempt)[0] % np.uint64(len(self.reader)))
         first = drawn.skipped[0]
-        raise DataError(f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}. Check the data.")
+        raise DataError(
+            f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}."
+            " Check the data."
+        )
 
     def _sample(self, row: int, choice: int, seed: int) -> Sample:
         reader, needs = self.reader, self.views_of_samples
@@ -136,13 +161,20 @@ class Assembler:
         caption, caption_row = choice % len(captions) if captions else 0, 0
         if needs.features:
             start = reader.caption_start(row)
-            caption = caption if captions else choice % max(reader.caption_start(row + 1) - start, 1)
+            caption = (
+                caption if captions else choice % max(reader.caption_start(row + 1) - start, 1)
+            )
             caption_row = start + caption
-        return Sample(row, image, captions, caption, caption_row, reader.label(row), "", seed, reader.salvages)
+        return Sample(
+            row, image, captions, caption, caption_row, reader.label(row), "", seed, reader.salvages
+        )
 
 
 def _too_many(first: Skipped) -> str:
-    return f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}. Check the data and its paths."
+    return (
+        f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}."
+        " Check the data and its paths."
+    )
 
 
 class ViewsOfSamples:
@@ -151,8 +183,11 @@ class ViewsOfSamples:
     def __init__(self, views: Mapping[str, View]) -> None:
         self.drawn = {key: view for key, view in views.items() if isinstance(view, ImageView)}
         self.others = {key: view for key, view in views.items() if not isinstance(view, ImageView)}
-        # Towers that look at the same view of a sample see the same region of it; other views draw their own.
-        self.salts = [zlib.crc32(key.partition("@")[2].encode()) if "@" in key else 0 for key in self.drawn]
+        # Towers that look at the same view of a sample see the same region of it; other views draw
+        # their own.
+        self.salts = [
+            zlib.crc32(key.partition("@")[2].encode()) if "@" in key else 0 for key in self.drawn
+        ]
         self.images = any(view.needs_image for view in views.values())
         self.captions = any(view.needs_captions for view in views.values())
         self.features = any(isinstance(view, FeatureView) for view in views.values())
@@ -175,17 +210,30 @@ class Drawn:
         """
         if self.views.images and sample.image is None:
             raise Broken("has no image")
-        if self.views.captions and (not sample.captions or not sample.captions[sample.caption].strip()):
+        if self.views.captions and (
+            not sample.captions or not sample.captions[sample.caption].strip()
+        ):
             raise Broken("has no caption")
         if self.images:
-            for images, image in zip(self.images, draw_images(sample, list(self.views.drawn.values()), self.views.salts), strict=True):
+            for images, image in zip(
+                self.images,
+                draw_images(sample, list(self.views.drawn.values()), self.views.salts),
+                strict=True,
+            ):
                 images[slot].copy_(image)
         self.samples[slot] = sample
 
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
-        inputs: dict[str, Tensor | TextInput] = {key: images[:size] for key, images in zip(self.views.drawn, self.images, strict=True)}
+        inputs: dict[str, Tensor | TextInput] = {
+            key: images[:size] for key, images in zip(self.views.drawn, self.images, strict=True)
+        }
         if samples:
             inputs |= {key: view(samples) for key, view in self.views.others.items()}
         indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
-        return Batch(inputs, indices, torch.tensor([sample.label for sample in samples], dtype=torch.int64), self.skipped)
+        return Batch(
+            inputs,
+            indices,
+            torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+            self.skipped,
+        )

@@ -11,7 +11,8 @@ _FEWEST = 5
 class BrokenCount:
     """Distinct broken samples among the distinct samples seen by this process.
 
-    Fewer than five never stop a run, unless none at all is allowed: of a small set, one broken file is a large share already.
+    Fewer than five never stop a run, unless none at all is allowed: of a small set, one broken file
+    is a large share already.
 
     Args:
         max_share: the largest share that is put up with.
@@ -39,6 +40,7 @@ class BrokenCount:
         if count > self.max_share * self._seen and (count >= _FEWEST or self.max_share == 0):
             first = next(iter(self._broken.values()))
             raise DataError(
-                f"{count} of {self._seen} samples are broken ({count / self._seen:.1%}, allowed {self.max_share:.1%}); "
-                f"the first: {first.name}: {first.reason}. Repair or remove them, or raise data.max_broken_share."
+                f"{count} of {self._seen} samples are broken ({count / self._seen:.1%}, allowed"
+                f" {self.max_share:.1%}); the first: {first.name}: {first.reason}. Repair or remove"
+                " them, or raise data.max_broken_share."
             )

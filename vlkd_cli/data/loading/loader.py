@@ -1,7 +1,8 @@
 """Batches for training and evaluation, a function of (seed, epoch, position) alone.
 
-`Loader.batches(epoch, start)` gives the same batches whatever the number of workers and whatever was drawn before, so that stopping
-and going on needs two numbers. A broken sample is replaced by one that its position determines, and named in `batch.skipped`.
+`Loader.batches(epoch, start)` gives the same batches whatever the number of workers and whatever
+was drawn before, so that stopping and going on needs two numbers. A broken sample is replaced by
+one that its position determines, and named in `batch.skipped`.
 """
 
 from __future__ import annotations
@@ -25,28 +26,33 @@ from vlkd_cli.errors import DataError
 class Loader:
     """Shuffled batches of this rank.
 
-    The epoch's order is the same for every number of ranks; a step takes the next `world_size * batch_size` rows of it, and rank r the
+    The epoch's order is the same for every number of ranks; a step takes the next `world_size *
+    batch_size` rows of it, and rank r the
     r-th part of them. One iterator at a time: starting another ends the former.
 
     Args:
         reader: the data.
-        views: what each tower sees, by "tower" or "tower@view". Image views of the same name after the "@" share their random region.
+        views: what each tower sees, by "tower" or "tower@view". Image views of the same name after
+            the "@" share their random region.
         batch_size: rows of this rank in a batch.
         seed: of order, captions and augmentation.
-        workers: processes that prepare batches; 0: this process does. Streams use 1, 2, 4 or 8 of them.
+        workers: processes that prepare batches; 0: this process does. Streams use 1, 2, 4 or 8 of
+            them.
         prefetch: batches that each worker prepares ahead.
         shuffle: False: rows in the reader's order.
-        drop_last: leave out the rows that do not fill a step of all ranks; False: a last, smaller batch, equal on all ranks, filled up
-            from the epoch's beginning.
+        drop_last: leave out the rows that do not fill a step of all ranks; False: a last, smaller
+            batch, equal on all ranks, filled up from the epoch's beginning.
         episode_samples: draws per epoch over all ranks; None: one pass over the data.
         max_broken_share: the largest share of distinct broken samples among those seen.
         rank: of this process; by default that of the process group.
         world_size: likewise.
         pin_memory: deliver page-locked memory, for copies to a GPU that do not block.
-        broken: rows that are known to be unreadable (their stored features are missing); replaced and reported like those found broken.
+        broken: rows that are known to be unreadable (their stored features are missing); replaced
+            and reported like those found broken.
 
     Raises:
-        DataError: there is less data than one step of all ranks needs; while iterating: too much of it is broken.
+        DataError: there is less data than one step of all ranks needs; while iterating: too much of
+            it is broken.
     """
 
     def __init__(
@@ -71,38 +77,65 @@ class Loader:
         world_size = runtime.world_size() if world_size is None else world_size
         self.reader, self.batch_size = reader, batch_size
         step_rows = batch_size * world_size
-        draws = episode_samples or (len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch)
+        draws = episode_samples or (
+            len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
+        )
         self.batches_per_epoch = draws // step_rows if drop_last else -(-draws // step_rows)
         if self.batches_per_epoch == 0:
             raise DataError(
-                f"an epoch has {draws} samples, fewer than the {step_rows} of one step ({world_size} x batch size {batch_size}). "
-                "Lower train.batch_size or the number of processes, or raise data.episode_samples."
+                f"an epoch has {draws} samples, fewer than the {step_rows} of one step"
+                f" ({world_size} x batch size {batch_size}). Lower train.batch_size or the number"
+                " of processes, or raise data.episode_samples."
             )
         self._broken = BrokenCount(max_broken_share)
         self._assembler: Assembler | StreamAssembler
         if isinstance(reader, StreamReader):
             streams = StreamAssembler(
-                reader, views, batch_size=batch_size, seed=seed, batches_per_epoch=self.batches_per_epoch, rank=rank, world_size=world_size
+                reader,
+                views,
+                batch_size=batch_size,
+                seed=seed,
+                batches_per_epoch=self.batches_per_epoch,
+                rank=rank,
+                world_size=world_size,
             )
             # A worker reads whole shares, so their number is a multiple of the workers'.
-            workers = max(count for count in (0, 1, 2, 4, 8) if count <= min(workers, streams.num_shares))
+            workers = max(
+                count for count in (0, 1, 2, 4, 8) if count <= min(workers, streams.num_shares)
+            )
             self._assembler = streams
         else:
-            order = EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
+            order = EpochOrder(
+                len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples
+            )
             self._assembler = Assembler(
-                reader, views, order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, broken=broken
+                reader,
+                views,
+                order,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                broken=broken,
             )
             if not self._assembler.reads_samples:
-                workers = 0  # gathering stored rows takes less time than sending them between processes
-        self._pool = WorkerPool(self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+                workers = (
+                    0  # gathering stored rows takes less time than sending them between processes
+                )
+        self._pool = WorkerPool(
+            self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory
+        )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches `[start, batches_per_epoch)` of an epoch.
 
         Raises:
-            DataError: more than the allowed share of the samples is broken; the message names the first.
+            DataError: more than the allowed share of the samples is broken; the message names the
+                first.
         """
-        for batch in self._pool.run([Request(epoch, number) for number in range(start, self.batches_per_epoch)]):
+        for batch in self._pool.run(
+            [Request(epoch, number) for number in range(start, self.batches_per_epoch)]
+        ):
             self._broken.take(batch)
             yield batch
 
@@ -129,9 +162,16 @@ def in_order(
     Raises:
         DataError: a sample is broken; the message names it.
     """
-    assembler = _InOrder(reader, views, torch.as_tensor(indices, dtype=torch.int64).numpy(), batch_size, skip)
+    assembler = _InOrder(
+        reader, views, torch.as_tensor(indices, dtype=torch.int64).numpy(), batch_size, skip
+    )
     num_batches = -(-len(indices) // batch_size)
-    pool = WorkerPool(assembler, workers=min(workers, num_batches) if assembler.reads_samples else 0, prefetch=2, pin_memory=pin_memory)
+    pool = WorkerPool(
+        assembler,
+        workers=min(workers, num_batches) if assembler.reads_samples else 0,
+        prefetch=2,
+        pin_memory=pin_memory,
+    )
     try:
         yield from pool.run([Request(0, number) for number in range(num_batches)])
     finally:
@@ -139,10 +179,20 @@ def in_order(
 
 
 class _InOrder(Assembler):
-    def __init__(self, reader: Reader, views: Mapping[str, View], indices: Any, batch_size: int, skip: bool) -> None:
-        super().__init__(reader, views, EpochOrder(max(len(reader), 1), seed=0, shuffle=False), batch_size=batch_size, seed=0)
+    def __init__(
+        self, reader: Reader, views: Mapping[str, View], indices: Any, batch_size: int, skip: bool
+    ) -> None:
+        super().__init__(
+            reader,
+            views,
+            EpochOrder(max(len(reader), 1), seed=0, shuffle=False),
+            batch_size=batch_size,
+            seed=0,
+        )
         self.indices, self.skip = indices, skip
 
     def __getitem__(self, request: Request) -> Batch:
-        rows = self.indices[request.number * self.batch_size : (request.number + 1) * self.batch_size]
+        rows = self.indices[
+            request.number * self.batch_size : (request.number + 1) * self.batch_size
+        ]
         return self.exactly(rows, skip=self.skip)

@@ -1,7 +1,8 @@
-"""Numbers that look random and depend on their keys only: hashes and permutations without a table, vectorised over numpy arrays.
+"""Numbers that look random and depend on their keys only: hashes and permutations without a table,
+vectorised over numpy arrays.
 
-Any process can compute any piece of an epoch's order on its own, so ranks and workers agree without sharing a random state, and a
-set of any size is shuffled without holding its permutation.
+Any process can compute any piece of an epoch's order on its own, so ranks and workers agree without
+sharing a random state, and a set of any size is shuffled without holding its permutation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _ROUNDS = 6
 def scramble(values: np.ndarray) -> np.ndarray:
     """A fixed bijection of uint64 that spreads every input bit over all output bits.
 
-    Source: the finaliser of splitmix64; Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    Source: the finaliser of splitmix64; Steele, Lea and Flood, Fast splittable pseudorandom number
+        generators, OOPSLA 2014.
     """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,8 +41,9 @@ def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         positions: int64 in `[0, size)`.
         keys: uint64, one per position (or one for all): each key is a permutation of its own.
 
-    Source: a Feistel network over the next power of four, walked until it lands inside the range; Black and Rogaway, Ciphers with
-    arbitrary finite domains, CT-RSA 2002, section 3 (cycle walking).
+    Source: a Feistel network over the next power of four, walked until it lands inside the range;
+    Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002, section 3 (cycle
+    walking).
     """
     half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

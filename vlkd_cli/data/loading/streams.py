@@ -14,15 +14,16 @@ from vlkd_cli.data.readers.reader import StreamReader
 from vlkd_cli.errors import DataError
 
 STREAM_SHARES = 8
-"""Shares that each rank reads side by side. Batch k comes from share k modulo this number, so that any number of workers that divides
-it gives the same batches."""
+"""Shares that each rank reads side by side. Batch k comes from share k modulo this number, so that
+any number of workers that divides it gives the same batches."""
 
 
 class StreamAssembler:
-    """Makes the batches of one rank out of a stream; requests of a share must come in their order, as they do in every worker.
+    """Makes the batches of one rank out of a stream; requests of a share must come in their order,
+    as they do in every worker.
 
-    A share that is exhausted before the epoch is over begins its next pass. A resumed epoch reads past the samples that were drawn
-    before, without decoding them.
+    A share that is exhausted before the epoch is over begins its next pass. A resumed epoch reads
+    past the samples that were drawn before, without decoding them.
     """
 
     def __init__(
@@ -36,7 +37,12 @@ class StreamAssembler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.reader, self.views, self.batch_size, self.seed = reader, ViewsOfSamples(views), batch_size, seed
+        self.reader, self.views, self.batch_size, self.seed = (
+            reader,
+            ViewsOfSamples(views),
+            batch_size,
+            seed,
+        )
         self.num_shares = min(STREAM_SHARES, 1 << (batches_per_epoch.bit_length() - 1))
         self.rank, self.world_size = rank, world_size
         self._open: dict[int, tuple[Request, Iterator[Sample]]] = {}
@@ -49,7 +55,10 @@ class StreamAssembler:
         replaced: list[int] = []
         for slot in range(self.batch_size):
             sample = next(samples)
-            sample.seed = int(hashed(self.seed, request.epoch, self.rank, request.number, slot, 1)[0] >> np.uint64(1))
+            sample.seed = int(
+                hashed(self.seed, request.epoch, self.rank, request.number, slot, 1)[0]
+                >> np.uint64(1)
+            )
             sample.caption = sample.seed % max(len(sample.captions), 1)
             try:
                 drawn.put(slot, sample)
@@ -59,9 +68,13 @@ class StreamAssembler:
                 replaced.append(slot)
         if not good:
             first = drawn.skipped[0]
-            raise DataError(f"{self.batch_size} samples in a row are broken, the first: {first.name}: {first.reason}. Check the shards.")
-        # A broken sample gives way to another of its batch, so that every batch takes the same number of samples from the stream and a
-        # resumed epoch finds its place without decoding what lies before.
+            raise DataError(
+                f"{self.batch_size} samples in a row are broken, the first: {first.name}:"
+                f" {first.reason}. Check the shards."
+            )
+        # A broken sample gives way to another of its batch, so that every batch takes the same
+        # number of samples from the stream and a resumed epoch finds its place without decoding
+        # what lies before.
         for slot in replaced:
             drawn.put(slot, good[slot % len(good)])
         return drawn.batch()
@@ -88,5 +101,8 @@ class StreamAssembler:
                 empty = False
                 yield sample
             if empty:
-                raise DataError(f"share {number + 1} of {total} of the stream holds no sample. Use more shards or fewer processes.")
+                raise DataError(
+                    f"share {number + 1} of {total} of the stream holds no sample. Use more shards"
+                    " or fewer processes."
+                )
             repeat += 1

@@ -1,4 +1,5 @@
-"""Processes that prepare batches ahead, kept between epochs; errors of the user's data cross over as what they are."""
+"""Processes that prepare batches ahead, kept between epochs; errors of the user's data cross over
+as what they are."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _GRACE_SECONDS = 10
 
 
 class Request(NamedTuple):
-    """Which batch of which epoch; `first` is the first batch of the iteration, whatever the worker."""
+    """Which batch of which epoch; `first` is the first batch of the iteration, whatever the
+    worker."""
 
     epoch: int
     number: int
@@ -43,8 +45,15 @@ class WorkerPool:
         pin_memory: deliver page-locked memory.
     """
 
-    def __init__(self, assembler: Assembles, *, workers: int, prefetch: int, pin_memory: bool) -> None:
-        self._assembler, self._workers, self._prefetch, self._pin = assembler, workers, prefetch, pin_memory
+    def __init__(
+        self, assembler: Assembles, *, workers: int, prefetch: int, pin_memory: bool
+    ) -> None:
+        self._assembler, self._workers, self._prefetch, self._pin = (
+            assembler,
+            workers,
+            prefetch,
+            pin_memory,
+        )
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._turn = 0
@@ -53,9 +62,13 @@ class WorkerPool:
         """The batches of the requests, in their order."""
         self._turn += 1
         turn = self._turn
-        for batch in self._in_process(requests) if self._workers == 0 else self._in_workers(requests):
+        for batch in (
+            self._in_process(requests) if self._workers == 0 else self._in_workers(requests)
+        ):
             if turn != self._turn:
-                raise RuntimeError("another iteration over the same loader was started; only the newest goes on")
+                raise RuntimeError(
+                    "another iteration over the same loader was started; only the newest goes on"
+                )
             yield batch
 
     def close(self) -> None:
@@ -81,7 +94,9 @@ class WorkerPool:
                 worker_init_fn=_leave_signals_to_the_trainer,
                 persistent_workers=True,
             )
-        self._requests.requests = [request._replace(first=requests[0].number) for request in requests]
+        self._requests.requests = [
+            request._replace(first=requests[0].number) for request in requests
+        ]
         try:
             for parcel in self._loader:
                 if isinstance(parcel, _Failure):
@@ -93,7 +108,8 @@ class WorkerPool:
                 raise
             self._loader = None
             raise DataError(
-                f"a loader process died ({killed[0]}), most often for want of memory. Lower data.workers, data.prefetch or the batch size."
+                f"a loader process died ({killed[0]}), most often for want of memory. Lower"
+                " data.workers, data.prefetch or the batch size."
             ) from error
         except UserError:
             self._loader = None
@@ -101,8 +117,9 @@ class WorkerPool:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # A terminal, `timeout` and SLURM signal the whole group. The trainer still needs batches to reach its next safe place, and lets its
-    # workers go when it is done; a worker that nobody lets go ends a little later.
+    # A terminal, `timeout` and SLURM signal the whole group. The trainer still needs batches to
+    # reach its next safe place, and lets its workers go when it is done; a worker that nobody lets
+    # go ends a little later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS))
 
@@ -119,25 +136,39 @@ class _Requests(Sampler[Request]):
 
 
 class _Failure(NamedTuple):
-    """A UserError of a worker: torch would rebuild the exception around a traceback, and one line would become thirty."""
+    """A UserError of a worker: torch would rebuild the exception around a traceback, and one line
+    would become thirty."""
 
     kind: type[UserError]
     text: str
 
 
 class _Parcel:
-    """A batch on its way between processes. Small tensors travel as arrays: each tensor would cost a file descriptor and a shared block."""
+    """A batch on its way between processes. Small tensors travel as arrays: each tensor would cost
+    a file descriptor and a shared block."""
 
     def __init__(self, batch: Batch) -> None:
         self.inputs = {
-            key: _packed(value) if isinstance(value, Tensor) else {name: _packed(tensor) for name, tensor in value.items()}
+            key: (
+                _packed(value)
+                if isinstance(value, Tensor)
+                else {name: _packed(tensor) for name, tensor in value.items()}
+            )
             for key, value in batch.inputs.items()
         }
-        self.indices, self.labels, self.skipped = batch.indices.numpy(), batch.labels.numpy(), list(batch.skipped)
+        self.indices, self.labels, self.skipped = (
+            batch.indices.numpy(),
+            batch.labels.numpy(),
+            list(batch.skipped),
+        )
 
     def opened(self) -> Batch:
         inputs = {
-            key: {name: torch.as_tensor(array) for name, array in value.items()} if isinstance(value, dict) else torch.as_tensor(value)
+            key: (
+                {name: torch.as_tensor(array) for name, array in value.items()}
+                if isinstance(value, dict)
+                else torch.as_tensor(value)
+            )
             for key, value in self.inputs.items()
         }
         skipped = [Skipped(*skipped) for skipped in self.skipped]
@@ -148,7 +179,11 @@ class _Parcel:
 
 
 def _packed(tensor: Tensor) -> Tensor | np.ndarray:
-    return tensor.numpy() if tensor.numel() * tensor.element_size() <= _SMALL_BYTES and tensor.dtype != torch.bfloat16 else tensor
+    return (
+        tensor.numpy()
+        if tensor.numel() * tensor.element_size() <= _SMALL_BYTES and tensor.dtype != torch.bfloat16
+        else tensor
+    )
 
 
 class _Parcels(Dataset[Any]):
@@ -159,7 +194,10 @@ class _Parcels(Dataset[Any]):
         try:
             return _Parcel(self.assembler[request])
         except UserError as error:
-            return _Failure(DataError if type(error).__init__ is not Exception.__init__ else type(error), str(error))
+            return _Failure(
+                DataError if type(error).__init__ is not Exception.__init__ else type(error),
+                str(error),
+            )
 
 
 def _as_is(parcel: Any) -> Any:

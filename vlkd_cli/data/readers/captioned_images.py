@@ -1,4 +1,5 @@
-"""What the readers of listed images have in common: paths below a root, with captions and labels beside them."""
+"""What the readers of listed images have in common: paths below a root, with captions and labels
+beside them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ class CaptionedImages(Reader):
         part: of the images that `opened` gives, as shares of a fixed random order.
     """
 
-    def __init__(self, root: str, paths: Iterable[str], captions: Iterable[Sequence[str]], part: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self,
+        root: str,
+        paths: Iterable[str],
+        captions: Iterable[Sequence[str]],
+        part: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         self.root, self.part = root, checked_part(part)
         self._paths = TextTable(paths)
         counts: list[int] = []
@@ -54,8 +61,16 @@ class CaptionedImages(Reader):
         return joined(self.root, self._paths[index])
 
     def fingerprint(self) -> str:
-        files = digest_files(place for index in probed(len(self)) if not is_url(place := self.name(index)))
-        return digest_of(type(self).__name__, self._paths.digest(), self._texts.digest(), self._starts.tobytes(), files)
+        files = digest_files(
+            place for index in probed(len(self)) if not is_url(place := self.name(index))
+        )
+        return digest_of(
+            type(self).__name__,
+            self._paths.digest(),
+            self._texts.digest(),
+            self._starts.tobytes(),
+            files,
+        )
 
     def caption_start(self, index: int) -> int:
         return int(self._starts[index])

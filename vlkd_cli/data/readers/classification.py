@@ -1,4 +1,5 @@
-"""Labelled images with captions made of class names: data sets of torchvision by name, or folders of images."""
+"""Labelled images with captions made of class names: data sets of torchvision by name, or folders
+of images."""
 
 from __future__ import annotations
 
@@ -25,17 +26,20 @@ _SAME_SPLIT = {"val": ("val", "valid", "validation"), "test": ("test",), "train"
 class Classification(Reader):
     """Images with class labels; every image has one caption per template.
 
-    Either `dataset` names a class of torchvision.datasets, or `path` a folder with one sub-folder of images per class (below a folder
-    named like the split, if there is one).
+    Either `dataset` names a class of torchvision.datasets, or `path` a folder with one sub-folder
+    of images per class (below a folder named like the split, if there is one).
 
     Args:
         dataset: e.g. CIFAR10, MNIST, Flowers102, OxfordIIITPet.
         root: folder where torchvision keeps the data set.
         path: folder of class folders.
-        split: train, val or test; by default the data's own default (training, or all where there are no splits).
+        split: train, val or test; by default the data's own default (training, or all where there
+            are no splits).
         download: let torchvision fetch the data set if it is not there.
-        templates: a set's name (name, simple, photo, open_clip:imagenet, open_clip:simple) or a list with `{}` in each.
-        classes: class names in label order, a list or a text file with one per line, where the data's own do not read well.
+        templates: a set's name (name, simple, photo, open_clip:imagenet, open_clip:simple) or a
+            list with `{}` in each.
+        classes: class names in label order, a list or a text file with one per line, where the
+            data's own do not read well.
     """
 
     def __init__(
@@ -50,20 +54,37 @@ class Classification(Reader):
         classes: str | list[str] | None = None,
     ) -> None:
         if (dataset is None) == (path is None):
-            raise DataError("reader 'classification' takes either 'dataset' (a name of torchvision.datasets) or 'path' (a folder).")
+            raise DataError(
+                "reader 'classification' takes either 'dataset' (a name of torchvision.datasets) or"
+                " 'path' (a folder)."
+            )
         self.split = split
         self.templates = templates_of(templates)
-        self._source: _Source = _Folders(path, split) if path is not None else _TorchVision(str(dataset), root, split, download)
+        self._source: _Source = (
+            _Folders(path, split)
+            if path is not None
+            else _TorchVision(str(dataset), root, split, download)
+        )
         own = self._source.class_names
-        self.classes = _listed(classes) if classes is not None else [_readable(name) for name in own]
+        self.classes = (
+            _listed(classes) if classes is not None else [_readable(name) for name in own]
+        )
         if own and len(self.classes) != len(own):
-            raise DataError(f"data.classes has {len(self.classes)} names, the data {len(own)} classes.")
+            raise DataError(
+                f"data.classes has {len(self.classes)} names, the data {len(own)} classes."
+            )
         self._labels = self._source.labels
         if not len(self._labels):
-            raise DataError(f"data.{'path' if path is not None else 'dataset'} {path or dataset}: there are no images.")
+            raise DataError(
+                f"data.{'path' if path is not None else 'dataset'} {path or dataset}: there are no"
+                " images."
+            )
         highest = int(self._labels.max())
         if highest >= len(self.classes):
-            raise DataError(f"{dataset or path} has labels up to {highest} and {len(self.classes)} class names. Give data.classes.")
+            raise DataError(
+                f"{dataset or path} has labels up to {highest} and {len(self.classes)} class names."
+                " Give data.classes."
+            )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -85,7 +106,13 @@ class Classification(Reader):
         return self._source.name(index)
 
     def fingerprint(self) -> str:
-        return digest_of("classification", self._source.digest(), list(self.classes or ()), self.templates, self._labels.tobytes())
+        return digest_of(
+            "classification",
+            self._source.digest(),
+            list(self.classes or ()),
+            self.templates,
+            self._labels.tobytes(),
+        )
 
     def caption_start(self, index: int) -> int:
         return index * len(self.templates or ())
@@ -116,15 +143,23 @@ class _Folders(_Source):
         if split is not None:
             below = [folder / name for name in _SAME_SPLIT[split] if (folder / name).is_dir()]
             if not below:
-                raise DataError(f"data.path {path} has no folder '{split}' for data.split. Leave split out, or name the folder itself.")
+                raise DataError(
+                    f"data.path {path} has no folder '{split}' for data.split. Leave split out, or"
+                    " name the folder itself."
+                )
             folder = below[0]
         images = [image for image in find_images(folder) if "/" in image]
         self.class_names = sorted({image.partition("/")[0] for image in images})
         number = {name: k for k, name in enumerate(self.class_names)}
-        self.labels = np.array([number[image.partition("/")[0]] for image in images], dtype=np.int64)
+        self.labels = np.array(
+            [number[image.partition("/")[0]] for image in images], dtype=np.int64
+        )
         self._folder, self._images = folder, TextTable(images)
         if not images:
-            raise DataError(f"data.path {path}: there is no image in a sub-folder; each class is a folder of images.")
+            raise DataError(
+                f"data.path {path}: there is no image in a sub-folder; each class is a folder of"
+                " images."
+            )
 
     def image(self, index: int) -> str:
         return self.name(index)
@@ -133,7 +168,10 @@ class _Folders(_Source):
         return str(self._folder / self._images[index])
 
     def digest(self) -> str:
-        return digest_of(self._images.digest(), digest_files(self.name(index) for index in probed(len(self._images))))
+        return digest_of(
+            self._images.digest(),
+            digest_files(self.name(index) for index in probed(len(self._images))),
+        )
 
 
 class _TorchVision(_Source):
@@ -141,16 +179,26 @@ class _TorchVision(_Source):
         from torchvision import datasets
 
         if dataset not in datasets.__all__:
-            raise DataError(f"data.dataset '{dataset}': torchvision.datasets has no such class.{did_you_mean(dataset, datasets.__all__)}")
+            raise DataError(
+                f"data.dataset '{dataset}': torchvision.datasets has no such"
+                f" class.{did_you_mean(dataset, datasets.__all__)}"
+            )
         kind = getattr(datasets, dataset)
         accepted = inspect.signature(kind).parameters
         keys: dict[str, Any] = {"download": download} if "download" in accepted else {}
         if not Path(root).is_dir() and not download:
-            raise DataError(f"data.root {root}: no such folder. Name the folder that holds {dataset}, or set data.download: true.")
-        self._data = _constructed(kind, dataset, Path(root).expanduser(), _split_keys(dataset, accepted, split), keys)
+            raise DataError(
+                f"data.root {root}: no such folder. Name the folder that holds {dataset}, or set"
+                " data.download: true."
+            )
+        self._data = _constructed(
+            kind, dataset, Path(root).expanduser(), _split_keys(dataset, accepted, split), keys
+        )
         self._name = f"{dataset} {split or ''}".strip()
         self.labels = np.fromiter(_labels(self._data), dtype=np.int64, count=len(self._data))
-        names = getattr(self._data, "classes", None) or getattr(self._data, "categories", None) or []
+        names = (
+            getattr(self._data, "classes", None) or getattr(self._data, "categories", None) or []
+        )
         self.class_names = [name[0] if isinstance(name, tuple) else str(name) for name in names]
 
     def image(self, index: int) -> Image.Image:
@@ -169,8 +217,13 @@ class _TorchVision(_Source):
         if stored is not None and hasattr(stored, "shape"):
             import hashlib
 
-            return hashlib.blake2b(np.ascontiguousarray(stored).tobytes(), digest_size=16).hexdigest()
-        pixels = (np.asarray(self.image(index)).tobytes() for index in list(probed(len(self.labels)))[:: max(1, len(self.labels) // 200)])
+            return hashlib.blake2b(
+                np.ascontiguousarray(stored).tobytes(), digest_size=16
+            ).hexdigest()
+        pixels = (
+            np.asarray(self.image(index)).tobytes()
+            for index in list(probed(len(self.labels)))[:: max(1, len(self.labels) // 200)]
+        )
         return digest_of(self._name, len(self.labels), [digest_of(values) for values in pixels])
 
 
@@ -186,10 +239,14 @@ def _split_keys(dataset: str, accepted: Any, split: str | None) -> list[dict[str
         if split == "val":
             raise DataError(f"data.split 'val': {dataset} has only train and test.")
         return [{"train": split == "train"}]
-    raise DataError(f"data.split '{split}': {dataset} has no splits in torchvision. Leave split out.")
+    raise DataError(
+        f"data.split '{split}': {dataset} has no splits in torchvision. Leave split out."
+    )
 
 
-def _constructed(kind: Any, dataset: str, root: Path, splits: list[dict[str, Any]], keys: dict[str, Any]) -> Any:
+def _constructed(
+    kind: Any, dataset: str, root: Path, splits: list[dict[str, Any]], keys: dict[str, Any]
+) -> Any:
     problem: Exception | None = None
     for split in splits:
         try:
@@ -198,7 +255,8 @@ def _constructed(kind: Any, dataset: str, root: Path, splits: list[dict[str, Any
             problem = error
         except RuntimeError as error:
             raise DataError(
-                f"{dataset} is not in data.root {root} ({str(error).splitlines()[0]}). Set data.download: true to fetch it."
+                f"{dataset} is not in data.root {root} ({str(error).splitlines()[0]}). Set"
+                " data.download: true to fetch it."
             ) from None
         except (OSError, TypeError) as error:
             raise DataError(f"{dataset} in data.root {root} cannot be read ({error}).") from None
@@ -206,7 +264,8 @@ def _constructed(kind: Any, dataset: str, root: Path, splits: list[dict[str, Any
 
 
 def _labels(data: Any) -> Iterator[int]:
-    """Labels without decoding images where the class keeps them in one of the places that torchvision uses."""
+    """Labels without decoding images where the class keeps them in one of the places that
+    torchvision uses."""
     for place in ("targets", "labels", "_labels", "y"):
         stored = getattr(data, place, None)
         if stored is not None and len(stored) == len(data):
@@ -222,9 +281,16 @@ def _listed(classes: str | Sequence[str]) -> list[str]:
     if not isinstance(classes, str):
         return list(classes)
     try:
-        return [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line.strip()
+            for line in Path(classes).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except OSError as error:
-        raise DataError(f"data.classes {classes}: {error.strerror}. It is a list, or a text file with one name per line.") from None
+        raise DataError(
+            f"data.classes {classes}: {error.strerror}. It is a list, or a text file with one name"
+            " per line."
+        ) from None
 
 
 def _readable(name: str) -> str:

@@ -16,44 +16,70 @@ from vlkd_cli.data.files.tar_index import Parts, index_shards
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 
-_CLASSES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
+_CLASSES, _TEMPLATES, _KIND = (
+    "classnames.txt",
+    "zeroshot_classification_templates.txt",
+    "dataset_type.txt",
+)
 
 
 class ClipBenchmark(Reader):
-    """A folder with `train/` and `test/`, each with shards `0.tar`, `1.tar`, ...; class names and templates beside them.
+    """A folder with `train/` and `test/`, each with shards `0.tar`, `1.tar`, ...; class names and
+    templates beside them.
 
-    Samples have an image and a class number (`.cls`), a row of zeros and ones for several classes (`.npy`), or captions, one per line
-    (`.txt`); `dataset_type.txt` says `multilabel` or `retrieval` where it is not the first.
+    Samples have an image and a class number (`.cls`), a row of zeros and ones for several classes
+    (`.npy`), or captions, one per line (`.txt`); `dataset_type.txt` says `multilabel` or
+    `retrieval` where it is not the first.
 
     Args:
         path: the data set's folder.
         split: train or test; `val` is read where there is such a folder.
 
-    Source: LAION-AI/CLIP_benchmark @48de38c, the folders that clip_benchmark_export_wds writes (format only).
+    Source: LAION-AI/CLIP_benchmark @48de38c, the folders that clip_benchmark_export_wds writes
+        (format only).
     """
 
     def __init__(self, *, path: str, split: Literal["train", "val", "test"] = "test") -> None:
         folder = Path(path).expanduser()
         part = folder / split
         if not part.is_dir():
-            there = ", ".join(sorted(each.name for each in folder.glob("*") if each.is_dir())) or "none"
-            raise DataError(f"data.path {path} has no folder '{split}' for data.split. Folders there: {there}.")
+            there = (
+                ", ".join(sorted(each.name for each in folder.glob("*") if each.is_dir())) or "none"
+            )
+            raise DataError(
+                f"data.path {path} has no folder '{split}' for data.split. Folders there: {there}."
+            )
         self.split = split
         self.shards = _shards(part)
         self.kind = _read(folder / _KIND)[0] if (folder / _KIND).is_file() else "classification"
         if self.kind not in ("classification", "multilabel", "retrieval"):
-            raise DataError(f"{folder / _KIND}: '{self.kind}' is no kind of data set. Expected classification, multilabel or retrieval.")
+            raise DataError(
+                f"{folder / _KIND}: '{self.kind}' is no kind of data set. Expected classification,"
+                " multilabel or retrieval."
+            )
         self.multi_label = self.kind == "multilabel"
         if self.kind != "retrieval":
             self.classes = _read(folder / _CLASSES)
         templates = folder / _TEMPLATES
-        self.templates = [line.replace("{c}", "{}") for line in _read(templates)] if templates.is_file() else None
+        self.templates = (
+            [line.replace("{c}", "{}") for line in _read(templates)]
+            if templates.is_file()
+            else None
+        )
         text = {"classification": "", "multilabel": "npy", "retrieval": "txt"}[self.kind]
-        self._index = index_shards(self.shards, Parts(("jpg", "jpeg", "png", "webp"), text, None, "cls"))
+        self._index = index_shards(
+            self.shards, Parts(("jpg", "jpeg", "png", "webp"), text, None, "cls")
+        )
         if not len(self):
             raise DataError(f"{part}: the shards hold no sample.")
-        self._captions: list[list[str]] = [self._caption_lines(index) for index in range(len(self))] if self.kind == "retrieval" else []
-        self._labels: list[tuple[int, ...]] = [self._ones(index) for index in range(len(self))] if self.kind == "multilabel" else []
+        self._captions: list[list[str]] = (
+            [self._caption_lines(index) for index in range(len(self))]
+            if self.kind == "retrieval"
+            else []
+        )
+        self._labels: list[tuple[int, ...]] = (
+            [self._ones(index) for index in range(len(self))] if self.kind == "multilabel" else []
+        )
         counts = [len(own) for own in self._captions] or [len(self.templates or ())] * len(self)
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if self.kind == "classification":
@@ -83,10 +109,16 @@ class ClipBenchmark(Reader):
 
     def name(self, index: int) -> str:
         start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
-        return f"{self.shards[int(self._index['shard'][index])]}:{self._index['names'][start : start + size].tobytes().decode()}"
+        shard = self.shards[int(self._index["shard"][index])]
+        return f"{shard}:{self._index['names'][start : start + size].tobytes().decode()}"
 
     def fingerprint(self) -> str:
-        return digest_of("clip_benchmark", bytes(self._index["digest"]), list(self.classes or ()), list(self.templates or ()))
+        return digest_of(
+            "clip_benchmark",
+            bytes(self._index["digest"]),
+            list(self.classes or ()),
+            list(self.templates or ()),
+        )
 
     def caption_start(self, index: int) -> int:
         return int(self._starts[index])
@@ -97,10 +129,16 @@ class ClipBenchmark(Reader):
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if len(wrong):
             first = int(wrong[0])
-            raise DataError(f"{self.name(first)}: class {int(labels[first])} is not one of the {len(self.classes)} names in {_CLASSES}.")
+            raise DataError(
+                f"{self.name(first)}: class {int(labels[first])} is not one of the"
+                f" {len(self.classes)} names in {_CLASSES}."
+            )
 
     def _caption_lines(self, index: int) -> list[str]:
-        lines = [line.strip() for line in self._part(index, "caption", "captions").decode("utf-8").splitlines()]
+        lines = [
+            line.strip()
+            for line in self._part(index, "caption", "captions").decode("utf-8").splitlines()
+        ]
         return [line for line in lines if line]
 
     def _ones(self, index: int) -> tuple[int, ...]:
@@ -110,7 +148,10 @@ class ClipBenchmark(Reader):
         except ValueError as error:
             raise DataError(f"{self.name(index)}.npy cannot be read ({error}).") from None
         if row.shape != (len(self.classes),):
-            raise DataError(f"{self.name(index)}.npy has shape {row.shape}; {len(self.classes)} classes are named in {_CLASSES}.")
+            raise DataError(
+                f"{self.name(index)}.npy has shape {row.shape}; {len(self.classes)} classes are"
+                f" named in {_CLASSES}."
+            )
         return tuple(np.flatnonzero(row).tolist())
 
     def _part(self, index: int, part: str, what: str) -> bytes:
@@ -132,13 +173,20 @@ def _shards(part: Path) -> list[str]:
     if counted.is_file():
         wanted = _read(counted)[0]
         if wanted != str(len(found)):
-            raise DataError(f"{part}: {len(found)} shards, and nshards.txt says {wanted}. Fetch the missing ones.")
+            raise DataError(
+                f"{part}: {len(found)} shards, and nshards.txt says {wanted}. Fetch the missing"
+                " ones."
+            )
     return [str(path) for path in found]
 
 
 def _read(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     if not lines:

@@ -11,33 +11,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli.data.readers.elevater_archive import Places
-from vlkd_cli.data.readers.elevater_index import check_class_order, read_coco, read_folders, read_label_map, read_lines
+from vlkd_cli.data.readers.elevater_index import (
+    check_class_order,
+    read_coco,
+    read_folders,
+    read_label_map,
+    read_lines,
+)
 from vlkd_cli.data.readers.elevater_sets import locate
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 
 
 class Elevater(Reader):
-    """One data set of ELEVATER (or one that a root's `vision_datasets.json` describes), in the official row and column order.
+    """One data set of ELEVATER (or one that a root's `vision_datasets.json` describes), in the
+    official row and column order.
 
-    Three forms are read: index lines with `archive.zip@member` (stored or deflated, read in place) or plain paths, COCO json, and the
-    Chinese-CLIP copy with a folder per class id and `index.json`.
+    Three forms are read: index lines with `archive.zip@member` (stored or deflated, read in place)
+    or plain paths, COCO json, and the Chinese-CLIP copy with a folder per class id and
+    `index.json`.
 
     Args:
         root: folder that holds `classification/`, or the data sets' own folders.
-        dataset: name, as in a submission (`oxford-flower-102`), a title (`Flowers102`) or the toolkit's config (`flower102`).
-        split: which part. The toolkit never reads the official validation parts; it cuts its own from the training part.
+        dataset: name, as in a submission (`oxford-flower-102`), a title (`Flowers102`) or the
+            toolkit's config (`flower102`).
+        split: which part. The toolkit never reads the official validation parts; it cuts its own
+            from the training part.
 
     Raises:
         DataError: files are missing or damaged, or do not fit each other.
 
-    Source: Elevater_Toolkit_IC @00d0af7 and vision-datasets 0.2.17 (formats only). Image files that are cut off are read as far as they
-    go, as the toolkit does.
+    Source: Elevater_Toolkit_IC @00d0af7 and vision-datasets 0.2.17 (formats only). Image files that
+    are cut off are read as far as they go, as the toolkit does.
     """
 
     salvages = True
 
-    def __init__(self, *, root: str, dataset: str, split: Literal["train", "val", "test"] = "train") -> None:
+    def __init__(
+        self, *, root: str, dataset: str, split: Literal["train", "val", "test"] = "train"
+    ) -> None:
         located = locate(Path(root).expanduser(), dataset)
         self.facts, self.folder, self.split = located.facts, located.folder, split
         facts = self.facts
@@ -48,7 +60,10 @@ class Elevater(Reader):
             names = self._names(self.folder / "label.txt")
         else:
             if split not in facts.splits:
-                raise DataError(f"data set '{facts.name}' has no part '{split}'. Parts: {', '.join(facts.splits)}.")
+                raise DataError(
+                    f"data set '{facts.name}' has no part '{split}'. Parts:"
+                    f" {', '.join(facts.splits)}."
+                )
             index = self.folder / facts.splits[split].index
             self.order_source = "index file"
             if index.suffix == ".json":
@@ -56,12 +71,16 @@ class Elevater(Reader):
             else:
                 self.rows = read_lines(index, facts.num_classes, facts.multi_label)
                 names = self._names(self.folder / (facts.label_map or "labels.txt"))
-        self.class_names_confirmed = facts.classes is None or check_class_order(names, facts.classes, str(index))
+        self.class_names_confirmed = facts.classes is None or check_class_order(
+            names, facts.classes, str(index)
+        )
         self.classes: Sequence[str] = facts.classes or tuple(names)
         self.templates: Sequence[str] = facts.templates
         self.places = Places(self.folder, self.rows, index)
         counts = np.maximum(np.diff(self.rows.starts), 1) * len(self.templates)
-        self._caption_starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._caption_starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(
+            np.int64
+        )
 
     def _names(self, path: Path) -> Sequence[str]:
         # The official names are known; a file of them is needed only where they are not.
@@ -123,6 +142,10 @@ class Elevater(Reader):
 
     def fingerprint(self) -> str:
         table = self.places.table
-        content = b"".join(np.ascontiguousarray(table[field]).tobytes() for field in ("size", "crc"))
+        content = b"".join(
+            np.ascontiguousarray(table[field]).tobytes() for field in ("size", "crc")
+        )
         captions = "\n".join((*self.classes, *self.templates))
-        return hashlib.sha256(self.row_order_digest().encode() + content + captions.encode()).hexdigest()
+        return hashlib.sha256(
+            self.row_order_digest().encode() + content + captions.encode()
+        ).hexdigest()

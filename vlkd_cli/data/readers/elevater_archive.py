@@ -1,6 +1,7 @@
 """Images inside zip archives and beside them, read in place.
 
-Only where each row's bytes lie is kept (a few numbers per row), not the archives' directories: PatchCamelyon's has 262,144 entries.
+Only where each row's bytes lie is kept (a few numbers per row), not the archives' directories:
+PatchCamelyon's has 262,144 entries.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from vlkd_cli.data.readers.elevater_index import Rows
 from vlkd_cli.errors import DataError
 
 _MEMBER = re.compile(r"^(.+?\.zip)@(.+)$", re.IGNORECASE)
-_PLACE = np.dtype([("archive", "i4"), ("method", "i4"), ("offset", "i8"), ("stored", "i8"), ("size", "i8"), ("crc", "u4")])
+_PLACE = np.dtype(
+    [
+        ("archive", "i4"),
+        ("method", "i4"),
+        ("offset", "i8"),
+        ("stored", "i8"),
+        ("size", "i8"),
+        ("crc", "u4"),
+    ]
+)
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -64,25 +74,38 @@ class Places:
                     own = wanted.get(_inner(entry.filename))
                     if own is None:
                         continue
-                    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+                    if (
+                        entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                        or entry.flag_bits & 1
+                    ):
                         raise DataError(
-                            f"{path}: member '{entry.filename}' is encrypted or packed in a way that is not read here; "
-                            "pack the archive again, stored or deflated."
+                            f"{path}: member '{entry.filename}' is encrypted or packed in a way"
+                            " that is not read here; pack the archive again, stored or deflated."
                         )
-                    place = (number, entry.compress_type, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC)
+                    place = (
+                        number,
+                        entry.compress_type,
+                        entry.header_offset,
+                        entry.compress_size,
+                        entry.file_size,
+                        entry.CRC,
+                    )
                     found += sum(self.table[row]["archive"] < 0 for row in own)
                     for row in own:
                         self.table[row] = place
         except FileNotFoundError as error:
-            raise DataError(f"{path} is missing, and {index} points into it. Put the data set's archive there.") from error
+            raise DataError(
+                f"{path} is missing, and {index} points into it. Put the data set's archive there."
+            ) from error
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: no readable zip archive ({error}). Copy it again.") from error
         rows = [row for own in wanted.values() for row in own]
         if found < len(rows):
             first = min(row for row in rows if self.table[row]["archive"] < 0)
             raise DataError(
-                f"{index}: {len(rows) - found} of {len(self.rows.paths)} rows point to members that {path} lacks, first row {first} "
-                f"'{self.rows.path(first)}'. The index and the archive are of different copies; take both from one."
+                f"{index}: {len(rows) - found} of {len(self.rows.paths)} rows point to members that"
+                f" {path} lacks, first row {first} '{self.rows.path(first)}'. The index and the"
+                " archive are of different copies; take both from one."
             )
 
     def _find_files(self, loose: list[int], index: Path) -> None:
@@ -94,8 +117,9 @@ class Places:
                 missing.append(row)
         if missing:
             raise DataError(
-                f"{index}: {len(missing)} of {len(self.rows.paths)} rows point to files that are missing in {self.folder}, "
-                f"first row {missing[0]} '{self.rows.path(missing[0])}'. Put them there."
+                f"{index}: {len(missing)} of {len(self.rows.paths)} rows point to files that are"
+                f" missing in {self.folder}, first row {missing[0]} '{self.rows.path(missing[0])}'."
+                " Put them there."
             )
 
     def read(self, row: int) -> bytes | str:
@@ -114,7 +138,11 @@ class Places:
                 file = self._files[number] = os.open(self.archives[number], os.O_RDONLY)
             header = os.pread(file, _LOCAL_HEADER_BYTES, offset)
             name_length, extra_length = struct.unpack("<HH", header[26:30])
-            data = os.pread(file, int(place["stored"]), offset + _LOCAL_HEADER_BYTES + name_length + extra_length)
+            data = os.pread(
+                file,
+                int(place["stored"]),
+                offset + _LOCAL_HEADER_BYTES + name_length + extra_length,
+            )
             if place["method"] == zipfile.ZIP_DEFLATED:
                 data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
         except (OSError, struct.error, zlib.error) as error:

@@ -17,7 +17,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff
 
 
 class Rows(NamedTuple):
-    """Images in index order. Held in arrays, so that 262,144 rows stay small and workers share them."""
+    """Images in index order. Held in arrays, so that 262,144 rows stay small and workers share
+    them."""
 
     paths: NDArray[np.bytes_]
     """`[N]` UTF-8; `archive.zip@member` or a path, below the data set's folder."""
@@ -36,7 +37,8 @@ class Rows(NamedTuple):
 
 
 def read_lines(path: Path, num_classes: int, multi_label: bool) -> Rows:
-    """An index of lines `image path label[,label...]`; the path may hold spaces, labels count from 0, blank lines do not count.
+    """An index of lines `image path label[,label...]`; the path may hold spaces, labels count from
+    0, blank lines do not count.
 
     A line without a space is an image without labels, which multi-label data may have.
 
@@ -57,7 +59,10 @@ def read_lines(path: Path, num_classes: int, multi_label: bool) -> Rows:
             except ValueError:
                 image = ""
             if not image:
-                raise DataError(f"{path}:{number}: expected 'image path label[,label...]', found '{line[:120]}'.")
+                raise DataError(
+                    f"{path}:{number}: expected 'image path label[,label...]', found"
+                    f" '{line[:120]}'."
+                )
             where = f"{path}:{number}"
             yield image, _checked(labels, num_classes, multi_label, where)
 
@@ -65,10 +70,12 @@ def read_lines(path: Path, num_classes: int, multi_label: bool) -> Rows:
 
 
 def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, list[str]]:
-    """An index in COCO's form: rows are the images by id, columns the categories by id. Returns rows and class names.
+    """An index in COCO's form: rows are the images by id, columns the categories by id. Returns
+    rows and class names.
 
     Raises:
-        DataError: the file is no such index, or its categories, images and annotations contradict each other.
+        DataError: the file is no such index, or its categories, images and annotations contradict
+            each other.
     """
     try:
         tables = json.loads(_read_text(path))
@@ -81,12 +88,23 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
         if len(columns) < len(categories) or len(labels) < len(images):
             raise ValueError("an id occurs twice")
         names = [str(category["name"]) for category in categories]
-        located = [(_coco_path(image["file_name"], image.get("zip_file")), image["id"]) for image in images]
+        located = [
+            (_coco_path(image["file_name"], image.get("zip_file")), image["id"]) for image in images
+        ]
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: no COCO index ({type(error).__name__}: {error}). Expected images, annotations and categories.") from error
+        raise DataError(
+            f"{path}: no COCO index ({type(error).__name__}: {error}). Expected images, annotations"
+            " and categories."
+        ) from error
     if len(names) != num_classes:
-        raise DataError(f"{path}: {len(names)} categories, and the data set has {num_classes} classes. The file is of another data set.")
-    rows = ((image, _checked(labels[key], num_classes, multi_label, f"{path}: image id {key}")) for image, key in located)
+        raise DataError(
+            f"{path}: {len(names)} categories, and the data set has {num_classes} classes. The file"
+            " is of another data set."
+        )
+    rows = (
+        (image, _checked(labels[key], num_classes, multi_label, f"{path}: image id {key}"))
+        for image, key in located
+    )
     return _rows(rows, path), names
 
 
@@ -95,7 +113,8 @@ def _coco_path(file_name: str, archive: str | None) -> str:
 
 
 def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]:
-    """The Chinese-CLIP copy: `split/<class id>/files` in torchvision's ImageFolder order, then, for the test part, in that of `index.json`.
+    """The Chinese-CLIP copy: `split/<class id>/files` in torchvision's ImageFolder order, then, for
+    the test part, in that of `index.json`.
 
     Returns:
         The rows and what their order is taken from.
@@ -105,25 +124,39 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
     """
     place = folder / split
     if not place.is_dir():
-        raise DataError(f"data set folder '{folder}' has no part '{split}': expected '{place}' with a folder per class id.")
+        raise DataError(
+            f"data set folder '{folder}' has no part '{split}': expected '{place}' with a folder"
+            " per class id."
+        )
     found: list[tuple[str, list[int]]] = []
     for class_folder in sorted(entry for entry in place.iterdir() if entry.is_dir()):
         if not class_folder.name.isdigit() or int(class_folder.name) >= num_classes:
-            raise DataError(f"{class_folder}: expected a class id from 0 to {num_classes - 1} as the folder's name.")
+            raise DataError(
+                f"{class_folder}: expected a class id from 0 to {num_classes - 1} as the folder's"
+                " name."
+            )
         for parent, _, files in sorted(os.walk(class_folder, followlinks=True)):
             images = sorted(name for name in files if name.lower().endswith(IMAGE_ENDINGS))
-            found.extend((os.path.relpath(os.path.join(parent, name), folder), [int(class_folder.name)]) for name in images)
-    order_file = next((file for file in (folder / "index.json", place / "index.json") if file.is_file()), None)
+            found.extend(
+                (os.path.relpath(os.path.join(parent, name), folder), [int(class_folder.name)])
+                for name in images
+            )
+    order_file = next(
+        (file for file in (folder / "index.json", place / "index.json") if file.is_file()), None
+    )
     if split != "test" or order_file is None:
         return _rows(found, place), "folders"
     try:
         order = [int(position) for position in json.loads(_read_text(order_file))]
     except (ValueError, TypeError) as error:
-        raise DataError(f"{order_file}: expected a JSON list of row positions ({error}).") from error
+        raise DataError(
+            f"{order_file}: expected a JSON list of row positions ({error})."
+        ) from error
     if sorted(order) != list(range(len(found))):
         raise DataError(
-            f"{order_file}: {len(order)} positions for {len(found)} images in '{place}'; expected each of 0 to {len(found) - 1} once. "
-            "Images are missing or the file is of another copy."
+            f"{order_file}: {len(order)} positions for {len(found)} images in '{place}'; expected"
+            f" each of 0 to {len(found) - 1} once. Images are missing or the file is of another"
+            " copy."
         )
     return _rows([found[position] for position in order], place), "folders and index.json"
 
@@ -136,22 +169,32 @@ def read_label_map(path: Path, num_classes: int) -> list[str]:
     """
     names = [line.strip() for line in _read_text(path).split("\n") if line.strip()]
     if len(names) != num_classes:
-        raise DataError(f"{path}: {len(names)} class names, and the data set has {num_classes} classes. Take the data set's own file.")
+        raise DataError(
+            f"{path}: {len(names)} class names, and the data set has {num_classes} classes. Take"
+            " the data set's own file."
+        )
     return names
 
 
 def check_class_order(names: Sequence[str], official: Sequence[str], where: str) -> bool:
-    """Whether the names on disk confirm the official columns; False where they are spelt too differently to tell.
+    """Whether the names on disk confirm the official columns; False where they are spelt too
+    differently to tell.
 
     Raises:
         DataError: an official class stands in another column.
     """
     own, expected = [_plain(name) for name in names], [_plain(name) for name in official]
     for column, name in enumerate(own):
-        if name != expected[column] and own.count(name) == 1 and expected.count(name) == 1 and own[expected.index(name)] != name:
+        if (
+            name != expected[column]
+            and own.count(name) == 1
+            and expected.count(name) == 1
+            and own[expected.index(name)] != name
+        ):
             raise DataError(
-                f"{where}: class '{names[column]}' is number {column}, and ELEVATER's column for it is {expected.index(name)} "
-                f"(column {column} is '{official[column]}'). The submission is positional: use the official class order."
+                f"{where}: class '{names[column]}' is number {column}, and ELEVATER's column for it"
+                f" is {expected.index(name)} (column {column} is '{official[column]}'). The"
+                " submission is positional: use the official class order."
             )
     return own == expected
 
@@ -162,7 +205,10 @@ def _plain(name: str) -> str:
 
 def _checked(labels: list[int], num_classes: int, multi_label: bool, where: str) -> list[int]:
     if any(not 0 <= label < num_classes for label in labels):
-        raise DataError(f"{where}: label {max(labels, key=abs)} is outside 0 to {num_classes - 1}. The index is of another data set.")
+        raise DataError(
+            f"{where}: label {max(labels, key=abs)} is outside 0 to {num_classes - 1}. The index is"
+            " of another data set."
+        )
     if not multi_label and len(labels) != 1:
         raise DataError(f"{where}: {len(labels)} labels, and the data set has one per image.")
     return labels

@@ -1,8 +1,8 @@
 """Facts of ELEVATER's 20 data sets, and where a data set lies under a root folder.
 
-`elevater_sets.json` holds names, folders, metrics, sizes and the classes in column order; the prompt templates in it are vlkd's own.
-A root may bring its own `vision_datasets.json` (the registry format of vision-datasets), which describes further data sets or other
-places of the same ones.
+`elevater_sets.json` holds names, folders, metrics, sizes and the classes in column order; the
+prompt templates in it are vlkd's own. A root may bring its own `vision_datasets.json` (the registry
+format of vision-datasets), which describes further data sets or other places of the same ones.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from vlkd_cli.errors import DataError
 
 Metric = Literal["accuracy", "mean-per-class", "11point_mAP", "roc_auc"]
 REGISTRY = "vision_datasets.json"
-GENERIC_TEMPLATES = ("a picture of a {}.", "an image that shows a {}.", "there is a {} in this picture.")
+GENERIC_TEMPLATES = (
+    "a picture of a {}.",
+    "an image that shows a {}.",
+    "there is a {} in this picture.",
+)
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One part of a data set: its index file, the archives that the index points into, and how many images it lists (None: unknown)."""
+    """One part of a data set: its index file, the archives that the index points into, and how many
+    images it lists (None: unknown)."""
 
     index: str
     archives: tuple[str, ...] = ()
@@ -59,7 +64,9 @@ class SetFacts:
     @property
     def aliases(self) -> tuple[str, ...]:
         """Every spelling that finds it."""
-        return tuple(word for word in (self.name, self.title, self.config, Path(self.folder).name) if word)
+        return tuple(
+            word for word in (self.name, self.title, self.config, Path(self.folder).name) if word
+        )
 
 
 class Located(NamedTuple):
@@ -74,12 +81,19 @@ class Located(NamedTuple):
 @cache
 def official_sets() -> dict[str, SetFacts]:
     """ELEVATER's 20 data sets by name, in the order of a submission."""
-    text = importlib.resources.files("vlkd_cli.data.readers").joinpath("elevater_sets.json").read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("vlkd_cli.data.readers")
+        .joinpath("elevater_sets.json")
+        .read_text(encoding="utf-8")
+    )
     return {entry["name"]: _official(entry) for entry in json.loads(text)}
 
 
 def _official(entry: dict[str, Any]) -> SetFacts:
-    splits = {name: SplitFacts(split["index"], tuple(split["archives"]), split["num_images"]) for name, split in entry["splits"].items()}
+    splits = {
+        name: SplitFacts(split["index"], tuple(split["archives"]), split["num_images"])
+        for name, split in entry["splits"].items()
+    }
     return SetFacts(
         name=entry["name"],
         folder=entry["folder"],
@@ -98,10 +112,12 @@ def _official(entry: dict[str, Any]) -> SetFacts:
 
 
 def read_registry(path: Path) -> dict[str, SetFacts]:
-    """The data sets that a `vision_datasets.json` describes; of several versions of a name, the newest.
+    """The data sets that a `vision_datasets.json` describes; of several versions of a name, the
+    newest.
 
-    An official name keeps its classes, metric and templates, and takes the registry's folder and files. Other data sets are scored by
-    11-point mAP where they are multi-label and by accuracy where not, unless the entry says `metric`.
+    An official name keeps its classes, metric and templates, and takes the registry's folder and
+    files. Other data sets are scored by 11-point mAP where they are multi-label and by accuracy
+    where not, unless the entry says `metric`.
 
     Raises:
         DataError: the file is no such registry.
@@ -114,22 +130,31 @@ def read_registry(path: Path) -> dict[str, SetFacts]:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: no registry of data sets ({type(error).__name__}: {error}). Expected a list of entries with name, "
-            "root_folder, type and splits."
+            f"{path}: no registry of data sets ({type(error).__name__}: {error}). Expected a list"
+            " of entries with name, root_folder, type and splits."
         ) from error
     return found
 
 
 def _registered(entry: dict[str, Any]) -> SetFacts:
-    name, multi_label = str(entry["name"]), "multilabel" in str(entry["type"]).replace("_", "").lower()
+    name, multi_label = (
+        str(entry["name"]),
+        "multilabel" in str(entry["type"]).replace("_", "").lower(),
+    )
     splits = {
-        split: SplitFacts(part["index_path"], tuple(part.get("files_for_local_usage") or ()), part.get("num_images"))
+        split: SplitFacts(
+            part["index_path"],
+            tuple(part.get("files_for_local_usage") or ()),
+            part.get("num_images"),
+        )
         for split in ("train", "val", "test")
         if (part := entry.get(split)) and part.get("index_path")
     }
     known = official_sets().get(name)
     if known is not None:
-        return replace(known, folder=entry["root_folder"], label_map=entry.get("labelmap"), splits=splits)
+        return replace(
+            known, folder=entry["root_folder"], label_map=entry.get("labelmap"), splits=splits
+        )
     return SetFacts(
         name=name,
         folder=entry["root_folder"],
@@ -142,7 +167,8 @@ def _registered(entry: dict[str, Any]) -> SetFacts:
 
 
 def known_sets(root: Path | None = None) -> dict[str, SetFacts]:
-    """The official data sets and those of the root's registry, which wins where both know a name."""
+    """The official data sets and those of the root's registry, which wins where both know a
+    name."""
     found = dict(official_sets())
     if root is not None and (root / REGISTRY).is_file():
         found.update(read_registry(root / REGISTRY))
@@ -158,32 +184,42 @@ def find_set(name: str, sets: Mapping[str, SetFacts] | None = None) -> SetFacts:
     sets = official_sets() if sets is None else sets
     if name in sets:
         return sets[name]
-    spellings = {alias.lower(): facts for facts in reversed(list(sets.values())) for alias in facts.aliases}
+    spellings = {
+        alias.lower(): facts for facts in reversed(list(sets.values())) for alias in facts.aliases
+    }
     if name.lower() in spellings:
         return spellings[name.lower()]
-    raise DataError(f"unknown ELEVATER data set '{name}'.{did_you_mean(name, sets)} Known: {', '.join(sets)}.")
+    raise DataError(
+        f"unknown ELEVATER data set '{name}'.{did_you_mean(name, sets)} Known: {', '.join(sets)}."
+    )
 
 
 def locate(root: Path, name: str) -> Located:
-    """Where a data set lies: by the root's registry, in its official folder, in a folder of its name, or as the root itself.
+    """Where a data set lies: by the root's registry, in its official folder, in a folder of its
+    name, or as the root itself.
 
     Raises:
         DataError: the root or the data set is missing; says which folder was expected.
     """
     if not root.is_dir():
-        raise DataError(f"data root '{root}' is not a folder. Give the folder that holds 'classification/' or the data sets' own folders.")
+        raise DataError(
+            f"data root '{root}' is not a folder. Give the folder that holds 'classification/' or"
+            " the data sets' own folders."
+        )
     facts = find_set(name, known_sets(root))
     for folder in _candidates(root, facts):
         if (layout := _layout(folder, facts)) is not None:
             return Located(facts, folder, layout)
     raise DataError(
-        f"data set '{facts.name}' is not under '{root}': put its index files and archives into '{root / facts.folder}' "
-        f"(or the Chinese-CLIP copy, with train/ and test/, into '{root / facts.name}')."
+        f"data set '{facts.name}' is not under '{root}': put its index files and archives into"
+        f" '{root / facts.folder}' (or the Chinese-CLIP copy, with train/ and test/, into"
+        f" '{root / facts.name}')."
     )
 
 
 def on_disk(root: Path) -> dict[str, Located]:
-    """Every known data set that lies under a root, in submission order, further ones of the registry last."""
+    """Every known data set that lies under a root, in submission order, further ones of the
+    registry last."""
     found = {}
     for name in known_sets(root):
         try:
@@ -196,7 +232,9 @@ def on_disk(root: Path) -> dict[str, Located]:
 
 def _candidates(root: Path, facts: SetFacts) -> list[Path]:
     names = dict.fromkeys((facts.folder, *facts.aliases))
-    places = [root / name for name in names] + [root / "classification" / name for name in facts.aliases]
+    places = [root / name for name in names] + [
+        root / "classification" / name for name in facts.aliases
+    ]
     return [*places, root] if root.name in facts.aliases else places
 
 

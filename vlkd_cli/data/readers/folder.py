@@ -11,14 +11,17 @@ from vlkd_cli.errors import DataError
 
 
 class Folder(CaptionedImages):
-    """Images below a folder, each with its captions, one per line, in a `.txt` file of the same stem.
+    """Images below a folder, each with its captions, one per line, in a `.txt` file of the same
+    stem.
 
     Args:
         path: the folder; sub-folders are searched too. `{split}` in it is replaced by `split`.
-        missing: what to do with images without a text file: refuse the data, or leave these images out.
+        missing: what to do with images without a text file: refuse the data, or leave these images
+            out.
         encoding: of the text files.
         split: which split, where `path` has a place for it.
-        part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on, `[0.9, 1]` to choose by.
+        part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
+            `[0.9, 1]` to choose by.
     """
 
     def __init__(
@@ -31,18 +34,24 @@ class Folder(CaptionedImages):
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if split is not None and "{split}" not in path:
-            raise DataError(f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in.")
+            raise DataError(
+                f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in."
+            )
         self.split = split
         folder = existing_folder(path.replace("{split}", split or "train"), "path")
         images = find_images(folder)
         if not images:
             raise DataError(f"data.path {path}: there is no image below this folder.")
-        captions = [_captions(os.path.join(folder, os.path.splitext(image)[0] + ".txt"), encoding) for image in images]
+        captions = [
+            _captions(os.path.join(folder, os.path.splitext(image)[0] + ".txt"), encoding)
+            for image in images
+        ]
         bare = [image for image, own in zip(images, captions, strict=True) if not own]
         if bare and (missing == "refuse" or len(bare) == len(images)):
             raise DataError(
-                f"data.path {path}: {len(bare)} of {len(images)} images have no captions, e.g. {bare[0]}. "
-                "Put them into a .txt file of the same stem, or set data.missing: leave_out."
+                f"data.path {path}: {len(bare)} of {len(images)} images have no captions, e.g."
+                f" {bare[0]}. Put them into a .txt file of the same stem, or set data.missing:"
+                " leave_out."
             )
         self.num_left_out = len(bare)
         kept = [k for k, own in enumerate(captions) if own]
@@ -56,6 +65,8 @@ def _captions(path: str, encoding: str) -> list[str]:
     except FileNotFoundError:
         return []
     except (UnicodeError, LookupError) as error:
-        raise DataError(f"{path} cannot be read as {encoding} ({error}). Set data.encoding.") from None
+        raise DataError(
+            f"{path} cannot be read as {encoding} ({error}). Set data.encoding."
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None

@@ -13,32 +13,43 @@ from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import DataError
 
 
-def mixed(readers: Sequence[Reader | StreamReader], weights: Sequence[float | None]) -> Reader | StreamReader:
+def mixed(
+    readers: Sequence[Reader | StreamReader], weights: Sequence[float | None]
+) -> Reader | StreamReader:
     """One reader out of several.
 
     Args:
         readers: what is mixed; where one of them is a stream, the mixture is one.
-        weights: share of the draws that each gets, in any unit; all None: each set as often as it is large.
+        weights: share of the draws that each gets, in any unit; all None: each set as often as it
+            is large.
 
     Raises:
         DataError: weights are missing or not positive.
     """
     if not readers:
         raise DataError("data.readers is empty; list at least one reader.")
-    sizes = [len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch for reader in readers]
+    sizes = [
+        len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
+        for reader in readers
+    ]
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(readers):
         raise DataError("data.readers: give every reader a 'weight', or none of them.")
     if any(weight <= 0 for weight in given):
         raise DataError("data.readers: a 'weight' is above 0.")
-    shares = [weight / sum(given) for weight in given] if given else [size / sum(sizes) for size in sizes]
+    shares = (
+        [weight / sum(given) for weight in given]
+        if given
+        else [size / sum(sizes) for size in sizes]
+    )
     if all(isinstance(reader, Reader) for reader in readers):
         return Mix([reader for reader in readers if isinstance(reader, Reader)], shares)
     return MixedStream(readers, shares)
 
 
 class Mix(Reader):
-    """Data sets one after another, the smaller-weighted repeated: as many rows as it takes for every set to be there in full.
+    """Data sets one after another, the smaller-weighted repeated: as many rows as it takes for
+    every set to be there in full.
 
     Args:
         readers: the data sets.
@@ -52,12 +63,15 @@ class Mix(Reader):
         counts = np.maximum(np.round(total * np.asarray(shares)).astype(np.int64), self._sizes)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         captions = [
-            (count // len(reader)) * reader.num_captions + reader.caption_start(int(count % len(reader)))
+            (count // len(reader)) * reader.num_captions
+            + reader.caption_start(int(count % len(reader)))
             for reader, count in zip(self.readers, counts.tolist(), strict=True)
         ]
         self._caption_starts = np.concatenate([[0], np.cumsum(captions)])
         first = readers[0]
-        if first.classes is not None and all(list(reader.classes or ()) == list(first.classes) for reader in readers):
+        if first.classes is not None and all(
+            list(reader.classes or ()) == list(first.classes) for reader in readers
+        ):
             self.classes, self.templates = first.classes, first.templates
 
     def __len__(self) -> int:
@@ -89,19 +103,27 @@ class Mix(Reader):
         return reader.name(row)
 
     def fingerprint(self) -> str:
-        return digest_of("mix", self._starts.tolist(), [reader.fingerprint() for reader in self.readers])
+        return digest_of(
+            "mix", self._starts.tolist(), [reader.fingerprint() for reader in self.readers]
+        )
 
     def caption_start(self, index: int) -> int:
         return int(self.caption_starts(np.asarray([index]))[0])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices)
-        parts = np.minimum(np.searchsorted(self._starts, indices, side="right") - 1, len(self.readers) - 1)
+        parts = np.minimum(
+            np.searchsorted(self._starts, indices, side="right") - 1, len(self.readers) - 1
+        )
         rounds, rows = np.divmod(indices - self._starts[parts], self._sizes[parts])
         starts = np.empty(len(indices), dtype=np.int64)
         for part in np.unique(parts):
             own, reader = parts == part, self.readers[part]
-            starts[own] = self._caption_starts[part] + rounds[own] * reader.num_captions + reader.caption_starts(rows[own])
+            starts[own] = (
+                self._caption_starts[part]
+                + rounds[own] * reader.num_captions
+                + reader.caption_starts(rows[own])
+            )
         return starts
 
     def _find(self, index: int) -> tuple[Reader, int]:
@@ -113,7 +135,8 @@ class Mix(Reader):
 
 
 class MixedStream(StreamReader):
-    """Streams (and readers, shuffled) drawn in turn at random; each begins anew when it is exhausted.
+    """Streams (and readers, shuffled) drawn in turn at random; each begins anew when it is
+    exhausted.
 
     Args:
         readers: what is mixed.
@@ -122,8 +145,13 @@ class MixedStream(StreamReader):
 
     def __init__(self, readers: Sequence[Reader | StreamReader], shares: Sequence[float]) -> None:
         self.readers, self.shares = list(readers), list(shares)
-        sizes = [len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch for reader in readers]
-        self.samples_per_epoch = int(max(size / share for size, share in zip(sizes, shares, strict=True)))
+        sizes = [
+            len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
+            for reader in readers
+        ]
+        self.samples_per_epoch = int(
+            max(size / share for size, share in zip(sizes, shares, strict=True))
+        )
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         def endless(reader: Reader | StreamReader, part: int) -> Iterator[Sample]:
@@ -140,21 +168,30 @@ class MixedStream(StreamReader):
                     empty = False
                     yield sample
                 if empty:
-                    raise DataError(f"share {shard + 1} of {num_shards} of data.readers[{part}] holds no sample. Use fewer processes.")
+                    raise DataError(
+                        f"share {shard + 1} of {num_shards} of data.readers[{part}] holds no"
+                        " sample. Use fewer processes."
+                    )
                 repeat += 1
 
         sources = [endless(reader, part) for part, reader in enumerate(self.readers)]
         edges = np.cumsum(self.shares)
         for number in range(-(-self.samples_per_epoch // num_shards)):
             point = float(hashed(seed, epoch, shard, number, 3)[0] >> np.uint64(11)) / (1 << 53)
-            yield next(sources[min(int(np.searchsorted(edges, point, side="right")), len(sources) - 1)])
+            yield next(
+                sources[min(int(np.searchsorted(edges, point, side="right")), len(sources) - 1)]
+            )
 
 
-def _shuffled(reader: Reader, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+def _shuffled(
+    reader: Reader, epoch: int, seed: int, shard: int, num_shards: int
+) -> Iterator[Sample]:
     for position in range(shard, len(reader), num_shards):
         row = int(permuted(np.asarray([position]), len(reader), hashed(seed, epoch))[0])
         try:
             image = reader.image(row)
         except Broken:
             image = None
-        yield Sample(row, image, reader.captions(row), label=reader.label(row), name=reader.name(row))
+        yield Sample(
+            row, image, reader.captions(row), label=reader.label(row), name=reader.name(row)
+        )

@@ -11,26 +11,43 @@ from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import DataSpec
 
-_LOADING = ("augment", "views", "episode_samples", "shuffle", "workers", "prefetch", "max_broken_share")
+_LOADING = (
+    "augment",
+    "views",
+    "episode_samples",
+    "shuffle",
+    "workers",
+    "prefetch",
+    "max_broken_share",
+)
 
 
 def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader | StreamReader:
     """The reader that a `data:` section names, or the mixture of its `readers`.
 
     Args:
-        spec: a recipe's section, or the mapping of a suite's `data:` key. Keys of the loader (augment, workers, ...) are passed over.
-        overrides: keys that replace those of the section, e.g. `split="val"`; None leaves the section's key.
+        spec: a recipe's section, or the mapping of a suite's `data:` key. Keys of the loader
+            (augment, workers, ...) are passed over.
+        overrides: keys that replace those of the section, e.g. `split="val"`; None leaves the
+            section's key.
 
     Raises:
         RecipeError: no such reader, or a key that it does not take.
         DataError: the data cannot be opened.
     """
-    keys = dict(spec.keys, reader=spec.reader, readers=spec.readers) if isinstance(spec, DataSpec) else dict(spec)
+    keys = (
+        dict(spec.keys, reader=spec.reader, readers=spec.readers)
+        if isinstance(spec, DataSpec)
+        else dict(spec)
+    )
     keys = {key: value for key, value in keys.items() if key not in _LOADING}
     several = keys.pop("readers", None)
     name = keys.pop("reader", None)
     if (name is None) == (several is None):
-        raise RecipeError(f"data: say either 'reader' or 'readers'. Readers: {', '.join(catalog.names('reader'))}.")
+        raise RecipeError(
+            "data: say either 'reader' or 'readers'. Readers:"
+            f" {', '.join(catalog.names('reader'))}."
+        )
     keys |= {key: value for key, value in overrides.items() if value is not None}
     if several is not None:
         from vlkd_cli.data.readers.mix import mixed
@@ -43,13 +60,22 @@ def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader 
 
 def _open(name: str, keys: dict[str, Any]) -> Reader | StreamReader:
     kind = catalog.load("reader", name)
-    accepted = [key for key, parameter in inspect.signature(kind).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    accepted = [
+        key
+        for key, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
     for key in keys:
         if key not in accepted:
             raise RecipeError(
-                f"data: reader '{name}' has no key '{key}'.{catalog.did_you_mean(key, accepted)} Accepted: {', '.join(accepted)}."
+                f"data: reader '{name}' has no key '{key}'.{catalog.did_you_mean(key, accepted)}"
+                f" Accepted: {', '.join(accepted)}."
             )
-    required = [key for key, p in inspect.signature(kind).parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    required = [
+        key
+        for key, p in inspect.signature(kind).parameters.items()
+        if p.default is p.empty and p.kind is p.KEYWORD_ONLY
+    ]
     for key in required:
         if key not in keys:
             raise RecipeError(f"data: reader '{name}' needs the key '{key}'.")

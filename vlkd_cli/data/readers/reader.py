@@ -1,4 +1,5 @@
-"""What every reader is: images, captions and labels by position, or (for streams) in an order of their own."""
+"""What every reader is: images, captions and labels by position, or (for streams) in an order of
+their own."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 class Reader:
     """Random access to a data set: position -> image, captions, label.
 
-    A subclass takes its recipe keys as keyword-only constructor arguments; it must survive pickling, and hold large tables memory-mapped
-    so that workers share them. Every reader takes `split` ("train", "val", "test") where its data has splits.
+    A subclass takes its recipe keys as keyword-only constructor arguments; it must survive
+    pickling, and hold large tables memory-mapped so that workers share them. Every reader takes
+    `split` ("train", "val", "test") where its data has splits.
     """
 
     classes: Sequence[str] | None = None
@@ -29,7 +31,8 @@ class Reader:
     """Whether an image may have several labels, or none."""
 
     salvages: bool = False
-    """Whether an image file that is cut off counts as an image, grey where the rest is missing, and not as broken."""
+    """Whether an image file that is cut off counts as an image, grey where the rest is missing, and
+    not as broken."""
 
     def opened(self) -> Reader | StreamReader:
         """What to read from: itself, or a stream where the data turns out to allow nothing else."""
@@ -64,11 +67,13 @@ class Reader:
         return f"sample {index}"
 
     def fingerprint(self) -> str:
-        """Changes whenever the images, captions or their order do; the key under which features are kept."""
+        """Changes whenever the images, captions or their order do; the key under which features are
+        kept."""
         raise NotImplementedError
 
     def caption_start(self, index: int) -> int:
-        """Number of captions before those of this position; the row of its first caption in a table of all captions.
+        """Number of captions before those of this position; the row of its first caption in a table
+        of all captions.
 
         `caption_start(len(reader))` is the number of captions.
         """
@@ -76,11 +81,17 @@ class Reader:
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
         """`caption_start` of many positions at once, int64."""
-        return np.fromiter((self.caption_start(int(index)) for index in indices), dtype=np.int64, count=len(indices))
+        return np.fromiter(
+            (self.caption_start(int(index)) for index in indices),
+            dtype=np.int64,
+            count=len(indices),
+        )
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """`label` of many positions at once, int64."""
-        return np.fromiter((self.label(int(index)) for index in indices), dtype=np.int64, count=len(indices))
+        return np.fromiter(
+            (self.label(int(index)) for index in indices), dtype=np.int64, count=len(indices)
+        )
 
     @property
     def num_captions(self) -> int:
@@ -89,10 +100,12 @@ class Reader:
 
 
 class StreamReader:
-    """A data set that can only be read in its own order (remote shards). Not cacheable; a resumed epoch reads up to its position again."""
+    """A data set that can only be read in its own order (remote shards). Not cacheable; a resumed
+    epoch reads up to its position again."""
 
     samples_per_epoch: int
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        """The samples of one of `num_shards` disjoint shares (rank x worker) in an order that depends on seed and epoch only."""
+        """The samples of one of `num_shards` disjoint shares (rank x worker) in an order that
+        depends on seed and epoch only."""
         raise NotImplementedError

@@ -1,4 +1,5 @@
-"""Drawn pictures of coloured shapes with captions: data that needs no download, and whose truth is known."""
+"""Drawn pictures of coloured shapes with captions: data that needs no download, and whose truth is
+known."""
 
 from __future__ import annotations
 
@@ -25,13 +26,30 @@ COLOURS = {
     "cyan": (60, 210, 220),
     "pink": (250, 140, 190),
 }
-BACKGROUNDS = {"black": (12, 12, 12), "white": (243, 243, 243), "grey": (128, 128, 128), "brown": (92, 58, 34), "navy": (20, 26, 78)}
+BACKGROUNDS = {
+    "black": (12, 12, 12),
+    "white": (243, 243, 243),
+    "grey": (128, 128, 128),
+    "brown": (92, 58, 34),
+    "navy": (20, 26, 78),
+}
 SIZES = {"small": 0.16, "medium": 0.21, "large": 0.26}
 """Radius as a share of the picture's side."""
-POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "centre",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 UNSEEN = frozenset(place * len(COLOURS) + place + 1 for place in range(len(SHAPES)))
-"""Labels of the classes that `combinations: seen` leaves out: one of each shape, none twice in a colour, so both words are known."""
+"""Labels of the classes that `combinations: seen` leaves out: one of each shape, none twice in a
+colour, so both words are known."""
 TEMPLATES = ("a {}", "a picture of a {}", "there is a {} here")
 _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
@@ -62,11 +80,13 @@ class Scene(NamedTuple):
 
 
 class Shapes(Reader):
-    """Pictures of one coloured shape, or of two in a relation, drawn when asked for and the same for the same keys.
+    """Pictures of one coloured shape, or of two in a relation, drawn when asked for and the same
+    for the same keys.
 
-    A kind of picture is a colour, shape, size, position and background. The splits share no kind, though every colour and shape occurs in
-    all of them, and within a split no kind comes twice before all were used; so on 500 validation pictures every caption that tells
-    everything fits one picture only. The class is colour x shape, of the first-named shape.
+    A kind of picture is a colour, shape, size, position and background. The splits share no kind,
+    though every colour and shape occurs in all of them, and within a split no kind comes twice
+    before all were used; so on 500 validation pictures every caption that tells everything fits one
+    picture only. The class is colour x shape, of the first-named shape.
 
     Args:
         num_samples: pictures; by default 10,000 to train on and 500 to validate or test.
@@ -74,10 +94,11 @@ class Shapes(Reader):
         seed: of the pictures.
         split: "train", "val" or "test".
         relations: draw a second, small shape beside the first, and tell where in the captions.
-        short_captions: whether captions that name only colour and shape are among those of a picture; by default in training only,
-            since such captions fit many pictures.
-        combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on the seen and validate on the unseen
-            to see whether a model puts a known colour and a known shape together; candidates are still all 48.
+        short_captions: whether captions that name only colour and shape are among those of a
+            picture; by default in training only, since such captions fit many pictures.
+        combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on
+            the seen and validate on the unseen to see whether a model puts a known colour and a
+            known shape together; candidates are still all 48.
     """
 
     templates = TEMPLATES
@@ -101,10 +122,13 @@ class Shapes(Reader):
         self.short_captions = split == "train" if short_captions is None else short_captions
         self.combinations = combinations
         first, last = (share * _KINDS // 100 for share in _SPLITS[split])
-        # One fixed shuffle deals the kinds to the splits, whatever the seed: a model trained on one seed meets no validation kind.
+        # One fixed shuffle deals the kinds to the splits, whatever the seed: a model trained on one
+        # seed meets no validation kind.
         kinds = permuted(np.arange(first, last), _KINDS, hashed(20_231))
         unseen = np.isin(kinds % len(CLASSES), list(UNSEEN))
-        self._split_kinds = {"all": kinds, "seen": kinds[~unseen], "unseen": kinds[unseen]}[combinations]
+        self._split_kinds = {"all": kinds, "seen": kinds[~unseen], "unseen": kinds[unseen]}[
+            combinations
+        ]
         grid = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
         self._x, self._y = np.meshgrid(grid, grid)
         self._blocks: dict[int, np.ndarray] = {}
@@ -138,13 +162,23 @@ class Shapes(Reader):
         return self._kind(index) % len(CLASSES)
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return np.fromiter((self._kind(index) for index in indices.tolist()), dtype=np.int64, count=len(indices)) % len(CLASSES)
+        return np.fromiter(
+            (self._kind(index) for index in indices.tolist()), dtype=np.int64, count=len(indices)
+        ) % len(CLASSES)
 
     def name(self, index: int) -> str:
         return f"drawn picture {index}"
 
     def fingerprint(self) -> str:
-        keys = self.num_samples, self.size_px, self.seed, self.split, self.relations, self.short_captions, self.combinations
+        keys = (
+            self.num_samples,
+            self.size_px,
+            self.seed,
+            self.split,
+            self.relations,
+            self.short_captions,
+            self.combinations,
+        )
         return digest_of("shapes", _DRAWING, *keys)
 
     def caption_start(self, index: int) -> int:
@@ -171,10 +205,16 @@ class Shapes(Reader):
         jitter = draw.uniform(-1, 1, 4).tolist()
         row, column = divmod(place, 3)
         radius = list(SIZES.values())[size] * (1 + 0.1 * jitter[0])
-        # Large shapes still lie within the picture: the outer positions are as far from its edge as the radius asks for.
+        # Large shapes still lie within the picture: the outer positions are as far from its edge as
+        # the radius asks for.
         reach = min(0.3, 0.5 - radius)
-        centre = 0.5 + (column - 1) * reach + 0.03 * jitter[1], 0.5 + (row - 1) * reach + 0.03 * jitter[2]
-        thing = Thing(colour, shape, list(SIZES)[size], POSITIONS[place], centre, radius, 0.15 * jitter[3])
+        centre = (
+            0.5 + (column - 1) * reach + 0.03 * jitter[1],
+            0.5 + (row - 1) * reach + 0.03 * jitter[2],
+        )
+        thing = Thing(
+            colour, shape, list(SIZES)[size], POSITIONS[place], centre, radius, 0.15 * jitter[3]
+        )
         scene = Scene(thing, list(BACKGROUNDS)[background])
         return self._with_other(scene, draw) if self.relations else scene
 
@@ -184,14 +224,20 @@ class Shapes(Reader):
         picture[:] = np.asarray(BACKGROUNDS[scene.background]) + noise.uniform(-8, 8, 3)
         for thing in (scene.thing, scene.other):
             if thing is not None:
-                colour = (np.asarray(COLOURS[thing.colour]) + noise.uniform(-12, 12, 3)).astype(np.float32)
+                colour = (np.asarray(COLOURS[thing.colour]) + noise.uniform(-12, 12, 3)).astype(
+                    np.float32
+                )
                 picture += self._coverage(thing)[..., None] * (colour - picture)
         grain = noise.integers(-5, 6, picture.shape[:2], dtype=np.int8)
         return np.clip(picture + grain[..., None], 0, 255).astype(np.uint8)
 
     def _coverage(self, thing: Thing) -> np.ndarray:
-        """Share of each pixel that the shape covers, 0 to 1: its signed distance, blurred over one pixel."""
-        x, y = (self._x - thing.centre[0]) / thing.radius, (self._y - thing.centre[1]) / thing.radius
+        """Share of each pixel that the shape covers, 0 to 1: its signed distance, blurred over one
+        pixel."""
+        x, y = (
+            (self._x - thing.centre[0]) / thing.radius,
+            (self._y - thing.centre[1]) / thing.radius,
+        )
         cosine, sine = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
         x, y = cosine * x + sine * y, cosine * y - sine * x
         distance = _DISTANCES[thing.shape](x, y)
@@ -201,7 +247,12 @@ class Shapes(Reader):
     def _with_other(self, scene: Scene, draw: np.random.Generator) -> Scene:
         thing = scene.thing
         # Only sides on which there is room for a small shape.
-        steps = {"to the left of": (1, 0), "to the right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
+        steps = {
+            "to the left of": (1, 0),
+            "to the right of": (-1, 0),
+            "above": (0, 1),
+            "below": (0, -1),
+        }
         gap, radius = thing.radius + 0.13, 0.09
         room = []
         for relation, (right, down) in steps.items():
@@ -222,18 +273,25 @@ class Shapes(Reader):
         # Kinds of many positions at once cost hardly more than one; two bytes each are kept.
         block, place = divmod(index, _BLOCK)
         if block not in self._blocks:
-            self._blocks[block] = self._kinds(np.arange(block * _BLOCK, (block + 1) * _BLOCK)).astype(np.int16)
+            self._blocks[block] = self._kinds(
+                np.arange(block * _BLOCK, (block + 1) * _BLOCK)
+            ).astype(np.int16)
         return int(self._blocks[block][place])
 
     def _kinds(self, indices: np.ndarray) -> np.ndarray:
-        """Kind of picture at each position: the split's kinds in a shuffled order, again and again in other orders."""
+        """Kind of picture at each position: the split's kinds in a shuffled order, again and again
+        in other orders."""
         num_kinds = len(self._split_kinds)
         passes, places = np.divmod(indices, num_kinds)
-        kinds: np.ndarray = self._split_kinds[permuted(places, num_kinds, hashed(self.seed, passes, 17))]
+        kinds: np.ndarray = self._split_kinds[
+            permuted(places, num_kinds, hashed(self.seed, passes, 17))
+        ]
         return kinds
 
     def _generator(self, index: int, purpose: int) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64((self.seed, list(_SPLITS).index(self.split), index, purpose)))
+        return np.random.Generator(
+            np.random.SFC64((self.seed, list(_SPLITS).index(self.split), index, purpose))
+        )
 
 
 def _place(position: str) -> str:
@@ -256,7 +314,10 @@ def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - np.float32(0.95), y - np.float32(0.3)), np.maximum(y - np.float32(0.95), x - np.float32(0.3)))
+    return np.minimum(
+        np.maximum(x - np.float32(0.95), y - np.float32(0.3)),
+        np.maximum(y - np.float32(0.95), x - np.float32(0.3)),
+    )
 
 
 def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -264,17 +325,29 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # Five points: fold the angle into one tenth of the circle; there the outline is a straight line from the tip to the notch.
+    # Five points: fold the angle into one tenth of the circle; there the outline is a straight line
+    # from the tip to the notch.
     angle = np.arctan2(np.abs(x), -y)
-    angle = np.abs((angle + np.float32(np.pi / 5)) % np.float32(2 * np.pi / 5) - np.float32(np.pi / 5))
+    angle = np.abs(
+        (angle + np.float32(np.pi / 5)) % np.float32(2 * np.pi / 5) - np.float32(np.pi / 5)
+    )
     radius = np.sqrt(x * x + y * y)
     along, across = radius * np.cos(angle), radius * np.sin(angle)
     tip, notch, turn = 1.05, 0.45, np.pi / 5
     edge = np.array([notch * np.cos(turn) - tip, notch * np.sin(turn)])
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    distance: np.ndarray = (along - np.float32(tip)) * np.float32(normal[0]) + across * np.float32(normal[1])
+    distance: np.ndarray = (along - np.float32(tip)) * np.float32(normal[0]) + across * np.float32(
+        normal[1]
+    )
     return distance
 
 
-_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring, "star": _star}
+_DISTANCES = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+    "star": _star,
+}
 """Signed distance to the outline, in radii, negative inside."""

@@ -1,4 +1,5 @@
-"""Tar shards read in order, through the webdataset library: remote ones, pipes, or shards drawn with replacement."""
+"""Tar shards read in order, through the webdataset library: remote ones, pipes, or shards drawn
+with replacement."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from vlkd_cli.errors import DataError
 
 
 class ShardStream(StreamReader):
-    """Samples of tar shards, each share reading shards of its own; where there are fewer shards than shares, some read every n-th sample.
+    """Samples of tar shards, each share reading shards of its own; where there are fewer shards
+    than shares, some read every n-th sample.
 
     Args:
         shards: files, URLs or `pipe:` commands.
@@ -26,9 +28,20 @@ class ShardStream(StreamReader):
     """
 
     def __init__(
-        self, shards: Sequence[str], parts: Parts, *, samples_per_epoch: int, resampled: bool = False, shuffle_buffer: int = 4000
+        self,
+        shards: Sequence[str],
+        parts: Parts,
+        *,
+        samples_per_epoch: int,
+        resampled: bool = False,
+        shuffle_buffer: int = 4000,
     ) -> None:
-        self.shards, self.parts, self.samples_per_epoch, self.resampled = list(shards), parts, samples_per_epoch, resampled
+        self.shards, self.parts, self.samples_per_epoch, self.resampled = (
+            list(shards),
+            parts,
+            samples_per_epoch,
+            resampled,
+        )
         self.buffer = max(1, shuffle_buffer // STREAM_SHARES)
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
@@ -51,8 +64,11 @@ class ShardStream(StreamReader):
                 if place % step == first:
                     yield self._sample(self.shards[number], members)
 
-    def _own(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Numbers of the shards that a share reads, with the first sample and the step that it takes in each."""
+    def _own(
+        self, epoch: int, seed: int, shard: int, num_shards: int
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Numbers of the shards that a share reads, with the first sample and the step that it
+        takes in each."""
         if self.resampled:
             draw = random.Random(int(hashed(seed, epoch, shard, 6)[0]))
             while True:
@@ -70,9 +86,14 @@ class ShardStream(StreamReader):
         import webdataset
 
         def give_up(error: Exception) -> bool:
-            raise DataError(f"shard {shard} cannot be read ({type(error).__name__}: {error}). Check data.path and the connection.")
+            raise DataError(
+                f"shard {shard} cannot be read ({type(error).__name__}: {error}). Check data.path"
+                " and the connection."
+            )
 
-        yield from webdataset.DataPipeline(webdataset.SimpleShardList([shard]), webdataset.tarfile_to_samples(handler=give_up))
+        yield from webdataset.DataPipeline(
+            webdataset.SimpleShardList([shard]), webdataset.tarfile_to_samples(handler=give_up)
+        )
 
     def _sample(self, shard: str, members: dict[str, Any]) -> Sample:
         image = next((members[suffix] for suffix in self.parts.images if suffix in members), None)

@@ -68,12 +68,16 @@ def checked_part(part: Sequence[float]) -> tuple[float, float]:
         DataError: it is no range of shares.
     """
     if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
-        raise DataError(f"data.part is {list(part)}; it is two shares from 0 to 1, the smaller first, e.g. [0, 0.9].")
+        raise DataError(
+            f"data.part is {list(part)}; it is two shares from 0 to 1, the smaller first, e.g. [0,"
+            " 0.9]."
+        )
     return float(part[0]), float(part[1])
 
 
 def part_of(reader: Reader, part: tuple[float, float]) -> Reader:
-    """The images whose place in a fixed random order lies within the two shares, in the reader's own order.
+    """The images whose place in a fixed random order lies within the two shares, in the reader's
+    own order.
 
     Raises:
         DataError: none does.
@@ -82,5 +86,7 @@ def part_of(reader: Reader, part: tuple[float, float]) -> Reader:
         return reader
     first, last = (round(share * len(reader)) for share in part)
     if first == last:
-        raise DataError(f"data.part {list(part)} of {len(reader)} images is none. Take a larger part.")
+        raise DataError(
+            f"data.part {list(part)} of {len(reader)} images is none. Take a larger part."
+        )
     return Subset(reader, np.sort(permuted(np.arange(first, last), len(reader), hashed(20_231))))

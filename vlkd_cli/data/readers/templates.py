@@ -22,7 +22,8 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         "a photo of a large {}",
     ),
 }
-"""Sets of templates by name; beside them "open_clip:imagenet" and "open_clip:simple", which open_clip brings along."""
+"""Sets of templates by name; beside them "open_clip:imagenet" and "open_clip:simple", which
+open_clip brings along."""
 
 
 def templates_of(chosen: str | Sequence[str]) -> list[str]:
@@ -36,7 +37,10 @@ def templates_of(chosen: str | Sequence[str]) -> list[str]:
             return _open_clip(chosen)
         if chosen not in TEMPLATE_SETS:
             known = [*TEMPLATE_SETS, "open_clip:imagenet", "open_clip:simple"]
-            raise DataError(f"templates '{chosen}': no such set.{did_you_mean(chosen, known)} Known: {', '.join(known)}.")
+            raise DataError(
+                f"templates '{chosen}': no such set.{did_you_mean(chosen, known)} Known:"
+                f" {', '.join(known)}."
+            )
         return list(TEMPLATE_SETS[chosen])
     for template in chosen:
         if "{}" not in template:
@@ -54,7 +58,10 @@ def captions_of(name: str, templates: Sequence[str]) -> list[str]:
 def _open_clip(chosen: str) -> list[str]:
     import open_clip
 
-    sets = {"open_clip:imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES, "open_clip:simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+    sets = {
+        "open_clip:imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES,
+        "open_clip:simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    }
     if chosen not in sets:
         raise DataError(f"templates '{chosen}': open_clip has {', '.join(sets)}.")
     return [template("{}") for template in sets[chosen]]

@@ -1,4 +1,5 @@
-"""Tar shards in webdataset's layout: members of one sample share their stem and differ in their suffix."""
+"""Tar shards in webdataset's layout: members of one sample share their stem and differ in their
+suffix."""
 
 from __future__ import annotations
 
@@ -24,12 +25,13 @@ _OPEN_SHARDS = 64
 class WebDataset(Reader):
     """Samples in tar shards.
 
-    Local shards are indexed once (the headers only) and then read by position: the shuffle is exact, a stopped epoch goes on where it
-    was, and features can be kept. Remote shards, and shards drawn with replacement, are read as streams.
+    Local shards are indexed once (the headers only) and then read by position: the shuffle is
+    exact, a stopped epoch goes on where it was, and features can be kept. Remote shards, and shards
+    drawn with replacement, are read as streams.
 
     Args:
-        path: a shard or several: a list, braces (`train-{000..127}.tar`), `*`; local, a URL, or `pipe:command`. `{split}` in it is
-            replaced by `split`.
+        path: a shard or several: a list, braces (`train-{000..127}.tar`), `*`; local, a URL, or
+            `pipe:command`. `{split}` in it is replaced by `split`.
         image: suffixes of the image, the first that a sample has is taken.
         caption: suffix of the caption: a text, or a json with `caption_key`.
         caption_key: key of the caption (or of a list of them) in the json.
@@ -37,7 +39,8 @@ class WebDataset(Reader):
         stream: read in order even where the shards are local; by default only where they are not.
         resampled: draw shards with replacement (a stream).
         samples_per_epoch: of a stream, whose length nobody knows beforehand.
-        shuffle_buffer: samples of a stream that are shuffled among each other, over all of a process's workers.
+        shuffle_buffer: samples of a stream that are shuffled among each other, over all of a
+            process's workers.
         split: which split, where `path` has a place for it.
     """
 
@@ -55,27 +58,46 @@ class WebDataset(Reader):
         shuffle_buffer: PositiveInt = 4000,
         split: str | None = None,
     ) -> None:
-        self.split, self.shuffle_buffer, self.resampled, self.samples_per_epoch = split, shuffle_buffer, resampled, samples_per_epoch
+        self.split, self.shuffle_buffer, self.resampled, self.samples_per_epoch = (
+            split,
+            shuffle_buffer,
+            resampled,
+            samples_per_epoch,
+        )
         self.shards = _shards([path] if isinstance(path, str) else path, split)
         if caption == "json" and caption_key is None:
-            raise DataError("data.caption is json; set data.caption_key to the key of the caption in it.")
+            raise DataError(
+                "data.caption is json; set data.caption_key to the key of the caption in it."
+            )
         self.parts = Parts(tuple(image), caption, caption_key, label)
         remote = [shard for shard in self.shards if not _is_local(shard)]
         self.is_stream = bool(remote) or resampled if stream is None else stream or resampled
         if remote and not self.is_stream:
-            raise DataError(f"shard {remote[0]} is not a local file, so it can only be read as a stream. Leave data.stream out.")
+            raise DataError(
+                f"shard {remote[0]} is not a local file, so it can only be read as a stream. Leave"
+                " data.stream out."
+            )
         self._handles: OrderedDict[int, int] = OrderedDict()
         if self.is_stream:
             if samples_per_epoch is None:
-                raise DataError("shards that are read as a stream do not tell how many samples they hold. Set data.samples_per_epoch.")
+                raise DataError(
+                    "shards that are read as a stream do not tell how many samples they hold. Set"
+                    " data.samples_per_epoch."
+                )
             return
         self._index = index_shards(self.shards, self.parts)
         if not len(self):
             raise DataError(f"the shards of data.path hold no sample, e.g. {self.shards[0]}.")
-        for what, column, suffixes in (("image", "image", self.parts.images), ("caption", "caption", (caption,))):
+        for what, column, suffixes in (
+            ("image", "image", self.parts.images),
+            ("caption", "caption", (caption,)),
+        ):
             if (self._index[column] < 0).all():
                 others = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
-                raise DataError(f"no sample in {self.shards[0]}{others} has a member for the {what}: .{', .'.join(suffixes)}.")
+                raise DataError(
+                    f"no sample in {self.shards[0]}{others} has a member for the {what}:"
+                    f" .{', .'.join(suffixes)}."
+                )
 
     def opened(self) -> Reader | StreamReader:
         if not self.is_stream:
@@ -84,7 +106,11 @@ class WebDataset(Reader):
 
         assert self.samples_per_epoch is not None
         return ShardStream(
-            self.shards, self.parts, samples_per_epoch=self.samples_per_epoch, resampled=self.resampled, shuffle_buffer=self.shuffle_buffer
+            self.shards,
+            self.parts,
+            samples_per_epoch=self.samples_per_epoch,
+            resampled=self.resampled,
+            shuffle_buffer=self.shuffle_buffer,
         )
 
     def __len__(self) -> int:
@@ -107,7 +133,9 @@ class WebDataset(Reader):
 
     def name(self, index: int) -> str:
         start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
-        stem = self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogateescape")
+        stem = (
+            self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogateescape")
+        )
         return f"{self.shards[int(self._index['shard'][index])]}:{stem}"
 
     def fingerprint(self) -> str:
@@ -155,14 +183,18 @@ def _is_local(shard: str) -> bool:
 def _shards(paths: Sequence[str], split: str | None) -> list[str]:
     """Every shard by name, in the order given."""
     if split is not None and not any("{split}" in path for path in paths):
-        raise DataError(f"data.split is '{split}', but data.path ({paths[0]}) has no '{{split}}' to put it in.")
+        raise DataError(
+            f"data.split is '{split}', but data.path ({paths[0]}) has no '{{split}}' to put it in."
+        )
     from braceexpand import braceexpand
 
     shards: list[str] = []
     for path in paths:
         path = path.replace("{split}", split or "train")
         try:
-            expanded = [path] if path.startswith("pipe:") and "{" not in path else list(braceexpand(path))
+            expanded = (
+                [path] if path.startswith("pipe:") and "{" not in path else list(braceexpand(path))
+            )
         except ValueError:
             raise DataError(f"data.path {path}: a brace is not closed.") from None
         for shard in expanded:

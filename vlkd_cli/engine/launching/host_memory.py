@@ -11,9 +11,11 @@ _GROWTH_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in this process instead of giving it back to the system; whether the C library can.
+    """Keep freed memory in this process instead of giving it back to the system; whether the C
+    library can.
 
-    A step allocates and frees the same large tensors as the one before. By default each of them is fetched from the system anew, and the
+    A step allocates and frees the same large tensors as the one before. By default each of them is
+    fetched from the system anew, and the
     kernel clears every page of it again: a tenth of a small model's step.
     """
     if not sys.platform.startswith("linux"):

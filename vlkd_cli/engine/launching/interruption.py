@@ -19,8 +19,9 @@ class Interrupted(BaseException):
 class Interruption:
     """Holds which signal asked to stop.
 
-    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises Interrupted at once. The same signal
-    again, more than ECHO_SECONDS later, raises KeyboardInterrupt, for those who cannot wait.
+    Between steps the trainer asks `signal_number`; within `dropping()` the signal raises
+    Interrupted at once. The same signal again, more than ECHO_SECONDS later, raises
+    KeyboardInterrupt, for those who cannot wait.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,9 @@ class Interruption:
     @contextmanager
     def watched(self) -> Iterator[Interruption]:
         """Take over SIGINT and SIGTERM, and give them back at the end."""
-        former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield self
         finally:
@@ -50,7 +53,8 @@ class Interruption:
             self._drops = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # A terminal sends SIGINT to the whole group, and torch's agent passes it on to its workers: that is one wish to stop, not two.
+        # A terminal sends SIGINT to the whole group, and torch's agent passes it on to its workers:
+        # that is one wish to stop, not two.
         if self.signal_number == number and time.monotonic() - self._noted_at > ECHO_SECONDS:
             raise KeyboardInterrupt
         if self.signal_number is None:

@@ -1,4 +1,5 @@
-"""Start workers: in this process, through torch's elastic agent, or as a member of a torchrun or SLURM job that is already there."""
+"""Start workers: in this process, through torch's elastic agent, or as a member of a torchrun or
+SLURM job that is already there."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Placement:
     Args:
         workers: processes on this machine.
         device: "cuda" or "cpu".
-        nodes, node_rank, rendezvous: machines of the job, this one's number, and HOST:PORT of the first.
+        nodes, node_rank, rendezvous: machines of the job, this one's number, and HOST:PORT of the
+            first.
         max_restarts: how often a failed group is started again from its last checkpoint.
     """
 
@@ -45,7 +47,8 @@ class WorkerFailed(UserError):
 
 
 def quieten_libraries() -> None:
-    """Leave out what libraries say of their own affairs; whoever wants to read it says --verbose. Workers inherit the settings."""
+    """Leave out what libraries say of their own affairs; whoever wants to read it says --verbose.
+    Workers inherit the settings."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
@@ -55,8 +58,9 @@ def quieten_libraries() -> None:
 def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, logs: Path) -> int:
     """Run `target(job)` on every worker and return the first one's answer.
 
-    Under torchrun or SLURM this process is one worker of a job that exists. Otherwise one worker runs right here, and several are
-    spawned by the elastic agent, their output kept in `logs` and the first one's shown.
+    Under torchrun or SLURM this process is one worker of a job that exists. Otherwise one worker
+    runs right here, and several are spawned by the elastic agent, their output kept in `logs` and
+    the first one's shown.
 
     Raises:
         UserError: what a worker raised for the user.
@@ -71,12 +75,21 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
 
 def joins_running_job() -> bool:
     """Whether this process was started by torchrun, or by srun with several tasks."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or _slurm_tasks() > 1
+    return (
+        "TORCHELASTIC_RUN_ID" in os.environ
+        or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
+        or _slurm_tasks() > 1
+    )
 
 
 def _slurm_tasks() -> int:
-    # Inside an allocation but outside srun there is no SLURM_PROCID of a task step, and nothing to join.
-    return int(os.environ.get("SLURM_NTASKS", "1")) if {"SLURM_PROCID", "SLURM_STEP_ID"} <= set(os.environ) else 1
+    # Inside an allocation but outside srun there is no SLURM_PROCID of a task step, and nothing to
+    # join.
+    return (
+        int(os.environ.get("SLURM_NTASKS", "1"))
+        if {"SLURM_PROCID", "SLURM_STEP_ID"} <= set(os.environ)
+        else 1
+    )
 
 
 def _join(target: Callable[[Any], int], job: Any) -> int:
@@ -86,10 +99,15 @@ def _join(target: Callable[[Any], int], job: Any) -> int:
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
         os.environ.setdefault(
-            "MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1")))
+            "MASTER_ADDR",
+            first_host(
+                os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+            ),
         )
         # Tasks of one job agree on a port without talking: it follows from the job's number.
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+        os.environ.setdefault(
+            "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+        )
     return _in_group(target, job)
 
 
@@ -119,8 +137,12 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     _log_agent(logs / "agent.log")
     for old in logs.glob("failure_rank_*.json"):
         old.unlink()
-    # One thread each unless the user says otherwise: workers that all use every core are slower than one.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // placement.workers) if placement.device == "cpu" else 1))
+    # One thread each unless the user says otherwise: workers that all use every core are slower
+    # than one.
+    os.environ.setdefault(
+        "OMP_NUM_THREADS",
+        str(max(1, (os.cpu_count() or 1) // placement.workers) if placement.device == "cpu" else 1),
+    )
     config = LaunchConfig(
         min_nodes=placement.nodes,
         max_nodes=placement.nodes,
@@ -145,20 +167,24 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
 
 
 def _log_agent(path: Path) -> None:
-    """What torch's agent says goes to a file: its tracebacks are of its own waiting, the worker's cause is told in one line."""
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
+    """What torch's agent says goes to a file: its tracebacks are of its own waiting, the worker's
+    cause is told in one line."""
+    for name in (
+        "torch.distributed.elastic",
+        "torch.distributed.launcher",
+        "torch.multiprocessing",
+    ):
         logger = logging.getLogger(name)
         logger.handlers = [logging.FileHandler(path, encoding="utf-8")]
         logger.propagate = False
 
 
 def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
-    """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the terminal too."""
+    """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the
+    terminal too."""
     rank = int(os.environ["RANK"])
     # Open as long as the process lives.
-    log = open(  # noqa: SIM115
-        Path(logs) / f"rank_{rank}.log", "a", buffering=1, encoding="utf-8"
-    )
+    log = open(Path(logs) / f"rank_{rank}.log", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
     if rank == 0:
         sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
     else:
@@ -168,8 +194,8 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
     try:
         answer = _in_group(target, job)
         if answer:
-            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an agent that got the signal too reads none,
-            # but waits half a minute and kills.
+            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an
+            # agent that got the signal too reads none, but waits half a minute and kills.
             leave = threading.Timer(ANSWER_SECONDS, os._exit, (0,))
             leave.daemon = True
             leave.start()
@@ -186,30 +212,51 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
             "is_user_error": isinstance(error, UserError),
         }
         (Path(logs) / f"failure_rank_{rank}.json").write_text(json.dumps(record), encoding="utf-8")
-        # Leave without the interpreter's own report (it is in the log) and without destructors that wait for the other ranks.
+        # Leave without the interpreter's own report (it is in the log) and without destructors that
+        # wait for the other ranks.
         sys.stderr.flush()
         os._exit(1)
 
 
 def _explain(error: Any, logs: Path) -> UserError:
-    """One line from the failures that the workers wrote, the earliest being the cause of the others."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in logs.glob("failure_rank_*.json")]
+    """One line from the failures that the workers wrote, the earliest being the cause of the
+    others."""
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in logs.glob("failure_rank_*.json")
+    ]
     killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
     own = [(rank, failure) for rank, failure in killed if failure.exitcode not in (-15, -2)]
     if own and not any(record["is_user_error"] for record in records):
         rank, failure = own[0]
-        name = failure.signal_name() if callable(getattr(failure, "signal_name", None)) else f"signal {-failure.exitcode}"
+        name = (
+            failure.signal_name()
+            if callable(getattr(failure, "signal_name", None))
+            else f"signal {-failure.exitcode}"
+        )
         hint = " (often: out of memory)" if failure.exitcode == -9 else ""
-        return WorkerFailed(f"worker {rank} was killed by {name}{hint}. Output of every worker: {logs}. Go on with --resume.")
+        return WorkerFailed(
+            f"worker {rank} was killed by {name}{hint}. Output of every worker: {logs}. Go on with"
+            " --resume."
+        )
     if not records:
-        return WorkerFailed(f"a worker failed: {str(error).strip().splitlines()[0]}. Output of every worker: {logs}.")
+        return WorkerFailed(
+            f"a worker failed: {str(error).strip().splitlines()[0]}. Output of every worker:"
+            f" {logs}."
+        )
     first = min(records, key=lambda record: (not record["is_user_error"], record["time"]))
     if first["is_user_error"]:
         return UserError(first["cause"])
     where = "" if first["step"] is None else f" at step {first['step']}"
     cause = first["cause"].splitlines()[0].rstrip(".")
-    hint = " Halve train.batch_size and double train.accumulate." if "out of memory" in cause.lower() else ""
-    return WorkerFailed(f"worker {first['rank']} failed{where}: {first['kind']}: {cause}.{hint} Output of every worker: {logs}.")
+    hint = (
+        " Halve train.batch_size and double train.accumulate."
+        if "out of memory" in cause.lower()
+        else ""
+    )
+    return WorkerFailed(
+        f"worker {first['rank']} failed{where}: {first['kind']}: {cause}.{hint} Output of every"
+        f" worker: {logs}."
+    )
 
 
 class _Tee:

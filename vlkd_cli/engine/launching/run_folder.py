@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """One run: `recipe.yaml`, `versions.json`, `metrics.csv`, `checkpoints/`, `results/`, `logs/`, `skipped.csv`."""
+    """One run: `recipe.yaml`, `versions.json`, `metrics.csv`, `checkpoints/`, `results/`, `logs/`,
+    `skipped.csv`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,12 +52,14 @@ class RunFolder:
                 raise PermissionError("permission denied")
         except OSError as error:
             raise CheckpointError(
-                f"cannot write the run folder {self.path}: {error.strerror or error}. Choose another with --run."
+                f"cannot write the run folder {self.path}: {error.strerror or error}. Choose"
+                " another with --run."
             ) from error
         return self
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
-        """Append samples that could not be read to `skipped.csv` (of this rank, where there are several)."""
+        """Append samples that could not be read to `skipped.csv` (of this rank, where there are
+        several)."""
         name = "skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv"
         with (self.path / name).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows((item.name, item.reason) for item in skipped)
@@ -82,11 +85,14 @@ def latest_run(base: Path, recipe_name: str | None = None) -> RunFolder:
     pattern = f"{recipe_name}-*" if recipe_name else "*"
     found = [path.parent for path in base.glob(f"{pattern}/recipe.yaml")]
     if recipe_name:
-        # quickstart-2 is another recipe than quickstart: what follows the name must be the time stamp.
+        # quickstart-2 is another recipe than quickstart: what follows the name must be the time
+        # stamp.
         found = [path for path in found if path.name.removeprefix(f"{recipe_name}-")[:8].isdigit()]
     if not found:
         of_recipe = f" of recipe '{recipe_name}'" if recipe_name else ""
-        raise CheckpointError(f"no run{of_recipe} under {base}/. Start one with `vlkd train`, or name its folder.")
+        raise CheckpointError(
+            f"no run{of_recipe} under {base}/. Start one with `vlkd train`, or name its folder."
+        )
     return RunFolder(max(found, key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns))
 
 
@@ -100,4 +106,6 @@ def existing_run(path: Path, base: Path) -> RunFolder:
         if (candidate / "recipe.yaml").is_file():
             return RunFolder(candidate)
     names = [folder.parent.name for folder in base.glob("*/recipe.yaml")]
-    raise CheckpointError(f"{path} is no run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}")
+    raise CheckpointError(
+        f"{path} is no run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}"
+    )

@@ -35,7 +35,8 @@ def start_evaluation(
     output: Path | None = None,
     runs: Path = Path("runs"),
 ) -> int:
-    """Find what is meant, check it, start the workers; see `commands/evaluate.py` for the arguments.
+    """Find what is meant, check it, start the workers; see `commands/evaluate.py` for the
+    arguments.
 
     Returns:
         0, or the number of the signal that stopped it.
@@ -61,15 +62,26 @@ def start_evaluation(
     return run_workers(evaluate, job, placement, folder.logs)
 
 
-def find_target(target: str | None, overrides: Sequence[str], runs: Path) -> tuple[Recipe, RunFolder, Path | None]:
+def find_target(
+    target: str | None, overrides: Sequence[str], runs: Path
+) -> tuple[Recipe, RunFolder, Path | None]:
     """The recipe, the folder for results, and the checkpoint, if what is meant was trained.
 
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
     """
     if target is None and any(override.startswith("towers.") for override in overrides):
-        # The towers that --set describes, empty: it fills keys, and refuses towers that are not there.
-        named = [override.partition("=")[0].split(".") for override in overrides if override.startswith("towers.")]
-        recipe = parse_recipe(json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}), "--set", overrides)
+        # The towers that --set describes, empty: it fills keys, and refuses towers that are not
+        # there.
+        named = [
+            override.partition("=")[0].split(".")
+            for override in overrides
+            if override.startswith("towers.")
+        ]
+        recipe = parse_recipe(
+            json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}),
+            "--set",
+            overrides,
+        )
         return recipe, RunFolder(runs / "eval").create(), None
     if target is None or _is_trained(target, runs):
         recipe, folder, checkpoint = find_trained(target, overrides, runs)
@@ -80,12 +92,20 @@ def find_target(target: str | None, overrides: Sequence[str], runs: Path) -> tup
     except RecipeError:
         if path.suffix in (".yaml", ".yml") or path.exists() or _is_shipped(target):
             raise
-        raise _unknown(target, runs, "run folder, checkpoint or recipe", " `vlkd recipes list` shows the shipped recipes.") from None
+        raise _unknown(
+            target,
+            runs,
+            "run folder, checkpoint or recipe",
+            " `vlkd recipes list` shows the shipped recipes.",
+        ) from None
     return recipe, RunFolder(runs / f"eval-{path.stem}").create(), None
 
 
-def find_trained(target: str | None, overrides: Sequence[str], runs: Path) -> tuple[Recipe, RunFolder, Path]:
-    """The recipe, the folder and the checkpoint of a run, by folder, name or checkpoint; by default of the newest run.
+def find_trained(
+    target: str | None, overrides: Sequence[str], runs: Path
+) -> tuple[Recipe, RunFolder, Path]:
+    """The recipe, the folder and the checkpoint of a run, by folder, name or checkpoint; by default
+    of the newest run.
 
     A checkpoint outside its run gets a folder beside it, which is not made here.
 
@@ -96,7 +116,11 @@ def find_trained(target: str | None, overrides: Sequence[str], runs: Path) -> tu
         return _of_run(latest_run(runs), overrides)
     path = Path(target)
     if not _is_trained(target, runs):
-        untrained = " The towers of a recipe are untrained; `vlkd train` starts a run." if path.suffix in (".yaml", ".yml") else ""
+        untrained = (
+            " The towers of a recipe are untrained; `vlkd train` starts a run."
+            if path.suffix in (".yaml", ".yml")
+            else ""
+        )
         raise _unknown(target, runs, "run folder or checkpoint", untrained)
     if path.is_dir() or not _is_checkpoint(path):
         return _of_run(existing_run(path, runs), overrides)
@@ -105,8 +129,14 @@ def find_trained(target: str | None, overrides: Sequence[str], runs: Path) -> tu
     if run.recipe.is_file():
         return load_recipe(str(run.recipe), overrides), run, path
     if overrides:
-        raise CheckpointError(f"{path} lies outside its run folder, so --set cannot be applied to its recipe.")
-    return Recipe.model_validate_json(state["recipe"]), RunFolder(path.parent / f"{path.stem}-eval"), path
+        raise CheckpointError(
+            f"{path} lies outside its run folder, so --set cannot be applied to its recipe."
+        )
+    return (
+        Recipe.model_validate_json(state["recipe"]),
+        RunFolder(path.parent / f"{path.stem}-eval"),
+        path,
+    )
 
 
 def _is_trained(target: str, runs: Path) -> bool:
@@ -121,44 +151,63 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
     names = [folder.parent.name for folder in runs.glob("*/recipe.yaml")]
-    return UserError(f"'{target}' is no {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}")
+    return UserError(
+        f"'{target}' is no {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"
+    )
 
 
 def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) -> list[EvalSpec]:
-    """The suites asked for, each with the keys that the recipe gives it and with `--with` settings on top, checked.
+    """The suites asked for, each with the keys that the recipe gives it and with `--with` settings
+    on top, checked.
 
-    A suite that the recipe lists several times is run as often. A setting goes to the suites that take its key; one that none takes is
-    an error.
+    A suite that the recipe lists several times is run as often. A setting goes to the suites that
+    take its key; one that none takes is an error.
 
     Raises:
         RecipeError: unknown suites or keys, wrong values; all at once.
     """
     if not suites and not recipe.evals:
-        raise UserError(f"say what to evaluate: --suite NAME. Suites: {', '.join(catalog.names('suite'))}.")
+        raise UserError(
+            f"say what to evaluate: --suite NAME. Suites: {', '.join(catalog.names('suite'))}."
+        )
     entries: list[dict[str, Any]] = []
     for name in suites or list(dict.fromkeys(spec.suite for spec in recipe.evals)):
-        listed = [spec.model_dump(exclude=set(SCHEDULE_KEYS)) for spec in recipe.evals if spec.suite == name]
+        listed = [
+            spec.model_dump(exclude=set(SCHEDULE_KEYS))
+            for spec in recipe.evals
+            if spec.suite == name
+        ]
         entries += listed or [{"suite": name}]
-    # Stand-ins of both modalities: whether the real towers are what a suite needs is told once they are built.
-    towers = {"image": {"builder": "torchvision", "model": "resnet18"}, "text": {"builder": "openclip", "model": "RN50"}}
+    # Stand-ins of both modalities: whether the real towers are what a suite needs is told once they
+    # are built.
+    towers = {
+        "image": {"builder": "torchvision", "model": "resnet18"},
+        "text": {"builder": "openclip", "model": "RN50"},
+    }
     plain: dict[str, Any] = {"towers": towers, "evals": entries}
     applied = []
     for setting in settings:
         key = setting.partition("=")[0].split(".")[0].split("[")[0]
         takers = [number for number, entry in enumerate(entries) if _takes(entry["suite"], key)]
         if not takers:
-            accepted = sorted({k.name for entry in entries for k in signature_of("suite", entry["suite"]).keys})
+            accepted = sorted(
+                {k.name for entry in entries for k in signature_of("suite", entry["suite"]).keys}
+            )
             chosen = ", ".join(entry["suite"] for entry in entries)
             raise RecipeError(
-                f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)} Accepted: {', '.join(accepted)}."
+                f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)}"
+                f" Accepted: {', '.join(accepted)}."
             )
         applied += [f"evals.{number}.{setting}" for number in takers]
-    # The recipe's own reader of YAML and its checks, so that messages and types are the same as in a recipe.
+    # The recipe's own reader of YAML and its checks, so that messages and types are the same as in
+    # a recipe.
     try:
         return list(parse_recipe(json.dumps(plain), "--suite", applied).evals)
     except RecipeError as error:
         # In the words that the user typed.
-        typed = re.sub(r"--set evals\.\d+\.", "--with ", str(error)).replace("--suite:1: ", "--suite: ")
+        typed = re.sub(r"--set evals\.\d+\.", "--with ", str(error)).replace(
+            "--suite:1: ", "--suite: "
+        )
         raise RecipeError(re.sub(r": evals\[\d+\]\.(suite: )?", ": ", typed)) from None
 
 
@@ -169,7 +218,10 @@ def _takes(suite: str, key: str) -> bool:
 def _of_run(run: RunFolder, overrides: Sequence[str]) -> tuple[Recipe, RunFolder, Path]:
     checkpoint = run.checkpoints / "last.pt"
     if not checkpoint.is_file():
-        raise CheckpointError(f"{run.path} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first save?")
+        raise CheckpointError(
+            f"{run.path} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first"
+            " save?"
+        )
     return load_recipe(str(run.recipe), overrides), run, checkpoint
 
 
@@ -187,4 +239,6 @@ def _shares(text: str | None) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--wise-ft {text}: numbers separated by commas, e.g. 0,0.25,0.5,0.75,1.") from None
+        raise UserError(
+            f"--wise-ft {text}: numbers separated by commas, e.g. 0,0.25,0.5,0.75,1."
+        ) from None

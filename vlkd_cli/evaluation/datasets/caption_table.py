@@ -15,36 +15,57 @@ LABEL_COLUMNS = ("label", "class", "target")
 
 
 class CaptionTable(Reader):
-    """A .csv or .tsv table with a header, a caption column (caption, title or text) and a label column (label, class or target).
+    """A .csv or .tsv table with a header, a caption column (caption, title or text) and a label
+    column (label, class or target).
 
     Args:
         path: the table.
-        classes: class names in label order; by default the labels that occur, numbers by size, words by alphabet.
+        classes: class names in label order; by default the labels that occur, numbers by size,
+            words by alphabet.
 
     Raises:
-        DataError: unreadable, a column is missing, a row is short, or a label is none of the classes.
+        DataError: unreadable, a column is missing, a row is short, or a label is none of the
+            classes.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self.path = path
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                header, *rows = [row for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",") if row] or [[]]
+                header, *rows = [
+                    row
+                    for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                    if row
+                ] or [[]]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: cannot be read: {error}.") from error
-        caption, label = _column(path, header, CAPTION_COLUMNS), _column(path, header, LABEL_COLUMNS)
+        caption, label = (
+            _column(path, header, CAPTION_COLUMNS),
+            _column(path, header, LABEL_COLUMNS),
+        )
         for place, row in enumerate(rows, start=1):
             if len(row) < len(header):
-                raise DataError(f"{path}: row {place} after the header has {len(row)} fields; expected {len(header)}.")
+                raise DataError(
+                    f"{path}: row {place} after the header has {len(row)} fields; expected"
+                    f" {len(header)}."
+                )
         if not rows:
             raise DataError(f"{path}: holds no captions.")
         self._captions = [row[caption] for row in rows]
         names = [row[label].strip() for row in rows]
-        self.classes = list(classes or sorted(set(names), key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+        self.classes = list(
+            classes
+            or sorted(
+                set(names),
+                key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name),
+            )
+        )
         places = {name: place for place, name in enumerate(self.classes)}
         strange = sorted(set(names) - set(places))
         if strange:
-            raise DataError(f"{path}: label '{strange[0]}' does not occur in the captions to learn from.")
+            raise DataError(
+                f"{path}: label '{strange[0]}' does not occur in the captions to learn from."
+            )
         self._labels = [places[name] for name in names]
 
     def __len__(self) -> int:
@@ -74,4 +95,7 @@ def _column(path: Path, header: Sequence[str], names: Sequence[str]) -> int:
     for name in names:
         if name in header:
             return header.index(name)
-    raise DataError(f"{path}:1: no column is called {' or '.join(names)}; there are {', '.join(header) or 'none'}.")
+    raise DataError(
+        f"{path}:1: no column is called {' or '.join(names)}; there are"
+        f" {', '.join(header) or 'none'}."
+    )

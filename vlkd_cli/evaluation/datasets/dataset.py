@@ -42,8 +42,8 @@ def open_dataset(subject: Subject, data: Data, *, split: str | None = None) -> D
 
     Args:
         subject: whose `data_root` data sets are looked up in by name.
-        data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result calls it; or `{dataset: NAME, ...}`
-            or just the name of a data set below the data root.
+        data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result
+            calls it; or `{dataset: NAME, ...}` or just the name of a data set below the data root.
         split: another part of the same data.
 
     Raises:
@@ -59,7 +59,10 @@ def open_dataset(subject: Subject, data: Data, *, split: str | None = None) -> D
         keys["split"] = split
     reader = open_reader(keys)
     if not isinstance(reader, Reader):
-        raise DataError(f"data '{name}' can only be read as a stream; evaluation needs every sample at its place. Use local files.")
+        raise DataError(
+            f"data '{name}' can only be read as a stream; evaluation needs every sample at its"
+            " place. Use local files."
+        )
     if not len(reader):
         raise DataError(f"data '{name}' holds no samples.")
     return Dataset(reader, name, str(keys.get("split", getattr(reader, "split", "")) or "all"))
@@ -87,20 +90,34 @@ def labelled_pair(subject: Subject, data: Data, train_data: Data) -> LabelledPai
         DataError: the two have different classes, or they are the same images.
     """
     test = open_dataset(subject, data)
-    train = open_dataset(subject, train_data) if train_data is not None else open_dataset(subject, data, split="train")
+    train = (
+        open_dataset(subject, train_data)
+        if train_data is not None
+        else open_dataset(subject, data, split="train")
+    )
     if train.row_hash == test.row_hash:
-        raise DataError(f"data '{test.name}': training and test images are the same. Give `train_data:` or another `split:`.")
+        raise DataError(
+            f"data '{test.name}': training and test images are the same. Give `train_data:` or"
+            " another `split:`."
+        )
     classes = named_classes(test)
     if class_hash(named_classes(train)) != class_hash(classes):
-        raise DataError(f"data '{train.name}' ({train.split}) and '{test.name}' ({test.split}) have different classes or class orders.")
-    return LabelledPair(train, test, classes, labels_of(train.reader, classes), labels_of(test.reader, classes))
+        raise DataError(
+            f"data '{train.name}' ({train.split}) and '{test.name}' ({test.split}) have different"
+            " classes or class orders."
+        )
+    return LabelledPair(
+        train, test, classes, labels_of(train.reader, classes), labels_of(test.reader, classes)
+    )
 
 
 def named_classes(dataset: Dataset) -> list[str]:
     """Class names in label order; numbers where the data names none."""
     if dataset.reader.classes:
         return list(dataset.reader.classes)
-    most = max(max(dataset.reader.labels(index), default=-1) for index in range(len(dataset.reader)))
+    most = max(
+        max(dataset.reader.labels(index), default=-1) for index in range(len(dataset.reader))
+    )
     if most < 0:
         raise DataError(f"data '{dataset.name}' has no labels.")
     return [str(label) for label in range(most + 1)]
@@ -116,7 +133,10 @@ def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
     wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
     if len(wrong):
         first = int(wrong[0])
-        raise DataError(f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)} classes (0 to {len(names) - 1}).")
+        raise DataError(
+            f"{reader.name(first)}: label {int(labels[first])} is not one of the {len(names)}"
+            f" classes (0 to {len(names) - 1})."
+        )
     return labels
 
 
@@ -129,9 +149,14 @@ def captions_at(reader: Reader, index: int, suite: str) -> list[str]:
     try:
         own = [caption for caption in reader.captions(index) if caption.strip()]
     except Broken as error:
-        raise DataError(f"{reader.name(index)}: {error}. Repair it or take it out of the data.") from None
+        raise DataError(
+            f"{reader.name(index)}: {error}. Repair it or take it out of the data."
+        ) from None
     if not own:
-        raise DataError(f"{reader.name(index)}: has no caption; {suite} needs one for every image. Leave it out or give it one.")
+        raise DataError(
+            f"{reader.name(index)}: has no caption; {suite} needs one for every image. Leave it out"
+            " or give it one."
+        )
     return own
 
 
@@ -141,7 +166,8 @@ def class_hash(classes: Sequence[str]) -> str:
 
 
 def _name(keys: Mapping[str, Any]) -> str:
-    """What to call data that has no name: the data set, else the file or folder, else the reader."""
+    """What to call data that has no name: the data set, else the file or folder, else the
+    reader."""
     for key in ("dataset", "path", "root", "captions", "annotations"):
         value = keys.get(key)
         if isinstance(value, str) and value:

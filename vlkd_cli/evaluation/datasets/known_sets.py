@@ -1,4 +1,5 @@
-"""The data sets that vlkd knows by name: their classes, templates, sizes and metrics. Torch-free."""
+"""The data sets that vlkd knows by name: their classes, templates, sizes and metrics.
+Torch-free."""
 
 from __future__ import annotations
 
@@ -32,12 +33,14 @@ TORCHVISION = {
     "sun397": ("SUN397", "SUN397"),
     "svhn": ("SVHN", "test_32x32.mat"),
 }
-"""vlkd's name of a data set: torchvision's class, and what that class keeps directly below its root."""
+"""vlkd's name of a data set: torchvision's class, and what that class keeps directly below its
+root."""
 _LABELLED_COPY = ("classnames.txt", "dataset_type.txt")
 
 
 class KnownSet(NamedTuple):
-    """What is known of a data set. Sizes are of ELEVATER's copy where it has one; None is unknown or not there."""
+    """What is known of a data set. Sizes are of ELEVATER's copy where it has one; None is unknown
+    or not there."""
 
     name: str
     task: str
@@ -53,7 +56,8 @@ class KnownSet(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a data set lies, and in which layout: elevater, torchvision, clip_benchmark or folder."""
+    """Where a data set lies, and in which layout: elevater, torchvision, clip_benchmark or
+    folder."""
 
     layout: str
     path: Path
@@ -74,7 +78,8 @@ def load_classes() -> dict[str, list[str]]:
 
 
 def known_as(dataset: str) -> str:
-    """A data set's name in vlkd's own lists: lower case, with underscores, whatever copy it is of."""
+    """A data set's name in vlkd's own lists: lower case, with underscores, whatever copy it is
+    of."""
     plain = dataset.lower().replace("-", "_").replace(" ", "_").replace("/", "_")
     return str(_packaged("aliases.json").get(plain, plain))
 
@@ -102,13 +107,17 @@ def known_sets() -> dict[str, KnownSet]:
 
 
 def sets_on_disk(root: Path) -> dict[str, Found]:
-    """What lies under a data root, by vlkd's names where they are known and by the folder's name where not."""
+    """What lies under a data root, by vlkd's names where they are known and by the folder's name
+    where not."""
     found: dict[str, Found] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if any((folder / mark).is_file() for mark in _LABELLED_COPY):
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
     for name, located in on_disk(root).items():
-        found.setdefault(known_as(name), Found("elevater", located.folder, _elevater(known_as(name), located.facts)))
+        found.setdefault(
+            known_as(name),
+            Found("elevater", located.folder, _elevater(known_as(name), located.facts)),
+        )
     for name, (_, kept) in TORCHVISION.items():
         if (root / kept).exists():
             found.setdefault(name, Found("torchvision", root / kept))
@@ -120,7 +129,10 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
 
 
 def _elevater(name: str, facts: SetFacts) -> KnownSet:
-    train, val, test = (facts.splits[split].num_images if split in facts.splits else None for split in ("train", "val", "test"))
+    train, val, test = (
+        facts.splits[split].num_images if split in facts.splits else None
+        for split in ("train", "val", "test")
+    )
     return KnownSet(
         name,
         "multi-label" if facts.multi_label else "classification",
@@ -136,6 +148,10 @@ def _elevater(name: str, facts: SetFacts) -> KnownSet:
 
 @cache
 def _packaged(file: str) -> dict[str, Any]:
-    text = importlib.resources.files("vlkd_cli.evaluation.datasets").joinpath("names", file).read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("vlkd_cli.evaluation.datasets")
+        .joinpath("names", file)
+        .read_text(encoding="utf-8")
+    )
     found: dict[str, Any] = json.loads(text)
     return found

@@ -1,4 +1,5 @@
-"""Passage collections on disk: MS MARCO's files and BEIR folders, read in pieces whatever their size."""
+"""Passage collections on disk: MS MARCO's files and BEIR folders, read in pieces whatever their
+size."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Collection(NamedTuple):
 def open_collection(root: Path, split: str | None) -> Collection:
     """The files of a folder.
 
-    MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full `qrels.dev.tsv`, of which the small queries'
+    MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full
+        `qrels.dev.tsv`, of which the small queries'
     judgements are kept. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
 
     Raises:
@@ -64,16 +66,29 @@ def open_collection(root: Path, split: str | None) -> Collection:
         part = split or "dev.small"
         names = [f"queries.{part}.tsv", f"qrels.{part}.tsv"]
         full = "qrels.dev.tsv"
-        restricted = part == "dev.small" and not (root / names[1]).is_file() and (root / full).is_file()
-        missing = [name for name in (names[0], full if restricted else names[1]) if not (root / name).is_file()]
+        restricted = (
+            part == "dev.small" and not (root / names[1]).is_file() and (root / full).is_file()
+        )
+        missing = [
+            name
+            for name in (names[0], full if restricted else names[1])
+            if not (root / name).is_file()
+        ]
         if missing:
             raise DataError(f"suite 'passage_retrieval': {root} misses {', '.join(missing)}.")
-        return Collection(root.name, part, root, MARCO[0], names[0], full if restricted else names[1], restricted)
-    part = split or next((name for name in ("test", "dev") if (root / f"qrels/{name}.tsv").is_file()), "test")
+        return Collection(
+            root.name, part, root, MARCO[0], names[0], full if restricted else names[1], restricted
+        )
+    part = split or next(
+        (name for name in ("test", "dev") if (root / f"qrels/{name}.tsv").is_file()), "test"
+    )
     missing = [name for name in (*BEIR, f"qrels/{part}.tsv") if not (root / name).is_file()]
     if missing:
         there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
-        raise DataError(f"suite 'passage_retrieval': {root} misses {', '.join(missing)}. Splits with judgements: {there}.")
+        raise DataError(
+            f"suite 'passage_retrieval': {root} misses {', '.join(missing)}. Splits with"
+            f" judgements: {there}."
+        )
     return Collection(root.name, part, root, BEIR[0], BEIR[1], f"qrels/{part}.tsv")
 
 
@@ -107,7 +122,8 @@ def read_judgements(collection: Collection, queries: Container[str]) -> Judged:
     path = collection.root / collection.judgements
     judged: Judged = {}
     for place, line in enumerate(read_lines(path), start=1):
-        # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between blanks of any kind.
+        # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between
+        # blanks of any kind.
         cells = line.split("\t" if "\t" in line and not collection.is_marco else None)
         if not cells or (not collection.is_marco and place == 1 and not _is_number(cells[-1])):
             continue
@@ -116,17 +132,27 @@ def read_judgements(collection: Collection, queries: Container[str]) -> Judged:
             raise DataError(f"{path}:{place}: has {len(cells)} fields; expected {expected}.")
         query, passage = cells[0].strip(), cells[2 if collection.is_marco else 1].strip()
         if not collection.restricted or query in queries:
-            judged.setdefault(query, {})[passage] = number(cells[3 if collection.is_marco else 2], path, place, "the grade")
-    judged = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
+            judged.setdefault(query, {})[passage] = number(
+                cells[3 if collection.is_marco else 2], path, place, "the grade"
+            )
+    judged = {
+        query: grades
+        for query, grades in judged.items()
+        if any(grade > 0 for grade in grades.values())
+    }
     if not judged:
         raise DataError(f"{path}: judges no passage of these queries relevant.")
     if not any(query in queries for query in judged):
-        raise DataError(f"{path}: judges queries that {collection.queries} has no text for, such as '{next(iter(judged))}'.")
+        raise DataError(
+            f"{path}: judges queries that {collection.queries} has no text for, such as"
+            f" '{next(iter(judged))}'."
+        )
     return judged
 
 
 class Corpus:
-    """The passages that are searched, by position; texts are read from disk whenever they are needed.
+    """The passages that are searched, by position; texts are read from disk whenever they are
+    needed.
 
     Args:
         collection: where they lie.
@@ -136,11 +162,19 @@ class Corpus:
     """
 
     def __init__(
-        self, collection: Collection, *, title: bool = True, keep: NDArray[np.bytes_] | None = None, limit: int | None = None
+        self,
+        collection: Collection,
+        *,
+        title: bool = True,
+        keep: NDArray[np.bytes_] | None = None,
+        limit: int | None = None,
     ) -> None:
         self.path = collection.root / collection.corpus
         self._is_marco, self._title = collection.is_marco, title
-        pieces = [np.array(piece, dtype=np.bytes_) for piece in _pieces((row[0] for row in self._rows()), 1 << 18)]
+        pieces = [
+            np.array(piece, dtype=np.bytes_)
+            for piece in _pieces((row[0] for row in self._rows()), 1 << 18)
+        ]
         if not pieces:
             raise DataError(f"{self.path}: holds no passages.")
         ids = np.concatenate(pieces)
@@ -155,8 +189,11 @@ class Corpus:
         order = np.argsort(ids, kind="stable")
         twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
         if len(twice):
-            raise DataError(f"{self.path}: passage id '{ids[order][twice[0]].decode()}' occurs more than once.")
-        # Where an id stands among all ids in ascending order: what breaks ties between scores, and a passage's name in the search.
+            raise DataError(
+                f"{self.path}: passage id '{ids[order][twice[0]].decode()}' occurs more than once."
+            )
+        # Where an id stands among all ids in ascending order: what breaks ties between scores, and
+        # a passage's name in the search.
         self.keys = np.empty(len(ids), dtype=np.int64)
         self.keys[order] = np.arange(len(ids))
         self._by_key = order
@@ -174,8 +211,13 @@ class Corpus:
         return int((self.ids[self._by_key[places]] != ids).sum())
 
     def texts(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[str]]]:
-        """Chunks of `size` passages, each with its number; only those that are wanted are parsed into texts."""
-        kept = (row for place, row in enumerate(self._rows()) if self._chosen is None or self._chosen[place])
+        """Chunks of `size` passages, each with its number; only those that are wanted are parsed
+        into texts."""
+        kept = (
+            row
+            for place, row in enumerate(self._rows())
+            if self._chosen is None or self._chosen[place]
+        )
         for chunk in range(-(-len(self) // size)):
             rows = itertools.islice(kept, size)
             if wanted(chunk):
@@ -195,7 +237,9 @@ class Corpus:
         try:
             return content.decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}: is not UTF-8 text: {content[:40]!r}. Restore the original file.") from error
+            raise DataError(
+                f"{self.path}: is not UTF-8 text: {content[:40]!r}. Restore the original file."
+            ) from error
 
     def _rows(self) -> Iterator[tuple[bytes, Any]]:
         """Id and content of every passage: the undecoded text (MS MARCO) or the record (BEIR)."""
@@ -208,7 +252,9 @@ class Corpus:
                 if self._is_marco:
                     passage, tab, text = line.rstrip(b"\r\n").partition(b"\t")
                     if not tab:
-                        raise DataError(f"{self.path}:{place}: expected a passage id, a TAB and the passage.")
+                        raise DataError(
+                            f"{self.path}:{place}: expected a passage id, a TAB and the passage."
+                        )
                     yield passage.strip(), text
                 else:
                     record = _record(line, self.path, place)
@@ -220,7 +266,11 @@ def _record(line: str | bytes, path: Path, place: int) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError as error:
         raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("_id"), (str, int)) or not isinstance(record.get("text"), str):
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("_id"), (str, int))
+        or not isinstance(record.get("text"), str)
+    ):
         raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a text.")
     return record
 

@@ -1,4 +1,5 @@
-"""Class names and prompt templates: from the data, a file, an installed package, or the sets that vlkd brings along."""
+"""Class names and prompt templates: from the data, a file, an installed package, or the sets that
+vlkd brings along."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def class_names(reader: Reader, chosen: str | Sequence[str] | None, dataset: str
 
     Args:
         reader: the data, whose own names are the default.
-        chosen: a list, a file (one name per line, or a JSON list), `open_clip:imagenet`, `clip_benchmark[:SET]`, or a built-in set.
+        chosen: a list, a file (one name per line, or a JSON list), `open_clip:imagenet`,
+            `clip_benchmark[:SET]`, or a built-in set.
         dataset: name of the data, for sets that are looked up by it.
 
     Raises:
@@ -34,23 +36,34 @@ def class_names(reader: Reader, chosen: str | Sequence[str] | None, dataset: str
     if chosen is None:
         if own:
             return own
-        raise DataError(f"data '{dataset}' has no class names. Give `classes:` a file with one name per line.")
+        raise DataError(
+            f"data '{dataset}' has no class names. Give `classes:` a file with one name per line."
+        )
     names = list(chosen) if not isinstance(chosen, str) else _named_classes(chosen, dataset)
     if own and len(names) != len(own):
-        raise DataError(f"classes '{chosen}': {len(names)} names for data '{dataset}', which has {len(own)} classes.")
+        raise DataError(
+            f"classes '{chosen}': {len(names)} names for data '{dataset}', which has {len(own)}"
+            " classes."
+        )
     if own != names and sorted(own) == sorted(names):
-        raise DataError(f"classes '{chosen}': the names of data '{dataset}' in another order than its labels. Leave `classes:` out.")
+        raise DataError(
+            f"classes '{chosen}': the names of data '{dataset}' in another order than its labels."
+            " Leave `classes:` out."
+        )
     return names
 
 
-def prompts(names: Sequence[str], reader: Reader, chosen: str | Sequence[str] | None, dataset: str) -> list[list[str]]:
+def prompts(
+    names: Sequence[str], reader: Reader, chosen: str | Sequence[str] | None, dataset: str
+) -> list[list[str]]:
     """The prompts of every class, in class order.
 
     Args:
         names: the class names.
         reader: the data, whose own templates come first.
-        chosen: a list of templates, a file (one template per line; a JSON list; or a JSON object class -> prompts), `open_clip:imagenet`,
-            `open_clip:simple`, `clip_benchmark[:SET]`, or a built-in set.
+        chosen: a list of templates, a file (one template per line; a JSON list; or a JSON object
+            class -> prompts), `open_clip:imagenet`, `open_clip:simple`, `clip_benchmark[:SET]`, or
+            a built-in set.
         dataset: name of the data, for sets that are looked up by it.
 
     Raises:
@@ -70,7 +83,8 @@ def prompts(names: Sequence[str], reader: Reader, chosen: str | Sequence[str] | 
 
 
 def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: Data) -> list[str]:
-    """`class_names`; a well-known data set whose files tell no readable names gets those that vlkd knows.
+    """`class_names`; a well-known data set whose files tell no readable names gets those that vlkd
+    knows.
 
     Args:
         data: the suite's `data:` key.
@@ -85,18 +99,29 @@ def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: Data) -
     return class_names(dataset.reader, chosen, dataset.name)
 
 
-def prompts_of(dataset: Dataset, names: Sequence[str], chosen: str | Sequence[str] | None, data: Data) -> list[list[str]]:
+def prompts_of(
+    dataset: Dataset, names: Sequence[str], chosen: str | Sequence[str] | None, data: Data
+) -> list[list[str]]:
     """`prompts`; a well-known data set gets the templates that vlkd has for it."""
-    if chosen is None and _left_to_us(data, "templates") and known_as(dataset.name) in load_templates():
+    if (
+        chosen is None
+        and _left_to_us(data, "templates")
+        and known_as(dataset.name) in load_templates()
+    ):
         chosen = known_as(dataset.name)
     return prompts(names, dataset.reader, chosen, dataset.name)
 
 
 def _left_to_us(data: Data, key: str) -> bool:
-    """Whether a data set is named, and read by the reader that knows names only as they stand in the files."""
+    """Whether a data set is named, and read by the reader that knows names only as they stand in
+    the files."""
     if isinstance(data, str) or data is None:
         return isinstance(data, str)
-    return key not in data and data.get("reader", "classification") == "classification" and "dataset" in data
+    return (
+        key not in data
+        and data.get("reader", "classification") == "classification"
+        and "dataset" in data
+    )
 
 
 def fill(template: str, name: str) -> str:
@@ -121,12 +146,17 @@ def _named_templates(chosen: str, dataset: str) -> PromptSource:
             raise DataError(f"templates '{chosen}': open_clip has the sets {', '.join(sets)}.")
         return [template("{}") for template in sets[which or "imagenet"]]
     if package == "clip_benchmark":
-        found: PromptSource = _clip_benchmark("en_zeroshot_classification_templates.json", which or dataset, chosen)
+        found: PromptSource = _clip_benchmark(
+            "en_zeroshot_classification_templates.json", which or dataset, chosen
+        )
         return found
     if chosen in load_templates():
         return load_templates()[chosen]
     known = [*sorted(load_templates()), "open_clip:imagenet", "open_clip:simple", "clip_benchmark"]
-    raise DataError(f"templates '{chosen}': neither a file nor a set.{did_you_mean(chosen, known)} Sets: {', '.join(known)}.")
+    raise DataError(
+        f"templates '{chosen}': neither a file nor a set.{did_you_mean(chosen, known)} Sets:"
+        f" {', '.join(known)}."
+    )
 
 
 def _named_classes(chosen: str, dataset: str) -> list[str]:
@@ -143,13 +173,18 @@ def _named_classes(chosen: str, dataset: str) -> list[str]:
     if known_as(chosen) in load_classes():
         return load_classes()[known_as(chosen)]
     known = sorted(load_classes())
-    raise DataError(f"classes '{chosen}': neither a file nor a set.{did_you_mean(chosen, known)} Sets: {', '.join(known)}.")
+    raise DataError(
+        f"classes '{chosen}': neither a file nor a set.{did_you_mean(chosen, known)} Sets:"
+        f" {', '.join(known)}."
+    )
 
 
 def _own_prompts(source: Mapping[str, Sequence[str]], name: str, chosen: object) -> list[str]:
     own = list(source.get(name, ()))
     if not own:
-        raise DataError(f"templates '{chosen}': class '{name}' has no prompts.{did_you_mean(name, source)}")
+        raise DataError(
+            f"templates '{chosen}': class '{name}' has no prompts.{did_you_mean(name, source)}"
+        )
     return [prompt.replace("{}", name).replace("{c}", name) for prompt in own]
 
 
@@ -160,7 +195,9 @@ def _from_file(path: Path) -> Any:
             return [line.strip() for line in text.splitlines() if line.strip()]
         found = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}. Expected one entry per line, or JSON.") from error
+        raise DataError(
+            f"{path}: cannot be read: {error}. Expected one entry per line, or JSON."
+        ) from error
     if not isinstance(found, (list, dict)):
         raise DataError(f"{path}: expected a JSON list or object, not {type(found).__name__}.")
     return found
@@ -174,7 +211,10 @@ def _clip_benchmark(file: str, dataset: str, chosen: str) -> Any:
     for name in (dataset, known_as(dataset), known_as(dataset).replace("_", "")):
         if name in named:
             return sets[named[name]]
-    raise DataError(f"'{chosen}': clip_benchmark has no set '{dataset}'.{did_you_mean(dataset, sets)} Sets: {', '.join(sorted(sets))}.")
+    raise DataError(
+        f"'{chosen}': clip_benchmark has no set '{dataset}'.{did_you_mean(dataset, sets)} Sets:"
+        f" {', '.join(sorted(sets))}."
+    )
 
 
 def _package(name: str, chosen: str) -> Any:

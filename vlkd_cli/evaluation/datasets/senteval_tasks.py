@@ -28,7 +28,8 @@ class Task(NamedTuple):
 
     Args:
         files: below the folder that holds `downstream` and `probing`.
-        scheme: nested cross-validation; cross-validation and a test set; train, dev and test; or the regressor.
+        scheme: nested cross-validation; cross-validation and a test set; train, dev and test; or
+            the regressor.
         read: the files, in that order, to parts (one, train and test, or train, dev and test).
         linear: always a linear classifier.
         f1: the binary F1 of class 1 is reported too.
@@ -46,7 +47,9 @@ def _sentence(text: str) -> str:
     return " ".join(text.split())
 
 
-def _sorted_part(rows: list[tuple[tuple[str, ...], float | str]], labels: dict[str, int] | None = None) -> Part:
+def _sorted_part(
+    rows: list[tuple[tuple[str, ...], float | str]], labels: dict[str, int] | None = None
+) -> Part:
     """Rows by number of tokens, then by label, as SentEval orders them: the folds depend on it.
 
     An empty sentence becomes a full stop, which every encoder can take.
@@ -55,7 +58,10 @@ def _sorted_part(rows: list[tuple[tuple[str, ...], float | str]], labels: dict[s
         rows: one or two sentences, and a label.
         labels: class numbers of labels that are words; applied before the rows are sorted.
     """
-    numbered = [(sentences, labels[str(label)] if labels is not None else label) for sentences, label in rows]
+    numbered = [
+        (sentences, labels[str(label)] if labels is not None else label)
+        for sentences, label in rows
+    ]
     numbered.sort(key=lambda row: (*(len(sentence.split()) for sentence in row[0]), row[1]))
     values = np.array([label for _, label in numbered])
     paired = bool(numbered) and len(numbered[0][0]) == 2
@@ -72,7 +78,12 @@ def _polar(paths: Sequence[Path]) -> list[Part]:
 
 
 def _sst2(paths: Sequence[Path]) -> list[Part]:
-    return [_sorted_part([((_sentence(row[0]),), _class(row[1], 2, where)) for where, row in _fields(path, 2)]) for path in paths]
+    return [
+        _sorted_part(
+            [((_sentence(row[0]),), _class(row[1], 2, where)) for where, row in _fields(path, 2)]
+        )
+        for path in paths
+    ]
 
 
 def _sst5(paths: Sequence[Path]) -> list[Part]:
@@ -80,7 +91,13 @@ def _sst5(paths: Sequence[Path]) -> list[Part]:
     for path in paths:
         lines = enumerate(read_lines(path), start=1)
         parts.append(
-            _sorted_part([((_sentence(line[2:]),), _class(line[:1], 5, f"{path}:{place}")) for place, line in lines if line.strip()])
+            _sorted_part(
+                [
+                    ((_sentence(line[2:]),), _class(line[:1], 5, f"{path}:{place}"))
+                    for place, line in lines
+                    if line.strip()
+                ]
+            )
         )
     return parts
 
@@ -96,7 +113,10 @@ def _trec(paths: Sequence[Path]) -> list[Part]:
             kind, colon, question = line.partition(":")
             fine, blank, text = question.partition(" ")
             if kind not in classes or not colon or not blank or not fine:
-                raise DataError(f"{path}:{place}: expected 'COARSE:fine question' with one of {', '.join(classes)}; found '{line[:40]}'.")
+                raise DataError(
+                    f"{path}:{place}: expected 'COARSE:fine question' with one of"
+                    f" {', '.join(classes)}; found '{line[:40]}'."
+                )
             rows.append(((_sentence(text),), classes.index(kind)))
         parts.append(_sorted_part(rows))
     return parts
@@ -104,7 +124,12 @@ def _trec(paths: Sequence[Path]) -> list[Part]:
 
 def _mrpc(paths: Sequence[Path]) -> list[Part]:
     return [
-        _sorted_part([((_sentence(row[3]), _sentence(row[4])), _class(row[0], 2, where)) for where, row in _fields(path, 5, header=True)])
+        _sorted_part(
+            [
+                ((_sentence(row[3]), _sentence(row[4])), _class(row[0], 2, where))
+                for where, row in _fields(path, 5, header=True)
+            ]
+        )
         for path in paths
     ]
 
@@ -116,7 +141,10 @@ def _sick_entailment(paths: Sequence[Path]) -> list[Part]:
         rows: list[tuple[tuple[str, ...], float | str]] = []
         for where, row in _fields(path, 5, header=True):
             if row[4].strip() not in classes:
-                raise DataError(f"{where}: the entailment judgement should be one of {', '.join(classes)} and is '{row[4][:40]}'.")
+                raise DataError(
+                    f"{where}: the entailment judgement should be one of {', '.join(classes)} and"
+                    f" is '{row[4][:40]}'."
+                )
             rows.append(((_sentence(row[1]), _sentence(row[2])), row[4].strip()))
         parts.append(_sorted_part(rows, classes))
     return parts
@@ -124,24 +152,38 @@ def _sick_entailment(paths: Sequence[Path]) -> list[Part]:
 
 def _sick_relatedness(paths: Sequence[Path]) -> list[Part]:
     return [
-        _sorted_part([((_sentence(row[1]), _sentence(row[2])), _score(row[3], where)) for where, row in _fields(path, 5, header=True)])
+        _sorted_part(
+            [
+                ((_sentence(row[1]), _sentence(row[2])), _score(row[3], where))
+                for where, row in _fields(path, 5, header=True)
+            ]
+        )
         for path in paths
     ]
 
 
 def _sts_benchmark(paths: Sequence[Path]) -> list[Part]:
     return [
-        _sorted_part([((_sentence(row[5]), _sentence(row[6])), _score(row[4], where)) for where, row in _fields(path, 7)]) for path in paths
+        _sorted_part(
+            [
+                ((_sentence(row[5]), _sentence(row[6])), _score(row[4], where))
+                for where, row in _fields(path, 7)
+            ]
+        )
+        for path in paths
     ]
 
 
 def _probing(paths: Sequence[Path]) -> list[Part]:
-    """One file: partition, label, ..., sentence; class numbers are the sorted order of the training labels."""
+    """One file: partition, label, ..., sentence; class numbers are the sorted order of the training
+    labels."""
     (path,) = paths
     rows: dict[str, list[tuple[tuple[str, ...], float | str]]] = {"tr": [], "va": [], "te": []}
     for where, row in _fields(path, 3):
         if row[0] not in rows:
-            raise DataError(f"{where}: the partition should be tr, va or te and is '{row[0][:40]}'.")
+            raise DataError(
+                f"{where}: the partition should be tr, va or te and is '{row[0][:40]}'."
+            )
         rows[row[0]].append(((_sentence(row[-1]),), row[1]))
     names = sorted({str(label) for _, label in rows["tr"]})
     classes = {name: place for place, name in enumerate(names)}
@@ -159,14 +201,18 @@ def _fields(path: Path, fewest: int, *, header: bool = False) -> list[tuple[str,
             continue
         cells = line.split("\t")
         if len(cells) < fewest:
-            raise DataError(f"{path}:{place}: has {len(cells)} TAB-separated fields; expected {fewest}.")
+            raise DataError(
+                f"{path}:{place}: has {len(cells)} TAB-separated fields; expected {fewest}."
+            )
         rows.append((f"{path}:{place}", cells))
     return rows
 
 
 def _class(text: str, classes: int, where: str) -> int:
     if text.strip() not in {str(label) for label in range(classes)}:
-        raise DataError(f"{where}: the label should be a number from 0 to {classes - 1} and is '{text[:40]}'.")
+        raise DataError(
+            f"{where}: the label should be a number from 0 to {classes - 1} and is '{text[:40]}'."
+        )
     return int(text)
 
 
@@ -190,10 +236,19 @@ TRANSFER = {
     "SST2": Task(_parts("SST/binary", _SST), "split", _sst2),
     "SST5": Task(_parts("SST/fine", _SST), "split", _sst5),
     "TREC": Task(_parts("TREC", ("train_5500.label", "TREC_10.label")), "folds", _trec),
-    "MRPC": Task(_parts("MRPC", ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")), "folds", _mrpc, f1=True),
+    "MRPC": Task(
+        _parts("MRPC", ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")),
+        "folds",
+        _mrpc,
+        f1=True,
+    ),
     "SICK-E": Task(_SICK, "split", _sick_entailment),
     "SICK-R": Task(_SICK, "relatedness", _sick_relatedness),
-    "STS-B": Task(_parts("STS/STSBenchmark", ("sts-train.csv", "sts-dev.csv", "sts-test.csv")), "relatedness", _sts_benchmark),
+    "STS-B": Task(
+        _parts("STS/STSBenchmark", ("sts-train.csv", "sts-dev.csv", "sts-test.csv")),
+        "relatedness",
+        _sts_benchmark,
+    ),
 }
 
 PROBING = {

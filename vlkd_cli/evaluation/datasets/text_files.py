@@ -1,4 +1,5 @@
-"""Local folders of the text evaluations: where they lie, which files are missing, and what is told about them in a result."""
+"""Local folders of the text evaluations: where they lie, which files are missing, and what is told
+about them in a result."""
 
 from __future__ import annotations
 
@@ -13,11 +14,19 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.features.subject import Subject
 
 
-def find_folder(subject: Subject, data: str | None, suite: str, *, holds: Sequence[str], below: Sequence[str] = ()) -> Path:
+def find_folder(
+    subject: Subject,
+    data: str | None,
+    suite: str,
+    *,
+    holds: Sequence[str],
+    below: Sequence[str] = (),
+) -> Path:
     """The folder of a suite's data.
 
     Args:
-        data: the suite's own key; by default the subject's `data_root`. A relative path that does not exist is looked up in that root.
+        data: the suite's own key; by default the subject's `data_root`. A relative path that does
+            not exist is looked up in that root.
         holds: names of files or folders; a folder that has one of them is the right one.
         below: sub-folders in which the data may lie too.
 
@@ -25,7 +34,10 @@ def find_folder(subject: Subject, data: str | None, suite: str, *, holds: Sequen
         DataError: no folder is given, or none holds what is looked for; says where was looked.
     """
     if data is None and subject.data_root is None:
-        raise DataError(f"suite '{suite}': where is its data? Give `--data ROOT` or the key `data:`; ROOT holds {_one_of(holds)}.")
+        raise DataError(
+            f"suite '{suite}': where is its data? Give `--data ROOT` or the key `data:`; ROOT holds"
+            f" {_one_of(holds)}."
+        )
     root = Path(data) if data is not None else Path(str(subject.data_root))
     if not root.exists() and data is not None and subject.data_root is not None:
         root = Path(subject.data_root) / data
@@ -34,11 +46,15 @@ def find_folder(subject: Subject, data: str | None, suite: str, *, holds: Sequen
             return folder
     places = ", ".join(str(root / name) for name in below)
     looked = f"{root} (also looked in {places})" if places else str(root)
-    raise DataError(f"suite '{suite}': {looked} holds no {_one_of(holds)}. Nothing is downloaded: put the data there as published.")
+    raise DataError(
+        f"suite '{suite}': {looked} holds no {_one_of(holds)}. Nothing is downloaded: put the data"
+        " there as published."
+    )
 
 
 def missing_files(root: Path, names: Sequence[str]) -> list[str]:
-    """Those of the files below `root` that are not there; a folder that lacks all of several is named instead of them."""
+    """Those of the files below `root` that are not there; a folder that lacks all of several is
+    named instead of them."""
     missing = [name for name in names if not (root / name).is_file()]
     folders = {name.rpartition("/")[0] for name in names}
     if len(missing) == len(names) > 2 and len(folders) == 1:
@@ -47,18 +63,23 @@ def missing_files(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line, no lone carriage return.
+    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line, no lone
+    carriage return.
 
     Raises:
         DataError: unreadable, or not in this encoding.
     """
     try:
-        with open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as file:
+        with open(
+            path, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n"
+        ) as file:
             return [line.removesuffix("\n").removesuffix("\r") for line in file]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not {encoding} text (byte {error.start}). Restore the original file.") from error
+        raise DataError(
+            f"{path}: is not {encoding} text (byte {error.start}). Restore the original file."
+        ) from error
 
 
 def number(text: str, path: Path, line: int, what: str) -> float:
@@ -83,7 +104,9 @@ def file_hashes(root: Path, names: Iterable[str]) -> dict[str, str]:
 
 def library_versions(*libraries: str) -> dict[str, str]:
     """What computed a result: Python and the installed versions of these distributions."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in libraries
+    }
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from vlkd_cli.distributed.runtime import rank, world_size
 
 
 def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label is among the k best classes, `[N]` bool; equal scores are ordered by class index, lowest first.
+    """Whether the label is among the k best classes, `[N]` bool; equal scores are ordered by class
+    index, lowest first.
 
     Args:
         scores: `[N, C]`, larger is better.
@@ -46,7 +47,10 @@ def recall_per_class(predicted: Tensor, labels: Tensor) -> list[ClassRecall]:
     counts = torch.bincount(labels)
     hits = torch.bincount(labels[predicted == labels], minlength=len(counts))
     present = counts.nonzero().flatten().tolist()
-    return [ClassRecall(label, int(counts[label]), float(hits[label] / counts[label].double())) for label in present]
+    return [
+        ClassRecall(label, int(counts[label]), float(hits[label] / counts[label].double()))
+        for label in present
+    ]
 
 
 def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
@@ -62,16 +66,22 @@ class Confusion(NamedTuple):
     images: int
 
 
-def confusion_pairs(predicted: Tensor, labels: Tensor, num_classes: int, most: int = 20) -> list[Confusion]:
+def confusion_pairs(
+    predicted: Tensor, labels: Tensor, num_classes: int, most: int = 20
+) -> list[Confusion]:
     """The most frequent mistakes, most frequent first; ties by label and prediction."""
     wrong = predicted != labels
     pairs, counts = torch.unique(labels[wrong] * num_classes + predicted[wrong], return_counts=True)
     order = torch.argsort(counts, descending=True, stable=True)[:most]
-    return [Confusion(int(pairs[i]) // num_classes, int(pairs[i]) % num_classes, int(counts[i])) for i in order]
+    return [
+        Confusion(int(pairs[i]) // num_classes, int(pairs[i]) % num_classes, int(counts[i]))
+        for i in order
+    ]
 
 
 def average_precision(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
-    """Area under the precision-recall curve without interpolation; rows of equal score enter together; 0 without a positive.
+    """Area under the precision-recall curve without interpolation; rows of equal score enter
+    together; 0 without a positive.
 
     Args:
         scores: `[N]`, larger is more likely.
@@ -89,17 +99,21 @@ def average_precision(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -
 
 
 def mean_average_precision(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
-    """Mean of the classes' average precisions; classes without a positive count 0 (as in CLIP_benchmark).
+    """Mean of the classes' average precisions; classes without a positive count 0 (as in
+    CLIP_benchmark).
 
     Args:
         scores: `[N, C]`.
         targets: `[N, C]`.
     """
-    return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1])]))
+    return float(
+        np.mean([average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1])])
+    )
 
 
 def chance_average_precision(positives: int, rows: int) -> float:
-    """Expected average precision of a random order: (H + (R-1)/(N-1) (N - H)) / N with H the N-th harmonic number."""
+    """Expected average precision of a random order: (H + (R-1)/(N-1) (N - H)) / N with H the N-th
+    harmonic number."""
     if positives == 0 or rows == 0:
         return 0.0
     if rows == 1:
@@ -109,13 +123,20 @@ def chance_average_precision(positives: int, rows: int) -> float:
 
 
 def ranks_of_own(
-    queries: Tensor, candidates: Tensor, first: Tensor, last: Tensor, *, budget_bytes: int = 8 << 20, spread: bool = True
+    queries: Tensor,
+    candidates: Tensor,
+    first: Tensor,
+    last: Tensor,
+    *,
+    budget_bytes: int = 8 << 20,
+    spread: bool = True,
 ) -> Tensor:
-    """1-based rank of each query's best own candidate by inner product, without ever holding all scores.
+    """1-based rank of each query's best own candidate by inner product, without ever holding all
+    scores.
 
-    The own candidates of query i are the rows `first[i]` to `last[i]` (exclusive). A candidate of equal score is ahead of the own one
-    if it stands before it in the list, so that equal features for everything rank at chance and not at 1; features that are no numbers
-    rank last.
+    The own candidates of query i are the rows `first[i]` to `last[i]` (exclusive). A candidate of
+    equal score is ahead of the own one if it stands before it in the list, so that equal features
+    for everything rank at chance and not at 1; features that are no numbers rank last.
 
     Args:
         queries: `[N, D]`, on the CPU like the other tensors.
@@ -123,7 +144,8 @@ def ranks_of_own(
         first: `[N]` int64.
         last: `[N]` int64, larger than `first`.
         budget_bytes: largest block of scores.
-        spread: deal the blocks to the ranks of the process group; the answer is the same on all of them.
+        spread: deal the blocks to the ranks of the process group; the answer is the same on all of
+            them.
 
     Returns:
         `[N]` int64.
@@ -162,14 +184,18 @@ class RankScores(NamedTuple):
 
 
 def rank_scores(ranks: Tensor, ks: tuple[int, ...]) -> RankScores:
-    """Summary of `[N]` 1-based ranks; the median of an even number is rounded down, as open_clip reports it."""
+    """Summary of `[N]` 1-based ranks; the median of an even number is rounded down, as open_clip
+    reports it."""
     numbers = ranks.double()
     median = float(np.floor(np.median(numbers.cpu().numpy() - 1)) + 1)
-    return RankScores({k: (ranks <= k).double().mean().item() for k in ks}, numbers.mean().item(), median)
+    return RankScores(
+        {k: (ranks <= k).double().mean().item() for k in ks}, numbers.mean().item(), median
+    )
 
 
 def chance_recall(num_own: NDArray[np.int64], num_candidates: int, k: int) -> float:
-    """Expected recall at k of a random order: 1 - C(M - m, k) / C(M, k), averaged over queries with m own candidates."""
+    """Expected recall at k of a random order: 1 - C(M - m, k) / C(M, k), averaged over queries with
+    m own candidates."""
     own, counts = np.unique(num_own, return_counts=True)
     miss = np.ones(len(own))
     for drawn in range(min(k, num_candidates)):

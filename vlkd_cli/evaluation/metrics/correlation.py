@@ -13,10 +13,14 @@ SIMILARITIES: tuple[Similarity, ...] = ("cosine", "dot", "euclidean", "manhattan
 Floats = NDArray[np.floating]
 
 
-def pair_similarity(first: Floats, second: Floats, kind: Similarity = "cosine") -> NDArray[np.float64]:
-    """Similarity of the rows of two tables, in float64; distances are negated, so that larger always means closer.
+def pair_similarity(
+    first: Floats, second: Floats, kind: Similarity = "cosine"
+) -> NDArray[np.float64]:
+    """Similarity of the rows of two tables, in float64; distances are negated, so that larger
+    always means closer.
 
-    A NaN in a vector counts as 0. The cosine with a vector of zeros, or with one too long for a number, is 0.
+    A NaN in a vector counts as 0. The cosine with a vector of zeros, or with one too long for a
+    number, is 0.
 
     Args:
         first: `[N, D]`.
@@ -37,7 +41,8 @@ def pair_similarity(first: Floats, second: Floats, kind: Similarity = "cosine") 
 
 
 def pearson(scores: Floats, gold: Floats) -> float:
-    """Pearson's correlation; NaN where one side holds a single value only, since nothing can be said then."""
+    """Pearson's correlation; NaN where one side holds a single value only, since nothing can be
+    said then."""
     if len(scores) < 2 or _is_constant(scores) or _is_constant(gold):
         return float("nan")
     from scipy.stats import pearsonr

@@ -1,4 +1,5 @@
-"""How features lie on the sphere: spread, gap and spectrum. Pairs are taken in blocks, never all at once."""
+"""How features lie on the sphere: spread, gap and spectrum. Pairs are taken in blocks, never all at
+once."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def alignment(one: Tensor, other: Tensor) -> float:
 
 
 def uniformity(features: Tensor) -> float:
-    """Log of the mean over pairs of different rows of exp(-2 squared distance); 0 is a point, lower is more spread.
+    """Log of the mean over pairs of different rows of exp(-2 squared distance); 0 is a point, lower
+    is more spread.
 
     Args:
         features: `[N, D]` of unit length, N at least 2.
@@ -36,7 +38,8 @@ def uniformity(features: Tensor) -> float:
 
 
 def mean_positive_cosine(features: Tensor) -> float:
-    """Mean of those pairwise cosines that are above 0, every row with itself included; 0 where all rows are zero.
+    """Mean of those pairwise cosines that are above 0, every row with itself included; 0 where all
+    rows are zero.
 
     Source: ProtoCLIP analyze_features.py.
     """

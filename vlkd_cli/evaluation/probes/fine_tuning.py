@@ -23,17 +23,27 @@ class TowerClassifier(nn.Module):
     """A learning copy of an image tower, batch norm without weights, and a linear layer.
 
     Args:
-        tower: left as it is. Its copy learns wholly, whatever was frozen, except the head where the features come from before it.
+        tower: left as it is. Its copy learns wholly, whatever was frozen, except the head where the
+            features come from before it.
         classes: C.
         point: where the features are taken.
-        initial: `[C, D]` start of the linear layer, e.g. the text embeddings of the classes; the bias starts at 0. By default torch's own
-            start, drawn from `seed`.
+        initial: `[C, D]` start of the linear layer, e.g. the text embeddings of the classes; the
+            bias starts at 0. By default torch's own start, drawn from `seed`.
         seed: of the linear layer's random start.
 
-    Source: Elevater_Toolkit_IC @00d0af7, evaluation/full_model_finetune.py, Classifier (logit scale fixed at 1).
+    Source: Elevater_Toolkit_IC @00d0af7, evaluation/full_model_finetune.py, Classifier (logit scale
+        fixed at 1).
     """
 
-    def __init__(self, tower: Tower, classes: int, *, point: Point = "projected", initial: Tensor | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        classes: int,
+        *,
+        point: Point = "projected",
+        initial: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.tower = learning_copy(tower)
         self.point = point
@@ -47,7 +57,8 @@ class TowerClassifier(nn.Module):
         if initial is not None:
             if tuple(initial.shape) != (classes, width):
                 raise ValueError(
-                    f"the classifier starts from {tuple(initial.shape)} weights; {classes} classes of {width} values are needed"
+                    f"the classifier starts from {tuple(initial.shape)} weights; {classes} classes"
+                    f" of {width} values are needed"
                 )
             with torch.no_grad():
                 self.linear.weight.copy_(initial)
@@ -55,7 +66,9 @@ class TowerClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores `[B, C]` of images as the loader gives them."""
-        features = self.tower.encode(images) if self.point == "projected" else self.tower.features(images)
+        features = (
+            self.tower.encode(images) if self.point == "projected" else self.tower.features(images)
+        )
         logits: Tensor = self.linear(self.norm(features.float()))
         return logits
 
@@ -94,7 +107,8 @@ def train_classifier(
     momentum: float = 0.9,
     seed: int = 0,
 ) -> Iterator[TowerClassifier]:
-    """Train by SGD with a constant learning rate and without augmentation; yields the network after every epoch.
+    """Train by SGD with a constant learning rate and without augmentation; yields the network after
+    every epoch.
 
     Args:
         subject: device, precision and loader workers.
@@ -104,7 +118,9 @@ def train_classifier(
     """
     network.to(subject.device)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(learning, lr=setting.lr, momentum=momentum, weight_decay=setting.weight_decay)
+    optimizer = torch.optim.SGD(
+        learning, lr=setting.lr, momentum=momentum, weight_decay=setting.weight_decay
+    )
     loss_of: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
     orders = epoch_orders(len(rows), seed=seed)
     positions = torch.as_tensor(rows, dtype=torch.int64)
@@ -113,7 +129,9 @@ def train_classifier(
         network.train()
         order = next(orders)
         start = 0
-        for images in _image_batches(subject, network, reader, positions[order].tolist(), batch_size):
+        for images in _image_batches(
+            subject, network, reader, positions[order].tolist(), batch_size
+        ):
             own = targets[order[start : start + len(images)]].to(subject.device)
             start += len(images)
             if len(images) == 1:  # batch norm cannot train on one row
@@ -128,7 +146,9 @@ def train_classifier(
         yield network
 
 
-def class_probabilities(subject: Subject, network: TowerClassifier, reader: Reader, rows: Sequence[int]) -> Tensor:
+def class_probabilities(
+    subject: Subject, network: TowerClassifier, reader: Reader, rows: Sequence[int]
+) -> Tensor:
     """Softmax outputs `[len(rows), C]` in eval mode, on the CPU."""
     network.eval()
     blocks = []
@@ -140,7 +160,9 @@ def class_probabilities(subject: Subject, network: TowerClassifier, reader: Read
     return torch.cat(blocks)
 
 
-def _image_batches(subject: Subject, network: TowerClassifier, reader: Reader, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+def _image_batches(
+    subject: Subject, network: TowerClassifier, reader: Reader, rows: Sequence[int], batch_size: int
+) -> Iterator[Tensor]:
     from vlkd_cli.data.loading.loader import in_order
     from vlkd_cli.data.views import ImageView
 

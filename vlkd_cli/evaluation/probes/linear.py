@@ -1,6 +1,7 @@
 """Multinomial logistic regression on fixed features, as CLIP, ITRA and CLIP_benchmark train it.
 
-The gradient of a linear layer under cross-entropy is known in closed form, so the loops need no autograd.
+The gradient of a linear layer under cross-entropy is known in closed form, so the loops need no
+autograd.
 """
 
 from __future__ import annotations
@@ -40,14 +41,20 @@ def sgd_probe(
     seed: int = 0,
     each_epoch: Callable[[Linear], None] | None = None,
 ) -> Linear:
-    """A linear layer by SGD with momentum and a cosine to 0 over epochs, rows in their order; weight from N(0, 0.01), bias 0.
+    """A linear layer by SGD with momentum and a cosine to 0 over epochs, rows in their order;
+    weight from N(0, 0.01), bias 0.
 
     Args:
         each_epoch: told the classifier after every epoch; its tensors change later.
 
     Source: ITRA itra/evaluation/linear_eval.py and ProtoCLIP's, "pytorch" mode.
     """
-    weight = torch.randn(num_classes, features.shape[1], generator=torch.Generator().manual_seed(seed)).to(features) * 0.01
+    weight = (
+        torch.randn(
+            num_classes, features.shape[1], generator=torch.Generator().manual_seed(seed)
+        ).to(features)
+        * 0.01
+    )
     weights = torch.cat([weight, weight.new_zeros(num_classes, 1)], 1)
     inputs = torch.cat([features, features.new_ones(len(features), 1)], 1)
     velocity = torch.zeros_like(weights)
@@ -55,7 +62,10 @@ def sgd_probe(
         rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
         for start in range(0, len(inputs), batch_size):
             block = inputs[start : start + batch_size]
-            gradient = _gradient(block, labels[start : start + batch_size], weights) + weight_decay * weights
+            gradient = (
+                _gradient(block, labels[start : start + batch_size], weights)
+                + weight_decay * weights
+            )
             velocity.mul_(momentum).add_(gradient)
             weights -= rate * velocity
         if each_epoch is not None:
@@ -74,12 +84,15 @@ def adamw_probe(
     batch_size: int = 512,
     seed: int = 0,
 ) -> Linear:
-    """A linear layer by AdamW with a cosine to 0, shuffled; the initialisation of torch's linear layer.
+    """A linear layer by AdamW with a cosine to 0, shuffled; the initialisation of torch's linear
+    layer.
 
     Source: CLIP_benchmark's linear_probe.py.
     """
     bound = 1 / math.sqrt(features.shape[1])
-    start = torch.empty(num_classes, features.shape[1] + 1).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+    start = torch.empty(num_classes, features.shape[1] + 1).uniform_(
+        -bound, bound, generator=torch.Generator().manual_seed(seed)
+    )
     weights = start.to(features)
     inputs = torch.cat([features, features.new_ones(len(features), 1)], 1)
     mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
@@ -105,7 +118,9 @@ def _gradient(block: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return error.T @ block / len(block)
 
 
-def logistic_regression(features: Tensor, labels: Tensor, *, C: float, iterations: int = 1000) -> Any:
+def logistic_regression(
+    features: Tensor, labels: Tensor, *, C: float, iterations: int = 1000
+) -> Any:
     """scikit-learn's logistic regression (L-BFGS), fitted.
 
     Raises:
@@ -116,8 +131,13 @@ def logistic_regression(features: Tensor, labels: Tensor, *, C: float, iteration
     from sklearn.linear_model import LogisticRegression
 
     if len(labels.unique()) < 2:
-        raise DataError("the training images are all of one class; logistic regression needs two. Give others with `train_data:`.")
+        raise DataError(
+            "the training images are all of one class; logistic regression needs two. Give others"
+            " with `train_data:`."
+        )
     with warnings.catch_warnings():
         # One image per class is what a one-shot probe is about.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater")
-        return LogisticRegression(random_state=0, C=C, max_iter=iterations).fit(features.numpy(), labels.numpy())
+        return LogisticRegression(random_state=0, C=C, max_iter=iterations).fit(
+            features.numpy(), labels.numpy()
+        )

@@ -1,4 +1,5 @@
-"""Find the best value of a regulariser on a logarithmic grid with few trainings: coarse first, then ever closer around the peak."""
+"""Find the best value of a regulariser on a logarithmic grid with few trainings: coarse first, then
+ever closer around the peak."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Score = Callable[[Sequence[int]], Sequence[float]]
-"""Scores of several grid positions, in their order; positions that are asked together may be trained together."""
+"""Scores of several grid positions, in their order; positions that are asked together may be
+trained together."""
 
 
 class Peak(NamedTuple):
-    """Grid position of the best score, and the positions in the order in which they were trained."""
+    """Grid position of the best score, and the positions in the order in which they were
+    trained."""
 
     position: int
     score: float
@@ -18,17 +21,21 @@ class Peak(NamedTuple):
 
 
 def search_peak(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
-    """Every `stride`-th position, then both sides of the peak at half the distance, and so on down to neighbours.
+    """Every `stride`-th position, then both sides of the peak at half the distance, and so on down
+    to neighbours.
 
-    The earliest position wins ties, both sides of a step are trained before the centre moves, and nothing is trained twice. With
-    97 positions and a stride of 16 these are at most 15 trainings.
+    The earliest position wins ties, both sides of a step are trained before the centre moves, and
+    nothing is trained twice. With 97 positions and a stride of 16 these are at most 15 trainings.
 
-    Source: CLIP (Radford et al. 2021, appendix A.3) as in Elevater_Toolkit_IC's hyperparameter_sweep.
+    Source: CLIP (Radford et al. 2021, appendix A.3) as in Elevater_Toolkit_IC's
+        hyperparameter_sweep.
     """
     known: dict[int, float] = {}
 
     def visit(positions: Sequence[int]) -> None:
-        fresh = [position for position in positions if 0 <= position < size and position not in known]
+        fresh = [
+            position for position in positions if 0 <= position < size and position not in known
+        ]
         known.update(zip(fresh, score(fresh), strict=True))
 
     visit(range(0, size, stride))
@@ -41,9 +48,11 @@ def search_peak(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
 
 
 def search_peak_again(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
-    """The same search where each step trains left, centre and right anew and the best of these three becomes the centre.
+    """The same search where each step trains left, centre and right anew and the best of these
+    three becomes the centre.
 
-    Scores of a training that is repeated may differ, so the last ones count. If every score is 0 the peak is position 0.
+    Scores of a training that is repeated may differ, so the last ones count. If every score is 0
+    the peak is position 0.
 
     Source: CLIP_benchmark's metrics/linear_probe.py.
     """

@@ -1,4 +1,5 @@
-"""SentEval's supervised relatedness: a small regressor from the features of two sentences to a score from 1 to 5."""
+"""SentEval's supervised relatedness: a small regressor from the features of two sentences to a
+score from 1 to 5."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class RelatednessScores(NamedTuple):
 
 
 def soft_targets(scores: Floats) -> Tensor:
-    """Scores as probabilities of the classes 1 to 5, `[N, 5]`: a score between two integers is shared between them.
+    """Scores as probabilities of the classes 1 to 5, `[N, 5]`: a score between two integers is
+    shared between them.
 
     A score below 1 (STS-Benchmark begins at 0) gives a row that sums to the score, as in SentEval.
     """
@@ -36,12 +38,19 @@ def soft_targets(scores: Floats) -> Tensor:
 
 
 def relatedness(
-    train: tuple[Tensor, Floats], dev: tuple[Tensor, Floats], test: tuple[Tensor, Floats], *, seed: int = 1111, device: torch.device
+    train: tuple[Tensor, Floats],
+    dev: tuple[Tensor, Floats],
+    test: tuple[Tensor, Floats],
+    *,
+    seed: int = 1111,
+    device: torch.device,
 ) -> RelatednessScores:
-    """Train on the training pairs, keep the state that is best on the development pairs, and score the test pairs.
+    """Train on the training pairs, keep the state that is best on the development pairs, and score
+    the test pairs.
 
-    A linear layer and a softmax learn the soft targets by mean squared error (Adam, batches of 64); the prediction is the expected class.
-    Every 50 epochs the development Pearson is looked at; the fourth look without improvement, or epoch 1,000, ends the training.
+    A linear layer and a softmax learn the soft targets by mean squared error (Adam, batches of 64);
+    the prediction is the expected class. Every 50 epochs the development Pearson is looked at; the
+    fourth look without improvement, or epoch 1,000, ends the training.
 
     Args:
         train: features `[N, D]` and scores `[N]`.
@@ -67,7 +76,10 @@ def relatedness(
         epoch += 50
         found = float(np.nan_to_num(pearson(_predict(layer, dev[0], device), dev[1])))
         if found > best:
-            best, state = found, {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+            best, state = (
+                found,
+                {name: tensor.clone() for name, tensor in layer.state_dict().items()},
+            )
         elif misses >= 3:
             break
         else:

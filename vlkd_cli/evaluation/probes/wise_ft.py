@@ -21,23 +21,35 @@ from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.tower import Tower
 
 
-def interpolate_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """(1 - alpha) start + alpha end for every floating-point entry; whole numbers, such as batch counters, come from the end.
+def interpolate_states(
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
+    """(1 - alpha) start + alpha end for every floating-point entry; whole numbers, such as batch
+    counters, come from the end.
 
     Args:
         start: a state dict, alpha 0.
         end: another of the same model, alpha 1.
 
     Raises:
-        CheckpointError: the two are of different models; the line names the first entry that differs.
+        CheckpointError: the two are of different models; the line names the first entry that
+            differs.
 
-    Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903; github mlfoundations/wise-ft, whose
-    batch counters become fractions and are cut off when loaded.
+    Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903;
+    github mlfoundations/wise-ft, whose batch counters become fractions and are cut off when loaded.
     """
     for name in [*start, *end]:
         if name not in start or name not in end or start[name].shape != end[name].shape:
-            raise CheckpointError(f"start and end do not fit each other: '{name}' is missing in one of them or has another shape.")
-    return {name: torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value for name, value in end.items()}
+            raise CheckpointError(
+                f"start and end do not fit each other: '{name}' is missing in one of them or has"
+                " another shape."
+            )
+    return {
+        name: (
+            torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value
+        )
+        for name, value in end.items()
+    }
 
 
 def interpolate_towers(start: Tower, end: Tower, alpha: float) -> Tower:
@@ -48,33 +60,51 @@ def interpolate_towers(start: Tower, end: Tower, alpha: float) -> Tower:
     """
     if start.encoder.settings != end.encoder.settings or start.image_input != end.image_input:
         raise CheckpointError(
-            f"tower '{end.name}': start and end are built differently (model, activation or image size), so the weights between them "
-            "mean nothing. Build the start with the run's own recipe."
+            f"tower '{end.name}': start and end are built differently (model, activation or image"
+            " size), so the weights between them mean nothing. Build the start with the run's own"
+            " recipe."
         )
     between = copy.deepcopy(end)
     between.load_state_dict(interpolate_states(start.state_dict(), end.state_dict(), alpha))
     return between
 
 
-def wise_ft(subject: Subject, specs: Sequence[EvalSpec], alphas: Sequence[float], *, folder: Path | None = None) -> list[Result]:
-    """Run suites with the image tower at every alpha between `subject.image_start` (0) and `subject.image` (1).
+def wise_ft(
+    subject: Subject,
+    specs: Sequence[EvalSpec],
+    alphas: Sequence[float],
+    *,
+    folder: Path | None = None,
+) -> list[Result]:
+    """Run suites with the image tower at every alpha between `subject.image_start` (0) and
+    `subject.image` (1).
 
-    The curve is printed. Results say their alpha in protocol and settings; with a folder they are written, the curve as `wise_ft.csv`.
+    The curve is printed. Results say their alpha in protocol and settings; with a folder they are
+    written, the curve as `wise_ft.csv`.
 
     Raises:
         RecipeError: there is no start, or nothing between it and the end.
     """
     if subject.image is None or subject.image_start is None:
-        raise RecipeError("--wise-ft needs a run with an image tower: its start is built from the run's recipe.")
+        raise RecipeError(
+            "--wise-ft needs a run with an image tower: its start is built from the run's recipe."
+        )
     if subject.image.is_frozen:
-        raise RecipeError("--wise-ft: the image tower did not learn in this run, so its start and its end are the same.")
+        raise RecipeError(
+            "--wise-ft: the image tower did not learn in this run, so its start and its end are the"
+            " same."
+        )
     if not alphas:
         raise RecipeError("--wise-ft needs at least one number, e.g. 0,0.5,1.")
     results: list[Result] = []
     for alpha in alphas:
         between = interpolate_towers(subject.image_start, subject.image, alpha).to(subject.device)
         for result in run_suites(replace(subject, image=between, kept={}), specs):
-            named = replace(result, protocol=f"{result.protocol}_alpha{alpha:g}", settings={**result.settings, "wise_ft_alpha": alpha})
+            named = replace(
+                result,
+                protocol=f"{result.protocol}_alpha{alpha:g}",
+                settings={**result.settings, "wise_ft_alpha": alpha},
+            )
             results.append(named)
             if folder is not None and is_main():
                 write_result(named, folder)
@@ -85,11 +115,15 @@ def wise_ft(subject: Subject, specs: Sequence[EvalSpec], alphas: Sequence[float]
 
 
 def print_curve(results: Sequence[Result]) -> None:
-    """A table with one line per alpha and one column per suite and data set, each with its headline."""
+    """A table with one line per alpha and one column per suite and data set, each with its
+    headline."""
     curves = _curves(results)
     columns = list(curves)
     alphas = sorted({alpha for curve in curves.values() for alpha in curve})
-    rows = [[f"{alpha:g}", *(_cell(curves[column].get(alpha)) for column in columns)] for alpha in alphas]
+    rows = [
+        [f"{alpha:g}", *(_cell(curves[column].get(alpha)) for column in columns)]
+        for alpha in alphas
+    ]
     console.print_table("WiSE-FT: 0 is the start, 1 the end", ["alpha", *columns], rows)
 
 
@@ -97,7 +131,9 @@ def _curves(results: Sequence[Result]) -> dict[str, dict[float, float]]:
     curves: dict[str, dict[float, float]] = {}
     for result in results:
         name = f"{result.suite} {result.dataset} {result.headline}"
-        curves.setdefault(name, {})[float(result.settings["wise_ft_alpha"])] = result.metrics[result.headline]
+        curves.setdefault(name, {})[float(result.settings["wise_ft_alpha"])] = result.metrics[
+            result.headline
+        ]
     return curves
 
 
@@ -115,4 +151,6 @@ def _write_curve(results: Sequence[Result], path: Path) -> None:
         table.writerow(["alpha", "suite", "dataset", "metric", "value"])
         for result in results:
             for metric, value in result.metrics.items():
-                table.writerow([result.settings["wise_ft_alpha"], result.suite, result.dataset, metric, value])
+                table.writerow(
+                    [result.settings["wise_ft_alpha"], result.suite, result.dataset, metric, value]
+                )

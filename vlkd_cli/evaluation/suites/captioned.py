@@ -1,4 +1,5 @@
-"""Linear evaluation of text features: how well does a caption's embedding tell the class of its image?"""
+"""Linear evaluation of text features: how well does a caption's embedding tell the class of its
+image?"""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.caption_table import CaptionTable
-from vlkd_cli.evaluation.datasets.dataset import Dataset, LabelledPair, captions_at, class_hash, labelled_pair, labels_of
+from vlkd_cli.evaluation.datasets.dataset import (
+    Dataset,
+    LabelledPair,
+    captions_at,
+    class_hash,
+    labelled_pair,
+    labels_of,
+)
 from vlkd_cli.evaluation.datasets.text_files import find_folder, library_versions
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
@@ -24,17 +32,22 @@ SWEEP = (1.0, 10.0, 100.0, 1000.0)
 
 
 class Captioned(Suite):
-    """Logistic regression from normalised caption features to the label of the captioned image, e.g. of a captioned ImageNet.
+    """Logistic regression from normalised caption features to the label of the captioned image,
+    e.g. of a captioned ImageNet.
 
-    Images are not read: a folder of two tables will do, and so will any reader of labelled images with captions.
+    Images are not read: a folder of two tables will do, and so will any reader of labelled images
+        with captions.
 
     Args:
-        data: folder with `train.csv` and `test.csv` (or `val.csv`; or .tsv), columns caption (title, text) and label (class, target), below
-            `--data` or anywhere; or what is judged as `{reader: ..., ...}`. By default such tables in `--data` itself or its folder
+        data: folder with `train.csv` and `test.csv` (or `val.csv`; or .tsv), columns caption
+            (title, text) and label (class, target), below `--data` or anywhere; or what is judged
+            as `{reader: ..., ...}`. By default such tables in `--data` itself or its folder
             `captioned`; without `--data`, the drawn shapes.
-        train_data: with a reader: what is learnt from; by default the same data with `split: train`.
+        train_data: with a reader: what is learnt from; by default the same data with `split:
+            train`.
         captions: every caption is a row of its own (`all`), or only an image's first one (`first`).
-        C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of the training images.
+        C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of
+            the training images.
         point: features after the head, or before it.
 
     Source: ITRA's linear evaluation of a text tower on captioned ImageNet.
@@ -54,7 +67,9 @@ class Captioned(Suite):
         if C is not None and C <= 0:
             raise RecipeError("suite 'captioned': C is above 0.")
         if isinstance(data, str) and train_data is not None:
-            raise RecipeError("suite 'captioned': 'train_data' has no effect where 'data' is a folder of tables.")
+            raise RecipeError(
+                "suite 'captioned': 'train_data' has no effect where 'data' is a folder of tables."
+            )
         self.data, self.train_data, self.captions, self.C = data, train_data, captions, C
         self.point: Point = point
 
@@ -66,7 +81,10 @@ class Captioned(Suite):
         test = normalise(embed_texts(subject, test_texts, point=self.point))
         train_labels, test_labels = pair.train_labels[train_owner], pair.test_labels[test_owner]
         if len(train_labels.unique()) < 2:
-            raise DataError(f"suite 'captioned': the captions to learn from are all of one class ({pair.train.name}); needs two.")
+            raise DataError(
+                "suite 'captioned': the captions to learn from are all of one class"
+                f" ({pair.train.name}); needs two."
+            )
         strength = self.C or _choose(train, train_labels, train_owner)
         fitted = logistic_regression(train, train_labels, C=strength)
         hits = fitted.predict(test.numpy()) == test_labels.numpy()
@@ -83,7 +101,11 @@ class Captioned(Suite):
                 headline="accuracy",
                 chance={"accuracy": commonest},
                 num_items=len(test_texts),
-                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                hashes={
+                    "rows": pair.test.row_hash,
+                    "train_rows": pair.train.row_hash,
+                    "classes": class_hash(pair.classes),
+                },
                 settings={
                     "C": strength,
                     "captions": self.captions,
@@ -110,10 +132,17 @@ class Captioned(Suite):
         train = CaptionTable(learnt)
         test = CaptionTable(judged, train.classes)
         if train.fingerprint() == test.fingerprint():
-            raise DataError(f"suite 'captioned': {learnt} and {judged.name} hold the same captions.")
+            raise DataError(
+                f"suite 'captioned': {learnt} and {judged.name} hold the same captions."
+            )
         classes = list(train.classes or ())
-        train_set, test_set = Dataset(train, folder.name, "train"), Dataset(test, folder.name, judged.stem)
-        return LabelledPair(train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes))
+        train_set, test_set = (
+            Dataset(train, folder.name, "train"),
+            Dataset(test, folder.name, judged.stem),
+        )
+        return LabelledPair(
+            train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes)
+        )
 
     def _rows(self, reader: Reader) -> tuple[list[str], Tensor]:
         """The captions that count, and the image of each."""
@@ -127,15 +156,27 @@ class Captioned(Suite):
 
 
 def _choose(features: Tensor, labels: Tensor, owner: Tensor) -> float:
-    """The strength that is best on a fifth of the images; captions of one image stay together, ties go to the stronger penalty."""
+    """The strength that is best on a fifth of the images; captions of one image stay together, ties
+    go to the stronger penalty."""
     images = int(owner.max()) + 1
     held = torch.zeros(images, dtype=torch.bool)
-    held[torch.from_numpy(np.random.RandomState(0).permutation(images)[: max(images // 5, 1)])] = True
+    held[torch.from_numpy(np.random.RandomState(0).permutation(images)[: max(images // 5, 1)])] = (
+        True
+    )
     dev = held[owner]
     if len(labels[~dev].unique()) < 2:
-        raise DataError("suite 'captioned': a fifth of the images is too much to hold out of so few; set `C`.")
+        raise DataError(
+            "suite 'captioned': a fifth of the images is too much to hold out of so few; set `C`."
+        )
     scores = [
-        float((logistic_regression(features[~dev], labels[~dev], C=strength).predict(features[dev].numpy()) == labels[dev].numpy()).mean())
+        float(
+            (
+                logistic_regression(features[~dev], labels[~dev], C=strength).predict(
+                    features[dev].numpy()
+                )
+                == labels[dev].numpy()
+            ).mean()
+        )
         for strength in SWEEP
     ]
     return SWEEP[int(np.argmax(scores))]

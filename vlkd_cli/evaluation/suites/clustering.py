@@ -20,8 +20,8 @@ from vlkd_cli.numerics.kmeans import kmeans
 class Clustering(Suite):
     """K-means on unit-length image features, compared with the classes.
 
-    Reports adjusted mutual information, normalised mutual information, the adjusted Rand index, and the accuracy of the best one-to-one
-    matching of clusters and classes.
+    Reports adjusted mutual information, normalised mutual information, the adjusted Rand index, and
+    the accuracy of the best one-to-one matching of clusters and classes.
 
     Args:
         data: labelled images.
@@ -60,8 +60,13 @@ class Clustering(Suite):
         clusters = self.clusters or len(classes)
         features = normalise(embed_images(subject, dataset.reader, point=self.point))
         if len(features) < clusters:
-            raise DataError(f"data '{dataset.name}' has {len(features)} images, too few for {clusters} clusters. Lower `clusters`.")
-        found = kmeans(features, clusters, iterations=self.iterations, restarts=self.restarts, seed=self.seed)
+            raise DataError(
+                f"data '{dataset.name}' has {len(features)} images, too few for {clusters}"
+                " clusters. Lower `clusters`."
+            )
+        found = kmeans(
+            features, clusters, iterations=self.iterations, restarts=self.restarts, seed=self.seed
+        )
         return [
             Result(
                 suite="clustering",
@@ -70,7 +75,11 @@ class Clustering(Suite):
                 protocol=f"kmeans_{clusters}",
                 metrics=cluster_scores(labels, found.assignment),
                 headline="ami",
-                chance={"ami": 0.0, "ari": 0.0, "accuracy": chance_accuracy(labels, found.assignment, self.seed)},
+                chance={
+                    "ami": 0.0,
+                    "ari": 0.0,
+                    "accuracy": chance_accuracy(labels, found.assignment, self.seed),
+                },
                 num_items=len(labels),
                 hashes={"rows": dataset.row_hash, "classes": class_hash(classes)},
                 settings={
@@ -87,8 +96,13 @@ class Clustering(Suite):
 
 
 def cluster_scores(labels: Tensor, clusters: Tensor) -> dict[str, float]:
-    """AMI, NMI, ARI and the accuracy of the best matching, from `[N]` class labels and `[N]` cluster numbers."""
-    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+    """AMI, NMI, ARI and the accuracy of the best matching, from `[N]` class labels and `[N]`
+    cluster numbers."""
+    from sklearn.metrics import (
+        adjusted_mutual_info_score,
+        adjusted_rand_score,
+        normalized_mutual_info_score,
+    )
 
     truth, found = labels.numpy(), clusters.numpy()
     return {
@@ -104,7 +118,11 @@ def matched_accuracy(labels: Tensor, clusters: Tensor) -> float:
     from scipy.optimize import linear_sum_assignment
 
     width = int(clusters.max()) + 1
-    table = torch.bincount(labels * width + clusters, minlength=(int(labels.max()) + 1) * width).view(-1, width).numpy()
+    table = (
+        torch.bincount(labels * width + clusters, minlength=(int(labels.max()) + 1) * width)
+        .view(-1, width)
+        .numpy()
+    )
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum() / len(labels))
 
@@ -112,4 +130,13 @@ def matched_accuracy(labels: Tensor, clusters: Tensor) -> float:
 def chance_accuracy(labels: Tensor, clusters: Tensor, seed: int, draws: int = 10) -> float:
     """Mean matched accuracy of clusters of these sizes dealt at random; there is no closed form."""
     generator = torch.Generator().manual_seed(seed)
-    return float(np.mean([matched_accuracy(labels, clusters[torch.randperm(len(clusters), generator=generator)]) for _ in range(draws)]))
+    return float(
+        np.mean(
+            [
+                matched_accuracy(
+                    labels, clusters[torch.randperm(len(clusters), generator=generator)]
+                )
+                for _ in range(draws)
+            ]
+        )
+    )

@@ -1,4 +1,5 @@
-"""The 20 data sets of ELEVATER, zero-shot, with few shots or with all; its predictions can be submitted."""
+"""The 20 data sets of ELEVATER, zero-shot, with few shots or with all; its predictions can be
+submitted."""
 
 from __future__ import annotations
 
@@ -23,32 +24,41 @@ LR, WEIGHT_DECAY = 0.1, 1e-6
 
 
 class ElevaterSuite(Suite):
-    """Classify the data sets under a root and write one prediction file per data set and seed, for `vlkd submit-elevater`.
+    """Classify the data sets under a root and write one prediction file per data set and seed, for
+    `vlkd submit-elevater`.
 
-    Zero-shot scores softmax(100 * cosine). A linear probe trains a head on features that are computed once, fine-tuning trains the image
-    tower with it: batch norm without weights, a linear layer, SGD with momentum 0.9 and a constant learning rate, batches of 64, no
-    augmentation. Learning rate and weight decay are searched on a fifth of the training rows.
+    Zero-shot scores softmax(100 * cosine). A linear probe trains a head on features that are
+    computed once, fine-tuning trains the image
+    tower with it: batch norm without weights, a linear layer, SGD with momentum 0.9 and a constant
+    learning rate, batches of 64, no augmentation. Learning rate and weight decay are searched on a
+    fifth of the training rows.
 
     Args:
-        root: folder that holds `classification/`, or the data sets' own folders; by default `--data`.
+        root: folder that holds `classification/`, or the data sets' own folders; by default
+            `--data`.
         datasets: names; by default every data set that is there.
         mode: what is done.
-        shots: training images per class, drawn by the toolkit's sampler (5, 20 and 50 on the leaderboard); -1 or nothing for all.
+        shots: training images per class, drawn by the toolkit's sampler (5, 20 and 50 on the
+            leaderboard); -1 or nothing for all.
         seeds: of the draws; by default 0, 1, 2 with shots, else 0.
-        tune: search learning rate and weight decay (90 trainings); otherwise `lr` and `weight_decay` are taken.
+        tune: search learning rate and weight decay (90 trainings); otherwise `lr` and
+            `weight_decay` are taken.
         lr: where `tune` is off, 0.1 by default.
         weight_decay: where `tune` is off, 1e-6 by default.
-        protocol: `elevater` chooses the epoch on the validation rows; `elevater_paper` on the test rows, as the published numbers do.
+        protocol: `elevater` chooses the epoch on the validation rows; `elevater_paper` on the test
+            rows, as the published numbers do.
         start: the head starts from the classes' text features, or from random numbers.
-        features: where the image tower's features are taken for the head; the text start needs `projected`.
-        templates: prompt templates: a list, a file, `open_clip:imagenet`, `clip_benchmark`, or a JSON object from data set names to
-            templates; by default vlkd's own for each data set.
+        features: where the image tower's features are taken for the head; the text start needs
+            `projected`.
+        templates: prompt templates: a list, a file, `open_clip:imagenet`, `clip_benchmark`, or a
+            JSON object from data set names to templates; by default vlkd's own for each data set.
         sweep_epochs: of each training of the search.
         epochs: of the final training.
         model_name: in the prediction files; by default made from a digest of the weights.
 
-    Source: Li et al., ELEVATER, NeurIPS 2022, arXiv:2204.08790, and its toolkit Elevater_Toolkit_IC @00d0af7. Differs in the tower's own
-    image size and normalisation, and in a frozen backbone being in eval mode.
+    Source: Li et al., ELEVATER, NeurIPS 2022, arXiv:2204.08790, and its toolkit Elevater_Toolkit_IC
+    @00d0af7. Differs in the tower's own image size and normalisation, and in a frozen backbone
+    being in eval mode.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image"})
@@ -80,10 +90,17 @@ class ElevaterSuite(Suite):
             "features": features,
             "epochs": epochs,
         }
-        trains |= {"sweep_epochs": sweep_epochs, "shots": shots or None, "protocol": None if protocol == "elevater" else protocol}
+        trains |= {
+            "sweep_epochs": sweep_epochs,
+            "shots": shots or None,
+            "protocol": None if protocol == "elevater" else protocol,
+        }
         self._check(mode, trains)
         if shots is not None and (shots < -1 or (shots == 0 and mode != "zero_shot")):
-            raise RecipeError(f"suite 'elevater': shots is {shots}. Expected a number of images per class, or -1 for all.")
+            raise RecipeError(
+                f"suite 'elevater': shots is {shots}. Expected a number of images per class, or -1"
+                " for all."
+            )
         self.root = root
         self.datasets = [datasets] if isinstance(datasets, str) else datasets
         self.shots = None if shots in (None, 0, -1) else shots
@@ -92,7 +109,9 @@ class ElevaterSuite(Suite):
             mode=mode,
             shots=self.shots,
             tune=tune is not False and mode != "zero_shot",
-            trial=Trial(LR if lr is None else lr, WEIGHT_DECAY if weight_decay is None else weight_decay),
+            trial=Trial(
+                LR if lr is None else lr, WEIGHT_DECAY if weight_decay is None else weight_decay
+            ),
             protocol=protocol,
             start=start or ("text" if features != "backbone" else "random"),
             features=features or "projected",
@@ -107,14 +126,26 @@ class ElevaterSuite(Suite):
         given = [key for key, value in trains.items() if value is not None]
         if mode == "zero_shot" and given:
             raise RecipeError(
-                f"suite 'elevater': {', '.join(given)} has no effect with mode 'zero_shot'. Set mode: linear_probe or fine_tune."
+                f"suite 'elevater': {', '.join(given)} has no effect with mode 'zero_shot'. Set"
+                " mode: linear_probe or fine_tune."
             )
-        if mode != "zero_shot" and trains["tune"] is not False and (trains["lr"] is not None or trains["weight_decay"] is not None):
-            raise RecipeError("suite 'elevater': lr and weight_decay are searched. Set tune: false to give them.")
+        if (
+            mode != "zero_shot"
+            and trains["tune"] is not False
+            and (trains["lr"] is not None or trains["weight_decay"] is not None)
+        ):
+            raise RecipeError(
+                "suite 'elevater': lr and weight_decay are searched. Set tune: false to give them."
+            )
         if trains["tune"] is False and trains["sweep_epochs"] is not None:
-            raise RecipeError("suite 'elevater': sweep_epochs has no effect with tune: false. Leave it out.")
+            raise RecipeError(
+                "suite 'elevater': sweep_epochs has no effect with tune: false. Leave it out."
+            )
         if trains["features"] == "backbone" and trains["start"] == "text":
-            raise RecipeError("suite 'elevater': the head starts from text features only where features are projected. Set start: random.")
+            raise RecipeError(
+                "suite 'elevater': the head starts from text features only where features are"
+                " projected. Set start: random."
+            )
 
     def _seeds(self, seeds: int | Sequence[int] | None) -> list[int]:
         if seeds is None:
@@ -122,26 +153,47 @@ class ElevaterSuite(Suite):
         chosen = [seeds] if isinstance(seeds, int) else list(seeds)
         if self.shots is None and chosen != [0]:
             raise RecipeError(
-                "suite 'elevater': seeds draw the shots; zero-shot and all-shot runs have the one seed 0. Set shots, or leave it out."
+                "suite 'elevater': seeds draw the shots; zero-shot and all-shot runs have the one"
+                " seed 0. Set shots, or leave it out."
             )
         if not chosen or len(set(chosen)) < len(chosen):
-            raise RecipeError(f"suite 'elevater': seeds {chosen} are to be different, and at least one.")
+            raise RecipeError(
+                f"suite 'elevater': seeds {chosen} are to be different, and at least one."
+            )
         return chosen
 
     def run(self, subject: Subject) -> list[Result]:
         root = Path(self.root).expanduser() if self.root is not None else subject.data_root
         if root is None:
-            raise DataError("suite 'elevater' needs the folder with the data sets: pass --data ROOT, or set the key `root`.")
+            raise DataError(
+                "suite 'elevater' needs the folder with the data sets: pass --data ROOT, or set the"
+                " key `root`."
+            )
         results, scores = [], []
         for name in self._names(root):
             opened = SetRun(subject, root, name, self.plan)
             runs = [opened.evaluate(seed) for seed in self.seeds]
-            score = SetScore(opened.facts.name, opened.facts.metric, tuple(self.seeds), tuple(run.value for run in runs))
+            score = SetScore(
+                opened.facts.name,
+                opened.facts.metric,
+                tuple(self.seeds),
+                tuple(run.value for run in runs),
+            )
             scores.append(score)
             results.append(self._result(subject, opened, score, runs))
         mean = average(scores, official_sets())
         if mean is not None:
-            results.append(Result("elevater", "average", "test", self._protocol(), {"average": mean}, "average", num_items=len(scores)))
+            results.append(
+                Result(
+                    "elevater",
+                    "average",
+                    "test",
+                    self._protocol(),
+                    {"average": mean},
+                    "average",
+                    num_items=len(scores),
+                )
+            )
         return results
 
     def _names(self, root: Path) -> list[str]:
@@ -151,21 +203,33 @@ class ElevaterSuite(Suite):
         found = list(on_disk(root))
         missing = [name for name in official_sets() if name not in found]
         if not found:
-            raise DataError(f"no ELEVATER data set is under '{root}'. Expected folders like '{root / official_sets()['dtd'].folder}'.")
+            raise DataError(
+                f"no ELEVATER data set is under '{root}'. Expected folders like"
+                f" '{root / official_sets()['dtd'].folder}'."
+            )
         if missing and len(missing) < len(official_sets()):
             console.warn(
-                f"{len(missing)} of {len(official_sets())} data sets are not under '{root}' and are left out: {', '.join(missing)}."
+                f"{len(missing)} of {len(official_sets())} data sets are not under '{root}' and are"
+                f" left out: {', '.join(missing)}."
             )
         return found
 
     def _protocol(self) -> str:
         return f"{self.plan.protocol}_{self.plan.folder.removesuffix('_best_on_test')}"
 
-    def _result(self, subject: Subject, opened: SetRun, score: SetScore, runs: list[Scored]) -> Result:
-        metric = "map_11_points" if score.metric == "11point_mAP" else score.metric.replace("-", "_")
+    def _result(
+        self, subject: Subject, opened: SetRun, score: SetScore, runs: list[Scored]
+    ) -> Result:
+        metric = (
+            "map_11_points" if score.metric == "11point_mAP" else score.metric.replace("-", "_")
+        )
         by_chance = chance(score.metric, opened.facts.num_classes)
         metrics = {metric: score.mean} | ({"spread": score.spread} if len(runs) > 1 else {})
-        settings = {key: value for key, value in vars(self.plan).items() if key not in ("trial", "templates", "model_name")}
+        settings = {
+            key: value
+            for key, value in vars(self.plan).items()
+            if key not in ("trial", "templates", "model_name")
+        }
         if self.plan.mode != "zero_shot":
             settings["epoch_chosen_on"] = runs[0].details["epoch_chosen_on"]
         return Result(
@@ -177,8 +241,17 @@ class ElevaterSuite(Suite):
             headline=metric,
             chance={} if by_chance is None else {metric: by_chance},
             num_items=len(opened.test),
-            hashes={"rows": opened.hashes()["row_order"], "classes": opened.hashes()["class_order"], "files": opened.hashes()["files"]},
-            settings={**settings, "seeds": list(score.seeds), "precision": subject.precision, "row_source": opened.test.order_source},
+            hashes={
+                "rows": opened.hashes()["row_order"],
+                "classes": opened.hashes()["class_order"],
+                "files": opened.hashes()["files"],
+            },
+            settings={
+                **settings,
+                "seeds": list(score.seeds),
+                "precision": subject.precision,
+                "row_source": opened.test.order_source,
+            },
             details={
                 "seeds": [{"seed": run.seed, metric: run.value, **run.details} for run in runs],
                 "mean": statistics.fmean(score.values),

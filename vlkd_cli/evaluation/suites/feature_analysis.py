@@ -24,15 +24,18 @@ from vlkd_cli.features.subject import Subject
 
 
 class FeatureAnalysis(Suite):
-    """Alignment, uniformity, modality gap and spectrum of the unit-length features of images and their first captions.
+    """Alignment, uniformity, modality gap and spectrum of the unit-length features of images and
+    their first captions.
 
-    These describe; only `pair_cosine` (the mean cosine of an image and its caption) has a best value, 1.
+    These describe; only `pair_cosine` (the mean cosine of an image and its caption) has a best
+    value, 1.
 
     Args:
         data: image-caption data.
         items: at most so many images, spread evenly over the data.
 
-    Source: ProtoCLIP analyze_features.py; Wang and Isola 2020; Liang et al. 2022; Roy and Vetterli 2007.
+    Source: ProtoCLIP analyze_features.py; Wang and Isola 2020; Liang et al. 2022; Roy and Vetterli
+        2007.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
@@ -47,15 +50,18 @@ class FeatureAnalysis(Suite):
         reader = dataset.reader
         count = min(self.items, len(reader))
         if count < 2:
-            raise DataError(f"data '{dataset.name}' has {len(reader)} images; their relations need two.")
+            raise DataError(
+                f"data '{dataset.name}' has {len(reader)} images; their relations need two."
+            )
         rows = [position * len(reader) // count for position in range(count)]
         captions = [captions_at(reader, row, "feature_analysis")[0] for row in rows]
         images = normalise(embed_images(subject, reader, indices=rows))
         texts = normalise(embed_texts(subject, captions))
         if images.shape[1] != texts.shape[1]:
             raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower {texts.shape[1]}; feature_analysis compares them. "
-                f"Give one of them `head: {{name: linear, width: {texts.shape[1]}}}`."
+                f"the image tower embeds {images.shape[1]} values and the text tower"
+                f" {texts.shape[1]}; feature_analysis compares them. Give one of them `head:"
+                f" {{name: linear, width: {texts.shape[1]}}}`."
             )
         metrics = {
             "pair_cosine": (images * texts).double().sum(1).mean().item(),
@@ -74,7 +80,9 @@ class FeatureAnalysis(Suite):
             # The numbers of axes that hold so much of the variance, for a plot of the spectrum.
             details[f"{modality}_spectrum"] = [round(share, 8) for share in shares.tolist()]
             cumulative = shares.cumsum(0)
-            details[f"{modality}_axes_for_90_percent"] = int(torch.searchsorted(cumulative, torch.tensor(0.9, dtype=cumulative.dtype))) + 1
+            details[f"{modality}_axes_for_90_percent"] = (
+                int(torch.searchsorted(cumulative, torch.tensor(0.9, dtype=cumulative.dtype))) + 1
+            )
         return [
             Result(
                 suite="feature_analysis",

@@ -24,7 +24,8 @@ class FewShot(Suite):
 
     Args:
         data: labelled images that are judged.
-        train_data: labelled images that are drawn from; by default the same data with `split: train`.
+        train_data: labelled images that are drawn from; by default the same data with `split:
+            train`.
         shots: numbers of images per class; a class with fewer gives all it has.
         seeds: one draw for each.
         C: inverse regulariser; there is nothing to choose it on.
@@ -50,14 +51,20 @@ class FewShot(Suite):
         self.seeds = tuple(seeds if seeds is not None else (0, 1, 2))
         self.C, self.point, self.normalise = C, point, normalise
         if self.shots[0] < 1 or not self.seeds:
-            raise RecipeError("suite 'few_shot': shots are at least 1, and there is at least one seed.")
+            raise RecipeError(
+                "suite 'few_shot': shots are at least 1, and there is at least one seed."
+            )
 
     def run(self, subject: Subject) -> list[Result]:
         from vlkd_cli.elevater.sampler import few_shot
 
         pair = labelled_pair(subject, self.data, self.train_data)
         labels = [(label,) for label in pair.train_labels.tolist()]
-        draws = {(shots, seed): few_shot(labels, shots, seed) for shots in self.shots for seed in self.seeds}
+        draws = {
+            (shots, seed): few_shot(labels, shots, seed)
+            for shots in self.shots
+            for seed in self.seeds
+        }
         rows = sorted(set().union(*draws.values()))
         place = {row: number for number, row in enumerate(rows)}
         train = embed_images(subject, pair.train.reader, point=self.point, indices=rows)
@@ -71,8 +78,12 @@ class FewShot(Suite):
             top1, per_class = [], []
             for seed in self.seeds:
                 drawn = draws[shots, seed]
-                fitted = logistic_regression(train[[place[row] for row in drawn]], pair.train_labels[drawn], C=self.C)
-                predicted = torch.from_numpy(np.asarray(fitted.predict(test.numpy()), dtype=np.int64))
+                fitted = logistic_regression(
+                    train[[place[row] for row in drawn]], pair.train_labels[drawn], C=self.C
+                )
+                predicted = torch.from_numpy(
+                    np.asarray(fitted.predict(test.numpy()), dtype=np.int64)
+                )
                 top1.append((predicted == pair.test_labels).double().mean().item())
                 per_class.append(mean_per_class(predicted, pair.test_labels))
             for name, values in (("top1", top1), ("mean_per_class", per_class)):
@@ -80,7 +91,9 @@ class FewShot(Suite):
                 chance[f"{shots}shot_{name}"] = 1 / len(pair.classes)
             # The spread of the population of these seeds, not an estimate for all seeds.
             metrics[f"{shots}shot_top1_spread"] = float(np.std(top1))
-            details[f"{shots}shot_top1_per_seed"] = dict(zip(map(str, self.seeds), top1, strict=True))
+            details[f"{shots}shot_top1_per_seed"] = dict(
+                zip(map(str, self.seeds), top1, strict=True)
+            )
         return [
             Result(
                 suite="few_shot",
@@ -91,7 +104,11 @@ class FewShot(Suite):
                 headline=f"{self.shots[-1]}shot_top1",
                 chance=chance,
                 num_items=len(test),
-                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                hashes={
+                    "rows": pair.test.row_hash,
+                    "train_rows": pair.train.row_hash,
+                    "classes": class_hash(pair.classes),
+                },
                 settings={
                     "shots": list(self.shots),
                     "seeds": list(self.seeds),

@@ -11,7 +11,11 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
 from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
-from vlkd_cli.evaluation.probes.fine_tuning import TowerClassifier, class_probabilities, train_classifier
+from vlkd_cli.evaluation.probes.fine_tuning import (
+    TowerClassifier,
+    class_probabilities,
+    train_classifier,
+)
 from vlkd_cli.evaluation.probes.probes import HeadSetting
 from vlkd_cli.evaluation.probes.wise_ft import interpolate_states
 from vlkd_cli.evaluation.results import Result
@@ -22,9 +26,11 @@ from vlkd_cli.features.subject import Subject
 
 
 class FineTune(Suite):
-    """Fine-tune a copy of the image tower with a linear classifier on it, as ELEVATER does, and judge the last epoch.
+    """Fine-tune a copy of the image tower with a linear classifier on it, as ELEVATER does, and
+    judge the last epoch.
 
-    Every rank trains the same copy on the same batches, so that the numbers are those of one process; more make it no faster.
+    Every rank trains the same copy on the same batches, so that the numbers are those of one
+    process; more make it no faster.
 
     Args:
         data: labelled images that are judged.
@@ -34,12 +40,15 @@ class FineTune(Suite):
         weight_decay: on all weights and biases.
         batch_size: images per step.
         point: the classifier's input: features before the head, or after it.
-        text_start: start the classifier from the classes' text features, which needs `point: projected` and a text tower.
+        text_start: start the classifier from the classes' text features, which needs `point:
+            projected` and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
-        wise_ft: also score the weights between the start (0) and the end (1) of fine-tuning; makes sense with `text_start`.
+        wise_ft: also score the weights between the start (0) and the end (1) of fine-tuning; makes
+            sense with `text_start`.
         seed: of the order of images and of the classifier's start.
 
-    Source: Elevater_Toolkit_IC @00d0af7, full_model_finetune.py; Wortsman et al. 2022 for `wise_ft`.
+    Source: Elevater_Toolkit_IC @00d0af7, full_model_finetune.py; Wortsman et al. 2022 for
+        `wise_ft`.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image"})
@@ -60,12 +69,25 @@ class FineTune(Suite):
         seed: int = 0,
     ) -> None:
         self.data, self.train_data = data, train_data
-        self.epochs, self.setting, self.batch_size, self.seed = epochs, HeadSetting(lr, weight_decay), batch_size, seed
-        self.point, self.text_start, self.templates, self.wise_ft = point, text_start, templates, tuple(wise_ft or ())
+        self.epochs, self.setting, self.batch_size, self.seed = (
+            epochs,
+            HeadSetting(lr, weight_decay),
+            batch_size,
+            seed,
+        )
+        self.point, self.text_start, self.templates, self.wise_ft = (
+            point,
+            text_start,
+            templates,
+            tuple(wise_ft or ()),
+        )
         if epochs < 1 or batch_size < 2:
             raise RecipeError("suite 'fine_tune': epochs is at least 1 and batch_size at least 2.")
         if text_start and point == "backbone":
-            raise RecipeError("suite 'fine_tune': text_start needs point projected, where image and text features compare.")
+            raise RecipeError(
+                "suite 'fine_tune': text_start needs point projected, where image and text features"
+                " compare."
+            )
 
     def run(self, subject: Subject) -> list[Result]:
         assert subject.image is not None
@@ -73,16 +95,32 @@ class FineTune(Suite):
         start = None
         if self.text_start:
             if subject.text is None:
-                raise RecipeError("suite 'fine_tune': text_start needs a text tower, and there is none.")
-            start = class_features(subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise")
+                raise RecipeError(
+                    "suite 'fine_tune': text_start needs a text tower, and there is none."
+                )
+            start = class_features(
+                subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise"
+            )
         num_classes = len(pair.classes)
-        network = TowerClassifier(subject.image, num_classes, point=self.point, initial=start, seed=self.seed)
+        network = TowerClassifier(
+            subject.image, num_classes, point=self.point, initial=start, seed=self.seed
+        )
         before = copy.deepcopy(network.state_dict())
         rows, test_rows = range(len(pair.train_labels)), range(len(pair.test_labels))
-        keys: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
-        for _ in train_classifier(subject, network, pair.train.reader, rows, pair.train_labels, self.setting, **keys):
+        keys: dict[str, Any] = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        for _ in train_classifier(
+            subject, network, pair.train.reader, rows, pair.train_labels, self.setting, **keys
+        ):
             pass
-        metrics, chance = accuracies(class_probabilities(subject, network, pair.test.reader, test_rows), pair.test_labels, num_classes)
+        metrics, chance = accuracies(
+            class_probabilities(subject, network, pair.test.reader, test_rows),
+            pair.test_labels,
+            num_classes,
+        )
         after = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for alpha in self.wise_ft:
             network.load_state_dict(interpolate_states(before, after, alpha))
@@ -102,7 +140,11 @@ class FineTune(Suite):
                 headline="top1",
                 chance=chance,
                 num_items=len(pair.test_labels),
-                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                hashes={
+                    "rows": pair.test.row_hash,
+                    "train_rows": pair.train.row_hash,
+                    "classes": class_hash(pair.classes),
+                },
                 settings={
                     "epochs": self.epochs,
                     "lr": self.setting.lr,

@@ -18,12 +18,14 @@ from vlkd_cli.numerics.neighbours import nearest
 
 
 class KNN(Suite):
-    """Vote of the k training images of highest cosine, each with the weight exp(cosine / temperature).
+    """Vote of the k training images of highest cosine, each with the weight exp(cosine /
+    temperature).
 
     Args:
         data: labelled images that are classified.
         train_data: labelled images that vote; by default the same data with `split: train`.
-        k: numbers of neighbours; those beyond the training set are left out. The headline is 20, or the largest where 20 is not among them.
+        k: numbers of neighbours; those beyond the training set are left out. The headline is 20, or
+            the largest where 20 is not among them.
         temperature: of the weights; 0 lets every neighbour count 1.
         point: features before the head, or after it.
 
@@ -54,7 +56,14 @@ class KNN(Suite):
         test = normalise(embed_images(subject, pair.test.reader, point=self.point))
         num_classes = len(pair.classes)
         ks = tuple(k for k in self.k if k <= len(train)) or (len(train),)
-        votes = vote(train, pair.train_labels, test, ks=ks, temperature=self.temperature, num_classes=num_classes)
+        votes = vote(
+            train,
+            pair.train_labels,
+            test,
+            ks=ks,
+            temperature=self.temperature,
+            num_classes=num_classes,
+        )
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         for k, scores in votes.items():
@@ -75,7 +84,11 @@ class KNN(Suite):
                 headline="k20_top1" if "k20_top1" in metrics else f"k{ks[-1]}_top1",
                 chance=chance,
                 num_items=len(test),
-                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                hashes={
+                    "rows": pair.test.row_hash,
+                    "train_rows": pair.train.row_hash,
+                    "classes": class_hash(pair.classes),
+                },
                 settings={
                     "temperature": self.temperature,
                     "point": self.point,
@@ -88,7 +101,15 @@ class KNN(Suite):
         ]
 
 
-def vote(train: Tensor, labels: Tensor, test: Tensor, *, ks: tuple[int, ...], temperature: float, num_classes: int) -> dict[int, Tensor]:
+def vote(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    *,
+    ks: tuple[int, ...],
+    temperature: float,
+    num_classes: int,
+) -> dict[int, Tensor]:
     """Votes `[N, C]` for each k.
 
     Args:
@@ -96,8 +117,16 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, *, ks: tuple[int, ...], te
         test: unit-length features `[N, D]`.
     """
     found = nearest(test, train, max(ks))
-    # Relative to the nearest, which changes no vote's order, so that a low temperature ends in no infinity.
+    # Relative to the nearest, which changes no vote's order, so that a low temperature ends in no
+    # infinity.
     nearer = found.similarity - found.similarity[:, :1]
     weights = (nearer / temperature).exp() if temperature else torch.ones_like(nearer)
     classes = labels.to(found.rows.device)[found.rows]
-    return {k: torch.zeros(len(test), num_classes, device=test.device).scatter_add_(1, classes[:, :k], weights[:, :k]) for k in ks}
+    return {
+        k: (
+            torch.zeros(len(test), num_classes, device=test.device).scatter_add_(
+                1, classes[:, :k], weights[:, :k]
+            )
+        )
+        for k in ks
+    }

@@ -11,7 +11,13 @@ from torch import Tensor
 from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.dataset import LabelledPair, class_hash, labelled_pair, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import (
+    LabelledPair,
+    class_hash,
+    labelled_pair,
+    labels_of,
+    open_dataset,
+)
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
 from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
 from vlkd_cli.evaluation.probes.linear import Linear, adamw_probe, logistic_regression, sgd_probe
@@ -30,7 +36,8 @@ WEIGHT_DECAYS = np.logspace(-6, 2, 97)
 
 
 class Features(NamedTuple):
-    """Features and labels of what is learnt from, what settings are chosen on, and what is judged."""
+    """Features and labels of what is learnt from, what settings are chosen on, and what is
+    judged."""
 
     train: Tensor
     train_labels: Tensor
@@ -42,11 +49,14 @@ class Features(NamedTuple):
     @property
     def merged(self) -> tuple[Tensor, Tensor]:
         """What is learnt from once the settings are chosen."""
-        return torch.cat([self.train, self.valid]), torch.cat([self.train_labels, self.valid_labels])
+        return torch.cat([self.train, self.valid]), torch.cat(
+            [self.train_labels, self.valid_labels]
+        )
 
 
 class Outcome(NamedTuple):
-    """Class scores `[N, C]` of the test images, further metrics, and the settings that were chosen."""
+    """Class scores `[N, C]` of the test images, further metrics, and the settings that were
+    chosen."""
 
     scores: Tensor
     metrics: dict[str, float]
@@ -56,29 +66,39 @@ class Outcome(NamedTuple):
 class LinearProbe(Suite):
     """Train a linear classifier on the features of one part of the data and judge it on another.
 
-    `clip`: scikit-learn's L-BFGS; the regulariser by a coarse-to-fine search on validation images, then a fit on both parts.
-    `sgd`: SGD with momentum and a cosine over 100 epochs (ITRA with lr 0.004; ProtoCLIP has lr 0.1 and weight_decay 1e-6).
+    `clip`: scikit-learn's L-BFGS; the regulariser by a coarse-to-fine search on validation images,
+    then a fit on both parts.
+    `sgd`: SGD with momentum and a cosine over 100 epochs (ITRA with lr 0.004; ProtoCLIP has lr 0.1
+    and weight_decay 1e-6).
     `adamw`: minibatch AdamW, weight decay by the same search (CLIP_benchmark).
-    `elevater`: batch norm and SGD, learning rate and weight decay by ELEVATER's search, then 50 epochs on both parts, last epoch.
-    `elevater_paper`: the same with the epoch that is best ON TEST, as the published numbers have it: for comparison only.
+    `elevater`: batch norm and SGD, learning rate and weight decay by ELEVATER's search, then 50
+    epochs on both parts, last epoch.
+    `elevater_paper`: the same with the epoch that is best ON TEST, as the published numbers have
+    it: for comparison only.
 
     Args:
         data: labelled images that are judged.
         train_data: labelled images to learn from; by default the same data with `split: train`.
-        val_data: labelled images to choose settings on; by default the first `val_share` of each class of the training images.
+        val_data: labelled images to choose settings on; by default the first `val_share` of each
+            class of the training images.
         protocol: see above.
-        point: features before the head (`backbone`), after it (`projected`), or the latter at unit length (`normalised`).
+        point: features before the head (`backbone`), after it (`projected`), or the latter at unit
+            length (`normalised`).
         tune: search for the regulariser; else `C`, or `lr` and `weight_decay`, are taken as given.
         val_share: share of each class's training images that settings are chosen on.
         C: inverse regulariser of `clip` where it is not tuned.
-        lr: learning rate; by default the protocol's (0.004 for sgd; 0.1 for adamw and for elevater without tuning).
+        lr: learning rate; by default the protocol's (0.004 for sgd; 0.1 for adamw and for elevater
+            without tuning).
         weight_decay: where it is not tuned; by default 0 (1e-6 for elevater).
-        epochs: by default the protocol's (100 for sgd, 20 for adamw, 10 in the search and 50 in the final run for elevater).
-        text_start: elevater: start from the classes' text features, which needs `point: projected` and a text tower.
+        epochs: by default the protocol's (100 for sgd, 20 for adamw, 10 in the search and 50 in the
+            final run for elevater).
+        text_start: elevater: start from the classes' text features, which needs `point: projected`
+            and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
         seed: of the order of batches, where the protocol trains in batches.
 
-    Source: Radford et al. 2021, appendix A.3; ITRA and ProtoCLIP linear_eval.py; CLIP_benchmark linear_probe.py; Elevater_Toolkit_IC.
+    Source: Radford et al. 2021, appendix A.3; ITRA and ProtoCLIP linear_eval.py; CLIP_benchmark
+        linear_probe.py; Elevater_Toolkit_IC.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image"})
@@ -103,12 +123,21 @@ class LinearProbe(Suite):
     ) -> None:
         self.data, self.train_data, self.val_data = data, train_data, val_data
         self.protocol, self.point, self.tune, self.val_share = protocol, point, tune, val_share
-        self.C, self.lr, self.weight_decay, self.epochs, self.seed = C, lr, weight_decay, epochs, seed
+        self.C, self.lr, self.weight_decay, self.epochs, self.seed = (
+            C,
+            lr,
+            weight_decay,
+            epochs,
+            seed,
+        )
         self.text_start, self.templates = text_start, templates
         if not 0 < val_share < 1:
             raise RecipeError("suite 'linear_probe': val_share is between 0 and 1.")
         if text_start and (point == "backbone" or not protocol.startswith("elevater")):
-            raise RecipeError("suite 'linear_probe': text_start needs protocol elevater and point projected or normalised.")
+            raise RecipeError(
+                "suite 'linear_probe': text_start needs protocol elevater and point projected or"
+                " normalised."
+            )
 
     def run(self, subject: Subject) -> list[Result]:
         pair = labelled_pair(subject, self.data, self.train_data)
@@ -133,7 +162,11 @@ class LinearProbe(Suite):
                 headline="top1",
                 chance=chance | dict.fromkeys(outcome.metrics, 1 / num_classes),
                 num_items=len(features.test),
-                hashes={"rows": pair.test.row_hash, "train_rows": pair.train.row_hash, "classes": class_hash(pair.classes)},
+                hashes={
+                    "rows": pair.test.row_hash,
+                    "train_rows": pair.train.row_hash,
+                    "classes": class_hash(pair.classes),
+                },
                 settings={
                     "point": self.point,
                     "tune": self.tune,
@@ -143,7 +176,9 @@ class LinearProbe(Suite):
                     "num_classes": num_classes,
                     "seed": self.seed,
                     "precision": subject.precision,
-                    "epoch_chosen_on": "test" if self.protocol == "elevater_paper" else "none (last epoch)",
+                    "epoch_chosen_on": (
+                        "test" if self.protocol == "elevater_paper" else "none (last epoch)"
+                    ),
                     **outcome.chosen,
                 },
             )
@@ -160,14 +195,17 @@ class LinearProbe(Suite):
         test = embed(pair.test.reader), pair.test_labels
         if self.val_data is not None:
             valid = open_dataset(subject, self.val_data)
-            return Features(train, labels, embed(valid.reader), labels_of(valid.reader, pair.classes), *test)
+            return Features(
+                train, labels, embed(valid.reader), labels_of(valid.reader, pair.classes), *test
+            )
         if not self.tune:
             return Features(train, labels, train[:0], labels[:0], *test)
         held = first_of_each_class(labels, self.val_share)
         if not bool(held.any()):
             raise DataError(
-                f"data '{pair.train.name}' ({pair.train.split}) has one image per class and none to spare to choose settings on. "
-                "Give `val_data:`, or the settings with `tune: false`."
+                f"data '{pair.train.name}' ({pair.train.split}) has one image per class and none to"
+                " spare to choose settings on. Give `val_data:`, or the settings with `tune:"
+                " false`."
             )
         return Features(train[~held], labels[~held], train[held], labels[held], *test)
 
@@ -176,16 +214,24 @@ class LinearProbe(Suite):
         if self.tune:
 
             def score(position: int) -> float:
-                fitted = logistic_regression(features.train, features.train_labels, C=float(INVERSE_REGULARISERS[position]))
+                fitted = logistic_regression(
+                    features.train, features.train_labels, C=float(INVERSE_REGULARISERS[position])
+                )
                 return float(fitted.score(features.valid.numpy(), features.valid_labels.numpy()))
 
-            peak = search_peak(lambda positions: deal([(score, position) for position in positions]))
+            peak = search_peak(
+                lambda positions: deal([(score, position) for position in positions])
+            )
             C, tried = float(INVERSE_REGULARISERS[peak.position]), len(peak.visited)
         fitted = logistic_regression(*features.merged, C=C)
         scores = torch.full((len(features.test), num_classes), -torch.inf, dtype=torch.float64)
-        decision = torch.from_numpy(np.asarray(fitted.decision_function(features.test.numpy()), dtype=np.float64))
+        decision = torch.from_numpy(
+            np.asarray(fitted.decision_function(features.test.numpy()), dtype=np.float64)
+        )
         # scikit-learn gives one column for two classes.
-        scores[:, torch.from_numpy(fitted.classes_)] = decision if decision.dim() == 2 else torch.stack([-decision, decision], 1)
+        scores[:, torch.from_numpy(fitted.classes_)] = (
+            decision if decision.dim() == 2 else torch.stack([-decision, decision], 1)
+        )
         return Outcome(scores, {}, {"C": C, "trainings": tried + 1})
 
     def _sgd(self, features: Features, num_classes: int) -> Outcome:
@@ -197,64 +243,117 @@ class LinearProbe(Suite):
 
         lr, decay = self.lr if self.lr is not None else 0.004, self.weight_decay or 0.0
         linear = sgd_probe(
-            *features.merged, num_classes, lr=lr, weight_decay=decay, epochs=self.epochs or 100, seed=self.seed, each_epoch=watch
+            *features.merged,
+            num_classes,
+            lr=lr,
+            weight_decay=decay,
+            epochs=self.epochs or 100,
+            seed=self.seed,
+            each_epoch=watch,
         )
         # ITRA reports the best epoch on test; the headline is the last one.
-        return Outcome(linear.logits(features.test), {"best_epoch_on_test_top1": best}, {"lr": lr, "weight_decay": decay})
+        return Outcome(
+            linear.logits(features.test),
+            {"best_epoch_on_test_top1": best},
+            {"lr": lr, "weight_decay": decay},
+        )
 
     def _adamw(self, features: Features, num_classes: int) -> Outcome:
-        settings: dict[str, Any] = {"lr": self.lr if self.lr is not None else 0.1, "epochs": self.epochs or 20, "seed": self.seed}
+        settings: dict[str, Any] = {
+            "lr": self.lr if self.lr is not None else 0.1,
+            "epochs": self.epochs or 20,
+            "seed": self.seed,
+        }
         decay = self.weight_decay or 0.0
         if self.tune:
 
             def score(position: int) -> float:
                 linear = adamw_probe(
-                    features.train, features.train_labels, num_classes, weight_decay=float(WEIGHT_DECAYS[position]), **settings
+                    features.train,
+                    features.train_labels,
+                    num_classes,
+                    weight_decay=float(WEIGHT_DECAYS[position]),
+                    **settings,
                 )
                 return top_k_accuracy(linear.logits(features.valid), features.valid_labels)
 
-            decay = float(WEIGHT_DECAYS[search_peak(lambda positions: deal([(score, position) for position in positions])).position])
+            decay = float(
+                WEIGHT_DECAYS[
+                    search_peak(
+                        lambda positions: deal([(score, position) for position in positions])
+                    ).position
+                ]
+            )
         linear = adamw_probe(*features.merged, num_classes, weight_decay=decay, **settings)
-        return Outcome(linear.logits(features.test), {}, {"lr": settings["lr"], "weight_decay": decay})
+        return Outcome(
+            linear.logits(features.test), {}, {"lr": settings["lr"], "weight_decay": decay}
+        )
 
     def _elevater(self, features: Features, num_classes: int, start: Tensor | None) -> Outcome:
         from vlkd_cli.elevater.sweep import Trial, search
 
         keys: dict[str, Any] = {"classes": num_classes, "initial": start, "seed": self.seed}
-        trial = Trial(self.lr if self.lr is not None else 0.1, self.weight_decay if self.weight_decay is not None else 1e-6)
+        trial = Trial(
+            self.lr if self.lr is not None else 0.1,
+            self.weight_decay if self.weight_decay is not None else 1e-6,
+        )
         trainings = 1
         if self.tune:
 
             def score(trials: Any) -> list[float]:
                 settings = [HeadSetting(each.lr, each.weight_decay) for each in trials]
                 best = [0.0] * len(settings)
-                for bank in train_heads(features.train, features.train_labels, settings=settings, epochs=self.epochs or 10, **keys):
+                for bank in train_heads(
+                    features.train,
+                    features.train_labels,
+                    settings=settings,
+                    epochs=self.epochs or 10,
+                    **keys,
+                ):
                     for head in range(len(settings)):
-                        best[head] = max(best[head], top_k_accuracy(bank.probabilities(features.valid, head), features.valid_labels))
+                        best[head] = max(
+                            best[head],
+                            top_k_accuracy(
+                                bank.probabilities(features.valid, head), features.valid_labels
+                            ),
+                        )
                 return best
 
             found = search(score)
             trial, trainings = found.best, found.num_trainings + 1
         best, scores = -1.0, torch.empty(0)
         setting = [HeadSetting(trial.lr, trial.weight_decay)]
-        for bank in train_heads(*features.merged, settings=setting, epochs=(self.epochs or 10) + 40, **keys):
+        for bank in train_heads(
+            *features.merged, settings=setting, epochs=(self.epochs or 10) + 40, **keys
+        ):
             now = bank.probabilities(features.test)
             accuracy = top_k_accuracy(now, features.test_labels)
             if self.protocol == "elevater" or accuracy > best:
                 best, scores = accuracy, now
-        return Outcome(scores, {}, {"lr": trial.lr, "weight_decay": trial.weight_decay, "trainings": trainings})
+        return Outcome(
+            scores, {}, {"lr": trial.lr, "weight_decay": trial.weight_decay, "trainings": trainings}
+        )
 
     def _start(self, subject: Subject, pair: LabelledPair) -> Tensor | None:
         if not self.text_start:
             return None
         if subject.text is None:
-            raise RecipeError("suite 'linear_probe': text_start needs a text tower, and there is none.")
-        return class_features(subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise")
+            raise RecipeError(
+                "suite 'linear_probe': text_start needs a text tower, and there is none."
+            )
+        return class_features(
+            subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise"
+        )
 
 
-def accuracies(scores: Tensor, labels: Tensor, num_classes: int) -> tuple[dict[str, float], dict[str, float]]:
+def accuracies(
+    scores: Tensor, labels: Tensor, num_classes: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Top-1, top-5 where there are more classes, and mean per class, with chance."""
-    metrics = {"top1": top_k_accuracy(scores, labels), "mean_per_class": mean_per_class(scores.argmax(1), labels)}
+    metrics = {
+        "top1": top_k_accuracy(scores, labels),
+        "mean_per_class": mean_per_class(scores.argmax(1), labels),
+    }
     chance = dict.fromkeys(metrics, 1 / num_classes)
     if num_classes > 5:
         metrics["top5"], chance["top5"] = top_k_accuracy(scores, labels, 5), 5 / num_classes
@@ -262,7 +361,8 @@ def accuracies(scores: Tensor, labels: Tensor, num_classes: int) -> tuple[dict[s
 
 
 def first_of_each_class(labels: Tensor, share: float) -> Tensor:
-    """Marks `[N]` the first ceil(share * n) of the n rows of each class; a class of one row keeps it."""
+    """Marks `[N]` the first ceil(share * n) of the n rows of each class; a class of one row keeps
+    it."""
     from vlkd_cli.elevater.sampler import validation_split
 
     counts = torch.bincount(labels)
@@ -276,4 +376,6 @@ def deal(calls: list[tuple[Any, int]]) -> list[float]:
     """The values of the calls, dealt to the ranks in turn; the same list on every rank."""
     own = [function(argument) for function, argument in calls[rank() :: world_size()]]
     everywhere = gather_objects(own)
-    return [everywhere[number % world_size()][number // world_size()] for number in range(len(calls))]
+    return [
+        everywhere[number % world_size()][number // world_size()] for number in range(len(calls))
+    ]

@@ -11,7 +11,14 @@ import numpy as np
 from vlkd_cli import console
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.passages import BEIR, MARCO, Corpus, open_collection, read_judgements, read_queries
+from vlkd_cli.evaluation.datasets.passages import (
+    BEIR,
+    MARCO,
+    Corpus,
+    open_collection,
+    read_judgements,
+    read_queries,
+)
 from vlkd_cli.evaluation.datasets.text_files import file_hashes, library_versions
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search
@@ -25,30 +32,36 @@ MANY = 100_000
 
 
 class PassageRetrieval(Suite):
-    """MS MARCO passages (dev) and any folder in BEIR's format: MRR@10, nDCG@10, MAP@100, recall and accuracy at k.
+    """MS MARCO passages (dev) and any folder in BEIR's format: MRR@10, nDCG@10, MAP@100, recall and
+    accuracy at k.
 
-    The search is exact. Passages are embedded in chunks, dealt to the ranks, kept in the cache folder, and scored block by block, so that
-    millions of them need no more memory than a chunk; an interrupted evaluation goes on where it was. Ties go to the larger id, read as
-    text, so that an encoder that makes all passages equal gains nothing.
+    The search is exact. Passages are embedded in chunks, dealt to the ranks, kept in the cache
+    folder, and scored block by block, so that millions of them need no more memory than a chunk; an
+    interrupted evaluation goes on where it was. Ties go to the larger id, read as text, so that an
+    encoder that makes all passages equal gains nothing.
 
     Every query with a relevant judgement counts; one without a query text counts 0 and is told.
 
     Args:
         data: folder of the collection, or one that holds it; by default `--data`.
         dataset: which of several collections in that folder.
-        split: of the judgements: by default `dev.small` (MS MARCO, 6,980 queries) or `test`, else `dev` (BEIR).
+        split: of the judgements: by default `dev.small` (MS MARCO, 6,980 queries) or `test`, else
+            `dev` (BEIR).
         similarity: of queries and passages.
         k: cut-offs of recall and accuracy.
-        gain: of nDCG: `linear` is the grade, as in trec_eval; `binary` is 1, as in sentence-transformers.
-        max_passages: keep every relevant passage and as many others, in the file's order, as make this number. Scores rise steeply as a
-            collection shrinks; the number is part of the result's name.
+        gain: of nDCG: `linear` is the grade, as in trec_eval; `binary` is 1, as in
+            sentence-transformers.
+        max_passages: keep every relevant passage and as many others, in the file's order, as make
+            this number. Scores rise steeply as a collection shrinks; the number is part of the
+            result's name.
         title: put a passage's title before its text (BEIR).
         query_prompt: put before every query.
         passage_prompt: put before every passage.
         chunk_size: passages that are embedded, kept and scored at a time.
         point: features after the head, or before it.
 
-    Source: MS MARCO (Bajaj et al. 2016) and its official ms_marco_eval.py; BEIR (Thakur et al. 2021); trec_eval.
+    Source: MS MARCO (Bajaj et al. 2016) and its official ms_marco_eval.py; BEIR (Thakur et al.
+        2021); trec_eval.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -73,7 +86,9 @@ class PassageRetrieval(Suite):
         self.similarity, self.gain = similarity, gain
         self.k = sorted(k or (1, 10, 100, 1000))
         if self.k[0] < 1 or chunk_size < 1 or (max_passages is not None and max_passages < 1):
-            raise RecipeError("suite 'passage_retrieval': k, chunk_size and max_passages are at least 1.")
+            raise RecipeError(
+                "suite 'passage_retrieval': k, chunk_size and max_passages are at least 1."
+            )
         self.max_passages, self.title = max_passages, title
         self.query_prompt, self.passage_prompt = query_prompt, passage_prompt
         self.chunk_size = chunk_size
@@ -83,7 +98,12 @@ class PassageRetrieval(Suite):
         collection = open_collection(self._folder(subject), self.split)
         queries = read_queries(collection)
         judged = read_judgements(collection, queries)
-        relevant = {passage.encode() for grades in judged.values() for passage, grade in grades.items() if grade > 0}
+        relevant = {
+            passage.encode()
+            for grades in judged.values()
+            for passage, grade in grades.items()
+            if grade > 0
+        }
         needed = np.array(sorted(relevant), dtype=np.bytes_)
         corpus = Corpus(collection, title=self.title, keep=needed, limit=self.max_passages)
         asked = [query for query in queries if query in judged]
@@ -95,8 +115,11 @@ class PassageRetrieval(Suite):
         }
         self._warn(subject, corpus, details)
         hashes = file_hashes(collection.root, collection.files)
-        embedded = embed_texts(subject, [self.query_prompt + queries[query] for query in asked], point=self.point)
-        # A judged passage must not depend on being judged: what is kept on disk is named by all that chooses and composes the texts.
+        embedded = embed_texts(
+            subject, [self.query_prompt + queries[query] for query in asked], point=self.point
+        )
+        # A judged passage must not depend on being judged: what is kept on disk is named by all
+        # that chooses and composes the texts.
         fingerprint = f"{hashes[collection.corpus]}-{self.title}-{self.max_passages}"
         if self.max_passages is not None:
             fingerprint += f"-{hashes[collection.judgements]}-{hashes[collection.queries]}"
@@ -111,10 +134,21 @@ class PassageRetrieval(Suite):
             projected=self.point == "projected",
             fingerprint=fingerprint,
         )
-        ranked = {query: [corpus.id_of(key) for key in row] for query, row in zip(asked, keys.tolist(), strict=True)}
-        name = collection.name if len(corpus) == corpus.num_passages_on_disk else f"{collection.name}[{len(corpus)}]"
+        ranked = {
+            query: [corpus.id_of(key) for key in row]
+            for query, row in zip(asked, keys.tolist(), strict=True)
+        }
+        name = (
+            collection.name
+            if len(corpus) == corpus.num_passages_on_disk
+            else f"{collection.name}[{len(corpus)}]"
+        )
         if subject.output is not None and is_main():
-            _write_run(Path(subject.output) / f"passage_retrieval-{name}-{collection.split}.run", ranked, scores.tolist())
+            _write_run(
+                Path(subject.output) / f"passage_retrieval-{name}-{collection.split}.run",
+                ranked,
+                scores.tolist(),
+            )
         metrics = ranking_metrics(ranked, judged, self.k, gain=self.gain)
         chance = chance_metrics(judged, len(corpus), self.k, gain=self.gain)
         return [
@@ -123,9 +157,17 @@ class PassageRetrieval(Suite):
                 dataset=name,
                 split=collection.split,
                 protocol=f"exact_{self.similarity}",
-                metrics={metric: value for metric, value in metrics.items() if not metric.startswith("precision")},
+                metrics={
+                    metric: value
+                    for metric, value in metrics.items()
+                    if not metric.startswith("precision")
+                },
                 headline="mrr@10" if collection.is_marco else "ndcg@10",
-                chance={metric: value for metric, value in chance.items() if not metric.startswith("precision")},
+                chance={
+                    metric: value
+                    for metric, value in chance.items()
+                    if not metric.startswith("precision")
+                },
                 num_items=len(judged),
                 num_skipped=len(queries) - len(asked),
                 hashes=hashes,
@@ -152,13 +194,18 @@ class PassageRetrieval(Suite):
         root = self.data or subject.data_root
         if root is None:
             raise DataError(
-                "suite 'passage_retrieval': where is its data? Give `--data ROOT` (with collection.tsv or corpus.jsonl) or `data:`."
+                "suite 'passage_retrieval': where is its data? Give `--data ROOT` (with"
+                " collection.tsv or corpus.jsonl) or `data:`."
             )
         root = Path(root)
         if not root.exists() and subject.data_root is not None:
             root = Path(subject.data_root) / root
         holders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
-        found = {folder.name: folder for folder in holders if any((folder / name).is_file() for name in (MARCO[0], BEIR[0]))}
+        found = {
+            folder.name: folder
+            for folder in holders
+            if any((folder / name).is_file() for name in (MARCO[0], BEIR[0]))
+        }
         if root.name in found and self.dataset is None:
             return root
         if self.dataset is not None and self.dataset in found:
@@ -167,20 +214,37 @@ class PassageRetrieval(Suite):
         if self.dataset is None and len(found) == 1:
             return next(iter(found.values()))
         if self.dataset is None and found:
-            raise DataError(f"suite 'passage_retrieval': {root} holds several collections; choose one with `dataset:`. Found: {there}.")
+            raise DataError(
+                f"suite 'passage_retrieval': {root} holds several collections; choose one with"
+                f" `dataset:`. Found: {there}."
+            )
         missing = self.dataset or f"{MARCO[0]} (MS MARCO) or {BEIR[0]} (BEIR)"
-        raise DataError(f"suite 'passage_retrieval': {root} holds no {missing}. Collections there: {there}. Nothing is downloaded.")
+        raise DataError(
+            f"suite 'passage_retrieval': {root} holds no {missing}. Collections there: {there}."
+            " Nothing is downloaded."
+        )
 
     def _warn(self, subject: Subject, corpus: Corpus, details: Mapping[str, int]) -> None:
         if details["queries_without_text"]:
-            console.warn(f"passage_retrieval: {details['queries_without_text']} judged queries have no text; each counts 0.")
+            console.warn(
+                f"passage_retrieval: {details['queries_without_text']} judged queries have no text;"
+                " each counts 0."
+            )
         if details["relevant_passages_missing"]:
-            console.warn(f"passage_retrieval: {details['relevant_passages_missing']} relevant passages are not in the collection.")
+            console.warn(
+                f"passage_retrieval: {details['relevant_passages_missing']} relevant passages are"
+                " not in the collection."
+            )
         if subject.cache is None and len(corpus) > MANY:
-            console.warn(f"passage_retrieval: {len(corpus):,} passages and no cache folder: if this is interrupted, it starts over.")
+            console.warn(
+                f"passage_retrieval: {len(corpus):,} passages and no cache folder: if this is"
+                " interrupted, it starts over."
+            )
 
 
-def _write_run(path: Path, ranked: Mapping[str, Sequence[str]], scores: Sequence[Sequence[float]]) -> None:
+def _write_run(
+    path: Path, ranked: Mapping[str, Sequence[str]], scores: Sequence[Sequence[float]]
+) -> None:
     """The ranked lists in TREC's format: query, Q0, passage, rank, score, name of the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,4 +253,7 @@ def _write_run(path: Path, ranked: Mapping[str, Sequence[str]], scores: Sequence
                 for rank, (passage, score) in enumerate(zip(passages, row, strict=True), start=1):
                     file.write(f"{query} Q0 {passage} {rank} {score:.8g} vlkd\n")
     except OSError as error:
-        raise DataError(f"{path}: the ranked lists cannot be written: {error.strerror}. Choose another folder or make room.") from error
+        raise DataError(
+            f"{path}: the ranked lists cannot be written: {error.strerror}. Choose another folder"
+            " or make room."
+        ) from error

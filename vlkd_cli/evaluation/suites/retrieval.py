@@ -9,7 +9,13 @@ import torch
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
-from vlkd_cli.evaluation.metrics.classification import chance_mean_rank, chance_median_rank, chance_recall, rank_scores, ranks_of_own
+from vlkd_cli.evaluation.metrics.classification import (
+    chance_mean_rank,
+    chance_median_rank,
+    chance_recall,
+    rank_scores,
+    ranks_of_own,
+)
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
@@ -19,21 +25,28 @@ from vlkd_cli.features.subject import Subject
 class Retrieval(Suite):
     """Rank all captions for each image and all images for each caption by cosine.
 
-    An image counts as right when any of its captions is among the first k, a caption when its own image is. Ranks begin at 1; a
-    candidate of equal score is ahead if it stands before the own one. Only a block of the score matrix is ever in memory.
+    An image counts as right when any of its captions is among the first k, a caption when its own
+    image is. Ranks begin at 1; a candidate of equal score is ahead if it stands before the own one.
+    Only a block of the score matrix is ever in memory.
 
     Args:
-        data: image-caption data, `{reader: ..., ...}`; `name` in it says what the result calls the split, e.g. coco2014-karpathy5k.
+        data: image-caption data, `{reader: ..., ...}`; `name` in it says what the result calls the
+            split, e.g. coco2014-karpathy5k.
         k: the cut-offs of recall.
         captions_per_image: use only the first so many captions of each image; by default all.
 
-    Source: the hit rule of CLIP_benchmark's zeroshot_retrieval.py; ranks as open_clip_train's metrics.py.
+    Source: the hit rule of CLIP_benchmark's zeroshot_retrieval.py; ranks as open_clip_train's
+        metrics.py.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
     def __init__(
-        self, *, data: str | dict[str, Any] | None = None, k: list[int] | None = None, captions_per_image: int | None = None
+        self,
+        *,
+        data: str | dict[str, Any] | None = None,
+        k: list[int] | None = None,
+        captions_per_image: int | None = None,
     ) -> None:
         self.data = data
         self.k = tuple(sorted(k or (1, 5, 10)))
@@ -54,8 +67,9 @@ class Retrieval(Suite):
         texts = normalise(embed_texts(subject, captions))
         if images.shape[1] != texts.shape[1]:
             raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower {texts.shape[1]}; retrieval compares them. "
-                f"Give one of them `head: {{name: linear, width: {texts.shape[1]}}}`."
+                f"the image tower embeds {images.shape[1]} values and the text tower"
+                f" {texts.shape[1]}; retrieval compares them. Give one of them `head: {{name:"
+                f" linear, width: {texts.shape[1]}}}`."
             )
         last = torch.from_numpy(ends)
         first = last - torch.from_numpy(counts)
@@ -83,12 +97,20 @@ class Retrieval(Suite):
                 suite="retrieval",
                 dataset=dataset.name,
                 split=dataset.split,
-                protocol="all_captions" if self.captions_per_image is None else f"first_{self.captions_per_image}_captions",
+                protocol=(
+                    "all_captions"
+                    if self.captions_per_image is None
+                    else f"first_{self.captions_per_image}_captions"
+                ),
                 metrics=metrics,
                 headline="mean_recall",
                 chance=chance,
                 num_items=len(reader),
                 hashes={"rows": dataset.row_hash},
-                settings={"k": list(self.k), "captions": len(captions), "precision": subject.precision},
+                settings={
+                    "k": list(self.k),
+                    "captions": len(captions),
+                    "precision": subject.precision,
+                },
             )
         ]

@@ -15,9 +15,20 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.senteval_tasks import PROBING, TASKS, TRANSFER, Part, Task
-from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, missing_files
+from vlkd_cli.evaluation.datasets.text_files import (
+    file_hashes,
+    find_folder,
+    library_versions,
+    missing_files,
+)
 from vlkd_cli.evaluation.probes.relatedness import relatedness
-from vlkd_cli.evaluation.probes.transfer import Protocol, Scores, folds_then_test, given_split, nested_folds
+from vlkd_cli.evaluation.probes.transfer import (
+    Protocol,
+    Scores,
+    folds_then_test,
+    given_split,
+    nested_folds,
+)
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts
@@ -28,24 +39,29 @@ TABLE = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 
 
 class SentEval(Suite):
-    """Transfer tasks (MR, CR, SUBJ, MPQA, SST2, SST5, TREC, MRPC, SICK-E), supervised relatedness (SICK-R, STS-B), ten probing tasks.
+    """Transfer tasks (MR, CR, SUBJ, MPQA, SST2, SST5, TREC, MRPC, SICK-E), supervised relatedness
+    (SICK-R, STS-B), ten probing tasks.
 
-    A classifier is trained on frozen features; weight decay is chosen by cross-validation or on the development set, as each task
-    prescribes. Pairs (u, v) are given as |u - v| and u * v. This is another protocol than suite `sts`, which compares without training.
+    A classifier is trained on frozen features; weight decay is chosen by cross-validation or on the
+    development set, as each task prescribes. Pairs (u, v) are given as |u - v| and u * v. This is
+    another protocol than suite `sts`, which compares without training.
 
     Args:
         data: folder with SentEval's `downstream` and `probing`; by default `--data`.
-        tasks: names, or `transfer` and `probing` for all of a group. By default all whose files are there; what the others miss is named.
-        classifier: `paper` (10 folds, Adam, batches of 64, tenacity 5, epoch size 4), `fast` (5 folds, RMSprop, 128, 3, 2),
-            or `sklearn` (logistic regression).
+        tasks: names, or `transfer` and `probing` for all of a group. By default all whose files are
+            there; what the others miss is named.
+        classifier: `paper` (10 folds, Adam, batches of 64, tenacity 5, epoch size 4), `fast` (5
+            folds, RMSprop, 128, 3, 2), or `sklearn` (logistic regression).
         kfold: other number of folds.
-        hidden: units of a hidden layer, 0 for a linear classifier. The probing paper tuned 50, 100 and 200; WordContent is always linear.
+        hidden: units of a hidden layer, 0 for a linear classifier. The probing paper tuned 50, 100
+            and 200; WordContent is always linear.
         dropout: in the hidden layer.
         seed: of folds, starts and batches.
         point: features after the head, or before it.
 
-    Source: Conneau and Kiela, SentEval, LREC 2018; Conneau et al., What you can cram into a single vector, ACL 2018.
-    Differs from the original code in running without a GPU, and in that weight decay counts as today's PyTorch averages the loss.
+    Source: Conneau and Kiela, SentEval, LREC 2018; Conneau et al., What you can cram into a single
+    vector, ACL 2018. Differs from the original code in running without a GPU, and in that weight
+    decay counts as today's PyTorch averages the loss.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -65,11 +81,19 @@ class SentEval(Suite):
         known = [*TASKS, "transfer", "probing"]
         for name in tasks or ():
             if name not in known:
-                raise RecipeError(f"suite 'senteval': unknown task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+                raise RecipeError(
+                    f"suite 'senteval': unknown task '{name}'.{did_you_mean(name, known)} Known:"
+                    f" {', '.join(known)}."
+                )
         if classifier == "sklearn" and hidden:
-            raise RecipeError("suite 'senteval': 'hidden' has no effect with classifier 'sklearn', which is linear.")
+            raise RecipeError(
+                "suite 'senteval': 'hidden' has no effect with classifier 'sklearn', which is"
+                " linear."
+            )
         if dropout and not hidden:
-            raise RecipeError("suite 'senteval': 'dropout' has no effect without a hidden layer; set 'hidden'.")
+            raise RecipeError(
+                "suite 'senteval': 'dropout' has no effect without a hidden layer; set 'hidden'."
+            )
         if kfold is not None and kfold < 2:
             raise RecipeError("suite 'senteval': kfold is at least 2.")
         self.data, self.tasks, self.classifier = data, tasks, classifier
@@ -79,7 +103,9 @@ class SentEval(Suite):
 
     def run(self, subject: Subject) -> list[Result]:
         below = ("senteval", "SentEval/data", "data", "sentences", "simcse_sts_data")
-        root = find_folder(subject, self.data, "senteval", holds=("downstream", "probing"), below=below)
+        root = find_folder(
+            subject, self.data, "senteval", holds=("downstream", "probing"), below=below
+        )
         results = [self._evaluate(subject, root, name) for name in self._present(root)]
         if all(any(result.dataset == name for result in results) for name in TABLE):
             results.append(_average([result for result in results if result.dataset in TABLE]))
@@ -87,13 +113,20 @@ class SentEval(Suite):
 
     def _present(self, root: Path) -> list[str]:
         groups = {"transfer": list(TRANSFER), "probing": list(PROBING)}
-        wanted = list(TASKS) if self.tasks is None else [task for name in self.tasks for task in groups.get(name, [name])]
+        wanted = (
+            list(TASKS)
+            if self.tasks is None
+            else [task for name in self.tasks for task in groups.get(name, [name])]
+        )
         missing = {name: missing_files(root, TASKS[name].files) for name in wanted}
         present = [name for name in wanted if not missing[name]]
-        told = "; ".join(f"{name} misses {', '.join(files)}" for name, files in missing.items() if files)
+        told = "; ".join(
+            f"{name} misses {', '.join(files)}" for name, files in missing.items() if files
+        )
         if told and (self.tasks is not None or not present):
             raise DataError(
-                f"suite 'senteval': below {root}, {told}. Put the files there, or choose the tasks that you have with `tasks:`."
+                f"suite 'senteval': below {root}, {told}. Put the files there, or choose the tasks"
+                " that you have with `tasks:`."
             )
         if told:
             console.warn(f"suite 'senteval': only {', '.join(present)}; below {root}, {told}.")
@@ -104,20 +137,37 @@ class SentEval(Suite):
         parts = task.read([root / file for file in task.files])
         for part in parts:
             if not len(part.labels):
-                raise DataError(f"suite 'senteval': {name} has an empty part in {', '.join(task.files)} below {root}.")
+                raise DataError(
+                    f"suite 'senteval': {name} has an empty part in {', '.join(task.files)} below"
+                    f" {root}."
+                )
         if task.scheme != "relatedness" and len(np.unique(parts[0].labels)) < 2:
-            raise DataError(f"suite 'senteval': {name} has training sentences of one class only in {task.files[0]} below {root}.")
+            raise DataError(
+                f"suite 'senteval': {name} has training sentences of one class only in"
+                f" {task.files[0]} below {root}."
+            )
         features = self._features(subject, parts)
         if task.scheme == "relatedness":
             found = relatedness(*_scored(features, parts), seed=self.seed, device=subject.device)
-            metrics = {"pearson": found.pearson, "spearman": found.spearman, "mse": found.mse, "dev_pearson": found.dev_pearson}
+            metrics = {
+                "pearson": found.pearson,
+                "spearman": found.spearman,
+                "mse": found.mse,
+                "dev_pearson": found.dev_pearson,
+            }
             headline, chance = "pearson", {"pearson": 0.0, "spearman": 0.0, "dev_pearson": 0.0}
         else:
             try:
                 scores = self._scores(subject, task, features, parts)
             except DataError as error:
                 raise DataError(f"suite 'senteval': {name}: {error}") from error
-            metrics, headline = {"accuracy": scores.test / 100, "dev_accuracy": scores.dev / 100}, "accuracy"
+            metrics, headline = (
+                {
+                    "accuracy": scores.test / 100,
+                    "dev_accuracy": scores.dev / 100,
+                },
+                "accuracy",
+            )
             chance = {"accuracy": _commonest(parts[-1]), "dev_accuracy": _commonest(parts[-1])}
             if task.f1 and scores.predicted is not None:
                 from sklearn.metrics import f1_score
@@ -129,17 +179,24 @@ class SentEval(Suite):
             suite="senteval",
             dataset=name,
             split="folds" if task.scheme == "nested" else "test",
-            protocol=f"{task.scheme}_{'regressor' if task.scheme == 'relatedness' else self.classifier}",
+            protocol=(
+                f"{task.scheme}_{'regressor' if task.scheme == 'relatedness' else self.classifier}"
+            ),
             metrics=metrics,
             headline=headline,
             chance=chance,
             num_items=len(parts[-1].labels),
             hashes=file_hashes(root, task.files),
-            settings=self._settings(subject, task) | {"sizes": [len(part.labels) for part in parts]},
+            settings=self._settings(subject, task)
+            | {"sizes": [len(part.labels) for part in parts]},
         )
 
-    def _scores(self, subject: Subject, task: Task, features: Sequence[Tensor], parts: Sequence[Part]) -> Scores:
-        labelled = [(own, part.labels.astype(np.int64)) for own, part in zip(features, parts, strict=True)]
+    def _scores(
+        self, subject: Subject, task: Task, features: Sequence[Tensor], parts: Sequence[Part]
+    ) -> Scores:
+        labelled = [
+            (own, part.labels.astype(np.int64)) for own, part in zip(features, parts, strict=True)
+        ]
         hidden = 0 if task.linear else self.hidden
         dropout = self.dropout if hidden else 0.0
         protocol = Protocol(self.classifier, self.kfold, self.seed, hidden, dropout, subject.device)
@@ -180,7 +237,9 @@ class SentEval(Suite):
 
 
 def _scored(features: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Tensor, Any]]:
-    return [(own, part.labels.astype(np.float64)) for own, part in zip(features, parts, strict=True)]
+    return [
+        (own, part.labels.astype(np.float64)) for own, part in zip(features, parts, strict=True)
+    ]
 
 
 def _commonest(part: Part) -> float:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, missing_files, number, read_lines
+from vlkd_cli.evaluation.datasets.text_files import (
+    file_hashes,
+    find_folder,
+    library_versions,
+    missing_files,
+    number,
+    read_lines,
+)
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
@@ -47,23 +54,30 @@ class Pairs(NamedTuple):
 
 
 class STS(Suite):
-    """STS12 to STS16, STS-Benchmark and SICK relatedness without training: cosine of two sentences against the human score.
+    """STS12 to STS16, STS-Benchmark and SICK relatedness without training: cosine of two sentences
+    against the human score.
 
-    The yearly sets consist of subsets, and papers aggregate them in three ways that differ by many points: `all` is one
-    correlation over the pairs of all subsets, `mean` the mean of the subsets' correlations, `wmean` their mean weighted by pairs. All
-    three are reported, for Spearman and Pearson. Pairs without a gold score are skipped and counted.
+    The yearly sets consist of subsets, and papers aggregate them in three ways that differ by many
+    points: `all` is one correlation over the pairs of all subsets, `mean` the mean of the subsets'
+    correlations, `wmean` their mean weighted by pairs. All three are reported, for Spearman and
+    Pearson. Pairs without a gold score are skipped and counted.
 
     Args:
-        data: folder in SentEval's layout (`downstream/STS/STS12-en-test/...`, or that folder `downstream` itself); by default `--data`.
-        sets: STS12 to STS16, STSB, STSB-dev, STSB-train, SICKR (the 4,927 test pairs that SentEval scores), SICKR-all (the 9,927 pairs
-            that MTEB scores). By default those of the seven of the usual table, and STSB-dev, whose files are all there; the
-            files that the others miss are named.
-        similarity: `max` is the best Spearman (and Pearson) of the four, which sentence-transformers before 3.0 returned.
+        data: folder in SentEval's layout (`downstream/STS/STS12-en-test/...`, or that folder
+            `downstream` itself); by default `--data`.
+        sets: STS12 to STS16, STSB, STSB-dev, STSB-train, SICKR (the 4,927 test pairs that SentEval
+            scores), SICKR-all (the 9,927 pairs that MTEB scores). By default those of the seven of
+            the usual table, and STSB-dev, whose files are all there; the files that the others miss
+            are named.
+        similarity: `max` is the best Spearman (and Pearson) of the four, which
+            sentence-transformers before 3.0 returned.
         aggregation: which of the three the headline is.
-        compat: `simcse` rounds to two decimals (of percent) before the mean over sets is taken, as published tables did.
+        compat: `simcse` rounds to two decimals (of percent) before the mean over sets is taken, as
+            published tables did.
         point: features after the head, or before it.
 
-    Source: SentEval (Conneau and Kiela 2018), senteval/sts.py; `all` as in SimCSE (Gao et al. 2021).
+    Source: SentEval (Conneau and Kiela 2018), senteval/sts.py; `all` as in SimCSE (Gao et al.
+        2021).
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -84,13 +98,21 @@ class STS(Suite):
         known = [*SUBSETS, *SINGLE]
         for name in sets or ():
             if name not in known:
-                raise RecipeError(f"suite 'sts': unknown set '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+                raise RecipeError(
+                    f"suite 'sts': unknown set '{name}'.{did_you_mean(name, known)} Known:"
+                    f" {', '.join(known)}."
+                )
 
     def run(self, subject: Subject) -> list[Result]:
         root = find_folder(subject, self.data, "sts", holds=("STS", "SICK"), below=_BELOW)
         sets = self._present(root)
         read = {name: _read(root, name) for name in sets}
-        texts = [text for subsets in read.values() for pairs in subsets.values() for text in (*pairs.first, *pairs.second)]
+        texts = [
+            text
+            for subsets in read.values()
+            for pairs in subsets.values()
+            for text in (*pairs.first, *pairs.second)
+        ]
         embedded = embed_texts(subject, texts, point=self.point).numpy()
         results, start = [], 0
         for name, subsets in read.items():
@@ -107,10 +129,15 @@ class STS(Suite):
     def _present(self, root: Path) -> list[str]:
         wanted = self.sets or [*TABLE, "STSB-dev"]
         missing = {name: missing_files(root, _files(name)) for name in wanted}
-        incomplete = "; ".join(f"{name} misses {', '.join(files)}" for name, files in missing.items() if files)
+        incomplete = "; ".join(
+            f"{name} misses {', '.join(files)}" for name, files in missing.items() if files
+        )
         present = [name for name in wanted if not missing[name]]
         if incomplete and (self.sets is not None or not present):
-            raise DataError(f"suite 'sts': below {root}, {incomplete}. Put the files there, or choose the sets that you have with `sets:`.")
+            raise DataError(
+                f"suite 'sts': below {root}, {incomplete}. Put the files there, or choose the sets"
+                " that you have with `sets:`."
+            )
         if incomplete:
             console.warn(f"suite 'sts': only {', '.join(present)}; below {root}, {incomplete}.")
         return present
@@ -125,10 +152,18 @@ class STS(Suite):
     ) -> Result:
         gold = {subset: pairs.gold for subset, pairs in subsets.items()}
         kinds = SIMILARITIES if self.similarity == "max" else (self.similarity,)
-        tables = [aggregate({subset: pair_similarity(*vectors[subset], kind=kind) for subset in subsets}, gold) for kind in kinds]
+        tables = [
+            aggregate(
+                {subset: pair_similarity(*vectors[subset], kind=kind) for subset in subsets}, gold
+            )
+            for kind in kinds
+        ]
         # A correlation that does not exist is no best one.
         figures = {
-            metric: max((figure[metric] for figure, _ in tables), key=lambda value: (value == value, value)) for metric in tables[0][0]
+            metric: max(
+                (figure[metric] for figure, _ in tables), key=lambda value: (value == value, value)
+            )
+            for metric in tables[0][0]
         }
         if name in SINGLE:
             figures = {"spearman": figures["spearman_all"], "pearson": figures["pearson_all"]}
@@ -152,15 +187,23 @@ class STS(Suite):
                 "files": files,
                 "libraries": library_versions("numpy", "scipy", "torch"),
             },
-            details={"subsets": {str(kind): table for kind, (_, table) in zip(kinds, tables, strict=True)}},
+            details={
+                "subsets": {
+                    str(kind): table for kind, (_, table) in zip(kinds, tables, strict=True)
+                }
+            },
         )
 
     def _average(self, table: Sequence[Result]) -> Result:
         """The last column of the usual table; says over which sets it is."""
         values = [result.metrics[result.headline] for result in table]
-        pearsons = [result.metrics[result.headline.replace("spearman", "pearson")] for result in table]
+        pearsons = [
+            result.metrics[result.headline.replace("spearman", "pearson")] for result in table
+        ]
         if self.compat == "simcse":
-            values, pearsons = ([round(100 * value, 2) / 100 for value in column] for column in (values, pearsons))
+            values, pearsons = (
+                [round(100 * value, 2) / 100 for value in column] for column in (values, pearsons)
+            )
         names = [result.dataset for result in table]
         return Result(
             suite="sts",
@@ -173,7 +216,12 @@ class STS(Suite):
             num_items=sum(result.num_items for result in table),
             num_skipped=sum(result.num_skipped for result in table),
             hashes={file: digest for result in table for file, digest in result.hashes.items()},
-            settings={"sets": names, "aggregation": self.aggregation, "compat": self.compat, "similarity": self.similarity},
+            settings={
+                "sets": names,
+                "aggregation": self.aggregation,
+                "compat": self.compat,
+                "similarity": self.similarity,
+            },
         )
 
 
@@ -187,11 +235,18 @@ def aggregate(
         gold: their human scores.
     """
     table = {
-        name: {"spearman": spearman(scores, gold[name]), "pearson": pearson(scores, gold[name]), "pairs": len(scores)}
+        name: {
+            "spearman": spearman(scores, gold[name]),
+            "pearson": pearson(scores, gold[name]),
+            "pairs": len(scores),
+        }
         for name, scores in similarities.items()
     }
     weights = [float(row["pairs"]) for row in table.values()]
-    together = np.concatenate(list(similarities.values())), np.concatenate([gold[name] for name in similarities])
+    together = (
+        np.concatenate(list(similarities.values())),
+        np.concatenate([gold[name] for name in similarities]),
+    )
     figures = {}
     for metric, correlate in (("spearman", spearman), ("pearson", pearson)):
         each = [row[metric] for row in table.values()]
@@ -201,25 +256,38 @@ def aggregate(
     return figures, table
 
 
-_BELOW = tuple(f"{folder}downstream" for folder in ("", "senteval/", "SentEval/data/", "data/", "sentences/", "simcse_sts_data/"))
+_BELOW = tuple(
+    f"{folder}downstream"
+    for folder in ("", "senteval/", "SentEval/data/", "data/", "sentences/", "simcse_sts_data/")
+)
 
 
 def _files(name: str) -> list[str]:
     if name in SINGLE:
         return list(SINGLE[name])
-    return [f"STS/{name}-en-test/STS.{part}.{subset}.txt" for subset in SUBSETS[name] for part in ("input", "gs")]
+    return [
+        f"STS/{name}-en-test/STS.{part}.{subset}.txt"
+        for subset in SUBSETS[name]
+        for part in ("input", "gs")
+    ]
 
 
 def _read(root: Path, name: str) -> dict[str, Pairs]:
     if name in SUBSETS:
         folder = root / "STS" / f"{name}-en-test"
-        subsets = {subset: _read_year(folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt") for subset in SUBSETS[name]}
+        subsets = {
+            subset: _read_year(folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt")
+            for subset in SUBSETS[name]
+        }
     else:
         read = read_benchmark if name.startswith("STSB") else read_sick
         subsets = {Path(file).stem: read(root / file) for file in SINGLE[name]}
     for subset, pairs in subsets.items():
         if len(pairs.gold) < 2:
-            raise DataError(f"suite 'sts': {name}, {subset} has {len(pairs.gold)} judged pairs; a correlation needs at least two.")
+            raise DataError(
+                f"suite 'sts': {name}, {subset} has {len(pairs.gold)} judged pairs; a correlation"
+                " needs at least two."
+            )
     return subsets
 
 
@@ -231,7 +299,10 @@ def _read_year(inputs: Path, scores: Path) -> Pairs:
     while len(gold_lines) > len(lines) and not gold_lines[-1].strip():
         gold_lines.pop()
     if len(lines) != len(gold_lines):
-        raise DataError(f"{scores}: has {len(gold_lines)} lines for {len(lines)} pairs in {inputs.name}. Restore the original files.")
+        raise DataError(
+            f"{scores}: has {len(gold_lines)} lines for {len(lines)} pairs in {inputs.name}."
+            " Restore the original files."
+        )
     first, second, gold = [], [], []
     for place, (line, score) in enumerate(zip(lines, gold_lines, strict=True), start=1):
         if not score.strip():
@@ -246,12 +317,14 @@ def _read_year(inputs: Path, scores: Path) -> Pairs:
 
 
 def read_benchmark(path: Path) -> Pairs:
-    """A part of STS-Benchmark: TAB-separated genre, file, year, id, score, sentence, sentence; no header."""
+    """A part of STS-Benchmark: TAB-separated genre, file, year, id, score, sentence, sentence; no
+    header."""
     return _read_table(path, columns=(5, 6, 4), first_line=1)
 
 
 def read_sick(path: Path) -> Pairs:
-    """A part of SICK: header, then TAB-separated id, sentence, sentence, relatedness, entailment."""
+    """A part of SICK: header, then TAB-separated id, sentence, sentence, relatedness,
+    entailment."""
     return _read_table(path, columns=(1, 2, 3), first_line=2)
 
 
@@ -263,7 +336,10 @@ def _read_table(path: Path, columns: tuple[int, int, int], first_line: int) -> P
             continue
         cells = line.split("\t")
         if len(cells) <= max(columns):
-            raise DataError(f"{path}:{place}: has {len(cells)} TAB-separated fields; expected at least {max(columns) + 1}.")
+            raise DataError(
+                f"{path}:{place}: has {len(cells)} TAB-separated fields; expected at least"
+                f" {max(columns) + 1}."
+            )
         if not cells[score].strip():
             skipped += 1
             continue

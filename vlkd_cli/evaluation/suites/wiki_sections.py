@@ -1,4 +1,5 @@
-"""Triplets of Wikipedia sections: is a sentence closer to one of its own section than to one of another section of the article?"""
+"""Triplets of Wikipedia sections: is a sentence closer to one of its own section than to one of
+another section of the article?"""
 
 from __future__ import annotations
 
@@ -23,19 +24,22 @@ Triplet = tuple[str, str, str]
 
 
 class WikiSections(Suite):
-    """Share of triplets whose anchor is more similar to the sentence of its own section; a tie is wrong.
+    """Share of triplets whose anchor is more similar to the sentence of its own section; a tie is
+    wrong.
 
     Args:
-        data: folder with `test.csv` (`validation.csv`, `train.csv`): comma-separated with a header, columns Sentence1 (anchor),
-            Sentence2 (same section), Sentence3 (other section), or anchor, positive, negative. By default `--data`.
+        data: folder with `test.csv` (`validation.csv`, `train.csv`): comma-separated with a header,
+            columns Sentence1 (anchor), Sentence2 (same section), Sentence3 (other section), or
+            anchor, positive, negative. By default `--data`.
         split: which of the files.
         limit: only the first so many triplets (some published figures used 1,000); by default all.
-        similarity: `max` is the best of cosine, Euclid and Manhattan, which sentence-transformers before 3.0 returned.
+        similarity: `max` is the best of cosine, Euclid and Manhattan, which sentence-transformers
+            before 3.0 returned.
         margin: by how much the positive must be more similar.
         point: features after the head, or before it.
 
-    Source: Ein Dor et al., Learning Thematic Similarity Metric from Article Sections Using Triplet Networks, ACL 2018;
-    measured by sentence-transformers' TripletEvaluator.
+    Source: Ein Dor et al., Learning Thematic Similarity Metric from Article Sections Using Triplet
+    Networks, ACL 2018; measured by sentence-transformers' TripletEvaluator.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -67,10 +71,23 @@ class WikiSections(Suite):
             # Its place in older versions; newer ones warn about it.
             from sentence_transformers.evaluation import TripletEvaluator
 
-        kinds = [kind for kind in SIMILARITIES if kind == self.similarity or (self.similarity == "max" and kind != "dot")]
+        kinds = [
+            kind
+            for kind in SIMILARITIES
+            if kind == self.similarity or (self.similarity == "max" and kind != "dot")
+        ]
         anchors, positives, negatives = (list(column) for column in zip(*triplets, strict=True))
-        encoder = SentenceEncoder(subject, [text for triplet in triplets for text in triplet], point=self.point)
-        evaluator = TripletEvaluator(anchors, positives, negatives, margin=self.margin, write_csv=False, similarity_fn_names=list(kinds))
+        encoder = SentenceEncoder(
+            subject, [text for triplet in triplets for text in triplet], point=self.point
+        )
+        evaluator = TripletEvaluator(
+            anchors,
+            positives,
+            negatives,
+            margin=self.margin,
+            write_csv=False,
+            similarity_fn_names=list(kinds),
+        )
         found = evaluator(encoder)
         accuracies = {kind: float(found[f"{kind}_accuracy"]) for kind in kinds}
         return [
@@ -110,7 +127,10 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
         names = next((names for names in _COLUMNS if set(names) <= set(header)), None)
         if names is None:
             found = ", ".join(header) or "nothing"
-            raise DataError(f"{path}:1: the header should have the columns {', '.join(_COLUMNS[0])}; it has {found}.")
+            raise DataError(
+                f"{path}:1: the header should have the columns {', '.join(_COLUMNS[0])}; it has"
+                f" {found}."
+            )
         first, second, third = (header.index(name) for name in names)
         for place, row in enumerate(rows, start=2):
             if not row:
@@ -118,7 +138,9 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
             if limit is not None and len(triplets) == limit:
                 break
             if len(row) < len(header):
-                raise DataError(f"{path}: row {place} has {len(row)} fields; expected {len(header)}.")
+                raise DataError(
+                    f"{path}: row {place} has {len(row)} fields; expected {len(header)}."
+                )
             triplets.append((row[first], row[second], row[third]))
     if not triplets:
         raise DataError(f"{path}: holds no triplets.")
@@ -133,6 +155,10 @@ def _opened(path: Path) -> Iterator[Iterator[list[str]]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not utf-8 text (byte {error.start}). Restore the original file.") from error
+        raise DataError(
+            f"{path}: is not utf-8 text (byte {error.start}). Restore the original file."
+        ) from error
     except csv.Error as error:
-        raise DataError(f"{path}: is not a comma-separated table: {error}. Restore the original file.") from error
+        raise DataError(
+            f"{path}: is not a comma-separated table: {error}. Restore the original file."
+        ) from error

@@ -15,7 +15,12 @@ from vlkd_cli import console
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.prompts import prompts
-from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions, read_lines
+from vlkd_cli.evaluation.datasets.text_files import (
+    file_hashes,
+    find_folder,
+    library_versions,
+    read_lines,
+)
 from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
@@ -24,7 +29,12 @@ from vlkd_cli.features.subject import Subject
 
 KNOWN = {
     "RG65": ("EN-RG-65.txt", "rg65.csv", "RG65.txt", "rg65.txt", "RG-65.txt"),
-    "SimLex999": ("SimLex-999.txt", "SimLex-999/SimLex-999.txt", "EN-SIMLEX-999.txt", "simlex999.csv"),
+    "SimLex999": (
+        "SimLex-999.txt",
+        "SimLex-999/SimLex-999.txt",
+        "EN-SIMLEX-999.txt",
+        "simlex999.csv",
+    ),
     "WordSim353": ("EN-WS-353-ALL.txt", "combined.tab", "combined.csv", "wordsim353.csv"),
 }
 """The sets and the file names under which they are spread."""
@@ -39,20 +49,24 @@ class WordPairs(NamedTuple):
 
 
 class WordSimilarity(Suite):
-    """RG-65, SimLex-999 and WordSim-353: Spearman of the words' cosine against the human score, average ranks for ties.
+    """RG-65, SimLex-999 and WordSim-353: Spearman of the words' cosine against the human score,
+    average ranks for ties.
 
-    A word whose feature is all zeros has no vector in the tower (static word vectors); its pairs are counted and told, whatever is done
-    with them. Contextual towers know every word.
+    A word whose feature is all zeros has no vector in the tower (static word vectors); its pairs
+    are counted and told, whatever is done with them. Contextual towers know every word.
 
     Args:
         data: folder with the files, in their native or the short format; by default `--data`.
         files: other lists of that folder instead of the three known ones, e.g. EN-MC-30.txt.
-        templates: `none` embeds the bare word; `prototype` the mean of its normalised template embeddings; `expand` repeats every pair for
-            every template and takes one Spearman over all rows (ITRA's way, for parity only: the templates' own noise enters).
+        templates: `none` embeds the bare word; `prototype` the mean of its normalised template
+            embeddings; `expand` repeats every pair for every template and takes one Spearman over
+            all rows (ITRA's way, for parity only: the templates' own noise enters).
         template_set: a list, a file, or a named set of templates, as in suite zero_shot.
-        oov: pairs with a word that has no vector: `skip` them (eval-word-vectors), give them similarity 0 (`zero`, ITRA), or the
-            `mean` vector of the list's known words in place of the missing one.
-        lowercase: embed words in lower case (WordSim-353 writes names with a capital, which uncased static vectors lack).
+        oov: pairs with a word that has no vector: `skip` them (eval-word-vectors), give them
+            similarity 0 (`zero`, ITRA), or the `mean` vector of the list's known words in place of
+            the missing one.
+        lowercase: embed words in lower case (WordSim-353 writes names with a capital, which uncased
+            static vectors lack).
         point: features after the head, or before it.
     """
 
@@ -75,9 +89,21 @@ class WordSimilarity(Suite):
         self.point: Point = point
 
     def run(self, subject: Subject) -> list[Result]:
-        holds = tuple(self.files) if self.files else tuple(file for names in KNOWN.values() for file in names)
-        root = find_folder(subject, self.data, "word_similarity", holds=holds, below=("wordsim", "word_similarity", "word-sim"))
-        return [self._evaluate(subject, root, name, file) for name, file in self._chosen(root).items()]
+        holds = (
+            tuple(self.files)
+            if self.files
+            else tuple(file for names in KNOWN.values() for file in names)
+        )
+        root = find_folder(
+            subject,
+            self.data,
+            "word_similarity",
+            holds=holds,
+            below=("wordsim", "word_similarity", "word-sim"),
+        )
+        return [
+            self._evaluate(subject, root, name, file) for name, file in self._chosen(root).items()
+        ]
 
     def _chosen(self, root: Path) -> dict[str, str]:
         if self.files:
@@ -85,8 +111,13 @@ class WordSimilarity(Suite):
             if missing:
                 raise DataError(f"suite 'word_similarity': {root} misses {', '.join(missing)}.")
             return {Path(file).stem: file for file in self.files}
-        found = {name: next((file for file in files if (root / file).is_file()), "") for name, files in KNOWN.items()}
-        missing = [f"{name} ({' or '.join(KNOWN[name])})" for name, file in found.items() if not file]
+        found = {
+            name: next((file for file in files if (root / file).is_file()), "")
+            for name, files in KNOWN.items()
+        }
+        missing = [
+            f"{name} ({' or '.join(KNOWN[name])})" for name, file in found.items() if not file
+        ]
         if missing:
             console.warn(f"suite 'word_similarity': {root} misses {'; '.join(missing)}.")
         return {name: file for name, file in found.items() if file}
@@ -94,17 +125,27 @@ class WordSimilarity(Suite):
     def _evaluate(self, subject: Subject, root: Path, name: str, file: str) -> Result:
         pairs = read_pairs(root / file)
         if self.lowercase:
-            pairs = pairs._replace(first=[word.lower() for word in pairs.first], second=[word.lower() for word in pairs.second])
+            pairs = pairs._replace(
+                first=[word.lower() for word in pairs.first],
+                second=[word.lower() for word in pairs.second],
+            )
         words = list(dict.fromkeys([*pairs.first, *pairs.second]))
         known, vectors = self._vectors(subject, words)
         row = {word: place for place, word in enumerate(words)}
-        first, second = (np.array([row[word] for word in side]) for side in (pairs.first, pairs.second))
+        first, second = (
+            np.array([row[word] for word in side]) for side in (pairs.first, pairs.second)
+        )
         covered = known[first] & known[second]
         score, used = score_pairs(vectors, first, second, pairs.gold, known, self.oov)
         unknown = sorted(word for word, has in zip(words, known, strict=True) if not has)
         if unknown:
-            told = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-            console.warn(f"{name}: {int((~covered).sum())} of {len(covered)} pairs have a word without a vector ({told}); oov: {self.oov}.")
+            told = ", ".join(unknown[:10]) + (
+                f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            )
+            console.warn(
+                f"{name}: {int((~covered).sum())} of {len(covered)} pairs have a word without a"
+                f" vector ({told}); oov: {self.oov}."
+            )
         return Result(
             suite="word_similarity",
             dataset=name,
@@ -126,17 +167,24 @@ class WordSimilarity(Suite):
                 "files": [file],
                 "libraries": library_versions("numpy", "scipy", "torch"),
             },
-            details={"pairs_without_vector": int((~covered).sum()), "words_without_vector": unknown},
+            details={
+                "pairs_without_vector": int((~covered).sum()),
+                "words_without_vector": unknown,
+            },
         )
 
-    def _vectors(self, subject: Subject, words: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def _vectors(
+        self, subject: Subject, words: Sequence[str]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Which words have a vector `[W]`, and their vectors `[W, templates, D]`."""
         known = embed_texts(subject, words, point="backbone").abs().amax(dim=1).numpy() > 0
         if self.templates == "none":
             return known, embed_texts(subject, words, point=self.point).numpy()[:, None]
         filled = prompts(words, Reader(), self.template_set, "imagenet")
         texts = [text for own in filled for text in own]
-        vectors = embed_texts(subject, texts, point=self.point).unflatten(0, (len(words), len(filled[0])))
+        vectors = embed_texts(subject, texts, point=self.point).unflatten(
+            0, (len(words), len(filled[0]))
+        )
         if self.templates == "prototype":
             vectors = normalise(vectors).mean(dim=1, keepdim=True)
         return known, vectors.numpy()
@@ -171,17 +219,21 @@ def score_pairs(
         vectors = vectors.copy()
         vectors[~known] = 0 if oov == "zero" or not known.any() else vectors[known].mean(axis=0)
     if len(gold) < 2:
-        raise DataError(f"word similarity: {len(gold)} of {num_pairs} pairs have vectors for both words; a correlation needs two.")
+        raise DataError(
+            f"word similarity: {len(gold)} of {num_pairs} pairs have vectors for both words; a"
+            " correlation needs two."
+        )
     templates = vectors.shape[1]
     left, right = (vectors[side].reshape(len(side) * templates, -1) for side in (first, second))
     return spearman(pair_similarity(left, right), np.repeat(gold, templates)), len(gold)
 
 
 def read_pairs(path: Path) -> WordPairs:
-    """Word, word, score from any of the usual spellings: TAB, semicolon, comma or blanks between them, with or without a header.
+    """Word, word, score from any of the usual spellings: TAB, semicolon, comma or blanks between
+    them, with or without a header.
 
-    A header is a first line whose third field is no number; its column `SimLex999` is the score where it has one. Further columns
-    are ignored.
+    A header is a first line whose third field is no number; its column `SimLex999` is the score
+    where it has one. Further columns are ignored.
 
     Raises:
         DataError: a line has fewer than three fields, or a score that is no number.
@@ -200,14 +252,19 @@ def read_pairs(path: Path) -> WordPairs:
         raise DataError(f"{path}: holds no word pairs below its header.")
     for place, cells in rows:
         if len(cells) <= column or not _is_number(cells[column]) or not cells[0] or not cells[1]:
-            raise DataError(f"{path}:{place}: expected two words and a score; found '{' '.join(cells)[:60]}'.")
+            raise DataError(
+                f"{path}:{place}: expected two words and a score; found '{' '.join(cells)[:60]}'."
+            )
     return WordPairs(
-        [cells[0] for _, cells in rows], [cells[1] for _, cells in rows], np.array([float(cells[column]) for _, cells in rows])
+        [cells[0] for _, cells in rows],
+        [cells[1] for _, cells in rows],
+        np.array([float(cells[column]) for _, cells in rows]),
     )
 
 
 def _cells(line: str, separator: str | None) -> list[str]:
-    """The fields of a line; only in tables with commas or semicolons may quotes stand around them."""
+    """The fields of a line; only in tables with commas or semicolons may quotes stand around
+    them."""
     if separator in (",", ";") and '"' in line:
         return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
     return line.split(separator)

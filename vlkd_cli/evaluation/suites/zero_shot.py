@@ -28,21 +28,27 @@ Ensemble = Literal["normalise", "raw_mean"]
 
 
 class ZeroShot(Suite):
-    """Classify each image by the nearest class, where a class is the mean of its prompts' text features.
+    """Classify each image by the nearest class, where a class is the mean of its prompts' text
+    features.
 
-    Data with several labels per image is scored by the mean over classes of the average precision of the cosine.
+    Data with several labels per image is scored by the mean over classes of the average precision
+    of the cosine.
 
     Args:
         data: labelled images, `{reader: ..., ...}`.
-        templates: prompt templates: a list, a file, `open_clip:imagenet`, `open_clip:simple`, `clip_benchmark`, or the name of a set
-            that vlkd brings along; by default the data's own, else the set of that data's name, else a general one.
-        classes: class names in label order: a list or a file, where the data has none or others are wanted.
-        ensemble: how the prompts of a class become one feature: each brought to unit length before the mean (CLIP), or the mean of the
-            features as they are. Either mean is brought to unit length.
+        templates: prompt templates: a list, a file, `open_clip:imagenet`, `open_clip:simple`,
+            `clip_benchmark`, or the name of a set that vlkd brings along; by default the data's
+            own, else the set of that data's name, else a general one.
+        classes: class names in label order: a list or a file, where the data has none or others are
+            wanted.
+        ensemble: how the prompts of a class become one feature: each brought to unit length before
+            the mean (CLIP), or the mean of the features as they are. Either mean is brought to unit
+            length.
         topk: the accuracies to report.
         multi_label: whether images have several labels; by default as the data says.
 
-    Source: CLIP's zero-shot notebook; CLIP_benchmark's zeroshot_classification.py for the metrics; `raw_mean` as in ITRA.
+    Source: CLIP's zero-shot notebook; CLIP_benchmark's zeroshot_classification.py for the metrics;
+        `raw_mean` as in ITRA.
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
@@ -74,28 +80,46 @@ class ZeroShot(Suite):
         classifier = class_features(subject, texts, self.ensemble)
         if images.shape[1] != classifier.shape[1]:
             raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower {classifier.shape[1]}; zero_shot compares them. "
-                f"Give one of them `head: {{name: linear, width: {classifier.shape[1]}}}`."
+                f"the image tower embeds {images.shape[1]} values and the text tower"
+                f" {classifier.shape[1]}; zero_shot compares them. Give one of them `head: {{name:"
+                f" linear, width: {classifier.shape[1]}}}`."
             )
         cosine = images @ classifier.T
         several = [tuple(dataset.reader.labels(index)) for index in range(len(dataset.reader))]
-        many = dataset.reader.multi_label or any(len(labels) > 1 for labels in several) if self.multi_label is None else self.multi_label
-        scored = self._multi_label(cosine, several, names) if many else self._single_label(cosine, labels_of(dataset.reader, names), names)
+        many = (
+            dataset.reader.multi_label or any(len(labels) > 1 for labels in several)
+            if self.multi_label is None
+            else self.multi_label
+        )
+        scored = (
+            self._multi_label(cosine, several, names)
+            if many
+            else self._single_label(cosine, labels_of(dataset.reader, names), names)
+        )
         return [self._result(dataset, subject, names, texts, *scored)]
 
-    def _single_label(self, scores: Tensor, labels: Tensor, names: list[str]) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    def _single_label(
+        self, scores: Tensor, labels: Tensor, names: list[str]
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
         predicted = scores.argmax(1)
-        ks = [k for k in self.topk if k == 1 or k < len(names)]  # with k classes or fewer, top-k says nothing
+        ks = [
+            k for k in self.topk if k == 1 or k < len(names)
+        ]  # with k classes or fewer, top-k says nothing
         metrics = {f"top{k}": top_k_accuracy(scores, labels, k) for k in ks}
         chance = {f"top{k}": min(k / len(names), 1.0) for k in ks}
         metrics["mean_per_class"] = mean_per_class(predicted, labels)
         chance["mean_per_class"] = 1 / len(names)
         details = {
             "per_class": [
-                {"class": names[row.label], "images": row.images, "recall": row.recall} for row in recall_per_class(predicted, labels)
+                {"class": names[row.label], "images": row.images, "recall": row.recall}
+                for row in recall_per_class(predicted, labels)
             ],
             "confusions": [
-                {"class": names[pair.label], "taken_for": names[pair.predicted], "images": pair.images}
+                {
+                    "class": names[pair.label],
+                    "taken_for": names[pair.predicted],
+                    "images": pair.images,
+                }
                 for pair in confusion_pairs(predicted, labels, len(names))
             ],
         }
@@ -110,8 +134,17 @@ class ZeroShot(Suite):
         values = scores.double().numpy()
         metrics = {"mean_average_precision": mean_average_precision(values, targets)}
         positives = targets.sum(0)
-        chance = {"mean_average_precision": float(np.mean([chance_average_precision(int(n), len(several)) for n in positives]))}
-        details = {"per_class": [{"class": name, "images": int(count)} for name, count in zip(names, positives, strict=True)]}
+        chance = {
+            "mean_average_precision": float(
+                np.mean([chance_average_precision(int(n), len(several)) for n in positives])
+            )
+        }
+        details = {
+            "per_class": [
+                {"class": name, "images": int(count)}
+                for name, count in zip(names, positives, strict=True)
+            ]
+        }
         return metrics, chance, details
 
     def _result(
@@ -150,4 +183,6 @@ def class_features(subject: Subject, texts: list[list[str]], ensemble: Ensemble)
     features = embed_texts(subject, [text for own in texts for text in own])
     if ensemble == "normalise":
         features = normalise(features)
-    return normalise(torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])]))
+    return normalise(
+        torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
+    )

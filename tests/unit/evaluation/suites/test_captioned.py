@@ -12,9 +12,16 @@ from vlkd_cli.evaluation.suites.captioned import Captioned
 def test_captions_that_tell_the_class_score_one_and_others_chance(tmp_path: Path) -> None:
     suite = Captioned(data=str(write_captioned(tmp_path, items=90)))
     (perfect,) = suite.run(perfect_subject())
-    assert (perfect.metrics["accuracy"], perfect.split, perfect.num_items, perfect.settings["classes"]) == (1, "test", 90, 3)
+    assert (
+        perfect.metrics["accuracy"],
+        perfect.split,
+        perfect.num_items,
+        perfect.settings["classes"],
+    ) == (1, "test", 90, 3)
     (random,) = suite.run(random_subject())
-    assert abs(random.metrics["accuracy"] - random.chance["accuracy"]) < 0.2 and random.chance["accuracy"] == pytest.approx(1 / 3)
+    assert abs(random.metrics["accuracy"] - random.chance["accuracy"]) < 0.2 and random.chance[
+        "accuracy"
+    ] == pytest.approx(1 / 3)
 
 
 def test_a_labelled_reader_serves_as_well() -> None:
@@ -46,7 +53,9 @@ def test_columns_and_labels_that_are_missing_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label '17' does not occur"):
         Captioned(data=str(root)).run(perfect_subject())
     (root / "test.csv").write_text("words,label\na dog,1\n")
-    with pytest.raises(DataError, match="no column is called caption or title or text; there are words, label"):
+    with pytest.raises(
+        DataError, match="no column is called caption or title or text; there are words, label"
+    ):
         Captioned(data=str(root)).run(perfect_subject())
 
 

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from tests.support.fakes import FakeTower
-from tests.support.text_folders import WIDTH, meaning, perfect_subject, random_subject, write_beir, write_marco
+from tests.support.text_folders import (
+    WIDTH,
+    meaning,
+    perfect_subject,
+    random_subject,
+    write_beir,
+    write_marco,
+)
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.passages import Corpus, open_collection, read_queries
 from vlkd_cli.evaluation.suites.passage_retrieval import PassageRetrieval
@@ -17,22 +24,41 @@ from vlkd_cli.features.subject import Subject
 
 def test_a_perfect_encoder_finds_every_passage(tmp_path: Path) -> None:
     marco = PassageRetrieval(data=str(write_marco(tmp_path / "msmarco"))).run(perfect_subject())[0]
-    assert (marco.dataset, marco.split, marco.headline, marco.num_items) == ("msmarco", "dev.small", "mrr@10", 10)
-    assert all(marco.metrics[metric] == 1 for metric in ("mrr@10", "ndcg@10", "map@100", "recall@10", "accuracy@1"))
-    beir = PassageRetrieval(data=str(write_beir(tmp_path / "beir")), gain="binary").run(perfect_subject())[0]
+    assert (marco.dataset, marco.split, marco.headline, marco.num_items) == (
+        "msmarco",
+        "dev.small",
+        "mrr@10",
+        10,
+    )
+    assert all(
+        marco.metrics[metric] == 1
+        for metric in ("mrr@10", "ndcg@10", "map@100", "recall@10", "accuracy@1")
+    )
+    beir = PassageRetrieval(data=str(write_beir(tmp_path / "beir")), gain="binary").run(
+        perfect_subject()
+    )[0]
     assert (beir.headline, beir.metrics["ndcg@10"], beir.metrics["map@100"]) == ("ndcg@10", 1, 1)
     assert set(beir.hashes) == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}
 
 
 def test_a_random_encoder_stays_near_chance(tmp_path: Path) -> None:
-    result = PassageRetrieval(data=str(write_marco(tmp_path, passages=300, queries=40))).run(random_subject())[0]
+    result = PassageRetrieval(data=str(write_marco(tmp_path, passages=300, queries=40))).run(
+        random_subject()
+    )[0]
     for metric, chance in result.chance.items():
         assert abs(result.metrics[metric] - chance) < 0.15, metric
 
 
-def test_equal_scores_go_to_the_larger_id_so_that_a_constant_encoder_gains_nothing(tmp_path: Path) -> None:
+def test_equal_scores_go_to_the_larger_id_so_that_a_constant_encoder_gains_nothing(
+    tmp_path: Path,
+) -> None:
     root = write_marco(tmp_path / "m", passages=30, queries=5)
-    subject = Subject(None, FakeTower("text", lambda text: torch.ones(4), 4), batch_size=7, output=tmp_path / "out")  # type: ignore[arg-type]
+    subject = Subject(
+        None,
+        FakeTower("text", lambda text: torch.ones(4), 4),
+        batch_size=7,
+        output=tmp_path / "out",
+    )  # type: ignore[arg-type]
     result = PassageRetrieval(data=str(root), chunk_size=4, k=[3]).run(subject)[0]
     assert result.metrics["mrr@10"] < 0.15
     lines = (tmp_path / "out" / "passage_retrieval-m-dev.small.run").read_text().splitlines()
@@ -46,7 +72,10 @@ def test_chunks_and_batches_move_no_score(tmp_path: Path) -> None:
     root = write_beir(tmp_path, passages=70)
     whole = PassageRetrieval(data=str(root)).run(random_subject())[0].metrics
     for chunk in (1, 9, 64):
-        assert PassageRetrieval(data=str(root), chunk_size=chunk).run(random_subject())[0].metrics == whole
+        assert (
+            PassageRetrieval(data=str(root), chunk_size=chunk).run(random_subject())[0].metrics
+            == whole
+        )
 
 
 def test_what_was_embedded_before_an_interruption_is_not_embedded_again(tmp_path: Path) -> None:
@@ -71,12 +100,16 @@ def test_what_was_embedded_before_an_interruption_is_not_embedded_again(tmp_path
 
 
 def test_only_the_small_queries_count_where_judgements_cover_more(tmp_path: Path) -> None:
-    result = PassageRetrieval(data=str(write_marco(tmp_path, small=False))).run(perfect_subject())[0]
+    result = PassageRetrieval(data=str(write_marco(tmp_path, small=False))).run(perfect_subject())[
+        0
+    ]
     assert (result.num_items, result.metrics["mrr@10"]) == (10, 1)
     assert "qrels.dev.tsv" in result.hashes
 
 
-def test_a_judged_query_without_text_counts_nothing_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judged_query_without_text_counts_nothing_and_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_marco(tmp_path)
     with open(root / "qrels.dev.small.tsv", "a") as file:
         file.write("3000\t0\t1\t1\n")
@@ -88,7 +121,11 @@ def test_a_judged_query_without_text_counts_nothing_and_is_said(tmp_path: Path, 
 def test_a_smaller_collection_keeps_relevant_passages_and_is_named(tmp_path: Path) -> None:
     root = write_marco(tmp_path / "m", passages=80)
     result = PassageRetrieval(data=str(root), max_passages=20).run(perfect_subject())[0]
-    assert (result.dataset, result.metrics["recall@10"], result.settings["passages"]) == ("m[20]", 1, 20)
+    assert (result.dataset, result.metrics["recall@10"], result.settings["passages"]) == (
+        "m[20]",
+        1,
+        20,
+    )
 
 
 def test_the_search_goes_through_the_head(tmp_path: Path) -> None:
@@ -119,13 +156,19 @@ def test_a_collection_is_found_below_the_root_and_several_are_asked_about(tmp_pa
     write_beir(tmp_path / "retrieval" / "one")
     assert PassageRetrieval().run(perfect_subject(data_root=tmp_path))[0].dataset == "one"
     write_marco(tmp_path / "retrieval" / "two")
-    with pytest.raises(DataError, match=r"several collections; choose one with `dataset:`\. Found: one, two"):
+    with pytest.raises(
+        DataError, match=r"several collections; choose one with `dataset:`\. Found: one, two"
+    ):
         PassageRetrieval().run(perfect_subject(data_root=tmp_path))
-    assert PassageRetrieval(dataset="two").run(perfect_subject(data_root=tmp_path))[0].dataset == "two"
+    assert (
+        PassageRetrieval(dataset="two").run(perfect_subject(data_root=tmp_path))[0].dataset == "two"
+    )
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no collection\.tsv \(MS MARCO\) or corpus\.jsonl \(BEIR\)"):
+    with pytest.raises(
+        DataError, match=r"holds no collection\.tsv \(MS MARCO\) or corpus\.jsonl \(BEIR\)"
+    ):
         PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
     root = write_beir(tmp_path / "b")
     with pytest.raises(DataError, match=r"misses qrels/dev\.tsv\. Splits with judgements: test"):
@@ -147,8 +190,13 @@ def test_ids_of_a_beir_folder_may_hold_blanks(tmp_path: Path) -> None:
         ("qrels/test.tsv", "q1\td1\t", "q 1\td 1\t"),
     ):
         (root / file).write_text((root / file).read_text().replace(old, new))
-    (root / "qrels/test.tsv").write_text((root / "qrels/test.tsv").read_text().replace("q1\t", "q 1\t"))
-    assert PassageRetrieval(data=str(root), gain="binary").run(perfect_subject())[0].metrics["map@100"] == 1
+    (root / "qrels/test.tsv").write_text(
+        (root / "qrels/test.tsv").read_text().replace("q1\t", "q 1\t")
+    )
+    assert (
+        PassageRetrieval(data=str(root), gain="binary").run(perfect_subject())[0].metrics["map@100"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("file", ["collection.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv"])
@@ -168,15 +216,41 @@ def test_a_query_may_hold_a_carriage_return_and_further_tabs(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("file", "line", "said"),
     [
-        ("queries.jsonl", '{"_id": "q1", "text": "again"}', r"queries\.jsonl:11: query id 'q1' occurs more than once"),
-        ("queries.jsonl", '{"_id": "q99", "text": null}', r"queries\.jsonl:11: a record needs '_id' and 'text'"),
-        ("corpus.jsonl", '{"_id": null, "text": "a"}', r"corpus\.jsonl:51: a record needs '_id' and 'text'"),
-        ("corpus.jsonl", '{"_id": "d99", "text": ["a"]}', r"corpus\.jsonl:51: a record needs '_id' and 'text'"),
-        ("qrels/test.tsv", "q1\td9\tinf", r"test\.tsv:22: the grade should be a number and is 'inf'"),
-        ("qrels/test.tsv", "q1\td9", r"test\.tsv:22: has 2 fields; expected query-id corpus-id score"),
+        (
+            "queries.jsonl",
+            '{"_id": "q1", "text": "again"}',
+            r"queries\.jsonl:11: query id 'q1' occurs more than once",
+        ),
+        (
+            "queries.jsonl",
+            '{"_id": "q99", "text": null}',
+            r"queries\.jsonl:11: a record needs '_id' and 'text'",
+        ),
+        (
+            "corpus.jsonl",
+            '{"_id": null, "text": "a"}',
+            r"corpus\.jsonl:51: a record needs '_id' and 'text'",
+        ),
+        (
+            "corpus.jsonl",
+            '{"_id": "d99", "text": ["a"]}',
+            r"corpus\.jsonl:51: a record needs '_id' and 'text'",
+        ),
+        (
+            "qrels/test.tsv",
+            "q1\td9\tinf",
+            r"test\.tsv:22: the grade should be a number and is 'inf'",
+        ),
+        (
+            "qrels/test.tsv",
+            "q1\td9",
+            r"test\.tsv:22: has 2 fields; expected query-id corpus-id score",
+        ),
     ],
 )
-def test_a_damaged_line_is_told_with_its_place(tmp_path: Path, file: str, line: str, said: str) -> None:
+def test_a_damaged_line_is_told_with_its_place(
+    tmp_path: Path, file: str, line: str, said: str
+) -> None:
     root = write_beir(tmp_path)
     with open(root / file, "a") as opened:
         opened.write(line + "\n")
@@ -187,5 +261,8 @@ def test_a_damaged_line_is_told_with_its_place(tmp_path: Path, file: str, line: 
 def test_judgements_of_other_queries_only_are_refused(tmp_path: Path) -> None:
     root = write_beir(tmp_path)
     (root / "queries.jsonl").write_text('{"_id": "other", "text": "a"}\n')
-    with pytest.raises(DataError, match=r"test\.tsv: judges queries that queries\.jsonl has no text for, such as 'q0'"):
+    with pytest.raises(
+        DataError,
+        match=r"test\.tsv: judges queries that queries\.jsonl has no text for, such as 'q0'",
+    ):
         PassageRetrieval(data=str(root)).run(perfect_subject())

@@ -18,17 +18,24 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_perfect_encoder_scores_one_in_every_task(root: Path) -> None:
-    results = {result.dataset: result for result in SentEval(data=str(root), classifier="sklearn", kfold=2).run(perfect_subject())}
+    results = {
+        result.dataset: result
+        for result in SentEval(data=str(root), classifier="sklearn", kfold=2).run(perfect_subject())
+    }
     assert set(results) == {*TASKS, "average"} and len(PROBING) == 10
     for name, result in results.items():
         if "accuracy" in result.metrics:
             assert result.metrics["accuracy"] == 1, name
     assert results["MRPC"].metrics["f1"] == 1
-    assert results["STS-B"].metrics["spearman"] > 0.8 and results["SICK-R"].metrics["spearman"] > 0.8
+    assert (
+        results["STS-B"].metrics["spearman"] > 0.8 and results["SICK-R"].metrics["spearman"] > 0.8
+    )
 
 
 def test_a_random_encoder_stays_near_chance(root: Path) -> None:
-    for result in SentEval(data=str(root), tasks=["MR", "TREC"], classifier="sklearn", kfold=2).run(random_subject()):
+    for result in SentEval(data=str(root), tasks=["MR", "TREC"], classifier="sklearn", kfold=2).run(
+        random_subject()
+    ):
         assert result.metrics["accuracy"] < result.chance["accuracy"] + 0.25, result.dataset
 
 
@@ -40,7 +47,9 @@ def test_the_torch_classifier_learns_what_logistic_regression_learns(root: Path)
 
 
 def test_word_content_is_always_linear(root: Path) -> None:
-    content, length = SentEval(data=str(root), tasks=["WordContent", "Length"], classifier="fast", hidden=5).run(random_subject())
+    content, length = SentEval(
+        data=str(root), tasks=["WordContent", "Length"], classifier="fast", hidden=5
+    ).run(random_subject())
     assert (content.settings["hidden"], length.settings["hidden"]) == (0, 5)
 
 
@@ -50,13 +59,21 @@ def test_items_are_sorted_by_tokens_then_label(root: Path) -> None:
             keys = [len(text.split()) for text in part.first]
             assert keys == sorted(keys), name
             if part.second is None:
-                assert all(a <= b for a, b, same in zip(part.labels, part.labels[1:], np.diff(keys) == 0, strict=False) if same), name
+                assert all(
+                    a <= b
+                    for a, b, same in zip(
+                        part.labels, part.labels[1:], np.diff(keys) == 0, strict=False
+                    )
+                    if same
+                ), name
 
 
 def test_latin_1_is_read_and_the_byte_order_mark_is_not_a_label(root: Path) -> None:
     task = TASKS["MR"]
     assert task.read([root / file for file in task.files])[0].first[0].startswith("café one")
-    assert sorted(set(TASKS["MRPC"].read([root / file for file in TASKS["MRPC"].files])[0].labels)) == [0, 1]
+    assert sorted(
+        set(TASKS["MRPC"].read([root / file for file in TASKS["MRPC"].files])[0].labels)
+    ) == [0, 1]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -74,7 +91,9 @@ def test_a_damaged_line_is_told_with_its_place(root: Path, tmp_path: Path) -> No
 
 
 def test_too_few_items_for_the_folds_say_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"MR: the rarest class has 6 items, and 10 folds need one each"):
+    with pytest.raises(
+        DataError, match=r"MR: the rarest class has 6 items, and 10 folds need one each"
+    ):
         SentEval(data=str(write_senteval(tmp_path, items=12)), tasks=["MR"]).run(random_subject())
 
 
@@ -99,10 +118,16 @@ def test_an_empty_sentence_has_no_tokens_and_comes_first(tmp_path: Path) -> None
 
 def test_blank_lines_and_further_columns_are_passed_over(tmp_path: Path) -> None:
     root = write_senteval(tmp_path, items=12)
-    for file, line in (("TREC/TREC_10.label", "\n"), ("SST/binary/sentiment-test", "a b\t1\tmore\n")):
+    for file, line in (
+        ("TREC/TREC_10.label", "\n"),
+        ("SST/binary/sentiment-test", "a b\t1\tmore\n"),
+    ):
         with open(root / "downstream" / file, "a") as opened:
             opened.write(line)
-    sizes = [len(TASKS[name].read([root / file for file in TASKS[name].files])[-1].labels) for name in ("TREC", "SST2")]
+    sizes = [
+        len(TASKS[name].read([root / file for file in TASKS[name].files])[-1].labels)
+        for name in ("TREC", "SST2")
+    ]
     assert sizes == [12, 13]
 
 
@@ -110,5 +135,11 @@ def test_blank_lines_and_further_columns_are_passed_over(tmp_path: Path) -> None
 def test_training_sentences_of_one_class_are_refused(tmp_path: Path, classifier: Any) -> None:
     root = write_senteval(tmp_path)
     (root / "downstream/SST/binary/sentiment-train").write_text("a b\t1\n" * 30)
-    with pytest.raises(DataError, match=r"SST2 has training sentences of one class only in downstream/SST/binary/sentiment-train"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"SST2 has training sentences of one class only in"
+            r" downstream/SST/binary/sentiment-train"
+        ),
+    ):
         SentEval(data=str(root), tasks=["SST2"], classifier=classifier).run(random_subject())

@@ -33,7 +33,11 @@ def test_a_perfect_encoder_scores_one_in_every_aggregation(root: Path) -> None:
     for result in results.values():
         for metric, value in result.metrics.items():
             assert value == pytest.approx(1, abs=1e-3), (result.dataset, metric)
-    assert set(results["STS12"].metrics) == {f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")}
+    assert set(results["STS12"].metrics) == {
+        f"{metric}_{kind}"
+        for metric in ("spearman", "pearson")
+        for kind in ("all", "mean", "wmean")
+    }
 
 
 def test_pairs_without_gold_score_are_skipped_and_counted(root: Path) -> None:
@@ -50,19 +54,28 @@ def test_the_two_sizes_of_sick_are_told_apart(root: Path) -> None:
 
 def test_results_name_protocol_aggregation_files_and_versions(root: Path) -> None:
     result = STS(data=str(root), sets=["STS16"], aggregation="wmean").run(random_subject())[0]
-    assert (result.protocol, result.headline, result.settings["aggregation"]) == ("unsupervised_cosine", "spearman_wmean", "wmean")
+    assert (result.protocol, result.headline, result.settings["aggregation"]) == (
+        "unsupervised_cosine",
+        "spearman_wmean",
+        "wmean",
+    )
     assert set(result.hashes) == set(result.settings["files"]) and len(result.hashes) == 10
     assert {"numpy", "scipy", "torch"} <= set(result.settings["libraries"])
     assert json.loads(json.dumps(result.to_json())) == result.to_json()
 
 
-def test_sets_that_are_not_there_are_named_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sets_that_are_not_there_are_named_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_sts(tmp_path)
     (root / "downstream/STS/STS12-en-test/STS.gs.MSRvid.txt").unlink()
     (root / "downstream/SICK/SICK_test_annotated.txt").unlink()
     assert "STS12" not in by_set(STS().run(perfect_subject(data_root=root)))
     warning = " ".join(capsys.readouterr().err.split())
-    assert "STS12 misses STS/STS12-en-test/STS.gs.MSRvid.txt" in warning and "SICKR misses SICK/SICK_test_annotated.txt" in warning
+    assert (
+        "STS12 misses STS/STS12-en-test/STS.gs.MSRvid.txt" in warning
+        and "SICKR misses SICK/SICK_test_annotated.txt" in warning
+    )
     with pytest.raises(DataError, match=r"STS12 misses STS/STS12-en-test/STS\.gs\.MSRvid\.txt"):
         STS(data=str(root), sets=["STS12"]).run(perfect_subject())
 
@@ -84,7 +97,9 @@ def test_a_score_that_is_no_number_is_told_with_its_line(tmp_path: Path) -> None
     file = root / "downstream/STS/STS13-en-test/STS.gs.OnWN.txt"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], "four", *lines[2:]]) + "\n")
-    with pytest.raises(DataError, match=r"STS\.gs\.OnWN\.txt:2: the score should be a number and is 'four'"):
+    with pytest.raises(
+        DataError, match=r"STS\.gs\.OnWN\.txt:2: the score should be a number and is 'four'"
+    ):
         STS(data=str(root), sets=["STS13"]).run(perfect_subject())
     file.write_text("\n".join(lines[:5]) + "\n")
     with pytest.raises(DataError, match="has 5 lines for 12 pairs"):
@@ -99,17 +114,23 @@ def test_a_single_judged_pair_is_refused_and_a_constant_score_is_null(tmp_path: 
     with pytest.raises(DataError, match="has 1 judged pairs"):
         STS(data=str(root), sets=["STSB-dev"]).run(perfect_subject())
     file.write_text(f"{line}\n{line}\n")
-    assert STS(data=str(root), sets=["STSB-dev"]).run(perfect_subject())[0].to_json()["metrics"] == {"spearman": None, "pearson": None}
+    assert STS(data=str(root), sets=["STSB-dev"]).run(perfect_subject())[0].to_json()[
+        "metrics"
+    ] == {"spearman": None, "pearson": None}
 
 
 def test_batch_size_moves_no_score(root: Path) -> None:
     few, many = random_subject(), random_subject()
     few.batch_size, many.batch_size = 3, 1000
     suite = STS(data=str(root))
-    assert [result.metrics for result in suite.run(few)] == [result.metrics for result in suite.run(many)]
+    assert [result.metrics for result in suite.run(few)] == [
+        result.metrics for result in suite.run(many)
+    ]
 
 
-def test_blank_lines_at_the_end_are_no_pairs_and_a_carriage_return_ends_none(tmp_path: Path) -> None:
+def test_blank_lines_at_the_end_are_no_pairs_and_a_carriage_return_ends_none(
+    tmp_path: Path,
+) -> None:
     root = write_sts(tmp_path)
     whole = by_set(STS(data=str(root), sets=["STS13"]).run(perfect_subject()))["STS13"]
     folder = root / "downstream/STS/STS13-en-test"
@@ -141,5 +162,7 @@ def test_a_similarity_without_a_correlation_is_not_the_best_one(tmp_path: Path) 
 
     subject = Subject(None, FakeTower("text", lengths, 2))  # type: ignore[arg-type]
     root = write_sts(tmp_path)
-    assert STS(data=str(root), sets=["STSB"], similarity="max").run(subject)[0].metrics["spearman"] == pytest.approx(1)
+    assert STS(data=str(root), sets=["STSB"], similarity="max").run(subject)[0].metrics[
+        "spearman"
+    ] == pytest.approx(1)
     assert math.isnan(STS(data=str(root), sets=["STSB"]).run(subject)[0].metrics["spearman"])

@@ -12,7 +12,9 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.suites.wiki_sections import WikiSections
 from vlkd_cli.features.subject import Subject
 
-GOLDENS = json.loads((Path(__file__).parents[3] / "golden" / "text_evals.json").read_text(encoding="utf-8"))
+GOLDENS = json.loads(
+    (Path(__file__).parents[3] / "golden" / "text_evals.json").read_text(encoding="utf-8")
+)
 
 
 def test_a_perfect_encoder_scores_one_and_a_random_one_a_half(tmp_path: Path) -> None:
@@ -32,15 +34,25 @@ def test_a_limit_shows_in_the_split_and_a_missing_file_is_named(tmp_path: Path) 
 
 def test_wrong_columns_are_told(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("a,b,c\n1,2,3\n")
-    with pytest.raises(DataError, match=r"test\.csv:1: the header should have the columns Sentence1, Sentence2, Sentence3; it has a, b, c"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"test\.csv:1: the header should have the columns Sentence1, Sentence2, Sentence3; it"
+            r" has a, b, c"
+        ),
+    ):
         WikiSections(data=str(tmp_path)).run(perfect_subject())
 
 
 def test_accuracies_equal_the_golden_ones_and_a_tie_is_wrong(tmp_path: Path) -> None:
     data = GOLDENS["data"]["tri"]
     expected = {case["name"]: case["expected"] for case in GOLDENS["cases"]}
-    table = {f"{side} {i}": torch.tensor(vector) for side in data for i, vector in enumerate(data[side])}
-    rows = [",".join(f"{side} {i}" for side in ("anchor", "positive", "negative")) for i in range(12)]
+    table = {
+        f"{side} {i}": torch.tensor(vector) for side in data for i, vector in enumerate(data[side])
+    }
+    rows = [
+        ",".join(f"{side} {i}" for side in ("anchor", "positive", "negative")) for i in range(12)
+    ]
     (tmp_path / "test.csv").write_text("\n".join(["anchor,positive,negative", *rows]))
     subject = Subject(None, FakeTower("text", table.__getitem__, 5))  # type: ignore[arg-type]
 
@@ -48,9 +60,15 @@ def test_accuracies_equal_the_golden_ones_and_a_tie_is_wrong(tmp_path: Path) -> 
         return WikiSections(data=str(tmp_path), **keys).run(subject)[0].metrics["accuracy"]  # type: ignore[arg-type]
 
     for kind in ("cosine", "dot", "euclidean", "manhattan"):
-        assert accuracy(similarity=kind) == pytest.approx(expected["triplet_accuracy"][f"{kind}_accuracy"], abs=1e-6)
-    assert accuracy(margin=0.3) == pytest.approx(expected["triplet_accuracy"]["cosine_accuracy_with_margin_0.3"], abs=1e-6)
-    assert accuracy(similarity="max") == pytest.approx(expected["st22_triplet_return_value"]["return"], abs=1e-6)
+        assert accuracy(similarity=kind) == pytest.approx(
+            expected["triplet_accuracy"][f"{kind}_accuracy"], abs=1e-6
+        )
+    assert accuracy(margin=0.3) == pytest.approx(
+        expected["triplet_accuracy"]["cosine_accuracy_with_margin_0.3"], abs=1e-6
+    )
+    assert accuracy(similarity="max") == pytest.approx(
+        expected["st22_triplet_return_value"]["return"], abs=1e-6
+    )
 
 
 def test_blank_rows_are_passed_over(tmp_path: Path) -> None:
@@ -59,7 +77,11 @@ def test_blank_rows_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"), [(b"a\xff,b,c", "is not utf-8 text"), (b"a" * 200_000 + b",b,c", "is not a comma-separated table: field larger")]
+    ("row", "said"),
+    [
+        (b"a\xff,b,c", "is not utf-8 text"),
+        (b"a" * 200_000 + b",b,c", "is not a comma-separated table: field larger"),
+    ],
 )
 def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path: Path, row: bytes, said: str) -> None:
     (tmp_path / "test.csv").write_bytes(b"Sentence1,Sentence2,Sentence3\n" + row + b"\n")

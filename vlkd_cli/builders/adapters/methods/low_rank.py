@@ -25,11 +25,13 @@ class LoRA(PeftMethod):
     Args:
         rank: inner width of the product.
         alpha: the product is scaled by alpha / rank.
-        targets: which matrices: q, k, v, o (attention), intermediate, output (feed-forward), or the end of a module's name.
+        targets: which matrices: q, k, v, o (attention), intermediate, output (feed-forward), or the
+            end of a module's name.
         dropout: share of the input dropped while training.
         rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA).
 
-    Source: Hu et al., LoRA, arXiv:2106.09685, section 4; Kalajdzievski, arXiv:2312.03732 (rsLoRA); as peft builds them.
+    Source: Hu et al., LoRA, arXiv:2106.09685, section 4; Kalajdzievski, arXiv:2312.03732 (rsLoRA);
+        as peft builds them.
     """
 
     paper: ClassVar[str] = "arXiv:2106.09685"
@@ -44,7 +46,12 @@ class LoRA(PeftMethod):
         rank_stabilised: bool = False,
     ) -> None:
         self.targets = list(targets)
-        self.options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_rslora": rank_stabilised}
+        self.options = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "lora_dropout": dropout,
+            "use_rslora": rank_stabilised,
+        }
 
     def config(self) -> Any:
         from peft import LoraConfig
@@ -67,7 +74,12 @@ class DoRA(PeftMethod):
     paper: ClassVar[str] = "arXiv:2402.09353"
 
     def __init__(
-        self, *, rank: PositiveInt = 8, alpha: Positive = 16, targets: Sequence[str] = ("q", "v"), dropout: Probability = 0.0
+        self,
+        *,
+        rank: PositiveInt = 8,
+        alpha: Positive = 16,
+        targets: Sequence[str] = ("q", "v"),
+        dropout: Probability = 0.0,
     ) -> None:
         self.targets = list(targets)
         self.options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": True}
@@ -79,7 +91,8 @@ class DoRA(PeftMethod):
 
 
 class VeRA(PeftMethod):
-    """LoRA whose two matrices are random, fixed and shared by all layers; only two vectors per layer learn.
+    """LoRA whose two matrices are random, fixed and shared by all layers; only two vectors per
+    layer learn.
 
     Args:
         rank: inner width of the product; large, because only vectors of this length learn.
@@ -88,7 +101,8 @@ class VeRA(PeftMethod):
         dropout: share of the input dropped while training.
         projection_seed: seed of the random matrices, so that checkpoints need not hold them.
 
-    Source: Kopiczko et al., VeRA, arXiv:2310.11454, equation 2; as peft builds it (the library `adapters` trains full matrices instead).
+    Source: Kopiczko et al., VeRA, arXiv:2310.11454, equation 2; as peft builds it (the library
+        `adapters` trains full matrices instead).
     """
 
     paper: ClassVar[str] = "arXiv:2310.11454"
@@ -103,7 +117,12 @@ class VeRA(PeftMethod):
         projection_seed: NonNegativeInt = 0,
     ) -> None:
         self.targets = list(targets)
-        self.options = {"r": rank, "d_initial": initial_scale, "vera_dropout": dropout, "projection_prng_key": projection_seed}
+        self.options = {
+            "r": rank,
+            "d_initial": initial_scale,
+            "vera_dropout": dropout,
+            "projection_prng_key": projection_seed,
+        }
 
     def config(self) -> Any:
         from peft import VeraConfig
@@ -121,14 +140,18 @@ class IA3(PeftMethod):
         targets: which outputs are scaled: q, k, v, o, intermediate, or the end of a module's name.
         feed_forward: whether the input of the feed-forward part's second matrix is scaled too.
 
-    Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638, section 3.3; as peft builds it.
+    Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638, section 3.3; as
+        peft builds it.
     """
 
     paper: ClassVar[str] = "arXiv:2205.05638"
 
     def __init__(self, *, targets: Sequence[str] = ("k", "v"), feed_forward: bool = True) -> None:
         if feed_forward and "output" in targets:
-            raise RecipeError("adapter.targets: 'output' is scaled at its input by feed_forward: true already. Remove one of the two.")
+            raise RecipeError(
+                "adapter.targets: 'output' is scaled at its input by feed_forward: true already."
+                " Remove one of the two."
+            )
         self.targets = list(targets)
         self.feed_forward = feed_forward
 
@@ -139,7 +162,8 @@ class IA3(PeftMethod):
 
 
 class MTLLoRA(Method):
-    """LoRA for several tasks: the thin matrices are shared, each task has its own small matrix between them and its own mixture.
+    """LoRA for several tasks: the thin matrices are shared, each task has its own small matrix
+    between them and its own mixture.
 
     A row's task is the input's `task_ids` `[B]` where it has them, else `task`.
 
@@ -153,8 +177,8 @@ class MTLLoRA(Method):
         up_projections: number of second matrices that are mixed.
         sharpness: temperature of the mixture.
 
-    Source: Yang et al., MTL-LoRA, arXiv:2410.09437; as the library `adapters` builds it, with diagonal small matrices
-    (its full ones cannot be built).
+    Source: Yang et al., MTL-LoRA, arXiv:2410.09437; as the library `adapters` builds it, with
+    diagonal small matrices (its full ones cannot be built).
     """
 
     paper: ClassVar[str] = "arXiv:2410.09437"

@@ -1,4 +1,5 @@
-"""What every parameter-efficient method of a text tower says about itself; torch-free, so that a recipe is checked without torch."""
+"""What every parameter-efficient method of a text tower says about itself; torch-free, so that a
+recipe is checked without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 
 class Method:
-    """Base of the methods: keyword-only constructor arguments are the keys of a tower's `adapter:`."""
+    """Base of the methods: keyword-only constructor arguments are the keys of a tower's
+    `adapter:`."""
 
     paper: ClassVar[str]
     """Where the method was published."""
@@ -17,7 +19,8 @@ class Method:
     merges: ClassVar[bool] = False
     """Whether its weights can be folded into the base weights without a remainder."""
     gates_over_tokens: ClassVar[bool] = False
-    """Whether it averages something over all positions, padded ones included. Such a tower encodes sentences of equal length together."""
+    """Whether it averages something over all positions, padded ones included. Such a tower encodes
+    sentences of equal length together."""
 
     named_layers: Sequence[int] = ()
     """Layers that its keys name, counted from 0; each has to be one of the encoder's."""

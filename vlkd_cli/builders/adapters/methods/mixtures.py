@@ -18,7 +18,8 @@ class MixAndMatch(Method):
         scaling: factor on what the parallel bottleneck adds.
         dropout: share of both parts' values dropped while training.
 
-    Source: He et al., Towards a Unified View of Parameter-Efficient Transfer Learning, arXiv:2110.04366; as `adapters` builds it.
+    Source: He et al., Towards a Unified View of Parameter-Efficient Transfer Learning,
+        arXiv:2110.04366; as `adapters` builds it.
     """
 
     paper: ClassVar[str] = "arXiv:2110.04366"
@@ -33,20 +34,30 @@ class MixAndMatch(Method):
         scaling: Positive = 4.0,
         dropout: Probability = 0.0,
     ) -> None:
-        self.prefix = {"prefix_length": prefix_length, "bottleneck_size": bottleneck_size, "dropout": dropout}
-        self.bottleneck = {"reduction_factor": reduction_factor, "scaling": scaling, "dropout": dropout}
+        self.prefix = {
+            "prefix_length": prefix_length,
+            "bottleneck_size": bottleneck_size,
+            "dropout": dropout,
+        }
+        self.bottleneck = {
+            "reduction_factor": reduction_factor,
+            "scaling": scaling,
+            "dropout": dropout,
+        }
 
     def config(self) -> Any:
         from adapters import MAMConfig, ParBnConfig, PrefixTuningConfig
 
-        return MAMConfig(prefix_tuning=PrefixTuningConfig(**self.prefix), adapter=ParBnConfig(**self.bottleneck))
+        return MAMConfig(
+            prefix_tuning=PrefixTuningConfig(**self.prefix), adapter=ParBnConfig(**self.bottleneck)
+        )
 
 
 class UniPELT(Method):
     """Prefix tuning, a bottleneck and LoRA, each behind a gate that the sentence sets.
 
-    The gates average over all positions, so sentences are encoded in groups of equal length: an embedding does not depend on its batch, at
-    the price of more and smaller forward passes.
+    The gates average over all positions, so sentences are encoded in groups of equal length: an
+    embedding does not depend on its batch, at the price of more and smaller forward passes.
 
     Args:
         prefix_length: number of learned positions.
@@ -79,5 +90,7 @@ class UniPELT(Method):
         from adapters import LoRAConfig, PrefixTuningConfig, SeqBnConfig, UniPELTConfig
 
         return UniPELTConfig(
-            prefix_tuning=PrefixTuningConfig(**self.prefix), adapter=SeqBnConfig(**self.bottleneck), lora=LoRAConfig(**self.lora)
+            prefix_tuning=PrefixTuningConfig(**self.prefix),
+            adapter=SeqBnConfig(**self.bottleneck),
+            lora=LoRAConfig(**self.lora),
         )

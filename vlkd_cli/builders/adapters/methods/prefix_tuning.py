@@ -36,7 +36,9 @@ class PrefixTuning(Method):
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         if flat and bottleneck_size is not None:
-            raise RecipeError("adapter.bottleneck_size: has no effect with flat: true. Remove one of the two.")
+            raise RecipeError(
+                "adapter.bottleneck_size: has no effect with flat: true. Remove one of the two."
+            )
         self.named_layers = list(leave_out)
         self.options = {
             "prefix_length": length,
@@ -53,15 +55,18 @@ class PrefixTuning(Method):
 
 
 class PromptTuning(Method):
-    """Learned word vectors before those of the sentence. They take part in the attention, and no pooler sees them.
+    """Learned word vectors before those of the sentence. They take part in the attention, and no
+    pooler sees them.
 
     Args:
         length: number of learned vectors; the longest sentence is shorter by as many tokens.
-        init: `vocabulary` starts from words drawn at random, `text` from `init_text`, `random` from a normal distribution.
+        init: `vocabulary` starts from words drawn at random, `text` from `init_text`, `random` from
+            a normal distribution.
         init_text: the words to start from, repeated or cut to `length`; only with init: text.
 
-    Source: Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv:2104.08691; the vectors are peft's, because with
-    those of `adapters` padding leaks into the sentence.
+    Source: Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning,
+    arXiv:2104.08691; the vectors are peft's, because with those of `adapters` padding leaks into
+    the sentence.
     """
 
     paper: ClassVar[str] = "arXiv:2104.08691"
@@ -89,4 +94,6 @@ class PromptTuning(Method):
 
         # Words are looked up with the tower's own tokenizer afterwards, so peft never opens one.
         init = "SAMPLE_VOCAB" if self.init == "vocabulary" else "RANDOM"
-        return PromptTuningConfig(num_virtual_tokens=self.length, num_transformer_submodules=1, prompt_tuning_init=init)
+        return PromptTuningConfig(
+            num_virtual_tokens=self.length, num_transformer_submodules=1, prompt_tuning_init=init
+        )
