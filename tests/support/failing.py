@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.distiller import Context, Distiller
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distributed.runtime import rank
 
@@ -73,3 +74,23 @@ class Slow(InfoNCE):
     def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
         time.sleep(self.seconds)
         return super().forward(student, teacher, context)
+
+
+class Stops(Distiller):
+    """A term that is 0 and interrupts its process at a step, as Ctrl-C would.
+
+    Args:
+        step: the optimizer step, from 1.
+    """
+
+    direction = "one_way"
+
+    def __init__(self, *, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
+        assert context is not None
+        if context.step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0 * student.sum()
