@@ -78,11 +78,6 @@ def test_resuming_at_any_step_equals_never_having_stopped(
     assert differences(whole, resumed) == []
 
 
-def test_accumulated_gradients_are_those_of_their_mean(tmp_path: Path) -> None:
-    run = train(tmp_path, tiny_recipe(train={"accumulate": 3, "epochs": 1}))
-    assert final_state(run)["step"] == 2
-
-
 def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
