@@ -3,12 +3,14 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 BIN := $(VENV)/bin
 LATEST := .venv-latest
+LOWEST := .venv-lowest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 # One core per process: tests start processes of their own, and small tensors gain nothing from threads.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install install-dev test test-slow test-latest test-gpu check format bench docs clean
+.PHONY: help quickstart install install-dev test test-slow test-latest test-lowest test-gpu coverage check format bench \
+	docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -40,7 +42,7 @@ $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/pyt
 test: install-dev  ## set up and run the fast tests
 	$(TEST) -q -m "not slow and not gpu"
 
-test-slow: install-dev  ## the tests that take longer than a few seconds each
+test-slow: install-dev  ## the tests that take over 5 seconds each
 	$(TEST) -q -m "slow and not gpu" --timeout 1200
 
 test-latest: $(LATEST)/.installed  ## the fast tests with transformers 5 and sentence-transformers 6, where no adapters can be
@@ -55,15 +57,29 @@ $(LATEST)/.installed: pyproject.toml requirements/constraints.txt requirements/l
 		-r requirements/latest.txt -e '.[tensorboard,wandb,fast]'
 	@touch $@
 
+test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -q -m "not slow and not gpu"
+
+# uv resolves to the lowest versions of what vlkd itself asks for; the tools of the tests are the usual ones.
+$(LOWEST)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[tests]'
+	@touch $@
+
 test-gpu: install-dev  ## the tests that need CUDA devices
 	$(TEST) -q -m gpu --timeout 1200
 
-check: install-dev  ## ruff (rules and format) and mypy
+coverage: install-dev  ## the fast tests with their line coverage, workers and commands included
+	COVERAGE_PROCESS_START=pyproject.toml $(TEST) -q -m "not slow and not gpu" --cov --cov-report=term --cov-report=html
+
+check: install-dev  ## lint, format, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
-format: install-dev  ## let ruff mend what it can
+format: install-dev  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
