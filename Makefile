@@ -86,8 +86,8 @@ format: install-dev  ## let ruff fix what it can
 bench: install  ## how quick the command line starts; the other scripts under benchmarks/ say what they need
 	$(BIN)/python benchmarks/startup.py
 
-docs: install  ## write docs/catalogue.md anew from the signatures
-	$(BIN)/vlkd recipes reference --output docs/catalogue.md
+docs: install  ## write the generated parts of README.md and docs/
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove caches and builds, never runs or .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

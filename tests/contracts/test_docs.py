@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from docs import generate
 from tests.architecture.test_layers import ROWS
 from tests.support.page_commands import (
     check_yaml,
@@ -180,16 +181,19 @@ def test_the_rooms_are_there():
             assert (ROOT / "vlkd_cli" / name).exists(), name
 
 
-def test_the_table_of_suites_is_the_catalogue():
-    expected = [
-        [
-            name,
-            entry.summary,
-            ", ".join(sorted(signature_of("suite", name).attributes["modalities"])),
-        ]
-        for name, entry in CATALOG["suite"].items()
-    ]
-    assert table_after(ROOT / "docs" / "evaluation.md", "## Suites") == expected
+def test_generated_parts_are_up_to_date():
+    expected = {**generate.generated_snippets(), **generate.generated_pages()}
+    assert len(expected) > 15
+    old = [str(path) for path, text in expected.items() if path.read_text(encoding="utf-8") != text]
+    assert old == [], "run: make docs"
+
+
+def test_a_generated_part_is_written_again_whatever_it_was():
+    page = "<!-- table: suites -->\n\n| old |\n|---|\n\nafter\n"
+    written = generate.filled(page)
+    assert "| old |" not in written and written.endswith("|\n\nafter\n")
+    assert generate.filled(written) == written
+    assert len(written.splitlines()) == len(CATALOG["suite"]) + 6
 
 
 MINE = """\

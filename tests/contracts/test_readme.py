@@ -1,5 +1,4 @@
-"""Every command of the README is tested in exactly one way, its recipe passes the checks, and its
-table is the catalogue."""
+"""Every command of the README is tested in exactly one way, and its recipe passes the checks."""
 
 from __future__ import annotations
 
@@ -15,9 +14,7 @@ from tests.support.page_commands import (
     way_of,
     write_recipes,
 )
-from tests.support.pages import ROOT, blocks_of, commands_of, inside, table_after
-from vlkd_cli import catalog
-from vlkd_cli.recipe.params import signature_of
+from tests.support.pages import ROOT, blocks_of, commands_of, inside
 
 README = ROOT / "README.md"
 COMMANDS = commands_of(README)
@@ -61,43 +58,3 @@ def test_the_links_lead_somewhere():
     assert len(targets) > 10
     for target in targets:
         assert (ROOT / target).is_file(), target
-
-
-def _names(kind: str, wanted: object = True, asked: str = "") -> list[str]:
-    return [
-        name
-        for name in catalog.names(kind)
-        if not asked or signature_of(kind, name).attributes.get(asked, "one") == wanted
-    ]
-
-
-def test_the_table_of_what_goes_with_what_is_the_catalogue():
-    modalities = {
-        name: signature_of("builder", name).attributes["modalities"]
-        for name in catalog.names("builder")
-    }
-    towers = {
-        name: signature_of("suite", name).attributes["modalities"]
-        for name in catalog.names("suite")
-    }
-    expected = {
-        "image builders": [name for name, offered in modalities.items() if "image" in offered],
-        "text builders": [name for name, offered in modalities.items() if "text" in offered],
-        "poolers": _names("pooler"),
-        "heads": _names("head"),
-        "adapters": _names("adapter"),
-        "prompts": _names("prompt"),
-        "objectives between two outputs": _names("distiller", "one", "takes"),
-        "objectives between two pairs": _names("distiller", "pair", "takes"),
-        "readers": _names("reader"),
-        "augmentations": _names("augment"),
-        "suites for both towers": [
-            name for name, needed in towers.items() if needed == {"image", "text"}
-        ],
-        "suites for image towers": [name for name, needed in towers.items() if needed == {"image"}],
-        "suites for text towers": [name for name, needed in towers.items() if needed == {"text"}],
-        "reports": _names("sink"),
-    }
-    assert {
-        part: names.split(", ") for part, names, _ in table_after(README, "## What goes with what")
-    } == expected

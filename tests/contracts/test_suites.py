@@ -23,7 +23,7 @@ def spec(name: str, keys: dict) -> EvalSpec:
 
 
 def test_every_suite_of_the_catalogue_has_a_case() -> None:
-    assert len(SUITES) == 15
+    assert len(SUITES) >= 15
     assert set(SUITE_CASES) == set(SUITES)
 
 

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.reference import about, catalogue_page, distiller_rows, kinds, names_of
-
-CATALOGUE = Path(__file__).resolve().parents[3] / "docs" / "catalogue.md"
-
-
-def test_docs_catalogue_is_what_the_signatures_say():
-    assert CATALOGUE.read_text(encoding="utf-8") == catalogue_page(), (
-        "run: vlkd recipes reference --output docs/catalogue.md"
-    )
+from vlkd_cli.recipe.reference import about, distiller_rows, kinds, names_of
 
 
 def test_a_page_has_words_facts_and_keys():

@@ -1,0 +1,144 @@
+"""Write the generated parts of README.md and docs/: the recipe reference, tables of components,
+and code blocks that show a file of docs/snippets. `make docs` runs it; a test keeps it up to date.
+
+A page marks a generated part with `<!-- table: NAME -->` or `<!-- snippet: FILE -->` on the line
+before the table or the code block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vlkd_cli import catalog
+from vlkd_cli.app import main as run_vlkd
+from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.reference import catalogue_page
+
+ROOT = Path(__file__).resolve().parent.parent
+SNIPPETS = ROOT / "docs" / "snippets"
+
+
+def main() -> None:
+    """Write every generated page and name those that changed."""
+    for path, text in {**generated_snippets(), **generated_pages()}.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} written.")
+
+
+def generated_snippets() -> dict[Path, str]:
+    """Files of docs/snippets that hold the output of a command."""
+    return {SNIPPETS / "wrong.txt": _errors_of("recipes", "check", "wrong.yaml")}
+
+
+def generated_pages() -> dict[Path, str]:
+    """Every page that has generated parts, as it should be now."""
+    pages = {ROOT / "docs" / "catalogue.md": catalogue_page()}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if path not in pages:
+            pages[path] = filled(path.read_text(encoding="utf-8"))
+    return pages
+
+
+def filled(page: str) -> str:
+    """The page with its marked tables and code blocks replaced."""
+    page = re.sub(
+        r"(<!-- table: (\w+) -->\n\n?)(?:\|.*\n)*",
+        lambda match: match[1] + "".join(f"{line}\n" for line in TABLES[match[2]]()),
+        page,
+    )
+    return re.sub(
+        r"(<!-- snippet: (\S+) -->\n\n?```\w+\n).*?(?=```$)",
+        lambda match: match[1] + (SNIPPETS / match[2]).read_text(encoding="utf-8"),
+        page,
+        flags=re.DOTALL | re.MULTILINE,
+    )
+
+
+def parts_table() -> list[str]:
+    """README's table of what goes with what."""
+    images = "towers that give tokens; `eot` where the end of the text is marked"
+    rows = [
+        ("image builders", _offering("builder", "image"), "every text builder"),
+        ("text builders", _offering("builder", "text"), "every image builder"),
+        ("poolers", catalog.names("pooler"), images),
+        ("heads", catalog.names("head"), "every tower"),
+        (
+            "adapters",
+            catalog.names("adapter"),
+            "text builder `adapters`, see [adapters](docs/adapters.md)",
+        ),
+        ("prompts", catalog.names("prompt"), "text towers of `openclip`"),
+        (
+            "distillers",
+            catalog.names("distiller"),
+            "any outputs of any towers, several at once, each with a weight; "
+            "see [objectives](docs/objectives.md)",
+        ),
+        ("readers", catalog.names("reader"), "every tower; several readers can be mixed"),
+        ("augmentations", catalog.names("augment"), "every reader of images"),
+        (
+            "suites for both towers",
+            _suites({"image", "text"}),
+            "during a run, after it, or without training",
+        ),
+        ("suites for image towers", _suites({"image"}), "the same"),
+        ("suites for text towers", _suites({"text"}), "the same"),
+        ("sinks", catalog.names("sink"), "every run; the csv is always written"),
+    ]
+    quoted = [(part, ", ".join(f"`{name}`" for name in names), fits) for part, names, fits in rows]
+    return _table(("part", "names", "goes with"), quoted)
+
+
+def suites_table() -> list[str]:
+    """Every suite with what it measures and the towers that it needs."""
+    rows = [
+        (f"`{name}`", entry.summary, ", ".join(sorted(_modalities("suite", name))))
+        for name, entry in catalog.CATALOG["suite"].items()
+    ]
+    return _table(("suite", "measures", "needs"), rows)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"parts": parts_table, "suites": suites_table}
+
+
+def _modalities(kind: str, name: str) -> set[str]:
+    return set(signature_of(kind, name).attributes["modalities"])
+
+
+def _offering(kind: str, modality: str) -> list[str]:
+    return [name for name in catalog.names(kind) if modality in _modalities(kind, name)]
+
+
+def _suites(needed: set[str]) -> list[str]:
+    return [name for name in catalog.names("suite") if _modalities("suite", name) == needed]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [
+        "|" + "|".join(line) + "|" if line[0] == "---" else f"| {' | '.join(line)} |"
+        for line in lines
+    ]
+
+
+def _errors_of(*words: str) -> str:
+    """What a command writes to standard error when it runs in docs/snippets."""
+    errors, here = io.StringIO(), Path.cwd()
+    os.chdir(SNIPPETS)
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
+            run_vlkd(words)
+    finally:
+        os.chdir(here)
+    return errors.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
