@@ -13,7 +13,7 @@ PACKAGE = Path(vlkd_cli.__file__).parent
 
 ROWS = [
     {"errors"},
-    {"catalog", "console"},
+    {"cache_folder", "catalog", "console"},
     {"recipe"},
     {"distributed"},
     {"numerics"},

@@ -14,7 +14,7 @@ from typing import Any
 
 import vlkd_cli
 from vlkd_cli import catalog
-from vlkd_cli.builders.cache import cache_folder
+from vlkd_cli.cache_folder import cache_folder
 
 LIBRARIES = {
     "openclip": "open_clip_torch",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlkd_cli.builders.weights import load_pickled
+from vlkd_cli.builders.weight_files import load_pickled
 from vlkd_cli.errors import CheckpointError
 
 FORMAT = 1

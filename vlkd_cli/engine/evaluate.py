@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli import console
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.distributed import runtime
@@ -20,7 +21,6 @@ from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
-from vlkd_cli.features.training_cache import cache_folder
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.towers.tower import Tower
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.loading.loader import Loader
@@ -15,7 +16,7 @@ from vlkd_cli.data.views import FeatureView
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.build import build_augment, build_objectives, build_views
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.features.training_cache import Stored, cache_folder, store_features
+from vlkd_cli.features.training_cache import Stored, store_features
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.tower import Tower
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vlkd_cli import console
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.readers.open import open_reader
@@ -31,7 +32,6 @@ from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.features.training_cache import cache_folder
 from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks

@@ -34,14 +34,6 @@ from vlkd_cli.towers.tower import Tower
 SAMPLES_PER_WINDOW = 1024
 
 
-def cache_folder(setting: str | None) -> Path:
-    """Where features are kept: the recipe's `train.cache_dir`, else VLKD_CACHE, else
-    ~/.cache/vlkd."""
-    return Path(
-        setting or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd"
-    ).expanduser()
-
-
 class Stored(NamedTuple):
     """A complete table of features: its `.npy` file, and the samples that could not be read, whose
     rows hold zeros."""

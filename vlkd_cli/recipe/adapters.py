@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli import catalog
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import MissingPackageError, UserError
 
 ENCODERS: tuple[str, ...] = (
@@ -258,9 +259,7 @@ def _find_config(place: str, cache_dir: str | None) -> Path | None:
             key=lambda path: (len(path.parts), str(path)),
         )
         return found[0] if found else None
-    cache = Path(
-        cache_dir or os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd"
-    ).expanduser()
+    cache = cache_folder(cache_dir)
     for folder in (Path(place).expanduser(), cache / "huggingface" / place):
         # Sentence-transformers once kept the encoder in a folder of its own.
         for path in (folder / "config.json", folder / "0_Transformer" / "config.json"):

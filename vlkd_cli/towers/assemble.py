@@ -14,7 +14,7 @@ from torch import nn
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.backbone import Backbone, Builder
-from vlkd_cli.builders.weights import load_pickled
+from vlkd_cli.builders.weight_files import load_pickled
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import Component, TowerSpec
 from vlkd_cli.towers.freezing import choose_parameters

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from vlkd_cli.builders.hub import prepare_hub
-from vlkd_cli.builders.weights import cache_folder, is_local, locate, unfetchable
+from vlkd_cli.builders.places import is_local, locate, unfetchable
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 

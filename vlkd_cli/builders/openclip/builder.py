@@ -13,7 +13,8 @@ from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.openclip.config import Source, describe, find_source
 from vlkd_cli.builders.openclip.towers import OpenClipImage, OpenClipText
 from vlkd_cli.builders.openclip.weights import load_half
-from vlkd_cli.builders.weights import cache_folder, unfetchable
+from vlkd_cli.builders.places import unfetchable
+from vlkd_cli.cache_folder import cache_folder
 
 
 class OpenCLIP(Builder):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from vlkd_cli.builders.backbone import ModelInfo
 from vlkd_cli.builders.hub import prepare_hub
-from vlkd_cli.builders.weights import cache_folder, is_local, locate, unfetchable, weights_file
+from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 

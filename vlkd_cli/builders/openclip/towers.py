@@ -16,8 +16,10 @@ from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.openclip.blocks import pooled, quicken, reads_one_token
 from vlkd_cli.builders.openclip.config import Source
 from vlkd_cli.builders.openclip.save import PROMPT, save_half
+from vlkd_cli.builders.places import is_local, unfetchable
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
-from vlkd_cli.builders.weights import cache_folder, is_local, unfetchable, write_weights
+from vlkd_cli.builders.weights import write_weights
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")

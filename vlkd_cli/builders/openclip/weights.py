@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vlkd_cli.builders.openclip.config import Source
-from vlkd_cli.builders.weights import fit_weights, read_weights
+from vlkd_cli.builders.weight_files import read_weights
+from vlkd_cli.builders.weights import fit_weights
 
 TEXT_NAMES = (
     "text_projection",
@@ -35,7 +36,7 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
     if source.weights.suffix == ".npz":
         _load_big_vision(holder, modality, source)
         return
-    state = convert_state_dict(holder, read_weights(source.weights, what))
+    state = convert_state_dict(holder, _without_prefix(read_weights(source.weights, what)))
     half = select_half(state, modality)
     if modality == "image" and hasattr(encoder, "positional_embedding"):
         whole = {f"visual.{name}": tensor for name, tensor in half.items()}
@@ -74,6 +75,20 @@ def select_half(state: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
         half = {name: tensor for name, tensor in state.items() if name.split(".")[0] in TEXT_NAMES}
         return half or state
     return state if not any(name.startswith("text.") for name in state) else {}
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as open_clip has them, where something else (a Lightning module, say) held the whole
+    model beside parts of its own."""
+    prefixes = {name.partition("visual.")[0] for name in state if "visual." in name}
+    if len(prefixes) != 1 or "" in prefixes:
+        return state
+    (prefix,) = prefixes
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def _load_big_vision(holder: nn.Module, modality: str, source: Source) -> None:

@@ -22,6 +22,7 @@ from vlkd_cli.builders.huggingface.load import (
     refuse_foreign_code,
 )
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.places import locate, unfetchable
 from vlkd_cli.builders.sbert.word_vectors import (
     StaticTokenizer,
     WhitespaceWords,
@@ -30,7 +31,6 @@ from vlkd_cli.builders.sbert.word_vectors import (
     read_word_vectors,
 )
 from vlkd_cli.builders.tokenizers import PretrainedTokenizer
-from vlkd_cli.builders.weights import locate, unfetchable
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput

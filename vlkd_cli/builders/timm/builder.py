@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,16 +16,10 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
-from vlkd_cli.builders.weights import (
-    cache_folder,
-    fit_weights,
-    is_local,
-    locate,
-    read_weights,
-    unfetchable,
-    weights_file,
-    write_weights,
-)
+from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
+from vlkd_cli.builders.weight_files import check_file, first_line, read_weights
+from vlkd_cli.builders.weights import fit_weights, write_weights
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
@@ -290,10 +285,14 @@ class TimmImage(Backbone):
 
 def _load_file(network: nn.Module, source: str, what: str) -> None:
     path = weights_file(locate(source, what), what)
-    state = read_weights(Path(path), what)
+    if path.suffix == ".npz":
+        check_file(path, what)
+        _load_by_library(network, path, what)
+        return
     described: Any = network
     classifiers = described.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    state = read_weights(path, what)
     try:
         fit_weights(
             network,
@@ -304,16 +303,23 @@ def _load_file(network: nn.Module, source: str, what: str) -> None:
         )
     except WeightsError:
         # Original checkpoints of some families have other names, which timm's own reader
-        # translates.
-        import timm.models
-
-        try:
-            timm.models.load_checkpoint(network, str(path), strict=True)
-        except (RuntimeError, KeyError, ValueError, AttributeError):
-            pass
-        else:
+        # translates; what it says where it does not know them either helps nobody.
+        with contextlib.suppress(WeightsError):
+            _load_by_library(network, path, what)
             return
         raise
+
+
+def _load_by_library(network: nn.Module, path: Path, what: str) -> None:
+    import timm.models
+
+    try:
+        timm.models.load_checkpoint(network, str(path), strict=True, weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{what}: weights of '{path}' do not fit: {first_line(error)}. Choose the model that"
+            " they were made for."
+        ) from error
 
 
 def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.error
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
 from vlkd_cli.builders.torchvision.anatomy import (
     Anatomy,
     auxiliary_names,
@@ -27,16 +27,9 @@ from vlkd_cli.builders.torchvision.anatomy import (
     open_without_memory,
     strip_classifier,
 )
-from vlkd_cli.builders.weights import (
-    cache_folder,
-    fit_weights,
-    is_local,
-    locate,
-    read_weights,
-    unfetchable,
-    weights_file,
-    write_weights,
-)
+from vlkd_cli.builders.weight_files import read_weights
+from vlkd_cli.builders.weights import below_prefix, fit_weights, write_weights
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
@@ -84,9 +77,11 @@ class TorchVision(Builder):
             network = construct(self.model, arguments)
         elif isinstance(self.pretrained, str) and is_local(self.pretrained):
             network = construct(self.model, arguments, initialise=False)
-            self._load_file(network, anatomy, what)
+            source = str(self.pretrained)
+            file = weights_file(locate(source, what), what)
+            self._load_file(network, anatomy, what, file, source=source)
         else:
-            network = self._published(what, arguments)
+            network = self._published(what, arguments, anatomy)
         drop_side_classifiers(network, self.model)
         strip_classifier(network, anatomy)
         return TorchVisionImage(
@@ -122,7 +117,7 @@ class TorchVision(Builder):
                 "See `vlkd list-models --builder torchvision`."
             )
 
-    def _published(self, what: str, arguments: dict[str, Any]) -> nn.Module:
+    def _published(self, what: str, arguments: dict[str, Any], anatomy: Anatomy) -> nn.Module:
         from torchvision import models
 
         known = models.get_model_weights(self.model)
@@ -134,44 +129,49 @@ class TorchVision(Builder):
                 " or a file."
             )
         weights = known[tag]
-        file = Path(weights.url).name
-        with _downloads_in(file, self.cache_dir) as folder:
-            try:
-                return models.get_model(self.model, weights=weights, **arguments)
-            except (urllib.error.URLError, OSError) as error:
-                raise unfetchable(
-                    f"{what}, weights '{weights.name}'", files=file, folder=folder, error=error
-                ) from error
-            except RuntimeError as error:
-                # Sizes of `config` that the published weights do not have, or a file that broke
-                # off.
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                detail = lines[min(1, len(lines) - 1)]
-                raise RecipeError(
-                    f"{what}, weights '{weights.name}': they do not fit or are damaged"
-                    f" ({folder / file}): {detail}"
-                ) from error
-            except ValueError as error:
-                raise RecipeError(
-                    f"{what}, weights '{weights.name}': {error} Drop `image_size` or `config`."
-                ) from error
+        network = construct(self.model, arguments, initialise=False)
+        file = self._downloaded(weights, f"{what}, weights '{weights.name}'")
+        self._load_file(network, anatomy, what, file, source=f"{weights.name} ({file})")
+        return network
 
-    def _load_file(self, network: nn.Module, anatomy: Anatomy, what: str) -> None:
-        path = weights_file(locate(str(self.pretrained), what), what)
-        state = {_modern_name(name): tensor for name, tensor in read_weights(path, what).items()}
-        for name in [name for name in state if name.startswith(f"{anatomy.classifier}.")]:
-            del state[name]
+    def _downloaded(self, weights: Any, what: str) -> Path:
+        """The file of published weights: in our cache folder, in torch's, or fetched into ours."""
+        name = Path(weights.url).name
+        folder = cache_folder(self.cache_dir) / "torchvision" / "checkpoints"
+        for known in (folder / name, Path(torch.hub.get_dir()) / "checkpoints" / name):
+            if known.is_file():
+                return known
+        # File names end in the first digits of the content's hash.
+        digest = torch.hub.HASH_REGEX.search(name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                weights.url, str(folder / name), digest[1] if digest else None
+            )
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise unfetchable(what, files=name, folder=folder, error=error) from error
+        return folder / name
+
+    def _load_file(
+        self, network: nn.Module, anatomy: Anatomy, what: str, file: Path, *, source: str
+    ) -> None:
+        head = f"{anatomy.classifier}."
+        names = [name for name in network.state_dict() if not name.startswith(head)]
+        state = below_prefix(
+            {_modern_name(name): tensor for name, tensor in read_weights(file, what).items()},
+            names,
+            what,
+            source=source,
+        )
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
         classifier = network.get_submodule(anatomy.classifier)
-        for name, tensor in classifier.state_dict().items():
-            state[f"{anatomy.classifier}.{name}"] = tensor
+        state |= {f"{head}{name}": tensor for name, tensor in classifier.state_dict().items()}
         if hasattr(network, "transform_input") and "transform_input" not in self.config:
             # torchvision's weights of the Inception family were trained on another standardisation
             # and convert the usual one.
             network.transform_input = True  # type: ignore[assignment]
         extra = auxiliary_names(self.model)
-        fit_weights(
-            network, state, what, source=str(self.pretrained), ignore=lambda name: name in extra
-        )
+        fit_weights(network, state, what, source=source, ignore=lambda name: name in extra)
 
     def _image_input(self) -> ImageInput:
         tag = (
@@ -302,22 +302,3 @@ def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
 def _modern_name(name: str) -> str:
     # Old DenseNet files say norm.1 where the modules are now called norm1.
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
-
-
-@contextmanager
-def _downloads_in(file: str, cache_dir: str | None) -> Iterator[Path]:
-    """torch.hub's folder set to ours while weights are fetched, unless they already lie in torch's
-    own."""
-    before = torch.hub.get_dir()
-    own = cache_folder(cache_dir) / "torchvision"
-    use = (
-        before
-        if (Path(before) / "checkpoints" / file).is_file()
-        and not (own / "checkpoints" / file).is_file()
-        else str(own)
-    )
-    torch.hub.set_dir(use)
-    try:
-        yield Path(use) / "checkpoints"
-    finally:
-        torch.hub.set_dir(before)

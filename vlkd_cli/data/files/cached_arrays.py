@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import DataError
 
 KEEP_ABOVE_BYTES = 32 << 20
@@ -21,9 +22,7 @@ KEEP_ABOVE_BYTES = 32 << 20
 
 def data_cache() -> Path:
     """Where indexes and copies of remote tables are kept: VLKD_CACHE, else ~/.cache/vlkd."""
-    return (
-        Path(os.environ.get("VLKD_CACHE") or Path.home() / ".cache" / "vlkd").expanduser() / "data"
-    )
+    return cache_folder() / "data"
 
 
 class KeptArrays:
