@@ -110,7 +110,6 @@ def _protoclip(folder: Path) -> dict[str, Any]:
                 "student": ["image.backbone", "image"],
                 "teacher": ["text.backbone", "text"],
                 "num_prototypes": 4,
-                "contrastive_episodes": 0,
             }
         ],
         "data": {**_DATA, "episode_samples": 48},

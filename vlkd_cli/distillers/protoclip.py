@@ -123,8 +123,10 @@ class ProtoCLIP(Distiller):
         self, student: Side, teacher: Side, context: Context | None = None
     ) -> Float[Tensor, ""]:
         (image, image_projected, _), (text, text_projected, _) = _parts(student), _parts(teacher)
-        # Both scales always take part, so that DDP meets every parameter at every step.
+        # Scales and features always take part: DDP expects the same parameters at every step, and
+        # the heads of clustered features have nothing else to learn from before the first episode.
         loss = 0 * (self.log_scale + self.log_proto_scale)
+        loss = loss + 0 * (image.sum() + text.sum() + image_projected.sum() + text_projected.sum())
         if self.w_clip:
             loss = loss + self.w_clip * blocked_infonce(image, text, self.log_scale.exp())
         if len(self.episode_indices) == 0:
