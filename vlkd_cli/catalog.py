@@ -213,6 +213,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "the tower's evaluation transform, the same in every epoch",
         ),
     },
+    "mask": {},
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
         "retrieval": Entry(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.recipe.address import Address, Arrow
+from vlkd_cli.recipe.address import Address, Arrow, Side
 from vlkd_cli.recipe.types import Schedulable
 from vlkd_cli.towers.tower import Tower
 
@@ -81,9 +81,9 @@ class Composition(nn.Module):
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
         for objective in objectives:
-            objective.distiller.prepare(
-                self._width(objective.arrow.student), self._width(objective.arrow.teacher)
-            )
+            # Widths of the first call; the others' are the same.
+            call = objective.arrow.calls[0]
+            objective.distiller.prepare(self._width(call.student), self._width(call.teacher))
 
     @property
     def frozen(self) -> dict[str, Tower]:
@@ -109,7 +109,7 @@ class Composition(nn.Module):
         """Loss of this rank's rows at an optimizer step. Each tower encodes each view once."""
         outputs: dict[tuple[str, str], Tensor] = {}
 
-        def read(side: Address | tuple[Address, ...] | None) -> Tensor | tuple[Tensor, ...] | None:
+        def read(side: Side | None) -> Tensor | tuple[Tensor, ...] | None:
             if side is None:
                 return None
             return (
@@ -122,9 +122,11 @@ class Composition(nn.Module):
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         for objective in self.objectives:
-            term = objective.distiller(
-                read(objective.arrow.student), read(objective.arrow.teacher), context
-            )
+            calls = [
+                objective.distiller(read(call.student), read(call.teacher), context)
+                for call in objective.arrow.calls
+            ]
+            term = calls[0] if len(calls) == 1 else torch.stack(calls).mean()
             terms[objective.name] = term.detach()
             loss = loss + context.value(objective.weight) * term
         return StepOutput(loss, terms)
@@ -173,7 +175,7 @@ class Composition(nn.Module):
                     outputs[key] = tower.project(outputs[features_key])
             return outputs[key]
 
-    def _width(self, side: Address | tuple[Address, ...] | None) -> int | list[int]:
+    def _width(self, side: Side | None) -> int | list[int]:
         if side is None:
             return 0
         # An address is itself a tuple, so it is asked for first.

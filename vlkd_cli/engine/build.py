@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlkd_cli import catalog
 from vlkd_cli.composition.composition import Composition, Objective
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Broken, View
@@ -51,14 +50,11 @@ def build_towers(
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:
-    """The distillers with the arrows that they are drawn along; a name used twice gets a number."""
+    """The distillers with the arrows between what they compare; a name used twice gets a number."""
     objectives: list[Objective] = []
     seed_everything(recipe.train.seed, "distillers")
     for spec in recipe.distillers:
-        kind = catalog.load("distiller", spec.name)
-        arrow = arrow_of(
-            recipe, spec, kind.takes, needs_teacher=getattr(kind, "needs_teacher", True)
-        )
+        arrow = arrow_of(recipe, spec)
         base = spec.name.split(":")[-1]
         taken = {objective.name for objective in objectives}
         name = next(

@@ -133,7 +133,7 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
 def _views_of(recipe: Recipe, name: str) -> set[str]:
     """The views of the samples that a tower sees."""
     return {
-        a.view
+        a.input
         for objective in build_objectives(recipe)
         for a in objective.arrow.addresses()
         if a.tower == name

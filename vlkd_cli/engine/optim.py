@@ -13,6 +13,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import OptimizerSpec, TowerSpec
+from vlkd_cli.recipe.types import value_at
 from vlkd_cli.towers.tower import Tower
 
 
@@ -131,4 +132,4 @@ def _settings(
 def _decay(parameter: nn.Parameter, spec: OptimizerSpec) -> float:
     # A column such as IA3's (64, 1) scales, however many dimensions it is written in.
     is_matrix = sum(size > 1 for size in parameter.shape) >= 2
-    return spec.weight_decay if spec.decay_all or is_matrix else 0.0
+    return value_at(spec.weight_decay, 0) if spec.decay_all or is_matrix else 0.0

@@ -256,16 +256,21 @@ class _Run:
                 with autocast(self.settings.precision, self.device):
                     outputs = [
                         self.composition.encode(a, moved.inputs[a.input_key]).float()
-                        for a in objective.arrow.addresses()
+                        for a in objective.arrow.episode_addresses()
                     ]
                 collected[objective.name].append(outputs)
         for objective in wanted:
-            columns = iter(
-                [torch.cat(column) for column in zip(*collected[objective.name], strict=True)]
+            columns = dict(
+                zip(
+                    objective.arrow.episode_addresses(),
+                    map(torch.cat, zip(*collected[objective.name], strict=True)),
+                    strict=True,
+                )
             )
+            assert objective.arrow.episode is not None
             sides: list[Any] = [
-                next(columns) if isinstance(side, Address) else tuple(next(columns) for _ in side)
-                for side in (objective.arrow.student, objective.arrow.teacher)
+                columns[side] if isinstance(side, Address) else tuple(columns[a] for a in side)
+                for side in objective.arrow.episode
                 if side is not None
             ]
             objective.distiller.start_episode(sides[0], sides[1], torch.cat(indices), context)

@@ -5,14 +5,24 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.recipe.address import MAIN_VIEW, Address, Arrow, arrow_of, modality_of
+from vlkd_cli.recipe.address import (
+    MAIN_VIEW,
+    Address,
+    Arrow,
+    Side,
+    SideError,
+    arrow_of,
+    modality_of,
+    text_names,
+)
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.objectives import about, check_objective
+from vlkd_cli.recipe.objectives import check_objective
+from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
 # Settings of a tower that say how its parameters come to be or learn; a tower that follows another
@@ -23,6 +33,7 @@ _NOT_FOR_FOLLOWERS = (
     "tower",
     "pooler",
     "head",
+    "heads",
     "adapter",
     "prompt",
     "lr",
@@ -48,16 +59,6 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def tower_modality(name: str, tower: TowerSpec) -> str | None:
-    """A tower's modality as far as the recipe tells: declared, by its name, or by a builder that
-    knows only one."""
-    found = modality_of(name, tower.modality)
-    if found is not None or tower.builder is None:
-        return found
-    modalities = about("builder", tower.builder).get("modalities", ())
-    return modalities[0] if len(modalities) == 1 else None
-
-
 def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
     sources = [key for key in ("builder", "run", "follows") if getattr(tower, key) is not None]
     if not sources:
@@ -78,7 +79,7 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
     if tower.follows is None:
         if tower.momentum != TowerSpec.model_fields["momentum"].default:
             yield Problem((*path, "momentum"), "has no effect without `follows:`.")
-        if tower.builder is not None and tower_modality(name, tower) is None:
+        if tower.builder is not None and modality_of(recipe.towers, name) is None:
             yield Problem(
                 path,
                 "say `modality: image` or `modality: text`; neither the tower's name nor its"
@@ -105,7 +106,7 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             " itself.",
         )
     for key in _NOT_FOR_FOLLOWERS:
-        if getattr(tower, key) is not None and key not in ("builder", "run"):
+        if getattr(tower, key) not in (None, {}) and key not in ("builder", "run"):
             yield Problem(
                 (*path, key),
                 f"has no effect on a tower that follows another. Set it on '{tower.follows}'.",
@@ -197,7 +198,7 @@ def _check_cache(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Ite
             f"the tower's features change while {what}. Remove cache, or say train: none (or"
             " head).",
         )
-    elif tower_modality(name, tower) == "image" and recipe.data is not None:
+    elif modality_of(recipe.towers, name) == "image" and recipe.data is not None:
         augment = recipe.data.augment
         if augment is None or augment.name != "none":
             yield Problem(
@@ -260,12 +261,13 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
             complete = False
             continue
         used |= {address.tower for address in arrow.addresses()}
+        students = _towers_of(call.student for call in arrow.calls)
         if (
             learners
-            and not _side_towers(arrow.student) & learners
+            and not students & learners
             and not _teacher_learns(recipe, spec, arrow, learners)
         ):
-            names = " and ".join(sorted(_side_towers(arrow.student)))
+            names = " and ".join(sorted(students))
             yield Problem(
                 ("distillers", number), f"nothing learns from it: its student '{names}' is frozen."
             )
@@ -280,51 +282,34 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
 
 def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | None, list[Problem]]:
     """The distiller's arrow, and what is wrong with its addresses."""
-    said = about("distiller", spec.name)
-    takes, takes_lists = said.get("takes", "one"), bool(said.get("takes_lists", False))
     try:
-        arrow = arrow_of(recipe, spec, takes, said.get("needs_teacher", True))
-    except ValueError as error:
-        side, colon, text = str(error).partition(": ")
-        where = (*path, side) if colon and side in ("student", "teacher") else path
-        if where == path:
-            where = next(
-                (
-                    (*path, key)
-                    for key in ("student", "teacher")
-                    if _mentions(getattr(spec, key), str(error))
-                ),
-                path,
-            )
-        return None, [Problem(where, f"{text if colon and where[-1] == side else error}.")]
+        arrow = arrow_of(recipe, spec)
+    except SideError as error:
+        return None, [Problem((*path, error.side), f"{error}.")]
+    said = attributes_of("distiller", spec.name)
     problems = []
     for side in ("student", "teacher"):
-        addresses = getattr(arrow, side)
-        at = (*path, side)
-        if addresses is None:
-            continue
-        if takes == "one" and not takes_lists and not isinstance(addresses, Address):
-            problems.append(
-                Problem(at, f"distiller '{spec.name}' takes one address, got {len(addresses)}.")
-            )
-        if takes == "pair" and (
-            isinstance(addresses, Address) or (len(addresses) != 2 and not takes_lists)
-        ):
-            problems.append(
-                Problem(
-                    at,
-                    f"distiller '{spec.name}' takes two addresses, the image and the text side:"
-                    " [image, text].",
+        for call in arrow.calls:
+            addresses = getattr(call, side)
+            if (
+                said.get("takes") == "pair"
+                and addresses is not None
+                and (
+                    isinstance(addresses, Address)
+                    or (len(addresses) != 2 and not said.get("takes_lists", False))
                 )
-            )
-        if takes == "views" and isinstance(addresses, Address):
-            problems.append(
-                Problem(
-                    at, f"distiller '{spec.name}' takes a list of addresses: [image, image@view_b]."
+            ):
+                problems.append(
+                    Problem(
+                        (*path, side),
+                        f"distiller '{spec.name}' takes two addresses, the image and the text side:"
+                        " [image, text].",
+                    )
                 )
-            )
-        for address in [addresses] if isinstance(addresses, Address) else addresses:
-            problems += _check_address(recipe, address, at, is_student=side == "student")
+    for side in ("student", "teacher"):
+        sides = [getattr(call, side) for call in arrow.calls]
+        for address in dict.fromkeys(a for call in sides for a in _listed(call)):
+            problems += _check_address(recipe, address, (*path, side), is_student=side == "student")
     return arrow, problems or list(check_objective(recipe, spec, arrow, path))
 
 
@@ -337,10 +322,19 @@ def _check_address(
             path, f"no tower '{address.tower}'.{guess} Towers: {', '.join(recipe.towers)}."
         )
         return
-    views = list(recipe.data.views) if recipe.data is not None else []
-    if address.view != MAIN_VIEW and recipe.data is not None and address.view not in views:
+    views = [*recipe.data.views, *text_names(recipe.data)] if recipe.data is not None else []
+    if address.input != MAIN_VIEW and recipe.data is not None and address.input not in views:
         known = f"Views: {', '.join(views)}." if views else "Name it under data.views."
-        yield Problem(path, f"no view '{address.view}'.{did_you_mean(address.view, views)} {known}")
+        guess = did_you_mean(address.input, views)
+        yield Problem(path, f"no view '{address.input}'.{guess} {known}")
+    outputs = ["backbone", "head", "tokens", *_output_heads(recipe, address.tower)]
+    if address.output not in outputs:
+        guess = did_you_mean(address.output, outputs)
+        yield Problem(
+            path,
+            f"tower '{address.tower}' has no output '{address.output}'.{guess} Outputs:"
+            f" {', '.join(outputs)}.",
+        )
     if is_student and recipe.towers[address.tower].follows is not None:
         yield Problem(
             path,
@@ -349,22 +343,27 @@ def _check_address(
         )
 
 
-def _mentions(side: Any, text: str) -> bool:
-    return side is not None and any(
-        f"'{part}'" in text for part in ([side] if isinstance(side, str) else side)
-    )
+def _output_heads(recipe: Recipe, name: str) -> list[str]:
+    """The heads of a tower; one that follows another has that one's."""
+    tower = recipe.towers[name]
+    tower = recipe.towers.get(tower.follows or "", tower)
+    return [head for head in tower.all_heads if head != "head"]
 
 
-def _side_towers(side: Address | tuple[Address, ...] | None) -> set[str]:
+def _listed(side: Side | None) -> tuple[Address, ...]:
     if side is None:
-        return set()
-    return {address.tower for address in ([side] if isinstance(side, Address) else side)}
+        return ()
+    return (side,) if isinstance(side, Address) else side
+
+
+def _towers_of(sides: Iterable[Side | None]) -> set[str]:
+    return {address.tower for side in sides for address in _listed(side)}
 
 
 def _teacher_learns(recipe: Recipe, spec: DistillerSpec, arrow: Arrow, learners: set[str]) -> bool:
     """A symmetric distiller moves its teacher side too."""
-    symmetric = about("distiller", spec.name).get("direction") == "symmetric"
-    return symmetric and bool(_side_towers(arrow.teacher) & learners)
+    symmetric = attributes_of("distiller", spec.name).get("direction") == "symmetric"
+    return symmetric and bool(_towers_of(call.teacher for call in arrow.calls) & learners)
 
 
 def _learns(tower: TowerSpec) -> bool:
@@ -408,11 +407,19 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             ("schedule", "warmup_epochs"),
             "warm-up lasts for warmup_steps or for warmup_epochs, not both. Remove one.",
         )
-    if schedule.name == "constant" and schedule.end_factor:
-        yield Problem(("schedule", "end_factor"), "has no effect with name: constant.")
+    if schedule.name in ("constant", "steps") and schedule.end_factor:
+        yield Problem(("schedule", "end_factor"), f"has no effect with name: {schedule.name}.")
+    if schedule.name == "steps" and not schedule.milestones:
+        yield Problem(
+            ("schedule", "name"),
+            "steps needs the epochs at which the rate falls: `milestones: [30, 60]`.",
+        )
+    for key in ("milestones", "factor") if schedule.name != "steps" else ():
+        if getattr(schedule, key) != type(schedule)().model_dump()[key]:
+            yield Problem(("schedule", key), "has no effect without name: steps.")
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")
-    suites = [entry.suite for entry in recipe.evals]
+    suites = [entry.title for entry in recipe.evals]
     best = recipe.train.best
     if best is not None and best.partition(".")[0] not in suites:
         guess = did_you_mean(best.partition(".")[0], suites)
@@ -429,13 +436,13 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_evals(recipe: Recipe) -> Iterator[Problem]:
-    modalities = {tower_modality(name, tower) for name, tower in recipe.towers.items()}
+    modalities = {modality_of(recipe.towers, name) for name in recipe.towers}
     followed = any(tower.run is not None for tower in recipe.towers.values())
     for number, entry in enumerate(recipe.evals):
         path = ("evals", number)
         if not (entry.every_epochs or entry.every_steps or entry.first or entry.last):
             yield Problem(path, "never runs: say every_epochs, every_steps, first or last.")
-        needed = about("suite", entry.suite).get("modalities", frozenset())
+        needed = attributes_of("suite", entry.suite).get("modalities", frozenset())
         missing = (
             sorted(needed - modalities)
             if isinstance(needed, frozenset | set) and not followed and None not in modalities

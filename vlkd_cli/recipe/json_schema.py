@@ -12,7 +12,7 @@ from vlkd_cli import catalog
 from vlkd_cli.recipe import schema
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Source, signature_of
-from vlkd_cli.recipe.shape import TOWER_COMPONENTS, section_keys
+from vlkd_cli.recipe.shape import PLACES, TOWER_COMPONENTS, section_keys
 
 Schema = dict[str, Any]
 
@@ -24,12 +24,15 @@ def recipe_schema() -> Schema:
     """JSON Schema (2020-12) of a whole recipe; each component is one alternative with its own
     closed set of keys."""
     definitions: dict[str, Schema] = {}
-    components = {kind: _choice(kind, "name", (), definitions) for kind in catalog.CATALOG}
+    components = {kind: _component(kind, definitions) for kind in catalog.CATALOG}
     reader = _choice(
         "reader", "reader", (Key("weight", float, 1.0, "share in the mix"),), definitions
     )
+    heads = {"type": "object", "additionalProperties": components["head"]}
     tower_keys = _replaced(
-        schema.TowerSpec, {kind: components[kind] for kind in TOWER_COMPONENTS}, definitions
+        schema.TowerSpec,
+        {"heads": heads} | {kind: components[kind] for kind in TOWER_COMPONENTS},
+        definitions,
     )
     data_keys = _replaced(
         schema.DataSpec,
@@ -98,6 +101,16 @@ def recipe_schema() -> Schema:
     }
 
 
+def _component(kind: str, definitions: dict[str, Schema]) -> Schema:
+    """A component of a kind, with the keys that its place declares."""
+    place = _replaced(
+        PLACES.get(kind, schema.Component),
+        {"mask": _component("mask", definitions)} if kind == "augment" else {},
+        definitions,
+    )
+    return {"anyOf": _alternatives(kind, "name", place, definitions)}
+
+
 def _choice(
     kind: str, name_key: str, shared: Sequence[Key], definitions: dict[str, Schema]
 ) -> Schema:
@@ -133,9 +146,12 @@ def _alternatives(
 
 def _optimizer(definitions: dict[str, Schema]) -> Schema:
     shared = _replaced(schema.OptimizerSpec, {}, definitions)
+    group = _replaced(schema.GroupSpec, {}, definitions)
     found = []
     for name in optimizer_names():
-        properties = shared | {key.name: _key(key, definitions) for key in optimizer_keys(name)}
+        own = {key.name: _key(key, definitions) for key in optimizer_keys(name)}
+        groups = {"type": "array", "items": _closed(group | own, required=["match"])}
+        properties = shared | own | {"groups": groups}
         # Without a name it is adamw.
         found.append(
             _closed(

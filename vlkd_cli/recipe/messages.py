@@ -60,15 +60,10 @@ def described_type(annotation: Any) -> str:
     annotation, bounds = _unwrapped(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Schedule:
-        return (
-            "a schedule ({linear: [first, last]} or {cosine: [first, last]}, with epochs or steps)"
-        )
+        return "a schedule ({linear: [first, last]}, or cosine or jump, with epochs or steps)"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return (
-            f"a mapping with {', '.join(annotation.model_fields)}"
-            if annotation.model_fields
-            else "a mapping"
-        )
+        keys = [field.alias or name for name, field in annotation.model_fields.items()]
+        return f"a mapping with {', '.join(keys)}" if keys else "a mapping"
     if origin is Literal:
         return _either([shown(argument) for argument in arguments])
     if origin in (typing.Union, python_types.UnionType):

@@ -6,19 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import Address, Arrow, modality_of
+from vlkd_cli.recipe.address import Address, Arrow, Side, modality_of
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.params import REQUIRED, signature_of
+from vlkd_cli.recipe.params import REQUIRED, attributes_of, signature_of
 from vlkd_cli.recipe.schema import Component, DistillerSpec, Recipe
-
-
-def about(kind: str, name: str) -> dict[str, Any]:
-    """The class attributes of a component; none where its name is wrong, which the check of the
-    shape reports."""
-    try:
-        return signature_of(kind, name).attributes
-    except RecipeError:
-        return {}
 
 
 def check_objective(
@@ -26,8 +17,9 @@ def check_objective(
 ) -> Iterator[Problem]:
     """Problems of an arrow whose addresses are right: too many outputs, an order that differs,
     widths that differ, prototypes twice."""
-    said = about("distiller", spec.name)
-    sides = {"student": _listed(arrow.student), "teacher": _listed(arrow.teacher)}
+    said = attributes_of("distiller", spec.name)
+    call = arrow.calls[0]
+    sides = {"student": _listed(call.student), "teacher": _listed(call.teacher)}
     for (side, addresses), most in zip(sides.items(), said.get("most_outputs") or (), strict=False):
         if len(addresses) > most:
             takes = f"at most {most} addresses" if most > 1 else "one address"
@@ -37,7 +29,9 @@ def check_objective(
     if said.get("takes") == "pair":
         yield from _check_order(recipe, sides, path)
     if "equal_width" in said.get("needs", ()):
-        yield from _check_widths(recipe, spec, sides, path)
+        for call in arrow.calls:
+            compared = {"student": _listed(call.student), "teacher": _listed(call.teacher)}
+            yield from _check_widths(recipe, spec, compared, path)
     if (
         "prototypes" in said.get("needs", ())
         and _setting("distiller", spec, "prototypes") is not None
@@ -63,7 +57,7 @@ def _check_order(
     recipe: Recipe, sides: dict[str, tuple[Address, ...]], path: Path
 ) -> Iterator[Problem]:
     said = {
-        side: [modality_of(a.tower, recipe.towers[a.tower].modality) for a in addresses[:2]]
+        side: [modality_of(recipe.towers, address.tower) for address in addresses[:2]]
         for side, addresses in sides.items()
     }
     if set(said["student"]) == {"image", "text"} and said["teacher"] == said["student"][::-1]:
@@ -91,7 +85,7 @@ def _check_widths(
                 return
 
 
-def _listed(side: Address | tuple[Address, ...] | None) -> tuple[Address, ...]:
+def _listed(side: Side | None) -> tuple[Address, ...]:
     if side is None:
         return ()
     return (side,) if isinstance(side, Address) else side
@@ -101,7 +95,7 @@ def _head(recipe: Recipe, address: Address) -> Component | None:
     """The head whose output an address names; a tower that follows another has that one's."""
     tower = recipe.towers[address.tower]
     tower = recipe.towers.get(tower.follows or "", tower)
-    return tower.head if address.output == "head" else None
+    return tower.all_heads.get(address.output)
 
 
 def _has_prototypes(recipe: Recipe, address: Address) -> bool:

@@ -87,6 +87,15 @@ def signature_of(kind: str, name: str) -> Signature:
     return read_class(path, module, attribute)
 
 
+def attributes_of(kind: str, name: str) -> dict[str, Any]:
+    """The class attributes of a component; none where its name is wrong, which the check of the
+    shape reports."""
+    try:
+        return signature_of(kind, name).attributes
+    except RecipeError:
+        return {}
+
+
 def module_file(module: str) -> Path | None:
     """Where a module's source lies, found without importing any of its parent packages."""
     top, *rest = module.split(".")

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlkd_cli.recipe.types import (
+    ModalityName,
     NonNegative,
     NonNegativeInt,
+    NonNegativeSchedulable,
     Positive,
     PositiveInt,
     Precision,
@@ -45,6 +47,33 @@ class PromptSpec(Component):
     name: str = "coop"
 
 
+class HeadSpec(Component):
+    """A head of a tower: `head: {name: linear, width: 512}`, or one of several under `heads:`."""
+
+    reads: str | list[str] = Field(
+        "backbone",
+        description=(
+            "what it is applied to: input, backbone, tokens or another head, with .N for picture N"
+            " of the same view; a list is joined along the features"
+        ),
+    )
+    at: Literal["all", "hidden", "visible"] = Field(
+        "all", description="at which positions of a masked view: all, hidden or visible ones"
+    )
+
+
+class ViewSpec(Component):
+    """How one view of each image is augmented."""
+
+    copies: PositiveInt = Field(1, description="pictures of each sample, augmented one by one")
+    size_px: PositiveInt | None = Field(
+        None, description="height and width in pixels; by default the tower's"
+    )
+    mask: Component | None = Field(
+        None, description="which positions of each picture are hidden; by default none"
+    )
+
+
 class LastLayers(Section):
     """Train the last N layers of the backbone (and the head)."""
 
@@ -65,7 +94,7 @@ class TowerSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     builder: str | None = Field(None, description="where the backbone comes from")
-    modality: Literal["image", "text"] | None = Field(
+    modality: ModalityName | None = Field(
         None, description="needed where neither the tower's name nor the builder tells"
     )
     run: str | None = Field(
@@ -83,8 +112,22 @@ class TowerSpec(BaseModel):
     pooler: Component | None = Field(
         None, description="how tokens become one feature; by default the model's own way"
     )
-    head: Component | None = Field(
-        None, description="what projects the feature; by default nothing"
+    head: HeadSpec | None = Field(
+        None, description="what projects the feature; short for heads: {head: ...}"
+    )
+    heads: dict[str, HeadSpec] = Field(
+        default_factory=dict, description="heads by name, addressed as tower.NAME"
+    )
+    masks: Literal["none", "drop", "replace", "complement"] = Field(
+        "none",
+        description=(
+            "what happens to hidden positions: nothing, left out, replaced by a learned token, or"
+            " only they are encoded"
+        ),
+    )
+    shuffle: bool = Field(
+        False,
+        description="of a tower that follows another: batch norms see images of several processes",
     )
     adapter: Component | None = Field(
         None, description="a parameter-efficient method for a Hugging Face text tower"
@@ -117,15 +160,26 @@ class TowerSpec(BaseModel):
         """The keys that the builder's constructor takes."""
         return dict(self.model_extra or {})
 
+    @property
+    def all_heads(self) -> dict[str, HeadSpec]:
+        """The heads by name, the one under `head:` among them."""
+        return {**({} if self.head is None else {"head": self.head}), **self.heads}
+
 
 class DistillerSpec(Component):
     """One training objective, drawn as an arrow from a student output to a teacher output."""
 
     weight: Schedulable = Field(1.0, description="factor on this term")
     student: str | list[str] | None = Field(
-        None, description="address of the student output: tower[.backbone|.head][@view]"
+        None,
+        description=(
+            "address of the student output, or several:"
+            " tower[.backbone|.tokens|.HEAD][@INPUT[.N[-M]]]"
+        ),
     )
-    teacher: str | list[str] | None = Field(None, description="address of the teacher output")
+    teacher: str | list[str] | None = Field(
+        None, description="address of the teacher output, or several"
+    )
 
 
 class DataSpec(BaseModel):
@@ -137,14 +191,15 @@ class DataSpec(BaseModel):
     readers: list[dict[str, Any]] | None = Field(
         None, description="several readers, each with its own keys and a 'weight', mixed"
     )
-    augment: Component | None = Field(
+    augment: ViewSpec | None = Field(
         None,
         description=(
             "augmentation of the training images; by default the standard random resized crop"
         ),
     )
-    views: dict[str, Component | None] = Field(
-        default_factory=dict, description="further draws of each sample, by name"
+    views: dict[str, ViewSpec | None] = Field(
+        default_factory=dict,
+        description="further views of each image, by name; null: augmented as the main one",
     )
     episode_samples: PositiveInt | None = Field(
         None, description="samples drawn per epoch instead of one pass over all"
@@ -214,27 +269,76 @@ class TrainSpec(Section):
     )
 
 
+class ScheduleSpec(Section):
+    """The learning rate over time."""
+
+    name: Literal["cosine", "linear", "constant", "steps"] = Field(
+        "cosine", description="decay shape after the warm-up"
+    )
+    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
+    warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
+    end_factor: NonNegative = Field(
+        0.0, description="final learning rate as a fraction of the peak"
+    )
+    milestones: list[NonNegative] = Field(
+        default_factory=list, description="of name: steps, the epochs at which the rate falls"
+    )
+    factor: Positive = Field(
+        0.1, description="of name: steps, what the rate is multiplied with at each milestone"
+    )
+
+
+class Start(Section):
+    """When something begins, counted from the first step."""
+
+    epochs: NonNegativeInt | None = Field(None, description="epochs before it")
+    steps: NonNegativeInt | None = Field(None, description="optimizer steps before it")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Start:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("say 'epochs' or 'steps'")
+        return self
+
+
+class GroupSpec(BaseModel):
+    """Parameters with settings of their own. Keys that are not listed here are the optimizer's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    match: list[str] = Field(
+        min_length=1,
+        description="patterns of parameter names: TOWER.* or distillers.NAME.*",
+    )
+    lr_factor: NonNegative | None = Field(None, description="factor on their learning rate")
+    weight_decay: NonNegativeSchedulable | None = Field(
+        None, description="their weight decay instead of the optimizer's"
+    )
+    schedule: ScheduleSpec | Literal["cosine", "linear", "constant"] | None = Field(
+        None, description="their schedule instead of the recipe's"
+    )
+    from_: Start | None = Field(
+        None, alias="from", description="when they start to be trained; by default at once"
+    )
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of the optimizer."""
+        return dict(self.model_extra or {})
+
+
 class OptimizerSpec(Component):
     """The optimizer: adamw, sgd, lars, lion, or any class of torch.optim by its name."""
 
     name: str = Field("adamw", description="adamw, sgd, lars, lion, or any class of torch.optim")
     lr: Positive = Field(5e-4, description="highest learning rate, after the warm-up")
-    weight_decay: NonNegative = Field(
-        0.2, description="pull towards 0; biases, norms and scales are left out"
+    weight_decay: NonNegativeSchedulable = Field(
+        0.2, description="weight decay, a number or a schedule; not of biases, norms and scales"
     )
     decay_all: bool = Field(False, description="also decay biases, norms and scales")
-
-
-class ScheduleSpec(Section):
-    """The learning rate over time."""
-
-    name: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="shape of the way down after the warm-up"
-    )
-    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
-    warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
-    end_factor: NonNegative = Field(
-        0.0, description="the last learning rate as a share of the highest"
+    groups: list[GroupSpec] = Field(
+        default_factory=list,
+        description="parameters with settings of their own; of several that match, the first",
     )
 
 
@@ -244,6 +348,12 @@ class EvalSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str = Field(description="which suite")
+    name: str | None = Field(
+        None, description="what its results are called; by default the suite's name"
+    )
+    tower: str | None = Field(
+        None, description="which tower is evaluated; by default that of the suite's modality"
+    )
     every_epochs: PositiveInt | None = Field(None, description="epochs between two evaluations")
     every_steps: PositiveInt | None = Field(
         None, description="optimizer steps between two evaluations"
@@ -255,6 +365,11 @@ class EvalSpec(BaseModel):
     def keys(self) -> dict[str, Any]:
         """The keys that the suite's constructor takes."""
         return dict(self.model_extra or {})
+
+    @property
+    def title(self) -> str:
+        """What its results are called."""
+        return self.name or self.suite
 
 
 class Recipe(Section):

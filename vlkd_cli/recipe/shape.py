@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel
@@ -26,12 +27,15 @@ from vlkd_cli.recipe.schema import (
     DataSpec,
     DistillerSpec,
     EvalSpec,
+    GroupSpec,
+    HeadSpec,
     OptimizerSpec,
     PromptSpec,
     Recipe,
     ScheduleSpec,
     TowerSpec,
     TrainSpec,
+    ViewSpec,
 )
 
 Check = Callable[[Any, Path], list[Problem]]
@@ -42,16 +46,19 @@ _SOURCES = ("builder", "run", "follows")
 # Keys of a tower that choose a component of a kind.
 TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
 
+# Components whose place declares keys beside their own.
+PLACES: dict[str, type[Component]] = {"prompt": PromptSpec, "head": HeadSpec, "augment": ViewSpec}
+
 
 def section_keys(model: type[BaseModel]) -> list[Key]:
-    """The keys that a section of the schema declares."""
+    """The keys that a section of the schema declares, as a recipe writes them."""
     keys = []
     for name, field in model.model_fields.items():
         annotation: Any = field.annotation
         for extra in field.metadata:
             annotation = Annotated[annotation, extra]
         default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
-        keys.append(Key(name, annotation, default, field.description or ""))
+        keys.append(Key(field.alias or name, annotation, default, field.description or ""))
     return keys
 
 
@@ -99,6 +106,7 @@ def check_tower(tower: Any, path: Path) -> list[Problem]:
     if not str(path[-1]).isidentifier():
         return [Problem(path, "a tower's name is made of letters, digits and underscores.")]
     handled: dict[str, Check] = {kind: _component_check(kind) for kind in TOWER_COMPONENTS}
+    handled["heads"] = lambda value, at: _mapping(value, at, "heads by name", handled["head"])
     own, other = _split(tower, TowerSpec)
     problems = _walk(own, path, TowerSpec, handled, "tower")
     shared = section_keys(TowerSpec)
@@ -134,11 +142,22 @@ def check_report(report: Any, path: Path) -> list[Problem]:
 def check_optimizer_section(optimizer: Any, path: Path) -> list[Problem]:
     if not isinstance(optimizer, Mapping):
         return [_no_mapping(optimizer, path, "name")]
+    name = optimizer.get("name", "adamw")
+
+    def check_group(group: Any, at: Path) -> list[Problem]:
+        if not isinstance(group, Mapping):
+            return [_no_mapping(group, at, "match")]
+        own, other = _split(group, GroupSpec)
+        return _walk(own, at, GroupSpec, {}, "group") + check_optimizer(
+            name, other, at, section_keys(GroupSpec)
+        )
+
     own, other = _split(optimizer, OptimizerSpec)
-    problems = _walk(own, path, OptimizerSpec, {}, "optimizer")
-    return problems + check_optimizer(
-        optimizer.get("name", "adamw"), other, path, section_keys(OptimizerSpec)
-    )
+    handled: dict[str, Check] = {
+        "groups": lambda value, at: _list(value, at, "groups", check_group)
+    }
+    problems = _walk(own, path, OptimizerSpec, handled, "optimizer")
+    return problems + check_optimizer(name, other, path, section_keys(OptimizerSpec))
 
 
 def check_data(data: Any, path: Path) -> list[Problem]:
@@ -200,13 +219,18 @@ def _section(value: Any, path: Path, model: type[BaseModel]) -> list[Problem]:
 
 
 def _named(
-    value: Any, path: Path, kind: str, model: type[BaseModel], name_key: str
+    value: Any,
+    path: Path,
+    kind: str,
+    model: type[BaseModel],
+    name_key: str,
+    handled: Mapping[str, Check] = MappingProxyType({}),
 ) -> list[Problem]:
     """A component with the keys that its place declares and those of its signature."""
     if not isinstance(value, Mapping):
         return [_no_mapping(value, path, name_key)]
     own, other = _split(value, model)
-    problems = _walk(own, path, model, {}, kind)
+    problems = _walk(own, path, model, handled, kind)
     default = model.model_fields[name_key].default
     if name_key not in value and not isinstance(default, str):
         return problems
@@ -216,8 +240,11 @@ def _named(
 
 
 def _component_check(kind: str) -> Check:
-    model = PromptSpec if kind == "prompt" else Component
-    return lambda value, path: [] if value is None else _named(value, path, kind, model, "name")
+    model = PLACES.get(kind, Component)
+    handled = {"mask": _component_check("mask")} if kind == "augment" else {}
+    return lambda value, path: (
+        [] if value is None else _named(value, path, kind, model, "name", handled)
+    )
 
 
 def _mapping(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
@@ -238,8 +265,9 @@ def _split(
     values: Mapping[str, Any], model: type[BaseModel]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys that the section declares, and the component's."""
-    own = {key: value for key, value in values.items() if key in model.model_fields}
-    return own, {key: value for key, value in values.items() if key not in model.model_fields}
+    declared = [key.name for key in section_keys(model)]
+    own = {key: value for key, value in values.items() if key in declared}
+    return own, {key: value for key, value in values.items() if key not in declared}
 
 
 def _no_mapping(value: Any, path: Path, name_key: str) -> Problem:

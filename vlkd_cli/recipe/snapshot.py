@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         declared = {
-            name: getattr(value, name)
+            field.alias or name: getattr(value, name)
             for name, field in fields.items()
             if not (getattr(value, name) is None and field.default is None)
         }

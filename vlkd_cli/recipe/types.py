@@ -4,7 +4,7 @@ signature."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -15,52 +15,76 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
+ModalityName = Literal["image", "text", "mesh"]
+"""What a tower encodes."""
+MODALITY_NAMES: tuple[ModalityName, ...] = get_args(ModalityName)
+
+
 class Schedule(BaseModel):
-    """A number that changes with time: `{linear: [0.04, 0.07], epochs: 30}` or `{cosine: [0.99,
-    1.0]}`.
+    """A number that changes with time: `{linear: [0.04, 0.07], epochs: 30}`, `{cosine: [0.99,
+    1.0]}` or `{jump: [0, 0.5], steps: 1000}`.
 
     It goes from the first value to the last over `epochs` or `steps` (over the whole run where
     neither is given), then stays there. With `epochs`, the value changes at the start of an epoch
     and the last of these epochs already has the final value, as `numpy.linspace(first, last,
-    epochs)` indexed by the epoch would give.
+    epochs)` indexed by the epoch would give. A jump has the first value for so many epochs or
+    steps, then the last.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     linear: tuple[float, float] | None = None
     cosine: tuple[float, float] | None = None
+    jump: tuple[float, float] | None = None
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _one_shape(self) -> Schedule:
-        if (self.linear is None) == (self.cosine is None):
-            raise ValueError("a schedule has exactly one of 'linear' and 'cosine'")
+        if [self.linear, self.cosine, self.jump].count(None) != 2:
+            raise ValueError("a schedule has exactly one of 'linear', 'cosine' and 'jump'")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("a schedule lasts for 'epochs' or for 'steps', not both")
+        if self.jump is not None and self.epochs is None and self.steps is None:
+            raise ValueError("a jump comes after 'epochs' or 'steps'; say how many")
         return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last value."""
+        return self.linear or self.cosine or self.jump or (0.0, 0.0)
 
     def at(self, step: int, steps_per_epoch: int = 1, total_steps: int = 1) -> float:
         """The value at an optimizer step (0-based)."""
+        first, last = self.ends
+        if self.jump is not None:
+            passed = step if self.epochs is None else step // max(steps_per_epoch, 1)
+            return first if passed < (self.epochs or self.steps or 0) else last
         if self.epochs is not None:
             done = (step // max(steps_per_epoch, 1)) / max(self.epochs - 1, 1)
         else:
             done = step / max((self.steps or total_steps) - 1, 1)
         done = min(max(done, 0.0), 1.0)
-        first, last = self.linear or self.cosine or (0.0, 0.0)
         if self.cosine is not None:
             done = (1 - math.cos(math.pi * done)) / 2
         return first + (last - first) * done
 
 
 def _stays_above_zero(schedule: Schedule) -> Schedule:
-    if min(schedule.linear or schedule.cosine or ()) <= 0:
+    if min(schedule.ends) <= 0:
         raise ValueError("both values of this schedule must be above 0")
+    return schedule
+
+
+def _never_negative(schedule: Schedule) -> Schedule:
+    if min(schedule.ends) < 0:
+        raise ValueError("no value of this schedule may be below 0")
     return schedule
 
 
 Schedulable = float | Schedule
 PositiveSchedulable = Positive | Annotated[Schedule, AfterValidator(_stays_above_zero)]
+NonNegativeSchedulable = NonNegative | Annotated[Schedule, AfterValidator(_never_negative)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -74,3 +98,20 @@ def value_at(
         if isinstance(number, Schedule)
         else float(number)
     )
+
+
+class Progress(NamedTuple):
+    """Where training is: `step` counts optimizer steps from 0."""
+
+    step: int = 0
+    steps_per_epoch: int = 1
+    total_steps: int = 1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of this step, from 0."""
+        return self.step // max(self.steps_per_epoch, 1)
+
+    def value(self, number: Schedulable) -> float:
+        """The value of a plain number or of a schedule at this step."""
+        return value_at(number, self.step, self.steps_per_epoch, self.total_steps)

@@ -88,7 +88,7 @@ def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
             for key, value in tower.image_input._asdict().items()
         }
     if section.head is not None:
-        page["head"] = section.head.model_dump()
+        page["head"] = {"name": section.head.name, **section.head.keys}
     if added:
         page["weights_of_pooler_and_head"] = ADDED
     if how.note:

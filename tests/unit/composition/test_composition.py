@@ -107,8 +107,23 @@ def test_by_default_the_frozen_tower_is_the_teacher() -> None:
     composition = compose(
         towers={"image": {**IMAGE, "train": "none"}}, distillers=[{"name": "simreg"}]
     )
-    arrow = composition.objectives[0].arrow
-    assert (str(arrow.student), str(arrow.teacher)) == ("text", "image")
+    (call,) = composition.objectives[0].arrow.calls
+    assert (str(call.student), str(call.teacher)) == ("text", "image")
+
+
+def test_several_pairs_are_one_term_their_mean() -> None:
+    sides = {"student": ["image", "image@second"], "teacher": ["image@second", "text"]}
+    data = {"views": {"second": None}}
+    together = compose(distillers=[{"name": "simreg", **sides}], data=data).eval()
+    apart = compose(
+        distillers=[
+            {"name": "simreg", "student": student, "teacher": teacher}
+            for student, teacher in zip(*sides.values(), strict=True)
+        ],
+        data=data,
+    ).eval()
+    batch = batch_for(together, ("image@second",))
+    torch.testing.assert_close(together(batch, 0).loss, apart(batch, 0).loss / 2)
 
 
 def test_a_follower_moves_towards_its_tower_at_commit_only() -> None:

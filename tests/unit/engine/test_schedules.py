@@ -48,3 +48,8 @@ def test_a_schedule_over_the_run_ends_with_its_last_value() -> None:
     assert schedule.at(0, 5, 11) == pytest.approx(0.99)
     assert schedule.at(5, 5, 11) == pytest.approx(0.995)
     assert schedule.at(10, 5, 11) == pytest.approx(1.0)
+
+
+def test_steps_fall_at_their_milestones_which_are_epochs() -> None:
+    found = factors(40, name="steps", milestones=[1, 3], factor=0.5, warmup_steps=2)
+    assert found == [0.5, 1.0, *[1.0] * 8, *[0.5] * 20, *[0.25] * 10]

@@ -188,14 +188,23 @@ def test_a_follower_of_a_frozen_tower_follows_nothing():
         ),
         (
             "{name: infonce, teacher: text.tail}",
-            (
-                "teacher: 'text.tail' is no address. Write tower, tower.backbone or tower.head,"
-                " with @view where it has several views."
-            ),
+            "teacher: tower 'text' has no output 'tail'. Outputs: backbone, head, tokens.",
         ),
         (
-            "{name: infonce, student: [image, text]}",
-            "student: distiller 'infonce' takes one address, got 2.",
+            "{name: infonce, teacher: text@}",
+            (
+                "teacher: 'text@' is not an address. Write tower, tower.backbone, tower.tokens or"
+                " tower.HEAD, then @VIEW or @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some"
+                " of its pictures."
+            ),
+        ),
+        ("{name: infonce, student: [image, text]}", "teacher: say which tower is the teacher."),
+        (
+            "{name: infonce, student: [image, text], teacher: [text, image, text]}",
+            (
+                "teacher: 2 students and 3 teachers do not pair up. Give one teacher for each"
+                " student, or one for all."
+            ),
         ),
         ("{name: affinity, student: image}", None),
         (

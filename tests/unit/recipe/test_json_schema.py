@@ -64,6 +64,7 @@ def test_sections_carry_types_defaults_and_descriptions(schema):
         "cosine",
         "linear",
         "constant",
+        "steps",
     ]
 
 

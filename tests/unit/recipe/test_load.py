@@ -102,8 +102,8 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file():
         (
             "schedule: {name: cosin}",
             (
-                "r.yaml:7: schedule.name: expected 'cosine', 'linear' or 'constant', got 'cosin'."
-                " Did you mean 'cosine'?"
+                "r.yaml:7: schedule.name: expected 'cosine', 'linear', 'constant' or 'steps', got"
+                " 'cosin'. Did you mean 'cosine'?"
             ),
         ),
         (
@@ -149,7 +149,8 @@ def test_a_bad_schedule_says_its_forms():
         )
     )
     assert lines == [
-        "r.yaml:5: distillers[0].weight: a schedule has exactly one of 'linear' and 'cosine'."
+        "r.yaml:5: distillers[0].weight: a schedule has exactly one of 'linear', 'cosine' and"
+        " 'jump'."
     ]
 
 

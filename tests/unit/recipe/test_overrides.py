@@ -54,7 +54,7 @@ def test_a_whole_tower_can_be_added():
         (
             "optimizer.lrr=1",
             "unknown key. Did you mean 'lr'? Accepted: betas, eps, amsgrad, maximize, name, lr,"
-            " weight_decay, decay_all.",
+            " weight_decay, decay_all, groups.",
         ),
         ("train.epochs=many", "expected a whole number above 0, got the text 'many'."),
         ("towers.imag.model=x", "no tower 'imag'. Did you mean 'image'? Towers: image, text."),

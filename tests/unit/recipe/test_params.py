@@ -183,8 +183,8 @@ def test_arguments_end_where_the_margin_ends():
         (
             float | Schedule,
             (
-                "a number or a schedule ({linear: [first, last]} or {cosine: [first, last]}, with"
-                " epochs or steps)"
+                "a number or a schedule ({linear: [first, last]}, or cosine or jump, with epochs or"
+                " steps)"
             ),
         ),
     ],

@@ -22,7 +22,9 @@ FULL = (
 def test_a_resolved_recipe_loads_to_an_equal_one(tmp_path):
     read = recipe(
         FULL,
-        "data.views={b: {name: simclr}, c: null}",
+        "data.views={b: {name: simclr, copies: 2, size_px: 96}, c: null}",
+        "towers.image.heads={project: {name: linear, width: 8, reads: [backbone, backbone.1]}}",
+        "optimizer.groups=[{match: ['image.*'], lr_factor: 2, from: {epochs: 1}}]",
         "towers.image.train={last: 2}",
         "towers.ema={follows: image}",
     )
