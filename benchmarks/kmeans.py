@@ -52,7 +52,12 @@ def main() -> int:
 
     def with_vlkd(seed: int) -> float:
         return kmeans(
-            rows, CLUSTERS, iterations=ITERATIONS, restarts=given.restarts, tolerance=0, seed=seed
+            rows,
+            CLUSTERS,
+            num_iterations=ITERATIONS,
+            num_restarts=given.restarts,
+            num_candidates=6,
+            seed=seed,
         ).inertia
 
     def with_faiss(seed: int) -> float:

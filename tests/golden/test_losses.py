@@ -29,8 +29,8 @@ from tests.golden import golden_inputs
 from vlkd_cli.catalog import load
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
 from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.kmeans import class_means, kmeans
 from vlkd_cli.heads.prototypes import PrototypeHead
+from vlkd_cli.numerics.kmeans import class_means, kmeans
 
 GOLDENS = json.loads((Path(__file__).parent / "losses.json").read_text())
 CASES = {case["id"]: case for case in GOLDENS["cases"]}
@@ -548,7 +548,7 @@ def test_kmeans_is_as_good_as_faiss(name: str) -> None:
     _, given = tensors(case, torch.float32)
     points = given["centers"][torch.arange(len(given["noise"])) % hyper["k"]] + given["noise"]
     clusters = kmeans(
-        points, hyper["k"], iterations=hyper["niter"], tries=hyper["nredo"], seed=1234
+        points, hyper["k"], num_iterations=hyper["niter"], num_restarts=hyper["nredo"], seed=1234
     )
     wanted = case["expected"]["f64"]["outputs"]
     assert clusters.inertia <= 1.02 * wanted["faiss_sse"]["value"]

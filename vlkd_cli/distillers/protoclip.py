@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
 from vlkd_cli.distillers.distiller import Context, Distiller, require_equal_width
-from vlkd_cli.distillers.kmeans import class_means, kmeans
 from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, unit
 from vlkd_cli.distributed.collectives import gather_ragged, sum_without_grad
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.kmeans import class_means, kmeans
 from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Side = Tensor | Sequence[Tensor]
@@ -229,8 +229,8 @@ class ProtoCLIP(Distiller):
         clusters = kmeans(
             features,
             self.num_prototypes,
-            iterations=self.kmeans_iterations,
-            tries=self.kmeans_tries,
+            num_iterations=self.kmeans_iterations,
+            num_restarts=self.kmeans_tries,
             seed=self.seed,
         )
         return clusters.centroids, clusters.labels

@@ -9,7 +9,6 @@ from vlkd_cli.distillers.anchors import AnchorQueue, queue_loss
 from vlkd_cli.distillers.compress import CompRess
 from vlkd_cli.distillers.dino import DINO
 from vlkd_cli.distillers.distiller import Context
-from vlkd_cli.distillers.kmeans import kmeans
 from vlkd_cli.distillers.protoclip import ProtoCLIP
 from vlkd_cli.distillers.seed import SEED
 from vlkd_cli.errors import DataError, RecipeError
@@ -116,14 +115,6 @@ def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
         SEED().prepare(6, 9)
     with pytest.raises(RecipeError, match=r"head: \{name: prototypes, prototypes: 9\}"):
         DINO(prototypes=None).prepare(6, 9)
-
-
-def test_kmeans_fills_empty_clusters() -> None:
-    points = torch.cat([torch.zeros(20, 2), torch.ones(1, 2)]) + 1e-3 * torch.randn(
-        21, 2, generator=torch.Generator().manual_seed(0)
-    )
-    clusters = kmeans(points, 5, iterations=10, tries=1, seed=0)
-    assert clusters.labels.bincount(minlength=5).min() > 0
 
 
 def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_the_graph() -> None:

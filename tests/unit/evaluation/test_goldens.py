@@ -114,8 +114,8 @@ def test_clustering_scores_equal_protoclip() -> None:
 def test_kmeans_finds_separate_blobs() -> None:
     case = "protoclip.kmeans_blobs"
     names, expected = inputs_of(case), CASES[case]["expected"]
-    clusters = kmeans(torch.from_numpy(names["Xn"]), 3, restarts=5)
-    scores = cluster_scores(torch.from_numpy(names["yl"]), clusters.assignment)
+    clusters = kmeans(torch.from_numpy(names["Xn"]), 3, num_restarts=5, num_candidates=3)
+    scores = cluster_scores(torch.from_numpy(names["yl"]), clusters.labels)
     assert scores["ari"] == close(expected["ari"], case)
     assert scores["ami"] == close(expected["ami"], case)
     assert scores["accuracy"] == 1

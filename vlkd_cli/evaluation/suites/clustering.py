@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -65,7 +66,13 @@ class Clustering(Suite):
                 " clusters. Lower `clusters`."
             )
         found = kmeans(
-            features, clusters, iterations=self.iterations, restarts=self.restarts, seed=self.seed
+            features,
+            clusters,
+            num_iterations=self.iterations,
+            num_restarts=self.restarts,
+            num_candidates=2 + int(math.log(clusters)),
+            tolerance=1e-4,
+            seed=self.seed,
         )
         return [
             Result(
@@ -73,12 +80,12 @@ class Clustering(Suite):
                 dataset=dataset.name,
                 split=dataset.split,
                 protocol=f"kmeans_{clusters}",
-                metrics=cluster_scores(labels, found.assignment),
+                metrics=cluster_scores(labels, found.labels),
                 headline="ami",
                 chance={
                     "ami": 0.0,
                     "ari": 0.0,
-                    "accuracy": chance_accuracy(labels, found.assignment, self.seed),
+                    "accuracy": chance_accuracy(labels, found.labels, self.seed),
                 },
                 num_items=len(labels),
                 hashes={"rows": dataset.row_hash, "classes": class_hash(classes)},
