@@ -19,6 +19,7 @@ ROWS = [
     {"numerics"},
     {"distillers", "poolers", "heads", "preprocessing"},
     {"builders", "data"},
+    {"checkpoint"},
     {"towers"},
     {"composition"},
     {"features"},

@@ -88,8 +88,11 @@ def check_file(path: Path, what: str) -> None:
         raise WeightsError(f"{what}: '{path}' is a web page. Download the file again.")
 
 
-def load_pickled(path: Path) -> Any:
+def load_pickled(path: Path, *, mapped: bool = False) -> Any:
     """What torch.save wrote, on the CPU; only tensors and plain values are unpickled.
+
+    Args:
+        mapped: map the tensors into memory instead of reading them.
 
     Raises:
         Exception: of any kind, where the file is damaged. ValueError where a checksum differs,
@@ -102,7 +105,9 @@ def load_pickled(path: Path) -> Any:
                 raise ValueError("it is compressed, which torch.save does not do")
             if altered := archive.testzip():
                 raise ValueError(f"the checksum of {altered} differs")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    elif mapped:
+        raise ValueError("it is not an archive that torch.save wrote")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vlkd_cli import console
 from vlkd_cli.composition.composition import Composition, Objective
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Broken, View
@@ -47,6 +48,13 @@ def build_towers(
             peers={n: t for n, t in towers.items() if isinstance(t, Tower)},
         )
     return {name: towers[name] for name in recipe.towers}
+
+
+def say_sources(towers: Iterable[Tower]) -> None:
+    """Print which checkpoint each tower out of a run was taken from."""
+    for tower in towers:
+        if tower.source is not None:
+            console.say(f"Tower '{tower.name}': {tower.source}")
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:

@@ -53,5 +53,12 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take in averages by the parameters' names.
+
+        Raises:
+            ValueError: one is missing or has another shape.
+        """
         for name, average in zip(self._names, self._average, strict=True):
+            if name not in state or state[name].shape != average.shape:
+                raise ValueError(f"the average of '{name}' is missing or has another shape")
             average.copy_(state[name])

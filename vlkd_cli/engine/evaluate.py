@@ -11,11 +11,11 @@ from typing import Any
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.build import build_towers, captions_of
-from vlkd_cli.engine.checkpoint import load_checkpoint
+from vlkd_cli.engine.build import build_towers, captions_of, say_sources
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
@@ -70,12 +70,19 @@ def evaluate(job: EvalJob) -> int:
 def _evaluate(job: EvalJob, device: Any) -> None:
     recipe = Recipe.model_validate_json(job.recipe)
     folder = Path(job.folder)
-    towers = load_towers(recipe, folder, None if job.checkpoint is None else Path(job.checkpoint))
+    checkpoint = None if job.checkpoint is None else Checkpoint.load(Path(job.checkpoint))
+    if checkpoint is not None:
+        console.say(f"Evaluating {checkpoint.source}")
+    towers = load_towers(recipe, folder, checkpoint)
+    say_sources(towers.values())
     for tower in towers.values():
         tower.to(device)
     subject = subject_of(recipe, towers, device)
     subject.cache = cache_folder(recipe.train.cache_dir)
     subject.output = folder / "results"
+    if checkpoint is not None:
+        subject.model = checkpoint.source
+        subject.output /= f"step_{checkpoint.step:08d}"
     subject.data_root = None if job.data_root is None else Path(job.data_root)
     specs = [EvalSpec.model_validate(spec) for spec in json.loads(job.specs)]
     if job.wise_ft:
@@ -94,12 +101,12 @@ def _evaluate(job: EvalJob, device: Any) -> None:
         _report(job, results, subject.output)
 
 
-def load_towers(recipe: Recipe, folder: Path, checkpoint: Path | None) -> dict[str, Tower]:
+def load_towers(recipe: Recipe, folder: Path, checkpoint: Checkpoint | None) -> dict[str, Tower]:
     """The towers of a recipe, with the trained weights of a checkpoint (their average where the run
     kept one).
 
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to another recipe.
+        CheckpointError: the checkpoint is of another recipe, or lacks a tower that was trained.
     """
 
     def captions() -> Any:
@@ -112,41 +119,31 @@ def load_towers(recipe: Recipe, folder: Path, checkpoint: Path | None) -> dict[s
         recipe, captions=captions, run_folder=folder, cache_dir=cache_folder(recipe.train.cache_dir)
     )
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint)
-        for name, weights in state["towers"].items():
-            tower = built.get(name)
-            if not isinstance(tower, Tower):
+        for name in checkpoint.towers:
+            if not isinstance(built.get(name), Tower):
                 raise CheckpointError(
-                    f"{checkpoint} holds a tower '{name}' that the recipe has not. Use the recipe"
-                    " of its run."
+                    f"{checkpoint.path} holds a tower '{name}' that the recipe does not have. Use"
+                    " the recipe of its run."
                 )
-            prefix = f"towers.{name}."
-            averaged = {
-                key.removeprefix(prefix): value
-                for key, value in state["ema"].items()
-                if key.startswith(prefix)
-            }
-            try:
-                tower.load_trainable_state(
-                    {**weights, **{key: value for key, value in averaged.items() if key in weights}}
-                )
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise CheckpointError(
-                    f"{checkpoint} does not fit tower '{name}':"
-                    f" {str(error).strip().splitlines()[0]}"
-                ) from error
         for name, tower in built.items():
-            if isinstance(tower, MomentumTower):
-                weights = {
-                    k.removeprefix(f"{name}."): v
-                    for k, v in state["followers"].items()
-                    if k.startswith(f"{name}.")
-                }
-                tower.load_state_dict(weights)
+            _take_weights(name, tower, checkpoint)
     return {
         name: tower.tower if isinstance(tower, MomentumTower) else tower
         for name, tower in built.items()
     }
+
+
+def _take_weights(name: str, tower: Tower | MomentumTower, checkpoint: Checkpoint) -> None:
+    try:
+        if isinstance(tower, MomentumTower):
+            tower.load_state_dict(checkpoint.tower(name))
+        elif not tower.is_frozen:
+            tower.load_trainable_state(checkpoint.tower(name))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit tower '{name}': {load_problem(error)}. Use the recipe"
+            " of its run."
+        ) from error
 
 
 def _report(job: EvalJob, results: list[Result], kept: Path | None) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.start_evaluation import find_trained
@@ -46,9 +47,10 @@ def export(
         UserError: there is no such run, checkpoint or tower, or the folder cannot be written.
     """
     quieten_libraries()
-    recipe, folder, checkpoint = find_trained(target, overrides, runs)
+    recipe, folder, path = find_trained(target, overrides, runs)
     chosen = _chosen(recipe, towers)
     _refuse_full(output, force)
+    checkpoint = Checkpoint.load(path)
     built = load_towers(recipe, folder.path, checkpoint)
     written = []
     with _staged(output) as unfinished:
@@ -61,7 +63,7 @@ def export(
             if (output / name).exists():
                 shutil.rmtree(output / name)
             (unfinished / name).replace(output / name)
-    _report(written, output, checkpoint, averaged=recipe.train.ema is not None)
+    _report(written, output, checkpoint.source)
 
 
 def _chosen(recipe: Recipe, towers: Sequence[str]) -> list[str]:
@@ -113,10 +115,8 @@ def _staged(output: Path) -> Iterator[Path]:
             output.rmdir()
 
 
-def _report(
-    written: Sequence[ExportedTower], output: Path, checkpoint: Path, *, averaged: bool
-) -> None:
-    title = f"{checkpoint}{', averaged weights' if averaged else ''} -> {output}"
+def _report(written: Sequence[ExportedTower], output: Path, source: Source) -> None:
+    title = f"{source} -> {output}"
     rows = [
         [
             tower.name,

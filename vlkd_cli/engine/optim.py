@@ -62,9 +62,9 @@ def build_optimizer(
     Raises:
         RecipeError: unknown optimizer, a key that it does not take, or nothing that learns.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter, lr, decay in _settings(composition, spec, towers):
-        groups.setdefault((lr, decay), []).append(parameter)
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter, lr, decay in _settings(composition, spec, towers):
+        groups.setdefault((lr, decay), []).append((name, parameter))
     if not groups:
         raise RecipeError(
             "nothing learns: every tower is frozen and no distiller has parameters. Give a tower"
@@ -104,10 +104,65 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What the optimizer remembers of each parameter, by the parameter's name. Rates and the like
+    are not in it: they follow from the recipe and the step."""
+    names = _names(optimizer)
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {names[position]: values for position, values in state.items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Take in what `optimizer_state` gave; names may also be positions, as in format 1.
+
+    Raises:
+        ValueError: it is of other parameters.
+    """
+    names = _names(optimizer)
+    own = optimizer.state_dict()
+    position_of = {name: position for position, name in enumerate(names)}
+    if saved and all(key.isdecimal() for key in saved):
+        position_of = {str(position): position for position in range(len(names))}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {}
+    for key, values in saved.items():
+        if key not in position_of:
+            raise ValueError(f"the optimizer has no parameter '{key}'")
+        position = position_of[key]
+        for name, value in values.items():
+            if not _fits(value, parameters[position]):
+                raise ValueError(f"the optimizer's {name} of '{names[position]}' has another shape")
+        # The file is mapped into memory: what the optimizer changes in place must be its own.
+        state[position] = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def _fits(value: Any, parameter: nn.Parameter) -> bool:
+    # A count, or one number for each entry, or (Adafactor) for each row or column of a matrix.
+    return (
+        not isinstance(value, torch.Tensor)
+        or value.ndim == 0
+        or (
+            value.ndim == parameter.ndim
+            and all(a in (b, 1) for a, b in zip(value.shape, parameter.shape, strict=True))
+        )
+    )
+
+
 def _settings(
     composition: Composition, spec: OptimizerSpec, towers: Mapping[str, TowerSpec]
-) -> Iterator[tuple[nn.Parameter, float, float]]:
-    """(parameter, learning rate, weight decay) of everything that learns, each once."""
+) -> Iterator[tuple[str, nn.Parameter, float, float]]:
+    """(name, parameter, learning rate, weight decay) of everything that learns, each once; names
+    are `TOWER.x` and `distillers.NAME.x`."""
     seen: set[nn.Parameter] = set()
     for tower_name, tower in composition.towers.items():
         assert isinstance(tower, Tower)
@@ -122,11 +177,11 @@ def _settings(
                 if layer_decay is None
                 else lr * layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
             )
-            yield parameter, rate, _decay(parameter, spec)
-    for parameter in composition.distillers.parameters():
+            yield f"{tower_name}.{name}", parameter, rate, _decay(parameter, spec)
+    for name, parameter in composition.distillers.named_parameters():
         if parameter.requires_grad and parameter not in seen:
             seen.add(parameter)
-            yield parameter, spec.lr, _decay(parameter, spec)
+            yield f"distillers.{name}", parameter, spec.lr, _decay(parameter, spec)
 
 
 def _decay(parameter: nn.Parameter, spec: OptimizerSpec) -> float:

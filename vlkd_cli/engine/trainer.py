@@ -7,19 +7,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.ema import EMA
-from vlkd_cli.engine.optim import set_learning_rate
+from vlkd_cli.engine.optim import optimizer_state, restore_optimizer, set_learning_rate
 from vlkd_cli.engine.schedules import learning_rate_factor
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.numerics.precision import autocast, grad_scaler
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
 
@@ -123,32 +124,51 @@ class Trainer:
         assert total is not None
         return total, self._update()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside the recipe; weights of frozen towers are not in it."""
+    def checkpoint(
+        self, *, recipe: str, evaluated: bool, best: float | None, files: dict[str, bytes]
+    ) -> Checkpoint:
+        """What resuming needs; see `Checkpoint` for the arguments."""
         composition = self.composition
-        return {
-            "step": self.step_count,
-            "towers": {name: tower.trainable_state() for name, tower in composition.towers.items()},  # type: ignore[operator]
-            "followers": composition.followers.state_dict(),
-            "distillers": composition.distillers.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else {},
-            "skipped_steps": self.skipped_steps,
-        }
+        return Checkpoint(
+            step=self.step_count,
+            recipe=recipe,
+            world_size=runtime.world_size(),
+            global_batch=self.settings.batch_size * runtime.world_size(),
+            towers={name: tower.trainable_state() for name, tower in composition.towers.items()},  # type: ignore[operator]
+            followers=composition.followers.state_dict(),
+            distillers=composition.distillers.state_dict(),
+            ema=self.ema.state_dict() if self.ema else {},
+            optimizer=optimizer_state(self.optimizer),
+            scaler=self.scaler.state_dict(),
+            files=files,
+            evaluated=evaluated,
+            best=best,
+            skipped_steps=self.skipped_steps,
+        )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the state was taken."""
-        for name, tower in self.composition.towers.items():
-            tower.load_trainable_state(state["towers"][name])  # type: ignore[operator]
-        self.composition.followers.load_state_dict(state["followers"])
-        self.composition.distillers.load_state_dict(state["distillers"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.step_count = state["step"]
-        self.skipped_steps = state["skipped_steps"]
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where the checkpoint was written.
+
+        Raises:
+            CheckpointError: it is of another recipe.
+        """
+        composition = self.composition
+        try:
+            for name, tower in composition.towers.items():
+                tower.load_trainable_state(checkpoint.tower(name, averaged=False))  # type: ignore[operator]
+            composition.followers.load_state_dict(checkpoint.followers)
+            composition.distillers.load_state_dict(checkpoint.distillers)
+            restore_optimizer(self.optimizer, checkpoint.optimizer)
+            self.scaler.load_state_dict(checkpoint.scaler)
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint.ema)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit this recipe: {load_problem(error)}. Resume"
+                " with the recipe that the run was started with."
+            ) from error
+        self.step_count = checkpoint.step
+        self.skipped_steps = checkpoint.skipped_steps
 
     def _train_epoch(self, epoch: int, done: int) -> bool:
         accumulate = self.settings.accumulate

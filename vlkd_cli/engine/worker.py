@@ -16,14 +16,14 @@ from torch import nn
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
-from vlkd_cli.engine.build import build_composition, build_towers, captions_of
-from vlkd_cli.engine.checkpoint import Checkpoints, load_checkpoint, newest
+from vlkd_cli.engine.build import build_composition, build_towers, captions_of, say_sources
 from vlkd_cli.engine.inputs import build_loader, prepare_inputs
 from vlkd_cli.engine.launching.host_memory import keep_freed_memory
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
@@ -88,7 +88,6 @@ class _Run:
         self.folder = RunFolder(Path(job.run))
         self.settings = self.recipe.train
         self.is_main = runtime.is_main()
-        self.checkpoints = Checkpoints(self.folder.checkpoints, keep=self.settings.keep)
         with interruption.dropping():
             self._build()
 
@@ -109,6 +108,8 @@ class _Run:
         self.towers = build_towers(
             recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache
         )
+        if not self.job.quiet:
+            say_sources(tower for tower in self.towers.values() if isinstance(tower, Tower))
         for tower in self.towers.values():
             if settings.sync_batch_norm and runtime.world_size() > 1:
                 nn.SyncBatchNorm.convert_sync_batchnorm(tower)
@@ -160,7 +161,7 @@ class _Run:
         )
         self.saves = Saves(self.settings, self.steps_per_epoch, self.total_steps)
         if state is not None:
-            self.evaluations.best_value = state["best"]
+            self.evaluations.best_value = state.best
         start = trainer.step_count
         self.sinks = (
             Sinks(self.folder.path, self.recipe.reports, resume_step=start if state else None)
@@ -178,7 +179,7 @@ class _Run:
                 )
                 if state is None:
                     self._evaluate(start)
-                elif not state["evaluated"]:
+                elif not state.evaluated:
                     # What was due when the run was stopped, and might have been the best.
                     self._save(evaluated=True, is_best=self._evaluate(start))
                 finished = trainer.fit()
@@ -343,33 +344,22 @@ class _Run:
     def _save(self, *, evaluated: bool, is_best: bool = False) -> None:
         self.saves.done()
         if self.is_main:
-            state = self.trainer.state_dict()
-            state.update(
+            checkpoint = self.trainer.checkpoint(
                 recipe=self.job.recipe,
-                world_size=runtime.world_size(),
                 evaluated=evaluated,
                 best=self.evaluations.best_value,
+                files=self.folder.made_files(),
             )
-            self.checkpoints.save(state, is_best=is_best)
+            checkpoint.save(self.folder.checkpoints, is_best=is_best, keep=self.settings.keep)
 
-    def _resumed_state(self) -> dict[str, Any] | None:
+    def _resumed_state(self) -> Checkpoint | None:
         if not self.job.resume:
             return None
-        path = newest(self.folder.path)
-        state = load_checkpoint(path)
-        if state["world_size"] != runtime.world_size():
-            raise CheckpointError(
-                f"the run was trained on {state['world_size']} processes and would continue on"
-                f" {runtime.world_size()}; the batches would not be the same. Start it with"
-                f" {state['world_size']} processes."
-            )
-        try:
-            self.trainer.load_state_dict(state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{path} does not fit this recipe: {reason}") from error
-        self._say(f"Continuing {self.folder.path} at step {state['step']} of {self.total_steps}.")
-        return state
+        checkpoint = Checkpoint.load(resolve(self.folder.path, "last"))
+        refuse_other_processes(checkpoint, runtime.world_size())
+        self.trainer.restore(checkpoint)
+        self._say(f"Continuing {self.folder.path} at step {checkpoint.step} of {self.total_steps}.")
+        return checkpoint
 
     # -- reports
 
@@ -424,6 +414,20 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.is_main and not self.job.quiet:
             console.say(text)
+
+
+def refuse_other_processes(checkpoint: Checkpoint, processes: int) -> None:
+    """A run goes on with the number of processes that it was trained on.
+
+    Raises:
+        CheckpointError: there are more or fewer.
+    """
+    if checkpoint.world_size != processes:
+        raise CheckpointError(
+            f"the run was trained on {checkpoint.world_size} processes and would continue on"
+            f" {processes}; the batches would not be the same. Start it with"
+            f" {checkpoint.world_size} processes."
+        )
 
 
 def tower_sizes(tower: Tower | MomentumTower) -> tuple[int, int]:

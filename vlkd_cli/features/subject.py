@@ -11,6 +11,7 @@ import torch
 from vlkd_cli.recipe.types import Precision
 
 if TYPE_CHECKING:
+    from vlkd_cli.checkpoint import Source
     from vlkd_cli.towers.tower import Tower
 
 
@@ -35,6 +36,8 @@ class Subject:
     """Folder for files that a suite writes (predictions, tables); None: nothing is written."""
     data_root: Path | None = None
     """`--data ROOT`: where data sets are looked up by name."""
+    model: Source | None = None
+    """Which checkpoint the towers come from; None: they are as their builders gave them."""
     image_start: Tower | None = None
     """The image tower before training, for WiSE-FT."""
     kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -31,6 +31,7 @@ _NOT_FOR_FOLLOWERS = (
     "builder",
     "run",
     "tower",
+    "checkpoint",
     "pooler",
     "head",
     "heads",
@@ -74,8 +75,9 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
                 yield Problem(
                     (*path, part), "a tower of a run comes as it was trained there. Remove it."
                 )
-    if tower.tower is not None and tower.run is None:
-        yield Problem((*path, "tower"), "has no effect without `run:`.")
+    for key in ("tower", "checkpoint"):
+        if getattr(tower, key) is not None and tower.run is None:
+            yield Problem((*path, key), "has no effect without `run:`.")
     if tower.follows is None:
         if tower.momentum != TowerSpec.model_fields["momentum"].default:
             yield Problem((*path, "momentum"), "has no effect without `follows:`.")

@@ -104,6 +104,10 @@ class TowerSpec(BaseModel):
     tower: str | None = Field(
         None, description="which tower of that run; by default the one of the same modality"
     )
+    checkpoint: Literal["best", "last"] | None = Field(
+        None,
+        description="which checkpoint of that run; by default its best, else its last",
+    )
     follows: str | None = Field(
         None,
         description="the tower whose exponential moving average this one is, instead of a builder",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch import nn
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.backbone import Backbone, Builder
-from vlkd_cli.builders.weight_files import load_pickled
+from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import Component, TowerSpec
 from vlkd_cli.towers.freezing import choose_parameters
@@ -22,7 +21,6 @@ from vlkd_cli.towers.tower import Tower
 
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
-CHECKPOINTS = ("best.pt", "last.pt")
 
 
 def assemble(
@@ -196,13 +194,10 @@ def _follower(name: str, spec: TowerSpec, peers: Mapping[str, Tower]) -> Tower:
 def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> Tower:
     """A trained tower out of a run folder or checkpoint, with the freezing that this recipe asks
     for."""
-    file = find_checkpoint(str(spec.run), name)
-    state = _read_checkpoint(file, name)
-    sections = {
-        key: TowerSpec.model_validate(value)
-        for key, value in json.loads(state["recipe"])["towers"].items()
-    }
-    chosen = spec.tower or _only_of_modality(name, spec, sections, file)
+    checkpoint = _checkpoint_of(name, spec)
+    assert checkpoint.path is not None
+    sections = checkpoint.read_recipe().towers
+    chosen = spec.tower or _only_of_modality(name, spec, sections, checkpoint.path)
     if chosen not in sections:
         raise RecipeError(
             f"tower '{name}': run '{spec.run}' has no tower '{chosen}'."
@@ -223,51 +218,29 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
         tower = _from_run(chosen, section, cache_dir=cache_dir)
     else:
         tower = _build(
-            chosen, section, captions=None, cache_dir=cache_dir, run_folder=file.parent.parent
+            chosen,
+            section,
+            captions=None,
+            cache_dir=cache_dir,
+            run_folder=checkpoint.path.parent.parent,
         )
     # Of a tower that was frozen there, the checkpoint holds nothing: it is what its builder gives.
-    tower.load_trainable_state(state["towers"].get(chosen, {}))
+    if not tower.is_frozen:
+        tower.load_trainable_state(checkpoint.tower(chosen))
     encoder = tower.encoder
     head = None if isinstance(tower.head, nn.Identity) else tower.head
     choose_parameters(name, encoder, tower.pooler, tower.head, spec.train)
     own = Tower(name, encoder, pooler=tower.pooler, head=head)
     own.section = tower.section
+    own.source = checkpoint.source
     return own
 
 
-def find_checkpoint(run: str, name: str) -> Path:
-    """The checkpoint that a run folder or file stands for: itself, else the best, else the last.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(run).expanduser()
-    if path.is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        for file in CHECKPOINTS:
-            if (folder / file).is_file():
-                return folder / file
-    raise CheckpointError(
-        f"tower '{name}': no checkpoint in '{run}'. Name a run folder with checkpoints/last.pt or a"
-        " checkpoint file."
-    )
-
-
-def _read_checkpoint(file: Path, name: str) -> dict[str, Any]:
+def _checkpoint_of(name: str, spec: TowerSpec) -> Checkpoint:
     try:
-        state = load_pickled(file)
-    # Damaged bytes make the unpickler fail in any way there is.
-    except Exception as error:
-        raise CheckpointError(
-            f"tower '{name}': '{file}' cannot be read as a checkpoint. Use another one."
-        ) from error
-    if not isinstance(state, dict) or "towers" not in state or "recipe" not in state:
-        raise CheckpointError(
-            f"tower '{name}': '{file}' is no checkpoint of vlkd. Use `pretrained` for plain"
-            " weights."
-        )
-    return state
+        return Checkpoint.load(resolve(str(spec.run), spec.checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f"tower '{name}': {error}") from error
 
 
 def _only_of_modality(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.checkpoint import Source
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.preprocessing import ImageInput, TextInput, standardise
 from vlkd_cli.recipe.schema import TowerSpec
@@ -34,6 +35,9 @@ class Tower(nn.Module):
     section: TowerSpec | None = None
     """The recipe's section that builder, pooler and head were made from; of a tower out of a run,
     the section of that run."""
+
+    source: Source | None = None
+    """The checkpoint that a tower out of a run was taken from."""
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ def test_the_towers_of_the_newest_run_are_written_and_said(
     assert leaves(["export", "out"]) == 0
     printed = capsys.readouterr().out
     assert sorted(path.name for path in (here / "out").iterdir()) == ["image", "slow", "text"]
-    assert "runs/first/checkpoints/last.pt, averaged weights -> out" in printed
+    assert "runs/first/checkpoints/last.pt, step 3, averaged weights -> out" in printed
     assert "image, recipe: {builder: openclip, model: out/image, pretrained: true}" in printed
     assert "text, Python: model = open_clip.create_model('local-dir:out/text'" in printed
     assert {path.name for path in (here / "out" / "text").iterdir()} == {
@@ -175,7 +175,7 @@ def test_a_broken_checkpoint_is_one_line(
 ) -> None:
     shutil.copytree("runs/first", tmp_path / "broken")
     (tmp_path / "broken" / "checkpoints" / "last.pt").write_bytes(b"no checkpoint")
-    assert "is damaged or no checkpoint" in fails([str(tmp_path / "broken"), "out"], capsys)
+    assert "is damaged or not a checkpoint" in fails([str(tmp_path / "broken"), "out"], capsys)
     (tmp_path / "broken" / "checkpoints" / "last.pt").unlink()
     assert "holds no checkpoint" in fails([str(tmp_path / "broken"), "out"], capsys)
 

@@ -78,6 +78,57 @@ def test_resuming_at_any_step_equals_never_having_stopped(
     assert differences(whole, resumed) == []
 
 
+def test_a_checkpoint_of_format_1_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(train={"ema": 0.9, "save_every_steps": 5, "save_every_epochs": None})
+    whole = final_state(train(tmp_path, recipe, "whole"))
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 5)
+        with pytest.raises(_Killed):
+            train(tmp_path, recipe, "cut")
+    path = tmp_path / "cut" / "checkpoints" / "last.pt"
+    former = torch.load(path, weights_only=True)
+    # As it was written then: torch's optimizer state, by position; no batch, version and files.
+    former["optimizer"] = {
+        "state": dict(enumerate(former["optimizer"].values())),
+        "param_groups": [],
+    }
+    former["format"] = 1
+    for name in ("version", "files", "global_batch"):
+        del former[name]
+    torch.save(former, path)
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert differences(whole, resumed) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["optimizer"].pop("image.backbone.encoder.proj"), None),
+        (lambda c: c["optimizer"].update({"image.x": {}}), "has no parameter 'image.x'"),
+        (lambda c: c["ema"].popitem(), "the average of '.*' is missing"),
+        (lambda c: c["distillers"].clear(), 'Missing key.* "infonce'),
+        (lambda c: c["towers"].pop("text"), "holds no trained tower 'text'"),
+    ],
+    ids=["fewer states", "another parameter", "no average", "no distiller", "no tower"],
+)
+def test_a_checkpoint_of_another_recipe_is_one_line(
+    tmp_path: Path, change: Any, message: str | None
+) -> None:
+    recipe = tiny_recipe(train={"steps": 1, "ema": 0.9})
+    path = train(tmp_path, recipe) / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    if message is None:
+        train(tmp_path, recipe, resume=str(tmp_path / "run"))
+        return
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train(tmp_path, recipe, resume=str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +289,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     run = train(tmp_path, tiny_recipe(train={"steps": 1}))
     (run / "checkpoints" / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="last.pt is damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="last.pt is damaged or not a checkpoint"):
         train(tmp_path, tiny_recipe(train={"steps": 1}), resume=str(run))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -119,16 +120,21 @@ def test_a_follower_starts_as_a_copy_that_takes_no_gradient() -> None:
     assert not any(parameter.requires_grad for parameter in follower.parameters())
 
 
-def saved_run(folder: Path, towers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run folder with a checkpoint of freshly drawn towers."""
-    torch.manual_seed(0)
+def saved_run(
+    folder: Path,
+    towers: dict[str, dict[str, Any]],
+    *,
+    seed: int = 0,
+    is_best: bool = False,
+    **fields: Any,
+) -> dict[str, Any]:
+    """A run folder with a checkpoint of freshly initialised towers."""
+    torch.manual_seed(seed)
     built = {name: assemble(name, spec(**keys)) for name, keys in towers.items()}
-    (folder / "checkpoints").mkdir(parents=True)
     state = {name: tower.trainable_state() for name, tower in built.items()}
-    torch.save(
-        {"recipe": json.dumps({"towers": towers}), "towers": state},
-        folder / "checkpoints" / "last.pt",
-    )
+    keys = {"step": 1, "world_size": 1, "global_batch": 1, **fields}
+    checkpoint = Checkpoint(recipe=json.dumps({"towers": towers}), towers=state, **keys)
+    checkpoint.save(folder / "checkpoints", is_best=is_best)
     return built
 
 
@@ -141,6 +147,35 @@ def test_a_trained_tower_comes_out_of_a_run(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(images), built["image"](images))
     assert loaded.is_frozen and loaded.name == "teacher_image"
     assert assemble("teacher", spec(run=str(tmp_path), tower="text")).modality == "text"
+
+
+def test_a_tower_of_a_run_is_that_of_its_best_checkpoint_with_averaged_weights(
+    tmp_path: Path,
+) -> None:
+    best = saved_run(tmp_path, {"text": TEXT}, seed=1, is_best=True)["text"]
+    average = {f"towers.text.{name}": value + 1 for name, value in best.named_parameters()}
+    saved_run(tmp_path, {"text": TEXT}, seed=1, is_best=True, step=4, ema=average)
+    last = saved_run(tmp_path, {"text": TEXT}, seed=2, step=5)["text"]
+
+    taken = assemble("text", spec(run=str(tmp_path)))
+    for name, parameter in taken.named_parameters():
+        assert parameter.equal(average[f"towers.text.{name}"])
+    assert taken.source == Source(
+        tmp_path.name, str(tmp_path / "checkpoints" / "best.pt"), 4, averaged=True
+    )
+    asked = assemble("text", spec(run=str(tmp_path), checkpoint="last"))
+    for name, parameter in asked.named_parameters():
+        assert parameter.equal(last.get_parameter(name))
+    assert asked.source is not None and asked.source.step == 5
+
+
+def test_a_checkpoint_that_lacks_a_trained_tower_is_refused(tmp_path: Path) -> None:
+    saved_run(tmp_path, {"text": TEXT})
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    del state["towers"]["text"]
+    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    with pytest.raises(CheckpointError, match="holds no trained tower 'text'. It holds: none"):
+        assemble("text", spec(run=str(tmp_path)))
 
 
 def test_a_tower_that_was_frozen_in_its_run_comes_from_its_builder(tmp_path: Path) -> None:
@@ -171,7 +206,7 @@ def test_what_follows_in_a_run_is_not_what_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint in"):
+    with pytest.raises(CheckpointError, match="tower 'image': .* holds no checkpoint"):
         assemble("image", spec(run=str(tmp_path)))
     saved_run(tmp_path, {"image": IMAGE})
     with pytest.raises(RecipeError, match=r"has no tower 'imag'\. Did you mean 'image'\?"):
@@ -181,7 +216,7 @@ def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> N
     with pytest.raises(RecipeError, match="as it was trained; remove head"):
         assemble("image", spec(run=str(tmp_path), head={"name": "linear", "width": 3}))
     (tmp_path / "checkpoints" / "last.pt").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="tower 'image': .* damaged or not a checkpoint"):
         assemble("image", spec(run=str(tmp_path)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli import catalog
-from vlkd_cli.engine.checkpoint import load_checkpoint
+from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.engine.launching.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, latest_run
 from vlkd_cli.engine.launching.start import choose_placement
@@ -124,8 +124,7 @@ def find_trained(
         raise _unknown(target, runs, "run folder or checkpoint", untrained)
     if path.is_dir() or not _is_checkpoint(path):
         return _of_run(existing_run(path, runs), overrides)
-    state = load_checkpoint(path)
-    run = RunFolder(path.parent.parent)
+    run = RunFolder(path.resolve().parent.parent)
     if run.recipe.is_file():
         return load_recipe(str(run.recipe), overrides), run, path
     if overrides:
@@ -133,7 +132,7 @@ def find_trained(
             f"{path} lies outside its run folder, so --set cannot be applied to its recipe."
         )
     return (
-        Recipe.model_validate_json(state["recipe"]),
+        Checkpoint.load(path).read_recipe(),
         RunFolder(path.parent / f"{path.stem}-eval"),
         path,
     )
@@ -216,13 +215,7 @@ def _takes(suite: str, key: str) -> bool:
 
 
 def _of_run(run: RunFolder, overrides: Sequence[str]) -> tuple[Recipe, RunFolder, Path]:
-    checkpoint = run.checkpoints / "last.pt"
-    if not checkpoint.is_file():
-        raise CheckpointError(
-            f"{run.path} holds no checkpoint (checkpoints/last.pt). Was it stopped before its first"
-            " save?"
-        )
-    return load_recipe(str(run.recipe), overrides), run, checkpoint
+    return load_recipe(str(run.recipe), overrides), run, resolve(run.path)
 
 
 def _is_shipped(name: str) -> bool:
