@@ -82,22 +82,22 @@ MUTANTS = {
         {"start=done * accumulate": "start=0"}, "queue", None, after_resume=True
     ),
     "optimizer's state forgotten after resume": Mutant(
-        {'self.optimizer.load_state_dict(state["optimizer"])': "pass"},
+        {"restore_optimizer(self.optimizer, checkpoint.optimizer)": "pass"},
         "lit",
         None,
         after_resume=True,
     ),
     "average forgotten after resume": Mutant(
-        {'self.ema.load_state_dict(state["ema"])': "pass"}, "queue", None, after_resume=True
+        {"self.ema.load_state_dict(checkpoint.ema)": "pass"}, "queue", None, after_resume=True
     ),
     "follower forgotten after resume": Mutant(
-        {'.followers.load_state_dict(state["followers"])': ".followers.state_dict()"},
+        {"composition.followers.load_state_dict(checkpoint.followers)": "pass"},
         "queue",
         None,
         after_resume=True,
     ),
     "queues forgotten after resume": Mutant(
-        {'.distillers.load_state_dict(state["distillers"])': ".distillers.state_dict()"},
+        {"composition.distillers.load_state_dict(checkpoint.distillers)": "pass"},
         "queue",
         None,
         after_resume=True,
