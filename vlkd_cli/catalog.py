@@ -266,6 +266,21 @@ CATALOG: dict[str, dict[str, Entry]] = {
 }
 
 
+BASES: dict[str, tuple[str, ...]] = {
+    "builder": ("vlkd_cli.builders.backbone:Builder",),
+    "adapter": ("vlkd_cli.builders.adapters.methods.method:Method",),
+    "prompt": ("vlkd_cli.builders.openclip.prompts:CoOp",),
+    "pooler": ("torch.nn:Module",),
+    "head": ("torch.nn:Module",),
+    "distiller": ("vlkd_cli.distillers.distiller:Distiller",),
+    "reader": ("vlkd_cli.data.readers.reader:Reader", "vlkd_cli.data.readers.reader:StreamReader"),
+    "augment": ("vlkd_cli.data.images.augment:Augment",),
+    "suite": ("vlkd_cli.evaluation.suite:Suite",),
+    "sink": ("vlkd_cli.reports.sink:Sink",),
+}
+"""What a third party's class of each kind derives from."""
+
+
 def names(kind: str) -> list[str]:
     """The names of a kind, in the catalogue's order."""
     return list(CATALOG[kind])
@@ -295,6 +310,8 @@ def locate(kind: str, name: str) -> tuple[str, str]:
     """
     if ":" in name:
         module, attribute = name.split(":", 1)
+        if not attribute.isidentifier() or not all(module.split(".")):
+            raise RecipeError(f"{kind} '{name}': write module:Class.")
         return module, attribute
     if name not in CATALOG[kind]:
         raise RecipeError(
@@ -305,24 +322,57 @@ def locate(kind: str, name: str) -> tuple[str, str]:
     return f"vlkd_cli.{module}", attribute
 
 
-def load(kind: str, name: str) -> Any:
+def load(kind: str, name: str) -> type[Any]:
     """Import a component and return its class.
 
     Raises:
-        RecipeError: the name is unknown, or a third party's module or attribute is missing.
+        RecipeError: the name is unknown, or a third party's module cannot be imported or has no
+            such class.
         MissingPackageError: its optional library is not installed.
     """
     module, attribute = locate(kind, name)
+    if ":" in name:
+        return _third_party(kind, name, module, attribute)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+        return found
     except ModuleNotFoundError as error:
-        extra = CATALOG[kind][name].extra if name in CATALOG[kind] else None
-        if extra is not None:
-            raise MissingPackageError(f"{kind} '{name}'", extra) from error
-        if ":" in name:
-            raise RecipeError(
-                f"{kind} '{name}': no module '{error.name}'. Install the package it lives in."
-            ) from error
-        raise
+        extra = CATALOG[kind][name].extra
+        if extra is None:
+            raise
+        raise MissingPackageError(f"{kind} '{name}'", extra) from error
+
+
+def check_base(kind: str, name: str) -> None:
+    """Make sure that a third party's component is a class of its kind.
+
+    Raises:
+        RecipeError: it cannot be imported, is no class, or does not derive from the kind's base.
+    """
+    component = load(kind, name)
+    places = [place.split(":") for place in BASES[kind]]
+    bases = [getattr(importlib.import_module(module), attribute) for module, attribute in places]
+    if not issubclass(component, tuple(bases)):
+        known = " or ".join(place.replace(":", ".") for place in BASES[kind])
+        raise RecipeError(f"{kind} '{name}' is not a {kind}: derive the class from {known}.")
+
+
+def _third_party(kind: str, name: str, module: str, attribute: str) -> type[Any]:
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"{kind} '{name}': no module '{error.name}'. Install the package it lives in."
+        ) from error
     except AttributeError as error:
         raise RecipeError(f"{kind} '{name}': {module} has no '{attribute}'.") from error
+    # A module may fail in any way there is while it is imported.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"{kind} '{name}': importing {module} failed ({type(error).__name__}: {reason}). Try"
+            f" `python -c 'import {module}'`."
+        ) from error
+    if not isinstance(found, type):
+        raise RecipeError(f"{kind} '{name}' is not a class. Name a class, module:Class.")
+    return found

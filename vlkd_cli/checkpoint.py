@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ import vlkd_cli
 from vlkd_cli.builders.weight_files import first_line, load_pickled
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.recipe.load import TRUST_OPTION, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 
@@ -177,19 +178,21 @@ class Checkpoint:
             )
         return follower
 
-    def read_recipe(self) -> Recipe:
-        """The recipe of the run; nothing it names is looked up or built.
+    def read_recipe(
+        self, overrides: Sequence[str] = (), *, trust: bool = False, remedy: str = TRUST_OPTION
+    ) -> Recipe:
+        """The recipe of the run.
+
+        Args:
+            overrides: the user's own `key=value` changes of it.
+            trust: let it name code from outside vlkd, see `recipe.trust`.
+            remedy: what to do for someone who trusts it.
 
         Raises:
-            CheckpointError: it is not a recipe.
+            RecipeError: it is not a recipe, or it names code that is not trusted.
         """
-        try:
-            return Recipe.model_validate_json(self.recipe)
-        except ValidationError as error:
-            raise CheckpointError(
-                f"{self.path or 'this checkpoint'}: its recipe is damaged: {_problem(error)}."
-                " Use another checkpoint."
-            ) from error
+        name = str(self.path or "this checkpoint")
+        return recipe_of_checkpoint(self.recipe, name, overrides, foreign=not trust, remedy=remedy)
 
     @property
     def source(self) -> Source:

@@ -70,6 +70,13 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Also write all results to this JSON file.")
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let the run's recipe run code from outside vlkd.",
+        ),
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Evaluate a run, a checkpoint, or the untrained towers of a recipe."""
@@ -90,6 +97,7 @@ def evaluate(
         cpu_workers=cpu_workers,
         output=output,
         runs=runs,
+        trust=trust,
     )
     if status:
         raise typer.Exit(128 + status)

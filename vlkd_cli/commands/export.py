@@ -29,6 +29,13 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace towers that are in the folder already.")
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let the run's recipe run code from outside vlkd.",
+        ),
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Write trained towers as their libraries have them, adapters merged, to be loaded without
@@ -51,4 +58,5 @@ def export(
         overrides=set_ or [],
         force=force,
         runs=runs,
+        trust=trust,
     )

@@ -53,6 +53,13 @@ def train(
         int,
         typer.Option(min=0, help="How often a failed group starts again from its last checkpoint."),
     ] = 0,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="With --resume RUN: let its recipe run code from outside vlkd.",
+        ),
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
     ] = False,
@@ -76,6 +83,7 @@ def train(
         node_rank=node_rank,
         rendezvous=rendezvous,
         max_restarts=max_restarts,
+        trust=trust,
         quiet=quiet,
         verbose=verbose,
     )

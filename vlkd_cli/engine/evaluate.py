@@ -21,6 +21,7 @@ from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
+from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.towers.tower import Tower
 
@@ -68,7 +69,7 @@ def evaluate(job: EvalJob) -> int:
 
 
 def _evaluate(job: EvalJob, device: Any) -> None:
-    recipe = Recipe.model_validate_json(job.recipe)
+    recipe = recipe_from_json(job.recipe)
     folder = Path(job.folder)
     checkpoint = None if job.checkpoint is None else Checkpoint.load(Path(job.checkpoint))
     if checkpoint is not None:

@@ -30,6 +30,7 @@ def export(
     overrides: Sequence[str] = (),
     force: bool = False,
     runs: Path = Path("runs"),
+    trust: bool = False,
 ) -> None:
     """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
     kept an average, and say how to load them.
@@ -41,13 +42,14 @@ def export(
         towers: names of those wanted; by default all.
         overrides: changes of the run's recipe as `--set` has them, e.g. where a pretrained model
             lies now.
+        trust: let the run's recipe name components of other packages.
         force: write into a folder that holds something already, over towers of these names.
 
     Raises:
         UserError: there is no such run, checkpoint or tower, or the folder cannot be written.
     """
     quieten_libraries()
-    recipe, folder, path = find_trained(target, overrides, runs)
+    recipe, folder, path = find_trained(target, overrides, runs, trust)
     chosen = _chosen(recipe, towers)
     _refuse_full(output, force)
     checkpoint = Checkpoint.load(path)

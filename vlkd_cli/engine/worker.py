@@ -33,7 +33,7 @@ from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.address import Address
-from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.towers.tower import Tower
 
@@ -84,7 +84,7 @@ def train(job: Job) -> int:
 class _Run:
     def __init__(self, job: Job, device: torch.device, interruption: Interruption) -> None:
         self.job, self.device, self.interruption = job, device, interruption
-        self.recipe = Recipe.model_validate_json(job.recipe)
+        self.recipe = recipe_from_json(job.recipe)
         self.folder = RunFolder(Path(job.run))
         self.settings = self.recipe.train
         self.is_main = runtime.is_main()

@@ -72,6 +72,8 @@ def check_component(
     signature = known_signature(kind, name, (*path, name_key))
     if isinstance(signature, Problem):
         return [signature]
+    if not signature.is_read:
+        return []
     return check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
 
 

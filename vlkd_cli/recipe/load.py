@@ -4,73 +4,202 @@ all of its problems at once."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from vlkd_cli import console
-from vlkd_cli.errors import RecipeError
+from vlkd_cli import catalog, console
+from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.checks import check_recipe
 from vlkd_cli.recipe.former_names import replace_former_names
 from vlkd_cli.recipe.messages import Path, Problem, report
 from vlkd_cli.recipe.overrides import apply_overrides
+from vlkd_cli.recipe.params import third_parties_unread
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.shape import check_shape
 from vlkd_cli.recipe.shipped import find_recipe
+from vlkd_cli.recipe.trust import check_foreign
+from vlkd_cli.recipe.variables import as_written, resolved, without_marks
 from vlkd_cli.recipe.yaml_file import Document, read_document
+
+TRUST_OPTION = "Add --trust if you trust who made it."
 
 _NAMES = ("name", "builder", "reader", "suite")
 
 
-def load_recipe(source: FilePath | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: FilePath | str,
+    overrides: Sequence[str] = (),
+    *,
+    foreign: bool = False,
+    remedy: str = TRUST_OPTION,
+) -> Recipe:
     """The recipe in a file, or shipped under a name, with `--set` options applied and everything
     checked.
 
     Args:
         source: path of a YAML file, or a name that `vlkd recipes list` shows.
         overrides: `key=value` texts.
+        foreign, remedy: see `parse_recipe`.
 
     Raises:
         RecipeError: its text has every problem, one line each.
     """
     path = find_recipe(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a text file in UTF-8 (byte {error.start}).") from error
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}.") from error
-    return parse_recipe(text, str(path), overrides)
+    return parse_recipe(_read(path), str(path), overrides, foreign=foreign, remedy=remedy)
 
 
-def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    foreign: bool = False,
+    remedy: str = TRUST_OPTION,
+) -> Recipe:
     """The recipe in a YAML text.
 
     Args:
         name: what messages call the text.
+        foreign: whether it comes with a run, a checkpoint or an exported folder and so may name
+            components of the catalogue only, see `recipe.trust`. The overrides are the user's own.
+        remedy: what to do for someone who trusts it.
 
     Raises:
         RecipeError: its text has every problem, one line each.
     """
     document = read_document(text, name)
+    if foreign and (problems := check_foreign(document.value, remedy)):
+        raise RecipeError(report(document.origins, problems, name))
+    return _checked(document, name, overrides)
+
+
+def recipe_of_checkpoint(
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    foreign: bool = True,
+    remedy: str = TRUST_OPTION,
+) -> Recipe:
+    """The recipe that a checkpoint holds as JSON.
+
+    Its sections, keys and types are checked. What they mean together was checked when it was
+    trained, and is checked again only where overrides change it, so that later and stricter checks
+    do not close old checkpoints.
+
+    Args:
+        name, foreign, remedy: see `parse_recipe`.
+
+    Raises:
+        CheckpointError: it is not JSON.
+        RecipeError: its text has every problem, one line each.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise CheckpointError(f"{name}: its recipe is damaged. Use another checkpoint.") from error
+    if foreign and (problems := check_foreign(values, remedy)):
+        raise RecipeError(report({}, problems, name))
+    document = Document(resolved(values), {(): name}, [])
+    return _checked(document, name, overrides, together=bool(overrides))
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """A checked recipe that `snapshot.recipe_to_json` wrote, its variables resolved again.
+
+    Raises:
+        RecipeError: a variable is not set.
+    """
+    return _recipe_of(resolved(json.loads(text)))
+
+
+def load_unchecked(path: FilePath) -> Recipe:
+    """A run's recipe for comparison: nothing that it names is imported.
+
+    Raises:
+        RecipeError: it is no recipe.
+    """
+    document = read_document(_read(path), str(path))
+    replace_former_names(document.value)
+    problems = list(document.problems)
+    recipe = _build(document, problems)
+    if recipe is None or problems:
+        raise RecipeError(report(document.origins, problems, str(path)))
+    return recipe
+
+
+def _read(path: FilePath) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file in UTF-8 (byte {error.start}).") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _checked(
+    document: Document, name: str, overrides: Sequence[str], *, together: bool = True
+) -> Recipe:
     if document.problems and document.value is None:
         raise RecipeError(report(document.origins, document.problems, name))
-    early = [*document.problems, *apply_overrides(document, overrides)]
+    early = apply_overrides(document, overrides) + document.problems
     for notice in replace_former_names(document.value):
         console.warn(notice)
-    taken = [problem.path for problem in early]
-    shape = [problem for problem in check_shape(document.value) if problem.path not in taken]
-    problems = early + shape
-    recipe = _build(document, problems)
-    if recipe is not None:
-        problems += [
-            problem for problem in check_recipe(recipe) if not _follows_from(problem, problems)
-        ]
+    # Another package's code is imported only once the rest of the recipe is right.
+    with third_parties_unread() as unread:
+        recipe, problems = _build_and_check(document, early, unread, together=together)
+    if unread and not problems:
+        problems = list(_check_bases(document.value, unread))
+        if not problems:
+            recipe, problems = _build_and_check(document, early, together=together)
     if problems or recipe is None:
         raise RecipeError(report(document.origins, problems, name))
     return recipe
+
+
+def _build_and_check(
+    document: Document,
+    early: Sequence[Problem],
+    unread: Sequence[tuple[str, str]] = (),
+    *,
+    together: bool = True,
+) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe and its problems; with components that were not read, only the problems that do
+    not depend on them."""
+    taken = [problem.path for problem in early]
+    shape = [problem for problem in check_shape(document.value) if problem.path not in taken]
+    problems = [*early, *shape]
+    recipe = _build(document, problems)
+    if recipe is not None and together:
+        problems += [
+            problem
+            for problem in check_recipe(recipe)
+            if not _follows_from(problem, problems)
+            and not (unread and problem.path[:1] in (("towers",), ("distillers",)))
+        ]
+    return recipe, problems
+
+
+def _check_bases(values: Any, unread: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+    for kind, name in dict.fromkeys(unread):
+        try:
+            catalog.check_base(kind, name)
+        except RecipeError as error:
+            yield Problem(next(_places(values, name, ()), ()), str(error))
+
+
+def _places(values: Any, text: str, path: Path) -> Iterator[Path]:
+    """The paths at which a text is written."""
+    if values == text:
+        yield path
+    elif isinstance(values, Mapping | list):
+        items = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in items:
+            yield from _places(value, text, (*path, key))
 
 
 def _build(document: Document, problems: list[Problem]) -> Recipe | None:
@@ -81,13 +210,19 @@ def _build(document: Document, problems: list[Problem]) -> Recipe | None:
         if problem.about_value:
             _remove(values, problem.path)
     try:
-        return Recipe.model_validate(values)
+        return _recipe_of(values)
     except ValidationError as error:
         if not problems:
             problems += [
                 Problem(tuple(detail["loc"]), f"{detail['msg']}.") for detail in error.errors()
             ]
         return None
+
+
+def _recipe_of(values: Any) -> Recipe:
+    recipe = Recipe.model_validate(without_marks(values))
+    recipe.remember_written(dict(as_written(values)))
+    return recipe
 
 
 def _remove(values: Any, path: Path) -> None:

@@ -30,6 +30,23 @@ _WORDS: dict[Any, str] = {
 }
 
 
+class Resolved(str):
+    """A text in which environment variables were resolved, and the text as it was written.
+
+    Messages and files show what was written, for the value may be a secret.
+    """
+
+    written: str
+
+    def __new__(cls, text: str, written: str) -> Resolved:
+        made = super().__new__(cls, text)
+        made.written = written
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:
+        return str(self), self.written
+
+
 class Problem(NamedTuple):
     """Something wrong at a place of the recipe.
 
@@ -51,6 +68,7 @@ def written(path: Path) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message, short enough for one line."""
+    value = value.written if isinstance(value, Resolved) else value
     text = " ".join((f"'{value}'" if isinstance(value, str) else _flow(value)).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -181,6 +199,8 @@ def _flow(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(_flow(item) for item in value)}]"
+    if isinstance(value, Resolved):
+        return value.written
     return (
         {True: "true", False: "false", None: "null"}[value]
         if value is None or isinstance(value, bool)

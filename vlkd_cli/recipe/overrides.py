@@ -69,6 +69,10 @@ def _place(document: Document, path: Path, value: Document, origin: str) -> str 
                 here[part] = {}
                 document.origins[(*at, part)] = origin
             here = here[part]
+    # What was wrong with a value that is replaced, e.g. a variable that is not set, is gone.
+    document.problems[:] = [
+        problem for problem in document.problems if problem.path[: len(path)] != path
+    ]
     for old in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[old]
     for inner in value.origins:

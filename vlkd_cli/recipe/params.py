@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import collections.abc
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -17,6 +18,8 @@ import inspect
 import math
 import pathlib
 import typing
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,18 +67,43 @@ class Signature(NamedTuple):
     """Class attributes with plain values, e.g. a distiller's `takes` and `needs`."""
     state: tuple[str, ...] = ()
     """Names of the buffers and queues that it keeps between steps."""
+    is_read: bool = True
+    """Whether anything is known of it, see `third_parties_unread`."""
 
     def key_names(self) -> list[str]:
         return [key.name for key in self.keys]
 
 
-@functools.cache
+_UNREAD: ContextVar[list[tuple[str, str]] | None] = ContextVar("unread", default=None)
+
+
+@contextlib.contextmanager
+def third_parties_unread() -> Iterator[list[tuple[str, str]]]:
+    """Within it, components of other packages are not imported: their signatures are empty and say
+    `is_read=False`. Gives the kind and name of each as it is met."""
+    met: list[tuple[str, str]] = []
+    token = _UNREAD.set(met)
+    try:
+        yield met
+    finally:
+        _UNREAD.reset(token)
+
+
 def signature_of(kind: str, name: str) -> Signature:
     """The signature of a catalogue name, or of a third party's `module:Class`.
 
     Raises:
         RecipeError: no such component.
     """
+    unread = _UNREAD.get()
+    if ":" in name and unread is not None:
+        unread.append((kind, name))
+        return Signature(*catalog.locate(kind, name), "", (), {}, is_read=False)
+    return _read_signature(kind, name)
+
+
+@functools.cache
+def _read_signature(kind: str, name: str) -> Signature:
     module, attribute = catalog.locate(kind, name)
     if ":" in name:
         return _imported(kind, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from vlkd_cli.recipe.types import (
     ModalityName,
@@ -387,6 +387,16 @@ class Recipe(Section):
     schedule: ScheduleSpec = ScheduleSpec()
     evals: list[EvalSpec] = Field(default_factory=list)
     reports: list[str | Component] = ["csv"]
+
+    _written: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    def remember_written(self, texts: dict[tuple[str | int, ...], str]) -> None:
+        """Note how the texts were written that `${VARIABLES}` were resolved in, by their paths."""
+        self._written = texts
+
+    def written(self) -> dict[tuple[str | int, ...], str]:
+        """Path -> text with its `${VARIABLES}`; what is saved holds these texts."""
+        return dict(self._written)
 
     @model_validator(mode="after")
     def _has_towers(self) -> Recipe:

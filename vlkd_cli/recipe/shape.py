@@ -38,6 +38,9 @@ from vlkd_cli.recipe.schema import (
     ViewSpec,
 )
 
+RUN_TRUST = Key("trust", bool, False, "let the recipe of the run name components of other packages")
+"""The one key of a tower out of a run beside the section's own."""
+
 Check = Callable[[Any, Path], list[Problem]]
 
 # Where a tower can come from.
@@ -118,7 +121,8 @@ def check_tower(tower: Any, path: Path) -> list[Problem]:
             if closest(key, _SOURCES)
         ]
     if tower.get("builder") is None:
-        return problems + check_keys((), other, path, "tower", shared)
+        trust = [RUN_TRUST] if tower.get("run") is not None else []
+        return problems + check_keys(trust, other, path, "tower", shared)
     return problems + check_component(
         "builder", tower["builder"], other, path, shared, name_key="builder"
     )

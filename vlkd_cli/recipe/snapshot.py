@@ -38,15 +38,28 @@ PACKAGES = (
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe with every section's default written out; loading the text gives an equal
-    recipe."""
-    return yaml.safe_dump(
-        _plain(recipe), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    recipe.
+
+    Texts with `${VARIABLES}` stay as they were written: their values may be secrets.
+    """
+    return yaml.dump(
+        _with_variables(_plain(recipe), recipe),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+        default_flow_style=None,
     )
 
 
+def recipe_to_json(recipe: Recipe) -> str:
+    """The recipe for workers and checkpoints, texts with `${VARIABLES}` as they were written;
+    `load.recipe_from_json` reads it."""
+    return json.dumps(_with_variables(recipe.model_dump(mode="json"), recipe))
+
+
 def write_snapshot(recipe: Recipe, folder: Path) -> None:
-    """Write `recipe.yaml` and `versions.json` into a run folder; what stands there already is
-    replaced."""
+    """Write `recipe.yaml` and `versions.json` into a run folder, over those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
@@ -96,6 +109,36 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+class _Quoted(str):
+    """A text that YAML must not read as a number once its variables are resolved."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    _Quoted,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'"),
+)
+
+
+def _with_variables(values: Any, recipe: Recipe) -> Any:
+    """The plain values with each resolved text as it was written."""
+    written = recipe.written()
+
+    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
+        if path in written:
+            return _Quoted(written[path])
+        if isinstance(value, dict):
+            return {key: walk(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item, (*path, number)) for number, item in enumerate(value)]
+        return value
+
+    return walk(values, ())
 
 
 def _plain(value: Any) -> Any:

@@ -196,16 +196,21 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     for."""
     checkpoint = _checkpoint_of(name, spec)
     assert checkpoint.path is not None
-    sections = checkpoint.read_recipe().towers
+    # Its recipe is somebody else's program, whatever this one says about itself.
+    sections = checkpoint.read_recipe(
+        trust=bool(spec.keys.get("trust", False)),
+        remedy=f"Add `trust: true` beside the `run:` of tower '{name}' if you trust who made it.",
+    ).towers
     chosen = spec.tower or _only_of_modality(name, spec, sections, checkpoint.path)
     if chosen not in sections:
         raise RecipeError(
             f"tower '{name}': run '{spec.run}' has no tower '{chosen}'."
             f"{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
         )
-    if spec.head is not None or spec.pooler is not None or spec.keys:
+    keys = [key for key in spec.keys if key != "trust"]
+    if spec.head is not None or spec.pooler is not None or keys:
         extra = ", ".join(
-            [*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *spec.keys]
+            [*(["head"] if spec.head else []), *(["pooler"] if spec.pooler else []), *keys]
         )
         raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
     section = sections[chosen]

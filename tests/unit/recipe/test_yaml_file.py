@@ -131,3 +131,55 @@ def test_bad_yaml_is_one_problem_with_its_line(text, line, expected):
 def test_control_characters_are_one_problem():
     document = read_document("a: \x00\n", "a.yaml")
     assert document.problems[0].text == "not valid YAML: character 3 may not stand in a YAML file."
+
+
+def laughs() -> str:
+    """Nine aliases of nine aliases, twelve times: 9**12 values from 600 letters."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 12):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (laughs(), "more than 50,000 values."),
+        (
+            "a: &a {k: 1, l: 2}\nb: {<<: [" + "*a, " * 26_000 + "*a]}",
+            "merges more than 50,000 keys.",
+        ),
+        ("a: [" + "1, " * 51_000 + "1]", "more than 50,000 values."),
+        ("[" * 2_000 + "]" * 2_000, "nested more than 64 levels deep."),
+        ("{a: " * 2_000 + "1" + "}" * 2_000, "nested more than 64 levels deep."),
+        ("".join(" " * depth + "a:\n" for depth in range(100)), "nested more than 64 levels deep."),
+        ("- " * 3_000 + "x", "nested more than 64 levels deep."),
+        ("a: " + "9" * 5_000, "cannot be read as int."),
+        ("a: 0x_", "'0x_' cannot be read as int."),
+        ("a: !!float abc", "'abc' cannot be read as float."),
+        ("a: !!bool abc", "'abc' cannot be read as bool."),
+        ("a: !!timestamp foo", "'foo' cannot be read as timestamp."),
+        ("a: !!binary aGk=", "no values of type tag:yaml.org,2002:binary."),
+        ("a: !!python/object/apply:os.system [x]", "python/object/apply:os.system."),
+        ("a: &a {<<: *a}", "an anchor that contains itself."),
+        ("a: {<<: 5}", "`<<` merges mappings only."),
+        ("a: " + "x" * 500_000, "500,003 characters; a recipe has at most 500,000."),
+    ],
+    ids=lambda text: text[-24:],
+)
+def test_what_would_cost_time_or_memory_is_one_line(text, said):
+    (problem,) = read_document(text, "a.yaml").problems
+    assert problem.text.endswith(said)
+
+
+def test_aliases_and_merges_of_usual_size_are_read():
+    text = "a: &a {k: 1, l: 2}\nb: &b {<<: *a, l: 3}\nc: {<<: [*b, *a], m: *b}\n"
+    assert value_of(text) == {
+        "a": {"k": 1, "l": 2},
+        "b": {"k": 1, "l": 3},
+        "c": {"k": 1, "l": 3, "m": {"k": 1, "l": 3}},
+    }
+
+
+def test_letters_that_stand_for_variables_inside_are_text():
+    assert value_of("a: \ue0005\ue001") == {"a": "\ue0005\ue001"}

@@ -20,9 +20,9 @@ from vlkd_cli.engine.launching.launch import (
 )
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.errors import CheckpointError, UserError
-from vlkd_cli.recipe.load import load_recipe
+from vlkd_cli.recipe.load import load_recipe, load_unchecked
 from vlkd_cli.recipe.schema import Recipe
-from vlkd_cli.recipe.snapshot import write_snapshot
+from vlkd_cli.recipe.snapshot import recipe_to_json, write_snapshot
 
 if TYPE_CHECKING:
     from vlkd_cli.engine.worker import Job
@@ -56,6 +56,7 @@ def start_training(
     node_rank: int = 0,
     rendezvous: str | None = None,
     max_restarts: int = 0,
+    trust: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> int:
@@ -69,6 +70,11 @@ def start_training(
             "say which recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped"
             " ones."
         )
+    if trust and (resume is None or recipe is not None):
+        raise UserError(
+            "--trust has no effect here: your own recipe may name anything. It is for --resume RUN"
+            " without a recipe."
+        )
     # The recipe before the machine: a misspelt key is told without waiting for torch.
     checked = load_recipe(recipe, overrides) if recipe is not None else None
     if not verbose:
@@ -77,12 +83,9 @@ def start_training(
     name = Path(recipe).stem if recipe is not None else ""
     if resume is not None:
         folder = run_to_resume(resume, run, runs, name)
-        before = load_recipe(str(folder.recipe))
+        before = load_unchecked(folder.recipe)
         if checked is None:
-            if overrides:
-                checked = load_recipe(str(folder.recipe), overrides)
-            else:
-                checked = before
+            checked = load_recipe(folder.recipe, overrides, foreign=not trust)
         refuse_another_recipe(before, checked, folder)
     elif dry_run:
         folder = RunFolder(Path(tempfile.mkdtemp(prefix="vlkd-dry-run-")))
@@ -117,7 +120,7 @@ def start_training(
     elif is_first and not is_begun:
         console.say(f"{folder.path} has no checkpoint yet: starting from the beginning.")
     job = worker.Job(
-        recipe=checked.model_dump_json(),
+        recipe=recipe_to_json(checked),
         run=str(folder.path),
         device=placement.device,
         resume=is_begun,

@@ -13,12 +13,17 @@ from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.engine.launching.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, latest_run
 from vlkd_cli.engine.launching.start import choose_placement
-from vlkd_cli.errors import CheckpointError, RecipeError, UserError
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.recipe.shipped import find_recipe
+from vlkd_cli.recipe.snapshot import recipe_to_json
 
+_NO_TRUST_NEEDED = (
+    "--trust has no effect on a recipe of your own: it may name anything, and says `trust: true`"
+    " beside the `run:` of a tower."
+)
 SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last")
 
 
@@ -34,6 +39,7 @@ def start_evaluation(
     cpu_workers: int | None = None,
     output: Path | None = None,
     runs: Path = Path("runs"),
+    trust: bool = False,
 ) -> int:
     """Find what is meant, check it, start the workers; see `commands/evaluate.py` for the
     arguments.
@@ -42,7 +48,7 @@ def start_evaluation(
         0, or the number of the signal that stopped it.
     """
     quieten_libraries()
-    recipe, folder, checkpoint = find_target(target, overrides, runs)
+    recipe, folder, checkpoint = find_target(target, overrides, runs, trust)
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data {data_root}: no such folder.")
     specs = suite_specs(recipe, suites, suite_settings)
@@ -50,7 +56,7 @@ def start_evaluation(
     from vlkd_cli.engine.evaluate import EvalJob, evaluate
 
     job = EvalJob(
-        recipe=recipe.model_dump_json(),
+        recipe=recipe_to_json(recipe),
         specs=json.dumps([spec.model_dump(mode="json") for spec in specs]),
         folder=str(folder.path),
         checkpoint=None if checkpoint is None else str(checkpoint),
@@ -63,7 +69,7 @@ def start_evaluation(
 
 
 def find_target(
-    target: str | None, overrides: Sequence[str], runs: Path
+    target: str | None, overrides: Sequence[str], runs: Path, trust: bool = False
 ) -> tuple[Recipe, RunFolder, Path | None]:
     """The recipe, the folder for results, and the checkpoint, if what is meant was trained.
 
@@ -77,6 +83,8 @@ def find_target(
             for override in overrides
             if override.startswith("towers.")
         ]
+        if trust:
+            raise UserError(_NO_TRUST_NEEDED)
         recipe = parse_recipe(
             json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}),
             "--set",
@@ -84,8 +92,10 @@ def find_target(
         )
         return recipe, RunFolder(runs / "eval").create(), None
     if target is None or _is_trained(target, runs):
-        recipe, folder, checkpoint = find_trained(target, overrides, runs)
+        recipe, folder, checkpoint = find_trained(target, overrides, runs, trust)
         return recipe, folder if folder.recipe.is_file() else folder.create(), checkpoint
+    if trust:
+        raise UserError(_NO_TRUST_NEEDED)
     path = Path(target)
     try:
         recipe = load_recipe(target, overrides)
@@ -102,18 +112,19 @@ def find_target(
 
 
 def find_trained(
-    target: str | None, overrides: Sequence[str], runs: Path
+    target: str | None, overrides: Sequence[str], runs: Path, trust: bool = False
 ) -> tuple[Recipe, RunFolder, Path]:
     """The recipe, the folder and the checkpoint of a run, by folder, name or checkpoint; by default
     of the newest run.
 
-    A checkpoint outside its run gets a folder beside it, which is not made here.
+    A checkpoint outside its run gets a folder beside it, which is not made here. What comes with
+    the run may name components of the catalogue only, unless it is to be trusted.
 
     Raises:
         UserError: there is no such run or checkpoint, or it is damaged.
     """
     if target is None:
-        return _of_run(latest_run(runs), overrides)
+        return _of_run(latest_run(runs), overrides, trust)
     path = Path(target)
     if not _is_trained(target, runs):
         untrained = (
@@ -123,16 +134,12 @@ def find_trained(
         )
         raise _unknown(target, runs, "run folder or checkpoint", untrained)
     if path.is_dir() or not _is_checkpoint(path):
-        return _of_run(existing_run(path, runs), overrides)
+        return _of_run(existing_run(path, runs), overrides, trust)
     run = RunFolder(path.resolve().parent.parent)
     if run.recipe.is_file():
-        return load_recipe(str(run.recipe), overrides), run, path
-    if overrides:
-        raise CheckpointError(
-            f"{path} lies outside its run folder, so --set cannot be applied to its recipe."
-        )
+        return load_recipe(run.recipe, overrides, foreign=not trust), run, path
     return (
-        Checkpoint.load(path).read_recipe(),
+        Checkpoint.load(path).read_recipe(overrides, trust=trust),
         RunFolder(path.parent / f"{path.stem}-eval"),
         path,
     )
@@ -214,8 +221,10 @@ def _takes(suite: str, key: str) -> bool:
     return key in {declared.name for declared in signature_of("suite", suite).keys}
 
 
-def _of_run(run: RunFolder, overrides: Sequence[str]) -> tuple[Recipe, RunFolder, Path]:
-    return load_recipe(str(run.recipe), overrides), run, resolve(run.path)
+def _of_run(
+    run: RunFolder, overrides: Sequence[str], trust: bool
+) -> tuple[Recipe, RunFolder, Path]:
+    return load_recipe(run.recipe, overrides, foreign=not trust), run, resolve(run.path)
 
 
 def _is_shipped(name: str) -> bool:
