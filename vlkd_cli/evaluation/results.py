@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import vlkd_cli
+
+if TYPE_CHECKING:
+    from vlkd_cli.evaluation.shown import Arrays, Shown
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,17 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
     """Per-class tables, confusion pairs and the like; kept out of the summary table."""
     version: str = vlkd_cli.__version__
+    items: Arrays | None = field(default=None, repr=False, compare=False)
+    """The answer to each row, written next to the JSON as `KEY.items.npz`."""
+    shown: Shown | None = field(default=None, repr=False, compare=False)
+    """What the report page shows, written as `KEY.map.npz`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for json.dump; a number that does not exist (a correlation with a
         constant) is null."""
+        numbers = asdict(replace(self, items=None, shown=None))
+        del numbers["items"], numbers["shown"]
         plain: dict[str, Any] = json.loads(
-            json.dumps(asdict(self), default=float), parse_constant=lambda _: None
+            json.dumps(numbers, default=float), parse_constant=lambda _: None
         )
         return plain

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from vlkd_cli import catalog, console
 from vlkd_cli.distributed.collectives import broadcast_object
@@ -78,8 +81,9 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Keep a result as `SUITE-DATASET-PROTOCOL.json`; an earlier one of that name is replaced at
-    once or not at all.
+    """Write a result as `SUITE-DATASET-PROTOCOL.json`, with what belongs to its items in
+    `.items.npz` and `.map.npz` files of that name; an earlier file is replaced at once or not at
+    all.
 
     Raises:
         UserError: the folder cannot be written.
@@ -87,17 +91,33 @@ def write_result(result: Result, folder: Path) -> Path:
     parts = (result.suite, result.dataset, result.split, result.protocol)
     name = "-".join(_plain(part) for part in parts if part)
     path = folder / f"{name}.json"
+    arrays = {
+        "items": result.items,
+        "map": None if result.shown is None else result.shown.to_arrays(),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".json.{os.getpid()}")
-        partial.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        for kind, content in arrays.items():
+            if content is not None:
+                with _replaced(folder / f"{name}.{kind}.npz") as file:
+                    np.savez_compressed(file, **content)
+        with _replaced(path) as file:
+            file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(
             f"{path}: the result cannot be written: {error.strerror}. Choose another folder or make"
             " room."
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        yield file
+    os.replace(partial, path)
 
 
 def print_results(results: Sequence[Result]) -> None:

@@ -53,7 +53,7 @@ def test_results_that_would_have_one_name_are_numbered_and_none_is_lost(tmp_path
     assert [result.dataset for result in results] == [name, f"{name}_2", f"{name}_3"]
     kept = {
         json.loads(file.read_text())["dataset"]: json.loads(file.read_text())["num_items"]
-        for file in tmp_path.iterdir()
+        for file in tmp_path.glob("*.json")
     }
     assert kept == {name: 16, f"{name}_2": 24, f"{name}_3": 32}
 

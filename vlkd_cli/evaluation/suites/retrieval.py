@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
 from vlkd_cli.evaluation.metrics.classification import (
@@ -17,6 +18,7 @@ from vlkd_cli.evaluation.metrics.classification import (
     ranks_of_own,
 )
 from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
@@ -34,6 +36,8 @@ class Retrieval(Suite):
             split, e.g. coco2014-karpathy5k.
         k: the cut-offs of recall.
         captions_per_image: use only the first so many captions of each image; by default all.
+        items: also write the rank of every image and caption, to compare two models on the same
+            items, and the pictures that the report page shows.
 
     Source: the hit rule of CLIP_benchmark's zeroshot_retrieval.py; ranks as open_clip_train's
         metrics.py.
@@ -47,10 +51,12 @@ class Retrieval(Suite):
         data: str | dict[str, Any] | None = None,
         k: list[int] | None = None,
         captions_per_image: int | None = None,
+        items: bool = True,
     ) -> None:
         self.data = data
         self.k = tuple(sorted(k or (1, 5, 10)))
         self.captions_per_image = captions_per_image
+        self.items = items
         if self.k[0] < 1 or (captions_per_image is not None and captions_per_image < 1):
             raise RecipeError("suite 'retrieval': k and captions_per_image are at least 1.")
 
@@ -77,9 +83,11 @@ class Retrieval(Suite):
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         one_each = np.ones(len(captions), dtype=np.int64)
+        image_ranks = ranks_of_own(images, texts, first, last)
+        caption_ranks = ranks_of_own(texts, images, owner, owner + 1)
         for direction, ranks, own, candidates in (
-            ("image_to_text", ranks_of_own(images, texts, first, last), counts, len(captions)),
-            ("text_to_image", ranks_of_own(texts, images, owner, owner + 1), one_each, len(reader)),
+            ("image_to_text", image_ranks, counts, len(captions)),
+            ("text_to_image", caption_ranks, one_each, len(reader)),
         ):
             scores = rank_scores(ranks, self.k)
             for k, recall in scores.recall.items():
@@ -112,5 +120,11 @@ class Retrieval(Suite):
                     "captions": len(captions),
                     "precision": subject.precision,
                 },
+                items=retrieval_items(image_ranks, caption_ranks, counts) if self.items else None,
+                shown=(
+                    retrieval_shown(images, texts, owner, caption_ranks, captions, reader)
+                    if self.items and is_main()
+                    else None
+                ),
             )
         ]

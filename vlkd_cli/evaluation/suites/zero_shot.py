@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
@@ -20,6 +22,7 @@ from vlkd_cli.evaluation.metrics.classification import (
     top_k_accuracy,
 )
 from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.shown import classification_items, classification_shown
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
@@ -46,6 +49,8 @@ class ZeroShot(Suite):
             length.
         topk: the accuracies to report.
         multi_label: whether images have several labels; by default as the data says.
+        items: also write the answer to every image, to compare two models on the same images, and
+            the pictures that the report page shows; not with several labels per image.
 
     Source: CLIP's zero-shot notebook; CLIP_benchmark's zeroshot_classification.py for the metrics;
         `raw_mean` as in ITRA.
@@ -62,6 +67,7 @@ class ZeroShot(Suite):
         ensemble: Ensemble = "normalise",
         topk: list[int] | None = None,
         multi_label: bool | None = None,
+        items: bool = True,
     ) -> None:
         self.data = data
         self.templates = templates
@@ -69,6 +75,7 @@ class ZeroShot(Suite):
         self.ensemble = ensemble
         self.topk = tuple(sorted(topk or (1, 5)))
         self.multi_label = multi_label
+        self.items = items
         if self.topk[0] < 1:
             raise RecipeError("suite 'zero_shot': topk is at least 1.")
 
@@ -91,12 +98,21 @@ class ZeroShot(Suite):
             if self.multi_label is None
             else self.multi_label
         )
-        scored = (
-            self._multi_label(cosine, several, names)
-            if many
-            else self._single_label(cosine, labels_of(dataset.reader, names), names)
+        if many:
+            scored = self._multi_label(cosine, several, names)
+            return [self._result(dataset, subject, names, texts, *scored)]
+        labels = labels_of(dataset.reader, names)
+        result = self._result(
+            dataset, subject, names, texts, *self._single_label(cosine, labels, names)
         )
-        return [self._result(dataset, subject, names, texts, *scored)]
+        if not self.items:
+            return [result]
+        shown = (
+            classification_shown(cosine, labels, images, names, dataset.reader)
+            if is_main()
+            else None
+        )
+        return [replace(result, items=classification_items(cosine, labels), shown=shown)]
 
     def _single_label(
         self, scores: Tensor, labels: Tensor, names: list[str]
