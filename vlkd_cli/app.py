@@ -54,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
     # A command that is named needs none of the others.
     asked = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
-    build_app(asked)(args=words, prog_name="vlkd")
+    try:
+        build_app(asked)(args=words, prog_name="vlkd")
+    except KeyboardInterrupt:
+        # Before the command began, e.g. while its module was imported.
+        console.error("Interrupted.")
+        sys.exit(INTERRUPTED)
 
 
 def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
@@ -62,7 +67,6 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     app = typer.Typer(
         name="vlkd",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -84,7 +88,10 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed
-    pipe as the end of the output."""
+    pipe as the end of the output.
+
+    An EOFError is shown as one line too: click would end the command with "Aborted." alone.
+    """
 
     @functools.wraps(function)
     def run(*positional: Any, **named: Any) -> Any:
@@ -96,6 +103,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             console.error("Interrupted.")
             raise typer.Exit(INTERRUPTED) from None
+        except EOFError as error:
+            console.error(f"{_file_read_by(error)} ends too early. Fetch or write it again.")
+            raise typer.Exit(2) from error
         except BrokenPipeError:
             # The reader (`| head`) has seen enough. What Python still holds back must not raise
             # again when it exits.
@@ -103,6 +113,20 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
 
     return run
+
+
+def _file_read_by(error: EOFError) -> str:
+    """The file that ended too early where a function on the way tells, else what was being done."""
+    trace = error.__traceback__
+    name = "a file"
+    while trace is not None:
+        variables = trace.tb_frame.f_locals
+        for word in ("path", "place", "file", "folder"):
+            value = variables.get(word)
+            if isinstance(value, str | os.PathLike):
+                name = os.fspath(value)
+        trace = trace.tb_next
+    return str(name)
 
 
 def with_bare_resume(words: Sequence[str]) -> list[str]:

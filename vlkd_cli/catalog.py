@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from vlkd_cli.errors import MissingPackageError, RecipeError
@@ -266,6 +268,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
 }
 
 
+PACKAGES = {"adapters": ("adapters", "peft"), "tensorboard": ("tensorboard",), "wandb": ("wandb",)}
+"""The packages that the extras install, by the names they are imported under."""
+
 BASES: dict[str, tuple[str, ...]] = {
     "builder": ("vlkd_cli.builders.backbone:Builder",),
     "adapter": ("vlkd_cli.builders.adapters.methods.method:Method",),
@@ -343,6 +348,19 @@ def load(kind: str, name: str) -> type[Any]:
         raise MissingPackageError(f"{kind} '{name}'", extra) from error
 
 
+def missing_extra(kind: str, name: str) -> str | None:
+    """The extra that a component needs and that is not installed; nothing is imported."""
+    entry = CATALOG[kind].get(name)
+    if entry is None or entry.extra is None:
+        return None
+    for package in PACKAGES[entry.extra]:
+        # A package that a program put into sys.modules counts; one that is None there does not.
+        loaded = package in sys.modules
+        if sys.modules.get(package) is None and (loaded or find_spec(package) is None):
+            return entry.extra
+    return None
+
+
 def check_base(kind: str, name: str) -> None:
     """Make sure that a third party's component is a class of its kind.
 
@@ -350,6 +368,8 @@ def check_base(kind: str, name: str) -> None:
         RecipeError: it cannot be imported, is no class, or does not derive from the kind's base.
     """
     component = load(kind, name)
+    if kind not in BASES:
+        return
     places = [place.split(":") for place in BASES[kind]]
     bases = [getattr(importlib.import_module(module), attribute) for module, attribute in places]
     if not issubclass(component, tuple(bases)):

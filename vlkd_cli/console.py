@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+BAR_WIDTH = 10
+"""Columns that the bar of training keeps however narrow the terminal is."""
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?[%KMBG]?")
+
+_announced = False
+"""Whether a note of `announce` is on the screen."""
 
 
 def speaks() -> bool:
@@ -27,10 +33,28 @@ def speaks() -> bool:
     return os.environ.get("RANK", "") in ("", "0")
 
 
+def announce(text: str) -> None:
+    """A note on what takes its time, on a terminal only; the next line replaces it."""
+    global _announced
+    if speaks() and sys.stderr.isatty():
+        take_back()
+        print(text, end="", file=sys.stderr, flush=True)
+        _announced = True
+
+
+def take_back() -> None:
+    """Remove what `announce` wrote."""
+    global _announced
+    if _announced:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        _announced = False
+
+
 def say(text: str) -> None:
     """One line on standard output, exactly as given."""
     if speaks():
-        print(text, flush=True)
+        take_back()
+        print(_printable(text, sys.stdout), flush=True)
 
 
 def warn(text: str) -> None:
@@ -39,14 +63,33 @@ def warn(text: str) -> None:
         label = "warning: "
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             label = f"\033[1;33m{label}\033[0m"
+        take_back()
         # No rich here: nothing of the text may be taken for markup.
-        print(f"{label}{text}", file=sys.stderr, flush=True)
+        print(f"{label}{_visible(text)}", file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
     """An error on standard error, whatever the rank; several problems are several lines, each
     `file:line: ...` where it has a place."""
-    print(text, file=sys.stderr, flush=True)
+    take_back()
+    print(_visible(text), file=sys.stderr, flush=True)
+
+
+def _visible(text: str) -> str:
+    """The text with control characters, e.g. a terminal's, written as escapes: messages repeat what
+    is in files."""
+    return "".join(
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs")
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def _printable(text: str, file: TextIO) -> str:
+    """The text with letters that the file's encoding lacks written as escapes."""
+    encoding = file.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -54,6 +97,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     an empty cell."""
     if not speaks():
         return
+    take_back()
     from rich.table import Table
 
     cells = [[_cell(value) for value in row] for row in rows]
@@ -115,13 +159,16 @@ class TrainingProgress:
         self._started = time.monotonic()
         # The first update prints a line at once.
         self._last_line = self._started - self.line_every_seconds
+        take_back()
         if self._on_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(min_width=BAR_WIDTH, ratio=1)),
+                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+                expand=True,
                 console=_console(sys.stdout),
                 refresh_per_second=4,
             )
@@ -164,22 +211,20 @@ class TrainingProgress:
         epoch = (max(step, 1) - 1) // self.steps_per_epoch if epoch is None else epoch
         num_epochs = -(-self.total_steps // self.steps_per_epoch)
         head = f"epoch {epoch + 1}/{max(num_epochs, epoch + 1)}  step {step}/{self.total_steps}"
-        status = "  ".join(
-            part
-            for part in (
-                f"loss {loss:.4f}" if loss is not None else "",
-                f"lr {lr:.2e}" if lr is not None else "",
-                f"{samples_per_second:.0f} samples/s" if samples_per_second is not None else "",
-                f"data wait {data_wait:.0%}" if data_wait is not None else "",
-                f"{duration(self._seconds_left(step, now))} left",
-            )
-            if part
-        )
+        parts = {
+            "loss": f"loss {loss:.4f}" if loss is not None else "",
+            "lr": f"lr {lr:.2e}" if lr is not None else "",
+            "rate": f"{samples_per_second:.0f} samples/s" if samples_per_second is not None else "",
+            "wait": f"data wait {data_wait:.0%}" if data_wait is not None else "",
+            "left": f"{duration(self._seconds_left(step, now))} left",
+        }
         if self._progress is not None:
+            width = self._progress.console.width - len(head) - BAR_WIDTH - 2
+            status = _fitting(parts, width)
             self._progress.update(self._task, completed=step, description=head, status=status)
         elif now - self._last_line >= self.line_every_seconds or step >= self.total_steps:
             self._last_line = now
-            print(f"{head}  {status}", flush=True)
+            print("  ".join([head, *filter(None, parts.values())]), flush=True)
 
     def say(self, text: str) -> None:
         """A line that does not tear the bar."""
@@ -193,6 +238,16 @@ class TrainingProgress:
     def _seconds_left(self, step: int, now: float) -> float:
         done = step - self.start_step
         return (now - self._started) / done * max(self.total_steps - step, 0) if done > 0 else 0.0
+
+
+def _fitting(parts: Mapping[str, str], width: int) -> str:
+    """The parts side by side; where they do not fit, without those that matter least."""
+    kept = {name: part for name, part in parts.items() if part}
+    for name in ("wait", "lr", "rate", "left", "loss"):
+        if len("  ".join(kept.values())) <= width:
+            break
+        kept.pop(name, None)
+    return "  ".join(kept.values())
 
 
 def duration(seconds: float) -> str:
@@ -250,5 +305,5 @@ def _print_plain(title: str, columns: Sequence[str], cells: Sequence[Sequence[st
             text.rjust(width) if right else text.ljust(width)
             for text, width, right in zip(row, widths, numeric, strict=True)
         ]
-        print("  ".join(parts).rstrip())
+        print(_printable("  ".join(parts).rstrip(), sys.stdout))
     sys.stdout.flush()

@@ -3,9 +3,11 @@ its traceback."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class UserError(Exception):
-    """A mistake or circumstance that the user can mend. The app prints its text, without a
+    """A mistake or circumstance that the user can fix. The app prints its text, without a
     traceback, and exits with code 2."""
 
 
@@ -36,4 +38,13 @@ class MissingPackageError(UserError):
     """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional package: pip install 'vlkd[{extra}]'.")
+        super().__init__(f"{what} needs an optional package: {install_command(extra)}.")
+
+
+def install_command(extra: str) -> str:
+    """How to install an extra of vlkd: from the checkout that is running, or from the index."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").is_file():
+        return f"pip install 'vlkd[{extra}]'"
+    place = "." if checkout == Path.cwd() else str(checkout)
+    return f"pip install -e '{place}[{extra}]'"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -98,3 +103,41 @@ def test_main_leaves_with_the_command_s_exit_code(capsys):
     except SystemExit as leaving:
         assert leaving.code == 2
     assert capsys.readouterr().err.startswith("unknown distiller 'nothing'.")
+
+
+def test_a_file_that_ends_too_early_is_one_line_and_not_aborted():
+    def read(path: str) -> None:
+        raise EOFError("No data left in file")
+
+    assert ran(lambda: read("a/b.npy")) == (
+        2,
+        "a/b.npy ends too early. Fetch or write it again.\n",
+    )
+    assert ran(lambda: exec("raise EOFError"))[1].startswith("a file ends too early.")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlkd_cli.app.build_app", interrupted)
+    with pytest.raises(SystemExit) as leaving:
+        main(["show"])
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_shells_complete_commands(monkeypatch):
+    environment = {
+        "_VLKD_COMPLETE": "complete_zsh",
+        "_TYPER_COMPLETE_ARGS": "vlkd sub",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from vlkd_cli.app import main; main()"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "submit-elevater" in done.stdout

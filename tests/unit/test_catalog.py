@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from vlkd_cli import catalog
+from vlkd_cli import catalog, errors
+from vlkd_cli.catalog import CATALOG
 from vlkd_cli.errors import MissingPackageError, RecipeError
 
 
@@ -44,9 +47,40 @@ def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(catalog.CATALOG["sink"], "lacking", entry)
     with pytest.raises(MissingPackageError) as caught:
         catalog.load("sink", "lacking")
-    assert (
-        str(caught.value) == "sink 'lacking' needs an optional package: pip install 'vlkd[wandb]'."
-    )
+    assert str(caught.value).startswith("sink 'lacking' needs an optional package: pip install ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "files", "command"),
+    [
+        ("site-packages", (), "pip install 'vlkd[wandb]'"),
+        ("checkout", ("pyproject.toml",), "pip install -e '{}[wandb]'"),
+        (".", ("pyproject.toml",), "pip install -e '.[wandb]'"),
+    ],
+)
+def test_the_install_command_fits_how_vlkd_is_installed(
+    tmp_path, monkeypatch, folder, files, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / folder / "vlkd_cli" / "errors.py"))
+    for file in files:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / file).touch()
+    assert errors.install_command("wandb") == command.format((tmp_path / folder).resolve())
+
+
+def test_a_sink_whose_package_is_missing_is_found_without_importing_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert catalog.missing_extra("sink", "wandb") == "wandb"
+    assert catalog.missing_extra("sink", "csv") is None
+    monkeypatch.setitem(sys.modules, "wandb", sys)
+    assert catalog.missing_extra("sink", "wandb") is None
+
+
+def test_every_extra_names_its_packages():
+    extras = {entry.extra for kind in CATALOG.values() for entry in kind.values()} - {None}
+    assert extras == set(catalog.PACKAGES)
+    assert set(catalog.BASES) == {kind for kind, entries in CATALOG.items() if entries}
 
 
 def test_a_missing_library_of_the_base_install_keeps_its_traceback(monkeypatch):

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 
@@ -99,3 +107,73 @@ def test_a_bar_on_a_terminal_shows_the_same_numbers(monkeypatch):
     console.print_table("Title", ["a"], [("[x]",)])
     for part in ("step 5/10", "loss 0.5000", "10 samples/s", "[saved]", "Title", "[x]"):
         assert part in screen.getvalue()
+
+
+def on_a_terminal(code: str, columns: int) -> list[str]:
+    """What a program leaves on a terminal, line by line, without escape sequences."""
+    main, worker = pty.openpty()
+    fcntl.ioctl(worker, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from vlkd_cli import console\n{code}"],
+        stdout=worker,
+        stderr=worker,
+        env=environment,
+    )
+    os.close(worker)
+    parts = []
+    # At the end of the output, Linux answers with an error instead of nothing.
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 4096):
+            parts.append(part)
+    os.close(main)
+    assert process.wait() == 0
+    text = b"".join(parts).decode()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")
+
+
+@pytest.mark.parametrize("columns", [50, 60, 80, 100, 160])
+def test_the_bar_stays_and_the_step_is_whole_on_a_narrow_terminal(columns):
+    lines = on_a_terminal(
+        "with console.training_progress(120000, 500) as progress:\n"
+        "    progress.update(\n"
+        "        119000, loss=2.5, lr=1e-3, samples_per_second=1234.4, data_wait=0.25)\n"
+        "    progress._progress.refresh()\n",
+        columns,
+    )
+    line = next(line for line in reversed(lines) if "step" in line)
+    assert line.startswith("epoch 238/240  step 119000/120000 ")
+    assert line.count("\u2501") + line.count("\u2578") + line.count("\u257a") >= 10
+    assert len(line) <= columns
+    assert ("loss 2.5000" in line) == (columns >= 60)
+    assert ("data wait 25%" in line) == (columns >= 160)
+
+
+def test_an_announcement_is_replaced_by_the_next_line():
+    lines = on_a_terminal("console.announce('Loading torch ...')\nconsole.say('a')", 80)
+    assert lines[0] == "Loading torch ..."
+    assert "a" in lines
+
+
+def test_an_announcement_without_a_terminal_is_nothing(capsys):
+    console.announce("Loading torch ...")
+    console.say("a")
+    assert capsys.readouterr() == ("a\n", "")
+
+
+def test_messages_show_a_terminals_control_characters_as_escapes(capsys):
+    console.error("file \x1b[31mred\x07\nnext\ud800")
+    console.warn("\x00")
+    assert capsys.readouterr().err == ("file \\x1b[31mred\\x07\nnext\\ud800\nwarning: \\x00\n")
+
+
+def test_what_an_encoding_lacks_is_written_as_escapes(monkeypatch):
+    import io
+
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", screen)
+    console.say("\u2192 a")
+    console.print_table("", ["\u00e4"], [("\ud800",)])
+    screen.seek(0)
+    assert screen.read().split() == ["\\u2192", "a", "\\xe4", "-", "\\ud800"]

@@ -80,6 +80,9 @@ def evaluate(
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Evaluate a run, a checkpoint, or the untrained towers of a recipe."""
+    from vlkd_cli import console
+
+    console.announce("Loading torch ...")
     from vlkd_cli.engine.launching.start_evaluation import start_evaluation
 
     given = {"datasets": datasets, "mode": mode, "shots": shots, "seeds": seeds}

@@ -49,6 +49,9 @@ def export(
             f"give one run or checkpoint and one folder, not {len(targets) + 1} words:"
             f" {' '.join(targets)} {output}."
         )
+    from vlkd_cli import console
+
+    console.announce("Loading torch ...")
     from vlkd_cli.engine.export import export as export_towers
 
     export_towers(

@@ -81,7 +81,7 @@ def check_recipes(
     failed = []
     for path in paths:
         try:
-            load_recipe(path, set_ or [])
+            load_recipe(path, set_ or [], to_train=True)
         except RecipeError as error:
             failed.append(str(error))
         else:

@@ -1,4 +1,4 @@
-"""`vlkd show KIND NAME`: what a component does and which keys it takes."""
+"""`vlkd show [KIND] NAME`: what a component does and which keys it takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def show(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="distiller, builder, reader, suite, ...; without it, the kinds.",
+            help="distiller, builder, reader, suite, ..., or a name alone; without it, the kinds.",
             show_default=False,
         ),
     ] = None,
@@ -25,13 +25,15 @@ def show(
 ) -> None:
     """What a component does, and its recipe keys with their types and defaults."""
     from vlkd_cli import console
-    from vlkd_cli.recipe.reference import about, kinds, names_of
+    from vlkd_cli.recipe.reference import about, kind_of, kinds, names_of
 
     if kind is None:
         console.print_table(
             "", ["kind", "names"], [(kind, ", ".join(names_of(kind))) for kind in kinds()]
         )
         return
+    if name is None and kind not in kinds():
+        kind, name = kind_of(kind), kind
     if name is None:
         for known in names_of(kind):
             console.say(known)

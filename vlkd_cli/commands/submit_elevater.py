@@ -11,42 +11,53 @@ import typer
 
 def submit_elevater(
     run: Annotated[
-        Path, typer.Argument(help="a run's folder, or the folder with its prediction files")
-    ],
+        Path | None,
+        typer.Argument(
+            help="A run, by folder or name, or the folder with its prediction files; by default the"
+            " newest run here.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="the zip to write; by default all_predictions.zip beside the files",
+            help="The zip to write; by default all_predictions.zip next to the files.",
         ),
     ] = None,
     partial: Annotated[
         bool,
         typer.Option(
-            "--partial", help="data sets or seeds may be missing; EvalAI then shows no average"
+            "--partial", help="Data sets or seeds may be missing; EvalAI then shows no average."
         ),
     ] = False,
     trust_order: Annotated[
         bool,
         typer.Option(
             "--trust-order",
-            help="take files whose row and class order cannot be told to be the official one",
+            help="Accept files whose row and class order cannot be compared with the official one.",
         ),
     ] = False,
     registry: Annotated[
         Path | None,
         typer.Option(
             "--registry",
-            help="a vision_datasets.json whose data sets count instead of the official 20",
+            help="A vision_datasets.json whose data sets count instead of the official 20.",
         ),
     ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Merge a run's ELEVATER prediction files into a submission, once all of them are right."""
     from vlkd_cli import console
     from vlkd_cli.data.readers.elevater_sets import read_registry
     from vlkd_cli.elevater.submission import prediction_folder, submit
+    from vlkd_cli.engine.launching.run_folder import existing_run, latest_run
 
+    if run is None:
+        run = latest_run(runs).path
+    elif not run.exists() and (runs / run).is_dir():
+        run = existing_run(run, runs).path
     sets = None if registry is None else read_registry(registry)
     done = submit(
         prediction_folder(run), output, partial=partial, trust_order=trust_order, sets=sets

@@ -68,6 +68,10 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""
+    from vlkd_cli import console
+
+    if not quiet:
+        console.announce("Loading torch ...")
     from vlkd_cli.engine.launching.start import start_training
 
     status = start_training(

@@ -3,6 +3,7 @@ rank."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.recipe.address import Address
+from vlkd_cli.recipe.address import Address, modality_of
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.reports.state import StateFile
@@ -417,10 +418,16 @@ class _Run:
         )
         self._say(f"Trained {steps} steps in {seconds:.0f} s{rate}.{skipped}")
         self._say(f"Run folder: {self.folder.path}")
-        self._say(
-            f"Next: vlkd eval {self.folder.path} --suite retrieval    or look into"
-            f" {self.folder.path}/metrics.csv"
-        )
+        run = shlex.quote(str(self.folder.path))
+        metrics = shlex.quote(str(self.folder.path / "metrics.csv"))
+        have = {modality_of(self.recipe.towers, name) for name in self.recipe.towers}
+        if self.recipe.evals:
+            command = f"eval {run}"
+        elif {"image", "text"} <= have:
+            command = f"eval {run} --suite retrieval"
+        else:
+            command = f"export {run} towers"
+        self._say(f"Next: vlkd {command}    or look into {metrics}")
 
     def _say(self, text: str) -> None:
         if self.is_main and not self.job.quiet:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from typing import Any
 
-from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.catalog import did_you_mean, missing_extra, names
+from vlkd_cli.errors import MissingPackageError
 from vlkd_cli.recipe.address import (
     MAIN_VIEW,
     Address,
@@ -24,6 +25,7 @@ from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.objectives import check_objective
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
+from vlkd_cli.recipe.types import MODALITY_NAMES
 
 # Settings of a tower that say how its parameters come to be or learn; a tower that follows another
 # has none of its own.
@@ -87,6 +89,7 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
                 "say `modality: image` or `modality: text`; neither the tower's name nor its"
                 " builder tells.",
             )
+        yield from _check_modality(name, tower, path)
         return
     if tower.follows not in recipe.towers or tower.follows == name:
         others = [other for other in recipe.towers if other != name]
@@ -117,6 +120,34 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
         yield Problem(
             (*path, "train"), "has no effect on a tower that follows another: it only ever follows."
         )
+
+
+def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    """Whether the builder builds towers of the modality that is declared or in the tower's name."""
+    offered = attributes_of("builder", tower.builder).get("modalities") if tower.builder else None
+    named = [word for word in MODALITY_NAMES if word in name.lower().split("_")]
+    wanted = [tower.modality] if tower.modality is not None else named
+    if not offered or not wanted or any(word in offered for word in wanted):
+        return
+    fitting = [
+        builder
+        for builder in names("builder")
+        if wanted[0] in attributes_of("builder", builder).get("modalities", ())
+    ]
+    remedy = f"Choose one of: {', '.join(fitting)}" if fitting else "Choose another modality"
+    if tower.modality is None:
+        remedy += f"; or rename the tower, or say `modality: {offered[0]}`"
+    builds = f"builder '{tower.builder}' builds {' and '.join(offered)} towers"
+    yield Problem((*path, "builder"), f"{builds}, not {wanted[0]} towers. {remedy}.")
+
+
+def check_sinks(recipe: Recipe) -> Iterator[Problem]:
+    """Sinks whose package is not installed; of interest only where the recipe is to be trained."""
+    for number, report in enumerate(recipe.reports):
+        name = report if isinstance(report, str) else report.name
+        extra = missing_extra("sink", name)
+        if extra is not None:
+            yield Problem(("reports", number), str(MissingPackageError(f"sink '{name}'", extra)))
 
 
 def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import functools
+import math
 import types as python_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vlkd_cli import catalog
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe.messages import (
     Path,
     Problem,
@@ -26,6 +27,9 @@ from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, signature_of
 from vlkd_cli.recipe.types import Positive, Schedule
 
+LARGEST = 2**63 - 1
+"""The largest integer of a tensor, a seed or a file size."""
+
 
 def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
     """The component: its class imported and called with what the engine supplies and the recipe's
@@ -36,7 +40,14 @@ def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
             once.
         MissingPackageError: its optional library is not installed.
     """
-    return catalog.load(kind, name)(*supplied, **typed_keys(kind, name, keys))
+    component = catalog.load(kind, name)
+    try:
+        return component(*supplied, **typed_keys(kind, name, keys))
+    except ModuleNotFoundError as error:
+        # Some import their library only once they are made.
+        if (extra := catalog.missing_extra(kind, name)) is None:
+            raise
+        raise MissingPackageError(f"{kind} '{name}'", extra) from error
 
 
 def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +165,8 @@ def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     ):
         # A suite's data: the reader's name with its keys, and what the result calls it.
         return check_reader(value, path)
+    if (wild := _wild_number(value, path)) is not None:
+        return [wild]
     expected = f"expected {described_type(key.annotation)}, got {shown(value)}."
     if isinstance(value, bool) and _is_number(key.annotation):
         return [Problem(path, expected)]
@@ -176,6 +189,19 @@ def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
         )
         return [Problem(path, expected + guess)]
     return []
+
+
+def _wild_number(value: Any, path: Path) -> Problem | None:
+    """The first number, at any depth, that no setting means and no tensor holds."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return Problem(path, f"expected a finite number, got {shown(value)}.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return Problem(path, f"expected a number of at most {LARGEST}, got {shown(value)}.")
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = (_wild_number(item, (*path, key)) for key, item in items)
+        return next((problem for problem in found if problem is not None), None)
+    return None
 
 
 def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vlkd_cli import catalog, console
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.recipe.checks import check_recipe
+from vlkd_cli.recipe.checks import check_recipe, check_sinks
 from vlkd_cli.recipe.former_names import replace_former_names
 from vlkd_cli.recipe.messages import Path, Problem, report
 from vlkd_cli.recipe.overrides import apply_overrides
@@ -24,6 +24,8 @@ from vlkd_cli.recipe.shipped import find_recipe
 from vlkd_cli.recipe.trust import check_foreign
 from vlkd_cli.recipe.variables import as_written, resolved, without_marks
 from vlkd_cli.recipe.yaml_file import Document, read_document
+
+Check = Callable[[Recipe], Iterable[Problem]]
 
 TRUST_OPTION = "Add --trust if you trust who made it."
 
@@ -36,6 +38,7 @@ def load_recipe(
     *,
     foreign: bool = False,
     remedy: str = TRUST_OPTION,
+    to_train: bool = False,
 ) -> Recipe:
     """The recipe in a file, or shipped under a name, with `--set` options applied and everything
     checked.
@@ -43,13 +46,15 @@ def load_recipe(
     Args:
         source: path of a YAML file, or a name that `vlkd recipes list` shows.
         overrides: `key=value` texts.
-        foreign, remedy: see `parse_recipe`.
+        foreign, remedy, to_train: see `parse_recipe`.
 
     Raises:
         RecipeError: its text has every problem, one line each.
     """
     path = find_recipe(source)
-    return parse_recipe(_read(path), str(path), overrides, foreign=foreign, remedy=remedy)
+    return parse_recipe(
+        _read(path), str(path), overrides, foreign=foreign, remedy=remedy, to_train=to_train
+    )
 
 
 def parse_recipe(
@@ -59,6 +64,7 @@ def parse_recipe(
     *,
     foreign: bool = False,
     remedy: str = TRUST_OPTION,
+    to_train: bool = False,
 ) -> Recipe:
     """The recipe in a YAML text.
 
@@ -67,6 +73,7 @@ def parse_recipe(
         foreign: whether it comes with a run, a checkpoint or an exported folder and so may name
             components of the catalogue only, see `recipe.trust`. The overrides are the user's own.
         remedy: what to do for someone who trusts it.
+        to_train: whether the packages of its sinks must be there too.
 
     Raises:
         RecipeError: its text has every problem, one line each.
@@ -74,7 +81,8 @@ def parse_recipe(
     document = read_document(text, name)
     if foreign and (problems := check_foreign(document.value, remedy)):
         raise RecipeError(report(document.origins, problems, name))
-    return _checked(document, name, overrides)
+    checks = (check_recipe, check_sinks) if to_train else (check_recipe,)
+    return _checked(document, name, overrides, checks)
 
 
 def recipe_of_checkpoint(
@@ -105,7 +113,7 @@ def recipe_of_checkpoint(
     if foreign and (problems := check_foreign(values, remedy)):
         raise RecipeError(report({}, problems, name))
     document = Document(resolved(values), {(): name}, [])
-    return _checked(document, name, overrides, together=bool(overrides))
+    return _checked(document, name, overrides, (check_recipe,) if overrides else ())
 
 
 def recipe_from_json(text: str) -> Recipe:
@@ -142,7 +150,7 @@ def _read(path: FilePath) -> str:
 
 
 def _checked(
-    document: Document, name: str, overrides: Sequence[str], *, together: bool = True
+    document: Document, name: str, overrides: Sequence[str], checks: Sequence[Check]
 ) -> Recipe:
     if document.problems and document.value is None:
         raise RecipeError(report(document.origins, document.problems, name))
@@ -151,11 +159,11 @@ def _checked(
         console.warn(notice)
     # Another package's code is imported only once the rest of the recipe is right.
     with third_parties_unread() as unread:
-        recipe, problems = _build_and_check(document, early, unread, together=together)
+        recipe, problems = _build_and_check(document, early, checks, unread)
     if unread and not problems:
         problems = list(_check_bases(document.value, unread))
         if not problems:
-            recipe, problems = _build_and_check(document, early, together=together)
+            recipe, problems = _build_and_check(document, early, checks)
     if problems or recipe is None:
         raise RecipeError(report(document.origins, problems, name))
     return recipe
@@ -164,9 +172,8 @@ def _checked(
 def _build_and_check(
     document: Document,
     early: Sequence[Problem],
+    checks: Sequence[Check],
     unread: Sequence[tuple[str, str]] = (),
-    *,
-    together: bool = True,
 ) -> tuple[Recipe | None, list[Problem]]:
     """The recipe and its problems; with components that were not read, only the problems that do
     not depend on them."""
@@ -174,10 +181,11 @@ def _build_and_check(
     shape = [problem for problem in check_shape(document.value) if problem.path not in taken]
     problems = [*early, *shape]
     recipe = _build(document, problems)
-    if recipe is not None and together:
+    if recipe is not None:
+        found = [problem for check in checks for problem in check(recipe)]
         problems += [
             problem
-            for problem in check_recipe(recipe)
+            for problem in found
             if not _follows_from(problem, problems)
             and not (unread and problem.path[:1] in (("towers",), ("distillers",)))
         ]

@@ -3,6 +3,7 @@ to what to do."""
 
 from __future__ import annotations
 
+import math
 import types as python_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -201,6 +202,8 @@ def _flow(value: Any) -> str:
         return f"[{', '.join(_flow(item) for item in value)}]"
     if isinstance(value, Resolved):
         return value.written
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return (
         {True: "true", False: "false", None: "null"}[value]
         if value is None or isinstance(value, bool)

@@ -57,6 +57,25 @@ def names_of(kind: str) -> list[str]:
     return list(optimizer_names()) if kind == "optimizer" else catalog.names(kind)
 
 
+def kind_of(name: str) -> str:
+    """The kind that a name alone stands for.
+
+    Raises:
+        RecipeError: no kind has it, or several have.
+    """
+    found = [kind for kind in kinds() if name.lower() in names_of(kind)]
+    if not found:
+        known = [*kinds(), *(name for kind in kinds() for name in names_of(kind))]
+        raise RecipeError(
+            f"'{name}' is neither a kind nor a name.{did_you_mean(name, known)} Kinds:"
+            f" {', '.join(kinds())}."
+        )
+    if len(found) > 1:
+        ways = " or ".join(f"`vlkd show {kind} {name}`" for kind in found)
+        raise RecipeError(f"'{name}' is the name of several components. Say {ways}.")
+    return found[0]
+
+
 def about(kind: str, name: str) -> Page:
     """The page of one component or section.
 

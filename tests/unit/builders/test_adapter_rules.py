@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlkd_cli import catalog
-from vlkd_cli.errors import MissingPackageError, RecipeError
+from vlkd_cli.errors import MissingPackageError, RecipeError, install_command
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.former_names import ADAPTERS
 from vlkd_cli.recipe.load import parse_recipe
@@ -213,12 +213,14 @@ def test_without_the_library_the_builder_is_refused_in_one_line(
     monkeypatch.setattr(adapter_rules, "is_installed", lambda: False)
     text = refused("{builder: adapters, model: x, adapter: {name: lora}}")
     assert (
-        text == "my.yaml:4: towers.text.builder: 'adapters' needs an optional package: pip install"
-        " 'vlkd[adapters]'."
+        text == "my.yaml:4: towers.text.builder: 'adapters' needs an optional package:"
+        f" {install_command('adapters')}."
     )
     with pytest.raises(
         MissingPackageError,
-        match=r"builder 'adapters' needs an optional package: pip install 'vlkd\[adapters\]'",
+        match=re.escape(
+            f"builder 'adapters' needs an optional package: {install_command('adapters')}"
+        ),
     ):
         catalog.load("builder", "adapters")(model="x")
 
@@ -230,7 +232,8 @@ def test_a_real_environment_without_the_library_says_so() -> None:
     command = [sys.executable, "-m", "vlkd_cli", "list-adapters"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "list-adapters needs an optional package: pip install 'vlkd[adapters]'.\n"
+    hint = install_command("adapters")
+    assert done.stderr == f"list-adapters needs an optional package: {hint}.\n"
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,19 @@ def test_list_distillers_has_a_row_for_each():
     table = run("list-distillers").stdout
     for name in catalog.names("distiller"):
         assert f"\n{name} " in table
+
+
+def test_show_finds_the_kind_of_a_name():
+    assert run("show", "infonce").stdout == run("show", "distiller", "infonce").stdout
+    assert run("show", "adamw").stdout.startswith("optimizer adamw\n")
+    assert run("show", "evals").stdout.startswith("section evals\n")
+
+
+def test_show_of_a_name_of_several_kinds_says_how_to_go_on():
+    assert run("show", "csv").stderr == (
+        "'csv' is the name of several components. Say `vlkd show reader csv` or"
+        " `vlkd show sink csv`.\n"
+    )
+    assert run("show", "infonc").stderr.startswith(
+        "'infonc' is neither a kind nor a name. Did you mean 'infonce'?"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.support.recipes import SMALL, problems, problems_with
@@ -434,3 +436,45 @@ def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine
         match=r"r.yaml:2: towers.image.head: would stay as randomly drawn.* Add 'head\.\*'",
     ):
         parse_recipe(text, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"),
+    [
+        (
+            "image={builder: huggingface}",
+            "towers.image.builder: builder 'huggingface' builds text towers, not image towers."
+            " Choose one of: openclip, torchvision, timm; or rename the tower, or say"
+            " `modality: text`.",
+        ),
+        (
+            "student_text={builder: timm, model: resnet18}",
+            "towers.student_text.builder: builder 'timm' builds image towers, not text towers."
+            " Choose one of: openclip, huggingface, sbert, adapters; or rename the tower, or say"
+            " `modality: image`.",
+        ),
+        (
+            "b={builder: sbert, model: x, modality: image}",
+            "towers.b.builder: builder 'sbert' builds text towers, not image towers."
+            " Choose one of: openclip, torchvision, timm.",
+        ),
+        ("image={builder: huggingface, model: x, modality: text}", None),
+        ("b={builder: timm, model: resnet18}", None),
+        ("image_to_text={builder: timm, model: resnet18}", None),
+    ],
+)
+def test_builders_of_the_other_modality_are_refused_with_those_that_fit(tower, expected):
+    name = tower.partition("=")[0]
+    lines = problems_with(f"towers.{tower}", f"towers.{name}.train=none", "distillers=[]")
+    assert [line for line in lines if ".builder" in line] == ([expected] if expected else [])
+
+
+def test_sinks_without_their_package_are_refused_where_the_recipe_is_to_be_trained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    text = SMALL + "reports: [csv, {name: wandb, project: x}]\ntrain: {epochs: x}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml", to_train=True)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("r.yaml:7: reports[1]: sink 'wandb' needs an optional package: pip")
+    parse_recipe(text.replace("epochs: x", "epochs: 1"), "r.yaml")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.component import make, typed_keys
+from vlkd_cli.errors import MissingPackageError, RecipeError
+from vlkd_cli.recipe.component import check_value, make, typed_keys
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
-from vlkd_cli.recipe.types import Probability, Schedulable, Schedule
+from vlkd_cli.recipe.params import Key
+from vlkd_cli.recipe.types import (
+    NonNegativeInt,
+    Positive,
+    Probability,
+    Schedulable,
+    Schedule,
+)
 
 
 class Kept:
@@ -79,3 +87,30 @@ def test_optimizer_keys_are_read_from_the_libraries(name, keys):
     found = {key.name for key in optimizer_keys(name)}
     assert keys <= found
     assert not {"lr", "weight_decay", "params", "fused", "foreach"} & found
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("inf"), "expected a finite number, got .inf."),
+        (-float("inf"), "expected a finite number, got -.inf."),
+        (float("nan"), "expected a finite number, got .nan."),
+        (10**20, f"expected a number of at most {2**63 - 1}, got {10**20}."),
+        (-(10**20), f"expected a number of at most {2**63 - 1}, got -{10**20}."),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, x], lambda x: {"deep": [{"x": x}]}])
+def test_a_number_that_no_tensor_holds_is_refused_wherever_it_is(wrap, value, said):
+    (problem,) = check_value(Key("any", Any), wrap(value), ("a",))
+    assert problem.text == said
+
+
+def test_large_numbers_that_are_meant_are_taken():
+    assert check_value(Key("seed", NonNegativeInt), 2**63 - 1, ("seed",)) == []
+    assert check_value(Key("lr", Positive), 1e-300, ("lr",)) == []
+
+
+def test_a_library_that_is_imported_only_when_made_names_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingPackageError, match="sink 'wandb' needs an optional package"):
+        make("sink", "wandb", {}, tmp_path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlkd_cli import console
 from vlkd_cli.errors import UserError
 
 ANSWER_SECONDS = 3.0
@@ -133,6 +134,7 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    console.take_back()
     logs.mkdir(parents=True, exist_ok=True)
     _log_agent(logs / "agent.log")
     for old in logs.glob("failure_rank_*.json"):

@@ -77,7 +77,7 @@ def start_training(
             " without a recipe."
         )
     # The recipe before the machine: a misspelt key is told without waiting for torch.
-    checked = load_recipe(recipe, overrides) if recipe is not None else None
+    checked = load_recipe(recipe, overrides, to_train=True) if recipe is not None else None
     if not verbose:
         quieten_libraries()
     placement = choose_placement(gpus, cpu_workers, nodes, node_rank, rendezvous, max_restarts)
@@ -86,7 +86,7 @@ def start_training(
         folder = run_to_resume(resume, run, runs, name)
         before = load_unchecked(folder.recipe)
         if checked is None:
-            checked = load_recipe(folder.recipe, overrides, foreign=not trust)
+            checked = load_recipe(folder.recipe, overrides, foreign=not trust, to_train=True)
         refuse_another_recipe(before, checked, folder)
     elif dry_run:
         folder = RunFolder(Path(tempfile.mkdtemp(prefix="vlkd-dry-run-")))
