@@ -250,6 +250,7 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(
             [
                 "eval",
                 "run",
+                "--trust",
                 "--suite",
                 "docs.snippets.my_suite:TwoCaptions",
                 "--with",
