@@ -6,6 +6,7 @@ quickly.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -66,6 +67,12 @@ def warn(text: str) -> None:
         take_back()
         # No rich here: nothing of the text may be taken for markup.
         print(f"{label}{_visible(text)}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A warning that this process prints only once, however often the same data is opened."""
+    warn(text)
 
 
 def error(text: str) -> None:

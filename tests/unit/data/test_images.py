@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import socket
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +107,143 @@ def test_exif_rotation_is_applied(orientation: int, kind: str, decoder: str) -> 
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
+def with_jpeg_block(block: bytes, marker: int = 0xE1) -> bytes:
+    """The JPEG of `photo(3)` with one more segment in front."""
+    whole = encoded(photo(3), quality=95)
+    return whole[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(block) + 2) + block + whole[2:]
+
+
+def with_png_chunk(kind: bytes, content: bytes) -> bytes:
+    """The PNG of `photo(3)` with one more chunk behind its header."""
+    whole = encoded(photo(3), "PNG")
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return whole[:33] + struct.pack(">I", len(content)) + kind + content + check + whole[33:]
+
+
+def tiff_block(kind: int, value: bytes, count: int = 1) -> bytes:
+    """EXIF data with an orientation alone: type 3 is a 16-bit number, 2 text, 7 undefined."""
+    return b"II*\0" + struct.pack("<IHHHI", 8, 1, 0x112, kind, count) + value.ljust(8, b"\0")
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0" + XMP
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(tiff_block(2, b"6\0", 2), id="text"),
+        pytest.param(tiff_block(7, b"\6\0\0\0", 4), id="bytes"),
+        pytest.param(tiff_block(3, struct.pack("<H", 9)), id="9"),
+        pytest.param(tiff_block(3, struct.pack("<H", 0)), id="0"),
+        pytest.param(tiff_block(3, struct.pack("<H", 65535)), id="65535"),
+        pytest.param(tiff_block(9, struct.pack("<i", -6)), id="-6"),
+        pytest.param(b"II*\0\xff\xff\xff\xff", id="cut off"),
+        pytest.param(b"no tiff", id="no EXIF"),
+    ],
+)
+def test_only_2_to_8_turn_a_picture(block: bytes, decoder: str) -> None:
+    for data in (with_jpeg_block(b"Exif\0\0" + block), with_png_chunk(b"eXIf", block)):
+        picture = Picture(data)
+        assert (picture.height, picture.width) == (40, 56)
+        assert picture.pixels().shape == (40, 56, 3)
+        assert np.abs(picture.pixels().astype(int) - np.asarray(photo(3))).max() <= 8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(with_jpeg_block(XMP_SEGMENT), id="jpeg"),
+        pytest.param(
+            with_jpeg_block(b"ICC_PROFILE\0\1\2" + bytes(65000), 0xE2)[:65020]
+            + with_jpeg_block(XMP_SEGMENT)[2:],
+            id="jpeg, behind a large segment",
+        ),
+        pytest.param(
+            with_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+            id="png, compressed",
+        ),
+    ],
+)
+def test_an_orientation_in_xmp_alone_turns_as_pillow_does(data: bytes, decoder: str) -> None:
+    picture = Picture(data)
+    assert (picture.height, picture.width) == (56, 40)
+    assert np.abs(picture.pixels().astype(int) - pil_rgb(data)).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_other_formats_are_turned_too_and_say_their_upright_size(
+    orientation: int, kind: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    keys = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(photo(3), kind, exif=exif, **keys)
+    for picture in (Picture(data), Picture(Image.open(io.BytesIO(data)))):
+        assert np.array_equal(picture.pixels(), pil_rgb(data))
+        assert (picture.height, picture.width) == picture.pixels().shape[:2]
+
+
+def vast_jpeg(height: int, width: int) -> bytes:
+    """A JPEG whose header promises far more pixels than it holds."""
+    data = bytearray(encoded(photo(1)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def vast_png(height: int, width: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + encoded(photo(1), "PNG")[33:]
+    )
+
+
+@pytest.mark.parametrize("size", [(14_000, 13_000), (60_000, 60_000)])
+@pytest.mark.parametrize("make", [vast_jpeg, vast_png])
+@pytest.mark.parametrize("limit", [None, Image.MAX_IMAGE_PIXELS])
+def test_the_header_of_a_vast_picture_makes_it_broken_whatever_its_format(
+    make: Callable[[int, int], bytes],
+    size: tuple[int, int],
+    limit: int | None,
+    decoder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(Broken, match="more than 178,956,970 pixels"):
+        Picture(make(*size))
+
+
+@pytest.mark.parametrize("kind", ["PCX", "TGA", "ICNS", "EPS", "SGI", "ICO"])
+def test_formats_that_the_docs_do_not_name_are_not_opened(kind: str) -> None:
+    with pytest.raises(Broken, match="not an image of a format that is read"):
+        Picture(encoded(photo(1), kind))
+
+
+def test_a_pipe_socket_or_folder_among_the_images_is_broken_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "c.jpg"))
+        for name in ("a.jpg", "c.jpg"):
+            with pytest.raises(Broken, match="pipe, socket or device|No such device"):
+                Picture(str(tmp_path / name))
+    with pytest.raises(Broken, match="folder"):
+        Picture(str(tmp_path / "b.jpg"))
+    with pytest.raises(Broken, match="device"):
+        Picture("/dev/zero")
+    for path in ("a\0.jpg", "a\ud83d.jpg"):
+        with pytest.raises(Broken, match="no such file"):
+            Picture(path)
+
+
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 def test_a_jpeg_decoded_at_a_fraction_is_close_to_the_resized_whole(
     shrink: int, decoder: str
@@ -120,7 +262,7 @@ def test_a_jpeg_decoded_at_a_fraction_is_close_to_the_resized_whole(
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"no picture at all", "no image format"),
+        (b"no picture at all", "not an image"),
         (encoded(textured(64, 64), "JPEG")[:900], "truncated|No reference|broken"),
     ],
 )

@@ -1,8 +1,8 @@
 """From an image file to uint8 pixels, and from pixels to what a tower expects.
 
-Pixels are what `PIL.Image.open(file).convert("RGB")` gives, with three additions: the EXIF rotation
-is applied, 16-bit values are scaled to 8 bits rather than clipped, and the first frame stands for
-an animation. Transparency is dropped, as `convert("RGB")` does.
+Pixels are what `PIL.Image.open(file).convert("RGB")` gives, with three additions: the picture is
+turned the right way up (`orientation.py`), 16-bit values are scaled to 8 bits rather than clipped,
+and an animation is its first frame. Transparency is dropped, as `convert("RGB")` does.
 """
 
 from __future__ import annotations
@@ -17,16 +17,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.texts import read_file
+from vlkd_cli.data.images.files import FORMATS
+from vlkd_cli.data.images.orientation import (
+    UPRIGHT,
+    jpeg_may_be_turned,
+    orientation_of,
+    png_may_be_turned,
+    swaps_sides,
+    turned,
+)
 from vlkd_cli.preprocessing import ImageInput
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_PNG_ORIENTATION_MARKS = (b"eXIf", b"exif", b"Orientation")
-_EXIF_SEARCH_BYTES = 1 << 16  # an EXIF block is at most 64 KiB and comes first
+MAX_PIXELS = 178_956_970
+"""Larger pictures are broken, whatever their format; the bound at which Pillow refuses one. It is
+checked against the header, before any pixel is allocated."""
+_TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
 
 
 class Box(NamedTuple):
@@ -47,43 +58,55 @@ class Picture:
         salvage: what a file that is cut off lacks is grey; otherwise such a file is broken.
 
     Raises:
-        Broken: there is no such file, or it is no image.
+        Broken: the file is missing, is not an image, or has more than `MAX_PIXELS` pixels.
     """
 
     def __init__(self, image: bytes | str | Image.Image, *, salvage: bool = False) -> None:
         self._salvage = salvage
-        self._jpeg: bytes | None = None  # what simplejpeg is to decode
-        self._data: bytes | None = None  # what PIL is to decode
-        self._opened: Image.Image | None = None
-        self._orientation = 1
+        self._data: bytes | None = None
+        self._opened: Image.Image | None = None  # by PIL
+        self._orientation = UPRIGHT
         if isinstance(image, Image.Image):
             self._opened = image
-            self.height, self.width = image.height, image.width
-            return
-        data = _read(image) if isinstance(image, (str, os.PathLike)) else image
+            self._take_size(image.height, image.width)
+            self._load()
+        else:
+            self._data = _read(image) if isinstance(image, (str, os.PathLike)) else image
+            self._open()
+        if swaps_sides(self._orientation):
+            self.height, self.width = self.width, self.height
+
+    def _open(self) -> None:
+        data = self._data
         if not data:
             raise Broken("the file is empty")
-        if data[:3] == b"\xff\xd8\xff":
-            header = _jpeg_header(data)
-            if header is not None:
-                self._jpeg = data
-                self.height, self.width = header
-                if b"Exif\0\0" in data[:_EXIF_SEARCH_BYTES]:
-                    self._orientation = _open(data).getexif().get(_ORIENTATION, 1)
-                if self._orientation >= 5:
-                    self.height, self.width = self.width, self.height
-                return
-        self._data = data
-        self._opened = _open(data)
-        self.height, self.width = self._opened.height, self._opened.width
-        # PIL decodes a whole PNG in search of an orientation, which may stand behind the pixels.
-        if self._opened.format == "PNG" and not any(
-            mark in data for mark in _PNG_ORIENTATION_MARKS
-        ):
+        if data[:3] == b"\xff\xd8\xff" and (header := _jpeg_header(data)) is not None:
+            self._take_size(*header)
+            if jpeg_may_be_turned(data):
+                self._orientation = orientation_of(_opened(data))
             return
-        with _loading(salvage):
-            if self._opened.getexif().get(_ORIENTATION, 1) >= 5:
-                self.height, self.width = self.width, self.height
+        self._opened = _opened(data)
+        self._take_size(self._opened.height, self._opened.width)
+        if self._opened.format == "TIFF":
+            self._load()  # PIL turns it in loading, and some versions tell its size only then
+        elif self._opened.format != "PNG" or png_may_be_turned(data):
+            with _loading(self._salvage):
+                self._orientation = orientation_of(self._opened)
+
+    def _load(self) -> None:
+        assert self._opened is not None
+        with _loading(self._salvage):
+            self._opened.load()
+        self.height, self.width = self._opened.height, self._opened.width
+        if self._opened.info:  # a picture made in memory has no metadata
+            self._orientation = orientation_of(self._opened)
+
+    def _take_size(self, height: int, width: int) -> None:
+        if height < 1 or width < 1:
+            raise Broken("it has no pixels")
+        if height * width > MAX_PIXELS:
+            raise Broken(_TOO_LARGE)
+        self.height, self.width = height, width
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """Upright RGB pixels `[h, w, 3]` uint8.
@@ -95,47 +118,57 @@ class Picture:
         Raises:
             Broken: the file is damaged.
         """
-        if self._jpeg is not None:
-            decoded = _decode_jpeg(self._jpeg, self._orientation, shrink, (self.height, self.width))
-            if decoded is not None:
-                return decoded
-        if self._opened is None or self._data is not None:
-            # Anew from the bytes: a decoder set to a scale, or a file that was decoded, does not go
-            # back.
-            self._opened = _open(self._data or self._jpeg or b"")
-            if shrink > 1 and self._opened.format == "JPEG":
-                self._opened.draft(
-                    None, (-(-self._opened.width // shrink), -(-self._opened.height // shrink))
-                )
-        return _pil_pixels(self._opened, self._salvage)
+        stored = self._from_simplejpeg(shrink) if self._opened is None else None
+        if stored is None:
+            stored = self._from_pil(shrink)
+        return turned(stored, self._orientation)
+
+    def _from_simplejpeg(self, shrink: int) -> np.ndarray | None:
+        """None: damage that libjpeg can live with is decided by PIL, so that what counts as broken
+        does not depend on the decoder."""
+        height, width = self.height, self.width
+        if swaps_sides(self._orientation):
+            height, width = width, height
+        smallest = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
+        try:
+            return _simplejpeg().decode_jpeg(  # type: ignore[no-any-return]
+                self._data, "RGB", min_height=smallest[0], min_width=smallest[1]
+            )
+        except ValueError:
+            return None
+
+    def _from_pil(self, shrink: int) -> np.ndarray:
+        image = self._opened
+        if image is None or (self._data is not None and image.format == "JPEG"):
+            # Opened again: a decoder set to a scale does not go back.
+            image = _opened(self._data or b"")
+            if shrink > 1 and image.format == "JPEG":
+                image.draft(None, (-(-image.width // shrink), -(-image.height // shrink)))
+        with _loading(self._salvage):
+            return np.array(as_rgb(image))
 
 
 def decode(image: bytes | str | Image.Image) -> np.ndarray:
     """Upright RGB pixels `[h, w, 3]` uint8 at full size.
 
     Raises:
-        Broken: the file is missing, damaged or no image.
+        Broken: the file is missing, damaged, too large or not an image.
     """
     return Picture(image).pixels()
 
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        return read_file(path)
     except FileNotFoundError:
         raise Broken("no such file") from None
     except OSError as error:
         raise Broken(error.strerror or str(error)) from None
 
 
-def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise Broken("no image format that is known") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Broken(str(error)) from None
+def _opened(data: bytes) -> Image.Image:
+    with _loading(salvage=False):
+        return Image.open(io.BytesIO(data), formats=list(FORMATS))
 
 
 def _simplejpeg() -> Any:
@@ -159,46 +192,21 @@ def _jpeg_header(data: bytes) -> tuple[int, int] | None:
     return (height, width) if colours in ("YCbCr", "Gray", "GRAY", "RGB") else None
 
 
-def _decode_jpeg(
-    data: bytes, orientation: int, shrink: int, upright: tuple[int, int]
-) -> np.ndarray | None:
-    height, width = upright if orientation < 5 else upright[::-1]
-    smallest = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
-    try:
-        pixels = _simplejpeg().decode_jpeg(
-            data, "RGB", min_height=smallest[0], min_width=smallest[1]
-        )
-    except ValueError:
-        # Damage that libjpeg can live with is decided by PIL, so that what counts as broken does
-        # not depend on the decoder.
-        return None
-    if orientation == 1:
-        return pixels  # type: ignore[no-any-return]
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _pil_pixels(image: Image.Image, salvage: bool) -> np.ndarray:
-    with _loading(salvage):
-        return np.array(as_rgb(ImageOps.exif_transpose(image)))
-
-
 @contextmanager
 def _loading(salvage: bool) -> Iterator[None]:
-    """PIL reads pixels: what it cannot read is broken, and files that are cut off are so unless
+    """PIL reads a file: what it cannot read is broken, and files that are cut off are so unless
     they are to be salvaged."""
     # A setting of the whole process is the only one that PIL has for this.
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, salvage
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             yield
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise Broken("it is not an image of a format that is read") from None
+    except Image.DecompressionBombError:
+        raise Broken(_TOO_LARGE) from None
+    except Exception as error:  # its decoders raise whatever they stumble over
         raise Broken(str(error) or type(error).__name__) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -1,0 +1,136 @@
+"""How text is read from files, in one place for all readers: encoding, byte order marks, lone
+surrogates, line ends and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import Any
+
+from vlkd_cli.errors import DataError
+
+_MARK = "\ufeff"
+_KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list"}
+
+
+def decode_text(content: bytes, encoding: str = "utf-8") -> str:
+    """The text of some bytes, cleaned as `clean_text` does.
+
+    Raises:
+        ValueError: the bytes are not in this encoding, or the encoding is unknown.
+    """
+    try:
+        return clean_text(content.decode(encoding))
+    except UnicodeDecodeError as error:
+        byte = content[error.start] if error.start < len(content) else 0
+        raise ValueError(f"byte {error.start} (0x{byte:02x}) is not {encoding} text") from None
+    except LookupError:
+        raise ValueError(f"the encoding '{encoding}' is unknown") from None
+
+
+def clean_text(text: str) -> str:
+    """The text without a byte order mark in front, and with U+FFFD in place of lone surrogates,
+    which no tokenizer and no file can hold. Pairs of surrogates become the character they stand
+    for."""
+    text = text.removeprefix(_MARK)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text without their ends. Only a line feed ends a line (with a carriage return
+    before it or without): U+2028, form feeds and the like are characters of a caption."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def entries_of(text: str) -> list[str]:
+    """The lines of a text that are not blank, stripped: captions, class names, templates."""
+    cleaned = (clean_text(line.strip()).strip() for line in split_lines(text))
+    return [line for line in cleaned if line]
+
+
+def text_of(value: Any) -> str:
+    """A text out of JSON or YAML, cleaned and stripped.
+
+    Raises:
+        ValueError: the value is not a text.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{kind_of(value)}, not text")
+    return clean_text(value).strip()
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return "null" if value is None else _KINDS.get(type(value), "an object")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON document; bytes may be UTF-8, -16 or -32, with or without a byte order
+    mark.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(
+            content.removeprefix(_MARK) if isinstance(content, str) else _json_text(content)
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not {error.encoding} text") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _json_text(content: bytes) -> str:
+    encoding = json.detect_encoding(content)
+    return content.decode("utf-8" if encoding == "utf-8-sig" else encoding).removeprefix(_MARK)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file. A pipe, socket or device is refused instead of waited for.
+
+    Raises:
+        OSError: it cannot be read; `strerror` says why.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except ValueError as error:  # a NUL or a lone surrogate in the path
+        raise FileNotFoundError(0, f"not a path of a file: {error}") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise OSError(0, f"it is {what}, not a file")
+        with open(handle, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    """The text of a file, cleaned as `clean_text` does.
+
+    Raises:
+        DataError: it cannot be read, or it is not in this encoding.
+    """
+    try:
+        return decode_text(read_file(path), encoding)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. Save the file as UTF-8.") from None
+
+
+def read_entries(path: str | os.PathLike[str], encoding: str = "utf-8") -> list[str]:
+    """The lines of a file that are not blank, stripped.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    return entries_of(read_text(path, encoding))
