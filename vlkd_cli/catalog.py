@@ -187,6 +187,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
     "reader": {
         "csv": Entry("data.readers.csv:CSV", "rows of image paths and captions"),
         "folder": Entry("data.readers.folder:Folder", "images with a .txt of the same stem"),
+        "images": Entry("data.readers.images:Images", "images alone, a folder or a list of them"),
         "webdataset": Entry("data.readers.webdataset:WebDataset", "tar shards, local or remote"),
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
         "classification": Entry(

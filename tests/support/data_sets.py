@@ -87,6 +87,11 @@ def folder_data(folder: Path) -> dict[str, Any]:
     return {"reader": "folder", "path": str(folder)}
 
 
+def images_data(folder: Path) -> dict[str, Any]:
+    write_photos(folder / "inner", 5)
+    return {"reader": "images", "path": str(folder)}
+
+
 def webdataset_data(folder: Path) -> dict[str, Any]:
     for shard in range(2):
         members: dict[str, bytes] = {}
@@ -153,6 +158,7 @@ def clip_benchmark_data(folder: Path) -> dict[str, Any]:
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "csv": csv_data,
     "folder": folder_data,
+    "images": images_data,
     "webdataset": webdataset_data,
     "coco": coco_data,
     "classification": classification_data,

@@ -38,6 +38,8 @@ class Sample:
     only."""
     salvage: bool = False
     """Whether an image that is cut off is taken as far as it goes."""
+    problem: str = ""
+    """Why its image or its captions are missing, where the reader knows."""
 
 
 class Broken(Exception):

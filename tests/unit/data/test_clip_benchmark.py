@@ -80,3 +80,62 @@ def test_suites_find_data_by_name_below_the_root(tmp_path: Path) -> None:
     assert open_dataset(subject, {"dataset": "Birds", "split": "val"}).split == "val"
     with pytest.raises(DataError, match="list-datasets"):
         open_dataset(subject, "fish")
+
+
+def dataset(folder: Path, kind: str, suffix: str, *contents: bytes) -> ClipBenchmark:
+    """A data set of this kind whose samples have these members next to their images."""
+    (folder / "dataset_type.txt").write_text(kind)
+    (folder / "classnames.txt").write_text("cat\ndog\n")
+    members: dict[str, bytes] = {}
+    for number, content in enumerate(contents):
+        members |= {f"s{number}.jpg": encoded(photo(number)), f"s{number}.{suffix}": content}
+    write_tar(folder / "test" / "0.tar", members)
+    return ClipBenchmark(path=str(folder))
+
+
+def test_only_line_feeds_part_captions(tmp_path: Path) -> None:
+    text = "cap\u2028still \x85 the \x0b same\x0c"
+    reader = dataset(tmp_path, "retrieval", "txt", f"\ufeff{text}\r\nnext".encode(), b"x")
+    assert [len(reader.captions(k)) for k in (0, 1)] == [2, 1]
+    assert reader.captions(0) == [text.strip(), "next"]
+
+
+def test_captions_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"0.tar:s1.txt cannot be read: byte 3 .*UTF-8") as caught:
+        dataset(tmp_path, "retrieval", "txt", b"x", b"caf\xe9")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "dataset_type.txt").unlink()
+    (tmp_path / "classnames.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"classnames.txt: byte 3 .* is not utf-8 text"):
+        ClipBenchmark(path=str(tmp_path))
+
+
+def npy(*values: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values))
+    return buffer.getvalue()
+
+
+def vast_npy() -> bytes:
+    """A header that promises terabytes."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"no array", "cannot be read"),
+        (npy(1, 0)[:-3], "cannot be read"),
+        (npy(1, 0)[:20], "cannot be read"),
+        (npy("a", "b"), r"cannot be read \(it holds <U1, not numbers"),
+        (npy([1], [0]), r"has shape \(2, 1\); 2 classes"),
+        (npy(1, 0, 1), r"has shape \(3,\); 2 classes"),
+        (vast_npy(), r"has shape \(1000000000000,\); 2 classes"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=rf"0.tar:s1.npy {message}") as caught:
+        dataset(tmp_path, "multilabel", "npy", npy(1, 0), content)
+    assert "\n" not in str(caught.value)

@@ -12,8 +12,9 @@ import pytest
 from tests.support.data_sets import write_photos, write_table
 from vlkd_cli.data import readers
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.files import cached_arrays as kept_arrays
+from vlkd_cli.data.files.cached_arrays import data_cache
 from vlkd_cli.data.files.table_rows import find_rows
+from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.readers.csv import CSV
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.errors import DataError
@@ -56,7 +57,7 @@ def test_rows_are_those_of_the_csv_module_for_every_kind_of_quoting(tmp_path: Pa
     (tmp_path / "0").write_bytes(b"")
     reader = CSV(path=str(path), caption=["title", "more"], group=False)
     assert len(reader) == len(rows)
-    assert [reader._fields(row) for row in range(400)] == rows
+    assert [reader._table.fields(row) for row in range(400)] == rows
 
 
 def test_blocks_of_any_size_find_the_same_rows(
@@ -142,11 +143,11 @@ def test_urls_and_compressed_tables_are_read(photos: Path, monkeypatch: pytest.M
     assert CSV(path=str(photos / "data.csv.gz")).captions(0) == ["packed"]
 
 
-def test_a_kept_index_is_mapped_not_copied_and_follows_the_file(
+def test_a_cached_index_is_mapped_not_copied_and_follows_the_file(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLKD_CACHE", str(photos / "cache"))
-    monkeypatch.setattr(readers.csv, "KEEP_ABOVE_BYTES", 0)
+    monkeypatch.setattr(readers.csv, "CACHE_ABOVE_BYTES", 0)
     rows = [(f"photo0{k % 4}.jpg", f"caption {k}") for k in range(2000)]
     path = write_table(photos / "data.tsv", rows)
     first, second = CSV(path=str(path)), CSV(path=str(path))
@@ -166,10 +167,10 @@ def test_an_unwritable_cache_says_which_variable_to_set(
 ) -> None:
     (photos / "file").write_text("")
     monkeypatch.setenv("VLKD_CACHE", str(photos / "file"))
-    monkeypatch.setattr(readers.csv, "KEEP_ABOVE_BYTES", 0)
+    monkeypatch.setattr(readers.csv, "CACHE_ABOVE_BYTES", 0)
     with pytest.raises(DataError, match=r"cannot write .*Set VLKD_CACHE"):
         CSV(path=str(write_table(photos / "data.tsv", [("photo00.jpg", "a")])))
-    assert kept_arrays.data_cache() == photos / "file" / "data"
+    assert data_cache() == photos / "file" / "data"
 
 
 def test_parts_of_the_images_are_disjoint_and_fixed(photos: Path) -> None:
@@ -289,3 +290,160 @@ def test_bytes_of_another_encoding_break_only_their_row(photos: Path) -> None:
     assert reader.captions(0) == ["fine"]
     with pytest.raises(Broken, match=r"row 2 cannot be read .*utf-8"):
         reader.captions(1)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
+def test_only_line_feeds_end_rows(photos: Path, mark: str) -> None:
+    rows = [f'photo0{k}.jpg,"number {k}, quoted",first{mark}second' for k in range(4)]
+    path = write(photos, "\n".join(["filepath,title,note", *rows]) + "\n")
+    reader = CSV(path=path, caption=["title", "note"])
+    assert len(reader) == 4
+    assert reader.captions(3) == ["number 3, quoted", f"first{mark}second"]
+
+
+def test_ids_of_any_length_are_numbered_and_small_numbers_are_not(photos: Path) -> None:
+    rows = [f"photo0{k}.jpg,a,{10**20 + 3 - k},{10**12 + k % 2},{7 * k}" for k in range(4)]
+    path = write(photos, "\n".join(["filepath,title,long,large,class", *rows]) + "\n")
+    long, large = CSV(path=path, label="long"), CSV(path=path, label="large")
+    assert long.labels_of(np.arange(4)).tolist() == [3, 2, 1, 0]
+    assert long.classes == [str(10**20 + k) for k in range(4)]
+    assert large.labels_of(np.arange(4)).tolist() == [0, 1, 0, 1]
+    assert CSV(path=path, label="class").labels_of(np.arange(4)).tolist() == [0, 7, 14, 21]
+
+
+def test_byte_order_marks_and_long_fields_are_read(photos: Path) -> None:
+    path = write(
+        photos, f'\ufefffilepath,title\nphoto00.jpg,\ufeffa\nphoto01.jpg,"{"b" * 200_000}"\n'
+    )
+    reader = CSV(path=path)
+    assert reader.captions(0) == ["a"] and reader.captions(1) == ["b" * 200_000]
+
+
+def test_a_nul_in_a_path_breaks_that_row_alone(photos: Path) -> None:
+    reader = CSV(path=write(photos, "filepath,title\nphoto00.jpg,a\nphoto\0.jpg,b\n"))
+    assert decode(str(reader.image(0))).shape == (40, 56, 3)
+    with pytest.raises(Broken, match="no such file"):
+        decode(str(reader.image(1)))
+    assert reader.fingerprint()
+
+
+def test_home_is_expanded_for_the_table_and_for_the_images(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photos))
+    (photos / "tables").mkdir()
+    write(photos, "filepath,title\nphoto00.jpg,a\n~/photo01.jpg,b\n")
+    write(photos / "tables", "filepath,title\nphoto00.jpg,a\n")
+    reader = CSV(path="~/data.csv")
+    assert [reader.image(k) for k in (0, 1)] == [str(photos / f"photo0{k}.jpg") for k in (0, 1)]
+    assert CSV(path="~/tables/data.csv", image_root="~").image(0) == str(photos / "photo00.jpg")
+
+
+def test_a_damaged_compressed_table_is_told_in_a_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gzip
+
+    monkeypatch.setenv("VLKD_CACHE", str(photos / "cache"))
+    whole = gzip.compress(b"filepath,title\nphoto00.jpg,packed\n" * 100)
+    for number, content in enumerate([whole[:40], b"no gzip", b"", whole[:-8] + bytes(8)]):
+        (photos / f"{number}.csv.gz").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be unpacked|is empty") as caught:
+            CSV(path=str(photos / f"{number}.csv.gz"))
+        assert "\n" not in str(caught.value)
+    (photos / "set[1].csv.gz").write_bytes(gzip.compress(b"filepath,title\nphoto00.jpg,packed\n"))
+    assert CSV(path=str(photos / "set[1].csv.gz")).captions(0) == ["packed"]
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlkd_cli.data.files.table_rows._LONGEST_LINE_BYTES", 1000)
+    monkeypatch.setattr("vlkd_cli.data.files.table_rows._BLOCK_BYTES", 100)
+    path = write(photos, "filepath,title\nphoto00.jpg,a\nphoto01.jpg," + "b" * 5000)
+    with pytest.raises(DataError, match=r"data.csv line 3 is longer than .* Is it a table\?"):
+        CSV(path=path)
+
+
+TRIPLES = """\
+question,answer,other,wrong,score,key,filepath
+how,so,thus,no,0.5,q1,photo00.jpg
+why,because,,never,nan,q2,photo01.jpg
+when,now,soon,,many,q3,photo02.jpg
+"""
+
+
+def test_named_texts_follow_the_captions_in_their_order(photos: Path) -> None:
+    reader = CSV(
+        path=write(photos, TRIPLES),
+        caption="question",
+        texts={"answer": ["answer", "other"], "wrong": "wrong"},
+        image=None,
+    )
+    assert reader.text_names == ("answer", "wrong") and reader.image(0) is None
+    assert [list(reader.captions(k)) for k in range(3)] == [
+        ["how", "so", "thus", "no"],
+        ["why", "because", "never"],
+        ["when", "now", "soon", ""],
+    ]
+    assert [reader.text_span(0), reader.text_span(0, "answer")] == [(0, 1), (1, 3)]
+    assert [reader.text_span(k, "wrong") for k in range(3)] == [(3, 4), (2, 3), (3, 4)]
+    assert reader.caption_starts(np.arange(4)).tolist() == [0, 4, 7, 11]
+    with pytest.raises(KeyError):
+        reader.text_span(0, "rong")
+    assert reader.name(1).endswith("data.csv row 2")
+
+
+def test_targets_are_float32_and_nan_where_a_cell_is_not_a_finite_number(photos: Path) -> None:
+    reader = CSV(path=write(photos, TRIPLES), caption="question", target="score")
+    assert reader.num_targets == 1 and reader.targets_of(np.array([0])).dtype == np.float32
+    assert np.array_equal(
+        reader.targets_of(np.arange(3)), np.float32([[0.5], [np.nan], [np.nan]]), equal_nan=True
+    )
+    none = CSV(path=write(photos, TRIPLES), caption="question")
+    assert none.num_targets == 0 and none.targets_of(np.arange(2)).shape == (2, 0)
+
+
+def test_ids_are_the_column_or_the_name(photos: Path) -> None:
+    path = write(photos, TRIPLES)
+    assert CSV(path=path, caption="question", id="key").id(1) == "q2"
+    assert CSV(path=path, caption="question").id(1) == str(photos / "photo01.jpg")
+
+
+def test_images_alone_have_no_captions(photos: Path) -> None:
+    reader = CSV(path=write(photos, TRIPLES), caption=None)
+    assert not reader.has_captions and reader.captions(0) == [] and reader.num_captions == 0
+    assert reader.image(2) == str(photos / "photo02.jpg")
+    assert reader.caption_starts(np.arange(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"caption": None, "image": None}, "data.image and data.caption are both null"),
+        ({"caption": "question", "texts": {"main": "answer"}}, r"data.texts.main: .*is taken"),
+        ({"caption": "question", "texts": {"a b": "answer"}}, r"data.texts.a b: a name is a word"),
+        ({"caption": "question", "texts": {"a": []}}, r"data.texts.a is empty"),
+        (
+            {"caption": "question", "texts": {"a": "anser"}},
+            r"no column 'anser' \(data.texts.a\). Did you mean 'answer'\?",
+        ),
+        (
+            {"caption": "question", "texts": {"a": "answer"}, "group": True},
+            r"data.group: true does not go with data.texts",
+        ),
+        (
+            {"caption": "question", "target": "score", "group": True},
+            r"data.group: true does not go with data.target",
+        ),
+        (
+            {"caption": "question", "image": None, "group": True},
+            r"data.group: true does not go with data.image: null",
+        ),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(
+    photos: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        CSV(path=write(photos, TRIPLES), **keys)

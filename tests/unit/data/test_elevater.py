@@ -228,7 +228,7 @@ def test_wrong_labels_and_class_counts_are_refused(root: Path) -> None:
     )
     assert "3 categories, and the data set has 2 classes" in _refused(root, "toy-memes")
     coco.write_text("{")
-    assert "no COCO index" in _refused(root, "toy-memes")
+    assert "not a COCO index" in _refused(root, "toy-memes")
 
 
 def test_another_class_order_than_the_official_one_is_refused(tmp_path: Path) -> None:

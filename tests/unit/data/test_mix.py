@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.data_sets import csv_data
+from tests.support.data_sets import csv_data, write_photos, write_tar
 from vlkd_cli.data.readers.mix import Mix, MixedStream, mixed
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
@@ -86,3 +86,42 @@ def test_a_stream_makes_the_mixture_a_stream_with_the_shares_asked_for() -> None
     ]
     assert len(captions) == 160
     assert 0.6 < sum(caption.startswith("stream") for caption in captions) / 160 < 0.9
+
+
+def table(folder: Path, name: str, **keys: object) -> dict[str, object]:
+    write_photos(folder, 2)
+    (folder / name).write_text("filepath,title,more,score\nphoto00.jpg,a,b,1\nphoto01.jpg,c,d,2\n")
+    return {"reader": "csv", "path": str(folder / name)} | keys
+
+
+def test_texts_and_targets_of_a_mixture_are_those_of_its_readers(tmp_path: Path) -> None:
+    keys = {"texts": {"more": "more"}, "target": "score"}
+    reader = open_reader({"readers": [table(tmp_path, f"{k}.csv", **keys) for k in "ab"]})
+    assert isinstance(reader, Reader) and reader.text_names == ("more",)
+    assert reader.targets_of(np.array([1, 2, 3])).tolist() == [[2], [1], [2]]
+    assert reader.captions(3) == ["c", "d"] and reader.text_span(3, "more") == (1, 2)
+    with pytest.raises(DataError, match=r"same 'texts' .*\(more; 1 targets\) and \(no texts; 0"):
+        open_reader({"readers": [table(tmp_path, "a.csv", **keys), table(tmp_path, "b.csv")]})
+
+
+def test_a_caption_that_cannot_be_read_breaks_its_sample_in_a_mixed_stream(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("filepath,title\nphoto00.jpg,a\nphoto01.jpg,b,c\n")
+    write_photos(tmp_path, 2)
+    write_tar(tmp_path / "s.tar", {"0.jpg": b"x", "0.txt": b"d"})
+    stream = open_reader(
+        {
+            "readers": [
+                {"reader": "csv", "path": str(tmp_path / "a.csv")},
+                {
+                    "reader": "webdataset",
+                    "path": str(tmp_path / "s.tar"),
+                    "stream": True,
+                    "samples_per_epoch": 2,
+                },
+            ]
+        }
+    )
+    assert isinstance(stream, MixedStream)
+    samples = [sample for epoch in range(4) for sample in stream.stream(epoch, 0, 0, 1)]
+    problems = {sample.problem for sample in samples if not sample.captions}
+    assert len(problems) == 1 and "row 2 has 3 columns" in problems.pop()

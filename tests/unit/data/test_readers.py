@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.data_sets import classification_data, coco_data, folder_data, write_photos
+from tests.support.data_sets import (
+    classification_data,
+    coco_data,
+    encoded,
+    folder_data,
+    photo,
+    write_photos,
+)
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.readers.classification import Classification
 from vlkd_cli.data.readers.coco import COCO
 from vlkd_cli.data.readers.folder import Folder
+from vlkd_cli.data.readers.images import Images
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.templates import templates_of
 from vlkd_cli.errors import DataError, RecipeError
@@ -52,7 +61,7 @@ def test_a_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no image below this folder"):
         Folder(path=str(tmp_path))
     write_photos(tmp_path, 2)
-    with pytest.raises(DataError, match=r"2 of 2 images have no captions"):
+    with pytest.raises(DataError, match=r"none of the 2 images has captions.*reader: images"):
         Folder(path=str(tmp_path), missing="leave_out")
 
 
@@ -63,13 +72,15 @@ def test_coco_captions_are_joined_by_image(tmp_path: Path) -> None:
     assert decode(reader.image(1)).shape == (40, 56, 3)
 
 
-def test_images_without_captions_in_a_coco_file_are_warned_of(tmp_path: Path) -> None:
+def test_images_without_captions_in_a_coco_file_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     section = coco_data(tmp_path)
     content = json.loads(Path(section["path"]).read_text())
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 12]
     Path(section["path"]).write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="1 images have no caption"):
-        reader = COCO(path=section["path"], image_root=section["image_root"])
+    reader = COCO(path=section["path"], image_root=section["image_root"])
+    assert "warning: " in (told := capsys.readouterr().err) and "1 images have no caption" in told
     assert [reader.captions(index)[0][-1] for index in range(len(reader))] == ["0", "1", "3"]
 
 
@@ -101,7 +112,7 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", r"is not valid JSON"),
-        ("[]", r"has no 'images' \(found: list\)"),
+        ("[]", r"has no 'images' \(found: a list\)"),
         ('{"annotations": []}', r"has no 'images' \(found: annotations\)"),
         (
             '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}',
@@ -109,11 +120,11 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
         ),
         (
             '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "a"}]}',
-            r"an entry is not as in COCO .*file_name",
+            r"images\[0\] has no 'file_name'",
         ),
         (
             '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}',
-            r"an entry is not as in COCO",
+            r"annotations\[0\].caption is null, not text",
         ),
         ('{"images": [], "annotations": []}', r"no image with captions"),
         (
@@ -181,7 +192,7 @@ def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
         ),
         (
             {"path": "{folder}", "split": "train", "classes": "nowhere.txt"},
-            r"data.classes nowhere.txt: No such file",
+            r"data.classes nowhere.txt: no such file",
         ),
         (
             {"path": "{folder}", "split": "train", "templates": "simpel"},
@@ -281,3 +292,166 @@ def test_real_photos_are_read_and_decoded(
     shapes = [decode(reader.image(index)).shape for index in range(0, images, 5)]
     assert all(len(shape) == 3 and shape[2] == 3 for shape in shapes)
     assert all(caption.strip() for index in range(images) for caption in reader.captions(index))
+
+
+def test_captions_of_a_folder_are_read_without_marks_and_end_at_line_feeds_only(
+    tmp_path: Path,
+) -> None:
+    write_photos(tmp_path, 2)
+    (tmp_path / "photo00.txt").write_bytes("\ufeffone\u2028still one\r\n\ufefftwo".encode())
+    (tmp_path / "photo01.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(
+        DataError, match=r"photo01.txt cannot be read: byte 3 .*data.encoding"
+    ) as told:
+        Folder(path=str(tmp_path))
+    assert "\n" not in str(told.value)
+    (tmp_path / "photo01.txt").write_bytes(b"fine")
+    assert Folder(path=str(tmp_path)).captions(0) == ["one\u2028still one", "two"]
+
+
+def test_links_to_folders_above_add_no_images(tmp_path: Path) -> None:
+    folder_data(tmp_path)
+    os.symlink("..", tmp_path / "inner" / "again")
+    assert len(Folder(path=str(tmp_path))) == 5
+
+
+def coco_file(folder: Path, images: Any, annotations: Any) -> str:
+    write_photos(folder, 2)
+    (folder / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return str(folder / "c.json")
+
+
+def test_lone_surrogates_and_marks_in_a_coco_file_are_repaired(tmp_path: Path) -> None:
+    path = coco_file(
+        tmp_path,
+        [{"id": k, "file_name": f"photo0{k}.jpg"} for k in (0, 1)],
+        [{"image_id": k, "caption": "\ufeffsmile \ud83d here"} for k in (0, 1)],
+    )
+    reader = COCO(path=path)
+    assert reader.captions(1) == ["smile \ufffd here"]
+    assert reader.fingerprint()
+
+
+IMAGE = {"id": 0, "file_name": "photo00.jpg"}
+TEXT = {"image_id": 0, "caption": "a"}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([3], [TEXT], r"images\[0\] is a number, not an object"),
+        ([IMAGE, {"id": 1, "file_name": 5}], [TEXT], r"images\[1\].file_name is a number"),
+        ([IMAGE | {"id": [1]}], [TEXT], r"images\[0\].id is a list, not an id"),
+        ([IMAGE | {"file_name": ""}], [TEXT], r"images\[0\].file_name is empty, not a path"),
+        ({}, [TEXT], r"'images' is an object, not a list"),
+        ([IMAGE], None, r"'annotations' is null, not a list"),
+        ([IMAGE], [TEXT, "a"], r"annotations\[1\] is a text, not an object"),
+        ([IMAGE], [TEXT | {"caption": ["a"]}], r"annotations\[0\].caption is a list, not text"),
+        ([IMAGE], [TEXT | {"image_id": {}}], r"annotations\[0\].image_id is an object, not an id"),
+        ([IMAGE], [{"caption": "a"}], r"annotations\[0\] has no 'image_id'"),
+    ],
+)
+def test_entries_of_other_types_are_named(
+    tmp_path: Path, images: Any, annotations: Any, message: str
+) -> None:
+    path = coco_file(tmp_path, images, annotations)
+    with pytest.raises(DataError, match=message) as caught:
+        COCO(path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_entries_of_other_types_in_karpathys_layout_are_named(tmp_path: Path) -> None:
+    for entry, message in (
+        ({"filename": "a.jpg", "sentences": None}, r"images\[0\]: 'sentences' is null, not a list"),
+        ({"filename": "a.jpg", "sentences": [{"raw": 3}]}, r"sentences\[0\].raw is a number"),
+        ({"filename": 3, "sentences": [{"raw": "a"}]}, r"images\[0\].filename is a number"),
+        ({"sentences": [{"raw": "a"}]}, r"images\[0\] has no 'filename'"),
+    ):
+        (tmp_path / "k.json").write_text(json.dumps({"images": [entry]}))
+        with pytest.raises(DataError, match=message):
+            COCO(path=str(tmp_path / "k.json"))
+
+
+def test_a_coco_file_that_is_nested_too_deeply_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"images": ' + "[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        COCO(path=str(tmp_path / "c.json"))
+
+
+def classes_of(folder: Path, *names: str) -> Classification:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(photo(1)))
+    return Classification(path=str(folder), templates=["a {}"])
+
+
+def test_hidden_folders_are_not_classes_and_jfif_files_are_images(tmp_path: Path) -> None:
+    reader = classes_of(
+        tmp_path, "cat/0.jpg", "cat/1.jfif", "cat/2.JPE", "dog/0.jpg", ".ipynb_checkpoints/0.jpg"
+    )
+    assert reader.classes == ["cat", "dog"]
+    assert reader.labels_of(np.arange(4)).tolist() == [0, 0, 0, 1] and len(reader) == 4
+
+
+def test_a_class_without_images_stays_a_class_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bee").mkdir()
+    reader = classes_of(tmp_path, "cat/0.jpg", "dog/0.jpg")
+    assert reader.classes == ["bee", "cat", "dog"]
+    assert reader.labels_of(np.arange(2)).tolist() == [1, 2]
+    assert "1 of 3 classes have no image, e.g. 'bee'" in capsys.readouterr().err
+
+
+def test_a_list_of_class_names_is_read_without_marks_or_refused(tmp_path: Path) -> None:
+    classes_of(tmp_path / "data", "cat/0.jpg", "dog/0.jpg")
+    names = tmp_path / "names.txt"
+    for content in ("\ufeffcat\ndog\n", "cat\r\n\r\n dog"):
+        names.write_bytes(content.encode())
+        reader = Classification(path=str(tmp_path / "data"), classes=str(names))
+        assert reader.classes == ["cat", "dog"]
+    names.write_bytes(b"caf\xe9\ndog\n")
+    with pytest.raises(DataError, match=r"names.txt: byte 3 \(0xe9\) is not utf-8 text"):
+        Classification(path=str(tmp_path / "data"), classes=str(names))
+
+
+def test_damaged_data_of_torchvision_is_refused_in_a_line(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(3)))
+    with pytest.raises(DataError, match=r"MNIST in data.root .* cannot be read") as caught:
+        Classification(dataset="MNIST", root=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_come_from_a_folder_or_a_list(tmp_path: Path) -> None:
+    write_photos(tmp_path / "a" / "b", 3)
+    folder = Images(path=str(tmp_path / "a"))
+    assert len(folder) == 3 and not folder.has_captions and folder.captions(0) == []
+    assert folder.num_captions == 0 and folder.text_span(0) == (0, 0) and folder.label(0) == -1
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa/b/photo02.jpg\r\n\na/b/photo00.jpg\n")
+    listed = Images(path=str(tmp_path / "list.txt"))
+    assert [Path(listed.name(k)).name for k in (0, 1)] == ["photo02.jpg", "photo00.jpg"]
+    assert decode(listed.image(1)).shape == (40, 56, 3)
+    part: Any = open_reader({"reader": "images", "path": str(tmp_path / "a"), "part": [0, 0.34]})
+    assert len(part) == 1 and not part.has_captions
+    assert len(Images(path=f"{tmp_path}/{{split}}", split="a")) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "no such folder"),
+        ("empty", "there is no image in it"),
+        ("list.txt", "its first images are not there, e.g. .*no.jpg"),
+        ("bare.txt", "there is no image in it"),
+    ],
+)
+def test_images_that_are_not_there_are_told(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("no.jpg\n")
+    (tmp_path / "bare.txt").write_text("\n")
+    with pytest.raises(DataError, match=message):
+        Images(path=str(tmp_path / path))

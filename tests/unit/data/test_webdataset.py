@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -249,3 +250,209 @@ def test_a_pipe_is_a_stream_and_its_failure_names_it(tmp_path: Path) -> None:
     assert isinstance(failing, StreamReader)
     with pytest.raises(DataError, match=r"shard pipe:cat .*none.tar .*cannot be read"):
         list(failing.stream(0, 0, 0, 1))
+
+
+def sidecars(folder: Path, *contents: bytes | str, name: str = "s.tar") -> dict[str, Any]:
+    """A shard whose samples have these json members, and the section that reads them."""
+    members: dict[str, bytes] = {}
+    for number, content in enumerate(contents):
+        members[f"{number:03}.jpg"] = encoded(photo(number))
+        members[f"{number:03}.json"] = content.encode() if isinstance(content, str) else content
+    path = str(write_tar(folder / name, members))
+    return {"reader": "webdataset", "path": path, "caption": "json", "caption_key": "caption"}
+
+
+GOOD = '{"caption": "cap"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"caption": "cut o', "Unterminated string"),
+        ("", "Expecting value"),
+        (b'{"caption": "caf\xe9"}', "byte 16 is not utf-8 text"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"caption": {"en": "cap"}}', "key 'caption' holds an object, not text"),
+        ('{"caption": [{"en": "cap"}]}', "key 'caption' holds an object, not text"),
+        ('{"caption": 3}', "key 'caption' holds a number, not text"),
+        ('{"caption": true}', "key 'caption' holds a truth value, not text"),
+        ('{"captoin": "cap"}', "the json has no key 'caption'"),
+        ("[1]", "the json holds a list, not an object"),
+    ],
+)
+def test_one_json_without_a_text_breaks_its_sample_alone(
+    tmp_path: Path, content: bytes | str, reason: str
+) -> None:
+    section = sidecars(tmp_path, GOOD, content, GOOD, GOOD)
+    reader: Any = open_reader(section)
+    assert [reader.caption_start(k) for k in range(5)] == [0, 1, 1, 2, 3]
+    assert reader.captions(3) == ["cap"] and reader.image(1)
+    with pytest.raises(Broken, match=f"its caption cannot be read: .*{reason}"):
+        reader.captions(1)
+    for stream in (False, True):
+        keys = {"stream": True, "samples_per_epoch": 4} if stream else {}
+        loader = Loader(
+            open_reader(section | keys),
+            {"t": TextView(letters)},
+            batch_size=4,
+            seed=0,
+            max_broken_share=1,
+        )
+        skipped = [skipped for batch in loader.batches(0) for skipped in batch.skipped]
+        assert skipped and {each.name for each in skipped} == {f"{section['path']}:001"}
+        assert all(reason in each.reason for each in skipped)
+
+
+def test_a_json_with_a_byte_order_mark_or_a_lone_surrogate_is_read(tmp_path: Path) -> None:
+    reader: Any = open_reader(
+        sidecars(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), '{"caption": "\\ufeffa \\ud83d b"}')
+    )
+    assert [reader.captions(k) for k in (0, 1)] == [["cap"], ["a \ufffd b"]]
+
+
+def test_a_key_that_no_json_has_is_refused_when_opened(tmp_path: Path) -> None:
+    section = sidecars(tmp_path, '{"text": "a"}', '{"text": "b"}')
+    with pytest.raises(DataError, match=r"under data.caption_key .*s.tar:000: .*no key 'caption'"):
+        open_reader(section)
+
+
+def test_a_text_member_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {"a.jpg": b"x", "a.txt": b"\xef\xbb\xbfcap 0\n"})
+    reader: Any = open_reader({"reader": "webdataset", "path": str(path)})
+    assert reader.captions(0) == ["cap 0"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"image": "JPG", "caption": "TXT"},
+        {"image": [".jpg"], "caption": ".txt", "label": ".CLS"},
+        {"image": ["png", "Jpg"], "label": "cLs"},
+    ],
+)
+def test_suffixes_match_in_any_case_and_with_a_leading_dot(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    path = write_tar(
+        tmp_path / "s.tar", {"./a.JPG": encoded(photo(0)), "./a.TXT": b"cap", "./a.CLS": b"3"}
+    )
+    section = {"reader": "webdataset", "path": str(path)} | keys
+    reader: Any = open_reader(section)
+    assert reader.image(0) == encoded(photo(0))
+    assert (reader.captions(0), reader.label(0)) == (["cap"], 3)
+    stream: Any = open_reader(section | {"stream": True, "samples_per_epoch": 1})
+    (sample,) = stream.stream(0, 0, 0, 1)
+    assert (sample.image, sample.captions, sample.label) == (encoded(photo(0)), ["cap"], 3)
+
+
+@pytest.mark.parametrize("keys", [{"image": []}, {"image": ""}, {"image": ["."]}, {"caption": "."}])
+def test_empty_suffixes_are_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+    path = write_tar(tmp_path / "s.tar", {"a.jpg": b"x", "a.txt": b"a"})
+    with pytest.raises(DataError, match="is empty; it is a suffix such as jpg"):
+        WebDataset(path=str(path), **keys)
+
+
+def test_hidden_members_are_not_data(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "s.tar",
+        {
+            "._a.jpg": b"x",
+            "a.jpg": b"a",
+            "._a.txt": b"x",
+            "a.txt": b"a",
+            "__MACOSX/a.jpg": b"x",
+            "c/.thumbs/b.jpg": b"x",
+            "c/b.jpg": b"b",
+            "c/b.txt": b"b",
+        },
+    )
+    section = {"reader": "webdataset", "path": str(path)}
+    reader: Any = open_reader(section)
+    assert [reader.name(k).partition(":")[2] for k in range(len(reader))] == ["a", "c/b"]
+    stream: Any = open_reader(section | {"stream": True, "samples_per_epoch": 2})
+    assert sorted(sample.image for sample in stream.stream(0, 0, 0, 1)) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
+def test_a_compressed_shard_is_called_so_and_read_as_a_stream(tmp_path: Path, mode: str) -> None:
+    import tarfile
+
+    plain = write_tar(tmp_path / "plain.tar", {"a.jpg": encoded(photo(0)), "a.txt": b"a"})
+    with tarfile.open(tmp_path / "packed.tar", f"w:{mode}") as tar:  # type: ignore[call-overload]
+        with tarfile.open(plain) as source:
+            for member in source:
+                tar.addfile(member, source.extractfile(member))
+    section = {"reader": "webdataset", "path": f"{tmp_path}/packed.tar"}
+    with pytest.raises(DataError, match=r"packed.tar is compressed \(.*Unpack it.*stream: true"):
+        open_reader(section)
+    stream: Any = open_reader(section | {"stream": True, "samples_per_epoch": 1})
+    assert [sample.captions for sample in stream.stream(0, 0, 0, 1)] == [["a"]]
+
+
+def test_a_path_that_exists_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("set[1]", "a{b,c}", "q?*", "plain"):
+        for number in range(2):
+            write_tar(tmp_path / folder / f"{number}.tar", {"a.jpg": b"x", "a.txt": b"a"})
+    for path, count in (
+        (f"{tmp_path}/set[1]/0.tar", 1),
+        (f"{tmp_path}/set[1]/*.tar", 2),
+        (f"{tmp_path}/set[1]/{{0..1}}.tar", 2),
+        (f"{tmp_path}/a{{b,c}}/0.tar", 1),
+        (f"{tmp_path}/q?*/1.tar", 1),
+        (f"{tmp_path}/plain/[01].tar", 2),
+        ("~/plain/*.tar", 2),
+    ):
+        assert len(WebDataset(path=path)) == count, path
+    with pytest.raises(DataError, match=r"plain is a folder. Name its files, e.g. .*plain/\*.tar"):
+        WebDataset(path=f"{tmp_path}/plain")
+
+
+def test_large_class_numbers_are_numbered_as_ids(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for number, label in enumerate([10**12 + 5, 10**12, 10**30]):
+        members |= {f"{number}.jpg": b"x", f"{number}.txt": b"a", f"{number}.cls": b"%d" % label}
+    reader = WebDataset(path=str(write_tar(tmp_path / "s.tar", members)))
+    assert reader.labels_of(np.arange(3)).tolist() == [1, 0, -1]
+    assert reader.classes == [str(10**12), str(10**12 + 5)]
+
+
+def test_a_member_that_claims_more_bytes_than_the_shard_has_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {"a.jpg": b"x", "a.txt": b"a", "b.jpg": b"y"})
+    header = path.read_bytes().index(b"b.jpg")
+    changed = bytearray(path.read_bytes())
+    changed[header + 124 : header + 136] = b"77777777777\0"
+    checksum = (
+        sum(changed[header : header + 148]) + 8 * 32 + sum(changed[header + 156 : header + 512])
+    )
+    changed[header + 148 : header + 156] = b"%06o\0 " % checksum
+    path.write_bytes(bytes(changed))
+    with pytest.raises(DataError, match="s.tar is damaged .unexpected end of data"):
+        WebDataset(path=str(path))
+
+
+def test_named_texts_come_from_keys_of_the_json(tmp_path: Path) -> None:
+    section = sidecars(
+        tmp_path,
+        '{"caption": "q", "good": ["a", "b"], "bad": "no", "more": "c"}',
+        '{"caption": ["q1", "q2"], "good": "a", "more": null, "bad": "x"}',
+    ) | {"texts": {"answer": ["good", "more"], "wrong": "bad"}}
+    reader: Any = open_reader(section)
+    assert reader.text_names == ("answer", "wrong")
+    assert reader.captions(0) == ["q", "a", "b", "c", "no"]
+    assert [reader.text_span(0, name) for name in ("main", "answer", "wrong")] == [
+        *((0, 1), (1, 4), (4, 5))
+    ]
+    assert [reader.text_span(1, name) for name in ("main", "answer", "wrong")] == [
+        *((0, 2), (2, 3), (3, 4))
+    ]
+    assert [reader.caption_start(k) for k in range(3)] == [0, 5, 9]
+
+
+def test_images_alone_have_no_captions(tmp_path: Path) -> None:
+    path = str(write_tar(tmp_path / "s.tar", {"a.jpg": b"x", "b.jpg": b"y"}))
+    reader = WebDataset(path=path, caption=None)
+    assert not reader.has_captions and reader.num_captions == 0 and reader.captions(1) == []
+    with pytest.raises(DataError, match="data.caption_key 'a' has no effect: data.caption is null"):
+        WebDataset(path=path, caption=None, caption_key="a")

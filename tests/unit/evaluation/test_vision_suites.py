@@ -145,6 +145,29 @@ def test_templates_come_from_a_list_a_file_and_a_file_per_class(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "a number, not text"),
+        ('[["a {}"]]', "a list, not text"),
+        ('{"kind 0": [3]}', "a number, not text"),
+        ("3", "expected a JSON list or object, not a number"),
+        ("[", "cannot be read"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("key", ["classes", "templates"])
+def test_names_and_templates_of_a_json_are_texts_or_refused_in_a_line(
+    tmp_path: Path, key: str, content: str, message: str
+) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(content)
+    subject = Subject(FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8))
+    with pytest.raises(DataError, match=message) as caught:
+        run(subject, "zero_shot", **{key: str(file)})
+    assert "\n" not in str(caught.value) and "own.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "dataset",
     [
         "oxford-flower-102",

@@ -1,12 +1,14 @@
-"""Indexes of large files: built once, kept in the cache folder, memory-mapped by every process that
-reads the data."""
+"""Indexes of large files: built once, stored in the cache folder, memory-mapped by every process
+that reads the data."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,19 @@ import numpy as np
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import DataError
 
-KEEP_ABOVE_BYTES = 32 << 20
-"""Data files up to this size are indexed anew, in memory, each time they are opened."""
+CACHE_ABOVE_BYTES = 32 << 20
+"""Data files up to this size are indexed again, in memory, each time they are opened."""
+
+_SUMS = "sums.json"
+_CHECKED_BYTES, _PIECE_BYTES = 64 << 20, 1 << 14
 
 
 def data_cache() -> Path:
-    """Where indexes and copies of remote tables are kept: VLKD_CACHE, else ~/.cache/vlkd."""
+    """Where indexes and copies of remote tables are stored: VLKD_CACHE, else ~/.cache/vlkd."""
     return cache_folder() / "data"
 
 
-class KeptArrays:
+class CachedArrays:
     """Named arrays, in memory or memory-mapped from a folder; pickled as the folder's name in the
     latter case.
 
@@ -52,58 +57,87 @@ class KeptArrays:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def sums(self) -> dict[str, str]:
+        """A digest of each array: of all of it, or of evenly spaced pieces where it is large."""
+        return {name: _digest(array) for name, array in sorted(self._arrays.items())}
+
     def __reduce__(self) -> Any:
         return (
-            (KeptArrays, (None, self.folder))
+            (CachedArrays, (None, self.folder))
             if self.folder is not None
-            else (KeptArrays, (self._arrays, None))
+            else (CachedArrays, (self._arrays, None))
         )
 
 
-def kept_arrays(
-    key: str, build: Callable[[Path], dict[str, np.ndarray]], *, keep: bool
-) -> KeptArrays:
-    """The arrays that `build` makes, out of the cache folder where they were made before.
+def cached_arrays(
+    key: str, build: Callable[[Path], dict[str, np.ndarray]], *, store: bool
+) -> CachedArrays:
+    """The arrays that `build` makes, out of the cache folder where they were made before. Arrays
+    there that are damaged are made again.
 
     Args:
         key: what determines the arrays.
         build: makes them; it is given a folder for files that are too large for memory, which is
             gone afterwards.
-        keep: False: in memory, nothing is written but what `build` writes.
+        store: False: in memory, nothing is written but what `build` writes.
 
     Raises:
         DataError: the cache folder cannot be written.
     """
-    if not keep:
+    if not store:
         with tempfile.TemporaryDirectory() as temporary:
-            return KeptArrays(
+            return CachedArrays(
                 {name: np.array(array) for name, array in build(Path(temporary)).items()}
             )
     folder = data_cache() / "index" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return _stored(folder) or _built(folder, build)
+
+
+def _stored(folder: Path) -> CachedArrays | None:
     if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            making = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
-        except OSError as error:
+        return None
+    try:
+        arrays = CachedArrays(folder=folder)
+        if arrays.sums() == json.loads((folder / _SUMS).read_bytes()):
+            return arrays
+    except (OSError, ValueError, EOFError):
+        pass  # cut off or overwritten: made again
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _built(folder: Path, build: Callable[[Path], dict[str, np.ndarray]]) -> CachedArrays:
+    # Not tempfile's folder, which only its owner could read: several users may share a cache.
+    making = folder.with_name(f"making-{uuid.uuid4().hex}")
+    try:
+        scratch = making / "scratch"
+        scratch.mkdir(parents=True)
+        arrays = build(scratch)
+        sums = CachedArrays(arrays).sums()
+        for name in list(arrays):
+            np.save(making / f"{name}.npy", arrays.pop(name))
+        (making / _SUMS).write_text(json.dumps(sums))
+        shutil.rmtree(scratch)
+        os.replace(making, folder)
+    except OSError as error:
+        # Another process may have been quicker; a folder that is there is complete.
+        if not folder.is_dir():
             raise DataError(
-                f"cannot write {folder.parent} ({error.strerror}). Set VLKD_CACHE to a folder that"
-                " can be written."
+                f"cannot write {folder.parent} ({error.strerror}). Set VLKD_CACHE to a"
+                " folder that can be written and has room."
             ) from None
-        try:
-            scratch = making / "scratch"
-            scratch.mkdir()
-            arrays = build(scratch)
-            for name in list(arrays):
-                np.save(making / f"{name}.npy", arrays.pop(name))
-            shutil.rmtree(scratch)
-            os.replace(making, folder)
-        except OSError as error:
-            # Another process may have been quicker; a folder that is there is complete.
-            if not folder.is_dir():
-                raise DataError(
-                    f"cannot write {folder} ({error.strerror}). Free space, or set VLKD_CACHE to"
-                    " another folder."
-                ) from None
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return KeptArrays(folder=folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return CachedArrays(folder=folder)
+
+
+def _digest(array: np.ndarray) -> str:
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    if len(content) <= _CHECKED_BYTES:
+        digest.update(content)
+    else:
+        num_pieces = _CHECKED_BYTES // _PIECE_BYTES
+        for start in np.linspace(0, len(content) - _PIECE_BYTES, num_pieces).astype(np.int64):
+            digest.update(content[start : start + _PIECE_BYTES])
+    return digest.hexdigest()

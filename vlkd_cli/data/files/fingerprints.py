@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 
 _PROBE_BYTES = 512
@@ -36,12 +37,16 @@ def digest_files(paths: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except (OSError, ValueError):
             digest.update(b"missing")
             continue
         try:
-            size = os.fstat(handle).st_size
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                digest.update(b"missing")
+                continue
+            size = status.st_size
             digest.update(b"%d:" % size)
             digest.update(os.pread(handle, _PROBE_BYTES, size // 2))
             digest.update(os.pread(handle, _PROBE_BYTES, max(0, size - _PROBE_BYTES)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,15 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def expanded(place: str) -> str:
+    """A path with `~` replaced by the home folder; URLs as they are."""
+    return place if is_url(place) else os.path.expanduser(place)
+
+
 def joined(root: str, place: str) -> str:
-    """A path below a root, where it is not absolute or a URL already."""
+    """A path below a root, where it is not absolute or a URL already; `~/` begins at home."""
+    if place.startswith("~/"):
+        return os.path.expanduser(place)
     if is_url(place) or os.path.isabs(place) or not root:
         return place
     return root.rstrip("/") + "/" + place
@@ -60,47 +68,75 @@ def local_copy(place: str, what: str) -> Path:
     Raises:
         DataError: it is missing or cannot be read.
     """
-    compressed = place.rpartition(".")[2] in ("gz", "bz2", "xz", "zst")
-    if not is_url(place):
-        path = Path(place).expanduser()
-        if path.is_dir():
-            raise DataError(f"{what} {place} is a folder; name a file.")
-        if not path.is_file():
-            raise DataError(
-                f"{what} {place}: no such file. Check data.path (it is relative to {Path.cwd()})."
-            )
-        if not compressed:
-            return path
+    if is_url(place):
+        return _fetched(place, what)
+    place = expanded(place)
+    if os.path.isdir(place):
+        raise DataError(f"{what} {place} is a folder; name a file.")
+    if not os.path.isfile(place):
+        raise DataError(
+            f"{what} {place}: no such file. Check data.path (it is relative to {Path.cwd()})."
+        )
+    suffix = place.rpartition(".")[2]
+    return _unpacked(place, suffix, what) if suffix in _COMPRESSIONS else Path(place)
+
+
+_COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd"}
+
+
+def _unpacked(place: str, suffix: str, what: str) -> Path:
+    from fsspec.compression import compr
+
+    if _COMPRESSIONS[suffix] not in compr:
+        raise DataError(f"{what} {place}: pip install zstandard, or unpack the file first.")
+    status = os.stat(place)
+    target = _copy_of(os.path.realpath(place), (status.st_size, status.st_mtime_ns))
+    try:
+        if not target.exists():
+            with open(place, "rb") as file, compr[_COMPRESSIONS[suffix]](file, mode="rb") as source:
+                _copy(source, target)
+    except Exception as error:  # every compression has exceptions of its own
+        raise DataError(
+            f"{what} {place} cannot be unpacked ({type(error).__name__}: {error}). Fetch it again."
+        ) from None
+    return target
+
+
+def _fetched(url: str, what: str) -> Path:
     import fsspec
 
     try:
-        filesystem, inner = fsspec.core.url_to_fs(place)
-        version = repr(sorted((key, str(value)) for key, value in filesystem.info(inner).items()))
-        target = (
-            data_cache()
-            / "copies"
-            / (hashlib.sha256(f"{place}\0{version}".encode()).hexdigest()[:32] + Path(inner).suffix)
-        )
+        filesystem, inner = fsspec.core.url_to_fs(url)
+        version = sorted((key, str(value)) for key, value in filesystem.info(inner).items())
+        target = _copy_of(url, version)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with fsspec.open(place, "rb", compression="infer") as source:
+            with fsspec.open(url, "rb", compression="infer") as source:
                 _copy(source, target)
         return target
     except FileNotFoundError:
-        raise DataError(f"{what} {place}: no such file.") from None
+        raise DataError(f"{what} {url}: no such file.") from None
     except (ImportError, ValueError) as error:
         raise DataError(
-            f"{what} {place}: {error}. Install the fsspec package of this protocol."
+            f"{what} {url}: {error}. Install the fsspec package of this protocol."
         ) from None
     except Exception as error:  # every fsspec protocol has exceptions of its own
         raise DataError(
-            f"{what} {place} cannot be fetched ({type(error).__name__}: {error})."
+            f"{what} {url} cannot be fetched ({type(error).__name__}: {error})."
         ) from error
 
 
+def _copy_of(place: str, version: object) -> Path:
+    key = hashlib.sha256(f"{place}\0{version!r}".encode("utf-8", "surrogatepass")).hexdigest()
+    return data_cache() / "copies" / key[:32]
+
+
 def _copy(source: Any, target: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "wb") as copy:
-        while block := source.read(1 << 20):
-            copy.write(block)
-    os.replace(name, target)
+    # Not tempfile's, which only its owner could read: several users may share a cache.
+    making = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(making, "xb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        os.replace(making, target)
+    finally:
+        making.unlink(missing_ok=True)

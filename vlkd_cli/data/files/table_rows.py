@@ -1,23 +1,25 @@
 """Where the rows of a delimited text file begin, found without parsing it, so that a table of any
 size is read from the disk by row.
 
-A quote opens a quoted field only at the field's beginning, as in pandas and Python's csv module;
-inside, line breaks belong to the field and two quotes stand for one. A quote anywhere else is a
-character like any other.
+Only line feeds end rows. A quote opens a quoted field only at the field's beginning, as in pandas
+and Python's csv module; inside, line feeds belong to the field and two quotes mean one. A quote
+anywhere else is a character like any other.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vlkd_cli.data.files.texts import split_lines
 from vlkd_cli.errors import DataError
 
 _BLOCK_BYTES = 16 << 20
+_LONGEST_LINE_BYTES = 64 << 20
 _MOST_LINES_IN_FIELD = 1000
 _NEWLINE, _RETURN, _QUOTE = 10, 13, 34
 
@@ -31,125 +33,175 @@ class Rows(NamedTuple):
 
 
 def find_rows(path: Path, *, delimiter: str, quotes: bool, scratch: Path) -> Rows:
-    """Every row of a file, the header included; blank lines are none.
+    """Every row of a file, the header included; blank lines do not count.
 
     Args:
-        path: a file in an encoding in which the bytes of ASCII characters stand for nothing else.
+        path: a file in an encoding in which the bytes of ASCII characters mean nothing else.
         delimiter: between fields, one ASCII character.
         quotes: whether fields may be quoted.
         scratch: folder for the offsets of large files.
 
     Raises:
-        DataError: a quoted field does not end.
+        DataError: a quoted field does not end, or a line is longer than any table's.
     """
     offsets = scratch / "starts.bin"
     digest = hashlib.blake2b(digest_size=16)
-    opening: int | None = None  # byte offset of the line whose quoted field is still open
-    opened_at = 0
+    finder = _RowFinder(path, delimiter, quotes)
     with open(path, "rb") as file, open(offsets, "wb") as found:
-        base, carry = 0, b""
-        last_start = 0
-        first_line = 1
-        while True:
-            read = file.read(_BLOCK_BYTES)
+        base, rest = 0, b""
+        while data := rest + (read := file.read(_BLOCK_BYTES)):
             digest.update(read)
-            data = carry + read
-            if not data:
-                break
-            end = len(data) if not read else data.rfind(b"\n") + 1
-            block = np.frombuffer(data, dtype=np.uint8, count=end)
-            newlines = np.flatnonzero(block == _NEWLINE)
-            line_starts = np.concatenate([[0], newlines + 1])[
-                : len(newlines) + (end > (newlines[-1] + 1 if len(newlines) else 0))
-            ]
-            is_start = np.ones(len(line_starts), dtype=bool)
-            if quotes:
-                for line in _odd_lines(block, line_starts):
-                    line = int(line)
-                    text = data[
-                        line_starts[line] : (
-                            line_starts[line + 1] if line + 1 < len(line_starts) else end
-                        )
-                    ]
-                    if opening is None:
-                        if _ends_open(text, delimiter.encode()):
-                            opening, opened_at = line, first_line + line
-                    else:
-                        _check_length(path, first_line + line - opened_at, opened_at)
-                        is_start[opening + 1 : line + 1] = False
-                        opening = None
-                if opening is not None:
-                    is_start[opening + 1 :] = False
-                    opening = -1
-                    _check_length(path, first_line + len(line_starts) - opened_at, opened_at)
-            if end:
-                first = block[line_starts]
-                second = block[np.minimum(line_starts + 1, end - 1)]
-                is_start &= ~((first == _NEWLINE) | ((first == _RETURN) & (second == _NEWLINE)))
-            (line_starts[is_start].astype(np.int64) + base).tofile(found)
-            first_line += len(newlines)
-            base, carry = base + end, data[end:]
-            last_start = base
-            if not read:
-                break
-        if opening is not None:
-            _check_length(path, _MOST_LINES_IN_FIELD + 1, opened_at)
-        np.array([last_start], dtype=np.int64).tofile(found)
+            end = data.rfind(b"\n") + 1 if read else len(data)
+            (finder.starts_in(data[:end]) + base).tofile(found)
+            base, rest = base + end, data[end:]
+            finder.check_line(len(rest))
+        finder.check_end()
+        np.array([base], dtype=np.int64).tofile(found)
     return Rows(np.memmap(offsets, dtype=np.int64, mode="r"), digest.hexdigest())
+
+
+class _RowFinder:
+    """Finds the row starts of one block of whole lines after another."""
+
+    def __init__(self, path: Path, delimiter: str, quotes: bool) -> None:
+        self.path, self.delimiter, self.quotes = path, delimiter, quotes
+        self.lines_before = 0
+        self.opened_at: int | None = None
+        """Line, from 1, whose quoted field is still open."""
+
+    def starts_in(self, data: bytes) -> np.ndarray:
+        """Offsets within the block, int64."""
+        if not data:
+            return np.zeros(0, dtype=np.int64)
+        block = np.frombuffer(data, dtype=np.uint8)
+        newlines = np.flatnonzero(block == _NEWLINE)
+        starts = np.concatenate([[0], newlines + 1])
+        starts = starts[starts < len(block)]
+        is_start = self._outside_fields(data, starts) if self.quotes else np.full(len(starts), True)
+        first, second = block[starts], block[np.minimum(starts + 1, len(block) - 1)]
+        is_start &= ~((first == _NEWLINE) | ((first == _RETURN) & (second == _NEWLINE)))
+        self.lines_before += len(newlines)
+        return starts[is_start].astype(np.int64)
+
+    def _outside_fields(self, data: bytes, starts: np.ndarray) -> np.ndarray:
+        """Which lines do not begin inside a quoted field."""
+        outside = np.full(len(starts), True)
+        opening = -1  # line of the block in which the open field begins; -1: in an earlier block
+        for line in _odd_lines(data, starts):
+            if self.opened_at is None:
+                stop = starts[line + 1] if line + 1 < len(starts) else len(data)
+                if _ends_open(data[starts[line] : stop], self.delimiter):
+                    opening, self.opened_at = line, self.lines_before + line + 1
+            else:
+                self._check_field(self.lines_before + line + 1)
+                outside[opening + 1 : line + 1] = False
+                self.opened_at = None
+        if self.opened_at is not None:
+            outside[opening + 1 :] = False
+            self._check_field(self.lines_before + len(starts) + 1)
+        return outside
+
+    def check_line(self, num_bytes: int) -> None:
+        """Refuse a line that goes on and on: no table has one, and it would fill the memory."""
+        if num_bytes > _LONGEST_LINE_BYTES:
+            raise DataError(
+                f"{self.path} line {self.lines_before + 1} is longer than"
+                f" {_LONGEST_LINE_BYTES >> 20} MiB. Is it a table?"
+            )
+
+    def check_end(self) -> None:
+        """Refuse a field that is open at the end of the file."""
+        if self.opened_at is not None:
+            raise self._unclosed("")
+
+    def _check_field(self, line: int) -> None:
+        assert self.opened_at is not None
+        if line - self.opened_at > _MOST_LINES_IN_FIELD:
+            raise self._unclosed(f" within {_MOST_LINES_IN_FIELD} lines")
+
+    def _unclosed(self, where: str) -> DataError:
+        return DataError(
+            f"{self.path} line {self.opened_at}: a quoted field begins here and does not end"
+            f"{where}. Close the quote, or set data.quotes: false if quotes are ordinary characters"
+            " in this file."
+        )
+
+
+def rows_of(text: str, *, delimiter: str) -> Iterator[list[str]]:
+    """The rows of a small table that was read whole; fields may be quoted, blank lines do not
+    count.
+
+    Raises:
+        ValueError: a quoted field does not end within 1,000 lines.
+    """
+    lines: list[str] = []
+    for line in split_lines(text):
+        lines.append(line)
+        if not line and len(lines) == 1:
+            lines.clear()
+            continue
+        try:
+            row = split_row("\n".join(lines), delimiter=delimiter, quotes=True)
+        except ValueError:
+            if len(lines) > _MOST_LINES_IN_FIELD:
+                break
+            continue
+        lines.clear()
+        yield row
+    if lines:
+        raise ValueError(
+            f"a quoted field does not end in the row that begins with '{lines[0][:40]}'"
+        )
 
 
 def split_row(text: str, *, delimiter: str, quotes: bool) -> list[str]:
     """The fields of one row.
 
     Raises:
-        ValueError: the row is malformed.
+        ValueError: a quoted field does not end.
     """
     text = text.rstrip("\r\n")
     if not quotes or '"' not in text:
         return text.split(delimiter)
-    try:
-        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
-    except csv.Error as error:
-        raise ValueError(str(error)) from None
-    if len(rows) != 1:
-        raise ValueError("its quotes do not match")
-    return rows[0]
-
-
-def _odd_lines(block: np.ndarray, line_starts: np.ndarray) -> np.ndarray:
-    """Lines with an odd number of quotes: only these can open or close a field that spans lines."""
-    marks = np.flatnonzero(block == _QUOTE)
-    if not len(marks):
-        return marks
-    lines, counts = np.unique(
-        np.searchsorted(line_starts, marks, side="right") - 1, return_counts=True
-    )
-    return lines[counts % 2 == 1]
-
-
-def _ends_open(line: bytes, delimiter: bytes) -> bool:
-    """Whether a line that begins a row ends inside a quoted field."""
-    position = 0
+    fields: list[str] = []
+    place = 0
     while True:
-        if line[position : position + 1] == b'"':
-            position += 1
-            while True:
-                position = line.find(b'"', position)
-                if position < 0:
-                    return True
-                if line[position + 1 : position + 2] != b'"':
-                    break
-                position += 2
-        position = line.find(delimiter, position)
-        if position < 0:
-            return False
-        position += 1
+        field = ""
+        if text.startswith('"', place):
+            field, place = _quoted(text, place + 1)
+        stop = text.find(delimiter, place)
+        fields.append(field + (text[place:] if stop < 0 else text[place:stop]))
+        if stop < 0:
+            return fields
+        place = stop + 1
 
 
-def _check_length(path: Path, lines: int, opened_at: int) -> None:
-    if lines > _MOST_LINES_IN_FIELD:
-        raise DataError(
-            f"{path} line {opened_at}: a quoted field begins here and does not end within"
-            f" {_MOST_LINES_IN_FIELD} lines. Close the quote, or set data.quotes: false if quotes"
-            " are ordinary characters in this file."
-        )
+def _quoted(text: str, place: int) -> tuple[str, int]:
+    """What a quoted field holds that begins here, and where it ends."""
+    pieces: list[str] = []
+    while True:
+        end = text.find('"', place)
+        if end < 0:
+            raise ValueError("its quotes do not match")
+        pieces.append(text[place:end])
+        if not text.startswith('"', end + 1):
+            return '"'.join(pieces), end + 1
+        place = end + 2
+
+
+def _odd_lines(data: bytes, starts: np.ndarray) -> list[int]:
+    """Lines with an odd number of quotes: only these can open or close a field that spans lines."""
+    marks = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == _QUOTE)
+    if not len(marks):
+        return []
+    lines, counts = np.unique(np.searchsorted(starts, marks, side="right") - 1, return_counts=True)
+    return lines[counts % 2 == 1].tolist()  # type: ignore[no-any-return]
+
+
+def _ends_open(line: bytes, delimiter: str) -> bool:
+    """Whether a line that begins a row ends inside a quoted field."""
+    try:
+        split_row(line.decode("latin-1"), delimiter=delimiter, quotes=True)
+    except ValueError:
+        return True
+    return False

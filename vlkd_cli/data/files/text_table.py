@@ -1,5 +1,5 @@
-"""Many short strings as two arrays, so that workers share them and no Python object per string is
-kept."""
+"""Many short strings as two arrays, so that workers share them and no string takes a Python
+object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TextTable:
         blob = bytearray()
         ends = [0]
         for text in texts:
-            blob += text.encode("utf-8", "surrogateescape")
+            blob += text.encode("utf-8", "surrogatepass")
             ends.append(len(blob))
         self._blob = np.frombuffer(bytes(blob), dtype=np.uint8)
         self._ends = np.array(ends, dtype=np.int64)
@@ -31,7 +31,7 @@ class TextTable:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         start, stop = self._ends[index % len(self) :][:2].tolist()
-        return self._blob[start:stop].tobytes().decode("utf-8", "surrogateescape")
+        return self._blob[start:stop].tobytes().decode("utf-8", "surrogatepass")
 
     def slice(self, start: int, stop: int) -> list[str]:
         """The strings from one position to another."""

@@ -11,7 +11,13 @@ from typing import Any
 from vlkd_cli.errors import DataError
 
 _MARK = "\ufeff"
-_KINDS = {bool: "a truth value", int: "a number", float: "a number", list: "a list"}
+_KINDS = {
+    str: "a text",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+}
 
 
 def decode_text(content: bytes, encoding: str = "utf-8") -> str:
@@ -111,6 +117,18 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     finally:
         os.close(handle)
+
+
+def read_at(handle: int, start: int, size: int) -> bytes:
+    """Bytes of an open file.
+
+    Raises:
+        ValueError: the file ends before; a size that a damaged index or header gives is not
+            allocated.
+    """
+    if start < 0 or size < 0 or start + size > os.fstat(handle).st_size:
+        raise ValueError("the file ends before this part of it")
+    return os.pread(handle, size, start)
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:

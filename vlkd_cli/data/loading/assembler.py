@@ -209,11 +209,11 @@ class Drawn:
             Broken: it cannot be read.
         """
         if self.views.images and sample.image is None:
-            raise Broken("has no image")
+            raise Broken(sample.problem or "has no image")
         if self.views.captions and (
             not sample.captions or not sample.captions[sample.caption].strip()
         ):
-            raise Broken("has no caption")
+            raise Broken(sample.problem or "has no caption")
         if self.images:
             for images, image in zip(
                 self.images,

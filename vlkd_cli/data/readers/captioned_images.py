@@ -1,5 +1,4 @@
-"""What the readers of listed images have in common: paths below a root, with captions and labels
-beside them."""
+"""What the readers of listed images have in common: paths below a root, each with its captions."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import numpy as np
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined
 from vlkd_cli.data.files.text_table import TextTable
+from vlkd_cli.data.files.texts import clean_text
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.readers.subset import checked_part, part_of
 
@@ -21,7 +21,7 @@ class CaptionedImages(Reader):
         root: what paths are relative to.
         paths: of the images.
         captions: of each image.
-        part: of the images that `opened` gives, as shares of a fixed random order.
+        part: of the images that `opened` gives, as fractions of a fixed random order.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CaptionedImages(Reader):
         def flat() -> Iterable[str]:
             for own in captions:
                 counts.append(len(own))
-                yield from own
+                yield from map(clean_text, own)
 
         self._texts = TextTable(flat())
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -4,18 +4,21 @@ of images."""
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
+from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.text_table import TextTable
-from vlkd_cli.data.images.files import existing_folder, find_images
+from vlkd_cli.data.files.texts import clean_text, read_entries
+from vlkd_cli.data.images.files import existing_folder, find_folders, find_images
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.readers.templates import captions_of, templates_of
 from vlkd_cli.errors import DataError
@@ -41,6 +44,8 @@ class Classification(Reader):
         classes: class names in label order, a list or a text file with one per line, where the
             data's own do not read well.
     """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
 
     def __init__(
         self,
@@ -149,7 +154,7 @@ class _Folders(_Source):
                 )
             folder = below[0]
         images = [image for image in find_images(folder) if "/" in image]
-        self.class_names = sorted({image.partition("/")[0] for image in images})
+        self.class_names = find_folders(folder)
         number = {name: k for k, name in enumerate(self.class_names)}
         self.labels = np.array(
             [number[image.partition("/")[0]] for image in images], dtype=np.int64
@@ -159,6 +164,15 @@ class _Folders(_Source):
             raise DataError(
                 f"data.path {path}: there is no image in a sub-folder; each class is a folder of"
                 " images."
+            )
+        empty = [
+            self.class_names[k]
+            for k in np.flatnonzero(np.bincount(self.labels, minlength=len(self.class_names)) == 0)
+        ]
+        if empty:
+            console.warn_once(
+                f"data.path {path}: {len(empty)} of {len(self.class_names)} classes have no image,"
+                f" e.g. '{empty[0]}'. They stay classes; delete the folders of those that are none."
             )
 
     def image(self, index: int) -> str:
@@ -186,13 +200,14 @@ class _TorchVision(_Source):
         kind = getattr(datasets, dataset)
         accepted = inspect.signature(kind).parameters
         keys: dict[str, Any] = {"download": download} if "download" in accepted else {}
-        if not Path(root).is_dir() and not download:
+        root = os.path.expanduser(root)
+        if not os.path.isdir(root) and not download:
             raise DataError(
                 f"data.root {root}: no such folder. Name the folder that holds {dataset}, or set"
                 " data.download: true."
             )
         self._data = _constructed(
-            kind, dataset, Path(root).expanduser(), _split_keys(dataset, accepted, split), keys
+            kind, dataset, Path(root), _split_keys(dataset, accepted, split), keys
         )
         self._name = f"{dataset} {split or ''}".strip()
         self.labels = np.fromiter(_labels(self._data), dtype=np.int64, count=len(self._data))
@@ -204,8 +219,8 @@ class _TorchVision(_Source):
     def image(self, index: int) -> Image.Image:
         try:
             image = self._data[index][0]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise Broken(str(error)) from None
+        except Exception as error:  # what Pillow's decoders raise has no common base
+            raise Broken(str(error) or type(error).__name__) from None
         assert isinstance(image, Image.Image)
         return image
 
@@ -255,12 +270,17 @@ def _constructed(
             problem = error
         except RuntimeError as error:
             raise DataError(
-                f"{dataset} is not in data.root {root} ({str(error).splitlines()[0]}). Set"
+                f"{dataset} is not in data.root {root} ({str(error).partition(chr(10))[0]}). Set"
                 " data.download: true to fetch it."
             ) from None
-        except (OSError, TypeError) as error:
-            raise DataError(f"{dataset} in data.root {root} cannot be read ({error}).") from None
-    raise DataError(f"{dataset}: {problem}") from None
+        except Exception as error:  # damaged files raise whatever its parsers stumble over
+            raise DataError(
+                f"{dataset} in data.root {root} cannot be read ({type(error).__name__}: {error})."
+                " Fetch it again."
+            ) from None
+    raise DataError(
+        f"{dataset} in data.root {root} cannot be read ({str(problem).partition(chr(10))[0]})."
+    )
 
 
 def _labels(data: Any) -> Iterator[int]:
@@ -279,19 +299,14 @@ def _labels(data: Any) -> Iterator[int]:
 
 def _listed(classes: str | Sequence[str]) -> list[str]:
     if not isinstance(classes, str):
-        return list(classes)
-    try:
-        return [
-            line.strip()
-            for line in Path(classes).read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
-    except OSError as error:
+        return [clean_text(name) for name in classes]
+    if not os.path.exists(os.path.expanduser(classes)):
         raise DataError(
-            f"data.classes {classes}: {error.strerror}. It is a list, or a text file with one name"
-            " per line."
-        ) from None
+            f"data.classes {classes}: no such file. It is a list, or a text file with one name per"
+            " line."
+        )
+    return read_entries(os.path.expanduser(classes))
 
 
 def _readable(name: str) -> str:
-    return name.replace("_", " ").strip()
+    return clean_text(name).replace("_", " ").strip()

@@ -6,13 +6,16 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.fingerprints import digest_of
-from vlkd_cli.data.files.tar_index import Parts, index_shards
+from vlkd_cli.data.files.tar_index import index_shards
+from vlkd_cli.data.files.tar_members import Parts
+from vlkd_cli.data.files.texts import decode_text, entries_of, read_at, read_entries
+from vlkd_cli.data.images.files import SUFFIXES
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 
@@ -39,8 +42,10 @@ class ClipBenchmark(Reader):
         (format only).
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
+
     def __init__(self, *, path: str, split: Literal["train", "val", "test"] = "test") -> None:
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         part = folder / split
         if not part.is_dir():
             there = (
@@ -51,25 +56,23 @@ class ClipBenchmark(Reader):
             )
         self.split = split
         self.shards = _shards(part)
-        self.kind = _read(folder / _KIND)[0] if (folder / _KIND).is_file() else "classification"
+        self.kind = _lines(folder / _KIND)[0] if (folder / _KIND).is_file() else "classification"
         if self.kind not in ("classification", "multilabel", "retrieval"):
             raise DataError(
-                f"{folder / _KIND}: '{self.kind}' is no kind of data set. Expected classification,"
-                " multilabel or retrieval."
+                f"{folder / _KIND}: '{self.kind}' is not a kind of data set. Expected"
+                " classification, multilabel or retrieval."
             )
         self.multi_label = self.kind == "multilabel"
         if self.kind != "retrieval":
-            self.classes = _read(folder / _CLASSES)
+            self.classes = _lines(folder / _CLASSES)
         templates = folder / _TEMPLATES
         self.templates = (
-            [line.replace("{c}", "{}") for line in _read(templates)]
+            [line.replace("{c}", "{}") for line in _lines(templates)]
             if templates.is_file()
             else None
         )
-        text = {"classification": "", "multilabel": "npy", "retrieval": "txt"}[self.kind]
-        self._index = index_shards(
-            self.shards, Parts(("jpg", "jpeg", "png", "webp"), text, None, "cls")
-        )
+        text = {"classification": None, "multilabel": "npy", "retrieval": "txt"}[self.kind]
+        self._index = index_shards(self.shards, Parts(SUFFIXES, text))
         if not len(self):
             raise DataError(f"{part}: the shards hold no sample.")
         self._captions: list[list[str]] = (
@@ -110,7 +113,8 @@ class ClipBenchmark(Reader):
     def name(self, index: int) -> str:
         start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
         shard = self.shards[int(self._index["shard"][index])]
-        return f"{shard}:{self._index['names'][start : start + size].tobytes().decode()}"
+        stem = self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogatepass")
+        return f"{shard}:{stem}"
 
     def fingerprint(self) -> str:
         return digest_of(
@@ -135,33 +139,46 @@ class ClipBenchmark(Reader):
             )
 
     def _caption_lines(self, index: int) -> list[str]:
-        lines = [
-            line.strip()
-            for line in self._part(index, "caption", "captions").decode("utf-8").splitlines()
-        ]
-        return [line for line in lines if line]
+        content = self._needed(index, "captions")
+        try:
+            return entries_of(decode_text(content))
+        except ValueError as error:
+            raise DataError(
+                f"{self.name(index)}.txt cannot be read: {error}. Write it as UTF-8."
+            ) from None
 
     def _ones(self, index: int) -> tuple[int, ...]:
         assert self.classes is not None
+        content = self._needed(index, "labels")
         try:
-            row = np.load(io.BytesIO(self._part(index, "caption", "labels")), allow_pickle=False)
-        except ValueError as error:
-            raise DataError(f"{self.name(index)}.npy cannot be read ({error}).") from None
-        if row.shape != (len(self.classes),):
+            shape, row = _row_of(content, len(self.classes))
+        except Exception as error:  # numpy's reader raises whatever it stumbles over
             raise DataError(
-                f"{self.name(index)}.npy has shape {row.shape}; {len(self.classes)} classes are"
+                f"{self.name(index)}.npy cannot be read ({str(error) or type(error).__name__})."
+                " Write the data set again."
+            ) from None
+        if row is None:
+            raise DataError(
+                f"{self.name(index)}.npy has shape {shape}; {len(self.classes)} classes are"
                 f" named in {_CLASSES}."
             )
         return tuple(np.flatnonzero(row).tolist())
 
+    def _needed(self, index: int, what: str) -> bytes:
+        try:
+            return self._part(index, "caption", what)
+        except Broken as broken:
+            raise DataError(f"{self.name(index)}: {broken}.") from None
+
     def _part(self, index: int, part: str, what: str) -> bytes:
         start, size = int(self._index[part][index]), int(self._index[f"{part}_bytes"][index])
         if start < 0:
-            if part == "image":
-                raise Broken(f"it has no member with {what}")
-            raise DataError(f"{self.name(index)}: there is no member with {what}.")
+            raise Broken(f"there is no member with {what}")
         with open(self.shards[int(self._index["shard"][index])], "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, start)
+            try:
+                return read_at(file.fileno(), start, size)
+            except ValueError:
+                raise Broken("the shard ends before the member does") from None
 
 
 def _shards(part: Path) -> list[str]:
@@ -171,7 +188,7 @@ def _shards(part: Path) -> list[str]:
         raise DataError(f"{part}: there is no shard (0.tar, 1.tar, ...).")
     counted = part / "nshards.txt"
     if counted.is_file():
-        wanted = _read(counted)[0]
+        wanted = _lines(counted)[0]
         if wanted != str(len(found)):
             raise DataError(
                 f"{part}: {len(found)} shards, and nshards.txt says {wanted}. Fetch the missing"
@@ -180,15 +197,24 @@ def _shards(part: Path) -> list[str]:
     return [str(path) for path in found]
 
 
-def _read(path: Path) -> list[str]:
-    try:
-        lines = [
-            line.strip()
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+def _row_of(content: bytes, length: int) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """The shape of an array in `.npy` form, and the array where it is a row of that length: one of
+    another shape is not allocated."""
+    file = io.BytesIO(content)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    shape, _, kind = read_header(file)
+    if kind.kind not in "biuf":
+        raise ValueError(f"it holds {kind}, not numbers")
+    if shape != (length,):
+        return shape, None
+    return shape, np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _lines(path: Path) -> list[str]:
+    lines = read_entries(path)
     if not lines:
         raise DataError(f"{path}: is empty.")
     return lines

@@ -3,12 +3,13 @@ also use."""
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
-from vlkd_cli.data.files.remote import is_url, joined, local_copy, parent_of
+from vlkd_cli import console
+from vlkd_cli.data.files.remote import expanded, is_url, joined, local_copy, parent_of
+from vlkd_cli.data.files.texts import kind_of, parse_json, text_of
 from vlkd_cli.data.readers.captioned_images import CaptionedImages
 from vlkd_cli.errors import DataError
 
@@ -26,6 +27,8 @@ class COCO(CaptionedImages):
             `[0.9, 1]` to choose by.
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
     def __init__(
         self,
         *,
@@ -36,27 +39,21 @@ class COCO(CaptionedImages):
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         has_place = "{split}" in path
-        path = path.replace("{split}", split or "train")
+        path = expanded(path.replace("{split}", split or "train"))
         self.split = split
         content = _load(path)
-        root = parent_of(path) if image_root is None else image_root
+        root = parent_of(path) if image_root is None else expanded(image_root)
         if image_root is not None and not is_url(root) and not os.path.isdir(root):
-            raise DataError(f"data.image_root {root}: no such folder.")
-        try:
-            if "annotations" in content:
-                if split is not None and not has_place:
-                    raise DataError(
-                        f"data.split is '{split}', but {path} has no splits: it is a COCO captions"
-                        " file. Put '{split}' into data.path."
-                    )
-                pairs = _original(content, path)
-            else:
-                pairs = _karpathy(content, None if has_place else split, restval)
-        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"data.image_root {image_root}: no such folder.")
+        if "annotations" not in content:
+            pairs = _karpathy(content, path, None if has_place else split, restval)
+        elif split is not None and not has_place:
             raise DataError(
-                f"{path}: an entry is not as in COCO or Karpathy caption files"
-                f" ({type(error).__name__}: {error})."
-            ) from None
+                f"data.split is '{split}', but {path} has no splits: it is a COCO captions file."
+                " Put '{split}' into data.path."
+            )
+        else:
+            pairs = _original(content, path)
         if not pairs:
             raise DataError(
                 f"{path}: no image with captions" + (f" in split '{split}'." if split else ".")
@@ -77,13 +74,13 @@ class COCO(CaptionedImages):
 def _load(path: str) -> dict[str, Any]:
     file = local_copy(path, "captions file")
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}). Fetch the file again.") from None
     if not isinstance(content, dict) or "images" not in content:
-        found = (
-            ", ".join(list(content)[:5]) if isinstance(content, dict) else type(content).__name__
-        )
+        found = ", ".join(list(content)[:5]) if isinstance(content, dict) else kind_of(content)
         raise DataError(
             f"{path} has no 'images' (found: {found}). COCO caption files and Karpathy files have."
         )
@@ -92,36 +89,80 @@ def _load(path: str) -> dict[str, Any]:
 
 def _original(content: dict[str, Any], path: str) -> list[tuple[str, list[str]]]:
     captions: dict[Any, list[str]] = {}
-    for annotation in content["annotations"]:
-        if "caption" not in annotation:
+    for entry in _entries(content, "annotations", path):
+        if "caption" not in entry.values:
             raise DataError(
                 f"{path} holds annotations without captions (instances or keypoints?). Take the"
                 " captions_*.json file."
             )
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
-    pairs = [
-        (image["file_name"], captions[image["id"]])
-        for image in content["images"]
-        if image["id"] in captions
+        captions.setdefault(entry.id("image_id"), []).append(entry.text("caption"))
+    images = [
+        (entry.id("id"), entry.path("file_name")) for entry in _entries(content, "images", path)
     ]
-    if len(pairs) < len(content["images"]):
-        warnings.warn(
-            f"{path}: {len(content['images']) - len(pairs)} images have no caption and are left"
-            " out.",
-            stacklevel=4,
+    pairs = [(name, captions[image]) for image, name in images if image in captions]
+    if len(pairs) < len(images):
+        console.warn_once(
+            f"{path}: {len(images) - len(pairs)} images have no caption and are left out."
         )
     return pairs
 
 
 def _karpathy(
-    content: dict[str, Any], split: str | None, restval: bool
+    content: dict[str, Any], path: str, split: str | None, restval: bool
 ) -> list[tuple[str, list[str]]]:
     wanted = {split} | ({"restval"} if split == "train" and restval else set())
-    return [
-        (
-            "/".join(part for part in (image.get("filepath", ""), image["filename"]) if part),
-            [" ".join(sentence["raw"].split()) for sentence in image["sentences"]],
-        )
-        for image in content["images"]
-        if (split is None or image.get("split") in wanted) and image["sentences"]
-    ]
+    pairs = []
+    for entry in _entries(content, "images", path):
+        if split is not None and entry.values.get("split") not in wanted:
+            continue
+        sentences = _entries(entry.values, "sentences", entry.where)
+        captions = [" ".join(sentence.text("raw").split()) for sentence in sentences]
+        folder = entry.path("filepath") if entry.values.get("filepath") else ""
+        if captions:
+            name = entry.path("filename")
+            pairs.append((f"{folder}/{name}" if folder else name, captions))
+    return pairs
+
+
+class _Entry:
+    """An object in a list of the file; what is missing or of another type is named by its place."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise DataError(f"{where} is {kind_of(values)}, not an object.")
+        self.values, self.where = values, where
+
+    def text(self, key: str) -> str:
+        try:
+            return text_of(self._get(key))
+        except ValueError as error:
+            raise DataError(f"{self.where}.{key} is {error}.") from None
+
+    def path(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str) or not value:
+            raise DataError(
+                f"{self.where}.{key} is {kind_of(value) if value else 'empty'}, not a path."
+            )
+        return value
+
+    def id(self, key: str) -> int | str:
+        value = self._get(key)
+        if not isinstance(value, int | str):
+            raise DataError(f"{self.where}.{key} is {kind_of(value)}, not an id.")
+        return value
+
+    def _get(self, key: str) -> Any:
+        if key not in self.values:
+            raise DataError(
+                f"{self.where} has no '{key}', as COCO and Karpathy caption files have."
+            )
+        return self.values[key]
+
+
+def _entries(values: dict[str, Any], key: str, where: str) -> Iterator[_Entry]:
+    entries = values.get(key)
+    if not isinstance(entries, list):
+        raise DataError(f"{where}: '{key}' is {kind_of(entries)}, not a list.")
+    for number, entry in enumerate(entries):
+        yield _Entry(entry, f"{where}: {key}[{number}]")

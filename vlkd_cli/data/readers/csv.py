@@ -1,27 +1,28 @@
-"""Delimited text files (csv, tsv) with a column of image paths and one or more of captions."""
+"""Delimited text files (csv, tsv) with columns of image paths, captions, further texts, labels and
+numbers."""
 
 from __future__ import annotations
 
-import codecs
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.files.cached_arrays import KEEP_ABOVE_BYTES, KeptArrays, data_cache, kept_arrays
+from vlkd_cli.data.files.cached_arrays import CACHE_ABOVE_BYTES, CachedArrays, cached_arrays
+from vlkd_cli.data.files.class_numbers import number_labels
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
-from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined, local_copy, parent_of
-from vlkd_cli.data.files.table_groups import group_rows
-from vlkd_cli.data.files.table_rows import find_rows, split_row
-from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
+from vlkd_cli.data.files.remote import expanded, fetch_bytes, is_url, joined, parent_of
+from vlkd_cli.data.files.row_groups import group_rows, row_key
+from vlkd_cli.data.files.table import Table
+from vlkd_cli.data.files.texts import clean_text
+from vlkd_cli.data.readers.reader import Reader, with_split
 from vlkd_cli.data.readers.subset import checked_part, part_of
 from vlkd_cli.errors import DataError
 
-_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _FIRST_IMAGES = 3
 
 
@@ -32,137 +33,164 @@ class CSV(Reader):
     Args:
         path: the file, or a URL that fsspec reads (s3://, https://, ...); `{split}` in it is
             replaced by `split`.
-        image: column of the image's path or URL.
-        caption: column of the caption, or several columns.
+        image: column of the image's path or URL; null: rows without images.
+        caption: column of the caption, or several columns; null: images without captions.
         sep: what separates the columns; by default a comma in .csv files and a tab elsewhere.
         image_root: folder or URL that image paths are relative to; by default the one that the
             table lies in.
         encoding: of the table.
         caption_separator: mark between several captions in one cell.
         group: rows that name the same image are one sample with several captions; false: each row
-            is a sample.
-        label: column of the class, as a number or a name; names are numbered in alphabetical order.
+            is a sample. By default true, but for tables with `texts` or `target`, or without
+            images.
+        texts: further texts of a sample by name, each a column or several columns with wordings of
+            the same text; `tower@NAME` reads them.
+        target: column of a number, or several, for distillers that compare with `targets`.
+        label: column of the class. Numbers below 100,000 are class numbers; longer ones are ids,
+            numbered by size; names are numbered in alphabetical order.
+        id: column of what results call a sample; by default its image's path.
         quotes: whether a quote at the beginning of a field opens a quoted one.
         split: which split, where `path` has a place for it.
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
 
+    offers_by_key: ClassVar[Mapping[str, str]] = {
+        "image": "image",
+        "caption": "text",
+        "texts": "text",
+        "label": "label",
+        "target": "target",
+    }
+
     def __init__(
         self,
         *,
         path: str,
-        image: str = "filepath",
-        caption: str | list[str] = "title",
+        image: str | None = "filepath",
+        caption: str | list[str] | None = "title",
         sep: str | None = None,
         image_root: str | None = None,
         encoding: str = "utf-8",
         caption_separator: str | None = None,
-        group: bool = True,
+        group: bool | None = None,
+        texts: dict[str, str | list[str]] | None = None,
+        target: str | list[str] | None = None,
         label: str | None = None,
+        id: str | None = None,
         quotes: bool = True,
         split: str | None = None,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if split is not None and "{split}" not in path:
-            raise DataError(
-                f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in."
-            )
-        path = path.replace("{split}", split or "train")
-        self.path, self.split, self.encoding, self.quotes, self.caption_separator = (
-            path,
-            split,
-            encoding,
-            quotes,
-            caption_separator,
-        )
-        self.sep = sep or ("," if path.lower().removesuffix(".gz").endswith(".csv") else "\t")
-        if len(self.sep) != 1 or not self.sep.isascii():
-            raise DataError(f"data.sep is {self.sep!r}; it is one ASCII character.")
-        self._file = _in_plain_encoding(local_copy(path, "table"), encoding)
-        if self._file.suffix == ".utf8":
-            self.encoding = "utf-8"
-        self._handle: int | None = None
-        self._parsed: tuple[int, list[str]] | None = None
-        header = self._header()
-        captions = [caption] if isinstance(caption, str) else list(caption)
-        self._image = self._column(header, image, "image")
-        self._captions = [self._column(header, name, "caption") for name in captions]
-        self._label = None if label is None else self._column(header, label, "label")
+        path = expanded(with_split(path, split))
+        self.path, self.split, self.caption_separator = path, split, caption_separator
+        self._table = table = Table(path, sep=sep, encoding=encoding, quotes=quotes)
+
+        def columns(names: str | list[str] | None, key: str) -> list[int]:
+            names = [names] if isinstance(names, str) else names or []
+            return [table.column(name, key) for name in names]
+
+        named = checked_texts(texts)
+        self._image = None if image is None else table.column(image, "image")
+        self._label = None if label is None else table.column(label, "label")
+        self._id = None if id is None else table.column(id, "id")
+        self._targets = columns(target, "target")
+        self._texts = {MAIN: columns(caption, "caption")} | {
+            name: columns(own, f"texts.{name}") for name, own in named.items()
+        }
+        self.num_targets, self.text_names = len(self._targets), tuple(named)
+        self.has_captions = any(self._texts.values())
+        if image is None and not self.has_captions:
+            raise DataError("data.image and data.caption are both null: name one of the columns.")
+        self._group = _checked_group(group, image, named, target)
         self._settings = (
-            image,
-            captions,
-            self.sep,
-            encoding,
-            caption_separator,
-            group,
-            label,
-            quotes,
+            *(image, caption, table.sep, encoding, caption_separator, self._group, label, quotes),
+            *(sorted(named.items()), target, id),
         )
-        self._index = self._indexed(group)
-        self.image_root = parent_of(path) if image_root is None else image_root
+        self._index = table.index = cached_arrays(
+            digest_of("rows-2", table.version(), self._settings),
+            self._arrays,
+            store=table.file.stat().st_size > CACHE_ABOVE_BYTES,
+        )
+        self.image_root = parent_of(path) if image_root is None else expanded(image_root)
         if "class_names" in self._index:
-            self.classes = bytes(self._index["class_names"]).decode().split("\0")
-        self._check_images(image_root)
+            self.classes = bytes(self._index["class_names"]).decode().split("\n")
+        if image is not None:
+            self._check_images(image_root)
         self.part = checked_part(part)
 
     def opened(self) -> Reader:
         return part_of(self, self.part)
 
     def __len__(self) -> int:
-        return (
-            len(self._index["caption_starts"]) - 1
-            if "caption_starts" in self._index
-            else len(self._index["starts"]) - 2
-        )
+        if "group_starts" in self._index:
+            return len(self._index["group_starts"]) - 1
+        return len(self._table)
 
     def image(self, index: int) -> bytes | str | None:
+        if self._image is None:
+            return None
         place = self._place(index)
         return fetch_bytes(place) if is_url(place) else place
 
     def captions(self, index: int) -> Sequence[str]:
-        cells = [
-            self._fields(row)[column] for row in self._rows(index) for column in self._captions
+        rows = [self._table.fields(row) for row in self._rows(index)]
+        return [
+            clean_text(cell)
+            for columns in self._texts.values()
+            for fields in rows
+            for cell in self._cells(fields, columns)
         ]
-        if self.caption_separator is not None:
-            cells = split_captions(cells, self.caption_separator)
-        elif len(self._captions) > 1:
-            cells = [cell for cell in cells if cell.strip()]
-        return cells
+
+    def text_span(self, index: int, name: str = MAIN) -> tuple[int, int]:
+        if not self.text_names:
+            return super().text_span(index, name)
+        fields = self._table.fields(int(self._rows(index)[0]))
+        counts = {key: len(self._cells(fields, own)) for key, own in self._texts.items()}
+        return span_of(counts, name)
 
     def label(self, index: int) -> int:
         return int(self._index["labels"][index]) if "labels" in self._index else -1
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return (
-            self._index["labels"][indices]
-            if "labels" in self._index
-            else np.full(len(indices), -1, dtype=np.int64)
-        )
+        if "labels" not in self._index:
+            return np.full(len(indices), -1, dtype=np.int64)
+        return self._index["labels"][indices]
+
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        return self._index["targets"][indices] if self._targets else super().targets_of(indices)
 
     def name(self, index: int) -> str:
         try:
-            return self._place(index)
+            if self._image is not None:
+                return self._place(index)
         except Broken:
-            return f"{self.path} row {int(self._rows(index)[0]) + 1}"
+            pass  # the row's number is left to name it by
+        return self._table.row_name(int(self._rows(index)[0]))
+
+    def id(self, index: int) -> str:
+        if self._id is None:
+            return self.name(index)
+        return self._table.fields(int(self._rows(index)[0]))[self._id].strip()
 
     def caption_start(self, index: int) -> int:
-        return (
-            int(self._index["caption_starts"][index]) if "caption_starts" in self._index else index
-        )
+        return int(self.caption_starts(np.asarray([index]))[0])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        return (
-            self._index["caption_starts"][indices] if "caption_starts" in self._index else indices
-        )
+        if not self.has_captions:
+            return np.zeros(len(indices), dtype=np.int64)
+        if "caption_starts" in self._index:
+            return self._index["caption_starts"][indices]
+        return np.asarray(indices, dtype=np.int64)
 
     def fingerprint(self) -> str:
-        places = (self.name(index) for index in probed(len(self)))
+        places = (self.name(index) for index in probed(len(self)) if self._image is not None)
         files = digest_files(place for place in places if not is_url(place))
         return digest_of("csv", self._settings, bytes(self._index["digest"]), files)
 
     def _place(self, index: int) -> str:
-        value = self._fields(int(self._rows(index)[0]))[self._image].strip()
+        assert self._image is not None
+        value = self._table.fields(int(self._rows(index)[0]))[self._image].strip()
         if not value:
             raise Broken("the row names no image")
         return joined(self.image_root, value)
@@ -177,109 +205,67 @@ class CSV(Reader):
         first, last = self._index["group_starts"][index : index + 2]
         return self._index["grouped_rows"][first:last]
 
-    def _fields(self, row: int) -> list[str]:
-        if self._parsed is None or self._parsed[0] != row:
+    def _cells(self, fields: Sequence[str], columns: Sequence[int]) -> list[str]:
+        """The texts in these columns of a row; where there may be several, empty ones do not
+        count."""
+        cells = [fields[column] for column in columns]
+        if self.caption_separator is not None:
+            cells = [part.strip() for cell in cells for part in cell.split(self.caption_separator)]
+        elif len(columns) == 1:
+            return cells
+        return [cell for cell in cells if cell.strip()]
+
+    def _arrays(self, scratch: Path) -> dict[str, np.ndarray]:
+        """The index: where rows begin, and what one pass over them tells."""
+        arrays = self._table.find(scratch)
+        self._table.index = CachedArrays(arrays)
+        count = len(self._table)
+        is_counted = self.caption_separator is not None or [
+            len(columns) for columns in self._texts.values()
+        ] != [1]
+        keys = np.zeros(count if self._group else 0, dtype=np.uint64)
+        counts = np.ones(count, dtype=np.int64)
+        targets = np.full((count, self.num_targets), np.nan, dtype=np.float32)
+        labels: list[str] = []
+        if not (self._group or is_counted or self._targets or self._label is not None):
+            return arrays
+        for row in range(count):
             try:
-                fields = self._split(int(row) + 1)
-            except (ValueError, UnicodeDecodeError) as error:
-                raise Broken(f"{self.path} row {row + 1} cannot be read ({error})") from None
-            if len(fields) != self._num_columns:
-                raise Broken(
-                    f"{self.path} row {row + 1} has {len(fields)} columns, the header"
-                    f" {self._num_columns}"
-                )
-            self._parsed = row, fields
-        return self._parsed[1]
-
-    def _split(self, line: int) -> list[str]:
-        start, stop = self._index["starts"][line : line + 2].tolist()
-        return split_row(
-            self._bytes(start, stop - start).decode(self.encoding),
-            delimiter=self.sep,
-            quotes=self.quotes,
-        )
-
-    def _bytes(self, start: int, length: int) -> bytes:
-        # Reading at a position leaves no state behind, so processes may share the handle.
-        if self._handle is None:
-            self._handle = os.open(self._file, os.O_RDONLY)
-        return os.pread(self._handle, length, start)
-
-    def _header(self) -> list[str]:
-        with open(self._file, "rb") as file:
-            first = file.readline(1 << 20)
-            while first and not first.strip():
-                first = file.readline(1 << 20)
-        if not first.strip():
-            raise DataError(f"table {self.path} is empty. Its first line names the columns.")
-        try:
-            header = split_row(
-                first.removeprefix(codecs.BOM_UTF8).decode(self.encoding),
-                delimiter=self.sep,
-                quotes=self.quotes,
-            )
-        except ValueError as error:
-            raise DataError(
-                f"table {self.path} line 1 cannot be read as {self.encoding} ({error}). Set"
-                " data.encoding."
-            ) from None
-        self._num_columns = len(header)
-        return [name.strip() for name in header]
-
-    def _column(self, header: list[str], name: str, key: str) -> int:
-        if header.count(name) > 1:
-            raise DataError(
-                f"table {self.path} has {header.count(name)} columns '{name}' (data.{key}). Rename"
-                " all but the right one."
-            )
-        if name in header:
-            return header.index(name)
-        if any("\r" in other for other in header):
-            raise DataError(
-                f"table {self.path} ends its lines with carriage returns alone. Write it with line"
-                " feeds."
-            )
-        if len(header) == 1:
-            for other, word in _SEPARATORS.items():
-                if other != self.sep and other in header[0]:
-                    raise DataError(
-                        f"table {self.path} has one column, '{header[0]}', when split at each"
-                        f" {_SEPARATORS.get(self.sep, self.sep)}; it looks separated by a {word}."
-                        f" Set data.sep: {other!r}."
-                    )
-        raise DataError(
-            f"table {self.path} has no column '{name}' (data.{key}).{did_you_mean(name, header)}"
-            f" Its columns: {', '.join(header)}."
-        )
-
-    def _indexed(self, group: bool) -> KeptArrays:
-        status = self._file.stat()
-        # What a kept index was made from; its content's digest is known only after reading all of
-        # it.
-        key = digest_of(
-            "rows-1", str(self._file.resolve()), status.st_size, status.st_mtime_ns, self._settings
-        )
-
-        def build(scratch: Path) -> dict[str, np.ndarray]:
-            rows = find_rows(self._file, delimiter=self.sep, quotes=self.quotes, scratch=scratch)
-            arrays = {
-                "starts": rows.starts,
-                "digest": np.frombuffer(rows.digest.encode(), dtype=np.uint8),
-            }
-            if len(rows.starts) < 3:
-                raise DataError(f"table {self.path} has a header and no rows.")
-            self._index = KeptArrays(arrays)
-            return arrays | group_rows(
-                self,
-                group=group,
-                several=len(self._captions) > 1 or self.caption_separator is not None,
-            )
-
-        return kept_arrays(key, build, keep=status.st_size > KEEP_ABOVE_BYTES)
+                fields = self._table.fields(row)
+            except Broken:
+                # The row stays, as an image of its own that cannot be read: the loader counts and
+                # names it.
+                fields = None
+            if self._group:
+                assert self._image is not None
+                keys[row] = row_key(f"broken row {row}" if fields is None else fields[self._image])
+            if is_counted:
+                own = [] if fields is None else self._texts.values()
+                counts[row] = sum(len(self._cells(fields or [], columns)) for columns in own)
+            if self._label is not None:
+                labels.append("" if fields is None else clean_text(fields[self._label]).strip())
+            if fields is not None:
+                targets[row] = [_number(fields[column]) for column in self._targets]
+        groups = group_rows(keys) if self._group else None
+        if groups is not None:
+            arrays |= {"grouped_rows": groups.rows, "group_starts": groups.starts}
+            counts = groups.sums(counts)
+            labels = [labels[row] for row in groups.first_rows()] if labels else labels
+        if is_counted or groups is not None:
+            arrays["caption_starts"] = np.concatenate([[0], np.cumsum(counts)])
+        if self._targets:
+            arrays["targets"] = targets
+        if self._label is not None:
+            arrays["labels"], names = number_labels(labels, f"table {self.path}, data.label")
+            if names is not None:
+                lines = "\n".join(name.replace("\n", " ") for name in names)
+                arrays["class_names"] = np.frombuffer(lines.encode(), dtype=np.uint8)
+        return arrays
 
     def _check_images(self, image_root: str | None) -> None:
         """A wrong image root shows in the first rows; later gaps are the loader's to count."""
-        if image_root is not None and not is_url(image_root) and not Path(image_root).is_dir():
+        root = self.image_root
+        if image_root is not None and not is_url(root) and not os.path.isdir(root):
             raise DataError(f"data.image_root {image_root}: no such folder.")
         places, broken = [], None
         for index in range(min(_FIRST_IMAGES, len(self))):
@@ -297,50 +283,22 @@ class CSV(Reader):
                 " data.image_root to their folder."
             )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_parsed": None}
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)  # type: ignore[arg-type]
-
-
-def split_captions(cells: Sequence[str], separator: str) -> list[str]:
-    """The captions in cells that hold several; empty ones are none."""
-    return [
-        caption.strip() for cell in cells for caption in cell.split(separator) if caption.strip()
-    ]
+def _checked_group(
+    group: bool | None, image: str | None, texts: Mapping[str, object], target: object
+) -> bool:
+    if group and (texts or target or image is None):
+        key = "texts" if texts else "target" if target else "image: null"
+        raise DataError(
+            f"data.group: true does not go with data.{key}: each row is a sample. Leave group out."
+        )
+    return not (texts or target or image is None) if group is None else group
 
 
-def _in_plain_encoding(file: Path, encoding: str) -> Path:
-    """The file itself, or a UTF-8 copy where the encoding's bytes do not show line breaks (UTF-16
-    and the like)."""
+def _number(cell: str) -> float:
+    """NaN where the cell is not a finite number; the loader then takes the sample for broken."""
     try:
-        plain = "\n,\t".encode(encoding) in (b"\n,\t", codecs.BOM_UTF8 + b"\n,\t")
-    except LookupError:
-        raise DataError(f"data.encoding '{encoding}' is unknown.") from None
-    if plain:
-        return file
-    status = file.stat()
-    copy = (
-        data_cache()
-        / "copies"
-        / (digest_of(str(file.resolve()), status.st_size, status.st_mtime_ns, encoding) + ".utf8")
-    )
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        making = copy.with_name(f"{copy.name}.{os.getpid()}")
-        try:
-            with (
-                open(file, encoding=encoding, newline="") as source,
-                open(making, "w", encoding="utf-8", newline="") as target,
-            ):
-                while text := source.read(1 << 20):
-                    target.write(text)
-        except UnicodeError as error:
-            making.unlink()
-            raise DataError(
-                f"table {file} cannot be read as {encoding} ({error}). Set data.encoding."
-            ) from None
-        os.replace(making, copy)
-    return copy
+        number = float(cell)
+    except ValueError:
+        return np.nan
+    return number if np.isfinite(number) else np.nan

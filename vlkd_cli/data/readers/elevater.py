@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +46,13 @@ class Elevater(Reader):
     are cut off are read as far as they go, as the toolkit does.
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
     salvages = True
 
     def __init__(
         self, *, root: str, dataset: str, split: Literal["train", "val", "test"] = "train"
     ) -> None:
-        located = locate(Path(root).expanduser(), dataset)
+        located = locate(Path(os.path.expanduser(root)), dataset)
         self.facts, self.folder, self.split = located.facts, located.folder, split
         facts = self.facts
         self.multi_label = facts.multi_label

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.texts import read_at
 from vlkd_cli.data.readers.elevater_index import Rows
 from vlkd_cli.errors import DataError
 
@@ -138,14 +139,13 @@ class Places:
                 file = self._files[number] = os.open(self.archives[number], os.O_RDONLY)
             header = os.pread(file, _LOCAL_HEADER_BYTES, offset)
             name_length, extra_length = struct.unpack("<HH", header[26:30])
-            data = os.pread(
-                file,
-                int(place["stored"]),
-                offset + _LOCAL_HEADER_BYTES + name_length + extra_length,
-            )
+            start = offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+            data = read_at(file, start, int(place["stored"]))
             if place["method"] == zipfile.ZIP_DEFLATED:
-                data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
-        except (OSError, struct.error, zlib.error) as error:
+                # No more than the directory promises: a few bytes may unpack to gigabytes.
+                unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+                data = unpacker.decompress(data, int(place["size"]) + 1)
+        except (OSError, ValueError, struct.error, zlib.error) as error:
             raise Broken(f"damaged in the archive ({error})") from error
         if len(data) != place["size"] or zlib.crc32(data) != place["crc"]:
             raise Broken("damaged in the archive (the bytes do not match their checksum)")

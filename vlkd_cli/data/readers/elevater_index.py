@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkd_cli.data.files.texts import parse_json, read_text, text_of
+from vlkd_cli.data.images.files import find_folders, find_images
 from vlkd_cli.errors import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -29,7 +30,7 @@ class Rows(NamedTuple):
 
     def path(self, row: int) -> str:
         """Path of a row."""
-        return bytes(self.paths[row]).decode("utf-8")
+        return bytes(self.paths[row]).decode("utf-8", "surrogatepass")
 
     def labels_of(self, row: int) -> tuple[int, ...]:
         """Labels of a row."""
@@ -78,7 +79,7 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
             each other.
     """
     try:
-        tables = json.loads(_read_text(path))
+        tables = parse_json(_read_text(path))
         categories = sorted(tables["categories"], key=lambda category: category["id"])
         images = sorted(tables["images"], key=lambda image: image["id"])
         columns = {category["id"]: column for column, category in enumerate(categories)}
@@ -87,14 +88,15 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
             labels[annotation["image_id"]].append(columns[annotation["category_id"]])
         if len(columns) < len(categories) or len(labels) < len(images):
             raise ValueError("an id occurs twice")
-        names = [str(category["name"]) for category in categories]
+        names = [text_of(category["name"]) for category in categories]
         located = [
-            (_coco_path(image["file_name"], image.get("zip_file")), image["id"]) for image in images
+            (_coco_path(text_of(image["file_name"]), image.get("zip_file")), image["id"])
+            for image in images
         ]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: no COCO index ({type(error).__name__}: {error}). Expected images, annotations"
-            " and categories."
+            f"{path}: not a COCO index ({type(error).__name__}: {error}). Expected images,"
+            " annotations and categories."
         ) from error
     if len(names) != num_classes:
         raise DataError(
@@ -129,25 +131,24 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
             " per class id."
         )
     found: list[tuple[str, list[int]]] = []
-    for class_folder in sorted(entry for entry in place.iterdir() if entry.is_dir()):
-        if not class_folder.name.isdigit() or int(class_folder.name) >= num_classes:
+    for name in find_folders(place):
+        if not (name.isascii() and name.isdigit()) or int(name) >= num_classes:
             raise DataError(
-                f"{class_folder}: expected a class id from 0 to {num_classes - 1} as the folder's"
+                f"{place / name}: expected a class id from 0 to {num_classes - 1} as the folder's"
                 " name."
             )
-        for parent, _, files in sorted(os.walk(class_folder, followlinks=True)):
-            images = sorted(name for name in files if name.lower().endswith(IMAGE_ENDINGS))
-            found.extend(
-                (os.path.relpath(os.path.join(parent, name), folder), [int(class_folder.name)])
-                for name in images
-            )
+        images = [
+            each for each in find_images(place / name) if each.lower().endswith(IMAGE_ENDINGS)
+        ]
+        images.sort(key=os.path.split)  # folder after folder, as os.walk and so torchvision does
+        found.extend((f"{split}/{name}/{image}", [int(name)]) for image in images)
     order_file = next(
         (file for file in (folder / "index.json", place / "index.json") if file.is_file()), None
     )
     if split != "test" or order_file is None:
         return _rows(found, place), "folders"
     try:
-        order = [int(position) for position in json.loads(_read_text(order_file))]
+        order = [int(position) for position in parse_json(_read_text(order_file))]
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{order_file}: expected a JSON list of row positions ({error})."
@@ -217,7 +218,7 @@ def _checked(labels: list[int], num_classes: int, multi_label: bool, where: str)
 def _rows(rows: Iterable[tuple[str, list[int]]], where: Path) -> Rows:
     paths, labels, counts = [], [], []
     for path, own in rows:
-        paths.append(path.encode("utf-8"))
+        paths.append(path.encode("utf-8", "surrogatepass"))
         labels.extend(own)
         counts.append(len(own))
     if not paths:
@@ -227,9 +228,6 @@ def _rows(rows: Iterable[tuple[str, list[int]]], where: Path) -> Rows:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing. Put the data set's own file there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from error
+    if not path.exists():
+        raise DataError(f"{path} is missing. Put the data set's own file there.")
+    return read_text(path)

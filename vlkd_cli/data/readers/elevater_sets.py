@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import parse_json, read_file
 from vlkd_cli.errors import DataError
 
 Metric = Literal["accuracy", "mean-per-class", "11point_mAP", "roc_auc"]
@@ -123,7 +124,7 @@ def read_registry(path: Path) -> dict[str, SetFacts]:
         DataError: the file is no such registry.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = parse_json(read_file(path))
         newest = sorted(entries, key=lambda entry: int(entry.get("version", 0)))
         found = {str(entry["name"]): _registered(entry) for entry in newest}
     except OSError as error:

@@ -1,12 +1,14 @@
-"""A folder of images, each beside a text file of the same name."""
+"""A folder of images, each next to a text file of the same name."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import ClassVar, Literal
 
+from vlkd_cli.data.files.texts import decode_text, entries_of, read_file
 from vlkd_cli.data.images.files import existing_folder, find_images
 from vlkd_cli.data.readers.captioned_images import CaptionedImages
+from vlkd_cli.data.readers.reader import with_split
 from vlkd_cli.errors import DataError
 
 
@@ -24,6 +26,8 @@ class Folder(CaptionedImages):
             `[0.9, 1]` to choose by.
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+
     def __init__(
         self,
         *,
@@ -33,12 +37,8 @@ class Folder(CaptionedImages):
         split: str | None = None,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if split is not None and "{split}" not in path:
-            raise DataError(
-                f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in."
-            )
         self.split = split
-        folder = existing_folder(path.replace("{split}", split or "train"), "path")
+        folder = existing_folder(with_split(path, split), "path")
         images = find_images(folder)
         if not images:
             raise DataError(f"data.path {path}: there is no image below this folder.")
@@ -47,26 +47,30 @@ class Folder(CaptionedImages):
             for image in images
         ]
         bare = [image for image, own in zip(images, captions, strict=True) if not own]
-        if bare and (missing == "refuse" or len(bare) == len(images)):
+        if len(bare) == len(images):
+            raise DataError(
+                f"data.path {path}: none of the {len(images)} images has captions, in a .txt file"
+                " of the same stem. For images alone, set data.reader: images."
+            )
+        if bare and missing == "refuse":
             raise DataError(
                 f"data.path {path}: {len(bare)} of {len(images)} images have no captions, e.g."
                 f" {bare[0]}. Put them into a .txt file of the same stem, or set data.missing:"
                 " leave_out."
             )
         self.num_left_out = len(bare)
-        kept = [k for k, own in enumerate(captions) if own]
-        super().__init__(str(folder), (images[k] for k in kept), (captions[k] for k in kept), part)
+        with_text = [k for k, own in enumerate(captions) if own]
+        super().__init__(
+            str(folder), (images[k] for k in with_text), (captions[k] for k in with_text), part
+        )
 
 
 def _captions(path: str, encoding: str) -> list[str]:
     try:
-        with open(path, encoding=encoding) as file:
-            return [line.strip() for line in file if line.strip()]
+        return entries_of(decode_text(read_file(path), encoding))
     except FileNotFoundError:
         return []
-    except (UnicodeError, LookupError) as error:
-        raise DataError(
-            f"{path} cannot be read as {encoding} ({error}). Set data.encoding."
-        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}. Set data.encoding.") from None

@@ -73,6 +73,15 @@ class Mix(Reader):
             list(reader.classes or ()) == list(first.classes) for reader in readers
         ):
             self.classes, self.templates = first.classes, first.templates
+        for other in readers[1:]:
+            if other.text_names != first.text_names or other.num_targets != first.num_targets:
+                raise DataError(
+                    "data.readers: all of them need the same 'texts' and as many columns of"
+                    f" 'target'; they have {_offered(first)} and {_offered(other)}."
+                )
+        self.text_names, self.num_targets = first.text_names, first.num_targets
+        self.has_captions = all(reader.has_captions for reader in readers)
+        self.salvages = all(reader.salvages for reader in readers)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -98,9 +107,24 @@ class Mix(Reader):
         reader, row = self._find(index)
         return reader.labels(row)
 
+    def text_span(self, index: int, name: str = "main") -> tuple[int, int]:
+        reader, row = self._find(index)
+        return reader.text_span(row, name)
+
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        parts, _, rows = self._located(indices)
+        targets = super().targets_of(indices)
+        for part in np.unique(parts):
+            targets[parts == part] = self.readers[part].targets_of(rows[parts == part])
+        return targets
+
     def name(self, index: int) -> str:
         reader, row = self._find(index)
         return reader.name(row)
+
+    def id(self, index: int) -> str:
+        reader, row = self._find(index)
+        return reader.id(row)
 
     def fingerprint(self) -> str:
         return digest_of(
@@ -111,12 +135,8 @@ class Mix(Reader):
         return int(self.caption_starts(np.asarray([index]))[0])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices)
-        parts = np.minimum(
-            np.searchsorted(self._starts, indices, side="right") - 1, len(self.readers) - 1
-        )
-        rounds, rows = np.divmod(indices - self._starts[parts], self._sizes[parts])
-        starts = np.empty(len(indices), dtype=np.int64)
+        parts, rounds, rows = self._located(indices)
+        starts = np.empty(len(rows), dtype=np.int64)
         for part in np.unique(parts):
             own, reader = parts == part, self.readers[part]
             starts[own] = (
@@ -126,12 +146,24 @@ class Mix(Reader):
             )
         return starts
 
+    def _located(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which reader each position is of, in which of its repetitions, and at which row."""
+        indices = np.asarray(indices)
+        parts = np.minimum(
+            np.searchsorted(self._starts, indices, side="right") - 1, len(self.readers) - 1
+        )
+        return parts, *np.divmod(indices - self._starts[parts], self._sizes[parts])
+
     def _find(self, index: int) -> tuple[Reader, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.readers[part], int(index - self._starts[part]) % len(self.readers[part])
+
+
+def _offered(reader: Reader) -> str:
+    return f"({', '.join(reader.text_names) or 'no texts'}; {reader.num_targets} targets)"
 
 
 class MixedStream(StreamReader):
@@ -188,10 +220,18 @@ def _shuffled(
 ) -> Iterator[Sample]:
     for position in range(shard, len(reader), num_shards):
         row = int(permuted(np.asarray([position]), len(reader), hashed(seed, epoch))[0])
+        image, captions, problem = None, (), ""
         try:
             image = reader.image(row)
-        except Broken:
-            image = None
+            captions = reader.captions(row)
+        except Broken as broken:
+            problem = str(broken)
         yield Sample(
-            row, image, reader.captions(row), label=reader.label(row), name=reader.name(row)
+            row,
+            image,
+            captions,
+            label=reader.label(row),
+            name=reader.name(row),
+            salvage=reader.salvages,
+            problem=problem,
         )

@@ -3,18 +3,31 @@ their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from vlkd_cli.data.batch import Sample
+from vlkd_cli.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-class Reader:
+class Offers:
+    """What a reader offers, read from its class without opening any data: words out of image,
+    text, mesh, label, target."""
+
+    offers: ClassVar[frozenset[str]] = frozenset()
+    """What it always offers."""
+    offers_by_key: ClassVar[Mapping[str, str]] = {}
+    """What it offers where a key is not null."""
+    text_views: ClassVar[tuple[str, ...]] = ()
+    """Names of texts that it always has beside the captions."""
+
+
+class Reader(Offers):
     """Random access to a data set: position -> image, captions, label.
 
     A subclass takes its recipe keys as keyword-only constructor arguments; it must survive
@@ -34,6 +47,13 @@ class Reader:
     """Whether an image file that is cut off counts as an image, grey where the rest is missing, and
     not as broken."""
 
+    has_captions: bool = True
+    """Whether its samples have texts."""
+    text_names: Sequence[str] = ()
+    """Names of the texts that it has beside the captions."""
+    num_targets: int = 0
+    """Numbers that each sample has."""
+
     def opened(self) -> Reader | StreamReader:
         """What to read from: itself, or a stream where the data turns out to allow nothing else."""
         return self
@@ -42,7 +62,7 @@ class Reader:
         raise NotImplementedError
 
     def image(self, index: int) -> bytes | str | Image.Image | None:
-        """Encoded bytes, a local path, or a drawn picture; nothing is decoded here.
+        """Encoded bytes, a local path, or a rendered picture; nothing is decoded here.
 
         Raises:
             Broken: this one sample cannot be read.
@@ -50,8 +70,24 @@ class Reader:
         raise NotImplementedError
 
     def captions(self, index: int) -> Sequence[str]:
-        """All captions of the image at this position, without touching the image."""
+        """All texts of the sample at this position, without touching the image: its captions, then
+        each named text in the order of `text_names`.
+
+        Raises:
+            Broken: they cannot be read.
+        """
         raise NotImplementedError
+
+    def text_span(self, index: int, name: str = "main") -> tuple[int, int]:
+        """Which of `captions` a text is: first and past-the-last position; "main" is the captions
+        proper.
+
+        Raises:
+            KeyError: no text has this name.
+        """
+        if name != "main":
+            raise KeyError(name)
+        return 0, self.caption_start(index + 1) - self.caption_start(index)
 
     def label(self, index: int) -> int:
         """Class of the image, or -1."""
@@ -66,16 +102,20 @@ class Reader:
         """What a message calls the sample."""
         return f"sample {index}"
 
+    def id(self, index: int) -> str:
+        """What results call the sample."""
+        return self.name(index)
+
     def fingerprint(self) -> str:
-        """Changes whenever the images, captions or their order do; the key under which features are
-        kept."""
+        """Changes whenever the images, captions or their order do; cached features are found by
+        it."""
         raise NotImplementedError
 
     def caption_start(self, index: int) -> int:
-        """Number of captions before those of this position; the row of its first caption in a table
-        of all captions.
+        """Number of texts before those of this position; the row of its first text in a table of
+        all texts.
 
-        `caption_start(len(reader))` is the number of captions.
+        `caption_start(len(reader))` is the number of texts.
         """
         raise NotImplementedError
 
@@ -93,19 +133,37 @@ class Reader:
             (self.label(int(index)) for index in indices), dtype=np.int64, count=len(indices)
         )
 
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers of many positions at once, `[N, num_targets]` float32; NaN where a sample lacks
+        one."""
+        return np.full((len(indices), self.num_targets), np.nan, dtype=np.float32)
+
     @property
     def num_captions(self) -> int:
-        """Captions in total."""
+        """Texts in total."""
         return self.caption_start(len(self))
 
 
-class StreamReader:
+class StreamReader(Offers):
     """A data set that can only be read in its own order (remote shards). Not cacheable; a resumed
     epoch reads up to its position again."""
 
     samples_per_epoch: int
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        """The samples of one of `num_shards` disjoint shares (rank x worker) in an order that
+        """The samples of one of `num_shards` disjoint parts (rank x worker) in an order that
         depends on seed and epoch only."""
         raise NotImplementedError
+
+
+def with_split(path: str, split: str | None, default: str = "train") -> str:
+    """A path with `split` in the place of `{split}`.
+
+    Raises:
+        DataError: a split is given and the path has no place for it.
+    """
+    if split is not None and "{split}" not in path:
+        raise DataError(
+            f"data.split is '{split}', but data.path ({path}) has no '{{split}}' to put it in."
+        )
+    return path.replace("{split}", split or default)

@@ -4,7 +4,7 @@ known."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -101,6 +101,7 @@ class Shapes(Reader):
             known shape together; candidates are still all 48.
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
     templates = TEMPLATES
     classes = CLASSES
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlkd_cli.data.batch import Sample
-from vlkd_cli.data.files.tar_index import Parts, captions_in
+from vlkd_cli.data.files.tar_members import Parts, split_member
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.streams import STREAM_SHARES
 from vlkd_cli.data.readers.reader import StreamReader
@@ -92,17 +92,28 @@ class ShardStream(StreamReader):
             )
 
         yield from webdataset.DataPipeline(
-            webdataset.SimpleShardList([shard]), webdataset.tarfile_to_samples(handler=give_up)
+            webdataset.SimpleShardList([shard]),
+            webdataset.tarfile_to_samples(
+                handler=give_up,
+                select_files=lambda path: split_member(path) is not None,
+                rename_files=lambda path: path.removeprefix("./"),
+            ),
         )
 
     def _sample(self, shard: str, members: dict[str, Any]) -> Sample:
-        image = next((members[suffix] for suffix in self.parts.images if suffix in members), None)
-        captions: list[str] = []
-        if self.parts.caption in members:
-            try:
-                captions = captions_in(members[self.parts.caption], self.parts)
-            except ValueError:
-                captions = []  # the loader names the sample as one without a caption
-        content = members.get(self.parts.label, b"")
-        label = int(content) if content.strip().isdigit() else -1
-        return Sample(-1, image, captions, label=label, name=f"{shard}:{members['__key__']}")
+        name = f"{shard}:{members['__key__']}"
+        texts: dict[str, list[str]] = {}
+        problem = ""
+        try:
+            texts = self.parts.texts_in(members)
+        except ValueError as error:
+            problem = f"its caption cannot be read: {error}"
+        captions = [text for own in texts.values() for text in own]
+        return Sample(
+            -1,
+            self.parts.of_image(members),
+            captions,
+            label=self.parts.label_in(members),
+            name=name,
+            problem=problem,
+        )

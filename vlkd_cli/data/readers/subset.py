@@ -27,6 +27,9 @@ class Subset(Reader):
     def __init__(self, reader: Reader, rows: Sequence[int] | np.ndarray) -> None:
         self.reader, self.rows = reader, np.asarray(rows, dtype=np.int64)
         self.classes, self.templates = reader.classes, reader.templates
+        self.multi_label, self.salvages = reader.multi_label, reader.salvages
+        self.has_captions, self.text_names = reader.has_captions, reader.text_names
+        self.num_targets = reader.num_targets
         counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -38,6 +41,15 @@ class Subset(Reader):
 
     def captions(self, index: int) -> Sequence[str]:
         return self.reader.captions(int(self.rows[index]))
+
+    def text_span(self, index: int, name: str = "main") -> tuple[int, int]:
+        return self.reader.text_span(int(self.rows[index]), name)
+
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        return self.reader.targets_of(self.rows[indices])
+
+    def id(self, index: int) -> str:
+        return self.reader.id(int(self.rows[index]))
 
     def label(self, index: int) -> int:
         return self.reader.label(int(self.rows[index]))
@@ -65,19 +77,19 @@ def checked_part(part: Sequence[float]) -> tuple[float, float]:
     """A recipe's `part` as a pair.
 
     Raises:
-        DataError: it is no range of shares.
+        DataError: it is not a range of fractions.
     """
     if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
         raise DataError(
-            f"data.part is {list(part)}; it is two shares from 0 to 1, the smaller first, e.g. [0,"
-            " 0.9]."
+            f"data.part is {list(part)}; it is two fractions from 0 to 1, the smaller first, e.g."
+            " [0, 0.9]."
         )
     return float(part[0]), float(part[1])
 
 
 def part_of(reader: Reader, part: tuple[float, float]) -> Reader:
-    """The images whose place in a fixed random order lies within the two shares, in the reader's
-    own order.
+    """The images whose position in a fixed random order lies within the two fractions, in the
+    reader's own order.
 
     Raises:
         DataError: none does.
@@ -87,6 +99,6 @@ def part_of(reader: Reader, part: tuple[float, float]) -> Reader:
     first, last = (round(share * len(reader)) for share in part)
     if first == last:
         raise DataError(
-            f"data.part {list(part)} of {len(reader)} images is none. Take a larger part."
+            f"data.part {list(part)} of {len(reader)} images is empty. Take a larger part."
         )
     return Subset(reader, np.sort(permuted(np.arange(first, last), len(reader), hashed(20_231))))

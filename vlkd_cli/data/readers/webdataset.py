@@ -6,16 +6,21 @@ from __future__ import annotations
 import glob
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.class_numbers import dense_numbers
 from vlkd_cli.data.files.fingerprints import digest_of
-from vlkd_cli.data.files.remote import is_url
-from vlkd_cli.data.files.tar_index import Parts, captions_in, index_shards
-from vlkd_cli.data.readers.reader import Reader, StreamReader
+from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
+from vlkd_cli.data.files.remote import expanded, is_url
+from vlkd_cli.data.files.tar_index import index_shards
+from vlkd_cli.data.files.tar_members import JSON, Parts, suffix_of_key
+from vlkd_cli.data.files.texts import read_at
+from vlkd_cli.data.images.files import SUFFIXES
+from vlkd_cli.data.readers.reader import Reader, StreamReader, with_split
 from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import PositiveInt
 
@@ -26,31 +31,40 @@ class WebDataset(Reader):
     """Samples in tar shards.
 
     Local shards are indexed once (the headers only) and then read by position: the shuffle is
-    exact, a stopped epoch goes on where it was, and features can be kept. Remote shards, and shards
-    drawn with replacement, are read as streams.
+    exact, a stopped epoch resumes where it was, and features can be cached. Remote shards, and
+    shards sampled with replacement, are read as streams.
 
     Args:
         path: a shard or several: a list, braces (`train-{000..127}.tar`), `*`; local, a URL, or
-            `pipe:command`. `{split}` in it is replaced by `split`.
-        image: suffixes of the image, the first that a sample has is taken.
-        caption: suffix of the caption: a text, or a json with `caption_key`.
+            `pipe:command`. `{split}` in it is replaced by `split`. A path that exists is that
+            file, whatever characters it has.
+        image: suffixes of the image, the first that a sample has is taken; by default those of all
+            formats that are read. Upper and lower case are the same.
+        caption: suffix of the caption: a text, or a json with `caption_key`; null: images without
+            captions.
         caption_key: key of the caption (or of a list of them) in the json.
+        texts: further texts of a sample by name, each a key of its json member, or several keys
+            with wordings of the same text; `tower@NAME` reads them.
         label: suffix of the class number.
         stream: read in order even where the shards are local; by default only where they are not.
-        resampled: draw shards with replacement (a stream).
+        resampled: sample shards with replacement (a stream).
         samples_per_epoch: of a stream, whose length nobody knows beforehand.
         shuffle_buffer: samples of a stream that are shuffled among each other, over all of a
             process's workers.
         split: which split, where `path` has a place for it.
     """
 
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "label"})
+    offers_by_key: ClassVar[Mapping[str, str]] = {"caption": "text", "texts": "text"}
+
     def __init__(
         self,
         *,
         path: str | list[str],
-        image: Sequence[str] = ("jpg", "jpeg", "png", "webp"),
-        caption: str = "txt",
+        image: str | list[str] | None = None,
+        caption: str | None = "txt",
         caption_key: str | None = None,
+        texts: dict[str, str | list[str]] | None = None,
         label: str = "cls",
         stream: bool | None = None,
         resampled: bool = False,
@@ -65,11 +79,9 @@ class WebDataset(Reader):
             samples_per_epoch,
         )
         self.shards = _shards([path] if isinstance(path, str) else path, split)
-        if caption == "json" and caption_key is None:
-            raise DataError(
-                "data.caption is json; set data.caption_key to the key of the caption in it."
-            )
-        self.parts = Parts(tuple(image), caption, caption_key, label)
+        self.parts = _parts(image, caption, caption_key, label, checked_texts(texts))
+        self.text_names = tuple(name for name, _ in self.parts.texts)
+        self.has_captions = caption is not None or bool(self.text_names)
         remote = [shard for shard in self.shards if not _is_local(shard)]
         self.is_stream = bool(remote) or resampled if stream is None else stream or resampled
         if remote and not self.is_stream:
@@ -81,23 +93,15 @@ class WebDataset(Reader):
         if self.is_stream:
             if samples_per_epoch is None:
                 raise DataError(
-                    "shards that are read as a stream do not tell how many samples they hold. Set"
+                    "the number of samples in shards that are read as a stream is not known. Set"
                     " data.samples_per_epoch."
                 )
             return
         self._index = index_shards(self.shards, self.parts)
         if not len(self):
             raise DataError(f"the shards of data.path hold no sample, e.g. {self.shards[0]}.")
-        for what, column, suffixes in (
-            ("image", "image", self.parts.images),
-            ("caption", "caption", (caption,)),
-        ):
-            if (self._index[column] < 0).all():
-                others = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
-                raise DataError(
-                    f"no sample in {self.shards[0]}{others} has a member for the {what}:"
-                    f" .{', .'.join(suffixes)}."
-                )
+        self._check_members()
+        self._labels, self.classes = dense_numbers(self._index["label"])
 
     def opened(self) -> Reader | StreamReader:
         if not self.is_stream:
@@ -120,22 +124,20 @@ class WebDataset(Reader):
         return self._part(index, "image")
 
     def captions(self, index: int) -> Sequence[str]:
-        try:
-            return captions_in(self._part(index, "caption"), self.parts)
-        except ValueError as error:
-            raise Broken(f"its caption cannot be read ({error})") from None
+        return [text for texts in self._texts(index).values() for text in texts]
+
+    def text_span(self, index: int, name: str = MAIN) -> tuple[int, int]:
+        return span_of({key: len(own) for key, own in self._texts(index).items()}, name)
 
     def label(self, index: int) -> int:
-        return int(self._index["label"][index])
+        return int(self._labels[index])
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._index["label"][indices]
+        return self._labels[indices]
 
     def name(self, index: int) -> str:
         start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
-        stem = (
-            self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogateescape")
-        )
+        stem = self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogatepass")
         return f"{self.shards[int(self._index['shard'][index])]}:{stem}"
 
     def fingerprint(self) -> str:
@@ -147,17 +149,32 @@ class WebDataset(Reader):
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
         return self._index["captions_before"][indices]
 
+    def _texts(self, index: int) -> dict[str, list[str]]:
+        """All texts of a sample by name."""
+        wanted = {self.parts.caption: "caption"} if self.parts.caption is not None else {}
+        wanted |= {JSON: "json"} if self.parts.texts else {}
+        members = {
+            suffix: self._part(index, part)
+            for suffix, part in wanted.items()
+            if self._index[part][index] >= 0
+        }
+        if wanted and not members:
+            raise Broken("it has no member for the caption")
+        try:
+            return self.parts.texts_in(members)
+        except ValueError as error:
+            raise Broken(f"its caption cannot be read: {error}") from None
+
     def _part(self, index: int, part: str) -> bytes:
         start, size = int(self._index[part][index]), int(self._index[f"{part}_bytes"][index])
         if start < 0:
             raise Broken(f"it has no member for the {part}")
         try:
-            content = os.pread(self._handle(int(self._index["shard"][index])), size, start)
+            return read_at(self._handle(int(self._index["shard"][index])), start, size)
         except OSError as error:
             raise Broken(error.strerror or str(error)) from None
-        if len(content) < size:
-            raise Broken("the shard ends before the member does")
-        return content
+        except ValueError:
+            raise Broken("the shard ends before the member does") from None
 
     def _handle(self, shard: int) -> int:
         if shard in self._handles:
@@ -168,12 +185,65 @@ class WebDataset(Reader):
         self._handles[shard] = os.open(self.shards[shard], os.O_RDONLY)
         return self._handles[shard]
 
+    def _check_members(self) -> None:
+        """Wrong suffixes and keys show in all samples."""
+        others = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
+        where = f"no sample in {self.shards[0]}{others}"
+        wanted = [("image", "image", self.parts.images)]
+        if self.parts.caption is not None:
+            wanted.append(("caption", "caption", (self.parts.caption,)))
+        if self.parts.texts:
+            wanted.append(("texts", "json", (JSON,)))
+        for what, column, suffixes in wanted:
+            if (self._index[column] < 0).all():
+                raise DataError(f"{where} has a member for the {what}: .{', .'.join(suffixes)}.")
+        if self.has_captions and self.num_captions == 0:
+            try:
+                self._texts(0)
+                reason = "the key is null or an empty list"
+            except Broken as broken:
+                reason = str(broken)
+            raise DataError(
+                f"{where} has a text under data.caption_key or data.texts; {self.name(0)}:"
+                f" {reason}."
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": OrderedDict()}
 
     def __del__(self) -> None:
         for handle in getattr(self, "_handles", {}).values():
             os.close(handle)
+
+
+def _parts(
+    image: str | Sequence[str] | None,
+    caption: str | None,
+    caption_key: str | None,
+    label: str,
+    texts: Mapping[str, Sequence[str]],
+) -> Parts:
+    images = SUFFIXES if image is None else [image] if isinstance(image, str) else image
+    parts = Parts(
+        tuple(suffix_of_key(suffix) for suffix in images),
+        None if caption is None else suffix_of_key(caption),
+        caption_key,
+        suffix_of_key(label),
+        tuple((name, tuple(keys)) for name, keys in texts.items()),
+    )
+    for key, suffixes in (("image", parts.images), ("caption", (parts.caption,))):
+        if not suffixes or "" in suffixes:
+            raise DataError(f"data.{key} is empty; it is a suffix such as jpg, without the dot.")
+    if parts.caption == JSON and caption_key is None:
+        raise DataError(
+            "data.caption is json; set data.caption_key to the key of the caption in it."
+        )
+    if caption is None and caption_key is not None:
+        raise DataError(
+            f"data.caption_key '{caption_key}' has no effect: data.caption is null. Set"
+            " data.caption: json, or leave caption_key out."
+        )
+    return parts
 
 
 def _is_local(shard: str) -> bool:
@@ -183,28 +253,37 @@ def _is_local(shard: str) -> bool:
 def _shards(paths: Sequence[str], split: str | None) -> list[str]:
     """Every shard by name, in the order given."""
     if split is not None and not any("{split}" in path for path in paths):
-        raise DataError(
-            f"data.split is '{split}', but data.path ({paths[0]}) has no '{{split}}' to put it in."
-        )
-    from braceexpand import braceexpand
-
+        with_split(paths[0] if paths else "", split)
     shards: list[str] = []
     for path in paths:
         path = path.replace("{split}", split or "train")
-        try:
-            expanded = (
-                [path] if path.startswith("pipe:") and "{" not in path else list(braceexpand(path))
-            )
-        except ValueError:
-            raise DataError(f"data.path {path}: a brace is not closed.") from None
-        for shard in expanded:
-            if _is_local(shard) and any(mark in shard for mark in "*?["):
-                found = sorted(glob.glob(shard))
-                if not found:
-                    raise DataError(f"data.path {shard}: no file matches.")
-                shards += found
-            else:
-                shards.append(shard)
+        if path.startswith("pipe:") and "{" not in path:
+            shards.append(path)
+        else:
+            shards += _expanded(expanded(path) if _is_local(path) else path)
     if not shards:
         raise DataError("data.path names no shard.")
+    return shards
+
+
+def _expanded(path: str) -> list[str]:
+    """The shards that a path with braces and wildcards names. A path that exists is that file, and
+    so is a folder with brackets in its name."""
+    from braceexpand import braceexpand
+
+    if _is_local(path) and os.path.exists(path):
+        return [path]
+    try:
+        names = list(braceexpand(path))
+    except ValueError:
+        raise DataError(f"data.path {path}: a brace is not closed.") from None
+    shards: list[str] = []
+    for name in names:
+        if not _is_local(name) or os.path.exists(name) or not any(mark in name for mark in "*?["):
+            shards.append(name)
+            continue
+        found = sorted(glob.glob(name)) or sorted(glob.glob(name.replace("[", "[[]")))
+        if not found:
+            raise DataError(f"data.path {name}: no file matches.")
+        shards += found
     return shards

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlkd_cli.data.files.table_rows import rows_of
+from vlkd_cli.data.files.texts import clean_text, read_text
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 
@@ -31,14 +32,10 @@ class CaptionTable(Reader):
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self.path = path
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                header, *rows = [
-                    row
-                    for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-                    if row
-                ] or [[]]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path}: cannot be read: {error}.") from error
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            header, *rows = list(rows_of(read_text(path), delimiter=delimiter)) or [[]]
+        except ValueError as error:
+            raise DataError(f"{path}: cannot be read: {error}.") from None
         caption, label = (
             _column(path, header, CAPTION_COLUMNS),
             _column(path, header, LABEL_COLUMNS),
@@ -51,7 +48,7 @@ class CaptionTable(Reader):
                 )
         if not rows:
             raise DataError(f"{path}: holds no captions.")
-        self._captions = [row[caption] for row in rows]
+        self._captions = [clean_text(row[caption]) for row in rows]
         names = [row[label].strip() for row in rows]
         self.classes = list(
             classes

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import (
+    clean_text,
+    entries_of,
+    kind_of,
+    parse_json,
+    read_text,
+    text_of,
+)
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
 from vlkd_cli.evaluation.datasets.dataset import Data, Dataset
@@ -188,19 +196,26 @@ def _own_prompts(source: Mapping[str, Sequence[str]], name: str, chosen: object)
     return [prompt.replace("{}", name).replace("{c}", name) for prompt in own]
 
 
-def _from_file(path: Path) -> Any:
+def _from_file(path: Path) -> list[str] | dict[str, list[str]]:
+    text = read_text(path)
+    if path.suffix.lower() != ".json":
+        return entries_of(text)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
-    except (OSError, ValueError) as error:
+        found = parse_json(text)
+        if isinstance(found, dict):
+            return {clean_text(name): _texts(own) for name, own in found.items()}
+        if isinstance(found, list):
+            return [text_of(entry) for entry in found]
+    except ValueError as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. Expected one entry per line, or JSON."
-        ) from error
-    if not isinstance(found, (list, dict)):
-        raise DataError(f"{path}: expected a JSON list or object, not {type(found).__name__}.")
-    return found
+            f"{path}: cannot be read ({error}). Expected a JSON list of texts, or an object of such"
+            " lists."
+        ) from None
+    raise DataError(f"{path}: expected a JSON list or object, not {kind_of(found)}.")
+
+
+def _texts(value: Any) -> list[str]:
+    return [text_of(entry) for entry in (value if isinstance(value, list) else [value])]
 
 
 def _clip_benchmark(file: str, dataset: str, chosen: str) -> Any:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.text_folders import perfect_subject, random_subject, write_captioned
 from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.evaluation.datasets.caption_table import CaptionTable
 from vlkd_cli.evaluation.suites.captioned import Captioned
 
 
@@ -65,6 +66,17 @@ def test_captions_of_one_class_and_damaged_tables_are_refused(tmp_path: Path) ->
     (root / "test.csv").write_text("caption,label\na cat,1\n")
     with pytest.raises(DataError, match="the captions to learn from are all of one class"):
         Captioned(data=str(root), C=1.0).run(perfect_subject())
-    (root / "train.csv").write_text("caption,label\n" + "a" * 200_000 + ",1\n")
-    with pytest.raises(DataError, match=r"train\.csv: cannot be read: field larger"):
+    (root / "train.csv").write_text('caption,label\n"a dog,1\n')
+    with pytest.raises(DataError, match=r"train\.csv: cannot be read: a quoted field does not end"):
         Captioned(data=str(root)).run(perfect_subject())
+
+
+def test_long_fields_separators_and_marks_in_a_table_are_read(tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    rows = [f'"{"a" * 200_000}",1', "\ufefffirst\u2028second,0", '"two\nlines, ""quoted""",1']
+    table.write_bytes(("\ufeffcaption,label\n" + "\r\n\n".join(rows)).encode())
+    reader = CaptionTable(table)
+    assert [reader.captions(k)[0] for k in range(3)] == [
+        *("a" * 200_000, "first\u2028second", 'two\nlines, "quoted"')
+    ]
+    assert [reader.label(k) for k in range(3)] == [1, 0, 1]
