@@ -161,7 +161,9 @@ def test_names_and_templates_of_a_json_are_texts_or_refused_in_a_line(
 ) -> None:
     file = tmp_path / "own.json"
     file.write_text(content)
-    subject = Subject(FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8))
+    subject = Subject(
+        FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8)
+    )
     with pytest.raises(DataError, match=message) as caught:
         run(subject, "zero_shot", **{key: str(file)})
     assert "\n" not in str(caught.value) and "own.json" in str(caught.value)
