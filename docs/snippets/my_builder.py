@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, ModelInfo
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import PositiveInt
 
@@ -69,7 +69,9 @@ class MyBuilder(Builder):
     ) -> None:
         self.width, self.depth, self.size_px = width, depth, size_px
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         return PatchMixer(self.width, self.depth, self.size_px)
 
     @classmethod

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.recipe.schema import Component
 
 
 class Tokens(NamedTuple):
@@ -61,6 +63,9 @@ class Backbone(nn.Module):
     able: frozenset[str] | None = None
     """Names, as patterns write them, of what can learn at all; set by `towers.freezing` from the
     first `requires_grad` it meets."""
+    files: Mapping[str, bytes] = MappingProxyType({})
+    """What its run made and its checkpoints must hold beside weights, by path in the run folder: a
+    trained tokenizer."""
     prompted: frozenset[str] = frozenset()
     """Names (as in state_dict) of learned prompt vectors: what `train: prompt` means."""
 
@@ -118,25 +123,35 @@ class ModelInfo(NamedTuple):
     pretrained: tuple[str, ...] = ()
 
 
-class Builder:
-    """Base of the builders: keyword-only constructor arguments are the tower's recipe keys.
+class BuildContext(NamedTuple):
+    """What a builder is given beside the tower's recipe keys.
 
-    What a tower's surroundings supply beside the recipe keys is set on the builder by
-    `towers.assemble` before `build`.
+    Args:
+        tower: the tower's name, for messages and for the files that belong to it.
+        captions: gives the captions at hand, for a tokenizer trained on them; None where weights of
+            a checkpoint follow, which go with the tokenizer of their run.
+        files: what that checkpoint holds beside weights, by path in the run folder.
+        run_folder: where a trained tokenizer is written and found again.
+        adapter: the tower's `adapter:` section, for builders that take one.
     """
 
-    modalities: tuple[str, ...] = ("image", "text")
-    tower_name: str = "tower"
+    tower: str = "tower"
     captions: Callable[[], Iterable[str]] | None = None
-    """The captions at hand, for a tokenizer that is trained on them."""
+    files: Mapping[str, bytes] = MappingProxyType({})
     run_folder: Path | None = None
-    """Where such a tokenizer is kept and found again."""
-    adapter: Any = None
-    """The tower's `adapter:` section (recipe.schema.Component), for builders whose `takes_adapters`
-    is true."""
-    takes_adapters: bool = False
+    adapter: Component | None = None
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+
+class Builder:
+    """Base of the builders: keyword-only constructor arguments are the tower's recipe keys."""
+
+    modalities: tuple[str, ...] = ("image", "text")
+    takes_adapters: bool = False
+    """Whether the tower may have an `adapter:` section."""
+
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         """The backbone with its weights loaded, on the CPU, in fp32.
 
         Raises:

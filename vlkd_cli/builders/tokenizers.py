@@ -14,6 +14,17 @@ from vlkd_cli.preprocessing import TextInput
 CLIP_VOCABULARY = 49408
 CLIP_BASE_TOKENS = 512
 MAX_REMEMBERED_WORDS = 200_000
+LONGEST_TOKEN = 32
+"""Bytes of CLIP's longest token."""
+
+
+def well_formed(text: str) -> str:
+    """The text with a replacement character for each lone surrogate, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class ClipTokenizer:
@@ -123,6 +134,9 @@ class ClipTokenizer:
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
+        # Whatever follows these letters is cut off; merging them would take the square of their
+        # number.
+        word = word[: LONGEST_TOKEN * self.context_length]
         letters = "".join(self._bpe.byte_encoder[byte] for byte in word.encode("utf-8"))
         ids = [self._bpe.encoder[piece] for piece in self._bpe.bpe(letters).split(" ")]
         if len(self._words) >= MAX_REMEMBERED_WORDS:

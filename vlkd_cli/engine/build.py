@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vlkd_cli import console
@@ -27,8 +28,14 @@ def build_towers(
     captions: Callable[[], Iterable[str]] | None,
     run_folder: Path | None,
     cache_dir: Path | None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, Tower | MomentumTower]:
-    """Every tower of the recipe, with the same initial weights on every rank."""
+    """Every tower of the recipe, with the same initial weights on every rank.
+
+    Args:
+        captions: for a tokenizer that is trained on them; None where weights of a checkpoint
+            follow, whose `files` hold the tokenizer.
+    """
     towers: dict[str, Tower | MomentumTower] = {}
     for name, spec in sorted(recipe.towers.items(), key=lambda item: item[1].follows is not None):
         seed_everything(recipe.train.seed, "weights", name)
@@ -45,9 +52,20 @@ def build_towers(
             captions=captions,
             cache_dir=cache_dir,
             run_folder=run_folder,
+            files=files,
             peers={n: t for n, t in towers.items() if isinstance(t, Tower)},
         )
     return {name: towers[name] for name in recipe.towers}
+
+
+def made_files(towers: Iterable[Tower | MomentumTower]) -> dict[str, bytes]:
+    """What the towers need beside their weights to be built again, by path in the run folder."""
+    return {
+        path: content
+        for tower in towers
+        if isinstance(tower, Tower)
+        for path, content in tower.encoder.files.items()
+    }
 
 
 def say_sources(towers: Iterable[Tower]) -> None:

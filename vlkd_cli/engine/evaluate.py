@@ -89,7 +89,7 @@ def _evaluate(job: EvalJob, device: Any) -> None:
     if job.wise_ft:
         if subject.image is None:
             raise UserError("--wise-ft interpolates an image tower, and this recipe has none.")
-        start = load_towers(recipe, folder, None)[subject.image.name]
+        start = load_towers(recipe, folder, checkpoint, trained=False)[subject.image.name]
         subject.image_start = start.to(device)
         from vlkd_cli.evaluation.probes.wise_ft import wise_ft
 
@@ -102,24 +102,33 @@ def _evaluate(job: EvalJob, device: Any) -> None:
         _report(job, results, subject.output)
 
 
-def load_towers(recipe: Recipe, folder: Path, checkpoint: Checkpoint | None) -> dict[str, Tower]:
+def load_towers(
+    recipe: Recipe, folder: Path, checkpoint: Checkpoint | None, *, trained: bool = True
+) -> dict[str, Tower]:
     """The towers of a recipe, with the trained weights of a checkpoint (their average where the run
     kept one).
 
+    Args:
+        trained: false: as they were before training, with the tokenizer of the checkpoint.
+
     Raises:
-        CheckpointError: the checkpoint is of another recipe, or lacks a tower that was trained.
+        CheckpointError: the checkpoint is of another recipe, or lacks a tower that was trained or
+            its tokenizer.
     """
 
     def captions() -> Any:
-        if recipe.data is None:
-            return ()
+        assert recipe.data is not None
         source = captions_of(open_reader(recipe.data))
         return () if source is None else source()
 
     built = build_towers(
-        recipe, captions=captions, run_folder=folder, cache_dir=cache_folder(recipe.train.cache_dir)
+        recipe,
+        captions=None if checkpoint is not None or recipe.data is None else captions,
+        run_folder=folder,
+        cache_dir=cache_folder(recipe.train.cache_dir),
+        files={} if checkpoint is None else checkpoint.files,
     )
-    if checkpoint is not None:
+    if checkpoint is not None and trained:
         for name in checkpoint.towers:
             if not isinstance(built.get(name), Tower):
                 raise CheckpointError(

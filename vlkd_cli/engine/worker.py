@@ -24,7 +24,13 @@ from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distributed import collectives, runtime
-from vlkd_cli.engine.build import build_composition, build_towers, captions_of, say_sources
+from vlkd_cli.engine.build import (
+    build_composition,
+    build_towers,
+    captions_of,
+    made_files,
+    say_sources,
+)
 from vlkd_cli.engine.inputs import build_loader, prepare_inputs
 from vlkd_cli.engine.launching.host_memory import keep_freed_memory
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
@@ -36,7 +42,6 @@ from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.address import Address, modality_of
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.reports.open import Sinks
-from vlkd_cli.reports.state import StateFile
 from vlkd_cli.towers.tower import Tower
 
 
@@ -107,8 +112,13 @@ class _Run:
             )
         reader = open_reader(recipe.data)
         cache = cache_folder(settings.cache_dir)
+        self.resumed = self._checkpoint_to_resume()
         self.towers = build_towers(
-            recipe, captions=captions_of(reader), run_folder=self.folder.path, cache_dir=cache
+            recipe,
+            captions=captions_of(reader) if self.resumed is None else None,
+            run_folder=self.folder.path,
+            cache_dir=cache,
+            files={} if self.resumed is None else self.resumed.files,
         )
         if not self.job.quiet:
             say_sources(tower for tower in self.towers.values() if isinstance(tower, Tower))
@@ -170,8 +180,6 @@ class _Run:
             if self.is_main
             else None
         )
-        self.state = StateFile(self.folder.path) if self.is_main else None
-        self._note_progress(start, write=True)
         begin, finished = time.perf_counter(), False
         try:
             quiet = self.job.quiet or not self.is_main
@@ -193,7 +201,6 @@ class _Run:
             self.loader.close()
             if self.sinks is not None:
                 self.sinks.finish()
-            self._note_progress(trainer.step_count, write=True)
         if not finished:
             self._say(
                 f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in"
@@ -321,13 +328,7 @@ class _Run:
         if self.sinks is not None:
             self.sinks.log(step, values)
             self.progress.say(self.evaluations.one_line(step))
-        if is_best and self.state is not None and self.evaluations.best_value is not None:
-            self.state.note_best(self.evaluations.best_value, step)
         return is_best
-
-    def _note_progress(self, step: int, *, write: bool = False) -> None:
-        if self.state is not None:
-            self.state.proceed(step, self.total_steps, write=write)
 
     def _share_statistics(self) -> None:
         """Batch-norm statistics differ between ranks while training; the first rank's are the
@@ -340,7 +341,6 @@ class _Run:
     def _log(self, step: int, values: Any) -> None:
         if self.sinks is not None:
             self.sinks.log(step, values)
-        self._note_progress(step)
         self.progress.update(
             step,
             epoch=(step - 1) // self.steps_per_epoch,
@@ -360,17 +360,24 @@ class _Run:
                 recipe=self.job.recipe,
                 evaluated=evaluated,
                 best=self.evaluations.best_value,
-                files=self.folder.made_files(),
+                files=made_files(self.towers.values()),
             )
             checkpoint.save(self.folder.checkpoints, is_best=is_best, keep=self.settings.keep)
 
-    def _resumed_state(self) -> Checkpoint | None:
+    def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.job.resume:
             return None
         checkpoint = Checkpoint.load(resolve(self.folder.path, "last"))
         refuse_other_processes(checkpoint, runtime.world_size())
-        self.trainer.restore(checkpoint)
-        self._say(f"Continuing {self.folder.path} at step {checkpoint.step} of {self.total_steps}.")
+        return checkpoint
+
+    def _resumed_state(self) -> Checkpoint | None:
+        checkpoint = self.resumed
+        if checkpoint is not None:
+            self.trainer.restore(checkpoint)
+            self._say(
+                f"Continuing {self.folder.path} at step {checkpoint.step} of {self.total_steps}."
+            )
         return checkpoint
 
     # -- reports

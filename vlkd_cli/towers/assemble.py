@@ -7,12 +7,13 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
 
 from vlkd_cli import catalog
-from vlkd_cli.builders.backbone import Backbone, Builder
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import Component, TowerSpec
@@ -30,6 +31,7 @@ def assemble(
     captions: Callable[[], Iterable[str]] | None = None,
     cache_dir: Path | str | None = None,
     run_folder: Path | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
     peers: Mapping[str, Tower] | None = None,
 ) -> Tower:
     """Build a tower on the CPU in fp32. It seeds nothing: random weights come from torch's
@@ -38,9 +40,11 @@ def assemble(
     Args:
         name: the tower's name in the recipe.
         spec: its section.
-        captions: gives the captions at hand, for a tokenizer that is trained on them.
-        cache_dir: where downloaded weights are kept unless the section says so itself.
-        run_folder: where a trained tokenizer is kept and found again.
+        captions: gives the captions at hand, for a tokenizer that is trained on them; None where
+            weights of a checkpoint follow.
+        cache_dir: where downloaded weights are stored unless the section says so itself.
+        run_folder: where a trained tokenizer is written and found again.
+        files: what the checkpoint holds beside weights, by path in its run folder.
         peers: towers that were assembled before, for one that follows another.
 
     Raises:
@@ -55,29 +59,22 @@ def assemble(
         return _follower(name, spec, peers or {})
     if spec.run:
         return _from_run(name, spec, cache_dir=cache_dir)
-    return _build(name, spec, captions=captions, cache_dir=cache_dir, run_folder=run_folder)
+    context = BuildContext(name, captions, files, run_folder, spec.adapter)
+    return _build(spec, context, cache_dir=cache_dir)
 
 
-def _build(
-    name: str,
-    spec: TowerSpec,
-    *,
-    captions: Callable[[], Iterable[str]] | None,
-    cache_dir: Path | str | None,
-    run_folder: Path | None,
-) -> Tower:
+def _build(spec: TowerSpec, context: BuildContext, *, cache_dir: Path | str | None) -> Tower:
     assert spec.builder is not None
+    name = context.tower
     builder_class: type[Builder] = catalog.load("builder", spec.builder)
     modality = modality_of(name, spec, builder_class.modalities)
     builder = _make(builder_class, spec, name, cache_dir)
-    builder.tower_name, builder.captions, builder.run_folder = name, captions, run_folder
     if spec.adapter is not None and not builder_class.takes_adapters:
         raise RecipeError(
             f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters'"
             " or remove it."
         )
-    builder.adapter = spec.adapter
-    backbone = builder.build(modality)
+    backbone = builder.build(modality, context)
     if spec.prompt is not None:
         if modality != "text" or spec.builder != "openclip":
             raise RecipeError(
@@ -222,13 +219,13 @@ def _from_run(name: str, spec: TowerSpec, *, cache_dir: Path | str | None) -> To
     if section.run:
         tower = _from_run(chosen, section, cache_dir=cache_dir)
     else:
-        tower = _build(
+        context = BuildContext(
             chosen,
-            section,
-            captions=None,
-            cache_dir=cache_dir,
+            files=checkpoint.files,
             run_folder=checkpoint.path.parent.parent,
+            adapter=section.adapter,
         )
+        tower = _build(section, context, cache_dir=cache_dir)
     # Of a tower that was frozen there, the checkpoint holds nothing: it is what its builder gives.
     if not tower.is_frozen:
         tower.load_trainable_state(checkpoint.tower(chosen))

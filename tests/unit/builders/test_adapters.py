@@ -15,6 +15,7 @@ import torch
 from tests.support.adapters import METHODS, STARTS_AS_IDENTITY, adapted, embed, shake, take_step
 from tests.support.encoders import SENTENCES, write_encoder
 from vlkd_cli.builders.adapters.files import load_adapter, save_adapter
+from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
@@ -295,12 +296,14 @@ def test_a_tower_taken_from_a_run_is_restored_and_keeps_its_encoder_fixed(
     section = {"builder": "adapters", "model": str(bert), "adapter": {"name": name, **keys}}
     tower = adapted(bert, method, seed=1)
     shake(tower)
-    (tmp_path / "checkpoints").mkdir()
-    state = {
-        "recipe": json.dumps({"towers": {"text": section}}),
-        "towers": {"text": tower.trainable_state()},
-    }
-    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    checkpoint = Checkpoint(
+        step=1,
+        recipe=json.dumps({"towers": {"text": section}}),
+        world_size=1,
+        global_batch=1,
+        towers={"text": tower.trainable_state()},
+    )
+    checkpoint.save(tmp_path / "checkpoints")
     torch.manual_seed(2)
     frozen = assemble("text", TowerSpec.model_validate({"run": str(tmp_path), "train": "none"}))
     assert frozen.is_frozen and torch.equal(embed(frozen), embed(tower))

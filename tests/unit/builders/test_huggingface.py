@@ -148,27 +148,6 @@ def test_an_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     assert not any("decoder" in name for name in backbone.state_dict())
 
 
-def trained(folder: Path | None, captions: Any) -> HuggingFace:
-    builder = HuggingFace(config={**SIZES, "vocab_size": 120}, tokenizer="trained")
-    builder.tower_name, builder.captions, builder.run_folder = "text", captions, folder
-    return builder
-
-
-def test_a_trained_tokenizer_is_kept_in_the_run_folder_and_found_again(tmp_path: Path) -> None:
-    first = trained(tmp_path, lambda: CAPTIONS).build("text")
-    assert (tmp_path / "tokenizers" / "text.json").is_file()
-    again = trained(tmp_path, None).build("text")
-    assert again.tokenize(CAPTIONS)["input_ids"].equal(first.tokenize(CAPTIONS)["input_ids"])
-    assert again.encoder.config.vocab_size == first.encoder.config.vocab_size <= 120
-    ids = first.tokenize(["A Red SQUARE"])["input_ids"]
-    assert ids.equal(first.tokenize(["a red square"])["input_ids"]) and ids.shape == (1, 5)
-
-
-def test_a_trained_tokenizer_needs_captions() -> None:
-    with pytest.raises(RecipeError, match="`tokenizer: trained` needs captions"):
-        trained(None, None).build("text")
-
-
 @pytest.mark.parametrize("key", ["auto_map", "_attn_implementation_internal"])
 def test_configurations_that_run_foreign_code_are_refused(
     key: str, folder: Path, tmp_path: Path

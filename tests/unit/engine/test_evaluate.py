@@ -82,3 +82,32 @@ def test_a_checkpoint_that_lacks_a_trained_tower_is_not_evaluated(trained: Path)
         CheckpointError, match=r"lacking.pt holds no trained tower 'image'\. It holds: text\."
     ):
         load_towers(recipe, trained / "runs" / "first", lacking)
+
+
+def test_a_trained_tokenizer_travels_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 90, "max_length": 24}
+    text = {"builder": "huggingface", "tokenizer": "trained", "config": sizes}
+    recipe = tiny_recipe(
+        towers={"text": {**text, "head": {"name": "linear", "width": 16}}},
+        train={"steps": 2, "save_every_steps": 1, "keep": 2},
+    )
+    run = train(tmp_path, recipe, "runs/first")
+    stored = (run / "tokenizers" / "text.json").read_bytes()
+    again = train(tmp_path, recipe, "runs/again")
+    assert (again / "tokenizers" / "text.json").read_bytes() == stored
+
+    checkpoint = Checkpoint.load(run / "checkpoints" / "last.pt")
+    assert checkpoint.files == {"tokenizers/text.json": stored}
+    shutil.rmtree(run / "tokenizers")
+    assert leaves(["export", "runs/first", "out", "--tower", "text"]) == 0
+    exported = json.loads((tmp_path / "out" / "text" / "tokenizer.json").read_text())
+    assert exported["model"]["vocab"] == json.loads(stored)["model"]["vocab"]
+
+    content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    torch.save({**content, "files": {}}, tmp_path / "lost.pt")
+    capsys.readouterr()
+    assert leaves(["export", "lost.pt", "lost"]) == 2
+    assert "neither in the checkpoint nor in" in " ".join(capsys.readouterr().err.split())

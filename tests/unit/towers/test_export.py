@@ -19,6 +19,7 @@ from vlkd_cli import catalog
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.huggingface.save import save_tokenizer
 from vlkd_cli.builders.tokenizers import ClipTokenizer
+from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import standardise
 from vlkd_cli.recipe import adapters as adapter_rules
@@ -463,12 +464,14 @@ def test_a_tower_out_of_another_run_is_exported_as_what_it_was_built_from(tmp_pa
         "pooler": {"name": "cls"},
     }
     tower = build(**section)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    state = {
-        "recipe": json.dumps({"towers": {"text": section}}),
-        "towers": {"text": tower.trainable_state()},
-    }
-    torch.save(state, tmp_path / "run" / "checkpoints" / "last.pt")
+    checkpoint = Checkpoint(
+        step=1,
+        recipe=json.dumps({"towers": {"text": section}}),
+        world_size=1,
+        global_batch=1,
+        towers={"text": tower.trainable_state()},
+    )
+    checkpoint.save(tmp_path / "run" / "checkpoints")
     taken = assemble(
         "text", TowerSpec.model_validate({"run": str(tmp_path / "run"), "train": "none"})
     ).eval()

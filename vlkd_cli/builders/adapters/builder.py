@@ -24,7 +24,7 @@ from vlkd_cli.builders.adapters.files import (
 from vlkd_cli.builders.adapters.methods.low_rank import MTLLoRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.reft import ReFT
-from vlkd_cli.builders.backbone import Backbone, Export, ModelInfo
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Export, ModelInfo
 from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
 from vlkd_cli.builders.huggingface.load import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
@@ -86,40 +86,43 @@ class Adapters(HuggingFace):
         )
         self.adapter_weights = adapter_weights
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
-        if self.adapter is None:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
+        adapter = context.adapter
+        if adapter is None:
             raise RecipeError(
                 "builder 'adapters' needs `adapter:`, one of"
                 f" {', '.join(catalog.names('adapter'))}."
             )
-        method = catalog.load("adapter", self.adapter.name)(**self.adapter.keys)
-        plain = super().build(modality)
+        method = catalog.load("adapter", adapter.name)(**adapter.keys)
+        plain = super().build(modality, context)
         assert isinstance(plain, HuggingFaceText)
         if method.prompt_length:
-            self._leave_room(plain, method.prompt_length)
+            self._leave_room(plain, method.prompt_length, context.tower)
         backbone = AdaptedText(
             plain,
             method,
-            section={"name": self.adapter.name, **all_keys(method, self.adapter.keys)},
+            section={"name": adapter.name, **all_keys(method, adapter.keys)},
         )
+        backbone.files = plain.files
         if self.adapter_weights is not None:
             load_adapter(backbone, self.adapter_weights)
         return backbone
 
-    def attention(self, config: Any) -> str | None:
+    def attention(self, config: Any, context: BuildContext) -> str | None:
         """Eager attention where the method is wrong with the fused one. Also refuses a method that
         does not go with the encoder."""
-        method = catalog.load("adapter", self.adapter.name)(**self.adapter.keys)
+        adapter = context.adapter
+        assert adapter is not None
+        method = catalog.load("adapter", adapter.name)(**adapter.keys)
         refused = adapter_rules.refusal(
-            self.adapter.name, config.model_type, form=getattr(method, "form", None)
+            adapter.name, config.model_type, form=getattr(method, "form", None)
         )
         if refused is not None:
-            raise RecipeError(f"tower '{self.tower_name}': {refused}")
-        return (
-            "eager"
-            if adapter_rules.needs_eager_attention(self.adapter.name, config.model_type)
-            else None
-        )
+            raise RecipeError(f"tower '{context.tower}': {refused}")
+        eager = adapter_rules.needs_eager_attention(adapter.name, config.model_type)
+        return "eager" if eager else None
 
     @classmethod
     def list_models(
@@ -134,7 +137,7 @@ class Adapters(HuggingFace):
             if fnmatch(name, pattern.lower())
         ]
 
-    def _leave_room(self, plain: HuggingFaceText, length: int) -> None:
+    def _leave_room(self, plain: HuggingFaceText, length: int, tower: str) -> None:
         """Shorten captions so that they and the learned positions fit into the encoder's."""
         config: Any = plain.encoder.config
         if getattr(config, "max_position_embeddings", None) is None:
@@ -143,7 +146,7 @@ class Adapters(HuggingFace):
         if room < 2 or (self.max_length or 0) > room:
             wanted = f"max_length {self.max_length}" if self.max_length else "a caption"
             raise RecipeError(
-                f"tower '{self.tower_name}': adapter.length: {length} learned positions and"
+                f"tower '{tower}': adapter.length: {length} learned positions and"
                 f" {wanted} do not fit into the encoder's {room + length} positions. Make one of"
                 " them smaller."
             )

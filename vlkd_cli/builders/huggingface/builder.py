@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.huggingface.load import (
     apply_sizes,
     load_config,
@@ -30,6 +30,7 @@ from vlkd_cli.preprocessing import TextInput
 
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
+Tokenize = Callable[[Sequence[str]], TextInput]
 EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
 """Keys that hold for an exported encoder as for the original."""
 
@@ -79,7 +80,9 @@ class HuggingFace(Builder):
         self.trust = trust
         self.cache_dir = cache_dir
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
         if self.model is None:
@@ -101,21 +104,23 @@ class HuggingFace(Builder):
                 load_config(self.model, **place),
                 {key: value for key, value in sizes.items() if key != "vocab_size"},
             )
-        tokenizer = self._tokenizer(config, weights)
+        tokenizer, files = self._tokenizer(config, weights, context)
         encoder = load_model(
             weights,
             config,
             pretrained=weights is not None,
             pooling_layer=self.own_pooler,
-            attention=self.attention(config),
+            attention=self.attention(config, context),
             **place,
         )
         settings = json.dumps(
             [self.model, self.config, self.own_pooler], sort_keys=True, default=str
         )
-        return HuggingFaceText(
+        backbone = HuggingFaceText(
             encoder, config, tokenizer, own_pooler=self.own_pooler, settings=settings
         )
+        backbone.files = files
+        return backbone
 
     @classmethod
     def list_models(
@@ -133,7 +138,7 @@ class HuggingFace(Builder):
             if fnmatch(name, pattern.lower())
         ]
 
-    def attention(self, config: Any) -> str | None:
+    def attention(self, config: Any, context: BuildContext) -> str | None:
         """The attention implementation that a builder over this one needs; None: the library's
         choice."""
         return None
@@ -157,8 +162,11 @@ class HuggingFace(Builder):
             self.tokenizer is None and self.model is None
         )
 
-    def _tokenizer(self, config: Any, weights: str | None) -> Callable[[Sequence[str]], TextInput]:
-        """The tokenizer; a configuration without weights takes its vocabulary from it."""
+    def _tokenizer(
+        self, config: Any, weights: str | None, context: BuildContext
+    ) -> tuple[Tokenize, Mapping[str, bytes]]:
+        """The tokenizer, and its file where it was trained; a configuration without weights takes
+        its vocabulary from it."""
         wanted = self.config.get("vocab_size")
         if self._makes_tokenizer():
             if weights is not None:
@@ -181,12 +189,9 @@ class HuggingFace(Builder):
                     size + pad + 1,
                     {"pad_token_id": pad, "bos_token_id": clip.eot - 1, "eos_token_id": clip.eot},
                 )
-                return clip
-            words = trained_tokenizer(
-                self.tower_name,
-                vocabulary_size=int(wanted or DEFAULT_TRAINED_VOCABULARY),
-                captions=self.captions,
-                run_folder=self.run_folder,
+                return clip, {}
+            words, files = trained_tokenizer(
+                context, vocabulary_size=int(wanted or DEFAULT_TRAINED_VOCABULARY)
             )
             ids = {
                 "pad_token_id": words.pad_token_id,
@@ -194,7 +199,7 @@ class HuggingFace(Builder):
                 "eos_token_id": words.sep_token_id,
             }
             set_vocabulary(config, len(words), ids)
-            return PretrainedTokenizer(words, max_length=limit)
+            return PretrainedTokenizer(words, max_length=limit), files
         own = load_tokenizer(
             self.tokenizer or self.model or "", trust=self.trust, cache_dir=self.cache_dir
         )
@@ -210,7 +215,8 @@ class HuggingFace(Builder):
                 f"builder 'huggingface': tokenizer '{self.tokenizer}' has {len(own)} words, the"
                 f" model {config.vocab_size}."
             )
-        return PretrainedTokenizer(own, max_length=self.max_length or longest_input(config, own))
+        limit = self.max_length or longest_input(config, own)
+        return PretrainedTokenizer(own, max_length=limit), {}
 
 
 class HuggingFaceText(Backbone):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, ModelInfo
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, ModelInfo
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.openclip.config import Source, describe, find_source
 from vlkd_cli.builders.openclip.towers import OpenClipImage, OpenClipText
@@ -49,7 +49,9 @@ class OpenCLIP(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         source = find_source(self.model, self.pretrained, self.config, modality, self.cache_dir)
         encoder = _build_half(source, modality)
         if source.weights is not None:

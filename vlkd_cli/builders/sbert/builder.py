@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.huggingface.load import (
     find_model,
     hub_cache,
@@ -78,7 +78,9 @@ class SBERT(Builder):
         self.trust = trust
         self.cache_dir = cache_dir
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         if not self.pretrained:
             raise RecipeError(
                 "builder 'sbert' loads trained encoders. For random weights use builder"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
@@ -58,7 +58,9 @@ class Timm(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         name = self._name()
         what = f"timm model '{name}'"
         local = isinstance(self.pretrained, str) and is_local(self.pretrained)

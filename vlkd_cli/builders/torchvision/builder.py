@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
 from vlkd_cli.builders.torchvision.anatomy import (
@@ -66,7 +66,9 @@ class TorchVision(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(self, modality: Literal["image", "text"]) -> Backbone:
+    def build(
+        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
+    ) -> Backbone:
         self._check_name()
         what = f"torchvision model '{self.model}'"
         arguments = dict(self.config)

@@ -57,13 +57,6 @@ class RunFolder:
             ) from error
         return self
 
-    def made_files(self) -> dict[str, bytes]:
-        """What the run made beside its weights and needs to be evaluated elsewhere, by path."""
-        return {
-            path.relative_to(self.path).as_posix(): path.read_bytes()
-            for path in sorted(self.path.glob("tokenizers/*.json"))
-        }
-
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
         """Append samples that could not be read to `skipped.csv` (of this rank, where there are
         several)."""
