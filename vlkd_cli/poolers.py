@@ -7,6 +7,8 @@ what it returns.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ class Pooler(nn.Module):
     width: int
     needs_eot: bool = False
     """Whether the encoder must say where the text ends."""
+
+    starts_random: ClassVar[bool] = False
+    """Whether it has weights that must be trained before its feature means anything."""
 
     def __init__(self, token_width: int) -> None:
         super().__init__()
@@ -163,6 +168,8 @@ class AttentionPooler(Pooler):
 
     Source: the MAP head of Zhai et al., Scaling Vision Transformers, arXiv:2106.04560, section 3.2.
     """
+
+    starts_random: ClassVar[bool] = True
 
     def __init__(self, token_width: int, *, heads: PositiveInt = 8, mlp_ratio: float = 4.0) -> None:
         super().__init__(token_width)

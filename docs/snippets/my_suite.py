@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
@@ -10,6 +10,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 
 class TwoCaptions(Suite):
@@ -22,7 +23,7 @@ class TwoCaptions(Suite):
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
-    def __init__(self, *, data: str | dict[str, Any] | None = None) -> None:
+    def __init__(self, *, data: DataSource = None) -> None:
         self.data = data
 
     def run(self, subject: Subject) -> list[Result]:

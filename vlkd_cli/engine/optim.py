@@ -12,6 +12,7 @@ from torch import nn
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.component import typed_keys
 from vlkd_cli.recipe.schema import OptimizerSpec, TowerSpec
 from vlkd_cli.recipe.types import value_at
 from vlkd_cli.towers.tower import Tower
@@ -71,30 +72,26 @@ def build_optimizer(
             " `train: head` or `all`."
         )
     kind: Any = optimizer_class(spec.name)
-    accepted = set(inspect.signature(kind).parameters) - {"params", "lr", "weight_decay"}
-    keys = dict(spec.keys)
-    for key in keys:
-        if key not in accepted:
-            raise RecipeError(
-                f"optimizer.{key}: unknown key of {spec.name}.{did_you_mean(key, accepted)}"
-                f" Accepted: {', '.join(sorted(accepted))}."
-            )
-    if "betas" in keys:
-        keys["betas"] = tuple(keys["betas"])
+    keys = typed_keys("optimizer", spec.name, spec.keys)
     if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {
         "foreach",
         "fused",
         "maximize",
     } & set(keys):
         keys["fused"] = True
-    return kind(
-        [
-            {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
-            for (lr, decay), parameters in groups.items()
-        ],
-        lr=spec.lr,
-        **keys,
-    )
+    try:
+        return kind(
+            [
+                {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
+                for (lr, decay), parameters in groups.items()
+            ],
+            lr=spec.lr,
+            **keys,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        # Values out of a method's range, which its signature does not tell.
+        reason = str(error).rstrip(".")
+        raise RecipeError(f"optimizer '{spec.name}': {reason}. Correct its keys.") from error
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -12,13 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from vlkd_cli import catalog, console
+from vlkd_cli import console
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import EvalSpec
 
 
@@ -58,13 +59,7 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
     Raises:
         RecipeError: see `run_suites`.
     """
-    made = catalog.load("suite", spec.suite)
-    try:
-        suite: Suite = made(**spec.keys)
-    except TypeError as error:
-        raise RecipeError(
-            f"evals: suite '{spec.suite}': {error}. `vlkd show suite {spec.suite}` lists its keys."
-        ) from error
+    suite: Suite = make("suite", spec.suite, spec.keys)
     have = {
         name
         for name, tower in (("image", subject.image), ("text", subject.text))

@@ -209,7 +209,10 @@ def _reaches_head(patterns: list[str]) -> bool:
 
 def _has_random_weights(tower: TowerSpec, part: str) -> bool:
     component = getattr(tower, part)
-    return component is not None and (part == "head" or component.name == "attention")
+    if component is None:
+        return False
+    said = attributes_of(part, component.name)
+    return bool(said.get("has_weights", True) if part == "head" else said.get("starts_random"))
 
 
 def _check_cache(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
@@ -239,11 +242,12 @@ def _check_cache(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Ite
                 "stored features of images that are augmented at random would be wrong from the"
                 " second epoch on. Say data.augment: {name: none}, or cache: false.",
             )
-    if recipe.data is not None and "webdataset" in _reader_names(recipe):
+    streamed = _streamed(recipe)
+    if streamed is not None:
         yield Problem(
             (*path, "cache"),
-            "reader 'webdataset' reads shards in their own order, so features cannot be kept by"
-            " position.",
+            f"reader '{streamed}' streams here: samples have no positions that features could be"
+            " cached by. Remove cache, or read by position.",
         )
 
 
@@ -425,12 +429,16 @@ def _check_data(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _reader_names(recipe: Recipe) -> list[str]:
+def _streamed(recipe: Recipe) -> str | None:
+    """The first reader that reads in an order of its own."""
     if recipe.data is None:
-        return []
-    return [str(entry.get("reader")) for entry in recipe.data.readers or []] + [
-        recipe.data.reader or ""
-    ]
+        return None
+    entries = recipe.data.readers or [{"reader": recipe.data.reader, **recipe.data.keys}]
+    for entry in entries:
+        said = attributes_of("reader", str(entry.get("reader")))
+        if said.get("streams") or any(entry.get(key) for key in said.get("streams_by_key", ())):
+            return str(entry.get("reader"))
+    return None
 
 
 def _check_training(recipe: Recipe) -> Iterator[Problem]:

@@ -17,9 +17,9 @@ from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe.messages import (
     Path,
     Problem,
-    accepts,
     choices_of,
     described_type,
+    is_data_source,
     report,
     shown,
 )
@@ -52,15 +52,20 @@ def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
 
 def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}`
-    as a Schedule.
+    as a Schedule. The kind may also be "optimizer".
 
     Raises:
         RecipeError: as `make` does.
     """
-    problems = check_component(kind, name, keys, ())
+    problems = (
+        check_optimizer(name, keys, (), ())
+        if kind == "optimizer"
+        else check_component(kind, name, keys, ())
+    )
     if problems:
         raise RecipeError(report({}, problems, f"{kind} '{name}'"))
-    declared = {key.name: key for key in signature_of(kind, name).keys}
+    signature = optimizer_keys(name) if kind == "optimizer" else signature_of(kind, name).keys
+    declared = {key.name: key for key in signature}
     return {key: _adapter(declared[key]).validate_python(value) for key, value in keys.items()}
 
 
@@ -100,6 +105,16 @@ def known_signature(kind: str, name: Any, path: Path) -> Signature | Problem:
         return signature_of(kind, name)
     except RecipeError as error:
         return Problem(path, str(error))
+
+
+def check_third_party(kind: str, name: str) -> None:
+    """Make sure that a third party's component is a class of its kind; a catalogue name is fine.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if ":" in name:
+        catalog.check_base(kind, name)
 
 
 def check_optimizer(
@@ -158,12 +173,7 @@ def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Pr
 
 def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
-    if (
-        (key.name == "data" or key.name.endswith("_data"))
-        and isinstance(value, Mapping)
-        and accepts(key.annotation, dict)
-    ):
-        # A suite's data: the reader's name with its keys, and what the result calls it.
+    if is_data_source(key.annotation) and isinstance(value, Mapping):
         return check_reader(value, path)
     if (wild := _wild_number(value, path)) is not None:
         return [wild]
@@ -223,18 +233,33 @@ def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
         return problems + check_keys(
             (), own, path, "a mix of readers", [Key("readers", list), *shared[1:]]
         )
+    if "reader" not in entry and "dataset" in entry and not mixed:
+        return problems + _check_named_set(own, path)
     if "reader" not in entry:
+        or_set = "" if mixed else ", or name a data set below --data ROOT with 'dataset'"
         return [
             *problems,
             Problem(
                 path,
-                f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}.",
+                f"key 'reader' is missing. Known: {', '.join(catalog.names('reader'))}{or_set}.",
                 False,
             ),
         ]
     return problems + check_component(
         "reader", entry["reader"], own, path, shared, name_key="reader"
     )
+
+
+def _check_named_set(own: Mapping[str, Any], path: Path) -> list[Problem]:
+    """`{dataset: NAME, split: ...}`: which reader reads it is found out below the data root, so its
+    keys are those of any reader of such sets."""
+    declared = {
+        key.name: key._replace(default=None)
+        for reader in ("classification", "elevater", "clip_benchmark")
+        for key in signature_of("reader", reader).keys
+        if key.name not in ("path", "root")
+    }
+    return check_keys([*declared.values()], own, path, "a data set", [Key("name", str, "")])
 
 
 def _adapter(key: Key) -> TypeAdapter[Any]:

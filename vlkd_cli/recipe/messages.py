@@ -13,7 +13,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vlkd_cli.recipe.types import Schedule
+from vlkd_cli.recipe.types import ReadsData, Schedule
 
 Path = tuple[str | int, ...]
 """Where a value stands in a recipe: ("distillers", 0, "weight")."""
@@ -44,8 +44,8 @@ class Resolved(str):
         made.written = written
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        return str(self), self.written
+    def __reduce__(self) -> tuple[type[Resolved], tuple[str, str]]:
+        return Resolved, (str(self), self.written)
 
 
 class Problem(NamedTuple):
@@ -76,6 +76,8 @@ def shown(value: Any) -> str:
 
 def described_type(annotation: Any) -> str:
     """What a key takes, in words: "a number above 0", "'a' or 'b'", "a list of text"."""
+    if is_data_source(annotation):
+        return "the name of a data set, a reader with its keys, or null"
     annotation, bounds = _unwrapped(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Schedule:
@@ -107,6 +109,13 @@ def described_type(annotation: Any) -> str:
     return f"{word} {bounds}" if bounds else word
 
 
+def is_data_source(annotation: Any) -> bool:
+    """Whether a key says where data comes from."""
+    return typing.get_origin(annotation) is typing.Annotated and any(
+        isinstance(part, ReadsData) for part in typing.get_args(annotation)
+    )
+
+
 def choices_of(annotation: Any) -> list[str]:
     """The texts that a key accepts where it accepts only some; for did-you-mean."""
     annotation, _ = _unwrapped(annotation)
@@ -117,18 +126,6 @@ def choices_of(annotation: Any) -> list[str]:
             choice for argument in typing.get_args(annotation) for choice in choices_of(argument)
         ]
     return []
-
-
-def accepts(annotation: Any, kind: type) -> bool:
-    """Whether a plain type is among what a key takes."""
-    annotation, _ = _unwrapped(annotation)
-    if annotation in (kind, Any) or typing.get_origin(annotation) is kind:
-        return True
-    if typing.get_origin(annotation) is Literal:
-        return any(isinstance(argument, kind) for argument in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
-        return any(accepts(argument, kind) for argument in typing.get_args(annotation))
-    return False
 
 
 def report(origins: Mapping[Path, str], problems: Sequence[Problem], default_origin: str) -> str:

@@ -11,20 +11,26 @@ from vlkd_cli.recipe.messages import Path, Problem, shown, written
 from vlkd_cli.recipe.yaml_file import Document, read_document
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
+def apply_overrides(
+    document: Document, overrides: Sequence[str], *, option: str = "--set"
+) -> list[Problem]:
     """Write each `a.b[0].c=value` into the document, in order; the value is read as YAML.
 
     Sections that the recipe leaves out come to be; whether their keys exist is found by the
     recipe's check, which then names the option.
+
+    Args:
+        option: what the option is called in messages.
     """
+    example = "optimizer.lr=1e-4" if option == "--set" else "data.split=test"
     problems = []
     for override in overrides:
-        origin = f"--set {override}"
+        origin = f"{option} {override}"
         key, equals, text = override.partition("=")
         path = parse_path(key.strip())
         if not equals or not path:
             document.origins[(origin,)] = origin
-            problems.append(Problem((origin,), "write key=value, e.g. --set optimizer.lr=1e-4."))
+            problems.append(Problem((origin,), f"write key=value, e.g. {option} {example}."))
             continue
         value = read_document(text, origin, numbered=False)
         wrong = value.problems[0].text if value.problems else _place(document, path, value, origin)

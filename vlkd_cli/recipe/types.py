@@ -4,9 +4,19 @@ signature."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class ReadsData(NamedTuple):
+    """Marks a key that says where data comes from; see `DataSource`."""
+
+
+DataSource = Annotated[str | dict[str, Any] | None, ReadsData()]
+"""The data of a suite: the name of a data set below the data root; `{dataset: NAME, split: ...}`;
+or a reader with its keys, `{reader: NAME, ...}`, or several of them, each with what results call it
+under `name`. None: the suite's default."""
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

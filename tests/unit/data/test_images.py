@@ -16,11 +16,13 @@ from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.support.data_sets import encoded, photo
+from tests.support.recipes import SMALL, recipe
 from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.images import decode as images
-from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment, open_augment
+from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
 from vlkd_cli.data.views import ImageView, draw_images
+from vlkd_cli.engine.build import build_augment
 from vlkd_cli.preprocessing import ImageInput
 
 
@@ -406,5 +408,7 @@ def test_several_views_decode_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_augment_none_is_the_evaluation_transform() -> None:
-    assert open_augment("none") is None
-    assert isinstance(open_augment("standard", scale=[0.5, 1.0]), StandardAugment)
+    text = SMALL.replace("{reader: shapes}", "{reader: shapes, augment: {name: none}}")
+    assert build_augment(recipe(text)) is None
+    scaled = text.replace("name: none", "name: standard, scale: [0.5, 1.0]")
+    assert build_augment(recipe(scaled)).scale == (0.5, 1.0)

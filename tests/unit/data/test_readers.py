@@ -250,7 +250,7 @@ def test_the_section_names_one_reader_and_its_keys() -> None:
         open_reader({"path": "data.csv"})
     with pytest.raises(RecipeError, match=r"unknown reader 'csw'. Did you mean 'csv'\?"):
         open_reader({"reader": "csw"})
-    with pytest.raises(RecipeError, match=r"reader 'csv' needs the key 'path'"):
+    with pytest.raises(RecipeError, match=r"reader 'csv': key 'path' is missing"):
         open_reader({"reader": "csv"})
     assert len(open_reader({"reader": "shapes", "num_samples": 5, "workers": 3}, split="val")) == 5  # type: ignore[arg-type]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlkd_cli.engine.launching.start_evaluation import find_target, suite_specs
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.schema import Recipe, TowerSpec
+from vlkd_cli.recipe.schema import EvalSpec, Recipe, TowerSpec
 
 
 def test_towers_can_be_described_by_overrides_alone(tmp_path: Path) -> None:
@@ -55,3 +56,62 @@ def test_mistakes_are_told_in_the_words_that_were_typed(
     with pytest.raises(RecipeError) as caught:
         suite_specs(recipe, [suite], settings)
     assert str(caught.value).startswith(start)
+
+
+def specs_of(suites: list[str], settings: list[str], **recipe: Any) -> list[EvalSpec]:
+    towers = {"text": TowerSpec(builder="sbert", model="vectors.txt")}
+    return suite_specs(Recipe(towers=towers, **recipe), suites, settings)
+
+
+def lines_of(suites: list[str], settings: list[str], **recipe: Any) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        specs_of(suites, settings, **recipe)
+    return str(caught.value).splitlines()
+
+
+def test_a_named_data_set_takes_further_keys() -> None:
+    (spec,) = specs_of(["knn"], ["data=cifar10", "data.split=test", "k=[5]"])
+    assert spec.keys == {"data": {"dataset": "cifar10", "split": "test"}, "k": [5]}
+    (spec,) = specs_of(["knn"], ["data=cifar10"])
+    assert spec.keys == {"data": "cifar10"}
+    listed = [EvalSpec(suite="knn", data="cifar10")]
+    assert specs_of([], ["data.split=val"], evals=listed)[0].keys["data"] == {
+        "dataset": "cifar10",
+        "split": "val",
+    }
+
+
+def test_problems_of_all_suites_are_reported_once_in_the_words_that_were_typed() -> None:
+    assert lines_of(["knn", "zero_shot"], ["data=cifar10", "data.spilt=test"]) == [
+        "--with data.spilt=test: data.spilt: unknown key. Did you mean 'split'? Accepted: dataset,"
+        " split, download, templates, classes, name."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suites", "settings", "said"),
+    [
+        (["knn"], ["data"], "--with data: write key=value, e.g. --with data.split=test."),
+        (["knn"], ["date=x"], "--with date=x: knn takes no 'date'. Did you mean 'data'?"),
+        (["os:getcwd"], [], "--suite: suite 'os:getcwd' is not a class."),
+        (
+            ["knn"],
+            ["data={split: test}"],
+            "--with data={split: test}: data: key 'reader' is missing.",
+        ),
+    ],
+)
+def test_mistakes_in_settings_end_in_one_line(
+    suites: list[str], settings: list[str], said: str
+) -> None:
+    (line,) = lines_of(suites, settings)
+    assert line.startswith(said)
+
+
+def test_whole_towers_can_be_described_by_one_override(tmp_path: Path) -> None:
+    text = "towers={text: {builder: sbert, model: a.txt}}"
+    recipe, _, checkpoint = find_target(None, [text, "towers.text.model=b.txt"], tmp_path)
+    assert recipe.towers["text"].keys == {"model": "b.txt"}
+    assert checkpoint is None
+    one = "towers.text={builder: sbert, model: a.txt}"
+    assert list(find_target(None, [one], tmp_path)[0].towers) == ["text"]

@@ -119,11 +119,11 @@ def test_where_a_tower_comes_from(options, expected):
             [
                 "towers.text.train=none",
                 "towers.text.cache=true",
-                "data={reader: webdataset, path: x.tar}",
+                "data={reader: webdataset, path: x.tar, stream: true, samples_per_epoch: 8}",
             ],
             (
-                "reader 'webdataset' reads shards in their own order, so features cannot be kept by"
-                " position."
+                "reader 'webdataset' streams here: samples have no positions that features could be"
+                " cached by. Remove cache, or read by position."
             ),
         ),
     ],

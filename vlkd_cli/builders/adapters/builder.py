@@ -30,6 +30,7 @@ from vlkd_cli.builders.huggingface.load import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe import adapters as adapter_rules
+from vlkd_cli.recipe.component import make
 
 ADAPTER = "adapter"
 """Folder of a method that cannot be merged, beside the encoder's files."""
@@ -95,7 +96,7 @@ class Adapters(HuggingFace):
                 "builder 'adapters' needs `adapter:`, one of"
                 f" {', '.join(catalog.names('adapter'))}."
             )
-        method = catalog.load("adapter", adapter.name)(**adapter.keys)
+        method = make("adapter", adapter.name, adapter.keys)
         plain = super().build(modality, context)
         assert isinstance(plain, HuggingFaceText)
         if method.prompt_length:
@@ -115,7 +116,7 @@ class Adapters(HuggingFace):
         does not go with the encoder."""
         adapter = context.adapter
         assert adapter is not None
-        method = catalog.load("adapter", adapter.name)(**adapter.keys)
+        method = make("adapter", adapter.name, adapter.keys)
         refused = adapter_rules.refusal(
             adapter.name, config.model_type, form=getattr(method, "form", None)
         )

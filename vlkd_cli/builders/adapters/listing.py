@@ -11,6 +11,7 @@ from vlkd_cli.builders.adapters.attach import attach, encoder_model
 from vlkd_cli.builders.huggingface.load import load_config, load_model
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe import adapters as adapter_rules
+from vlkd_cli.recipe.component import make
 
 FORMS: dict[str, tuple[str, ...]] = {
     "bottleneck": ("plain", "houlsby", "pfeiffer", "parallel", "adapter_plus"),
@@ -64,7 +65,7 @@ def method_rows(
 
 
 def _row(name: str, form: str | None, config: Any, size: int) -> MethodRow:
-    method = catalog.load("adapter", name)(**({} if form is None else {"form": form}))
+    method = make("adapter", name, {} if form is None else {"form": form})
     refused = adapter_rules.refusal(name, config.model_type, form=form)
     trained = None
     if refused is None:
@@ -90,7 +91,7 @@ def _count(name: str, form: str | None, config: Any) -> int:
     # LoReFT learns as many numbers as NoReFT, but the library computes its large orthogonal
     # matrices even here.
     form = "noreft" if form == "loreft" else form
-    method = catalog.load("adapter", name)(**({} if form is None else {"form": form}))
+    method = make("adapter", name, {} if form is None else {"form": form})
     with torch.device("meta"):
         model = _skeleton(config)
         attach(model, method, lambda text: [0])

@@ -4,13 +4,11 @@ needed, then colours and blur."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vlkd_cli import catalog
 from vlkd_cli.data.images.decode import Box, crop, random_box, resize, shrink_for
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import NonNegative, Probability
@@ -183,18 +181,3 @@ class NoAugment:
 
     def __init__(self) -> None:
         pass
-
-
-def open_augment(name: str | None = "standard", **keys: Any) -> Augment | None:
-    """The augmentation of a recipe's `data.augment`; None where images stay as the tower's
-    evaluation transform gives them."""
-    if name is None:
-        return None
-    augment = catalog.load("augment", name)(
-        **{key: tuple(value) if _is_list(value) else value for key, value in keys.items()}
-    )
-    return None if isinstance(augment, NoAugment) else augment
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, tuple))

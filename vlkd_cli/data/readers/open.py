@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import DataSpec
 
 _LOADING = (
@@ -58,26 +59,7 @@ def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader 
     return _open(name, keys)
 
 
-def _open(name: str, keys: dict[str, Any]) -> Reader | StreamReader:
-    kind = catalog.load("reader", name)
-    accepted = [
-        key
-        for key, parameter in inspect.signature(kind).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for key in keys:
-        if key not in accepted:
-            raise RecipeError(
-                f"data: reader '{name}' has no key '{key}'.{catalog.did_you_mean(key, accepted)}"
-                f" Accepted: {', '.join(accepted)}."
-            )
-    required = [
-        key
-        for key, p in inspect.signature(kind).parameters.items()
-        if p.default is p.empty and p.kind is p.KEYWORD_ONLY
-    ]
-    for key in required:
-        if key not in keys:
-            raise RecipeError(f"data: reader '{name}' needs the key '{key}'.")
-    reader: Reader = kind(**keys)
-    return reader.opened()
+def _open(name: str, keys: Mapping[str, Any]) -> Reader | StreamReader:
+    plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in keys.items()}
+    reader: Reader | StreamReader = make("reader", name, plain)
+    return reader.opened() if isinstance(reader, Reader) else reader

@@ -53,6 +53,10 @@ class Reader(Offers):
     """Names of the texts that it has beside the captions."""
     num_targets: int = 0
     """Numbers that each sample has."""
+    streams: ClassVar[bool] = False
+    """Whether it can be read in an order of its own only."""
+    streams_by_key: ClassVar[frozenset[str]] = frozenset()
+    """Keys that, set to true, make it a stream."""
 
     def opened(self) -> Reader | StreamReader:
         """What to read from: itself, or a stream where the data turns out to allow nothing else."""
@@ -147,6 +151,8 @@ class Reader(Offers):
 class StreamReader(Offers):
     """A data set that can only be read in its own order (remote shards). Not cacheable; a resumed
     epoch reads up to its position again."""
+
+    streams: ClassVar[bool] = True
 
     samples_per_epoch: int
 

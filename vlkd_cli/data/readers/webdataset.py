@@ -56,6 +56,7 @@ class WebDataset(Reader):
 
     offers: ClassVar[frozenset[str]] = frozenset({"image", "label"})
     offers_by_key: ClassVar[Mapping[str, str]] = {"caption": "text", "texts": "text"}
+    streams_by_key: ClassVar[frozenset[str]] = frozenset({"stream", "resampled"})
 
     def __init__(
         self,

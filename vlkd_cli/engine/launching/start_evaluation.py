@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.engine.launching.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, latest_run
 from vlkd_cli.engine.launching.start import choose_placement
+from vlkd_cli.engine.launching.suite_specs import suite_specs
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
-from vlkd_cli.recipe.params import signature_of
-from vlkd_cli.recipe.schema import EvalSpec, Recipe
+from vlkd_cli.recipe.overrides import parse_path
+from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.shipped import find_recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 
@@ -24,7 +23,6 @@ _NO_TRUST_NEEDED = (
     "--trust has no effect on a recipe of your own: it may name anything, and says `trust: true`"
     " beside the `run:` of a tower."
 )
-SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last")
 
 
 def start_evaluation(
@@ -75,21 +73,14 @@ def find_target(
 
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
     """
-    if target is None and any(override.startswith("towers.") for override in overrides):
+    set_paths = [parse_path(override.partition("=")[0].strip()) for override in overrides]
+    if target is None and any(path[:1] == ("towers",) for path in set_paths):
         # The towers that --set describes, empty: it fills keys, and refuses towers that are not
         # there.
-        named = [
-            override.partition("=")[0].split(".")
-            for override in overrides
-            if override.startswith("towers.")
-        ]
+        named = {path[1]: {} for path in set_paths if path[:1] == ("towers",) and len(path) > 2}
         if trust:
             raise UserError(_NO_TRUST_NEEDED)
-        recipe = parse_recipe(
-            json.dumps({"towers": {parts[1]: {} for parts in named if len(parts) > 2}}),
-            "--set",
-            overrides,
-        )
+        recipe = parse_recipe(json.dumps({"towers": named}), "--set", overrides)
         return recipe, RunFolder(runs / "eval").create(), None
     if target is None or _is_trained(target, runs):
         recipe, folder, checkpoint = find_trained(target, overrides, runs, trust)
@@ -160,65 +151,6 @@ def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
     return UserError(
         f"'{target}' is no {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"
     )
-
-
-def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) -> list[EvalSpec]:
-    """The suites asked for, each with the keys that the recipe gives it and with `--with` settings
-    on top, checked.
-
-    A suite that the recipe lists several times is run as often. A setting goes to the suites that
-    take its key; one that none takes is an error.
-
-    Raises:
-        RecipeError: unknown suites or keys, wrong values; all at once.
-    """
-    if not suites and not recipe.evals:
-        raise UserError(
-            f"say what to evaluate: --suite NAME. Suites: {', '.join(catalog.names('suite'))}."
-        )
-    entries: list[dict[str, Any]] = []
-    for name in suites or list(dict.fromkeys(spec.suite for spec in recipe.evals)):
-        listed = [
-            spec.model_dump(exclude=set(SCHEDULE_KEYS))
-            for spec in recipe.evals
-            if spec.suite == name
-        ]
-        entries += listed or [{"suite": name}]
-    # Stand-ins of both modalities: whether the real towers are what a suite needs is told once they
-    # are built.
-    towers = {
-        "image": {"builder": "torchvision", "model": "resnet18"},
-        "text": {"builder": "openclip", "model": "RN50"},
-    }
-    plain: dict[str, Any] = {"towers": towers, "evals": entries}
-    applied = []
-    for setting in settings:
-        key = setting.partition("=")[0].split(".")[0].split("[")[0]
-        takers = [number for number, entry in enumerate(entries) if _takes(entry["suite"], key)]
-        if not takers:
-            accepted = sorted(
-                {k.name for entry in entries for k in signature_of("suite", entry["suite"]).keys}
-            )
-            chosen = ", ".join(entry["suite"] for entry in entries)
-            raise RecipeError(
-                f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)}"
-                f" Accepted: {', '.join(accepted)}."
-            )
-        applied += [f"evals.{number}.{setting}" for number in takers]
-    # The recipe's own reader of YAML and its checks, so that messages and types are the same as in
-    # a recipe.
-    try:
-        return list(parse_recipe(json.dumps(plain), "--suite", applied).evals)
-    except RecipeError as error:
-        # In the words that the user typed.
-        typed = re.sub(r"--set evals\.\d+\.", "--with ", str(error)).replace(
-            "--suite:1: ", "--suite: "
-        )
-        raise RecipeError(re.sub(r": evals\[\d+\]\.(suite: )?", ": ", typed)) from None
-
-
-def _takes(suite: str, key: str) -> bool:
-    return key in {declared.name for declared in signature_of("suite", suite).keys}
 
 
 def _of_run(

@@ -16,12 +16,9 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.places import found_by_name
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 DEFAULT_DATA = {"reader": "shapes", "split": "val"}
-
-
-Data = str | Mapping[str, Any] | None
-"""A suite's `data:` key."""
 
 
 class Dataset(NamedTuple):
@@ -37,7 +34,7 @@ class Dataset(NamedTuple):
         return self.reader.fingerprint()
 
 
-def open_dataset(subject: Subject, data: Data, *, split: str | None = None) -> Dataset:
+def open_dataset(subject: Subject, data: DataSource, *, split: str | None = None) -> Dataset:
     """The data of a suite's `data:` key; by default the drawn shapes.
 
     Args:
@@ -78,7 +75,7 @@ class LabelledPair(NamedTuple):
     test_labels: Tensor
 
 
-def labelled_pair(subject: Subject, data: Data, train_data: Data) -> LabelledPair:
+def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) -> LabelledPair:
     """The two parts of a suite that learns from labels.
 
     Args:

@@ -19,7 +19,7 @@ from vlkd_cli.data.files.texts import (
 )
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
-from vlkd_cli.evaluation.datasets.dataset import Data, Dataset
+from vlkd_cli.evaluation.datasets.dataset import Dataset
 from vlkd_cli.evaluation.datasets.known_sets import known_as, load_classes, load_templates
 
 GENERIC = "photo"
@@ -90,7 +90,7 @@ def prompts(
     return [[fill(template, name) for template in source] for name in names]
 
 
-def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: Data) -> list[str]:
+def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: DataSource) -> list[str]:
     """`class_names`; a well-known data set whose files tell no readable names gets those that vlkd
     knows.
 
@@ -120,7 +120,7 @@ def prompts_of(
     return prompts(names, dataset.reader, chosen, dataset.name)
 
 
-def _left_to_us(data: Data, key: str) -> bool:
+def _left_to_us(data: DataSource, key: str) -> bool:
     """Whether a data set is named, and read by the reader that knows names only as they stand in
     the files."""
     if isinstance(data, str) or data is None:

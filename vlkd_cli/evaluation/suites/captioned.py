@@ -27,6 +27,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 SWEEP = (1.0, 10.0, 100.0, 1000.0)
 
@@ -58,7 +59,7 @@ class Captioned(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
         train_data: dict[str, Any] | None = None,
         captions: Literal["all", "first"] = "all",
         C: float | None = None,

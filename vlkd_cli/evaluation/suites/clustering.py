@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.kmeans import kmeans
+from vlkd_cli.recipe.types import DataSource
 
 
 class Clustering(Suite):
@@ -40,7 +41,7 @@ class Clustering(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
         clusters: int | None = None,
         restarts: int = 5,
         iterations: int = 100,

@@ -21,6 +21,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 
 class FeatureAnalysis(Suite):
@@ -40,7 +41,7 @@ class FeatureAnalysis(Suite):
 
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
-    def __init__(self, *, data: str | dict[str, Any] | None = None, items: int = 10_000) -> None:
+    def __init__(self, *, data: DataSource = None, items: int = 10_000) -> None:
         self.data, self.items = data, items
         if items < 2:
             raise RecipeError("suite 'feature_analysis': items is at least 2.")

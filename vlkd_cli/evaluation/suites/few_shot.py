@@ -15,6 +15,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 
 class FewShot(Suite):
@@ -38,8 +39,8 @@ class FewShot(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
-        train_data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
+        train_data: DataSource = None,
         shots: int | list[int] | None = None,
         seeds: list[int] | None = None,
         C: float = 3.16,

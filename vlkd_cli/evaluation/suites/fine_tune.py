@@ -23,6 +23,7 @@ from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.evaluation.suites.linear_probe import accuracies
 from vlkd_cli.evaluation.suites.zero_shot import class_features
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 
 class FineTune(Suite):
@@ -56,8 +57,8 @@ class FineTune(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
-        train_data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
+        train_data: DataSource = None,
         epochs: int = 10,
         lr: float = 0.01,
         weight_decay: float = 1e-6,

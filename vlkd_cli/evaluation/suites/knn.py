@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.neighbours import nearest
+from vlkd_cli.recipe.types import DataSource
 
 
 class KNN(Suite):
@@ -37,8 +38,8 @@ class KNN(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
-        train_data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
+        train_data: DataSource = None,
         k: list[int] | None = None,
         temperature: float = 0.07,
         point: Literal["backbone", "projected"] = "backbone",

@@ -28,6 +28,7 @@ from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.evaluation.suites.zero_shot import class_features
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 Protocol = Literal["clip", "sgd", "adamw", "elevater", "elevater_paper"]
 INVERSE_REGULARISERS = np.logspace(6, -6, 97)
@@ -106,9 +107,9 @@ class LinearProbe(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
-        train_data: str | dict[str, Any] | None = None,
-        val_data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
+        train_data: DataSource = None,
+        val_data: DataSource = None,
         protocol: Protocol = "clip",
         point: Literal["backbone", "projected", "normalised"] = "backbone",
         tune: bool = True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 
 class Retrieval(Suite):
@@ -48,7 +49,7 @@ class Retrieval(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
         k: list[int] | None = None,
         captions_per_image: int | None = None,
         items: bool = True,

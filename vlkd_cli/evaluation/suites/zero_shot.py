@@ -26,6 +26,7 @@ from vlkd_cli.evaluation.shown import classification_items, classification_shown
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import DataSource
 
 Ensemble = Literal["normalise", "raw_mean"]
 
@@ -61,7 +62,7 @@ class ZeroShot(Suite):
     def __init__(
         self,
         *,
-        data: str | dict[str, Any] | None = None,
+        data: DataSource = None,
         templates: str | list[str] | None = None,
         classes: str | list[str] | None = None,
         ensemble: Ensemble = "normalise",
