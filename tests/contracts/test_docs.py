@@ -164,7 +164,7 @@ def test_a_run_folder_holds_what_the_tutorial_lists(folder):
         line.split()[0]
         for line in (SNIPPETS / "run_folder.txt").read_text(encoding="utf-8").splitlines()
     ]
-    assert len(listed) == 7
+    assert len(listed) == 8
     for name in listed:
         assert (folder / "runs" / "first" / name).exists(), name
 

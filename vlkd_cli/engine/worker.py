@@ -43,6 +43,7 @@ from vlkd_cli.recipe.address import Address, modality_of
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.reports.open import Sinks
+from vlkd_cli.reports.state import StateFile
 from vlkd_cli.towers.tower import Tower
 
 
@@ -185,6 +186,8 @@ class _Run:
             if self.is_main
             else None
         )
+        self.state = StateFile(self.folder.path) if self.is_main else None
+        self._note_progress(start, write=True)
         begin, finished = time.perf_counter(), False
         try:
             quiet = self.job.quiet or not self.is_main
@@ -206,6 +209,7 @@ class _Run:
             self.loader.close()
             if self.sinks is not None:
                 self.sinks.finish()
+            self._note_progress(trainer.step_count, write=True)
         if not finished:
             self._say(
                 f"Stopped at step {trainer.step_count} of {self.total_steps}; saved in"
@@ -332,7 +336,13 @@ class _Run:
         if self.sinks is not None:
             self.sinks.log(step, values)
             self.progress.say(self.evaluations.one_line(step))
+        if is_best and self.state is not None and self.evaluations.best_value is not None:
+            self.state.note_best(self.evaluations.best_value, step)
         return is_best
+
+    def _note_progress(self, step: int, *, write: bool = False) -> None:
+        if self.state is not None:
+            self.state.proceed(step, self.total_steps, write=write)
 
     def _share_statistics(self) -> None:
         """Batch-norm statistics differ between ranks while training; the first rank's are the
@@ -345,6 +355,7 @@ class _Run:
     def _log(self, step: int, values: Any) -> None:
         if self.sinks is not None:
             self.sinks.log(step, values)
+        self._note_progress(step)
         self.progress.update(
             step,
             epoch=(step - 1) // self.steps_per_epoch,

@@ -119,7 +119,7 @@ def mcnemar(only_a_right: int, only_b_right: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for several comparisons (Holm, 1979), in the order given."""
+    """P values adjusted for several comparisons (Holm, 1979), in the order given."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for position, index in enumerate(order):

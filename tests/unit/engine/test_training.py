@@ -473,3 +473,22 @@ def test_a_compiled_composition_trains_the_same(tmp_path: Path) -> None:
     assert [value for _, value in compiled] == pytest.approx(
         [value for _, value in plain], rel=1e-3
     )
+
+
+def test_a_run_says_how_it_ended(tmp_path: Path) -> None:
+    recipe = tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.mean_recall"})
+    run = train(tmp_path, recipe)
+    state = json.loads((run / "state.json").read_text())
+    values = dict(read_metrics(run)["eval/retrieval.shapes.mean_recall"])
+    assert (state["state"], state["step"], state["total_steps"]) == ("finished", 12, 12)
+    assert state["best"] == max(values.values())
+    assert values[state["best_step"]] == state["best"]
+
+
+def test_a_failed_run_names_its_error(tmp_path: Path) -> None:
+    recipe = tiny_recipe(train={"max_nonfinite_steps": 1}, optimizer={"lr": 1e30})
+    with pytest.raises(UserError):
+        train(tmp_path, recipe)
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert state["state"] == "failed"
+    assert state["error"].startswith("loss or gradient was not finite")

@@ -19,6 +19,7 @@ from vlkd_cli.engine.launching.launch import (
     run_workers,
 )
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
+from vlkd_cli.engine.launching.run_record import recorded
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.recipe.load import load_recipe, load_unchecked
 from vlkd_cli.recipe.schema import Recipe
@@ -127,15 +128,18 @@ def start_training(
         dry_run=dry_run,
         quiet=quiet,
     )
-    try:
-        # A group that the agent starts again goes on from the last checkpoint; the first attempt
-        # finds none.
-        return run_workers(
-            restartable if placement.max_restarts else worker.train, job, placement, folder.logs
-        )
-    finally:
-        if dry_run and is_first:
-            shutil.rmtree(folder.path, ignore_errors=True)
+    # A group that the agent starts again goes on from the last checkpoint; the first attempt
+    # finds none.
+    target = restartable if placement.max_restarts else worker.train
+    if dry_run:
+        try:
+            return run_workers(target, job, placement, folder.logs)
+        finally:
+            if is_first:
+                shutil.rmtree(folder.path, ignore_errors=True)
+    with recorded(folder.path, resumed=is_begun, first=is_first) as record:
+        record.status = run_workers(target, job, placement, folder.logs)
+    return record.status
 
 
 def restartable(job: Job) -> int:
