@@ -439,6 +439,8 @@ class _Run:
             else ""
         )
         self._say(f"Trained {steps} steps in {seconds:.0f} s{rate}.{skipped}")
+        if unread := self.folder.skipped_summary():
+            console.warn(unread)
         self._say(f"Run folder: {self.folder.path}")
         run = shlex.quote(str(self.folder.path))
         metrics = shlex.quote(str(self.folder.path / "metrics.csv"))

@@ -21,6 +21,7 @@ from vlkd_cli.recipe.address import (
     modality_of,
     text_names,
 )
+from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.objectives import check_objective, listed
 from vlkd_cli.recipe.params import attributes_of
@@ -57,6 +58,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
             problems += _check_adapter(tower, path)
     problems += _check_distillers(recipe)
     problems += _check_data(recipe)
+    problems += check_offers(recipe)
     problems += _check_training(recipe)
     problems += _check_evals(recipe)
     return problems

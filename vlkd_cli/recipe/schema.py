@@ -204,6 +204,9 @@ class DataSpec(Open):
         None, description="samples drawn per epoch instead of one pass over all"
     )
     shuffle: bool = Field(True, description="draw the samples in another order each epoch")
+    per_class: PositiveInt | None = Field(
+        None, description="samples of each class in a step, which holds as many classes as fit"
+    )
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
     max_broken_share: Probability = Field(
