@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import time
@@ -23,7 +22,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._skipped: dict[Path, dict[str, str]] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -61,42 +59,10 @@ class RunFolder:
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
         """Append samples that could not be read to `skipped.csv` (of this rank, where there are
-        several), each once, however often it was sampled."""
-        path = self.path / ("skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv")
-        noted = self._skipped_in(path)
-        new = {item.name: item for item in skipped if item.name not in noted}
-        # Names of files may hold bytes that are no text.
-        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(("sample", "reason"))
-            writer.writerows((item.name, item.reason) for item in new.values())
-        noted |= {name: item.reason for name, item in new.items()}
-
-    def skipped_summary(self) -> str | None:
-        """A line on the samples that could not be read, of all ranks; None: there are none."""
-        found: dict[str, str] = {}
-        for path in sorted(self.path.glob("skipped*.csv")):
-            found |= self._skipped_in(path)
-        if not found:
-            return None
-        name, reason = next(iter(found.items()))
-        each = "1 sample" if len(found) == 1 else f"{len(found):,} samples"
-        return (
-            f"{each} could not be read and {'was' if len(found) == 1 else 'were'} replaced, e.g."
-            f" {name}: {reason}. See {self.path / 'skipped.csv'}."
-        )
-
-    def _skipped_in(self, path: Path) -> dict[str, str]:
-        """Reason by name of what a list names; lines that are damaged do not count."""
-        if path not in self._skipped:
-            self._skipped[path] = {}
-            if path.is_file():
-                text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-                with contextlib.suppress(csv.Error):
-                    rows = [row for row in csv.reader(text.split("\n")) if len(row) == 2]
-                    self._skipped[path] = dict(rows[1:])  # type: ignore[arg-type]
-        return self._skipped[path]
+        several)."""
+        name = "skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv"
+        with (self.path / name).open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows((item.name, item.reason) for item in skipped)
 
 
 def fresh_run(recipe_name: str, base: Path) -> RunFolder:
@@ -143,3 +109,24 @@ def existing_run(path: Path, base: Path) -> RunFolder:
     raise CheckpointError(
         f"{path} is no run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}"
     )
+
+
+def runs_of(targets: Sequence[str], base: Path) -> list[Path]:
+    """The run folders that are meant: runs by folder or name, and all runs of a folder that holds
+    runs.
+
+    Raises:
+        CheckpointError: a target is neither.
+    """
+    found: list[Path] = []
+    for target in targets:
+        path = Path(target)
+        inside = [] if (path / "recipe.yaml").is_file() else runs_under(path)
+        found += inside or [existing_run(path, base).path]
+    return list(dict.fromkeys(found))
+
+
+def runs_under(folder: Path) -> list[Path]:
+    """Every run in a folder and in its folders (a sweep), by name."""
+    files = [*folder.glob("*/recipe.yaml"), *folder.glob("*/*/recipe.yaml")]
+    return sorted(file.parent for file in files)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlkd_cli import console
+from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.state import StateFile
 
 
@@ -18,13 +21,14 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded(folder: Path, *, resumed: bool, first: bool) -> Iterator[Record]:
-    """Keep `state.json` around a run, failed ones included.
+def recorded(folder: Path, *, resumed: bool, first: bool, report: bool = False) -> Iterator[Record]:
+    """Keep `state.json` around a run and write its page at the end, of a failed run too.
 
     Args:
         folder: the run's folder, which exists.
         resumed: the run continues from a checkpoint.
         first: whether this process speaks for the run; others write nothing.
+        report: write `report.html`; one that cannot be written costs a warning.
     """
     record = Record()
     if not first:
@@ -35,6 +39,24 @@ def recorded(folder: Path, *, resumed: bool, first: bool) -> Iterator[Record]:
         yield record
     except Exception as error:
         StateFile(folder).end("failed", (str(error) or type(error).__name__).strip())
+        if report:
+            _write_page(folder)
         raise
     # Read again: a worker has written how far it came.
     StateFile(folder).end("stopped" if record.status else "finished")
+    if report:
+        _write_page(folder)
+
+
+def asks_for_report(recipe: Recipe) -> bool:
+    """Whether `reports:` names the page."""
+    return "html" in {r if isinstance(r, str) else r.name for r in recipe.reports}
+
+
+def _write_page(folder: Path) -> None:
+    from vlkd_cli.reports.html.write import write_report
+
+    try:
+        console.say(f"Report: {write_report([folder])}")
+    except UserError as error:
+        console.warn(str(error))

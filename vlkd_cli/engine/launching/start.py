@@ -19,7 +19,7 @@ from vlkd_cli.engine.launching.launch import (
     run_workers,
 )
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
-from vlkd_cli.engine.launching.run_record import recorded
+from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.recipe.load import load_recipe, load_unchecked
 from vlkd_cli.recipe.schema import Recipe
@@ -137,7 +137,12 @@ def start_training(
         finally:
             if is_first:
                 shutil.rmtree(folder.path, ignore_errors=True)
-    with recorded(folder.path, resumed=is_begun, first=is_first) as record:
+    with recorded(
+        folder.path,
+        resumed=is_begun,
+        first=is_first,
+        report=asks_for_report(checked),
+    ) as record:
         record.status = run_workers(target, job, placement, folder.logs)
     return record.status
 
