@@ -1,0 +1,293 @@
+"""What a run folder says about its run: everything but weights, read without torch.
+
+A file that is missing leaves its part empty; one that cannot be read is named in `unreadable`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_cli.errors import CheckpointError
+from vlkd_cli.reports.csv import read_metrics
+from vlkd_cli.reports.state import RunState, read_state
+
+Series = list[tuple[int, float]]
+LOWER_IS_BETTER = {"rank", "loss", "mae", "mse", "error", "perplexity", "uniformity", "gap"}
+# What may differ between two runs of one group: it changes no number that is trained.
+IGNORED_SECTIONS = {"evals", "reports"}
+IGNORED_KEYS = {
+    "train.seed",
+    "train.cache_dir",
+    "train.log_every_steps",
+    "train.save_every_steps",
+    "train.save_every_epochs",
+    "train.save_every_minutes",
+    "train.keep",
+    "train.best",
+    "data.workers",
+    "data.prefetch",
+}
+
+
+class Metric(NamedTuple):
+    """One figure of one suite on one data set."""
+
+    suite: str
+    dataset: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.suite}.{self.dataset}.{self.name}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value is the better one: ranks, losses, errors."""
+        return not LOWER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", self.name.lower()))
+
+
+class StoredResult(NamedTuple):
+    """A result file; `step` is None for one of `vlkd eval`."""
+
+    path: Path
+    step: int | None
+    content: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return str(self.content.get("suite", "")), str(self.content.get("dataset", ""))
+
+    @property
+    def rows(self) -> str:
+        """Digest of the rows; empty where unknown."""
+        return str((self.content.get("hashes") or {}).get("rows", ""))
+
+    def sidecar(self, kind: str) -> Path:
+        """The file next to it, `items` or `map`."""
+        return self.path.with_name(f"{self.path.name.removesuffix('.json')}.{kind}.npz")
+
+
+@dataclass
+class RunRecord:
+    """One run folder as plain values."""
+
+    path: Path
+    recipe: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    state: RunState | None = None
+    training: dict[str, Series] = field(default_factory=dict)
+    """Logged values by name, without `train/`."""
+    evaluations: dict[Metric, Series] = field(default_factory=dict)
+    """Values during the run, and those of `vlkd eval` where the run itself had none."""
+    results: list[StoredResult] = field(default_factory=list)
+    """Oldest step first; those of `vlkd eval` last."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Names and reasons of broken files."""
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def seed(self) -> int | None:
+        """`train.seed`, where the recipe says it."""
+        found = (self.recipe.get("train") or {}).get("seed")
+        return found if isinstance(found, int) else None
+
+    @property
+    def watched(self) -> Metric | None:
+        """The metric that `train.best` names, where it was evaluated."""
+        best = (self.recipe.get("train") or {}).get("best")
+        return self.find_metric(best) if isinstance(best, str) else None
+
+    @property
+    def recipe_name(self) -> str:
+        """What the command called the recipe; the folder's name without its time otherwise."""
+        command = [str(word) for word in self.versions.get("command") or []]
+        if "train" in command:
+            after = command[command.index("train") + 1 :]
+            if after and not after[0].startswith("-"):
+                return Path(after[0]).stem
+        return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", self.name)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything is known of."""
+        steps = [series[-1][0] for series in self.training.values() if series]
+        return max([*steps, self.state.step if self.state else 0], default=0)
+
+    def find_metric(self, words: str) -> Metric | None:
+        """The metric called SUITE.METRIC or SUITE.DATASET.METRIC; of several data sets, the first,
+        as `train.best` means it."""
+        suite, _, rest = words.partition(".")
+        for metric in self.evaluations:
+            if metric.suite == suite and rest in (metric.name, f"{metric.dataset}.{metric.name}"):
+                return metric
+        return None
+
+    def primary_metrics(self) -> list[Metric]:
+        """The metric that each suite and data set is summarized by."""
+        found: dict[tuple[str, str], Metric] = {}
+        for result in self.results:
+            metric = Metric(*result.key, str(result.content.get("headline", "")))
+            if metric in self.evaluations:
+                found.setdefault(result.key, metric)
+        for metric in self.evaluations:
+            found.setdefault(metric[:2], metric)
+        return list(found.values())
+
+    def best(self, metric: Metric) -> tuple[int, float] | None:
+        """Step and value of the best evaluation; of equal ones the first."""
+        series = [point for point in self.evaluations.get(metric, ()) if math.isfinite(point[1])]
+        sign = -1 if metric.lower_is_better else 1
+        return max(series, key=lambda point: sign * point[1], default=None)
+
+    def last(self, metric: Metric) -> tuple[int, float] | None:
+        """Step and value of the last evaluation."""
+        return (self.evaluations.get(metric) or [None])[-1]
+
+    def result_of(self, metric: Metric, step: int | None = None) -> StoredResult | None:
+        """The result file with this metric at a step; by default, or where there is none of that
+        step, the last one."""
+        files = [
+            result
+            for result in self.results
+            if result.key == metric[:2] and metric.name in result.content["metrics"]
+        ]
+        exact = [result for result in files if step is not None and result.step == step]
+        return (exact or files or [None])[-1]
+
+    def chance(self, metric: Metric) -> float | None:
+        """What a random encoder would reach, where that is known."""
+        result = self.result_of(metric)
+        found = (result.content.get("chance") or {}).get(metric.name) if result else None
+        return float(found) if isinstance(found, int | float) else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: it is not a run folder: it has no recipe.yaml.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(f"{folder} is not a run folder: it has no recipe.yaml.")
+    record = RunRecord(folder, state=read_state(folder))
+    record.recipe = _read(record, "recipe.yaml", _yaml)
+    record.versions = _read(record, "versions.json", json.loads)
+    _read_metrics(record)
+    _read_results(record)
+    for file in sorted(folder.glob("skipped*.csv")):
+        with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+            rows = csv.reader(line.replace("\0", "") for line in lines)
+            record.skipped += [(row[0], row[1]) for row in rows if len(row) >= 2]
+    return record
+
+
+def flat_recipe(recipe: Mapping[str, Any], *, of_group: bool = False) -> dict[str, str]:
+    """A recipe as dotted keys and values in YAML's words.
+
+    Args:
+        recipe: the content of a `recipe.yaml`.
+        of_group: leave out what runs of one group may differ in: seed, workers, logging; absolute
+            paths count by their last part.
+    """
+    flat = dict(_flatten(recipe, ""))
+    if not of_group:
+        return flat
+    return {
+        key: Path(value).name if value.startswith(("/", "~")) else value
+        for key, value in flat.items()
+        if key not in IGNORED_KEYS and re.split(r"[.\[]", key)[0] not in IGNORED_SECTIONS
+    }
+
+
+def _flatten(value: Any, key: str) -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flatten(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _flatten(item, f"{key}[{number}]")
+    elif value is not None and value != {} and value != []:
+        yield key, _word(value)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_word, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read(record: RunRecord, name: str, parse: Any) -> dict[str, Any]:
+    path = record.path / name
+    if not path.is_file():
+        return {}
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError, RecursionError):
+        pass
+    record.unreadable.append(name)
+    return {}
+
+
+def _read_metrics(record: RunRecord) -> None:
+    if not (record.path / "metrics.csv").is_file():
+        return
+    try:
+        logged = read_metrics(record.path)
+    except CheckpointError:
+        record.unreadable.append("metrics.csv")
+        return
+    for name, series in logged.items():
+        kind, _, rest = name.partition("/")
+        if kind == "train":
+            record.training[rest] = series
+        elif kind == "eval" and rest.count(".") >= 2:
+            suite, _, rest = rest.partition(".")
+            dataset, _, metric = rest.rpartition(".")
+            record.evaluations[Metric(suite, dataset, metric)] = series
+
+
+def _read_results(record: RunRecord) -> None:
+    folder = record.path / "results"
+    found: list[StoredResult] = []
+    for path in sorted(folder.rglob("*.json")):
+        step = re.fullmatch(r"step_(\d+)", path.parent.name)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
+            record.unreadable.append(str(path.relative_to(record.path)))
+            continue
+        found.append(StoredResult(path, int(step[1]) if step else None, content))
+    found.sort(key=lambda result: (result.step is None, result.step or 0))
+    record.results = found
+    during = set(record.evaluations)
+    for result in found:
+        for name, value in result.content["metrics"].items():
+            metric = Metric(*result.key, name)
+            if metric not in during and isinstance(value, int | float):
+                step = record.last_step if result.step is None else result.step
+                record.evaluations.setdefault(metric, []).append((step, float(value)))
