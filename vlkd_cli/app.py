@@ -30,12 +30,20 @@ class Command(NamedTuple):
     panel: str
 
 
-TRAIN, LOOK, SUBMIT = "Train, evaluate, export", "Look up", "Hand in"
+TRAIN, COMPARE, LOOK, SUBMIT = (
+    "Train, evaluate, export",
+    "Runs and reports",
+    "Look up",
+    "Hand in",
+)
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train", "train", TRAIN),
     "eval": Command("evaluate", "evaluate", TRAIN),
     "export": Command("export", "export", TRAIN),
+    "runs": Command("runs", "runs", COMPARE),
+    "compare": Command("compare", "compare", COMPARE),
+    "report": Command("report", "report", COMPARE),
     "recipes": Command("recipes", "recipes", LOOK),
     "show": Command("show", "show", LOOK),
     "list-models": Command("list_models", "list_models", LOOK),

@@ -261,6 +261,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
     },
     "sink": {
         "csv": Entry("reports.csv:CSVSink", "every logged value; the record"),
+        "html": Entry("reports.html.html:HTMLSink", "a page that shows the run, at its end"),
         "tensorboard": Entry(
             "reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"
         ),

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.distillers.distiller import Context, Distiller
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import mean_without_grad
-from vlkd_cli.recipe.types import Probability, Progress
+from vlkd_cli.recipe.types import Probability
 
 
-class CenteredCosine(Distiller):
-    """Turn the student towards the teacher, after the mean teacher feature is subtracted.
+class CentredCosine(Distiller):
+    """Turn the student towards the teacher, after the mean teacher feature is taken away.
 
     Text features often share a large common part; without it, what is left tells the samples apart.
 
     Args:
-        momentum: of the running mean; 0 uses the mean of the last step only.
+        momentum: of the running mean; 0 keeps the mean of the last step only.
     """
 
     direction = "one_way"  # the teacher is detached
+    needs = frozenset({"equal_width"})  # refused, with the head to add, where the widths differ
     crosses_ranks = "the teacher's mean, after the step"
 
-    center: Tensor
+    centre: Tensor
 
     def __init__(self, *, momentum: Probability = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
 
-    def setup(self, student: Widths, teacher: Widths | None) -> None:
-        assert isinstance(teacher, int)  # a tuple only where a side takes several outputs
-        self.register_buffer("center", torch.zeros(teacher))
+    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+        assert isinstance(teacher_width, int)  # a list only where a side of the arrow is one
+        self.register_buffer("centre", torch.zeros(teacher_width))
 
     def forward(
         self,
-        student: Float[Tensor, "B D"],  # rows of one output
-        teacher: Float[Tensor, "B D"],  # the same letter: refused where the widths differ
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         teacher = teacher.detach()
         self.stage(teacher.mean(0))  # remembered, not yet used: forward writes no state
-        return (1 - (unit(student) * unit(teacher - self.center)).sum(1)).mean()
+        return (1 - (unit(student) * unit(teacher - self.centre)).sum(1)).mean()
 
-    def commit(self, progress: Progress) -> None:
+    def commit(self, step: int) -> None:
         means = [mean_without_grad(mean) for (mean,) in self.take_staged()]
         if means:
-            self.center.lerp_(torch.stack(means).mean(0), 1 - self.momentum)
+            self.centre.lerp_(torch.stack(means).mean(0), 1 - self.momentum)

@@ -46,6 +46,9 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("recipes", "schema"),
         ("show", "distiller", "infonce"),
         ("list-distillers",),
+        ("runs", "--help"),
+        ("compare", "--help"),
+        ("report", "--help"),
     ],
 )
 def test_looking_things_up_needs_no_torch(words):

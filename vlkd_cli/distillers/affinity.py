@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
-from vlkd_cli.distillers.logit_scale import ScaledDistiller
+from vlkd_cli.distillers.distiller import Context, Distiller, require_pairs
 from vlkd_cli.distillers.similarity import (
-    Pair,
+    add_log_scale,
+    clamp_log_scale,
     cross_logits,
     soft_cross_entropy,
     unit,
@@ -16,7 +19,7 @@ from vlkd_cli.distillers.similarity import (
 from vlkd_cli.recipe.types import Positive, Probability
 
 
-class Affinity(ScaledDistiller):
+class Affinity(Distiller):
     """Match the student pair's image-to-text and text-to-image distributions over the batch with
     those of the teacher pair.
 
@@ -26,9 +29,12 @@ class Affinity(ScaledDistiller):
     distilling loss with one student scale, is `alpha: 0.5` with `weight: 2`.
 
     Args:
-        alpha: fraction of the affinity term; the rest goes to the contrastive loss of the student
+        alpha: share of the affinity term; the rest goes to the contrastive loss of the student
             pair.
-        logit_scale: initial factor on the student's cosines (not its logarithm).
+        logit_scale: factor on the student's cosines.
+        learnable: whether the student's scale is trained; it then stays within [1, max_logit_scale]
+            after each step.
+        max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
 
     Source: Wu et al., TinyCLIP, ICCV 2023, arXiv:2309.12314, equation 2; microsoft/Cream,
@@ -37,9 +43,11 @@ class Affinity(ScaledDistiller):
     """
 
     direction = "one_way"
-    minimum_batch = 2
+    takes = "pair"
     crosses_ranks = "features of both towers of both models, the student's with gradient"
     paper = "Wu et al. 2023, arXiv:2309.12314"
+
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -50,19 +58,24 @@ class Affinity(ScaledDistiller):
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scale: Positive = 50.0,
     ) -> None:
-        super().__init__(
-            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
-        )
+        super().__init__()
         self.alpha = alpha
+        self.learnable = learnable
+        self.max_logit_scale = max_logit_scale
         self.teacher_logit_scale = teacher_logit_scale
+        add_log_scale(self, logit_scale, learnable)
+
+    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
+        require_pairs(self, student_width, teacher_width)
 
     def forward(
         self,
-        student: Pair,
-        teacher: Pair,
+        student: Sequence[Float[Tensor, "B _"]],
+        teacher: Sequence[Float[Tensor, "B _"]],
+        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         image, text = (unit(side) for side in student)
-        scale = self.scale
+        scale = self.log_scale.exp()
         loss = 0 * scale
         if self.alpha > 0:
             ours = cross_logits(image, text, scale)
@@ -75,3 +88,7 @@ class Affinity(ScaledDistiller):
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * blocked_infonce(image, text, scale)
         return loss
+
+    def commit(self, step: int) -> None:
+        if self.learnable:
+            clamp_log_scale(self.log_scale, self.max_logit_scale)

@@ -11,7 +11,6 @@ from vlkd_cli import catalog
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe import schema
-from vlkd_cli.recipe.contract import Form, contract_of
 from vlkd_cli.recipe.messages import described_type, shown
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, Source, signature_of
@@ -100,7 +99,7 @@ def about(kind: str, name: str) -> Page:
             key_rows([*optimizer_keys(name), *shared]),
         )
     signature = signature_of(kind, name)
-    facts = _facts(kind, name, signature)
+    facts = _facts(kind, signature)
     if name in catalog.CATALOG[kind] and (extra := catalog.CATALOG[kind][name].extra):
         facts.append(("installed by", f"pip install 'vlkd[{extra}]'"))
     return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys))
@@ -128,17 +127,17 @@ def default_text(key: Key) -> str:
 
 
 def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
-    """(name, paper, direction, what it wants, state, what crosses ranks) of each distiller."""
+    """(name, paper, direction, needs, state, what crosses ranks) of each training objective."""
     rows = []
     for name in catalog.names("distiller"):
         signature = signature_of("distiller", name)
-        said = dict(_facts("distiller", name, signature))
+        said = dict(_facts("distiller", signature))
         rows.append(
             (
                 name,
                 said["paper"],
                 said["direction"],
-                said["wants"],
+                said["needs"],
                 said["state"],
                 said["crosses ranks"],
             )
@@ -182,16 +181,22 @@ def catalogue_page() -> str:
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def _facts(kind: str, name: str, signature: Signature) -> list[tuple[str, str]]:
+def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
     said = signature.attributes
     if kind == "distiller":
-        contract = contract_of(name)
+        needs = said.get("needs", frozenset())
+        taken = {"pair": "image and text of each side", "views": "several views"}.get(
+            said.get("takes", "one"), "one tensor of each side"
+        )
+        most = said.get("most_outputs")
+        lists = ", or lists" + (
+            f" of up to {most[0]} (student) and {most[1]} (teacher)" if most else ""
+        )
         return [
             ("paper", said.get("paper", "")),
             ("direction", said.get("direction", "")),
-            ("student", _forms(contract.student)),
-            ("teacher", _forms(contract.forms("teacher")) or "none"),
-            ("wants", ", ".join(contract.wants) or "nothing else"),
+            ("takes", taken + (lists if said.get("takes_lists") else "")),
+            ("needs", ", ".join(sorted(needs)) or "nothing"),
             ("state", ", ".join(signature.state) or "none"),
             ("crosses ranks", said.get("crosses_ranks", "nothing")),
             ("smallest batch", f"{said.get('minimum_batch', 1)} over all ranks"),
@@ -199,11 +204,6 @@ def _facts(kind: str, name: str, signature: Signature) -> list[tuple[str, str]]:
     if kind in ("builder", "suite") and said.get("modalities"):
         return [("modalities", ", ".join(sorted(said["modalities"])))]
     return []
-
-
-def _forms(forms: Sequence[Form]) -> str:
-    """The shapes of a side's alternatives."""
-    return " or ".join(form.shape for form in forms)
 
 
 def _without_arguments(docstring: str) -> str:

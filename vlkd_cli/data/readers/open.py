@@ -17,7 +17,6 @@ _LOADING = (
     "views",
     "episode_samples",
     "shuffle",
-    "per_class",
     "workers",
     "prefetch",
     "max_broken_share",

@@ -1,0 +1,69 @@
+"""Render a report and write it: one file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli.errors import UserError
+from vlkd_cli.reports.records import read_run
+
+FILE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the page of a run, or the comparison of several.
+
+    Args:
+        folders: run folders; the first of several is the baseline.
+        output: the file; by default `report.html` in the run, or `comparison.html` next to the
+            first of several.
+
+    Returns:
+        Where the page was written.
+
+    Raises:
+        UserError: a folder is not a run, the runs share no metric, or the file cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    if len(runs) == 1:
+        from vlkd_cli.reports.html.run_page import context_of_run
+
+        path = output or runs[0].path / FILE
+        page = _render("run.html", context_of_run(runs[0]))
+    else:
+        from vlkd_cli.reports.html.comparison_page import context_of_comparison
+
+        path = output or runs[0].path.parent / "comparison.html"
+        page = _render("comparison.html", context_of_comparison(runs))
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8", errors="replace")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the report cannot be written: {error.strerror}. Choose another file with -o."
+        ) from error
+    return path
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Charts are made of escaped parts; style sheet and script are ours.
+    environment.filters["svg"] = Markup
+    environment.globals["include_raw"] = lambda name: Markup(
+        (TEMPLATES / name).read_text(encoding="utf-8")
+    )
+    return environment.get_template(template).render(context)
