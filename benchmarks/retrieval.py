@@ -23,12 +23,11 @@ from pathlib import Path
 import torch
 from encoders import PRECISIONS, Sides, load_sides
 from forked import compare, report
-from processor import processor
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from training_sides import draw_caption, draw_data
 
-from vlkd_cli.evaluation.metrics.ranks import pair_ranks, rank_scores
+from vlkd_cli.evaluation.metrics.classification import rank_scores, ranks_of_own
 from vlkd_cli.evaluation.suites.retrieval import Retrieval
 from vlkd_cli.features.subject import Subject
 
@@ -128,9 +127,12 @@ def features(images: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rank(image: Tensor, text: Tensor, own: Tensor) -> dict[str, float]:
-    both = pair_ranks(image, text, torch.bincount(own))
+    first = torch.arange(len(image)) * CAPTIONS
     found = {}
-    for name, ranks in (("text", both.of_texts), ("image", both.of_images)):
+    for name, ranks in (
+        ("text", ranks_of_own(image, text, first, first + CAPTIONS)),
+        ("image", ranks_of_own(text, image, own, own + 1)),
+    ):
         found.update({f"{name}@{k}": recall for k, recall in rank_scores(ranks, KS).recall.items()})
     return found
 
@@ -189,7 +191,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(processor())
     with threadpool_limits(given.threads):
         fine = [
             part(given)

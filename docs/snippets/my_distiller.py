@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import mean_without_grad
-from vlkd_cli.recipe.types import Probability
+from vlkd_cli.recipe.types import Probability, Progress
 
 
-class CentredCosine(Distiller):
-    """Turn the student towards the teacher, after the mean teacher feature is taken away.
+class CenteredCosine(Distiller):
+    """Turn the student towards the teacher, after the mean teacher feature is subtracted.
 
     Text features often share a large common part; without it, what is left tells the samples apart.
 
     Args:
-        momentum: of the running mean; 0 keeps the mean of the last step only.
+        momentum: of the running mean; 0 uses the mean of the last step only.
     """
 
     direction = "one_way"  # the teacher is detached
-    needs = frozenset({"equal_width"})  # refused, with the head to add, where the widths differ
     crosses_ranks = "the teacher's mean, after the step"
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, *, momentum: Probability = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        assert isinstance(teacher_width, int)  # a list only where a side of the arrow is one
-        self.register_buffer("centre", torch.zeros(teacher_width))
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert isinstance(teacher, int)  # a tuple only where a side takes several outputs
+        self.register_buffer("center", torch.zeros(teacher))
 
     def forward(
         self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B D"],
-        context: Context | None = None,
+        student: Float[Tensor, "B D"],  # rows of one output
+        teacher: Float[Tensor, "B D"],  # the same letter: refused where the widths differ
     ) -> Float[Tensor, ""]:
         teacher = teacher.detach()
         self.stage(teacher.mean(0))  # remembered, not yet used: forward writes no state
-        return (1 - (unit(student) * unit(teacher - self.centre)).sum(1)).mean()
+        return (1 - (unit(student) * unit(teacher - self.center)).sum(1)).mean()
 
-    def commit(self, step: int) -> None:
+    def commit(self, progress: Progress) -> None:
         means = [mean_without_grad(mean) for (mean,) in self.take_staged()]
         if means:
-            self.centre.lerp_(torch.stack(means).mean(0), 1 - self.momentum)
+            self.center.lerp_(torch.stack(means).mean(0), 1 - self.momentum)

@@ -207,7 +207,7 @@ towers:
     train: {last: 1}
   text: {builder: openclip, config: {layers: 1, width: 32, heads: 2}}
 distillers:
-  - {name: "docs.snippets.my_distiller:CentredCosine", momentum: 0.5}
+  - {name: "docs.snippets.my_distiller:CenteredCosine", momentum: 0.5}
   - {name: infonce}
 data: &pairs {reader: "docs.snippets.my_reader:JSONLines", path: "pairs.{split}.jsonl"}
 train: {epochs: 2, batch_size: 4, log_every_steps: 1}
@@ -241,7 +241,7 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(
     assert "two_captions" in printed and "0.5000" in printed
     state = torch.load("run/checkpoints/last.pt", weights_only=True)
     assert state["step"] == 6
-    assert state["distillers"]["CentredCosine.centre"].abs().sum() > 0
+    assert state["distillers"]["CenteredCosine.center"].abs().sum() > 0
     assert {name for name in state["towers"]["image"] if name.startswith("backbone")} == {
         name for name in state["towers"]["image"] if ".blocks.1." in name
     }, "only the last layer learns"
@@ -262,21 +262,23 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(
 
 
 def test_the_example_distiller_is_the_same_over_accumulated_batches_and_writes_nothing_in_forward():
-    from docs.snippets.my_distiller import CentredCosine
+    from docs.snippets.my_distiller import CenteredCosine
+    from vlkd_cli.recipe.types import Progress
 
     torch.manual_seed(0)
     student, teacher = torch.randn(8, 5), torch.randn(8, 5)
-    distiller = CentredCosine(momentum=0.0)
+    distiller = CenteredCosine(momentum=0.0)
+    distiller.setup(5, 5)
     whole = distiller(student, teacher)
     torch.testing.assert_close(
         (distiller(student[:4], teacher[:4]) + distiller(student[4:], teacher[4:])) / 2, whole
     )
-    assert distiller.centre.abs().sum() == 0
+    assert distiller.center.abs().sum() == 0
     distiller.discard()
     distiller(student[:4], teacher[:4])
     distiller(student[4:], teacher[4:])
-    distiller.commit(0)
-    torch.testing.assert_close(distiller.centre, teacher.mean(0))
+    distiller.commit(Progress())
+    torch.testing.assert_close(distiller.center, teacher.mean(0))
 
 
 def test_the_example_suite_is_bracketed():

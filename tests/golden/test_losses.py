@@ -28,9 +28,10 @@ from torch import Tensor
 from tests.golden import golden_inputs
 from vlkd_cli.catalog import load
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.heads.prototypes import PrototypeHead
 from vlkd_cli.numerics.kmeans import class_means, kmeans
+from vlkd_cli.recipe.types import Progress, Schedule
 
 GOLDENS = json.loads((Path(__file__).parent / "losses.json").read_text())
 CASES = {case["id"]: case for case in GOLDENS["cases"]}
@@ -93,9 +94,9 @@ def affinity(case: dict[str, Any], x: Inputs) -> Inputs:
 def mobileclip(case: dict[str, Any], x: Inputs) -> Inputs:
     hyper = case["hyper"]
     contrastive, distill = hyper["weights_contrastive_distill"]
-    student, teacher = [x["image"], x["text"]], [x["t_image"], x["t_text"]]
+    student, teacher = student_pair(x), teacher_pair(x)
     if "syn_text" in x:
-        student, teacher = [*student, x["syn_text"]], [*teacher, x["t_syn_text"]]
+        student, teacher = (*student, x["syn_text"]), (*teacher, x["t_syn_text"])
     keys = {
         "teacher_dims": hyper["teacher_dims"],
         "teacher_logit_scales": hyper["teacher_logit_scales"],
@@ -139,8 +140,8 @@ def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
         if name == "task":
             outputs[name] = distiller(*student_pair(x))
             continue
-        widths = [[side.shape[1] for side in pair] for pair in (student_pair(x), teacher_pair(x))]
-        distiller.prepare(*widths)
+        pairs = student_pair(x), teacher_pair(x)
+        distiller.setup(*(tuple(side.shape[1] for side in pair) for pair in pairs))
         distiller.to(x["image"].dtype)
         for modality, projection in zip(
             ("visual", "text"), getattr(distiller, "projections", ()), strict=False
@@ -158,7 +159,7 @@ def simcse(case: dict[str, Any], x: Inputs) -> Inputs:
     distiller = build(
         "simcse", temp=hyper["temp"], hard_negative_weight=hyper["hard_negative_logit"]
     )
-    return {"loss": distiller(x["z1"], [x["z2"], x["z3"]] if "z3" in x else x["z2"])}
+    return {"loss": distiller(x["z1"], (x["z2"], x["z3"]) if "z3" in x else x["z2"])}
 
 
 def vicreg(case: dict[str, Any], x: Inputs) -> Inputs:
@@ -205,7 +206,7 @@ def itra_contrast(case: dict[str, Any], x: Inputs) -> Inputs:
 def unicl(case: dict[str, Any], x: Inputs) -> Inputs:
     return {
         "loss": with_scale(build("unicl"), x, case["hyper"])(
-            x["image"], x["text"], Context(labels=x["labels"])
+            x["image"], x["text"], labels=x["labels"]
         )
     }
 
@@ -268,7 +269,7 @@ def protoclip_total(case: dict[str, Any], x: Inputs) -> Inputs:
                 features, distiller.means[only], labels, seen, distiller.centroids[1 - only]
             )
         return distiller(
-            [x["image"], x["image_proj"]], [x["text"], x["text_proj"]], Context(indices=x["index"])
+            (x["image"], x["image_proj"]), (x["text"], x["text_proj"]), indices=x["index"]
         )
 
     return {
@@ -412,8 +413,6 @@ def stateful(
             "protocpc", prototypes=None, teacher_temp=hyper["teacher_temp"], assignment=assignment
         )
     else:
-        from vlkd_cli.recipe.types import Schedule
-
         temperature = hyper["teacher_temp"]
         if "warmup_teacher_temp" in hyper:
             temperature = Schedule(
@@ -421,7 +420,7 @@ def stateful(
                 epochs=hyper["warmup_teacher_temp_epochs"],
             )
         distiller = build("dino", prototypes=None, teacher_temp=temperature)
-    distiller.prepare(x["student@0"].shape[1], x["teacher@0"].shape[1])
+    distiller.setup(x["student@0"].shape[1], x["teacher@0"].shape[1])
     distiller.to(dtype)
     recorded: dict[str, Callable[[], Tensor]] = {}
     if kind.startswith("compress"):
@@ -443,11 +442,12 @@ def stateful(
     def loss(step: int) -> Tensor:
         student, teacher = x[f"student@{step}"], x[f"teacher@{step}"]
         if kind == "compress_2q_momentum":
-            return distiller([student, x[f"student_key@{step}"]], teacher)
+            return distiller((student, x[f"student_key@{step}"]), teacher)
         if kind == "dino":
             # With one step per epoch the step is the epoch.
-            context = Context(step=hyper["epoch_per_step"][step])
-            return distiller(student.chunk(hyper["ncrops"]), teacher.chunk(2), context)
+            progress = Progress(step=hyper["epoch_per_step"][step])
+            views = student.chunk(hyper["ncrops"]), teacher.chunk(2)
+            return distiller(*views, progress=progress)
         return distiller(student, teacher)
 
     return distiller, loss, recorded
@@ -471,7 +471,7 @@ def test_objective_with_state_equals_the_original_over_three_steps(
     distiller, loss, recorded = stateful(case, dtype, given)
     for step in range(3):
         check_outputs(case, precision, {"loss": loss(step)}, raw, f"@{step}")
-        distiller.commit(step)
+        distiller.commit(Progress(step))
     for state, read in recorded.items():
         wanted = case["expected"][precision]["state"][state]
         tolerance = 1e-9 if precision == "f64" else 2e-5

@@ -11,25 +11,27 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.catalog import load
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.recipe.contract import contract_of
+from vlkd_cli.recipe.types import Progress
 
-Side = Tensor | list[Tensor] | None
+Side = Tensor | tuple[Tensor, ...] | None
 CLASSES, SAMPLES = 5, 40
 
 
 @dataclass(frozen=True)
 class Case:
-    """One objective with its keys and the widths of both sides; a list of widths is a list of
+    """One objective with its keys and the widths of both sides; a tuple of widths is a tuple of
     tensors."""
 
     distiller: str
-    student: int | list[int] = 6
-    teacher: int | list[int] | None = 6
+    student: Widths = 6
+    teacher: Widths | None = 6
     keys: dict[str, Any] = field(default_factory=dict)
 
     def build(self, dtype: torch.dtype) -> Distiller:
         distiller: Distiller = load("distiller", self.distiller)(**self.keys)
-        distiller.prepare(self.student, 0 if self.teacher is None else self.teacher)
+        distiller.setup(self.student, self.teacher)
         return distiller.to(dtype)
 
 
@@ -47,19 +49,19 @@ CASES = {
     "rkd itra": Case("rkd", 6, 9, {"compat": "itra"}),
     "compress two queues": Case("compress", 6, 9, {"queue_size": 20}),
     "compress one queue": Case("compress", keys={"queues": 1, "queue_size": 20}),
-    "compress momentum": Case("compress", [6, 6], 9, {"queue_size": 20}),
+    "compress momentum": Case("compress", (6, 6), 9, {"queue_size": 20}),
     "compress short queue": Case("compress", 6, 9, {"queue_size": 7}),
     "seed": Case("seed", keys={"queue_size": 20, "teacher_temperature": 0.05}),
     "dino": Case("dino", keys={"prototypes": 30}),
-    "dino views": Case("dino", [6, 6, 6], [6, 6], {"prototypes": 30}),
+    "dino views": Case("dino", (6, 6, 6), (6, 6), {"prototypes": 30}),
     "dino logits": Case("dino", keys={"prototypes": None}),
     "protocpc": Case("protocpc", keys={"prototypes": 30}),
     "protocpc sinkhorn": Case("protocpc", keys={"prototypes": 30, "assignment": "sinkhorn"}),
     "protoclip": Case("protoclip", keys={"num_prototypes": 4, "contrastive_episodes": 0}),
     "protoclip external": Case(
         "protoclip",
-        [6, 5],
-        [6, 5, 7],
+        (6, 5),
+        (6, 5, 7),
         {
             "num_prototypes": 4,
             "contrastive_episodes": 0,
@@ -71,48 +73,47 @@ CASES = {
     "cross_entropy": Case(
         "cross_entropy", 6, None, {"num_classes": CLASSES, "label_smoothing": 0.1}
     ),
-    "affinity": Case("affinity", [6, 6], [9, 9], {"alpha": 0.5, "learnable": True}),
-    "feature_distance": Case("feature_distance", [6, 6], [9, 9]),
-    "interactive_contrast": Case("interactive_contrast", [6, 6], [9, 9]),
-    "relational_kl": Case("relational_kl", [6, 6], [9, 9]),
-    "gradient_match": Case("gradient_match", [6, 6], [9, 9]),
+    "affinity": Case("affinity", (6, 6), (9, 9), {"alpha": 0.5, "learnable": True}),
+    "feature_distance": Case("feature_distance", (6, 6), (9, 9)),
+    "interactive_contrast": Case("interactive_contrast", (6, 6), (9, 9)),
+    "relational_kl": Case("relational_kl", (6, 6), (9, 9)),
+    "gradient_match": Case("gradient_match", (6, 6), (9, 9)),
     "reinforced": Case(
         "reinforced",
-        [6, 6],
-        [9, 9, 4, 4],
+        (6, 6),
+        (9, 9, 4, 4),
         {"contrastive_weight": 0.25, "distill_weight": 0.75, "teacher_logit_scales": [70.0, 60.0]},
     ),
-    "reinforced synthetic": Case("reinforced", [6, 6, 6], [9, 9, 9]),
+    "reinforced synthetic": Case("reinforced", (6, 6, 6), (9, 9, 9)),
     "reinforced sigmoid": Case(
-        "reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "contrastive_weight": 1.0}
+        "reinforced", (6, 6), (9, 9), {"loss": "sigmoid", "contrastive_weight": 1.0}
     ),
     "reinforced probability": Case(
-        "reinforced", [6, 6], [9, 9], {"loss": "sigmoid", "sigmoid_targets": "probability"}
+        "reinforced", (6, 6), (9, 9), {"loss": "sigmoid", "sigmoid_targets": "probability"}
     ),
     "simcse": Case("simcse"),
-    "simcse negatives": Case("simcse", 6, [6, 6], {"hard_negative_weight": 0.5}),
+    "simcse negatives": Case("simcse", 6, (6, 6), {"hard_negative_weight": 0.5}),
     "simcse itra": Case("simcse", keys={"compat": "itra"}),
 }
 
 
-def side(
-    width: int | list[int] | None, rows: int, generator: torch.Generator, dtype: torch.dtype
-) -> Side:
-    """Random features. A list's tensors share part of their direction, so that pairs look like
-    pairs."""
+def side(width: Widths | None, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Side:
+    """Random features."""
     if width is None:
         return None
-    if isinstance(width, list):
-        return [
+    if isinstance(width, tuple):
+        return tuple(
             torch.randn(rows, each, generator=generator, dtype=torch.float64).to(dtype)
             for each in width
-        ]
+        )
     return torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def batch(case: Case, rows: int, step: int, dtype: torch.dtype) -> tuple[Side, Side, Context]:
-    """Student, teacher and context of a whole batch; labels are unknown for some rows, indices are
-    unseen by the episode for some."""
+def batch(
+    case: Case, rows: int, step: int, dtype: torch.dtype
+) -> tuple[Side, Side, dict[str, Any]]:
+    """Student and teacher of a whole batch, and what else it offers; labels are unknown for some
+    rows, indices are unseen by the episode for some."""
     generator = torch.Generator().manual_seed(100 + step)
     student, teacher = (
         side(case.student, rows, generator, dtype),
@@ -120,15 +121,20 @@ def batch(case: Case, rows: int, step: int, dtype: torch.dtype) -> tuple[Side, S
     )
     labels = torch.randint(-1, CLASSES, (rows,), generator=generator)
     indices = torch.randint(0, SAMPLES + 5, (rows,), generator=generator)
-    return (
-        student,
-        teacher,
-        Context(step=step, steps_per_epoch=2, total_steps=10, labels=labels, indices=indices),
-    )
+    progress = Progress(step, steps_per_epoch=2, total_steps=10)
+    return student, teacher, {"labels": labels, "indices": indices, "progress": progress}
+
+
+def share(offered: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """What a batch offers, for some of its rows."""
+    return {
+        name: value[rows] if isinstance(value, Tensor) else value for name, value in offered.items()
+    }
 
 
 def episode(case: Case, dtype: torch.dtype) -> tuple[Side, Side, Tensor]:
-    """Features of an episode's samples, some drawn twice, and their places in the data set."""
+    """Features of an episode's samples, some sampled twice, and their positions in the data
+    set."""
     generator = torch.Generator().manual_seed(7)
     indices = torch.cat([torch.randperm(SAMPLES, generator=generator), torch.arange(4)])
     student, teacher = (
@@ -138,18 +144,35 @@ def episode(case: Case, dtype: torch.dtype) -> tuple[Side, Side, Tensor]:
     return pick(student, indices), pick(teacher, indices), indices
 
 
+def start_episode(
+    distiller: Distiller, case: Case, dtype: torch.dtype, rows: slice = slice(None)
+) -> None:
+    """Begin an episode on some of its rows, where the objective has episodes."""
+    episodes = contract_of(case.distiller).episode
+    if episodes is None:
+        return
+    student, teacher, indices = episode(case, dtype)
+    sides = {"student": pick(student, rows), "teacher": pick(teacher, rows)}
+    start: Any = distiller.start_episode
+    start(
+        **{name: side for name, side in sides.items() if name in episodes},
+        indices=indices[rows],
+        progress=Progress(),
+    )
+
+
 def pick(features: Side, rows: Tensor | slice) -> Side:
     """Rows of every tensor of a side."""
     if features is None:
         return None
-    return [one[rows] for one in features] if isinstance(features, list) else features[rows]
+    return tuple(one[rows] for one in features) if isinstance(features, tuple) else features[rows]
 
 
 def tensors(*sides: Side) -> Iterator[Tensor]:
     """All tensors of all sides."""
     for one in sides:
         if one is not None:
-            yield from one if isinstance(one, list) else [one]
+            yield from one if isinstance(one, tuple) else (one,)
 
 
 def run_steps(
@@ -174,25 +197,16 @@ def run_steps(
     own = slice(rank * rows // world_size, (rank + 1) * rows // world_size)
     if distiller is None:
         distiller = case.build(dtype)
-        if "episode" in distiller.needs:
-            student, teacher, indices = episode(case, dtype)
-            # Ranks hold shares of different sizes.
-            share = slice(rank, None, world_size)
-            distiller.start_episode(
-                pick(student, share), pick(teacher, share), indices[share], Context()
-            )
+        # Ranks hold shares of different sizes.
+        start_episode(distiller, case, dtype, slice(rank, None, world_size))
     record: dict[str, Any] = {"losses": [], "features": [], "parameters": []}
     for step in range(first, first + steps):
-        student, teacher, context = batch(case, rows, step, dtype)
+        student, teacher, offered = batch(case, rows, step, dtype)
         student, teacher = pick(student, own), pick(teacher, own)
         for tensor in tensors(student, teacher):
             tensor.requires_grad_()
         distiller.zero_grad()
-        loss = distiller(
-            student,
-            teacher,
-            context._replace(labels=context.labels[own], indices=context.indices[own]),
-        )
+        loss = distiller(student, teacher, **share(offered, own))
         loss.backward()
         record["losses"].append(loss.item())
         record["features"].append(
@@ -211,7 +225,7 @@ def run_steps(
                 gradients[name] = gradient.numpy()
                 parameter -= 0.1 * gradient
         record["parameters"].append(gradients)
-        distiller.commit(step)
+        distiller.commit(offered["progress"])
     record["state"] = {
         name: value.detach().numpy().copy() for name, value in distiller.state_dict().items()
     }

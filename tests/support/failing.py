@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distributed.runtime import rank
+from vlkd_cli.recipe.types import Progress
 
 
 class FailsAt(InfoNCE):
@@ -26,11 +27,16 @@ class FailsAt(InfoNCE):
         super().__init__()
         self.step, self.on_rank = step, on_rank
 
-    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
-        assert context is not None
-        if context.step + 1 == self.step and rank() == self.on_rank:
+    def forward(  # type: ignore[override]
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        progress: Progress,
+    ) -> Float[Tensor, ""]:
+        if progress.step + 1 == self.step and rank() == self.on_rank:
             raise RuntimeError("the projector caught fire\nsecond line")
-        return super().forward(student, teacher, context)
+        return super().forward(student, teacher)
 
 
 class DiesAt(InfoNCE):
@@ -45,19 +51,24 @@ class DiesAt(InfoNCE):
         super().__init__()
         self.step, self.on_rank = step, on_rank
 
-    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
-        assert context is not None
+    def forward(  # type: ignore[override]
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        progress: Progress,
+    ) -> Float[Tensor, ""]:
         # A resumed run gets past the step: the marker says that it has happened.
         marker = os.environ.get("VLKD_TEST_MARKER", "")
         if (
-            context.step + 1 == self.step
+            progress.step + 1 == self.step
             and rank() == self.on_rank
             and not (marker and os.path.exists(marker))
         ):
             if marker:
                 open(marker, "w").close()
             os.kill(os.getpid(), 9)
-        return super().forward(student, teacher, context)
+        return super().forward(student, teacher)
 
 
 class Slow(InfoNCE):
@@ -71,9 +82,11 @@ class Slow(InfoNCE):
         super().__init__()
         self.seconds = seconds
 
-    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
+    ) -> Float[Tensor, ""]:
         time.sleep(self.seconds)
-        return super().forward(student, teacher, context)
+        return super().forward(student, teacher)
 
 
 class Stops(Distiller):
@@ -89,8 +102,13 @@ class Stops(Distiller):
         super().__init__()
         self.step = step
 
-    def forward(self, student: Any, teacher: Any, context: Context | None = None) -> Tensor:
-        assert context is not None
-        if context.step + 1 == self.step:
+    def forward(  # type: ignore[override]
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        progress: Progress,
+    ) -> Float[Tensor, ""]:
+        if progress.step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGINT)
         return 0 * student.sum()

@@ -10,14 +10,14 @@ import typer
 def list_distillers(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Every training objective: its paper, direction, what it needs, what state it keeps, and what
-    crosses ranks."""
+    """Every training objective: its paper, direction, what else it wants of a batch, what state it
+    keeps, and what crosses ranks."""
     import json
 
     from vlkd_cli import console
     from vlkd_cli.recipe.reference import distiller_rows
 
-    columns = ["name", "paper", "direction", "needs", "state", "crosses ranks"]
+    columns = ["name", "paper", "direction", "wants", "state", "crosses ranks"]
     rows = distiller_rows()
     if json_:
         console.say(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller, Widths, counts_rows
 from vlkd_cli.recipe.address import Address, Arrow, Side
-from vlkd_cli.recipe.types import Schedulable
+from vlkd_cli.recipe.types import Progress, Schedulable
 from vlkd_cli.towers.tower import Tower
 
 
@@ -45,6 +45,7 @@ class Composition(nn.Module):
             features included).
         objectives: the distillers with their arrows.
         steps_per_epoch, total_steps: in optimizer steps; what schedules of the recipe refer to.
+        num_rows: of the data set; None for streams.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Composition(nn.Module):
         *,
         steps_per_epoch: int,
         total_steps: int,
+        num_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(
@@ -83,7 +85,11 @@ class Composition(nn.Module):
         for objective in objectives:
             # Widths of the first call; the others' are the same.
             call = objective.arrow.calls[0]
-            objective.distiller.prepare(self._width(call.student), self._width(call.teacher))
+            assert call.student is not None
+            student = self._width(call.student)
+            teacher = None if call.teacher is None else self._width(call.teacher)
+            keys = {"num_rows": num_rows} if counts_rows(objective.distiller) else {}
+            objective.distiller.setup(student, teacher, **keys)
 
     @property
     def frozen(self) -> dict[str, Tower]:
@@ -118,24 +124,26 @@ class Composition(nn.Module):
                 else tuple(self._output(a, batch, outputs) for a in side)
             )
 
-        context = Context(step, self.steps_per_epoch, self.total_steps, batch.labels, batch.indices)
+        progress = Progress(step, self.steps_per_epoch, self.total_steps)
+        offered = {"labels": batch.labels, "indices": batch.indices, "progress": progress}
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         for objective in self.objectives:
             calls = [
-                objective.distiller(read(call.student), read(call.teacher), context)
+                objective.distiller(read(call.student), read(call.teacher), **offered)
                 for call in objective.arrow.calls
             ]
             term = calls[0] if len(calls) == 1 else torch.stack(calls).mean()
             terms[objective.name] = term.detach()
-            loss = loss + context.value(objective.weight) * term
+            loss = loss + progress.value(objective.weight) * term
         return StepOutput(loss, terms)
 
     def commit(self, step: int) -> None:
         """After an optimizer step: queues and centres take in what they saw, momentum towers
         follow."""
+        progress = Progress(step, self.steps_per_epoch, self.total_steps)
         for objective in self.objectives:
-            objective.distiller.commit(step)
+            objective.distiller.commit(progress)
         for name, follower in self.followers.items():
             assert isinstance(follower, MomentumTower)
             source = self.tower(follower.follows)
@@ -175,16 +183,15 @@ class Composition(nn.Module):
                     outputs[key] = tower.project(outputs[features_key])
             return outputs[key]
 
-    def _width(self, side: Side | None) -> int | list[int]:
-        if side is None:
-            return 0
+    def _width(self, side: Side) -> Widths:
         # An address is itself a tuple, so it is asked for first.
         return (
-            self._width_of(side)
+            self.width_of(side)
             if isinstance(side, Address)
-            else [self._width_of(address) for address in side]
+            else tuple(self.width_of(address) for address in side)
         )
 
-    def _width_of(self, address: Address) -> int:
+    def width_of(self, address: Address) -> int:
+        """Width of an output."""
         tower = self.tower(address.tower)
         return tower.feature_width if address.output == "backbone" else tower.width

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jaxtyping import Float
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
-from vlkd_cli.distillers.distiller import Context, Distiller, require_pairs
+from vlkd_cli.distillers.logit_scale import ScaledDistiller
 from vlkd_cli.distillers.similarity import (
-    add_log_scale,
-    clamp_log_scale,
+    Pair,
     cross_logits,
     soft_cross_entropy,
     unit,
@@ -19,7 +16,7 @@ from vlkd_cli.distillers.similarity import (
 from vlkd_cli.recipe.types import Positive, Probability
 
 
-class Affinity(Distiller):
+class Affinity(ScaledDistiller):
     """Match the student pair's image-to-text and text-to-image distributions over the batch with
     those of the teacher pair.
 
@@ -29,12 +26,9 @@ class Affinity(Distiller):
     distilling loss with one student scale, is `alpha: 0.5` with `weight: 2`.
 
     Args:
-        alpha: share of the affinity term; the rest goes to the contrastive loss of the student
+        alpha: fraction of the affinity term; the rest goes to the contrastive loss of the student
             pair.
-        logit_scale: factor on the student's cosines.
-        learnable: whether the student's scale is trained; it then stays within [1, max_logit_scale]
-            after each step.
-        max_logit_scale: highest scale; null leaves it unbounded.
+        logit_scale: initial factor on the student's cosines (not its logarithm).
         teacher_logit_scale: factor on the teacher's cosines.
 
     Source: Wu et al., TinyCLIP, ICCV 2023, arXiv:2309.12314, equation 2; microsoft/Cream,
@@ -43,11 +37,9 @@ class Affinity(Distiller):
     """
 
     direction = "one_way"
-    takes = "pair"
+    minimum_batch = 2
     crosses_ranks = "features of both towers of both models, the student's with gradient"
     paper = "Wu et al. 2023, arXiv:2309.12314"
-
-    log_scale: Tensor
 
     def __init__(
         self,
@@ -58,24 +50,19 @@ class Affinity(Distiller):
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scale: Positive = 50.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+        )
         self.alpha = alpha
-        self.learnable = learnable
-        self.max_logit_scale = max_logit_scale
         self.teacher_logit_scale = teacher_logit_scale
-        add_log_scale(self, logit_scale, learnable)
-
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        require_pairs(self, student_width, teacher_width)
 
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
-        teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
+        student: Pair,
+        teacher: Pair,
     ) -> Float[Tensor, ""]:
         image, text = (unit(side) for side in student)
-        scale = self.log_scale.exp()
+        scale = self.scale
         loss = 0 * scale
         if self.alpha > 0:
             ours = cross_logits(image, text, scale)
@@ -88,7 +75,3 @@ class Affinity(Distiller):
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * blocked_infonce(image, text, scale)
         return loss
-
-    def commit(self, step: int) -> None:
-        if self.learnable:
-            clamp_log_scale(self.log_scale, self.max_logit_scale)

@@ -30,7 +30,7 @@ cache."""
 
 
 class Pairs(NamedTuple):
-    """Gram matrix `[N, N]` of centred rows, squared distances between them, and which pairs are
+    """Gram matrix `[N, N]` of centered rows, squared distances between them, and which pairs are
     told apart."""
 
     gram: Tensor

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.moments import centred, cross_squares
+from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.distillers.moments import centered, cross_squares
 from vlkd_cli.distributed.collectives import all_reduce_sum
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.recipe.types import NonNegative, Positive
@@ -32,7 +32,6 @@ class BarlowTwins(Distiller):
     """
 
     direction = "symmetric"
-    needs = frozenset({"equal_width"})
     minimum_batch = 2
     crosses_ranks = "sums, and features of both sides (or their correlation), with gradient"
     paper = "Zbontar et al. 2021, arXiv:2103.03230"
@@ -43,10 +42,7 @@ class BarlowTwins(Distiller):
         self.eps = eps
 
     def forward(
-        self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B D"],
-        context: Context | None = None,
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
     ) -> Float[Tensor, ""]:
         rows = len(student) * world_size()
         off_diagonal, diagonal = cross_squares(
@@ -55,6 +51,6 @@ class BarlowTwins(Distiller):
         return (diagonal / rows - 1).square().sum() + self.lambd * off_diagonal / rows**2
 
     def _standardised(self, features: Tensor, rows: int) -> Tensor:
-        shifted = centred(features)
+        shifted = centered(features)
         variance = all_reduce_sum(shifted.square().sum(dim=0)) / rows
         return shifted * torch.rsqrt(variance + self.eps)

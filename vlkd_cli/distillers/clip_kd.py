@@ -10,7 +10,6 @@ arXiv:2307.12732, section 3; winycg/CLIP-KD, src/open_clip/loss.py:KDClipLoss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlkd_cli.distillers.distiller import Context, Distiller, require_pairs
+from vlkd_cli.distillers.distiller import Distiller, Widths, widths_of
+from vlkd_cli.distillers.logit_scale import CLIP_SCALE, ScaledDistiller
 from vlkd_cli.distillers.similarity import (
-    add_log_scale,
-    clamp_log_scale,
+    Pair,
     cross_logits,
     own_columns,
     soft_kl,
@@ -29,9 +28,7 @@ from vlkd_cli.distillers.similarity import (
 )
 from vlkd_cli.distributed.collectives import all_reduce_sum, gather
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.recipe.types import Positive
-
-Pair = Sequence[Tensor]
+from vlkd_cli.recipe.types import Positive, Progress
 
 
 class _Projecting(Distiller):
@@ -39,11 +36,11 @@ class _Projecting(Distiller):
 
     projections: nn.ModuleList
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        ours, theirs = require_pairs(self, student_width, teacher_width)
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert teacher is not None
         generator = torch.Generator().manual_seed(0)
         self.projections = nn.ModuleList()
-        for our_width, their_width in zip(ours, theirs, strict=True):
+        for our_width, their_width in zip(widths_of(student), widths_of(teacher), strict=True):
             if our_width == their_width:
                 self.projections.append(nn.Identity())
                 continue
@@ -56,7 +53,7 @@ class _Projecting(Distiller):
             self.projections.append(projection)
 
     def mapped(self, student: Pair) -> list[Tensor]:
-        """Student features at the teacher's widths, normalised."""
+        """Student features at the teacher's widths, L2-normalized."""
         return [
             unit(projection(side))
             for projection, side in zip(self.projections, student, strict=True)
@@ -64,7 +61,7 @@ class _Projecting(Distiller):
 
 
 class FeatureDistance(_Projecting):
-    """Mean squared distance of the normalised features, image to image plus text to text.
+    """Mean squared distance of the L2-normalized features, image to image plus text to text.
 
     The mean runs over samples and features, which makes it small: the authors weigh it 2000.
 
@@ -72,18 +69,13 @@ class FeatureDistance(_Projecting):
     """
 
     direction = "one_way"
-    takes = "pair"
     crosses_ranks = "nothing"
     paper = "Yang et al. 2024, arXiv:2307.12732"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
-        teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
+        student: Pair,
+        teacher: Pair,
     ) -> Float[Tensor, ""]:
         pairs = zip(self.mapped(student), teacher, strict=True)
         return torch.stack(
@@ -91,17 +83,13 @@ class FeatureDistance(_Projecting):
         ).sum()
 
 
-class InteractiveContrast(_Projecting):
+class InteractiveContrast(_Projecting, ScaledDistiller):
     """The student's images find the teacher's texts, and the student's texts the teacher's images.
 
     L = (CE_diag(scale * x V^T) + CE_diag(scale * y U^T)) / 2, x and y the student's image and text
     features, U and V the teacher's.
 
     Args:
-        logit_scale: initial factor on the cosines (not its logarithm).
-        learnable: whether the scale is trained; it then stays within [1, max_logit_scale] after
-            each step.
-        max_logit_scale: highest scale; null leaves it unbounded.
         scale_is_log: false uses the logarithm itself for a factor, 2.66 at first, as the authors'
             code does.
 
@@ -110,45 +98,41 @@ class InteractiveContrast(_Projecting):
     """
 
     direction = "one_way"
-    takes = "pair"
+    minimum_batch = 2
     crosses_ranks = "teacher features"
     paper = "Yang et al. 2024, arXiv:2307.12732"
-
-    log_scale: Tensor
 
     def __init__(
         self,
         *,
-        logit_scale: Positive = 14.285714285714286,
+        logit_scale: Positive = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         scale_is_log: bool = True,
     ) -> None:
-        super().__init__()
-        self.learnable = learnable
-        self.max_logit_scale = max_logit_scale
+        super().__init__(
+            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+        )
         self.scale_is_log = scale_is_log
-        add_log_scale(self, logit_scale, learnable)
 
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
-        teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
+        student: Pair,
+        teacher: Pair,
     ) -> Float[Tensor, ""]:
-        scale = self.log_scale.exp() if self.scale_is_log else self.log_scale
+        scale = self.scale if self.scale_is_log else self.log_scale
         image, text = self.mapped(student)
         their_image, their_text = (unit(side.detach()) for side in teacher)
         matches = own_columns(len(image), image.device)
         from_image = F.cross_entropy(scale * image @ gather(their_text).T, matches)
         return (from_image + F.cross_entropy(scale * text @ gather(their_image).T, matches)) / 2
 
-    def commit(self, step: int) -> None:
-        if self.learnable and self.scale_is_log:
-            clamp_log_scale(self.log_scale, self.max_logit_scale)
+    def commit(self, progress: Progress) -> None:
+        if self.scale_is_log:
+            super().commit(progress)
 
 
-class RelationalKL(Distiller):
+class RelationalKL(ScaledDistiller):
     """Divergence from the teacher's image-to-text and text-to-image distributions over the batch to
     the student's.
 
@@ -156,55 +140,42 @@ class RelationalKL(Distiller):
 
     Args:
         logit_scale: initial factor on the student's cosines (not its logarithm).
-        learnable: whether it is trained; it then stays within [1, max_logit_scale] after each step.
-        max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
 
     Source: CLIP-KD, equation 3 (CRD).
     """
 
     direction = "one_way"
-    takes = "pair"
+    minimum_batch = 2
     crosses_ranks = "features of both towers of both models, the student's with gradient"
     paper = "Yang et al. 2024, arXiv:2307.12732"
-
-    log_scale: Tensor
 
     def __init__(
         self,
         *,
-        logit_scale: Positive = 14.285714285714286,
+        logit_scale: Positive = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scale: Positive = 100.0,
     ) -> None:
-        super().__init__()
-        self.learnable = learnable
-        self.max_logit_scale = max_logit_scale
+        super().__init__(
+            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+        )
         self.teacher_logit_scale = teacher_logit_scale
-        add_log_scale(self, logit_scale, learnable)
-
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        require_pairs(self, student_width, teacher_width)
 
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
-        teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
+        student: Pair,
+        teacher: Pair,
     ) -> Float[Tensor, ""]:
-        ours = cross_logits(unit(student[0]), unit(student[1]), self.log_scale.exp())
+        ours = cross_logits(unit(student[0]), unit(student[1]), self.scale)
         theirs = cross_logits(
             unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale
         )
         return (soft_kl(theirs[0], ours[0]) + soft_kl(theirs[1], ours[1])) / 2
 
-    def commit(self, step: int) -> None:
-        if self.learnable:
-            clamp_log_scale(self.log_scale, self.max_logit_scale)
 
-
-class GradientMatch(_Projecting):
+class GradientMatch(_Projecting, ScaledDistiller):
     """Match the gradients that the contrastive loss sends to the student's features with those that
     it sends to the teacher's.
 
@@ -214,8 +185,6 @@ class GradientMatch(_Projecting):
 
     Args:
         logit_scale: initial factor on the student's cosines (not its logarithm).
-        learnable: whether it is trained; it then stays within [1, max_logit_scale] after each step.
-        max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scale: factor on the teacher's cosines.
         gd_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau = scale,
             as the authors' code does, which explains its weight.
@@ -225,38 +194,34 @@ class GradientMatch(_Projecting):
     """
 
     direction = "one_way"
-    takes = "pair"
+    minimum_batch = 2
     crosses_ranks = (
         "features of both towers of both models and the keys' gradients, the student's with"
         " gradient"
     )
     paper = "Yang et al. 2024, arXiv:2307.12732"
 
-    log_scale: Tensor
-
     def __init__(
         self,
         *,
-        logit_scale: Positive = 14.285714285714286,
+        logit_scale: Positive = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scale: Positive = 100.0,
         gd_temperature: Literal["inverse_scale", "scale"] = "inverse_scale",
     ) -> None:
-        super().__init__()
-        self.learnable = learnable
-        self.max_logit_scale = max_logit_scale
+        super().__init__(
+            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+        )
         self.teacher_logit_scale = teacher_logit_scale
         self.gd_temperature = gd_temperature
-        add_log_scale(self, logit_scale, learnable)
 
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
-        teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
+        student: Pair,
+        teacher: Pair,
     ) -> Float[Tensor, ""]:
-        ours = self._gradients(self.mapped(student), self.log_scale.exp())
+        ours = self._gradients(self.mapped(student), self.scale)
         with torch.no_grad():
             theirs = self._gradients(
                 [unit(side) for side in teacher],
@@ -278,7 +243,3 @@ class GradientMatch(_Projecting):
             error = (error - matches) * (factor / (len(queries) * world_size()))
             gradients += [error @ everywhere, all_reduce_sum(error.T @ queries)]
         return gradients
-
-    def commit(self, step: int) -> None:
-        if self.learnable:
-            clamp_log_scale(self.log_scale, self.max_logit_scale)

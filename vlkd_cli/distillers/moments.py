@@ -11,7 +11,7 @@ from vlkd_cli.distributed.collectives import all_reduce_sum, gather
 from vlkd_cli.distributed.runtime import world_size
 
 
-def centred(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+def centered(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """This rank's rows minus the mean over all ranks' rows."""
     return features - all_reduce_sum(features.sum(dim=0)) / (len(features) * world_size())
 

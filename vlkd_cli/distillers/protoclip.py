@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
-from vlkd_cli.distillers.distiller import Context, Distiller, require_equal_width
-from vlkd_cli.distillers.similarity import add_log_scale, clamp_log_scale, unit
+from vlkd_cli.distillers.distiller import DataFacts, Widths, require_equal_width, widths_of
+from vlkd_cli.distillers.logit_scale import CLIP_SCALE, ScaledDistiller
+from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_ragged, sum_without_grad
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.errors import DataError
 from vlkd_cli.numerics.kmeans import class_means, kmeans
-from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, Positive, PositiveInt
+from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Progress
 
-Side = Tensor | Sequence[Tensor]
+Rows = Float[Tensor, "B D"]
+TwoRows = tuple[Float[Tensor, "B D"], Float[Tensor, "B C"]]
+Student = Rows | TwoRows
+Teacher = Rows | TwoRows | tuple[Float[Tensor, "B D"], Float[Tensor, "B C"], Float[Tensor, "B E"]]
 STATE = ("episode_indices", "labels", "centroids", "means")
 
 
-class ProtoCLIP(Distiller):
+class ProtoCLIP(ScaledDistiller):
     """InfoNCE, plus each modality's cross-entropy to the clusters that the other modality's
     features form over the episode.
 
@@ -61,13 +66,10 @@ class ProtoCLIP(Distiller):
     """
 
     direction = "symmetric"
-    takes_lists = True
-    most_outputs = (2, 3)
-    needs = frozenset({"episode", "prototypes"})
+    minimum_batch = 2
     crosses_ranks = "features of one side, with gradient; at an episode's start all its features"
     paper = "Chen et al. 2023, arXiv:2206.10996"
 
-    log_scale: Tensor
     log_proto_scale: Tensor
 
     def __init__(
@@ -79,25 +81,23 @@ class ProtoCLIP(Distiller):
         w_external: NonNegative = 1.0,
         back_translation: bool = True,
         target_temperature: Positive | None = 0.01,
-        logit_scale: Positive = 14.285714285714286,
-        proto_scale: Positive = 14.285714285714286,
+        logit_scale: Positive = CLIP_SCALE,
+        proto_scale: Positive = CLIP_SCALE,
         max_logit_scale: Positive | None = 100.0,
         contrastive_episodes: NonNegativeInt = 1,
         kmeans_iterations: PositiveInt = 20,
         kmeans_tries: PositiveInt = 3,
         seed: NonNegativeInt = 1234,
     ) -> None:
-        super().__init__()
+        super().__init__(logit_scale=logit_scale, max_logit_scale=max_logit_scale)
         self.num_prototypes = num_prototypes
         self.w_clip, self.w_proto, self.w_external = w_clip, w_proto, w_external
         self.back_translation = back_translation
         self.target_temperature = target_temperature
-        self.max_logit_scale = max_logit_scale
         self.contrastive_episodes = contrastive_episodes
         self.kmeans_iterations, self.kmeans_tries, self.seed = kmeans_iterations, kmeans_tries, seed
-        add_log_scale(self, logit_scale, True)
-        self.log_proto_scale = torch.nn.Parameter(torch.tensor(float(proto_scale)).log())
-        # Rows: the episode's samples by their place in the data set; clusters of image, text and
+        self.add_scalar("log_proto_scale", math.log(proto_scale))
+        # Rows: the episode's samples by their position in the data set; clusters of image, text and
         # external features; centroids of image and text; means of image by text, text by image,
         # image by external and text by external. All empty until an episode starts.
         self.register_buffer("episode_indices", torch.empty(0, dtype=torch.int64))
@@ -105,22 +105,22 @@ class ProtoCLIP(Distiller):
         self.register_buffer("centroids", torch.empty(0, 0, 0))
         self.register_buffer("means", torch.empty(0, 0, 0))
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        ours = [student_width] if isinstance(student_width, int) else list(student_width)
-        theirs = [teacher_width] if isinstance(teacher_width, int) else list(teacher_width)
-        require_equal_width(self, ours[:1], theirs[:1])
-        require_equal_width(self, ours[-1:], theirs[min(1, len(theirs) - 1)])
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert teacher is not None
+        # The clustered features, where one of the sides has no second output.
+        require_equal_width(self, widths_of(student)[-1], widths_of(teacher)[:2][-1])
 
-    def check_data(self, num_samples: int, highest_label: int | None) -> None:
-        super().check_data(num_samples, highest_label)
-        if num_samples < self.num_prototypes:
+    def check_data(self, facts: DataFacts) -> None:
+        super().check_data(facts)
+        if facts.num_samples < self.num_prototypes:
             raise DataError(
                 f"distiller 'protoclip' forms {self.num_prototypes} clusters, but an episode has"
-                f" only {num_samples} samples. Lower num_prototypes, or raise data.episode_samples."
+                f" only {facts.num_samples} samples. Lower num_prototypes, or raise"
+                " data.episode_samples."
             )
 
     def forward(
-        self, student: Side, teacher: Side, context: Context | None = None
+        self, student: Student, teacher: Teacher, *, indices: Int[Tensor, "B"]
     ) -> Float[Tensor, ""]:
         (image, image_projected, _), (text, text_projected, _) = _parts(student), _parts(teacher)
         # Scales and features always take part: DDP expects the same parameters at every step, and
@@ -128,19 +128,13 @@ class ProtoCLIP(Distiller):
         loss = 0 * (self.log_scale + self.log_proto_scale)
         loss = loss + 0 * (image.sum() + text.sum() + image_projected.sum() + text_projected.sum())
         if self.w_clip:
-            loss = loss + self.w_clip * blocked_infonce(image, text, self.log_scale.exp())
+            loss = loss + self.w_clip * blocked_infonce(image, text, self.scale)
         if len(self.episode_indices) == 0:
             return loss
-        if context is None or context.indices is None:
-            raise DataError(
-                "distiller 'protoclip' needs the samples' places in the data set, and the data does"
-                " not tell them."
-            )
-        place = torch.searchsorted(self.episode_indices, context.indices).clamp_max(
-            len(self.episode_indices) - 1
-        )
-        seen = self.episode_indices[place] == context.indices
-        image_labels, text_labels, *external = self.labels[:, place]
+        found = torch.searchsorted(self.episode_indices, indices)
+        position = found.clamp_max(len(self.episode_indices) - 1)
+        seen = self.episode_indices[position] == indices
+        image_labels, text_labels, *external = self.labels[:, position]
         features = unit(image_projected), unit(text_projected)
         prototypes = self.means[:2] if self.back_translation else self.centroids.flip(0)
         if self.w_proto:
@@ -186,14 +180,19 @@ class ProtoCLIP(Distiller):
 
     @torch.no_grad()
     def start_episode(
-        self, student: Side, teacher: Side, indices: Tensor, context: Context
-    ) -> None:
+        self,
+        student: Student,
+        teacher: Teacher,
+        *,
+        indices: Int[Tensor, "B"],
+        progress: Progress,
+    ) -> Sequence[nn.Parameter]:
         """Cluster the episode: features of this rank's samples (ranks may hold different numbers)
-        and their places in the data set."""
-        if context.epoch < self.contrastive_episodes:
-            return
+        and their positions in the data set."""
+        if progress.epoch < self.contrastive_episodes:
+            return ()
         everywhere = gather_ragged(indices)
-        # Sorted by place, so that how samples lie on ranks does not matter; a sample drawn twice
+        # Sorted by position, so that how samples lie on ranks does not matter; a sample drawn twice
         # counts once.
         order = everywhere.argsort(stable=True)
         first = torch.ones(len(order), dtype=torch.bool, device=order.device)
@@ -220,10 +219,11 @@ class ProtoCLIP(Distiller):
             means += [class_means(side, labels[2], self.num_prototypes) for side in (image, text)]
         self.episode_indices, self.labels = everywhere[kept], torch.stack(labels)
         self.centroids, self.means = centroids, torch.stack(means)
+        return ()
 
-    def commit(self, step: int) -> None:
-        clamp_log_scale(self.log_scale, self.max_logit_scale)
-        clamp_log_scale(self.log_proto_scale, self.max_logit_scale)
+    def commit(self, progress: Progress) -> None:
+        super().commit(progress)
+        self.clamp(self.log_proto_scale)
 
     def _cluster(self, features: Tensor) -> tuple[Tensor, Tensor]:
         clusters = kmeans(
@@ -250,7 +250,7 @@ class ProtoCLIP(Distiller):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def _parts(side: Side) -> tuple[Tensor, Tensor, Tensor | None]:
+def _parts(side: Student | Teacher) -> tuple[Tensor, Tensor, Tensor | None]:
     """The feature for InfoNCE, the one that is clustered, and an external teacher's."""
     if isinstance(side, Tensor):
         return side, side, None

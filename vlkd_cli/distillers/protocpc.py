@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distillers.prototype_loss import (
     Sides,
     Targets,
@@ -18,9 +17,15 @@ from vlkd_cli.distillers.prototype_loss import (
     tiles,
 )
 from vlkd_cli.distillers.prototypes import PrototypeDistiller, Views
-from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad
+from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable, Probability
+from vlkd_cli.recipe.types import (
+    Positive,
+    PositiveInt,
+    PositiveSchedulable,
+    Probability,
+    Progress,
+)
 
 SMALLEST_PRIOR = 1e-6
 """A prototype that the teacher has left keeps this much of a uniform share, else nothing would push
@@ -38,15 +43,11 @@ class ProtoCPC(PrototypeDistiller):
     p after each step.
 
     By default the inputs are bottleneck features of equal width and the prototype layer, one for
-    both sides, belongs to this objective;
-    with `prototypes: null` the inputs are logits of towers with head `prototypes`. Lists of views
-        are paired as in DINO.
+    both sides, belongs to this objective; with `prototypes: null` the inputs are logits of towers
+    with head `prototypes`. Lists of views are paired as in DINO.
 
     Args:
-        prototypes: size of the layer that both sides share; null where the towers have their own.
-        student_temp: divides the student's logits.
-        teacher_temp: divides the teacher's.
-        prior_momentum: share of the old prior that stays.
+        prior_momentum: fraction of the old prior that remains.
         assignment: how the teacher's logits become targets.
         sinkhorn_iterations: balancing rounds, prototypes first and rows last.
 
@@ -56,8 +57,6 @@ class ProtoCPC(PrototypeDistiller):
     """
 
     direction = "one_way"
-    takes_lists = True
-    needs = frozenset({"equal_width", "prototypes"})
     crosses_ranks = (
         "the sum of the teacher's assignments; with Sinkhorn also a number per prototype and round"
     )
@@ -75,11 +74,9 @@ class ProtoCPC(PrototypeDistiller):
         assignment: Literal["softmax", "sinkhorn"] = "softmax",
         sinkhorn_iterations: PositiveInt = 3,
     ) -> None:
-        super().__init__()
-        self.num_prototypes = prototypes
-        self.prototypes = None
-        self.student_temp = student_temp
-        self.teacher_temp = teacher_temp
+        super().__init__(
+            prototypes=prototypes, student_temp=student_temp, teacher_temp=teacher_temp
+        )
         self.prior_momentum = prior_momentum
         self.assignment = assignment
         self.sinkhorn_iterations = sinkhorn_iterations
@@ -88,10 +85,10 @@ class ProtoCPC(PrototypeDistiller):
         self.register_buffer("prior", torch.ones(num_prototypes))
 
     def forward(
-        self, student: Views, teacher: Views, context: Context | None = None
+        self, student: Views, teacher: Views, *, progress: Progress = Progress()
     ) -> Float[Tensor, ""]:
         sides, pairs = self.sides(student, teacher)
-        temperature = (context or Context()).value(self.teacher_temp)
+        temperature = progress.value(self.teacher_temp)
         if self.assignment == "softmax":
             targets = softmax_targets(sides, temperature, None)
         else:
@@ -106,11 +103,8 @@ class ProtoCPC(PrototypeDistiller):
         self.stage(assigned * (len(self.prior) / sides.teacher[:, :, 0].numel()))
         return loss
 
-    def commit(self, step: int) -> None:
-        staged = self.take_staged()
-        if staged:
-            batch_prior = mean_without_grad(torch.stack([share for (share,) in staged]).mean(dim=0))
-            self.prior.mul_(self.prior_momentum).add_(batch_prior, alpha=1 - self.prior_momentum)
+    def commit(self, progress: Progress) -> None:
+        self.average(self.prior, self.prior_momentum)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What DINO and ProtoCPC share: views as lists or single tensors, and a prototype layer tied
+"""What DINO and ProtoCPC share: views as lists or single outputs, and a prototype layer tied
 between student and teacher."""
 
 from __future__ import annotations
@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.distillers.distiller import Distiller, Widths, widths_of
 from vlkd_cli.distillers.prototype_loss import Sides
 from vlkd_cli.distillers.similarity import unit
+from vlkd_cli.distributed.collectives import mean_without_grad
+from vlkd_cli.recipe.types import Positive, PositiveInt, PositiveSchedulable
 
-Views = Tensor | Sequence[Tensor]
+Views = Float[Tensor, "B D"] | Sequence[Float[Tensor, "B D"]]
+"""One view, or several."""
 
 
 class PrototypeDistiller(Distiller):
@@ -20,15 +24,30 @@ class PrototypeDistiller(Distiller):
 
     The layer belongs to the objective: both sides are multiplied with the same rows, whose gradient
     comes from the student alone. Nothing is copied between towers, and as the rows are a plain
-    parameter, normalised when used, deepcopy, EMA and state dicts need no care.
+    parameter, L2-normalized when used, deepcopy, EMA and state dicts need no care.
+
+    Args:
+        prototypes: size of the layer that both sides share; null where the towers have their own.
+        student_temp: divides the student's logits.
+        teacher_temp: divides the teacher's.
     """
 
     prototypes: nn.Parameter | None
-    num_prototypes: int | None
-    """None: the inputs are logits already."""
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        width = student_width if isinstance(student_width, int) else student_width[0]
+    def __init__(
+        self,
+        *,
+        prototypes: PositiveInt | None = 65536,
+        student_temp: Positive = 0.1,
+        teacher_temp: PositiveSchedulable = 0.04,
+    ) -> None:
+        super().__init__()
+        self.num_prototypes = prototypes
+        self.prototypes = None
+        self.student_temp, self.teacher_temp = student_temp, teacher_temp
+
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        width = widths_of(student)[0]
         if self.num_prototypes is None:
             self.make_state(width)
             return
@@ -40,6 +59,13 @@ class PrototypeDistiller(Distiller):
     def make_state(self, num_prototypes: int) -> None:
         """Create the buffer of one number for each prototype."""
         raise NotImplementedError
+
+    def average(self, buffer: Tensor, momentum: float) -> None:
+        """Move a buffer towards the mean over ranks and steps of what was staged."""
+        staged = self.take_staged()
+        if staged:
+            mean = mean_without_grad(torch.stack([one for (one,) in staged]).mean(dim=0))
+            buffer.mul_(momentum).add_(mean, alpha=1 - momentum)
 
     def sides(self, student: Views, teacher: Views) -> tuple[Sides, Tensor]:
         """Stacked views of both sides, normalised where prototypes are applied here, and which

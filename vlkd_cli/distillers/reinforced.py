@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Widths, widths_of
+from vlkd_cli.distillers.logit_scale import CLIP_SCALE, ScaledDistiller
 from vlkd_cli.distillers.similarity import (
-    add_log_scale,
-    clamp_log_scale,
+    Pair,
     cross_logits,
     soft_cross_entropy,
     unit,
@@ -24,7 +24,7 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 
 
-class Reinforced(Distiller):
+class Reinforced(ScaledDistiller):
     """Match the student pair's distributions over the batch with the mean of several teachers'
     distributions.
 
@@ -42,7 +42,6 @@ class Reinforced(Distiller):
         logit_scale: initial factor on the student's cosines (not its logarithm).
         learnable: whether it (and the bias of "sigmoid") is trained; it then stays within [1,
             max_logit_scale] after each step.
-        max_logit_scale: highest scale; null leaves it unbounded.
         teacher_logit_scales: factor on each teacher's cosines; a single one serves all teachers.
         teacher_dims: widths of the teachers whose features stand side by side.
         loss: "softmax" as above; "sigmoid" judges each pair on its own, with p = mean_k
@@ -60,12 +59,10 @@ class Reinforced(Distiller):
     """
 
     direction = "one_way"
-    takes = "pair"
-    takes_lists = True
+    minimum_batch = 2
     crosses_ranks = "features of both towers of all models, the student's with gradient"
     paper = "Vasu et al. 2024, arXiv:2311.17049"
 
-    log_scale: Tensor
     bias: Tensor
 
     def __init__(
@@ -73,7 +70,7 @@ class Reinforced(Distiller):
         *,
         contrastive_weight: NonNegative = 0.0,
         distill_weight: NonNegative = 1.0,
-        logit_scale: Positive = 14.285714285714286,
+        logit_scale: Positive = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scales: Sequence[Positive] = (100.0,),
@@ -83,32 +80,27 @@ class Reinforced(Distiller):
         teacher_logit_biases: Sequence[float] = (-10.0,),
         sigmoid_targets: Literal["signed", "probability"] = "signed",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+        )
         self.contrastive_weight = contrastive_weight
         self.distill_weight = distill_weight
-        self.learnable = learnable
-        self.max_logit_scale = max_logit_scale
         self.teacher_logit_scales = tuple(teacher_logit_scales)
         self.teacher_dims = None if teacher_dims is None else list(teacher_dims)
         self.loss = loss
         self.teacher_logit_biases = tuple(teacher_logit_biases)
         self.sigmoid_targets = sigmoid_targets
-        add_log_scale(self, logit_scale, learnable)
         if loss == "sigmoid":
-            bias = torch.tensor(float(logit_bias))
-            if learnable:
-                self.bias = nn.Parameter(bias)
-            else:
-                self.register_buffer("bias", bias)
+            self.add_scalar("bias", logit_bias)
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        ours = [student_width] if isinstance(student_width, int) else student_width
-        theirs = [teacher_width] if isinstance(teacher_width, int) else teacher_width
-        if len(ours) not in (2, 3) or not theirs or len(theirs) % len(ours):
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert teacher is not None
+        ours, theirs = widths_of(student), widths_of(teacher)
+        if len(theirs) % len(ours):
             raise RecipeError(
-                "distiller 'reinforced' takes an image and a text tower (and synthetic texts) as"
-                f" its student and as many outputs of each teacher; it was given {len(ours)} and"
-                f" {len(theirs)}. Write student: [image, text] and teacher: [image_1, text_1, ...]."
+                f"distiller 'reinforced' takes {len(ours)} outputs of each teacher, as many as of"
+                f" the student; it was given {len(theirs)}. Write student: [image, text] and"
+                " teacher: [image_1, text_1, image_2, text_2, ...]."
             )
         if self.teacher_dims is not None and len(theirs) != len(ours):
             raise RecipeError(
@@ -136,9 +128,8 @@ class Reinforced(Distiller):
 
     def forward(
         self,
-        student: Sequence[Float[Tensor, "B _"]],
+        student: Pair | tuple[Float[Tensor, "B _"], Float[Tensor, "B _"], Float[Tensor, "B _"]],
         teacher: Sequence[Float[Tensor, "B _"]],
-        context: Context | None = None,
     ) -> Float[Tensor, ""]:
         image, *texts = (unit(side) for side in student)
         teachers = self._teachers([side.detach() for side in teacher], len(student))
@@ -147,10 +138,6 @@ class Reinforced(Distiller):
             for number, text in enumerate(texts, start=1)
         ]
         return torch.stack(terms).sum()
-
-    def commit(self, step: int) -> None:
-        if self.learnable:
-            clamp_log_scale(self.log_scale, self.max_logit_scale)
 
     def _teachers(self, sides: list[Tensor], outputs: int) -> list[list[Tensor]]:
         """The normalised outputs of each teacher."""
@@ -161,7 +148,7 @@ class Reinforced(Distiller):
         return [[unit(side) for side in group] for group in groups]
 
     def _pair(self, image: Tensor, text: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        scale = self.log_scale.exp()
+        scale = self.scale
         scales = self.teacher_logit_scales * (
             len(teachers) if len(self.teacher_logit_scales) == 1 else 1
         )

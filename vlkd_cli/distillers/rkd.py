@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlkd_cli.distillers.angle import angle_loss, pairs_of
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank
@@ -61,10 +61,7 @@ class RKD(Distiller):
         self.normalize = normalize
 
     def forward(
-        self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B E"],
-        context: Context | None = None,
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]
     ) -> Float[Tensor, ""]:
         ours = gather(unit(student) if self.normalize == "both" else student)
         theirs = gather_without_grad(teacher if self.normalize == "none" else unit(teacher))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vlkd_cli.distillers.anchors import AnchorQueue, queue_loss
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distillers.similarity import unit
-from vlkd_cli.recipe.types import Positive, PositiveInt
+from vlkd_cli.recipe.types import Positive, PositiveInt, Progress
 
 
 class SEED(Distiller):
     """Match the student's similarities to a queue of teacher features, and to the own teacher's
     feature, with the teacher's.
 
-    L = mean CE(softmax([1, t . M] / tau_t), [s . t, s . M] / tau_s), both sides normalised here.
+    L = mean CE(softmax([1, t . M] / tau_t), [s . t, s . M] / tau_s), both sides L2-normalized here.
     After the optimizer's step the teacher rows of all ranks overwrite the oldest ones; the queue
     need not be a multiple of the batch. At the authors' teacher temperature of 1e-4 the target is
     the own teacher unless an anchor's cosine exceeds 0.999, so this is InfoNCE with a queue; 0.01
@@ -36,7 +35,6 @@ class SEED(Distiller):
     """
 
     direction = "one_way"
-    needs = frozenset({"equal_width", "queue"})
     crosses_ranks = "teacher features that enter the queue"
     paper = "Fang et al. 2021, arXiv:2101.04731"
 
@@ -56,15 +54,12 @@ class SEED(Distiller):
         self.teacher_temperature = teacher_temperature
         self.queue: AnchorQueue | None = None
 
-    def setup(self, student_width: int | Sequence[int], teacher_width: int | Sequence[int]) -> None:
-        assert isinstance(teacher_width, int)
-        self.queue = AnchorQueue(self.queue_size, teacher_width, seed=0, unit_rows=True)
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert isinstance(teacher, int)
+        self.queue = AnchorQueue(self.queue_size, teacher, seed=0, unit_rows=True)
 
     def forward(
-        self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B D"],
-        context: Context | None = None,
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
     ) -> Float[Tensor, ""]:
         theirs = unit(teacher.detach())
         assert self.queue is not None
@@ -80,7 +75,7 @@ class SEED(Distiller):
         self.stage(theirs)
         return loss
 
-    def commit(self, step: int) -> None:
+    def commit(self, progress: Progress) -> None:
         for (theirs,) in self.take_staged():
             assert self.queue is not None
             self.queue.push(theirs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.similarity import own_columns, unit
 from vlkd_cli.distributed.collectives import gather
 from vlkd_cli.recipe.types import Positive
@@ -22,11 +21,10 @@ class SimCSE(Distiller):
     """Find each sentence's second encoding among all second encodings of the batch.
 
     The two sides are two passes of the same tower, which dropout (or the data: premise and
-    entailment) makes differ; both learn. In a
-    recipe: `student: text, teacher: text@second`, with `second` among `data.views`. A third tensor
-        holds hard negatives, one for each
+    entailment) makes differ; both learn. In a recipe: `student: text, teacher: text@second`, with
+    `second` among `data.views`. A second output of the teacher holds hard negatives, one for each
     row: `teacher: [text@second, text@negative]`. L = mean_i [lse(S_i) - S_ii] with S = cos(z1, z2)
-        / temp, widened by cos(z1, z3) / temp.
+    / temp, widened by cos(z1, z3) / temp.
 
     Args:
         temp: temperature that divides the cosines.
@@ -39,9 +37,7 @@ class SimCSE(Distiller):
     """
 
     direction = "symmetric"
-    takes_lists = True
-    most_outputs = (1, 2)
-    needs = frozenset({"equal_width"})
+    minimum_batch = 2
     crosses_ranks = "second views and hard negatives, with gradient"
     paper = "Gao et al. 2021, arXiv:2104.08821"
 
@@ -59,23 +55,17 @@ class SimCSE(Distiller):
 
     def forward(
         self,
-        student: Float[Tensor, "B D"] | Sequence[Float[Tensor, "B D"]],
-        teacher: Float[Tensor, "B D"] | Sequence[Float[Tensor, "B D"]],
-        context: Context | None = None,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"] | tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]],
     ) -> Float[Tensor, ""]:
-        views = [
+        first = unit(student, SMALLEST_NORM)
+        second, *negatives = (
             unit(view, SMALLEST_NORM)
-            for side in (student, teacher)
-            for view in ([side] if isinstance(side, Tensor) else side)
-        ]
-        if len(views) not in (2, 3):
-            raise ValueError(
-                "SimCSE contrasts two views, and a third with hard negatives; it was given"
-                f" {len(views)}"
-            )
-        loss = self._one_direction(views[0], views[1], views[2:])
+            for view in ((teacher,) if isinstance(teacher, Tensor) else teacher)
+        )
+        loss = self._one_direction(first, second, negatives)
         if self.both_directions:
-            loss = (loss + self._one_direction(views[1], views[0], views[2:])) / 2
+            loss = (loss + self._one_direction(second, first, negatives)) / 2
         return loss
 
     def _one_direction(self, queries: Tensor, keys: Tensor, negatives: list[Tensor]) -> Tensor:

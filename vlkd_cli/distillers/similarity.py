@@ -1,16 +1,17 @@
-"""What the contrastive objectives share: unit rows, the learnable logit scale, and logits of a
-rank's rows against all rows."""
+"""What the contrastive objectives share: unit rows, and logits of a rank's rows against all
+rows."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlkd_cli.distributed.collectives import gather
 from vlkd_cli.distributed.runtime import rank
+
+Pair = tuple[Float[Tensor, "B _"], Float[Tensor, "B _"]]
+"""Image and text rows of one model."""
 
 
 def unit(features: Float[Tensor, "B D"], smallest: float = 1e-12) -> Float[Tensor, "B D"]:
@@ -23,26 +24,8 @@ def unit(features: Float[Tensor, "B D"], smallest: float = 1e-12) -> Float[Tenso
     return features / length.masked_fill(length <= smallest, torch.inf)
 
 
-def add_log_scale(module: nn.Module, logit_scale: float, learnable: bool) -> None:
-    """Give the module a 0-dim `log_scale`: a parameter where it learns, else a buffer, so that
-    checkpoints look the same."""
-    value = torch.tensor(math.log(logit_scale))
-    if learnable:
-        module.register_parameter("log_scale", nn.Parameter(value))
-    else:
-        module.register_buffer("log_scale", value)
-
-
-@torch.no_grad()
-def clamp_log_scale(log_scale: Tensor, highest: float | None) -> None:
-    """Keep the scale within [1, highest]; None leaves it alone. Belongs in `commit`, after the
-    optimizer's step."""
-    if highest is not None:
-        log_scale.clamp_(0.0, math.log(highest))
-
-
 def own_columns(rows: int, device: torch.device) -> Tensor:
-    """Where the matches of this rank's rows stand among the gathered rows, `[B]`."""
+    """The positions of this rank's rows among the gathered rows, `[B]`."""
     return torch.arange(rank() * rows, (rank() + 1) * rows, device=device)
 
 

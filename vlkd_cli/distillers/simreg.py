@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.similarity import unit
 
 
 class SimReg(Distiller):
-    """Move every student feature onto its teacher feature, both normalised here.
+    """Move every student feature onto its teacher feature, both L2-normalized here.
 
-    A mean over samples, so nothing is exchanged between ranks. A zero row counts with the distance
-    from the origin and gets no gradient worth speaking of. The authors train a 4-layer MLP head on
-    the student, which is a head of the recipe here.
+    A mean over rows (and positions), so nothing is exchanged between ranks. A zero row counts with
+    the distance from the origin and gets no gradient worth speaking of. The authors train a 4-layer
+    MLP head on the student, which is a head of the recipe here.
 
     Args:
         distance: "l2" sums the squared differences over the features, which is 2 - 2 cos; "l1" and
@@ -31,7 +31,6 @@ class SimReg(Distiller):
     """
 
     direction = "one_way"
-    needs = frozenset({"equal_width"})
     paper = "Navaneet et al. 2021, arXiv:2201.05131"
 
     def __init__(
@@ -46,9 +45,8 @@ class SimReg(Distiller):
 
     def forward(
         self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B D"],
-        context: Context | None = None,
+        student: Float[Tensor, "... D"],
+        teacher: Float[Tensor, "... D"],
     ) -> Float[Tensor, ""]:
         ours, theirs = unit(student), unit(teacher.detach())
         if self.distance == "l1":
@@ -57,4 +55,4 @@ class SimReg(Distiller):
             return F.smooth_l1_loss(ours, theirs)
         # Squared differences rather than 2 - 2 cos: near convergence the latter subtracts two equal
         # numbers.
-        return F.mse_loss(ours, theirs) * (1 if self.averages_features else ours.shape[1])
+        return F.mse_loss(ours, theirs) * (1 if self.averages_features else ours.shape[-1])

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context, Distiller
-from vlkd_cli.distillers.moments import centred, cross_squares
+from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.distillers.moments import centered, cross_squares
 from vlkd_cli.distributed.collectives import all_reduce_sum
 from vlkd_cli.distributed.runtime import world_size
 from vlkd_cli.recipe.types import NonNegative, Positive
@@ -36,7 +36,6 @@ class VICReg(Distiller):
     """
 
     direction = "symmetric"
-    needs = frozenset({"equal_width"})
     minimum_batch = 2
     crosses_ranks = "sums, and features of both sides (or their covariances), with gradient"
     paper = "Bardes et al. 2022, arXiv:2105.04906"
@@ -56,14 +55,11 @@ class VICReg(Distiller):
         self.eps = eps
 
     def forward(
-        self,
-        student: Float[Tensor, "B D"],
-        teacher: Float[Tensor, "B D"],
-        context: Context | None = None,
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
     ) -> Float[Tensor, ""]:
         loss = self.sim_coeff * F.mse_loss(student, teacher)
         for side in (student, teacher):
-            rows = centred(side)
+            rows = centered(side)
             freedom = max(len(side) * world_size() - 1, 1)
             if self.std_coeff:
                 variance = all_reduce_sum(rows.square().sum(dim=0)) / freedom

@@ -15,8 +15,11 @@ from vlkd_cli.data.batch import Broken, View
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.engine.determinism import seed_everything
-from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.address import MAIN_VIEW, Address, arrow_of
 from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.messages import report
+from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.tower import Tower
@@ -100,11 +103,36 @@ def build_composition(
     *,
     steps_per_epoch: int,
     total_steps: int,
+    num_rows: int | None = None,
 ) -> Composition:
     """The towers wired by the recipe's distillers."""
+    objectives = build_objectives(recipe)
+    _check_widths(recipe, objectives, towers)
     return Composition(
-        towers, build_objectives(recipe), steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        towers,
+        objectives,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        num_rows=num_rows,
     )
+
+
+def _check_widths(
+    recipe: Recipe, objectives: list[Objective], towers: dict[str, Tower | MomentumTower]
+) -> None:
+    """Refuse outputs that a distiller compares directly though their widths differ."""
+
+    def width_of(address: Address) -> int:
+        tower = towers[address.tower]
+        return tower.feature_width if address.output == "backbone" else tower.width
+
+    problems = [
+        problem
+        for number, (spec, objective) in enumerate(zip(recipe.distillers, objectives, strict=True))
+        for problem in check_widths(recipe, spec, objective.arrow, ("distillers", number), width_of)
+    ]
+    if problems:
+        raise RecipeError(report({}, problems, "the recipe"))
 
 
 def build_views(

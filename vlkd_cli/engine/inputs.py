@@ -84,6 +84,7 @@ def build_loader(
         prefetch=data.prefetch,
         shuffle=data.shuffle,
         episode_samples=data.episode_samples,
+        per_class=data.per_class,
         max_broken_share=data.max_broken_share,
         pin_memory=device.type == "cuda",
         broken={

@@ -22,7 +22,7 @@ from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.distiller import DataFacts
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.build import (
     build_composition,
@@ -41,6 +41,7 @@ from vlkd_cli.engine.trainer import Hooks, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.address import Address, modality_of
 from vlkd_cli.recipe.load import recipe_from_json
+from vlkd_cli.recipe.types import Progress
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.reports.state import StateFile
 from vlkd_cli.towers.tower import Tower
@@ -131,7 +132,11 @@ class _Run:
         # The composition knows which inputs a step reads, and the loader, built from that, how many
         # steps there are.
         self.composition = build_composition(
-            recipe, self.inputs.towers, steps_per_epoch=1, total_steps=1
+            recipe,
+            self.inputs.towers,
+            steps_per_epoch=1,
+            total_steps=1,
+            num_rows=len(reader) if isinstance(reader, Reader) else None,
         )
         self.loader = build_loader(recipe, self.composition, self.inputs, self.towers, self.device)
         self.steps_per_epoch = self.loader.batches_per_epoch // settings.accumulate
@@ -230,22 +235,20 @@ class _Run:
     def _check_data(self, reader: Reader | StreamReader) -> None:
         distillers = [objective.distiller for objective in self.composition.objectives]
         highest = None
-        if isinstance(reader, Reader) and any(
-            "labels" in distiller.needs for distiller in distillers
-        ):
+        if isinstance(reader, Reader) and any("labels" in each.wants for each in distillers):
             highest = int(reader.labels_of(np.arange(len(reader))).max(initial=-1))
+        facts = DataFacts(
+            self.loader.batches_per_epoch * self.settings.batch_size * runtime.world_size(),
+            num_rows=len(reader) if isinstance(reader, Reader) else None,
+            highest_label=highest,
+        )
         for distiller in distillers:
-            distiller.check_data(
-                self.loader.batches_per_epoch * self.settings.batch_size * runtime.world_size(),
-                highest,
-            )
+            distiller.check_data(facts)
 
     # -- around the steps
 
     def _before_epoch(self, epoch: int) -> None:
-        if not any(
-            "episode" in objective.distiller.needs for objective in self.composition.objectives
-        ):
+        if all(objective.arrow.episode is None for objective in self.composition.objectives):
             return
         with self.interruption.dropping():
             self._start_episode(epoch)
@@ -256,12 +259,8 @@ class _Run:
         from vlkd_cli.numerics.precision import autocast
 
         self.composition.eval()
-        context = Context(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
-        wanted = [
-            objective
-            for objective in self.composition.objectives
-            if "episode" in objective.distiller.needs
-        ]
+        progress = Progress(self.trainer.step_count, self.steps_per_epoch, self.total_steps)
+        wanted = [each for each in self.composition.objectives if each.arrow.episode is not None]
         collected: dict[str, list[list[torch.Tensor]]] = {
             objective.name: [] for objective in wanted
         }
@@ -285,12 +284,17 @@ class _Run:
                 )
             )
             assert objective.arrow.episode is not None
-            sides: list[Any] = [
-                columns[side] if isinstance(side, Address) else tuple(columns[a] for a in side)
-                for side in objective.arrow.episode
+            sides = {
+                name: (
+                    columns[side] if isinstance(side, Address) else tuple(columns[a] for a in side)
+                )
+                for name, side in objective.arrow.episode._asdict().items()
                 if side is not None
-            ]
-            objective.distiller.start_episode(sides[0], sides[1], torch.cat(indices), context)
+            }
+            start: Any = objective.distiller.start_episode
+            for parameter in start(**sides, indices=torch.cat(indices), progress=progress):
+                # Its moments belong to numbers that are gone.
+                self.trainer.optimizer.state.pop(parameter, None)
         self.composition.train()
 
     def _after_step(self, step: int) -> bool:
@@ -435,6 +439,8 @@ class _Run:
             else ""
         )
         self._say(f"Trained {steps} steps in {seconds:.0f} s{rate}.{skipped}")
+        if unread := self.folder.skipped_summary():
+            console.warn(unread)
         self._say(f"Run folder: {self.folder.path}")
         run = shlex.quote(str(self.folder.path))
         metrics = shlex.quote(str(self.folder.path / "metrics.csv"))

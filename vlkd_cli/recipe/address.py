@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vlkd_cli.recipe.contract import Contract, Form, contract_of, form_for
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName
 
@@ -194,34 +195,62 @@ def addresses_of(recipe: Recipe, side: str | Sequence[str]) -> tuple[Address, ..
 
 
 def arrow_of(recipe: Recipe, spec: DistillerSpec) -> Arrow:
-    """The arrow of a distiller: the sides that the recipe writes, else the defaults for what it
-    takes.
+    """The arrow of a distiller: the sides that the recipe writes, else defaults by what the
+    distiller takes first.
 
-    A pair: (image, text) learn from (teacher_image, teacher_text). Otherwise the image tower is the
-    student and the text tower the teacher, the other way round where only the image tower is
-    frozen.
+    A pair of rows: (image, text) learn from (teacher_image, teacher_text). Rows, or a list of them:
+    without a teacher the only tower that learns, else the image tower; with one the mesh tower and
+    the other, else image and text, of which a frozen one is the teacher. Positions have no default.
 
     Several students of a distiller that takes one of each are one call each, with as many teachers
     or one for all.
 
     Raises:
-        SideError: a side is not an address, or the recipe does not tell a default.
+        SideError: a side is not an address, not of a form that the distiller takes, or the recipe
+            does not tell a default.
+        RecipeError: no such distiller, or its contract cannot be read.
     """
-    said = attributes_of("distiller", spec.name)
-    is_pair = said.get("takes") == "pair"
-    needs_teacher = said.get("needs_teacher", True)
+    contract = contract_of(spec.name)
+    if spec.teacher is not None and not contract.takes_teacher:
+        raise SideError("teacher", f"distiller '{spec.name}' has no teacher. Remove it")
     student, teacher = (_given(recipe, spec, side) for side in ("student", "teacher"))
-    if is_pair:
-        student = student or _present(recipe, ("image", "text"), "student")
-        if teacher is None and needs_teacher:
-            teacher = _present(recipe, ("teacher_image", "teacher_text"), "teacher")
-    else:
-        student, teacher = _two_towers(recipe, student, teacher, needs_teacher)
-    if is_pair or said.get("takes_lists"):
-        call = Call(_delivered(student), None if teacher is None else _delivered(teacher))
-        return Arrow((call,), call if "episode" in said.get("needs", ()) else None)
+    student, teacher = _with_defaults(recipe, contract, student, teacher)
+    episode = None
+    if contract.episode is not None:
+        sides = {"student": student, "teacher": teacher}
+        episode = Call(
+            *(
+                _delivered(spec, side, addresses, contract.episode[side])
+                if addresses is not None and side in contract.episode
+                else None
+                for side, addresses in sides.items()
+            )
+        )
+    if not contract.teacher:
+        teacher = None
+    if contract.pairs:
+        return Arrow(_pairs(student, teacher), episode)
+    call = Call(
+        _delivered(spec, "student", student, contract.student),
+        None if teacher is None else _delivered(spec, "teacher", teacher, contract.teacher),
+    )
+    return Arrow((call,), episode)
+
+
+def _given(recipe: Recipe, spec: DistillerSpec, side: str) -> tuple[Address, ...] | None:
+    written = getattr(spec, side)
+    try:
+        found = None if written is None else addresses_of(recipe, written)
+    except ValueError as error:
+        raise SideError(side, str(error)) from error
+    if found == ():
+        raise SideError(side, "an empty list names no output")
+    return found
+
+
+def _pairs(student: tuple[Address, ...], teacher: tuple[Address, ...] | None) -> tuple[Call, ...]:
     if teacher is None:
-        return Arrow(tuple(Call(one, None) for one in student))
+        return tuple(Call(one, None) for one in student)
     if len(teacher) not in (1, len(student)):
         raise SideError(
             "teacher",
@@ -229,19 +258,55 @@ def arrow_of(recipe: Recipe, spec: DistillerSpec) -> Arrow:
             " pair up. Give one teacher for each student, or one for all",
         )
     teachers = teacher * (len(student) if len(teacher) == 1 else 1)
-    return Arrow(tuple(Call(*pair) for pair in zip(student, teachers, strict=True)))
+    return tuple(Call(*pair) for pair in zip(student, teachers, strict=True))
 
 
-def _given(recipe: Recipe, spec: DistillerSpec, side: str) -> tuple[Address, ...] | None:
-    written = getattr(spec, side)
-    try:
-        return None if written is None else addresses_of(recipe, written)
-    except ValueError as error:
-        raise SideError(side, str(error)) from error
+def _delivered(
+    spec: DistillerSpec, side: str, addresses: tuple[Address, ...], forms: tuple[Form, ...]
+) -> Side:
+    """The side as the distiller gets it: a tensor where it takes one, else a tuple."""
+    form = form_for(forms, len(addresses))
+    if form is None:
+        takes = " or ".join(dict.fromkeys(map(str, forms)))
+        raise SideError(side, f"distiller '{spec.name}' takes {takes} here, got {len(addresses)}")
+    return addresses if form.is_tuple or form.repeats else addresses[0]
 
 
-def _delivered(side: tuple[Address, ...]) -> Side:
-    return side[0] if len(side) == 1 else side
+def _with_defaults(
+    recipe: Recipe,
+    contract: Contract,
+    student: tuple[Address, ...] | None,
+    teacher: tuple[Address, ...] | None,
+) -> tuple[tuple[Address, ...], tuple[Address, ...] | None]:
+    first = contract.student[0]
+    if first.is_tuple and all(output.kind == "rows" for output in first.outputs):
+        student = student or _present(recipe, ("image", "text"), "student")
+        if teacher is None and contract.needs_teacher:
+            teacher = _present(recipe, ("teacher_image", "teacher_text"), "teacher")
+        return student, teacher
+    for side, given in (("student", student), ("teacher", teacher)):
+        kinds = {output.kind for form in contract.forms(side)[:1] for output in form.outputs}
+        if given is None and kinds & {"positions", "selected"}:
+            raise SideError(
+                side, "write its address, such as image.tokens; positions have no default"
+            )
+    if not contract.teacher:
+        student = student or _only_learner(recipe)
+        # Features that are clustered between epochs are those of the student.
+        return student, teacher or (student if contract.needs_teacher else None)
+    return _two_towers(recipe, student, teacher, contract.needs_teacher)
+
+
+def _only_learner(recipe: Recipe) -> tuple[Address, ...]:
+    learners = [
+        name
+        for name, tower in recipe.towers.items()
+        if tower.follows is None and tower.train != "none"
+    ]
+    image = _only(recipe, "image")
+    if len(learners) != 1 and image is None:
+        raise SideError("student", "say which tower learns; there is no single one to choose")
+    return addresses_of(recipe, learners[0] if len(learners) == 1 else str(image))
 
 
 def _two_towers(
@@ -250,31 +315,46 @@ def _two_towers(
     teacher: tuple[Address, ...] | None,
     needs_teacher: bool,
 ) -> tuple[tuple[Address, ...], tuple[Address, ...] | None]:
-    image, text = _only(recipe, "image"), _only(recipe, "text")
+    """The first tower of a pair is the student unless it alone is frozen, or written as the
+    teacher."""
+    one, other = _pair_of(recipe)
     if student is None:
-        if image is None or text is None:
+        if one is None or other is None:
             raise SideError(
                 "student",
                 "say which tower learns; there is no single image tower and single text tower to"
                 " choose from",
             )
-        frozen = {name for name in (image, text) if recipe.towers[name].train == "none"}
-        flipped = frozen == {image} or (teacher is not None and teacher[0].tower == image)
-        student = addresses_of(recipe, text if flipped else image)
+        frozen = {name for name in (one, other) if recipe.towers[name].train == "none"}
+        flipped = frozen == {one} or (teacher is not None and teacher[0].tower == one)
+        student = addresses_of(recipe, other if flipped else one)
     if teacher is None and needs_teacher:
         learners = {address.tower for address in student}
-        other = text if learners == {image} else image
-        if other is None or len(learners) > 1:
+        found = other if learners == {one} else one
+        if found is None or len(learners) > 1:
             raise SideError("teacher", "say which tower is the teacher")
-        teacher = addresses_of(recipe, other)
+        teacher = addresses_of(recipe, found)
     return student, teacher
+
+
+def _pair_of(recipe: Recipe) -> tuple[str | None, str | None]:
+    """The mesh tower and the only other one, else the image and the text tower."""
+    mesh = _only(recipe, "mesh")
+    others = [name for name, tower in recipe.towers.items() if name != mesh and not tower.follows]
+    if mesh is not None and len(others) == 1:
+        return mesh, others[0]
+    return _only(recipe, "image"), _only(recipe, "text")
 
 
 def _only(recipe: Recipe, modality: ModalityName) -> str | None:
     """The tower called like the modality, else the only tower of that modality."""
     if modality in recipe.towers:
         return modality
-    found = [name for name in recipe.towers if modality_of(recipe.towers, name) == modality]
+    found = [
+        name
+        for name, tower in recipe.towers.items()
+        if tower.follows is None and modality_of(recipe.towers, name) == modality
+    ]
     return found[0] if len(found) == 1 else None
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean, missing_extra, names
-from vlkd_cli.errors import MissingPackageError
+from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe.address import (
     MAIN_VIEW,
     Address,
@@ -21,8 +21,9 @@ from vlkd_cli.recipe.address import (
     modality_of,
     text_names,
 )
+from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.objectives import check_objective
+from vlkd_cli.recipe.objectives import check_objective, listed
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
@@ -57,6 +58,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
             problems += _check_adapter(tower, path)
     problems += _check_distillers(recipe)
     problems += _check_data(recipe)
+    problems += check_offers(recipe)
     problems += _check_training(recipe)
     problems += _check_evals(recipe)
     return problems
@@ -297,7 +299,7 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
         if arrow is None or problems:
             complete = False
             continue
-        used |= {address.tower for address in arrow.addresses()}
+        used |= {a.tower for a in (*arrow.addresses(), *arrow.episode_addresses())}
         students = _towers_of(call.student for call in arrow.calls)
         if (
             learners
@@ -318,34 +320,17 @@ def _check_distillers(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _arrow(recipe: Recipe, spec: DistillerSpec, path: Path) -> tuple[Arrow | None, list[Problem]]:
-    """The distiller's arrow, and what is wrong with its addresses."""
+    """The distiller's arrow, and what is wrong with it."""
     try:
         arrow = arrow_of(recipe, spec)
     except SideError as error:
         return None, [Problem((*path, error.side), f"{error}.")]
-    said = attributes_of("distiller", spec.name)
+    except RecipeError as error:
+        return None, [Problem((*path, "name"), str(error))]
     problems = []
+    sides = [*arrow.calls, *([arrow.episode] if arrow.episode is not None else [])]
     for side in ("student", "teacher"):
-        for call in arrow.calls:
-            addresses = getattr(call, side)
-            if (
-                said.get("takes") == "pair"
-                and addresses is not None
-                and (
-                    isinstance(addresses, Address)
-                    or (len(addresses) != 2 and not said.get("takes_lists", False))
-                )
-            ):
-                problems.append(
-                    Problem(
-                        (*path, side),
-                        f"distiller '{spec.name}' takes two addresses, the image and the text side:"
-                        " [image, text].",
-                    )
-                )
-    for side in ("student", "teacher"):
-        sides = [getattr(call, side) for call in arrow.calls]
-        for address in dict.fromkeys(a for call in sides for a in _listed(call)):
+        for address in dict.fromkeys(a for call in sides for a in listed(getattr(call, side))):
             problems += _check_address(recipe, address, (*path, side), is_student=side == "student")
     return arrow, problems or list(check_objective(recipe, spec, arrow, path))
 
@@ -387,14 +372,8 @@ def _output_heads(recipe: Recipe, name: str) -> list[str]:
     return [head for head in tower.all_heads if head != "head"]
 
 
-def _listed(side: Side | None) -> tuple[Address, ...]:
-    if side is None:
-        return ()
-    return (side,) if isinstance(side, Address) else side
-
-
 def _towers_of(sides: Iterable[Side | None]) -> set[str]:
-    return {address.tower for side in sides for address in _listed(side)}
+    return {address.tower for side in sides for address in listed(side)}
 
 
 def _teacher_learns(recipe: Recipe, spec: DistillerSpec, arrow: Arrow, learners: set[str]) -> bool:

@@ -1,127 +1,203 @@
-"""What an objective asks of the towers along its arrow, as far as the recipe alone can tell."""
+"""What a distiller asks of the outputs along its arrow: their order, shapes and widths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import Address, Arrow, Side, modality_of
+from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
+from vlkd_cli.recipe.contract import Contract, Kind, Output, contract_of, form_for
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.params import REQUIRED, attributes_of, signature_of
-from vlkd_cli.recipe.schema import Component, DistillerSpec, Recipe
+from vlkd_cli.recipe.params import REQUIRED, signature_of
+from vlkd_cli.recipe.schema import Component, DistillerSpec, HeadSpec, Recipe, TowerSpec
+
+Use = tuple[Address, Output]
+"""An address and what the distiller takes it for."""
 
 
 def check_objective(
     recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
 ) -> Iterator[Problem]:
-    """Problems of an arrow whose addresses are right: too many outputs, an order that differs,
-    widths that differ, prototypes twice."""
-    said = attributes_of("distiller", spec.name)
-    call = arrow.calls[0]
-    sides = {"student": _listed(call.student), "teacher": _listed(call.teacher)}
-    for (side, addresses), most in zip(sides.items(), said.get("most_outputs") or (), strict=False):
-        if len(addresses) > most:
-            takes = f"at most {most} addresses" if most > 1 else "one address"
-            yield Problem(
-                (*path, side), f"distiller '{spec.name}' takes {takes} here, got {len(addresses)}."
-            )
-    if said.get("takes") == "pair":
-        yield from _check_order(recipe, sides, path)
-    if "equal_width" in said.get("needs", ()):
-        for call in arrow.calls:
-            compared = {"student": _listed(call.student), "teacher": _listed(call.teacher)}
-            yield from _check_widths(recipe, spec, compared, path)
-    if (
-        "prototypes" in said.get("needs", ())
-        and _setting("distiller", spec, "prototypes") is not None
-    ):
-        owner = next(
-            (
-                address.tower
-                for side in sides.values()
-                for address in side
-                if _has_prototypes(recipe, address)
-            ),
-            None,
-        )
-        if owner is not None:
-            text = (
-                f"tower '{owner}' has prototypes of its own. Say prototypes: null, or give the"
-                " towers head 'mlp'."
-            )
-            yield Problem((*path, "prototypes"), text)
+    """Problems of an arrow whose addresses are right, as far as the recipe alone tells."""
+    contract = contract_of(spec.name)
+    yield from _check_order(recipe, contract, arrow, path)
+    yield from _check_shapes(recipe, spec, contract, arrow, path)
+    yield from check_widths(recipe, spec, arrow, path, lambda address: _width(recipe, address))
+    yield from _check_prototypes(recipe, spec, arrow, path)
 
 
-def _check_order(
-    recipe: Recipe, sides: dict[str, tuple[Address, ...]], path: Path
+def check_widths(
+    recipe: Recipe,
+    spec: DistillerSpec,
+    arrow: Arrow,
+    path: Path,
+    width_of: Callable[[Address], int | None],
 ) -> Iterator[Problem]:
-    said = {
-        side: [modality_of(recipe.towers, address.tower) for address in addresses[:2]]
-        for side, addresses in sides.items()
-    }
-    if set(said["student"]) == {"image", "text"} and said["teacher"] == said["student"][::-1]:
-        text = (
-            f"names {' and '.join(map(str, said['teacher']))}, the student"
-            f" {' and '.join(map(str, said['student']))}. Use one order."
-        )
-        yield Problem((*path, "teacher"), text)
+    """Outputs of different widths that the distiller compares directly; the first of each call.
 
-
-def _check_widths(
-    recipe: Recipe, spec: DistillerSpec, sides: dict[str, tuple[Address, ...]], path: Path
-) -> Iterator[Problem]:
-    for ours in sides["student"]:
-        for theirs in sides["teacher"]:
-            our_width, their_width = _width(recipe, ours), _width(recipe, theirs)
-            if our_width is not None and their_width is not None and our_width != their_width:
-                key = "prototypes" if _has_prototypes(recipe, ours) else "width"
+    Args:
+        width_of: the width of an output, None where it is not known yet.
+    """
+    contract = contract_of(spec.name)
+    for call in arrow.calls:
+        seen: dict[str, tuple[Address, int]] = {}
+        for address, output in _uses(contract, call):
+            width = width_of(address)
+            if width is None or output.width == "_":
+                continue
+            ours, our_width = seen.setdefault(output.width, (address, width))
+            if width != our_width:
                 yield Problem(
                     path,
-                    f"tower '{theirs.tower}' embeds {their_width} values, tower '{ours.tower}'"
-                    f" {our_width}, and distiller '{spec.name}' compares them directly. Set `{key}:"
-                    f" {their_width}` in the head of '{ours.tower}'.",
+                    f"{_named(address)} embeds {width} values, {_named(ours)} {our_width}, and"
+                    f" distiller '{spec.name}' compares them directly."
+                    f" {_remedy(recipe, ours, width)}",
                 )
                 return
 
 
-def _listed(side: Side | None) -> tuple[Address, ...]:
+def head_of(towers: dict[str, TowerSpec], address: Address) -> HeadSpec | None:
+    """The head whose output an address names; a tower that follows another has that one's."""
+    tower = towers[address.tower]
+    return towers.get(tower.follows or "", tower).all_heads.get(address.output)
+
+
+def _uses(contract: Contract, call: Call) -> list[Use]:
+    """Every address of a call with what it is taken for, the student's first."""
+    uses: list[Use] = []
+    for forms, side in ((contract.student, call.student), (contract.teacher, call.teacher)):
+        addresses = listed(side)
+        form = form_for(forms, len(addresses))
+        if form is not None:
+            uses += zip(addresses, form.of(len(addresses)), strict=True)
+    return uses
+
+
+def listed(side: Side | None) -> tuple[Address, ...]:
+    """The addresses of a side."""
+    # An address is itself a tuple, so it is asked for first.
     if side is None:
         return ()
     return (side,) if isinstance(side, Address) else side
 
 
-def _head(recipe: Recipe, address: Address) -> Component | None:
-    """The head whose output an address names; a tower that follows another has that one's."""
-    tower = recipe.towers[address.tower]
-    tower = recipe.towers.get(tower.follows or "", tower)
-    return tower.all_heads.get(address.output)
+def _check_order(recipe: Recipe, contract: Contract, arrow: Arrow, path: Path) -> Iterator[Problem]:
+    """Pairs of image and text that are the other way round on the teacher's side."""
+    if not contract.student[0].is_tuple:
+        return
+    call = arrow.calls[0]
+    student, teacher = (listed(side)[:2] for side in call)
+    ours, theirs = (
+        [modality_of(recipe.towers, address.tower) for address in side]
+        for side in (student, teacher)
+    )
+    if len(set(ours)) == 2 and None not in ours and theirs == ours[::-1]:
+        yield Problem(
+            (*path, "teacher"),
+            f"names {' and '.join(map(str, theirs))}, the student {' and '.join(map(str, ours))}."
+            " Use one order.",
+        )
+
+
+def _check_shapes(
+    recipe: Recipe, spec: DistillerSpec, contract: Contract, arrow: Arrow, path: Path
+) -> Iterator[Problem]:
+    for call in arrow.calls:
+        for address, output in _uses(contract, call):
+            kind = kind_of(recipe.towers, address)
+            fits = output.kind in (kind, "either") and kind != "selected"
+            if kind is None or fits or output.kind == kind:
+                continue
+            side = "student" if address in listed(call.student) else "teacher"
+            yield Problem(
+                (*path, side),
+                f"distiller '{spec.name}' takes {output} here; '{address}' has {kind}.",
+            )
+            return
+
+
+def kind_of(towers: dict[str, TowerSpec], address: Address) -> Kind | None:
+    """Whether an output has rows or positions, as far as the recipe tells."""
+    if address.output in ("backbone", "tokens"):
+        return "rows" if address.output == "backbone" else "positions"
+    tower = towers[address.tower]
+    heads = towers.get(tower.follows or "", tower).all_heads
+    name, seen = address.output, set()
+    while name in heads and name not in seen:
+        seen.add(name)
+        reads = heads[name].reads
+        name = (reads if isinstance(reads, str) else reads[0]).partition(".")[0]
+    if name == "tokens":
+        return "positions"
+    return "rows" if name in ("backbone", "head") else None
+
+
+def _check_prototypes(
+    recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
+) -> Iterator[Problem]:
+    """Prototypes of the distiller's own over heads that have some already."""
+    for key in ("num_prototypes", "prototypes"):
+        if not _may_be_null(spec, key) or _setting("distiller", spec, key) is None:
+            continue
+        for address in arrow.addresses():
+            if _has_prototypes(recipe, address):
+                yield Problem(
+                    (*path, key),
+                    f"tower '{address.tower}' has prototypes of its own. Say {key}: null, or give"
+                    " the towers head 'mlp'.",
+                )
+                return
 
 
 def _has_prototypes(recipe: Recipe, address: Address) -> bool:
-    head = _head(recipe, address)
+    head = head_of(recipe.towers, address)
     return head is not None and head.name == "prototypes"
+
+
+def _width_key(head: Component) -> str:
+    """The key of a head that sets its width."""
+    keys = signature_of("head", head.name).key_names()
+    return next(key for key in ("num_prototypes", "prototypes", "width") if key in keys)
 
 
 def _width(recipe: Recipe, address: Address) -> int | None:
     """Width of an output, where a head tells it."""
-    head = _head(recipe, address)
-    width = (
-        None
-        if head is None
-        else _setting("head", head, "prototypes" if head.name == "prototypes" else "width")
-    )
+    head = head_of(recipe.towers, address)
+    if head is None:
+        return None
+    try:
+        width = _setting("head", head, _width_key(head))
+    except (RecipeError, StopIteration):
+        return None
     return width if isinstance(width, int) else None
+
+
+def _named(address: Address) -> str:
+    return f"tower '{address}'" if str(address) == address.tower else f"'{address}'"
+
+
+def _remedy(recipe: Recipe, address: Address, width: int) -> str:
+    """How an output gets another width."""
+    tower = recipe.towers[address.tower]
+    owner, head = tower.follows or address.tower, head_of(recipe.towers, address)
+    if head is not None:
+        which = "the head" if address.output == "head" else f"head '{address.output}'"
+        return f"Set `{_width_key(head)}: {width}` in {which} of '{owner}'."
+    return f"Add `head: {{name: linear, width: {width}}}` to '{owner}'" + (
+        "." if address.output == "head" else f" and write '{address._replace(output='head')}'."
+    )
+
+
+def _may_be_null(component: Component, name: str) -> bool:
+    keys = {key.name: key for key in signature_of("distiller", component.name).keys}
+    return name in keys and "None" in str(keys[name].annotation)
 
 
 def _setting(kind: str, component: Component, name: str) -> Any:
     """A component's key as written, or its default; None where it has neither."""
-    try:
-        default = next(
-            (key.default for key in signature_of(kind, component.name).keys if key.name == name),
-            None,
-        )
-    except RecipeError:
-        return None
+    default = next(
+        (key.default for key in signature_of(kind, component.name).keys if key.name == name), None
+    )
     value = component.keys.get(name, default)
     return None if value is REQUIRED else value

@@ -28,6 +28,7 @@ from pydantic import Field
 from vlkd_cli import catalog
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe import types
+from vlkd_cli.recipe.arrays import ARRAY_NAMES
 
 REQUIRED: Any = object()
 """Default of a key that has none."""
@@ -64,7 +65,7 @@ class Signature(NamedTuple):
     docstring: str
     keys: tuple[Key, ...]
     attributes: dict[str, Any]
-    """Class attributes with plain values, e.g. a distiller's `takes` and `needs`."""
+    """Class attributes with plain values, e.g. a distiller's `direction` and `minimum_batch`."""
     state: tuple[str, ...] = ()
     """Names of the buffers and queues that it keeps between steps."""
     is_read: bool = True
@@ -124,6 +125,39 @@ def attributes_of(kind: str, name: str) -> dict[str, Any]:
         return {}
 
 
+class Method(NamedTuple):
+    """A method's definition and where it is written."""
+
+    node: ast.FunctionDef
+    file: Path
+    names: _Names
+
+    def value(self, annotation: ast.expr) -> Any:
+        """What an annotation means; tensors are `recipe.arrays` stand-ins."""
+        return self.names.value(annotation)
+
+
+def find_method(kind: str, name: str, method: str) -> Method | None:
+    """The nearest definition of a component's method, in its class or a base; also of a third
+    party's, which is not imported where its source tells.
+
+    Raises:
+        RecipeError: no such component.
+    """
+    module, attribute = catalog.locate(kind, name)
+    path = module_file(module)
+    chain = _family(_Source.of(path), attribute) if path is not None else []
+    if not chain and ":" in name and _UNREAD.get() is None:
+        component = catalog.load(kind, name)
+        file = inspect.getsourcefile(component)
+        chain = _family(_Source.of(Path(file)), component.__qualname__) if file else []
+    for node, source in chain:
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef) and part.name == method:
+                return Method(part, source.file, source.names)
+    return None
+
+
 def module_file(module: str) -> Path | None:
     """Where a module's source lies, found without importing any of its parent packages."""
     top, *rest = module.split(".")
@@ -144,9 +178,13 @@ def read_class(path: Path, module: str, attribute: str) -> Signature:
     if not chain:
         raise RecipeError(f"{module} has no class '{attribute}'.")
     docstring = next((text for node, _ in chain if (text := ast.get_docstring(node))), "")
+    # What a class does not say of its keys, its bases say.
+    texts: dict[str, str] = {}
+    for node, _ in reversed(chain):
+        texts |= described(ast.get_docstring(node) or "")
     keys = next(
         (
-            _keys(found, source.names, described(docstring))
+            _keys(found, source.names, texts)
             for node, source in chain
             if (found := _constructor(node))
         ),
@@ -182,16 +220,18 @@ def described(docstring: str) -> dict[str, str]:
 
 
 class _Names(dict[str, Any]):
-    """The names that an annotation or default may use; a module's own aliases are evaluated when
-    they are asked for."""
+    """The names that an annotation or default may use; a module's own aliases, and those that it
+    imports from vlkd, are evaluated when they are asked for."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, imported: dict[str, tuple[str, str]]) -> None:
         super().__init__(vars(builtins))
+        self._imported = imported
         for module in (collections.abc, typing, types):
             self.update(
                 {key: value for key, value in vars(module).items() if not key.startswith("_")}
             )
         self.update(Field=Field, Path=Path, pathlib=pathlib, math=math, typing=typing)
+        self.update(ARRAY_NAMES)
         self._aliases: dict[str, ast.expr] = {}
         for node in tree.body:
             if (
@@ -211,9 +251,13 @@ class _Names(dict[str, Any]):
             self.pop(name, None)
 
     def __missing__(self, name: str) -> Any:
-        if name not in self._aliases:
-            raise NameError(name)
-        self[name] = value = self.value(self._aliases[name])
+        if name in self._aliases:
+            value = self.value(self._aliases[name])
+        elif name in self._imported and (file := module_file(self._imported[name][0])) is not None:
+            value = _Source.of(file).names[self._imported[name][1]]
+        else:
+            raise NameError(f"'{name}' is not known")
+        self[name] = value
         return value
 
     def value(self, node: ast.expr) -> Any:
@@ -230,11 +274,12 @@ class _Names(dict[str, Any]):
 
 
 class _Source(NamedTuple):
-    """A parsed file: its classes, where vlkd's names in it come from, and what its annotations may
+    """A parsed file: its classes, which modules its names come from, and what its annotations may
     use."""
 
+    file: Path
     classes: dict[str, ast.ClassDef]
-    imported: dict[str, str]
+    imported: dict[str, tuple[str, str]]
     names: _Names
 
     @classmethod
@@ -243,19 +288,21 @@ class _Source(NamedTuple):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
         imported = {
-            alias.asname or alias.name: node.module
+            alias.asname or alias.name: (node.module, alias.name)
             for node in tree.body
-            if isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.startswith("vlkd_cli.")
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0
             for alias in node.names
         }
-        return cls(classes, imported, _Names(tree))
+        return cls(path, classes, imported, _Names(tree, imported))
 
 
 def _family(source: _Source, attribute: str) -> list[tuple[ast.ClassDef, _Source]]:
-    """The class and its bases within vlkd, nearest first; empty where the file has no such
-    class."""
+    """The class and its bases as far as they are classes of Python files, nearest first; empty
+    where the file has no such class."""
+    if attribute not in source.classes and attribute in source.imported:
+        module, original = source.imported[attribute]
+        file = module_file(module)
+        return _family(_Source.of(file), original) if file is not None else []
     if attribute not in source.classes:
         return []
     chain = [(source.classes[attribute], source)]
@@ -266,10 +313,12 @@ def _family(source: _Source, attribute: str) -> list[tuple[ast.ClassDef, _Source
             chain += _family(source, base.id)
         elif (
             base.id in source.imported
-            and (file := module_file(source.imported[base.id])) is not None
+            and (file := module_file(source.imported[base.id][0])) is not None
         ):
-            chain += _family(_Source.of(file), base.id)
-    return chain
+            chain += _family(_Source.of(file), source.imported[base.id][1])
+    # A base that several classes share comes after all of them, as in Python.
+    later = [node for node, _ in chain]
+    return [item for number, item in enumerate(chain) if item[0] not in later[number + 1 :]]
 
 
 def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
@@ -344,7 +393,9 @@ def _imported(kind: str, name: str) -> Signature:
     constructor = component.__init__
     hints = typing.get_type_hints(constructor, include_extras=True)
     docstring = inspect.getdoc(component) or ""
-    texts = described(docstring)
+    texts: dict[str, str] = {}
+    for base in reversed(component.__mro__):
+        texts |= described(base.__doc__ or "")
     keys = tuple(
         Key(
             parameter.name,

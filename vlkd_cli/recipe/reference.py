@@ -11,6 +11,7 @@ from vlkd_cli import catalog
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe import schema
+from vlkd_cli.recipe.contract import Form, contract_of
 from vlkd_cli.recipe.messages import described_type, shown
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Signature, Source, signature_of
@@ -99,7 +100,7 @@ def about(kind: str, name: str) -> Page:
             key_rows([*optimizer_keys(name), *shared]),
         )
     signature = signature_of(kind, name)
-    facts = _facts(kind, signature)
+    facts = _facts(kind, name, signature)
     if name in catalog.CATALOG[kind] and (extra := catalog.CATALOG[kind][name].extra):
         facts.append(("installed by", f"pip install 'vlkd[{extra}]'"))
     return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys))
@@ -127,17 +128,17 @@ def default_text(key: Key) -> str:
 
 
 def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
-    """(name, paper, direction, needs, state, what crosses ranks) of each training objective."""
+    """(name, paper, direction, what it wants, state, what crosses ranks) of each distiller."""
     rows = []
     for name in catalog.names("distiller"):
         signature = signature_of("distiller", name)
-        said = dict(_facts("distiller", signature))
+        said = dict(_facts("distiller", name, signature))
         rows.append(
             (
                 name,
                 said["paper"],
                 said["direction"],
-                said["needs"],
+                said["wants"],
                 said["state"],
                 said["crosses ranks"],
             )
@@ -181,22 +182,16 @@ def catalogue_page() -> str:
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
+def _facts(kind: str, name: str, signature: Signature) -> list[tuple[str, str]]:
     said = signature.attributes
     if kind == "distiller":
-        needs = said.get("needs", frozenset())
-        taken = {"pair": "image and text of each side", "views": "several views"}.get(
-            said.get("takes", "one"), "one tensor of each side"
-        )
-        most = said.get("most_outputs")
-        lists = ", or lists" + (
-            f" of up to {most[0]} (student) and {most[1]} (teacher)" if most else ""
-        )
+        contract = contract_of(name)
         return [
             ("paper", said.get("paper", "")),
             ("direction", said.get("direction", "")),
-            ("takes", taken + (lists if said.get("takes_lists") else "")),
-            ("needs", ", ".join(sorted(needs)) or "nothing"),
+            ("student", _forms(contract.student)),
+            ("teacher", _forms(contract.forms("teacher")) or "none"),
+            ("wants", ", ".join(contract.wants) or "nothing else"),
             ("state", ", ".join(signature.state) or "none"),
             ("crosses ranks", said.get("crosses_ranks", "nothing")),
             ("smallest batch", f"{said.get('minimum_batch', 1)} over all ranks"),
@@ -204,6 +199,11 @@ def _facts(kind: str, signature: Signature) -> list[tuple[str, str]]:
     if kind in ("builder", "suite") and said.get("modalities"):
         return [("modalities", ", ".join(sorted(said["modalities"])))]
     return []
+
+
+def _forms(forms: Sequence[Form]) -> str:
+    """The shapes of a side's alternatives."""
+    return " or ".join(form.shape for form in forms)
 
 
 def _without_arguments(docstring: str) -> str:

@@ -26,19 +26,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Component(BaseModel):
-    """Something chosen by name; every other key belongs to its signature."""
+class Open(BaseModel):
+    """A frozen part of a recipe that holds a component's keys beside its own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that the component's constructor takes."""
+        return dict(self.model_extra or {})
+
+
+class Component(Open):
+    """Something chosen by name; every other key belongs to its signature."""
 
     name: str = Field(
         description="which one: a name of the catalogue, or another package's module:Class"
     )
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys that its constructor takes."""
-        return dict(self.model_extra or {})
 
 
 class PromptSpec(Component):
@@ -83,15 +87,13 @@ class LastLayers(Section):
 Train = Literal["all", "none", "head", "prompt"] | list[str] | LastLayers
 
 
-class TowerSpec(BaseModel):
+class TowerSpec(Open):
     """One tower: a backbone from a builder, how its tokens are pooled, what head it carries and
     what of it learns.
 
     Keys that are not listed here (model, pretrained, config, ...) belong to the builder's
     signature.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     builder: str | None = Field(None, description="where the backbone comes from")
     modality: ModalityName | None = Field(
@@ -160,11 +162,6 @@ class TowerSpec(BaseModel):
     )
 
     @property
-    def keys(self) -> dict[str, Any]:
-        """The keys that the builder's constructor takes."""
-        return dict(self.model_extra or {})
-
-    @property
     def all_heads(self) -> dict[str, HeadSpec]:
         """The heads by name, the one under `head:` among them."""
         return {**({} if self.head is None else {"head": self.head}), **self.heads}
@@ -186,10 +183,8 @@ class DistillerSpec(Component):
     )
 
 
-class DataSpec(BaseModel):
+class DataSpec(Open):
     """What is trained on. Keys that are not listed here belong to the reader's signature."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     reader: str | None = Field(None, description="where images and captions come from")
     readers: list[dict[str, Any]] | None = Field(
@@ -209,16 +204,14 @@ class DataSpec(BaseModel):
         None, description="samples drawn per epoch instead of one pass over all"
     )
     shuffle: bool = Field(True, description="draw the samples in another order each epoch")
+    per_class: PositiveInt | None = Field(
+        None, description="samples of each class in a step, which holds as many classes as fit"
+    )
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
     max_broken_share: Probability = Field(
         0.01, description="the run stops when more than this share of the images is broken"
     )
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys that the reader's constructor takes."""
-        return dict(self.model_extra or {})
 
 
 class TrainSpec(Section):
@@ -305,10 +298,10 @@ class Start(Section):
         return self
 
 
-class GroupSpec(BaseModel):
+class GroupSpec(Open):
     """Parameters with settings of their own. Keys that are not listed here are the optimizer's."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     match: list[str] = Field(
         min_length=1,
@@ -324,11 +317,6 @@ class GroupSpec(BaseModel):
     from_: Start | None = Field(
         None, alias="from", description="when they start to be trained; by default at once"
     )
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys of the optimizer."""
-        return dict(self.model_extra or {})
 
 
 class OptimizerSpec(Component):
@@ -346,10 +334,8 @@ class OptimizerSpec(Component):
     )
 
 
-class EvalSpec(BaseModel):
+class EvalSpec(Open):
     """A suite and when it runs. Keys that are not listed here belong to the suite's signature."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str = Field(description="which suite")
     name: str | None = Field(
@@ -364,11 +350,6 @@ class EvalSpec(BaseModel):
     )
     first: bool = Field(False, description="also before the first step")
     last: bool = Field(True, description="also after the last step")
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys that the suite's constructor takes."""
-        return dict(self.model_extra or {})
 
     @property
     def title(self) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from tests.support.data_sets import csv_data, write_photos, write_table
+from vlkd_cli import console
 from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
+from vlkd_cli.data.loading import workers as worker_pool
+from vlkd_cli.data.loading.broken import BrokenCount
 from vlkd_cli.data.loading.loader import Loader, in_order
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.shapes import Shapes
@@ -290,12 +294,61 @@ def test_a_worker_that_dies_ends_in_one_line() -> None:
     )
     with pytest.raises(
         DataError,
-        match=(
-            r"a loader process died \(.*(killed by signal|exited unexpectedly).*Lower data.workers"
-        ),
+        match=(r"a loader process was killed \(Killed\), most often because memory ran out. Lower"),
     ) as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
+
+
+class Slow:
+    """Prepares a batch in a quarter of a second."""
+
+    needs_image = needs_captions = False
+
+    def __call__(self, samples: Sequence[Any]) -> torch.Tensor:
+        time.sleep(0.25)
+        return torch.tensor([os.getpid()] * len(samples))
+
+
+def test_a_worker_that_is_killed_raises_nothing_until_its_batch_is_due() -> None:
+    loader = Loader(
+        Shapes(num_samples=80, size_px=16), {"pid": Slow()}, batch_size=4, seed=0, workers=1
+    )
+    batches = loader.batches(0)
+    pid = int(next(batches).inputs["pid"][0])
+    os.kill(pid, signal.SIGKILL)
+    ends = time.monotonic() + 2
+    while time.monotonic() < ends:  # a forward pass, in which torch's own handler would raise
+        sum(range(1000))
+    with pytest.raises(DataError, match=r"a loader process was killed \(Killed\)") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [0, 10_000])
+def test_batches_that_shared_memory_cannot_hold_are_copied(
+    room: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.warn_once.cache_clear()
+    shown = {"image": ImageView(ImageInput((80, 80)), StandardAugment()), "text": TextView(letters)}
+
+    def batches(count: int) -> list[Batch]:
+        loader = Loader(
+            Shapes(num_samples=16, size_px=80), shown, batch_size=8, seed=0, workers=count
+        )
+        made = list(loader.batches(0))
+        loader.close()
+        return made
+
+    alone = batches(0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(worker_pool, "_shared_memory_room", lambda: room)
+    assert all(equal(one, other) for one, other in zip(alone, batches(2), strict=True))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "/dev/shm has only 0 MiB of room" in told
+    monkeypatch.setattr(worker_pool, "_shared_memory_room", lambda: 1 << 30)
+    assert all(equal(one, other) for one, other in zip(alone, batches(2), strict=True))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -316,3 +369,29 @@ def test_rows_known_to_be_broken_are_replaced_and_reported(tmp_path: Path, store
     assert names == ({"three.jpg", "seven.jpg"} if stored else {reader.name(3), reader.name(7)})
     if stored:
         assert torch.cat([batch.inputs["image"] for batch in batches]).squeeze(1).tolist() == rows
+
+
+def test_broken_samples_are_counted_once_however_often_they_are_sampled(tmp_path: Path) -> None:
+    reader = tsv(tmp_path, 30, broken=range(6))
+    loader = Loader(
+        reader, {"image": ImageView(SMALL)}, batch_size=10, seed=1, max_broken_share=0.19
+    )
+    with pytest.raises(DataError, match=r"^6 of 30 samples are broken \(20.0%, allowed 19.0%\)"):
+        for epoch in range(50):
+            list(loader.batches(epoch))
+    allowed = Loader(
+        reader, {"image": ImageView(SMALL)}, batch_size=10, seed=1, max_broken_share=0.5
+    )
+    for epoch in range(5):
+        list(allowed.batches(epoch))
+    assert len(allowed.broken) == 6
+
+
+def test_a_stream_counts_no_more_samples_than_an_epoch_has() -> None:
+    count = BrokenCount(0.1, 20, is_stream=True)
+    rows = torch.full((10,), -1)
+    for _ in range(8):
+        count.take(Batch({}, rows, rows))
+    broken = [Skipped(f"{number}.jpg", "gone") for number in range(5)]
+    with pytest.raises(DataError, match="5 of 25 samples are broken"):
+        count.take(Batch({}, rows, rows, broken))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vlkd_cli.distillers import blocked_contrast
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
 from vlkd_cli.distillers.infonce import InfoNCE
+from vlkd_cli.recipe.types import Progress
 
 
 def dense_infonce(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -118,5 +119,5 @@ def test_scale_is_clamped_in_commit_only() -> None:
         loss.log_scale.add_(1.0)
     loss(*pair(4, 1.0, torch.float32))
     assert loss.log_scale.exp().item() > 200
-    loss.commit(0)
+    loss.commit(Progress())
     assert loss.log_scale.exp().item() == pytest.approx(100, rel=1e-5)

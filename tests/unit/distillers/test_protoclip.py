@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Context
 from vlkd_cli.distillers.protoclip import ProtoCLIP
+from vlkd_cli.recipe.types import Progress
 
 INDICES = torch.arange(8)
 
@@ -26,11 +26,15 @@ def test_every_feature_takes_part_at_every_step_as_several_processes_need(
 ) -> None:
     distiller = ProtoCLIP(num_prototypes=2, contrastive_episodes=1, **weights)
     for epoch in (0, 1):
-        context = Context(step=epoch, indices=INDICES)
         image, image_head, text, text_head = inputs = features(epoch)
         detached = [each.detach() for each in inputs]
-        distiller.start_episode(detached[:2], detached[2:], INDICES, context)
-        distiller([image, image_head], [text, text_head], context).backward()
+        distiller.start_episode(
+            tuple(detached[:2]),
+            tuple(detached[2:]),
+            indices=INDICES,
+            progress=Progress(step=epoch),
+        )
+        distiller((image, image_head), (text, text_head), indices=INDICES).backward()
         assert len(distiller.episode_indices) == 8 * epoch
         assert all(each.grad is not None for each in inputs)
         if epoch == 0:

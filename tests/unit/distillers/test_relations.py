@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vlkd_cli.distillers.barlow_twins import BarlowTwins
 from vlkd_cli.distillers.cross_entropy import CrossEntropy
-from vlkd_cli.distillers.distiller import Context, Distiller
+from vlkd_cli.distillers.distiller import DataFacts, Distiller
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.reinforced import Reinforced
 from vlkd_cli.distillers.rkd import RKD
@@ -62,42 +62,42 @@ def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> No
 
 def test_unicl_without_labels_is_infonce_and_stays_finite_at_wide_logits() -> None:
     x, y = torch.randn(6, 4), torch.randn(6, 4)
-    unlabelled = Context(labels=torch.full((6,), -1))
-    assert UniCL()(x, y, unlabelled).item() == pytest.approx(InfoNCE()(x, y).item(), rel=1e-5)
-    assert UniCL(logit_scale=300.0)(
-        x, -x, Context(labels=torch.zeros(6, dtype=torch.int64))
-    ).isfinite()
+    unlabelled = torch.full((6,), -1)
+    assert UniCL()(x, y, labels=unlabelled).item() == pytest.approx(
+        InfoNCE()(x, y).item(), rel=1e-5
+    )
+    assert UniCL(logit_scale=300.0)(x, -x, labels=torch.zeros(6, dtype=torch.int64)).isfinite()
 
 
 def test_cross_entropy_counts_labelled_rows_only() -> None:
     loss = CrossEntropy(num_classes=3)
+    loss.setup(4, None)
     features, labels = torch.randn(5, 4), torch.tensor([0, -1, 2, -1, 1])
-    found = loss(features, None, Context(labels=labels))
+    found = loss(features, labels=labels)
     known = labels >= 0
     torch.testing.assert_close(
         found, F.cross_entropy(loss.classifier(features[known]), labels[known])
     )
-    assert loss(features, None, Context(labels=torch.full((5,), -1))).item() == 0
+    assert loss(features, labels=torch.full((5,), -1)).item() == 0
 
 
-def test_soft_targets_keep_the_digits_of_small_probabilities(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_soft_targets_keep_the_digits_of_small_probabilities() -> None:
     """At the first bias of -10 both probabilities are some 1e-5, and so is the gradient between
     them."""
-    monkeypatch.setattr("vlkd_cli.distillers.distiller.SMALL_ROWS", 0)
     torch.manual_seed(0)
     image, text, *teacher = (torch.randn(24, 16) for _ in range(4))
     gradients = []
     for dtype in (torch.float32, torch.float64):
-        student = [side.detach().to(dtype, copy=True).requires_grad_() for side in (image, text)]
+        student = tuple(
+            side.detach().to(dtype, copy=True).requires_grad_() for side in (image, text)
+        )
         loss = Reinforced(
             loss="sigmoid",
             sigmoid_targets="probability",
             logit_scale=1.0,
             teacher_logit_scales=[1.0],
         ).to(dtype)
-        loss(student, [side.to(dtype) for side in teacher]).backward()
+        loss(student, tuple(side.to(dtype) for side in teacher)).backward()
         gradients.append(student[0].grad)
     ours, exact = gradients
     assert ours is not None and exact is not None
@@ -107,10 +107,8 @@ def test_soft_targets_keep_the_digits_of_small_probabilities(
 @pytest.mark.parametrize("loss", [UniCL(), CrossEntropy()])
 def test_missing_labels_are_one_line(loss: Distiller) -> None:
     with pytest.raises(DataError, match="needs labels"):
-        loss(torch.randn(4, 3), torch.randn(4, 3), Context())
-    with pytest.raises(DataError, match="needs labels"):
-        loss.check_data(100, -1)
-    loss.check_data(100, None)
+        loss.check_data(DataFacts(100, highest_label=-1))
+    loss.check_data(DataFacts(100, highest_label=None))
 
 
 def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
@@ -118,8 +116,8 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
         RecipeError,
         match="labels up to 47, distiller 'cross_entropy' only 3 classes. Set num_classes: 48.",
     ):
-        CrossEntropy(num_classes=3).check_data(100, 47)
-    CrossEntropy(num_classes=48).check_data(100, 47)
+        CrossEntropy(num_classes=3).check_data(DataFacts(100, highest_label=47))
+    CrossEntropy(num_classes=48).check_data(DataFacts(100, highest_label=47))
 
 
 @pytest.mark.parametrize(
@@ -127,20 +125,24 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
     [
         (
             {"teacher_dims": [8, 8]},
-            [16, 16, 16, 16],
+            (16, 16, 16, 16),
             "out of 2 addresses, but it was given 4. Remove teacher_dims",
         ),
-        ({"teacher_dims": [4, 4]}, [16, 16], "add up to 8, but the teacher outputs have widths"),
+        ({"teacher_dims": [4, 4]}, (16, 16), "add up to 8, but the teacher outputs have widths"),
         (
             {"teacher_logit_scales": [1.0, 2.0]},
-            [16, 16],
+            (16, 16),
             "has 2 entries for 1 teacher. Give one for all, or one for each",
         ),
-        ({}, [16, 16, 16], "it was given 2 and 3"),
+        (
+            {},
+            (16, 16, 16),
+            "takes 2 outputs of each teacher, as many as of the student; it was given 3",
+        ),
     ],
 )
 def test_teachers_that_do_not_add_up_are_refused(
-    keys: dict[str, Any], teacher: list[int], message: str
+    keys: dict[str, Any], teacher: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        Reinforced(**keys).prepare([16, 16], teacher)
+        Reinforced(**keys).setup((16, 16), teacher)

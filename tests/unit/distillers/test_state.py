@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from vlkd_cli.distillers.anchors import AnchorQueue, queue_loss
 from vlkd_cli.distillers.compress import CompRess
 from vlkd_cli.distillers.dino import DINO
-from vlkd_cli.distillers.distiller import Context
+from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.distillers.protoclip import ProtoCLIP
 from vlkd_cli.distillers.seed import SEED
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.recipe.types import Schedule
+from vlkd_cli.recipe.types import Progress, Schedule
+
+NOW = Progress()
+
+
+def ready(distiller: Distiller, student: Widths, teacher: Widths | None) -> Any:
+    """The distiller, set up for the widths of its sides."""
+    distiller.setup(student, teacher)
+    return distiller
 
 
 def test_queue_wraps_inside_a_batch() -> None:
@@ -55,49 +65,50 @@ def test_streamed_queue_loss_equals_the_materialised_one(monkeypatch: pytest.Mon
 
 
 def test_batch_is_scored_against_the_queue_before_it_enters() -> None:
-    loss = CompRess(queue_size=8)
+    loss = ready(CompRess(queue_size=8), 3, 3)
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
     first = loss(student, teacher).item()
     assert loss(student, teacher).item() == first
     loss.discard()
-    loss.commit(0)
+    loss.commit(NOW)
     assert loss(student, teacher).item() == first
-    loss.commit(0)
+    loss.commit(NOW)
     assert loss(student, teacher).item() != first
 
 
 def test_micro_batches_enter_in_their_order() -> None:
-    loss = SEED(queue_size=6)
+    loss = ready(SEED(queue_size=6), 4, 4)
     rows = torch.eye(4)
     loss(rows[:2], rows[:2])
     loss(rows[2:], rows[2:])
-    loss.commit(0)
+    loss.commit(NOW)
     assert loss.queue is not None
     torch.testing.assert_close(loss.queue.rows[:4], rows)
 
 
 def test_center_moves_once_per_commit_by_the_mean_of_micro_batches() -> None:
-    loss = DINO(prototypes=None, center_momentum=0.5)
+    loss = ready(DINO(prototypes=None, center_momentum=0.5), 5, 5)
     first, second = torch.randn(3, 5), torch.randn(3, 5)
     loss(first, first)
     loss(second, second)
-    loss.commit(0)
+    loss.commit(NOW)
     torch.testing.assert_close(loss.center, 0.5 * torch.cat([first, second]).mean(dim=0))
 
 
 def test_teacher_temperature_follows_its_schedule_by_epoch() -> None:
-    warm = DINO(prototypes=None, teacher_temp=Schedule(linear=(0.04, 0.07), epochs=4))
+    schedule = Schedule(linear=(0.04, 0.07), epochs=4)
+    warm = ready(DINO(prototypes=None, teacher_temp=schedule), 5, 5)
     student, teacher = torch.randn(3, 5), torch.randn(3, 5)
     for epoch, temperature in ((0, 0.04), (1, 0.05), (3, 0.07), (9, 0.07)):
-        fixed = DINO(prototypes=None, teacher_temp=temperature)
-        context = Context(step=epoch * 10, steps_per_epoch=10)
-        assert warm(student, teacher, context).item() == pytest.approx(
+        fixed = ready(DINO(prototypes=None, teacher_temp=temperature), 5, 5)
+        progress = Progress(step=epoch * 10, steps_per_epoch=10)
+        assert warm(student, teacher, progress=progress).item() == pytest.approx(
             fixed(student, teacher).item(), rel=1e-5
         )
 
 
 def test_tied_prototypes_learn_from_the_student_alone() -> None:
-    loss = DINO(prototypes=7)
+    loss = ready(DINO(prototypes=7), 5, 5)
     student, teacher = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
     loss(student, teacher).backward()
     assert loss.prototypes is not None and loss.prototypes.grad is not None and teacher.grad is None
@@ -105,25 +116,20 @@ def test_tied_prototypes_learn_from_the_student_alone() -> None:
     assert (loss.prototypes.grad * loss.prototypes).sum(dim=1).abs().max() < 1e-6
 
 
-def test_queue_and_width_mistakes_name_the_head_to_add() -> None:
-    with pytest.raises(
-        RecipeError,
-        match=r"teacher embeds 9 values, student 6, .*'compress'.*head: \{name: linear, width: 9\}",
-    ):
-        CompRess(queues=1).prepare(6, 9)
-    with pytest.raises(RecipeError, match="distiller 'seed' compares them directly"):
-        SEED().prepare(6, 9)
-    with pytest.raises(RecipeError, match=r"head: \{name: prototypes, prototypes: 9\}"):
-        DINO(prototypes=None).prepare(6, 9)
+def test_widths_that_letters_cannot_tell_are_refused_with_the_head_to_add() -> None:
+    message = r"teacher embeds 9 values, the student 6, .*'compress'.*: \{name: linear, width: 9\}"
+    with pytest.raises(RecipeError, match=message):
+        CompRess(queues=1).setup(6, 9)
+    with pytest.raises(RecipeError, match="distiller 'protoclip' compares them directly"):
+        ProtoCLIP().setup(6, (6, 9))
 
 
 def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_the_graph() -> None:
     loss = ProtoCLIP(num_prototypes=2)
     features = torch.randn(6, 4, requires_grad=True)
-    loss.start_episode(
-        features, features, torch.arange(6), Context()
-    )  # the first epoch only contrasts
-    loss(features, features + 0.1, Context(indices=torch.arange(6))).backward()
+    # The first epoch only contrasts.
+    loss.start_episode(features, features, indices=torch.arange(6), progress=NOW)
+    loss(features, features + 0.1, indices=torch.arange(6)).backward()
     assert len(loss.episode_indices) == 0
     assert all(parameter.grad is not None for parameter in loss.parameters())
 
@@ -132,15 +138,16 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
     torch.manual_seed(0)
     loss = ProtoCLIP(num_prototypes=2, contrastive_episodes=0, w_clip=0.0)
     features = torch.randn(8, 4)
-    loss.start_episode(features, features, torch.arange(8), Context())
-    seen = loss(features[:2], features[:2], Context(indices=torch.tensor([0, 1]))).item()
-    both = loss(features[:3], features[:3], Context(indices=torch.tensor([0, 1, 99]))).item()
+    loss.start_episode(features, features, indices=torch.arange(8), progress=NOW)
+    seen = loss(features[:2], features[:2], indices=torch.tensor([0, 1])).item()
+    both = loss(features[:3], features[:3], indices=torch.tensor([0, 1, 99])).item()
     assert both == pytest.approx(seen, rel=1e-6) and seen > 0
-    assert loss(features[:2], features[:2], Context(indices=torch.tensor([98, 99]))).item() == 0
+    assert loss(features[:2], features[:2], indices=torch.tensor([98, 99])).item() == 0
     with pytest.raises(
         DataError,
         match="forms 2 clusters, but an episode has only 1 samples. Lower num_prototypes, or raise",
     ):
-        loss.check_data(1, None)
+        loss.check_data(DataFacts(1))
     with pytest.raises(DataError, match="forms 2 clusters, but the episode has only 1 samples"):
-        loss.start_episode(features[:1], features[:1], torch.zeros(1, dtype=torch.int64), Context())
+        first = torch.zeros(1, dtype=torch.int64)
+        loss.start_episode(features[:1], features[:1], indices=first, progress=NOW)

@@ -55,7 +55,26 @@ def test_skipped_samples_are_listed_by_name(tmp_path: Path) -> None:
     run = RunFolder(tmp_path).create()
     run.note_skipped([Skipped("a,b.jpg", "truncated")], rank=0)
     run.note_skipped([Skipped("c.jpg", "missing")], rank=0)
+    run.note_skipped([Skipped("c.jpg", "missing"), Skipped("d\udcff.jpg", "empty")], rank=0)
+    RunFolder(tmp_path).note_skipped([Skipped("c.jpg", "missing"), Skipped("e", "gone")], rank=0)
+    RunFolder(tmp_path).note_skipped([Skipped("f", "missing"), Skipped("e", "gone")], rank=1)
     assert (tmp_path / "skipped.csv").read_text().splitlines() == [
+        "sample,reason",
         '"a,b.jpg",truncated',
         "c.jpg,missing",
+        "d\\udcff.jpg,empty",
+        "e,gone",
     ]
+    assert RunFolder(tmp_path).skipped_summary() == (
+        "5 samples could not be read and were replaced, e.g. a,b.jpg: truncated. See"
+        f" {tmp_path}/skipped.csv."
+    )
+
+
+def test_a_damaged_list_of_skipped_samples_ends_no_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path).create()
+    assert run.skipped_summary() is None
+    (tmp_path / "skipped.csv").write_bytes(b'sample,reason\na.jpg,"cut\n\xff\0,half\n"b')
+    for _ in range(2):
+        RunFolder(tmp_path).note_skipped([Skipped("c.jpg", "missing")], rank=0)
+    assert "could not be read" in (RunFolder(tmp_path).skipped_summary() or "")

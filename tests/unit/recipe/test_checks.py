@@ -268,7 +268,7 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
         (
             [],
             "{name: compress, student: [image, image, image]}",
-            "distiller 'compress' takes at most 2 addresses here, got 3.",
+            "distiller 'compress' takes one address or 2 addresses here, got 3.",
         ),
         ([], "{name: dino, teacher_temp: 0}", "expected a number above 0 or a schedule"),
         (

@@ -27,8 +27,8 @@ HALF = 1 / 2
 
 class Base:
     """The base's words."""
-    needs = frozenset({"labels"})
-    takes: str = "pair"
+    modalities = frozenset({"text"})
+    direction: str = "one_way"
     def __init__(self, *, from_base: int = 3) -> None: ...
 
 class Mine(Base):
@@ -41,7 +41,7 @@ class Mine(Base):
 
     Source: nowhere.
     """
-    takes = "one"
+    direction = "symmetric"
     def __init__(self, width_in: int, *, width: int, norm: Protocol | None = None,
                  low: NonNegative = HALF, high: Schedulable = 1e-3,
                  names: Sequence[str] = ("a", "b"),
@@ -80,8 +80,8 @@ def test_keys_have_types_defaults_and_descriptions(file):
 
 def test_class_attributes_come_from_the_bases_too(file):
     assert read_class(file, "component", "Mine").attributes == {
-        "needs": frozenset({"labels"}),
-        "takes": "one",
+        "modalities": frozenset({"text"}),
+        "direction": "symmetric",
     }
 
 
@@ -96,8 +96,15 @@ def test_state_is_buffers_and_queues_without_learned_parameters(file):
 
 
 def test_attributes_are_followed_into_other_files_of_vlkd():
-    assert signature_of("distiller", "feature_distance").attributes["takes"] == "pair"
-    assert signature_of("distiller", "infonce").attributes["needs_teacher"] is True
+    assert signature_of("distiller", "feature_distance").attributes["minimum_batch"] == 1
+    assert signature_of("distiller", "infonce").attributes["minimum_batch"] == 2
+
+
+def test_keys_that_a_base_describes_are_described():
+    keys = {key.name: key for key in signature_of("distiller", "siglip").keys}
+    assert keys["logit_bias"].description == "initial bias of the logits."
+    assert keys["logit_scale"].description.startswith("initial factor on the cosines")
+    assert signature_of("distiller", "relational_kl").keys[0].default == 1 / 0.07
 
 
 def test_a_class_that_is_not_there_is_told(file):

@@ -207,7 +207,7 @@ def _loading(salvage: bool) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise Broken(_TOO_LARGE) from None
     except Exception as error:  # its decoders raise whatever they stumble over
-        raise Broken(str(error) or type(error).__name__) from None
+        raise Broken(" ".join(str(error).split()) or type(error).__name__) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 

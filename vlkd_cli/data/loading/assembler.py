@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
-from vlkd_cli.data.loading.order import EpochOrder
+from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
 from vlkd_cli.data.readers.reader import Reader
@@ -43,7 +43,7 @@ class Assembler:
         self,
         reader: Reader,
         views: Mapping[str, View],
-        order: EpochOrder,
+        order: Order,
         *,
         batch_size: int,
         seed: int,
@@ -132,9 +132,9 @@ class Assembler:
                 if (known := self.broken.get(int(rows[slot]))) is None:
                     break
                 skipped.append(known)
-                rows[slot] = int(hashed(seed, attempt)[0] % np.uint64(len(self.reader)))
+                rows[slot] = self.order.replacement(int(rows[slot]), seed, attempt)
             else:
-                raise DataError(_too_many(skipped[0]))
+                raise _all_broken(skipped[0])
         batch = self._gathered(rows, choices)
         batch.skipped.extend(skipped)
         return batch
@@ -145,12 +145,8 @@ class Assembler:
                 return drawn.put(slot, self._sample(row, choice, seed))
             except Broken as broken:
                 drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
-                row = int(hashed(seed, attempt)[0] % np.uint64(len(self.reader)))
-        first = drawn.skipped[0]
-        raise DataError(
-            f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}."
-            " Check the data."
-        )
+                row = self.order.replacement(row, seed, attempt)
+        raise _all_broken(drawn.skipped[0])
 
     def _sample(self, row: int, choice: int, seed: int) -> Sample:
         reader, needs = self.reader, self.views_of_samples
@@ -170,8 +166,8 @@ class Assembler:
         )
 
 
-def _too_many(first: Skipped) -> str:
-    return (
+def _all_broken(first: Skipped) -> DataError:
+    return DataError(
         f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}."
         " Check the data and its paths."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.errors import DataError
 
@@ -9,38 +11,51 @@ _FEWEST = 5
 
 
 class BrokenCount:
-    """Distinct broken samples among the distinct samples seen by this process.
+    """Different broken samples among the different samples that this process has seen, however
+    often each was sampled.
 
     Fewer than five never stop a run, unless none at all is allowed: of a small set, one broken file
-    is a large share already.
+    is a large fraction already.
 
     Args:
-        max_share: the largest share that is put up with.
+        max_share: the largest fraction that is allowed.
+        num_samples: of the data set; of a stream, whose samples have no number, those of an epoch.
+        is_stream: whether the samples have no number.
     """
 
-    def __init__(self, max_share: float) -> None:
-        self.max_share = max_share
-        self._broken: dict[str, Skipped] = {}
-        self._seen = 0
+    def __init__(self, max_share: float, num_samples: int, *, is_stream: bool = False) -> None:
+        self.max_share, self.num_samples = max_share, num_samples
+        self.broken: dict[str, Skipped] = {}
+        # A bit for each sample: a billion of them are 125 MB.
+        self._seen = None if is_stream else np.zeros((num_samples + 7) // 8, dtype=np.uint8)
+        self._num_good = 0
 
     def take(self, batch: Batch) -> None:
         """Count a batch.
 
         Raises:
-            DataError: the share is exceeded.
+            DataError: the fraction is exceeded.
         """
-        self._seen += len(batch)
+        self._num_good = min(self._num_good + self._num_new(batch), self.num_samples)
         if not batch.skipped:
             return
         for skipped in batch.skipped:
-            if skipped.name not in self._broken:
-                self._broken[skipped.name] = skipped
-                self._seen += 1
-        count = len(self._broken)
-        if count > self.max_share * self._seen and (count >= _FEWEST or self.max_share == 0):
-            first = next(iter(self._broken.values()))
+            self.broken.setdefault(skipped.name, skipped)
+        count, seen = len(self.broken), self._num_good + len(self.broken)
+        if count > self.max_share * seen and (count >= _FEWEST or self.max_share == 0):
+            first = next(iter(self.broken.values()))
             raise DataError(
-                f"{count} of {self._seen} samples are broken ({count / self._seen:.1%}, allowed"
+                f"{count} of {seen} samples are broken ({count / seen:.1%}, allowed"
                 f" {self.max_share:.1%}); the first: {first.name}: {first.reason}. Repair or remove"
                 " them, or raise data.max_broken_share."
             )
+
+    def _num_new(self, batch: Batch) -> int:
+        """How many samples of the batch were not seen before."""
+        if self._seen is None:
+            return len(batch)
+        rows = np.unique(batch.indices.numpy())
+        places, bits = rows >> 3, (1 << (rows & 7)).astype(np.uint8)
+        num_new = int(np.count_nonzero(self._seen[places] & bits == 0))
+        np.bitwise_or.at(self._seen, places, bits)
+        return num_new

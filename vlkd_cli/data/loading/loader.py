@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlkd_cli.data.batch import Batch, Skipped, View
 from vlkd_cli.data.loading.assembler import Assembler
 from vlkd_cli.data.loading.broken import BrokenCount
-from vlkd_cli.data.loading.order import EpochOrder
+from vlkd_cli.data.loading.class_order import ClassOrder
+from vlkd_cli.data.loading.order import EpochOrder, Order
 from vlkd_cli.data.loading.streams import StreamAssembler
 from vlkd_cli.data.loading.workers import Request, WorkerPool
 from vlkd_cli.data.readers.reader import Reader, StreamReader
@@ -42,8 +44,9 @@ class Loader:
         shuffle: False: rows in the reader's order.
         drop_last: leave out the rows that do not fill a step of all ranks; False: a last, smaller
             batch, equal on all ranks, filled up from the epoch's beginning.
-        episode_samples: draws per epoch over all ranks; None: one pass over the data.
-        max_broken_share: the largest share of distinct broken samples among those seen.
+        episode_samples: samples per epoch over all ranks; None: one pass over the data.
+        per_class: samples of each class in a step of all ranks; None: whatever comes.
+        max_broken_share: the largest fraction of different broken samples among those seen.
         rank: of this process; by default that of the process group.
         world_size: likewise.
         pin_memory: deliver page-locked memory, for copies to a GPU that do not block.
@@ -67,6 +70,7 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = True,
         episode_samples: int | None = None,
+        per_class: int | None = None,
         max_broken_share: float = 0.01,
         rank: int | None = None,
         world_size: int | None = None,
@@ -77,17 +81,23 @@ class Loader:
         world_size = runtime.world_size() if world_size is None else world_size
         self.reader, self.batch_size = reader, batch_size
         step_rows = batch_size * world_size
-        draws = episode_samples or (
-            len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
-        )
-        self.batches_per_epoch = draws // step_rows if drop_last else -(-draws // step_rows)
+        num_samples = len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
+        positions = episode_samples or num_samples
+        if isinstance(reader, Reader):
+            order = _order(reader, seed, shuffle, episode_samples, per_class, step_rows)
+            positions = len(order)
+        elif per_class is not None:
+            raise DataError("data.per_class needs samples by position, and the data is a stream.")
+        self.batches_per_epoch = positions // step_rows if drop_last else -(-positions // step_rows)
         if self.batches_per_epoch == 0:
             raise DataError(
-                f"an epoch has {draws} samples, fewer than the {step_rows} of one step"
+                f"an epoch has {positions} samples, fewer than the {step_rows} of one step"
                 f" ({world_size} x batch size {batch_size}). Lower train.batch_size or the number"
                 " of processes, or raise data.episode_samples."
             )
-        self._broken = BrokenCount(max_broken_share)
+        self._broken = BrokenCount(
+            max_broken_share, num_samples, is_stream=isinstance(reader, StreamReader)
+        )
         self._assembler: Assembler | StreamAssembler
         if isinstance(reader, StreamReader):
             streams = StreamAssembler(
@@ -105,9 +115,6 @@ class Loader:
             )
             self._assembler = streams
         else:
-            order = EpochOrder(
-                len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples
-            )
             self._assembler = Assembler(
                 reader,
                 views,
@@ -139,9 +146,33 @@ class Loader:
             self._broken.take(batch)
             yield batch
 
+    @property
+    def broken(self) -> Mapping[str, Skipped]:
+        """The broken samples that this rank has met, by name."""
+        return self._broken.broken
+
     def close(self) -> None:
         """Let the workers go; they come back when batches are asked for again."""
         self._pool.close()
+
+
+def _order(
+    reader: Reader,
+    seed: int,
+    shuffle: bool,
+    episode_samples: int | None,
+    per_class: int | None,
+    step_rows: int,
+) -> Order:
+    if per_class is None:
+        return EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
+    return ClassOrder(
+        reader.labels_of(np.arange(len(reader))),
+        per_class=per_class,
+        step_rows=step_rows,
+        seed=seed,
+        episode_samples=episode_samples,
+    )
 
 
 def in_order(

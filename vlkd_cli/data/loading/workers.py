@@ -1,11 +1,16 @@
-"""Processes that prepare batches ahead, kept between epochs; errors of the user's data cross over
-as what they are."""
+"""Processes that prepare batches ahead and live on between epochs; errors of the user's data cross
+over as what they are."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlkd_cli.data.batch import Batch, Skipped
+from vlkd_cli import console
+from vlkd_cli.data.batch import Batch
 from vlkd_cli.errors import DataError, UserError
 
 _SMALL_BYTES = 1 << 16
 _GRACE_SECONDS = 10
+_SHARED_MEMORY = "/dev/shm"
 
 
 class Request(NamedTuple):
@@ -56,6 +63,7 @@ class WorkerPool:
         )
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
+        self._processes: list[Any] = []
         self._turn = 0
 
     def run(self, requests: Sequence[Request]) -> Iterator[Batch]:
@@ -82,38 +90,80 @@ class WorkerPool:
             yield batch.pin_memory() if self._pin else batch
 
     def _in_workers(self, requests: Sequence[Request]) -> Iterator[Batch]:
-        if self._loader is None:
-            self._loader = DataLoader(
-                _Parcels(self._assembler),
-                batch_size=None,
-                sampler=self._requests,
-                num_workers=self._workers,
-                prefetch_factor=self._prefetch,
-                pin_memory=self._pin,
-                collate_fn=_as_is,
-                worker_init_fn=_leave_signals_to_the_trainer,
-                persistent_workers=True,
-            )
         self._requests.requests = [
             request._replace(first=requests[0].number) for request in requests
         ]
         try:
-            for parcel in self._loader:
+            for parcel in self._parcels():
                 if isinstance(parcel, _Failure):
                     raise parcel.kind(parcel.text)
+                if isinstance(parcel, _Parcel):
+                    _tell_of_copies(parcel)
                 yield parcel if isinstance(parcel, Batch) else parcel.opened()
-        except RuntimeError as error:
-            killed = re.search(r"DataLoader worker \(pid[^)]*\)[^.]*", str(error))
-            if killed is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            # "Caught ..." is a bug in a worker, with its traceback.
+            dead = [each for each in self._processes if not each.is_alive()]
+            if str(error).startswith("Caught ") or not (dead or _is_of_a_worker(error)):
                 raise
             self._loader = None
-            raise DataError(
-                f"a loader process died ({killed[0]}), most often for want of memory. Lower"
-                " data.workers, data.prefetch or the batch size."
-            ) from error
+            raise DataError(_death(dead)) from error
         except UserError:
             self._loader = None
             raise
+
+    def _parcels(self) -> Iterator[Any]:
+        """An iteration over the requests; the first one starts the processes."""
+        if self._loader is not None:
+            return iter(self._loader)
+        self._loader = DataLoader(
+            _Parcels(self._assembler, self._workers),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch,
+            pin_memory=self._pin,
+            collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            persistent_workers=True,
+        )
+        before = multiprocessing.active_children()
+        handler = signal.getsignal(signal.SIGCHLD)
+        try:
+            parcels = iter(self._loader)
+        except OSError as error:
+            self._loader = None
+            raise DataError(
+                f"loader processes cannot be started ({error.strerror}). Set data.workers: 0, or"
+                " raise the limit."
+            ) from error
+        # torch would raise wherever this process is when a worker dies, in the middle of a forward
+        # pass, say. It also looks for dead workers when the next batch is due.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        self._processes = [each for each in multiprocessing.active_children() if each not in before]
+        return parcels
+
+
+def _is_of_a_worker(error: Exception) -> bool:
+    return re.search(r"DataLoader worker \(pid", str(error)) is not None
+
+
+def _death(dead: Sequence[Any]) -> str:
+    """A line about a worker that died by itself, by its exit code."""
+    code = dead[0].exitcode if dead else None
+    if code is not None and code < 0:
+        how = f"was killed ({signal.strsignal(-code) or -code})"
+    else:
+        how = "ended unexpectedly" + (f" with exit code {code}" if code else "")
+    if code == -signal.SIGBUS:
+        return (
+            f"a loader process {how}: {_SHARED_MEMORY} is full. Give it more room (docker run"
+            " --shm-size=8g), or set data.workers: 0."
+        )
+    return (
+        f"a loader process {how}, most often because memory ran out. Lower data.workers,"
+        " data.prefetch or train.batch_size."
+    )
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -144,55 +194,78 @@ class _Failure(NamedTuple):
 
 
 class _Parcel:
-    """A batch on its way between processes. Small tensors travel as arrays: each tensor would cost
-    a file descriptor and a shared block."""
+    """A batch on its way between processes. Small tensors travel as arrays, since each tensor costs
+    a file descriptor and a shared block, and so do all where the shared memory has no room: a
+    process that writes beyond its end is killed, and the run would wait for it for ever.
 
-    def __init__(self, batch: Batch) -> None:
-        self.inputs = {
-            key: (
-                _packed(value)
-                if isinstance(value, Tensor)
-                else {name: _packed(tensor) for name, tensor in value.items()}
-            )
-            for key, value in batch.inputs.items()
-        }
-        self.indices, self.labels, self.skipped = (
-            batch.indices.numpy(),
-            batch.labels.numpy(),
-            list(batch.skipped),
-        )
+    Args:
+        senders: processes that may send a batch at this moment.
+    """
+
+    def __init__(self, batch: Batch, senders: int) -> None:
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        room = _shared_memory_room()
+        self.is_copied = 2 * senders * _num_bytes(values) > room
+        self.room = room
+        largest = sys.maxsize if self.is_copied else _SMALL_BYTES
+        self.values = _packed(values, largest)
 
     def opened(self) -> Batch:
-        inputs = {
-            key: (
-                {name: torch.as_tensor(array) for name, array in value.items()}
-                if isinstance(value, dict)
-                else torch.as_tensor(value)
-            )
-            for key, value in self.inputs.items()
-        }
-        skipped = [Skipped(*skipped) for skipped in self.skipped]
-        return Batch(inputs, torch.from_numpy(self.indices), torch.from_numpy(self.labels), skipped)
+        return Batch(**_unpacked(self.values))
 
     def pin_memory(self) -> Batch:
+        _tell_of_copies(self)
         return self.opened().pin_memory()
 
 
-def _packed(tensor: Tensor) -> Tensor | np.ndarray:
-    return (
-        tensor.numpy()
-        if tensor.numel() * tensor.element_size() <= _SMALL_BYTES and tensor.dtype != torch.bfloat16
-        else tensor
-    )
+def _tell_of_copies(parcel: _Parcel) -> None:
+    if parcel.is_copied:
+        console.warn_once(
+            f"batches are copied between processes, since {_SHARED_MEMORY} has only"
+            f" {int(parcel.room) >> 20} MiB of room. Give it more for speed (docker run"
+            " --shm-size=8g)."
+        )
+
+
+def _shared_memory_room() -> float:
+    """Free bytes for tensors that processes share."""
+    if sys.platform != "linux":
+        return float("inf")
+    try:
+        status = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize
+
+
+def _num_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_num_bytes, value.values()))
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def _packed(value: Any, largest: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _packed(inner, largest) for key, inner in value.items()}
+    if isinstance(value, Tensor) and _num_bytes(value) <= largest:
+        return value.numpy() if value.dtype != torch.bfloat16 else value
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unpacked(inner) for key, inner in value.items()}
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 class _Parcels(Dataset[Any]):
-    def __init__(self, assembler: Assembles) -> None:
+    def __init__(self, assembler: Assembles, workers: int) -> None:
         self.assembler = assembler
+        self.senders = workers * int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
     def __getitem__(self, request: Request) -> _Parcel | _Failure:
         try:
-            return _Parcel(self.assembler[request])
+            return _Parcel(self.assembler[request], self.senders)
         except UserError as error:
             return _Failure(
                 DataError if type(error).__init__ is not Exception.__init__ else type(error),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class CaptionedImages(Reader):
         captions: of each image.
         part: of the images that `opened` gives, as fractions of a fixed random order.
     """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from vlkd_cli import console
 from vlkd_cli.data.files.remote import expanded, is_url, joined, local_copy, parent_of
@@ -26,8 +26,6 @@ class COCO(CaptionedImages):
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
-
-    offers: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vlkd_cli.data.files.texts import decode_text, entries_of, read_file
 from vlkd_cli.data.images.files import existing_folder, find_images
@@ -25,8 +25,6 @@ class Folder(CaptionedImages):
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
-
-    offers: ClassVar[frozenset[str]] = frozenset({"image", "text"})
 
     def __init__(
         self,

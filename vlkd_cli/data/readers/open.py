@@ -17,6 +17,7 @@ _LOADING = (
     "views",
     "episode_samples",
     "shuffle",
+    "per_class",
     "workers",
     "prefetch",
     "max_broken_share",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import time
@@ -22,6 +23,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._skipped: dict[Path, dict[str, str]] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -59,10 +61,42 @@ class RunFolder:
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
         """Append samples that could not be read to `skipped.csv` (of this rank, where there are
-        several)."""
-        name = "skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv"
-        with (self.path / name).open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows((item.name, item.reason) for item in skipped)
+        several), each once, however often it was sampled."""
+        path = self.path / ("skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv")
+        noted = self._skipped_in(path)
+        new = {item.name: item for item in skipped if item.name not in noted}
+        # Names of files may hold bytes that are no text.
+        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(("sample", "reason"))
+            writer.writerows((item.name, item.reason) for item in new.values())
+        noted |= {name: item.reason for name, item in new.items()}
+
+    def skipped_summary(self) -> str | None:
+        """A line on the samples that could not be read, of all ranks; None: there are none."""
+        found: dict[str, str] = {}
+        for path in sorted(self.path.glob("skipped*.csv")):
+            found |= self._skipped_in(path)
+        if not found:
+            return None
+        name, reason = next(iter(found.items()))
+        each = "1 sample" if len(found) == 1 else f"{len(found):,} samples"
+        return (
+            f"{each} could not be read and {'was' if len(found) == 1 else 'were'} replaced, e.g."
+            f" {name}: {reason}. See {self.path / 'skipped.csv'}."
+        )
+
+    def _skipped_in(self, path: Path) -> dict[str, str]:
+        """Reason by name of what a list names; lines that are damaged do not count."""
+        if path not in self._skipped:
+            self._skipped[path] = {}
+            if path.is_file():
+                text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+                with contextlib.suppress(csv.Error):
+                    rows = [row for row in csv.reader(text.split("\n")) if len(row) == 2]
+                    self._skipped[path] = dict(rows[1:])  # type: ignore[arg-type]
+        return self._skipped[path]
 
 
 def fresh_run(recipe_name: str, base: Path) -> RunFolder:

@@ -1,0 +1,105 @@
+"""What readers offer, against what towers read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.recipes import problems_with
+from vlkd_cli import catalog
+from vlkd_cli.recipe.data_checks import offers_of
+
+
+def test_every_reader_says_what_it_offers() -> None:
+    assert len(catalog.names("reader")) >= 9
+    for name in catalog.names("reader"):
+        offers = offers_of(name, {})
+        assert offers and offers <= {"image", "text", "mesh", "label", "target"}, name
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {"image", "text"}),
+        ({"label": "kind"}, {"image", "text", "label"}),
+        ({"target": ["a", "b"], "image": None}, {"text", "target"}),
+        ({"caption": None}, {"image"}),
+        ({"caption": None, "texts": {"a": "b"}}, {"image", "text"}),
+        ({"caption": None, "texts": {}}, {"image"}),
+    ],
+)
+def test_a_key_that_is_not_null_offers(keys: dict[str, object], expected: set[str]) -> None:
+    assert offers_of("csv", keys) == expected
+
+
+def test_a_reader_that_does_not_say_is_not_judged() -> None:
+    assert offers_of("collections:OrderedDict", {}) is None
+    assert offers_of("csw", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["data={reader: images, path: photos}"],
+            "reader 'images' has no captions as written, and tower 'text' reads them. Take another",
+        ),
+        (
+            ["data={reader: csv, path: a.csv, caption: null}"],
+            "reader 'csv' has no captions as written, and tower 'text' reads them. Set data",
+        ),
+        (
+            ["data={reader: csv, path: a.csv, image: null}"],
+            "reader 'csv' has no images as written, and tower 'image' reads them. Set data.image",
+        ),
+        (
+            ["data={readers: [{reader: csv, path: a.csv}, {reader: images, path: b}]}"],
+            "reader 'images' has no captions as written",
+        ),
+        (
+            ["data={reader: csv, path: a.csv, per_class: 4}"],
+            "reader 'csv' has no labels as written, and data.per_class needs them. Set data.label",
+        ),
+        (["data={reader: shapes, per_class: 1}"], "is at least 2"),
+        (
+            ["data={reader: shapes, per_class: 3}", "train.batch_size=64"],
+            "3 does not divide train.batch_size, 64",
+        ),
+        (
+            ["data={reader: shapes, per_class: 4, shuffle: false}"],
+            "has an order of its own, so shuffle: false has no effect",
+        ),
+        (
+            ["data={reader: webdataset, path: a.tar, stream: true, per_class: 4}"],
+            "needs samples by position, and reader 'webdataset' is a stream here",
+        ),
+        (
+            [
+                "data={reader: csv, path: a.csv, texts: {more: alt}, views: {more: null}}",
+            ],
+            "'more' is a view and a text. Rename one of them.",
+        ),
+        (
+            [
+                "data={reader: csv, path: a.csv, texts: {more: alt}}",
+                "distillers=[{name: infonce, student: image@more, teacher: text}]",
+            ],
+            "'more' is a text of the sample, and 'image' is not a text tower",
+        ),
+    ],
+)
+def test_what_the_data_does_not_offer_is_told(options: list[str], expected: str) -> None:
+    found = problems_with(*options)
+    assert any(expected in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data={reader: shapes, per_class: 4}"],
+        ["data={reader: csv, path: a.csv, label: kind, per_class: 2}"],
+        ["data={reader: webdataset, path: a.tar}"],
+        ["data={reader: csv, path: a.csv, caption: null, texts: {a: b}}"],
+    ],
+)
+def test_what_it_offers_is_not(options: list[str]) -> None:
+    assert problems_with(*options) == []

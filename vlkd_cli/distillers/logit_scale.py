@@ -1,0 +1,61 @@
+"""The learnable factor on cosines that the contrastive objectives share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.recipe.types import Positive, Progress
+
+CLIP_SCALE = 1 / 0.07
+"""The factor that CLIP starts from."""
+
+
+class ScaledDistiller(Distiller):
+    """Base of the objectives with a learnable factor on cosines, kept as its logarithm.
+
+    It is a parameter where it learns, else a buffer, so that checkpoints look the same.
+
+    Args:
+        logit_scale: initial factor on the cosines (not its logarithm).
+        learnable: whether the factor is trained; it then stays within [1, max_logit_scale] after
+            each step.
+        max_logit_scale: highest factor; null leaves it unbounded.
+    """
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        logit_scale: Positive = CLIP_SCALE,
+        learnable: bool = True,
+        max_logit_scale: Positive | None = 100.0,
+    ) -> None:
+        super().__init__()
+        self.learnable, self.max_logit_scale = learnable, max_logit_scale
+        self.add_scalar("log_scale", math.log(logit_scale))
+
+    def add_scalar(self, name: str, value: float) -> None:
+        """A number that is trained where the factor is."""
+        if self.learnable:
+            self.register_parameter(name, nn.Parameter(torch.tensor(float(value))))
+        else:
+            self.register_buffer(name, torch.tensor(float(value)))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor, with its gradient."""
+        return self.log_scale.exp()
+
+    def commit(self, progress: Progress) -> None:
+        self.clamp(self.log_scale)
+
+    @torch.no_grad()
+    def clamp(self, log_scale: Tensor) -> None:
+        """Keep the logarithm of a learned factor within the bounds."""
+        if self.learnable and self.max_logit_scale is not None:
+            log_scale.clamp_(0.0, math.log(self.max_logit_scale))
