@@ -22,7 +22,6 @@ DRAWN = {"reader": "shapes", "num_samples": 24, "size_px": 32}
 # Sizes that would make a tiny run large, wherever they stand.
 SMALLER = {
     "num_prototypes": 4,
-    "prototypes": 16,
     "queue_size": 16,
     "hidden": 32,
     "bottleneck": 16,

@@ -79,10 +79,10 @@ def distill_clip(case: dict[str, Any], x: Inputs) -> Inputs:
     keys = {"teacher_logit_scale": case["hyper"]["teacher_logit_scale"]}
     parts = {"distill": 1.0, "contrastive": 0.0}
     return {
-        name: with_scale(build("affinity", alpha=alpha, **keys), x, case["hyper"])(
+        name: with_scale(build("affinity", affinity_weight=weight, **keys), x, case["hyper"])(
             student_pair(x), teacher_pair(x)
         )
-        for name, alpha in parts.items()
+        for name, weight in parts.items()
     }
 
 
@@ -98,7 +98,7 @@ def mobileclip(case: dict[str, Any], x: Inputs) -> Inputs:
     if "syn_text" in x:
         student, teacher = (*student, x["syn_text"]), (*teacher, x["t_syn_text"])
     keys = {
-        "teacher_dims": hyper["teacher_dims"],
+        "teacher_widths": hyper["teacher_dims"],
         "teacher_logit_scales": hyper["teacher_logit_scales"],
     }
     if "teacher_logit_biases" in hyper:
@@ -131,7 +131,7 @@ def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
             ).double()
         ),
         "fd": build("feature_distance"),
-        "gd": with_scale(build("gradient_match", gd_temperature="scale", **keys), x, hyper),
+        "gd": with_scale(build("gradient_match", gradient_temperature="scale", **keys), x, hyper),
     }
     distillers["icl"]._parameters.pop("log_scale")
     distillers["icl"].log_scale = torch.tensor(hyper["cross_logit_scale"], dtype=x["image"].dtype)
@@ -157,16 +157,17 @@ def clip_kd(case: dict[str, Any], x: Inputs) -> Inputs:
 def simcse(case: dict[str, Any], x: Inputs) -> Inputs:
     hyper = case["hyper"]
     distiller = build(
-        "simcse", temp=hyper["temp"], hard_negative_weight=hyper["hard_negative_logit"]
+        "simcse", temperature=hyper["temp"], hard_negative_weight=hyper["hard_negative_logit"]
     )
     return {"loss": distiller(x["z1"], (x["z2"], x["z3"]) if "z3" in x else x["z2"])}
 
 
 def vicreg(case: dict[str, Any], x: Inputs) -> Inputs:
-    coefficients = {f"{name}_coeff": 0.0 for name in ("sim", "std", "cov")}
+    parts = {"sim": "invariance", "std": "variance", "cov": "covariance"}
+    off = {f"{part}_weight": 0.0 for part in parts.values()}
     terms = {
-        f"{name}_term": build("vicreg", **coefficients | {f"{name}_coeff": 1.0})(x["x"], x["y"])
-        for name in ("sim", "std", "cov")
+        f"{name}_term": build("vicreg", **off | {f"{part}_weight": 1.0})(x["x"], x["y"])
+        for name, part in parts.items()
     }
     return {"loss": build("vicreg")(x["x"], x["y"]), **terms}
 
@@ -239,11 +240,11 @@ def protoclip_total(case: dict[str, Any], x: Inputs) -> Inputs:
     """The whole objective, its episode written into its state."""
     hyper = case["hyper"]
 
-    def loss(w_clip: float, w_proto: float, directions: tuple[int, ...] = (0, 1)) -> Tensor:
+    def loss(clip: float, prototype: float, directions: tuple[int, ...] = (0, 1)) -> Tensor:
         distiller = build(
             "protoclip",
-            w_clip=w_clip,
-            w_proto=w_proto,
+            contrastive_weight=clip,
+            prototype_weight=prototype,
             target_temperature=hyper["target_temperature"],
         ).to(x["image"].dtype)
         classes = len(x["img_centroids"])
@@ -396,7 +397,7 @@ def stateful(
     if kind.startswith("compress"):
         distiller = build(
             "compress",
-            queues=1 if kind == "compress_1q" else 2,
+            num_queues=1 if kind == "compress_1q" else 2,
             queue_size=hyper["queue_size"],
             temperature=hyper["T"],
         )
@@ -410,7 +411,10 @@ def stateful(
     elif kind == "protocpc":
         assignment = {"sk": "sinkhorn", "softmax": "softmax"}[hyper["assignment"]]
         distiller = build(
-            "protocpc", prototypes=None, teacher_temp=hyper["teacher_temp"], assignment=assignment
+            "protocpc",
+            num_prototypes=None,
+            teacher_temperature=hyper["teacher_temp"],
+            assignment=assignment,
         )
     else:
         temperature = hyper["teacher_temp"]
@@ -419,7 +423,7 @@ def stateful(
                 linear=(hyper["warmup_teacher_temp"], temperature),
                 epochs=hyper["warmup_teacher_temp_epochs"],
             )
-        distiller = build("dino", prototypes=None, teacher_temp=temperature)
+        distiller = build("dino", num_prototypes=None, teacher_temperature=temperature)
     distiller.setup(x["student@0"].shape[1], x["teacher@0"].shape[1])
     distiller.to(dtype)
     recorded: dict[str, Callable[[], Tensor]] = {}

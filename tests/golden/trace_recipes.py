@@ -64,7 +64,11 @@ def _pair(folder: Path) -> dict[str, Any]:
             {"name": "affinity", "weight": {"linear": [0.2, 1.0]}},
             {"name": "relational_kl", "weight": {"cosine": [1.0, 0.1], "steps": 10}},
             {"name": "feature_distance", "weight": 2.0},
-            {"name": "dino", "prototypes": 16, "teacher_temp": {"linear": [0.1, 0.2], "epochs": 2}},
+            {
+                "name": "dino",
+                "num_prototypes": 16,
+                "teacher_temperature": {"linear": [0.1, 0.2], "epochs": 2},
+            },
         ],
         "data": {**_DATA, "views": {"strong": {"name": "simclr"}}},
         "train": {**_TRAIN, "clip_grad_norm": 40.0},

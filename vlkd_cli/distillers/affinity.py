@@ -20,14 +20,14 @@ class Affinity(ScaledDistiller):
     """Match the student pair's image-to-text and text-to-image distributions over the batch with
     those of the teacher pair.
 
-    L = alpha * (CE(sm Q, Z) + CE(sm Q^T, Z^T)) / 2 + (1 - alpha) * InfoNCE(Z), Z the student's and
-    Q the teacher's scaled cosines. As a cross-entropy it ends at the teacher's entropy, not at 0.
-    Student and teacher may have different widths. open_clip's distillation, contrastive plus
-    distilling loss with one student scale, is `alpha: 0.5` with `weight: 2`.
+    L = w * (CE(sm Q, Z) + CE(sm Q^T, Z^T)) / 2 + (1 - w) * InfoNCE(Z), Z the student's and Q the
+    teacher's scaled cosines. As a cross-entropy it ends at the teacher's entropy, not at 0. Student
+    and teacher may have different widths. open_clip's distillation, contrastive plus distilling
+    loss with one student scale, is `affinity_weight: 0.5` with `weight: 2`.
 
     Args:
-        alpha: fraction of the affinity term; the rest goes to the contrastive loss of the student
-            pair.
+        affinity_weight: w, the fraction of the affinity term; the rest goes to the contrastive
+            loss of the student pair.
         logit_scale: initial factor on the student's cosines (not its logarithm).
         teacher_logit_scale: factor on the teacher's cosines.
 
@@ -44,7 +44,7 @@ class Affinity(ScaledDistiller):
     def __init__(
         self,
         *,
-        alpha: Probability = 1.0,
+        affinity_weight: Probability = 1.0,
         logit_scale: Positive = 50.0,
         learnable: bool = False,
         max_logit_scale: Positive | None = 100.0,
@@ -53,7 +53,7 @@ class Affinity(ScaledDistiller):
         super().__init__(
             logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
         )
-        self.alpha = alpha
+        self.affinity_weight = affinity_weight
         self.teacher_logit_scale = teacher_logit_scale
 
     def forward(
@@ -64,14 +64,14 @@ class Affinity(ScaledDistiller):
         image, text = (unit(side) for side in student)
         scale = self.scale
         loss = 0 * scale
-        if self.alpha > 0:
+        if self.affinity_weight > 0:
             ours = cross_logits(image, text, scale)
             theirs = cross_logits(
                 unit(teacher[0].detach()), unit(teacher[1].detach()), self.teacher_logit_scale
             )
-            loss = loss + self.alpha / 2 * sum(
+            loss = loss + self.affinity_weight / 2 * sum(
                 soft_cross_entropy(q.softmax(dim=1), z) for q, z in zip(theirs, ours, strict=True)
             )
-        if self.alpha < 1:
-            loss = loss + (1 - self.alpha) * blocked_infonce(image, text, scale)
+        if self.affinity_weight < 1:
+            loss = loss + (1 - self.affinity_weight) * blocked_infonce(image, text, scale)
         return loss

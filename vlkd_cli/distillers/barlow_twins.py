@@ -16,14 +16,13 @@ from vlkd_cli.recipe.types import NonNegative, Positive
 class BarlowTwins(Distiller):
     """Drive the cross-correlation matrix of the two sides' features towards the identity.
 
-    L = sum_j (c_jj - 1)^2 + lambd * sum_{j != k} c_jk^2, where c is the correlation over the whole
-    batch on all ranks. Each feature is standardised here over that batch (biased variance); no
-    running statistics are kept. Identical sides do not give 0: a finite batch
-    leaves chance correlations. A single row has no correlation: the loss is the width, without
-        gradient.
+    L = sum_j (c_jj - 1)^2 + w * sum_{j != k} c_jk^2, where c is the correlation over the whole
+    batch on all ranks and w the off-diagonal weight. Each feature is standardized here over that
+    batch (biased variance); there are no running statistics. Identical sides do not give 0: a
+    finite batch leaves chance correlations.
 
     Args:
-        lambd: weight of the off-diagonal entries.
+        off_diagonal_weight: weight of the off-diagonal entries.
         eps: added to the variance below the root.
 
     Source: Zbontar et al., Barlow Twins, ICML 2021, arXiv:2103.03230, equations 1 and 2;
@@ -36,9 +35,9 @@ class BarlowTwins(Distiller):
     crosses_ranks = "sums, and features of both sides (or their correlation), with gradient"
     paper = "Zbontar et al. 2021, arXiv:2103.03230"
 
-    def __init__(self, *, lambd: NonNegative = 0.0051, eps: Positive = 1e-5) -> None:
+    def __init__(self, *, off_diagonal_weight: NonNegative = 0.0051, eps: Positive = 1e-5) -> None:
         super().__init__()
-        self.lambd = lambd
+        self.off_diagonal_weight = off_diagonal_weight
         self.eps = eps
 
     def forward(
@@ -46,11 +45,13 @@ class BarlowTwins(Distiller):
     ) -> Float[Tensor, ""]:
         rows = len(student) * world_size()
         off_diagonal, diagonal = cross_squares(
-            self._standardised(student, rows), self._standardised(teacher, rows)
+            self._standardized(student, rows), self._standardized(teacher, rows)
         )
-        return (diagonal / rows - 1).square().sum() + self.lambd * off_diagonal / rows**2
+        return (
+            diagonal / rows - 1
+        ).square().sum() + self.off_diagonal_weight * off_diagonal / rows**2
 
-    def _standardised(self, features: Tensor, rows: int) -> Tensor:
+    def _standardized(self, features: Tensor, rows: int) -> Tensor:
         shifted = centered(features)
         variance = all_reduce_sum(shifted.square().sum(dim=0)) / rows
         return shifted * torch.rsqrt(variance + self.eps)

@@ -186,8 +186,8 @@ class GradientMatch(_Projecting, ScaledDistiller):
     Args:
         logit_scale: initial factor on the student's cosines (not its logarithm).
         teacher_logit_scale: factor on the teacher's cosines.
-        gd_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau = scale,
-            as the authors' code does, which explains its weight.
+        gradient_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau =
+            scale, as the authors' code does, which explains its weight.
 
     Source: CLIP-KD, equations 5 to 8 (GD). Differs in computing the keys' gradient as one product
         instead of an N x D x N tensor.
@@ -208,13 +208,13 @@ class GradientMatch(_Projecting, ScaledDistiller):
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scale: Positive = 100.0,
-        gd_temperature: Literal["inverse_scale", "scale"] = "inverse_scale",
+        gradient_temperature: Literal["inverse_scale", "scale"] = "inverse_scale",
     ) -> None:
         super().__init__(
             logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
         )
         self.teacher_logit_scale = teacher_logit_scale
-        self.gd_temperature = gd_temperature
+        self.gradient_temperature = gradient_temperature
 
     def forward(
         self,
@@ -234,7 +234,7 @@ class GradientMatch(_Projecting, ScaledDistiller):
     def _gradients(self, pair: list[Tensor], scale: Tensor) -> list[Tensor]:
         """Gradients to this rank's queries `[B, D]` and to all ranks' keys `[N, D]`, in both
         directions."""
-        factor = scale if self.gd_temperature == "inverse_scale" else 1 / scale
+        factor = scale if self.gradient_temperature == "inverse_scale" else 1 / scale
         gradients = []
         for queries, keys in (pair, pair[::-1]):
             everywhere = gather(keys)

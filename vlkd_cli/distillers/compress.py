@@ -25,7 +25,7 @@ class CompRess(Distiller):
     of the tower that follows it.
 
     Args:
-        queues: 2: each side has its own queue; 1: both use the teacher's.
+        num_queues: 2: each side has its own queue; 1: both use the teacher's.
         queue_size: anchors in each queue; need not be a multiple of the batch.
         temperature: divides the cosines of both sides.
         compat: "itra" takes 65536 anchors where queue_size is left at its default.
@@ -42,13 +42,13 @@ class CompRess(Distiller):
     def __init__(
         self,
         *,
-        queues: Literal[1, 2] = 2,
+        num_queues: Literal[1, 2] = 2,
         queue_size: PositiveInt = 128000,
         temperature: Positive = 0.04,
         compat: Literal["itra"] | None = None,
     ) -> None:
         super().__init__()
-        self.queues = queues
+        self.num_queues = num_queues
         self.queue_size = 65536 if compat == "itra" and queue_size == 128000 else queue_size
         self.temperature = temperature
         self.student_queue: AnchorQueue | None = None
@@ -57,10 +57,10 @@ class CompRess(Distiller):
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         assert isinstance(teacher, int)
         width = widths_of(student)[0]
-        if self.queues == 1:
+        if self.num_queues == 1:
             require_equal_width(self, width, teacher)
         self.teacher_queue = AnchorQueue(self.queue_size, teacher, seed=0, unit_rows=False)
-        if self.queues == 2:
+        if self.num_queues == 2:
             self.student_queue = AnchorQueue(self.queue_size, width, seed=1, unit_rows=False)
 
     def forward(

@@ -21,20 +21,20 @@ class DINO(PrototypeDistiller):
     """Match the student's assignment to prototypes with the teacher's, which is sharpened by its
     temperature and prevented from collapsing by centering.
 
-    L = mean over pairs of views of CE(softmax((b - center) / teacher_temp), a / student_temp). Each
-    side is one tensor, or a list of views of which the teacher's are the first of the student's
-    (`student: [image, image@second, image@crop]`, `teacher: [momentum, momentum@second]`); pairs of
-    the same view are left out. After each step the center follows the mean of the teacher's raw
-    logits over all views and ranks.
+    L = mean over pairs of views of CE(softmax((b - center) / tau_t), a / tau_s). Each side is one
+    output, or a list of views of which the teacher's are the first of the student's (`student:
+    [image, image@second, image@crop]`, `teacher: [momentum, momentum@second]`); pairs of the same
+    view are left out. After each step the center follows the mean of the teacher's raw logits over
+    all views and ranks.
 
     By default the inputs are bottleneck features, and the prototype layer, one for both sides,
     belongs to this objective: towers carry head `mlp` and the two widths are equal. With
-    `prototypes: null` the inputs are logits of towers with head `prototypes`, each with its own
+    `num_prototypes: null` the inputs are logits of towers with head `prototypes`, each with its own
     layer, as DINO's momentum teacher has.
 
     Args:
-        teacher_temp: divides the teacher's; the authors recommend `{linear: [0.04, 0.07], epochs:
-            30}`.
+        teacher_temperature: tau_t, divides the teacher's logits; the authors recommend `{linear:
+            [0.04, 0.07], epochs: 30}`.
         center_momentum: fraction of the old center that remains.
 
     Source: Caron et al., DINO, ICCV 2021, arXiv:2104.14294, equation 2; facebookresearch/dino,
@@ -50,13 +50,15 @@ class DINO(PrototypeDistiller):
     def __init__(
         self,
         *,
-        prototypes: PositiveInt | None = 65536,
-        student_temp: Positive = 0.1,
-        teacher_temp: PositiveSchedulable = 0.04,
+        num_prototypes: PositiveInt | None = 65536,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: PositiveSchedulable = 0.04,
         center_momentum: Probability = 0.9,
     ) -> None:
         super().__init__(
-            prototypes=prototypes, student_temp=student_temp, teacher_temp=teacher_temp
+            num_prototypes=num_prototypes,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
         )
         self.center_momentum = center_momentum
 
@@ -67,11 +69,11 @@ class DINO(PrototypeDistiller):
         self, student: Views, teacher: Views, *, progress: Progress = Progress()
     ) -> Float[Tensor, ""]:
         sides, pairs = self.sides(student, teacher)
-        temperature = progress.value(self.teacher_temp)
+        temperature = progress.value(self.teacher_temperature)
         targets = softmax_targets(sides, temperature, self.center / -temperature)
         loss, _, logit_sums = prototype_loss(
             sides,
-            student_temperature=self.student_temp,
+            student_temperature=self.student_temperature,
             targets=targets,
             log_prior=None,
             pairs=pairs,

@@ -33,9 +33,9 @@ class ProtoCLIP(ScaledDistiller):
 
     At the start of an epoch the features of its samples are clustered, each modality by itself
     (Euclidean k-means, centroids not normalised). With L_p(a by b) the cross-entropy of proto_scale
-    * a . C^T against b's clusters, the loss is w_clip * InfoNCE + w_proto
-    * (L_p(image by text) + L_p(text by image)) / 2 + w_external * (L_p(image by external) +
-      L_p(text by external)) / 2.
+    * a . C^T against b's clusters and w the three weights, the loss is w_c * InfoNCE + w_p *
+    (L_p(image by text) + L_p(text by image)) / 2 + w_e * (L_p(image by external) + L_p(text by
+    external)) / 2.
 
     C holds the means of a's features over b's clusters (back-translated prototypes; an empty
     cluster's mean is zero and stays a choice), or b's own centroids. Targets are b's cluster, or
@@ -49,7 +49,7 @@ class ProtoCLIP(ScaledDistiller):
 
     Args:
         num_prototypes: clusters of each modality.
-        w_clip, w_proto, w_external: weights of the terms.
+        contrastive_weight, prototype_weight, external_weight: weights of the terms.
         back_translation: whether prototypes are the student modality's own means (PBT).
         target_temperature: spreads the targets over similar clusters; null for the cluster alone.
         logit_scale: initial factor on the cosines of InfoNCE (not its logarithm).
@@ -57,7 +57,7 @@ class ProtoCLIP(ScaledDistiller):
         max_logit_scale: highest value of both, which stay within [1, max_logit_scale] after each
             step; null leaves them unbounded.
         contrastive_episodes: epochs at the start that only InfoNCE trains.
-        kmeans_iterations, kmeans_tries: rounds, and starts of which the best is kept.
+        num_iterations, num_restarts: of k-means; the best of the restarts counts.
         seed: of the clustering.
 
     Source: Chen et al., ProtoCLIP, TNNLS 2023, arXiv:2206.10996; megvii-research/protoclip,
@@ -76,26 +76,28 @@ class ProtoCLIP(ScaledDistiller):
         self,
         *,
         num_prototypes: PositiveInt = 20000,
-        w_clip: NonNegative = 1.0,
-        w_proto: NonNegative = 1.0,
-        w_external: NonNegative = 1.0,
+        contrastive_weight: NonNegative = 1.0,
+        prototype_weight: NonNegative = 1.0,
+        external_weight: NonNegative = 1.0,
         back_translation: bool = True,
         target_temperature: Positive | None = 0.01,
         logit_scale: Positive = CLIP_SCALE,
         proto_scale: Positive = CLIP_SCALE,
         max_logit_scale: Positive | None = 100.0,
         contrastive_episodes: NonNegativeInt = 1,
-        kmeans_iterations: PositiveInt = 20,
-        kmeans_tries: PositiveInt = 3,
+        num_iterations: PositiveInt = 20,
+        num_restarts: PositiveInt = 3,
         seed: NonNegativeInt = 1234,
     ) -> None:
         super().__init__(logit_scale=logit_scale, max_logit_scale=max_logit_scale)
         self.num_prototypes = num_prototypes
-        self.w_clip, self.w_proto, self.w_external = w_clip, w_proto, w_external
+        self.contrastive_weight = contrastive_weight
+        self.prototype_weight = prototype_weight
+        self.external_weight = external_weight
         self.back_translation = back_translation
         self.target_temperature = target_temperature
         self.contrastive_episodes = contrastive_episodes
-        self.kmeans_iterations, self.kmeans_tries, self.seed = kmeans_iterations, kmeans_tries, seed
+        self.num_iterations, self.num_restarts, self.seed = num_iterations, num_restarts, seed
         self.add_scalar("log_proto_scale", math.log(proto_scale))
         # Rows: the episode's samples by their position in the data set; clusters of image, text and
         # external features; centroids of image and text; means of image by text, text by image,
@@ -127,8 +129,8 @@ class ProtoCLIP(ScaledDistiller):
         # the heads of clustered features have nothing else to learn from before the first episode.
         loss = 0 * (self.log_scale + self.log_proto_scale)
         loss = loss + 0 * (image.sum() + text.sum() + image_projected.sum() + text_projected.sum())
-        if self.w_clip:
-            loss = loss + self.w_clip * blocked_infonce(image, text, self.scale)
+        if self.contrastive_weight:
+            loss = loss + self.contrastive_weight * blocked_infonce(image, text, self.scale)
         if len(self.episode_indices) == 0:
             return loss
         found = torch.searchsorted(self.episode_indices, indices)
@@ -137,20 +139,20 @@ class ProtoCLIP(ScaledDistiller):
         image_labels, text_labels, *external = self.labels[:, position]
         features = unit(image_projected), unit(text_projected)
         prototypes = self.means[:2] if self.back_translation else self.centroids.flip(0)
-        if self.w_proto:
+        if self.prototype_weight:
             by_text = self.prototype_term(
                 features[0], prototypes[0], text_labels, seen, self.centroids[1]
             )
             by_image = self.prototype_term(
                 features[1], prototypes[1], image_labels, seen, self.centroids[0]
             )
-            loss = loss + self.w_proto / 2 * (by_text + by_image)
-        if external and self.w_external:
+            loss = loss + self.prototype_weight / 2 * (by_text + by_image)
+        if external and self.external_weight:
             reached = zip(features, self.means[2:], strict=True)
             terms = [
                 self.prototype_term(side, means, external[0], seen, None) for side, means in reached
             ]
-            loss = loss + self.w_external / 2 * torch.stack(terms).sum()
+            loss = loss + self.external_weight / 2 * torch.stack(terms).sum()
         return loss
 
     def prototype_term(
@@ -229,8 +231,8 @@ class ProtoCLIP(ScaledDistiller):
         clusters = kmeans(
             features,
             self.num_prototypes,
-            num_iterations=self.kmeans_iterations,
-            num_restarts=self.kmeans_tries,
+            num_iterations=self.num_iterations,
+            num_restarts=self.num_restarts,
             seed=self.seed,
         )
         return clusters.centroids, clusters.labels

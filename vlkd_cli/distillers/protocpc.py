@@ -36,20 +36,21 @@ class ProtoCPC(PrototypeDistiller):
     """Match assignments to prototypes, contrasted with how often the teacher has used each
     prototype.
 
-    L = mean_i [-<p_i, z_i> + log sum_k prior_k exp(z_ik)], z the student's logits over student_temp
-    and p the teacher's assignment: a softmax over teacher_temp, or its Sinkhorn balancing over
+    L = mean_i [-<p_i, z_i> + log sum_k prior_k exp(z_ik)], z the student's logits over its
+    temperature and p the teacher's assignment: a softmax at its temperature, or its Sinkhorn
+    balancing over
     prototypes and the rows of all ranks, computed with logarithms. The prior starts at 1 for each
     prototype (mean 1, so that it adds log K to the value of a distribution) and follows the mean of
     p after each step.
 
     By default the inputs are bottleneck features of equal width and the prototype layer, one for
-    both sides, belongs to this objective; with `prototypes: null` the inputs are logits of towers
-    with head `prototypes`. Lists of views are paired as in DINO.
+    both sides, belongs to this objective; with `num_prototypes: null` the inputs are logits of
+    towers with head `prototypes`. Lists of views are paired as in DINO.
 
     Args:
         prior_momentum: fraction of the old prior that remains.
         assignment: how the teacher's logits become targets.
-        sinkhorn_iterations: balancing rounds, prototypes first and rows last.
+        num_iterations: balancing rounds, prototypes first and rows last.
 
     Source: Lee, Representation Distillation by Prototypical Contrastive Predictive Coding, ICLR
     2022, after its adaptation in ITRA, itra/loss/ProtoCPC.py, as no code of the author is public.
@@ -67,19 +68,21 @@ class ProtoCPC(PrototypeDistiller):
     def __init__(
         self,
         *,
-        prototypes: PositiveInt | None = 65536,
-        student_temp: Positive = 0.1,
-        teacher_temp: PositiveSchedulable = 0.04,
+        num_prototypes: PositiveInt | None = 65536,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: PositiveSchedulable = 0.04,
         prior_momentum: Probability = 0.9,
         assignment: Literal["softmax", "sinkhorn"] = "softmax",
-        sinkhorn_iterations: PositiveInt = 3,
+        num_iterations: PositiveInt = 3,
     ) -> None:
         super().__init__(
-            prototypes=prototypes, student_temp=student_temp, teacher_temp=teacher_temp
+            num_prototypes=num_prototypes,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
         )
         self.prior_momentum = prior_momentum
         self.assignment = assignment
-        self.sinkhorn_iterations = sinkhorn_iterations
+        self.num_iterations = num_iterations
 
     def make_state(self, num_prototypes: int) -> None:
         self.register_buffer("prior", torch.ones(num_prototypes))
@@ -88,14 +91,14 @@ class ProtoCPC(PrototypeDistiller):
         self, student: Views, teacher: Views, *, progress: Progress = Progress()
     ) -> Float[Tensor, ""]:
         sides, pairs = self.sides(student, teacher)
-        temperature = progress.value(self.teacher_temp)
+        temperature = progress.value(self.teacher_temperature)
         if self.assignment == "softmax":
             targets = softmax_targets(sides, temperature, None)
         else:
-            targets = sinkhorn_targets(sides, temperature, self.sinkhorn_iterations)
+            targets = sinkhorn_targets(sides, temperature, self.num_iterations)
         loss, assigned, _ = prototype_loss(
             sides,
-            student_temperature=self.student_temp,
+            student_temperature=self.student_temperature,
             targets=targets,
             log_prior=self.prior.clamp_min(SMALLEST_PRIOR).log(),
             pairs=pairs,

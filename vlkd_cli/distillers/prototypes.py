@@ -27,9 +27,10 @@ class PrototypeDistiller(Distiller):
     parameter, L2-normalized when used, deepcopy, EMA and state dicts need no care.
 
     Args:
-        prototypes: size of the layer that both sides share; null where the towers have their own.
-        student_temp: divides the student's logits.
-        teacher_temp: divides the teacher's.
+        num_prototypes: size of the layer that both sides share; null where the towers have layers
+            of their own.
+        student_temperature: divides the student's logits.
+        teacher_temperature: divides the teacher's.
     """
 
     prototypes: nn.Parameter | None
@@ -37,14 +38,17 @@ class PrototypeDistiller(Distiller):
     def __init__(
         self,
         *,
-        prototypes: PositiveInt | None = 65536,
-        student_temp: Positive = 0.1,
-        teacher_temp: PositiveSchedulable = 0.04,
+        num_prototypes: PositiveInt | None = 65536,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: PositiveSchedulable = 0.04,
     ) -> None:
         super().__init__()
-        self.num_prototypes = prototypes
+        self.num_prototypes = num_prototypes
         self.prototypes = None
-        self.student_temp, self.teacher_temp = student_temp, teacher_temp
+        self.student_temperature, self.teacher_temperature = (
+            student_temperature,
+            teacher_temperature,
+        )
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         width = widths_of(student)[0]

@@ -32,9 +32,9 @@ class Reinforced(ScaledDistiller):
     distill_weight * (CE(P, Z) + CE(P', Z^T)) / 2 + contrastive_weight * InfoNCE(Z). The teacher
     side is (image, text) of the first teacher, then of the second, and so on: `teacher:
     [clip_image, clip_text, other_image, other_text]`, of any builder, or stored features. Features
-    of several teachers side by side in one tensor are cut by teacher_dims. With a third student
-    tensor, of synthetic captions, each teacher gives (image, text, synthetic text), and the loss of
-    the pair with the synthetic text is added.
+    of several teachers, concatenated in one output, are split by teacher_widths. With a third
+    student output, of synthetic captions, each teacher gives (image, text, synthetic text), and the
+    loss of the pair with the synthetic text is added.
 
     Args:
         contrastive_weight, distill_weight: 0 and 1 as for DataCompDR-12M; 0.25 and 0.75 as for
@@ -43,7 +43,7 @@ class Reinforced(ScaledDistiller):
         learnable: whether it (and the bias of "sigmoid") is trained; it then stays within [1,
             max_logit_scale] after each step.
         teacher_logit_scales: factor on each teacher's cosines; a single one serves all teachers.
-        teacher_dims: widths of the teachers whose features stand side by side.
+        teacher_widths: widths of the teachers whose features are concatenated.
         loss: "softmax" as above; "sigmoid" judges each pair on its own, with p = mean_k
             sigmoid(scale_k <u, v> + bias_k).
         logit_bias: initial bias of the student's logits, for "sigmoid".
@@ -74,7 +74,7 @@ class Reinforced(ScaledDistiller):
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
         teacher_logit_scales: Sequence[Positive] = (100.0,),
-        teacher_dims: Sequence[PositiveInt] | None = None,
+        teacher_widths: Sequence[PositiveInt] | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
         logit_bias: float = -10.0,
         teacher_logit_biases: Sequence[float] = (-10.0,),
@@ -86,7 +86,7 @@ class Reinforced(ScaledDistiller):
         self.contrastive_weight = contrastive_weight
         self.distill_weight = distill_weight
         self.teacher_logit_scales = tuple(teacher_logit_scales)
-        self.teacher_dims = None if teacher_dims is None else list(teacher_dims)
+        self.teacher_widths = None if teacher_widths is None else list(teacher_widths)
         self.loss = loss
         self.teacher_logit_biases = tuple(teacher_logit_biases)
         self.sigmoid_targets = sigmoid_targets
@@ -102,13 +102,13 @@ class Reinforced(ScaledDistiller):
                 f" the student; it was given {len(theirs)}. Write student: [image, text] and"
                 " teacher: [image_1, text_1, image_2, text_2, ...]."
             )
-        if self.teacher_dims is not None and len(theirs) != len(ours):
+        if self.teacher_widths is not None and len(theirs) != len(ours):
             raise RecipeError(
-                f"teacher_dims of distiller 'reinforced' cuts all teachers out of {len(ours)}"
-                f" addresses, but it was given {len(theirs)}. Remove teacher_dims: teachers with"
+                f"teacher_widths of distiller 'reinforced' cuts all teachers out of {len(ours)}"
+                f" addresses, but it was given {len(theirs)}. Remove teacher_widths: teachers with"
                 " addresses of their own need no cutting."
             )
-        num_teachers = len(self.teacher_dims) if self.teacher_dims else len(theirs) // len(ours)
+        num_teachers = len(self.teacher_widths) if self.teacher_widths else len(theirs) // len(ours)
         for key, given in (
             ("teacher_logit_scales", self.teacher_logit_scales),
             ("teacher_logit_biases", self.teacher_logit_biases),
@@ -118,12 +118,13 @@ class Reinforced(ScaledDistiller):
                     f"{key} of distiller 'reinforced' has {len(given)} entries for {num_teachers}"
                     f" teacher{'s' * (num_teachers > 1)}. Give one for all, or one for each."
                 )
-        if self.teacher_dims is not None and any(
-            width != sum(self.teacher_dims) for width in theirs
+        if self.teacher_widths is not None and any(
+            width != sum(self.teacher_widths) for width in theirs
         ):
             raise RecipeError(
-                f"teacher_dims of distiller 'reinforced' add up to {sum(self.teacher_dims)}, but"
-                f" the teacher outputs have widths {list(theirs)}. Write the widths of their parts."
+                "teacher_widths of distiller 'reinforced' add up to"
+                f" {sum(self.teacher_widths)}, but the teacher outputs have widths {list(theirs)}."
+                " Write the widths of their parts."
             )
 
     def forward(
@@ -142,9 +143,11 @@ class Reinforced(ScaledDistiller):
     def _teachers(self, sides: list[Tensor], outputs: int) -> list[list[Tensor]]:
         """The normalised outputs of each teacher."""
         groups = [sides[start : start + outputs] for start in range(0, len(sides), outputs)]
-        if self.teacher_dims is not None:
-            cut = [side.split(self.teacher_dims, dim=1) for side in groups[0]]
-            groups = [[parts[number] for parts in cut] for number in range(len(self.teacher_dims))]
+        if self.teacher_widths is not None:
+            cut = [side.split(self.teacher_widths, dim=1) for side in groups[0]]
+            groups = [
+                [parts[number] for parts in cut] for number in range(len(self.teacher_widths))
+            ]
         return [[unit(side) for side in group] for group in groups]
 
     def _pair(self, image: Tensor, text: Tensor, teachers: list[tuple[Tensor, Tensor]]) -> Tensor:

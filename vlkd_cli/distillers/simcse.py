@@ -24,10 +24,10 @@ class SimCSE(Distiller):
     entailment) makes differ; both learn. In a recipe: `student: text, teacher: text@second`, with
     `second` among `data.views`. A second output of the teacher holds hard negatives, one for each
     row: `teacher: [text@second, text@negative]`. L = mean_i [lse(S_i) - S_ii] with S = cos(z1, z2)
-    / temp, widened by cos(z1, z3) / temp.
+    / temperature, widened by cos(z1, z3) / temperature.
 
     Args:
-        temp: temperature that divides the cosines.
+        temperature: divides the cosines.
         hard_negative_weight: a logit added to each row's own hard negative.
         compat: "itra" contrasts in both directions, as CLIP does.
 
@@ -44,12 +44,12 @@ class SimCSE(Distiller):
     def __init__(
         self,
         *,
-        temp: Positive = 0.05,
+        temperature: Positive = 0.05,
         hard_negative_weight: float = 0.0,
         compat: Literal["itra"] | None = None,
     ) -> None:
         super().__init__()
-        self.temp = temp
+        self.temperature = temperature
         self.hard_negative_weight = hard_negative_weight
         self.both_directions = compat == "itra"
 
@@ -69,10 +69,10 @@ class SimCSE(Distiller):
         return loss
 
     def _one_direction(self, queries: Tensor, keys: Tensor, negatives: list[Tensor]) -> Tensor:
-        logits = queries @ gather(keys).T / self.temp
-        matches = (queries * keys).sum(dim=1) / self.temp
+        logits = queries @ gather(keys).T / self.temperature
+        matches = (queries * keys).sum(dim=1) / self.temperature
         for negative in negatives:
-            against = queries @ gather(negative).T / self.temp
+            against = queries @ gather(negative).T / self.temperature
             if self.hard_negative_weight:
                 rows = torch.arange(len(queries), device=queries.device)
                 own = torch.zeros_like(against)

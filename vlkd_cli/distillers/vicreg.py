@@ -18,16 +18,16 @@ class VICReg(Distiller):
     """Bring matching features together, keep every feature's deviation above 1 and decorrelate the
     features of each side.
 
-    L = sim * mean((x - y)^2) + std * mean over both sides and features of max(0, 1 - sqrt(var +
-    eps)) + cov * sum over both sides of the squared off-diagonal covariances divided by the width.
-    Features are not normalised: their deviations could never reach 1. Variances (unbiased) and
+    L = w_i * mean((x - y)^2) + w_v * mean over both sides and features of max(0, 1 - sqrt(var +
+    eps)) + w_c * sum over both sides of the squared off-diagonal covariances divided by the width.
+    Features are not normalized: their deviations could never reach 1. Variances (unbiased) and
     covariances are those of the whole batch on all ranks. One row has neither: only the constant of
     the hinge remains.
 
     Args:
-        sim_coeff: weight of the squared distance.
-        std_coeff: weight of the hinge on the deviations.
-        cov_coeff: weight of the covariances.
+        invariance_weight: w_i, of the squared distance.
+        variance_weight: w_v, of the hinge on the deviations.
+        covariance_weight: w_c, of the covariances.
         eps: added to the variance below the root.
 
     Source: Bardes et al., VICReg, ICLR 2022, arXiv:2105.04906, equations 1 to 6;
@@ -43,30 +43,31 @@ class VICReg(Distiller):
     def __init__(
         self,
         *,
-        sim_coeff: NonNegative = 25.0,
-        std_coeff: NonNegative = 25.0,
-        cov_coeff: NonNegative = 1.0,
+        invariance_weight: NonNegative = 25.0,
+        variance_weight: NonNegative = 25.0,
+        covariance_weight: NonNegative = 1.0,
         eps: Positive = 1e-4,
     ) -> None:
         super().__init__()
-        self.sim_coeff = sim_coeff
-        self.std_coeff = std_coeff
-        self.cov_coeff = cov_coeff
+        self.invariance_weight = invariance_weight
+        self.variance_weight = variance_weight
+        self.covariance_weight = covariance_weight
         self.eps = eps
 
     def forward(
         self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
     ) -> Float[Tensor, ""]:
-        loss = self.sim_coeff * F.mse_loss(student, teacher)
+        loss = self.invariance_weight * F.mse_loss(student, teacher)
         for side in (student, teacher):
             rows = centered(side)
             freedom = max(len(side) * world_size() - 1, 1)
-            if self.std_coeff:
+            if self.variance_weight:
                 variance = all_reduce_sum(rows.square().sum(dim=0)) / freedom
                 loss = (
-                    loss + self.std_coeff / 2 * F.relu(1 - torch.sqrt(variance + self.eps)).mean()
+                    loss
+                    + self.variance_weight / 2 * F.relu(1 - torch.sqrt(variance + self.eps)).mean()
                 )
-            if self.cov_coeff:
+            if self.covariance_weight:
                 off_diagonal, _ = cross_squares(rows, rows)
-                loss = loss + self.cov_coeff / side.shape[1] / freedom**2 * off_diagonal
+                loss = loss + self.covariance_weight / side.shape[1] / freedom**2 * off_diagonal
         return loss

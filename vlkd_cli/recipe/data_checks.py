@@ -62,7 +62,7 @@ def _addresses(recipe: Recipe) -> list[Address]:
     for spec in recipe.distillers:
         try:
             arrow = arrow_of(recipe, spec)
-        except ValueError:
+        except (ValueError, RecipeError):
             continue
         found |= dict.fromkeys(each for each in arrow.addresses() if each.tower in recipe.towers)
     return list(found)

@@ -1,5 +1,5 @@
-"""Spellings of this project's ancestor and of the libraries, understood and replaced by the
-catalogue's own."""
+"""Former keys of this project, and spellings of its ancestor and of the libraries: understood and
+replaced by the catalogue's own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,43 @@ ADAPTERS: dict[str, Now] = {
 }
 
 
-KEYS: dict[str, dict[str, str]] = {
+KEYS: dict[str, dict[str, dict[str, str]]] = {
+    "distiller": {
+        "affinity": {"alpha": "affinity_weight"},
+        "barlow_twins": {"lambd": "off_diagonal_weight"},
+        "compress": {"queues": "num_queues"},
+        "dino": {
+            "prototypes": "num_prototypes",
+            "student_temp": "student_temperature",
+            "teacher_temp": "teacher_temperature",
+        },
+        "gradient_match": {"gd_temperature": "gradient_temperature"},
+        "protoclip": {
+            "w_clip": "contrastive_weight",
+            "w_proto": "prototype_weight",
+            "w_external": "external_weight",
+            "kmeans_iterations": "num_iterations",
+            "kmeans_tries": "num_restarts",
+        },
+        "protocpc": {
+            "prototypes": "num_prototypes",
+            "student_temp": "student_temperature",
+            "teacher_temp": "teacher_temperature",
+            "sinkhorn_iterations": "num_iterations",
+        },
+        "reinforced": {"teacher_dims": "teacher_widths"},
+        "simcse": {"temp": "temperature"},
+        "vicreg": {
+            "sim_coeff": "invariance_weight",
+            "std_coeff": "variance_weight",
+            "cov_coeff": "covariance_weight",
+        },
+    },
+}
+"""Former keys of a component -> present ones, by kind and name."""
+
+
+ADAPTER_KEYS: dict[str, dict[str, str]] = {
     # The libraries' words -> ours, for every method that has the key.
     "": {"r": "rank", "lora_alpha": "alpha", "reduction": "reduction_factor"},
     "prefix_tuning": {"prefix_length": "length"},
@@ -54,19 +90,35 @@ KEYS: dict[str, dict[str, str]] = {
 def replace_former_names(recipe: Any) -> list[str]:
     """Replace former names and keys in a recipe's plain values, in place, and return a line about
     each. Other shapes are left alone."""
-    towers = recipe.get("towers") if isinstance(recipe, Mapping) else None
     notices = []
+    for place, kind, component in _components(recipe):
+        replaced = _rename_keys(component, KEYS.get(kind, {}).get(str(component.get("name")), {}))
+        if kind == "adapter":
+            replaced = _replace_in_adapter(component)
+        notices += [f"{place}: {notice}" for notice in replaced]
+    return notices
+
+
+def _components(recipe: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, kind, keys) of the components that may have former names."""
+    if not isinstance(recipe, Mapping):
+        return
+    towers, distillers = recipe.get("towers"), recipe.get("distillers")
     for name, tower in towers.items() if isinstance(towers, Mapping) else ():
         if not isinstance(tower, dict):
             continue
         if isinstance(tower.get("adapter"), str) and tower["adapter"] in ADAPTERS:
             tower["adapter"] = {"name": tower["adapter"]}
-        if isinstance(tower.get("adapter"), dict):
-            notices += [
-                f"towers.{name}.adapter: {notice}"
-                for notice in _replace_in_adapter(tower["adapter"])
-            ]
-    return notices
+        parts = [("adapter", "adapter", tower.get("adapter")), ("head", "head", tower.get("head"))]
+        heads = tower.get("heads")
+        if isinstance(heads, Mapping):
+            parts += [(f"heads.{key}", "head", head) for key, head in heads.items()]
+        for place, kind, part in parts:
+            if isinstance(part, dict):
+                yield f"towers.{name}.{place}", kind, part
+    for number, distiller in enumerate(distillers if isinstance(distillers, list) else ()):
+        if isinstance(distiller, dict):
+            yield f"distillers[{number}]", "distiller", distiller
 
 
 def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
@@ -83,7 +135,12 @@ def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
             f"{key}: {value}" for key, value in {"name": now.name, **now.keys}.items()
         )
         yield f"'{former}' is now called {{{written}}}."
-    for key, present in {**KEYS[""], **KEYS.get(str(adapter.get("name")), {})}.items():
-        if key in adapter and present not in adapter:
-            adapter[present] = adapter.pop(key)
-            yield f"key '{key}' is now called '{present}'."
+    keys = {**ADAPTER_KEYS[""], **ADAPTER_KEYS.get(str(adapter.get("name")), {})}
+    yield from _rename_keys(adapter, keys)
+
+
+def _rename_keys(component: dict[str, Any], keys: Mapping[str, str]) -> Iterator[str]:
+    for former, present in keys.items():
+        if former in component and present not in component:
+            component[present] = component.pop(former)
+            yield f"key '{former}' is now called '{present}'."

@@ -162,12 +162,17 @@ def module_file(module: str) -> Path | None:
     """Where a module's source lies, found without importing any of its parent packages."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    base = Path(spec.origin).parent.joinpath(*rest)
-    for candidate in (base.with_suffix(".py") if rest else Path(spec.origin), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
+    # A package without __init__.py may lie in several folders.
+    folders = spec.submodule_search_locations or ()
+    if not rest and spec.origin is not None:
+        return Path(spec.origin) if Path(spec.origin).is_file() else None
+    for folder in folders:
+        base = Path(folder).joinpath(*rest)
+        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+            if candidate.is_file():
+                return candidate
     return None
 
 

@@ -19,7 +19,9 @@ def features(seed: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "weights", [{}, {"w_clip": 0.0}, {"w_proto": 0.0}], ids=["both terms", "w_clip 0", "w_proto 0"]
+    "weights",
+    [{}, {"contrastive_weight": 0.0}, {"prototype_weight": 0.0}],
+    ids=["both", "clusters", "pairs"],
 )
 def test_every_feature_takes_part_at_every_step_as_several_processes_need(
     weights: dict[str, float],

@@ -50,7 +50,7 @@ def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> No
     torch.manual_seed(0)
     x, y = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     if isinstance(loss, VICReg):
-        loss.std_coeff = loss.sim_coeff = 0.0
+        loss.variance_weight = loss.invariance_weight = 0.0
         # Unbiased covariances of 12 rows differ from those of 6 by (2 * 5 / 11)^2.
         factor = (10 / 11) ** 2
     else:
@@ -124,11 +124,11 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
     ("keys", "teacher", "message"),
     [
         (
-            {"teacher_dims": [8, 8]},
+            {"teacher_widths": [8, 8]},
             (16, 16, 16, 16),
-            "out of 2 addresses, but it was given 4. Remove teacher_dims",
+            "out of 2 addresses, but it was given 4. Remove teacher_widths",
         ),
-        ({"teacher_dims": [4, 4]}, (16, 16), "add up to 8, but the teacher outputs have widths"),
+        ({"teacher_widths": [4, 4]}, (16, 16), "add up to 8, but the teacher outputs have widths"),
         (
             {"teacher_logit_scales": [1.0, 2.0]},
             (16, 16),

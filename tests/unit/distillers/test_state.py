@@ -87,7 +87,7 @@ def test_micro_batches_enter_in_their_order() -> None:
 
 
 def test_center_moves_once_per_commit_by_the_mean_of_micro_batches() -> None:
-    loss = ready(DINO(prototypes=None, center_momentum=0.5), 5, 5)
+    loss = ready(DINO(num_prototypes=None, center_momentum=0.5), 5, 5)
     first, second = torch.randn(3, 5), torch.randn(3, 5)
     loss(first, first)
     loss(second, second)
@@ -97,10 +97,10 @@ def test_center_moves_once_per_commit_by_the_mean_of_micro_batches() -> None:
 
 def test_teacher_temperature_follows_its_schedule_by_epoch() -> None:
     schedule = Schedule(linear=(0.04, 0.07), epochs=4)
-    warm = ready(DINO(prototypes=None, teacher_temp=schedule), 5, 5)
+    warm = ready(DINO(num_prototypes=None, teacher_temperature=schedule), 5, 5)
     student, teacher = torch.randn(3, 5), torch.randn(3, 5)
     for epoch, temperature in ((0, 0.04), (1, 0.05), (3, 0.07), (9, 0.07)):
-        fixed = ready(DINO(prototypes=None, teacher_temp=temperature), 5, 5)
+        fixed = ready(DINO(num_prototypes=None, teacher_temperature=temperature), 5, 5)
         progress = Progress(step=epoch * 10, steps_per_epoch=10)
         assert warm(student, teacher, progress=progress).item() == pytest.approx(
             fixed(student, teacher).item(), rel=1e-5
@@ -108,7 +108,7 @@ def test_teacher_temperature_follows_its_schedule_by_epoch() -> None:
 
 
 def test_tied_prototypes_learn_from_the_student_alone() -> None:
-    loss = ready(DINO(prototypes=7), 5, 5)
+    loss = ready(DINO(num_prototypes=7), 5, 5)
     student, teacher = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
     loss(student, teacher).backward()
     assert loss.prototypes is not None and loss.prototypes.grad is not None and teacher.grad is None
@@ -119,7 +119,7 @@ def test_tied_prototypes_learn_from_the_student_alone() -> None:
 def test_widths_that_letters_cannot_tell_are_refused_with_the_head_to_add() -> None:
     message = r"teacher embeds 9 values, the student 6, .*'compress'.*: \{name: linear, width: 9\}"
     with pytest.raises(RecipeError, match=message):
-        CompRess(queues=1).setup(6, 9)
+        CompRess(num_queues=1).setup(6, 9)
     with pytest.raises(RecipeError, match="distiller 'protoclip' compares them directly"):
         ProtoCLIP().setup(6, (6, 9))
 
@@ -136,7 +136,7 @@ def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_t
 
 def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() -> None:
     torch.manual_seed(0)
-    loss = ProtoCLIP(num_prototypes=2, contrastive_episodes=0, w_clip=0.0)
+    loss = ProtoCLIP(num_prototypes=2, contrastive_episodes=0, contrastive_weight=0.0)
     features = torch.randn(8, 4)
     loss.start_episode(features, features, indices=torch.arange(8), progress=NOW)
     seen = loss(features[:2], features[:2], indices=torch.tensor([0, 1])).item()

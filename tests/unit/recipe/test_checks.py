@@ -243,7 +243,7 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
                 HEAD.format("image", "prototypes", "prototypes", 20),
                 HEAD.format("text", "prototypes", "prototypes", 30),
             ],
-            "{name: dino, prototypes: null}",
+            "{name: dino, num_prototypes: null}",
             (
                 "distillers[0]: tower 'text' embeds 30 values, tower 'image' 20, and distiller"
                 " 'dino' compares them directly. Set `prototypes: 30` in the head of 'image'."
@@ -256,8 +256,8 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
             ],
             "{name: protocpc}",
             (
-                "distillers[0].prototypes: tower 'image' has prototypes of its own. Say prototypes:"
-                " null, or give the towers head 'mlp'."
+                "distillers[0].num_prototypes: tower 'image' has prototypes of its own. Say"
+                " num_prototypes: null, or give the towers head 'mlp'."
             ),
         ),
         (
@@ -270,10 +270,10 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
             "{name: compress, student: [image, image, image]}",
             "distiller 'compress' takes one address or 2 addresses here, got 3.",
         ),
-        ([], "{name: dino, teacher_temp: 0}", "expected a number above 0 or a schedule"),
+        ([], "{name: dino, teacher_temperature: 0}", "expected a number above 0 or a schedule"),
         (
             [],
-            "{name: dino, teacher_temp: {linear: [0.04, 0]}}",
+            "{name: dino, teacher_temperature: {linear: [0.04, 0]}}",
             "both values of this schedule must be above 0.",
         ),
         # What is right, or what only the towers tell.
