@@ -1,8 +1,8 @@
 """K-means of 50,000 x 512 rows into 100 clusters, 20 iterations, against faiss and scikit-learn:
 time and inertia.
 
-    python benchmarks/kmeans.py [--rows 50000] [--restarts 1] [--rounds 2] [--noise 1.5] [--threads
-    1]
+    python benchmarks/kmeans.py [--rows 50000] [--restarts 1] [--rounds 2] [--noise 1.5]
+        [--threads 1]
 
 Exits with 1 where vlkd takes longer than faiss or ends with more inertia (sum of squared distances,
 mean over the seeds of the rounds).
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import faiss
 import torch
+from processor import processor
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -48,6 +49,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     faiss.omp_set_num_threads(given.threads)
+    print(processor())
     rows = rows_of(given.rows, given.noise)
 
     def with_vlkd(seed: int) -> float:

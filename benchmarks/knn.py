@@ -16,11 +16,12 @@ import faiss
 import numpy as np
 import torch
 from forked import compare, report
+from processor import processor
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from vlkd_cli.numerics.neighbours import nearest
+from vlkd_cli.numerics.topk import top_k
 
 
 def rows_of(count: int, seed: int) -> Tensor:
@@ -45,6 +46,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     faiss.omp_set_num_threads(given.threads)
+    print(processor())
     train, queries, k = rows_of(given.rows, 1), rows_of(given.queries, 2), given.k
     index = faiss.IndexFlatIP(512)
     index.add(train.numpy())
@@ -57,13 +59,11 @@ def main() -> int:
         return lambda: brute.kneighbors(queries.numpy())
 
     def with_vlkd() -> Callable[[], object]:
-        return lambda: nearest(queries, train, k)
+        return lambda: top_k(queries, train, k)
 
     with threadpool_limits(given.threads):
         similarity, _ = index.search(queries[:200].numpy(), k)
-        differ = float(
-            np.abs(nearest(queries[:200], train, k).similarity.numpy() - similarity).max()
-        )
+        differ = float(np.abs(top_k(queries[:200], train, k)[0].numpy() - similarity).max())
         what = f"k-NN {given.queries} of {given.rows} x 512, k {k}"
         fine = report(
             f"{what}, against faiss", *compare(with_vlkd, with_faiss, given.rounds), faster=1

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 from encoders import PRECISIONS, Sides, load_sides
 from forked import compare, report
+from processor import processor
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from training_sides import draw_caption, draw_data
 
-from vlkd_cli.evaluation.metrics.classification import rank_scores, ranks_of_own
+from vlkd_cli.evaluation.metrics.ranks import pair_ranks, rank_scores
 from vlkd_cli.evaluation.suites.retrieval import Retrieval
 from vlkd_cli.features.subject import Subject
 
@@ -127,12 +128,9 @@ def features(images: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rank(image: Tensor, text: Tensor, own: Tensor) -> dict[str, float]:
-    first = torch.arange(len(image)) * CAPTIONS
+    both = pair_ranks(image, text, torch.bincount(own))
     found = {}
-    for name, ranks in (
-        ("text", ranks_of_own(image, text, first, first + CAPTIONS)),
-        ("image", ranks_of_own(text, image, own, own + 1)),
-    ):
+    for name, ranks in (("text", both.of_texts), ("image", both.of_images)):
         found.update({f"{name}@{k}": recall for k, recall in rank_scores(ranks, KS).recall.items()})
     return found
 
@@ -191,6 +189,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    print(processor())
     with threadpool_limits(given.threads):
         fine = [
             part(given)

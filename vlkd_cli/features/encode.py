@@ -26,6 +26,7 @@ from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.precision import autocast
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -261,7 +262,7 @@ def _project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
     """Kept backbone features through the head, in large batches; done on every rank, since it costs
     less than an exchange."""
     projected = torch.empty(len(features), tower.width)
-    with evaluating(tower), torch.no_grad(), _autocast(subject):
+    with evaluating(tower), torch.no_grad(), autocast(subject.precision, subject.device):
         for start in range(0, len(features), 4096):
             block = features[start : start + 4096]
             projected[start : start + len(block)] = (
@@ -288,13 +289,8 @@ def _insist_on_numbers(tower: Tower, features: Tensor) -> None:
 
 
 def _features(subject: Subject, tower: Tower, inputs: object) -> Tensor:
-    with torch.no_grad(), _autocast(subject):
+    with torch.no_grad(), autocast(subject.precision, subject.device):
         return tower.features(inputs).float().cpu()
-
-
-def _autocast(subject: Subject) -> torch.autocast:
-    dtype = torch.float16 if subject.precision == "fp16" else torch.bfloat16
-    return torch.autocast(subject.device.type, dtype=dtype, enabled=subject.precision != "fp32")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ BLOCK_ENTRIES = 2**22
 SPREAD_CLUSTERS = 1024
 """Up to this many clusters start from rows far apart (k-means++), which takes a pass for each;
 more start from random rows."""
-SAMPLE_PER_CLUSTER = 128
+SAMPLE_PER_CLUSTER = 32
 """Rows for each cluster among which k-means++ looks for its starts."""
 
 

@@ -1,15 +1,27 @@
-"""Exact top-k of dot products over any number of rows, in bounded memory and with one rule for
+"""Exact top-k of inner products over any number of rows, in bounded memory and with one rule for
 ties."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vlkd_cli.numerics.products import (
+    Rounded,
+    fast_dtype,
+    product_error,
+    result_rounding,
+    rounded,
+)
+
 _GROUP = 64
-_PAIRS_AT_ONCE = 16384
+_QUERIES_AT_ONCE = {"cpu": 256, "cuda": 4096}
+_BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 1 << 30}
+"""Scores that are looked at together; on a CPU they stay near the cache."""
+_PAIRS_AT_ONCE = 1024
 
 Candidates = Literal["auto", "fp32", "bf16"]
 
@@ -22,37 +34,38 @@ class TopK:
     below the k-th best by more than the product can be wrong. What is left is scored again in
     float64 and rounded to float32, so the outcome depends neither on the precision of the
     proposals, nor on how rows are cut into blocks or spread over ranks, and equal rows tie exactly.
-    Order: score descending, then key descending. Memory: the queries, one block of scores (at most
-        1024 x `block_rows`), k entries a query.
+    Order: score descending, then key descending. Memory: the queries, one block of scores, k
+    entries a query.
 
     Args:
-        queries: `[Q, D]` float; normalise both sides beforehand for cosine.
-        k: how many rows to keep for each query.
-        candidates: precision of the proposing product; "auto" takes bf16 where the CPU has matrix
-            tiles (AMX) and fp32 elsewhere.
-        block_rows: rows that are scored at once.
+        queries: `[Q, D]` float; normalize both sides beforehand for cosine.
+        k: how many rows to find for each query.
+        candidates: precision of the proposing product; "auto" takes the one that this processor
+            multiplies fastest (`products.fast_dtype`), and fp32 on a GPU.
+        block_rows: rows that are scored at once; by default as many as stay near the cache.
     """
 
     def __init__(
-        self, queries: Tensor, k: int, *, candidates: Candidates = "auto", block_rows: int = 4096
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        candidates: Candidates = "auto",
+        block_rows: int | None = None,
     ) -> None:
         if k < 1 or queries.ndim != 2:
             raise ValueError(
                 f"top-k needs k >= 1 and queries [Q, D]; got k={k} and shape {tuple(queries.shape)}"
             )
-        self.queries = queries.detach().to(torch.float32).contiguous()
-        self.k = k
-        self.block_rows = max(block_rows - block_rows % _GROUP, _GROUP)
+        queries = queries.detach().to(torch.float32).contiguous()
+        self.k, self.device, self.num_rows = k, queries.device, 0
         self.dtype = _proposal_dtype(candidates, queries.device)
-        self.num_rows = 0
-        device = queries.device
-        self._proposing = self.queries.to(self.dtype)
-        self._query_norm = self.queries.norm(dim=1)
-        self._query_error = (self._proposing.to(torch.float32) - self.queries).norm(dim=1)
-        self._scores = torch.full((len(queries), k), -torch.inf, device=device)
-        self._keys = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._num_waiting = 0
+        kind = "cuda" if queries.is_cuda else "cpu"
+        self.queries_at_once = min(_QUERIES_AT_ONCE[kind], max(len(queries), 1))
+        self.block_rows = (
+            block_rows or _BLOCK_BYTES[kind] // self.queries_at_once // self.dtype.itemsize
+        )
+        self._parts = [_Part(part, k, self.dtype) for part in queries.split(self.queries_at_once)]
 
     def add(self, rows: Tensor, keys: Tensor | None = None) -> None:
         """Offer rows.
@@ -65,94 +78,156 @@ class TopK:
         if keys is None:
             keys = torch.arange(self.num_rows, self.num_rows + len(rows))
         self.num_rows += len(rows)
-        device = self.queries.device
-        for start in range(0, len(rows), self.block_rows):
-            block = rows[start : start + self.block_rows].to(device=device, dtype=torch.float32)
-            self._add_block(block, keys[start : start + self.block_rows].to(device))
+        if not len(rows):
+            return
+        rows, keys = rows.to(self.device, torch.float32), keys.to(self.device)
+        approximate = rounded(rows, self.dtype)
+        height = -(-len(rows) // -(-len(rows) // self.block_rows))
+        # Columns behind the last row never win.
+        room = torch.full(
+            (self.queries_at_once, -(-height // _GROUP) * _GROUP),
+            -torch.inf,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        for part in self._parts:
+            part.add(rows, approximate, keys, room, height)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Scores and keys, each `[Q, min(k, rows offered)]`, best first."""
-        self._merge()
         width = min(self.k, self.num_rows)
-        return self._scores[:, :width].clone(), self._keys[:, :width].clone()
+        found = [part.result() for part in self._parts]
+        if not found:
+            empty = torch.zeros(0, width, device=self.device)
+            return empty, empty.to(torch.int64)
+        return (
+            torch.cat([scores[:, :width] for scores, _ in found]),
+            torch.cat([keys[:, :width] for _, keys in found]),
+        )
 
-    def _add_block(self, block: Tensor, keys: Tensor) -> None:
-        proposing = block.to(self.dtype)
-        norm = float(block.norm(dim=1).max())
-        error = float((proposing.to(torch.float32) - block).norm(dim=1).max())
-        for first in range(0, len(self.queries), 1024):
-            part = slice(first, first + 1024)
-            # |q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|, and the sums inside the product add
-            # their own rounding.
-            slack = (
-                self._query_error[part] * norm
-                + (self._query_norm[part] + self._query_error[part]) * error
-            )
-            slack = slack + self._query_norm[part] * norm * self._rounding(block.shape[1])
-            scores = self._proposing[part] @ proposing.T
-            floor = self._floor(scores, part, slack)
-            query, row = _at_least(scores, floor - self._spread(floor, slack))
-            if len(query):
-                self._propose(block, keys, query + first, row)
-        if self._num_waiting >= self._scores.numel():
+
+class _Proposals(NamedTuple):
+    """Pairs of a query and a row with the pair's score."""
+
+    query: Tensor
+    row: Tensor
+    score: Tensor
+
+    def ordered(self, num_queries: int) -> tuple[_Proposals, Tensor]:
+        """Sorted by query, then score descending, then row descending; and each one's place in its
+        query's list, from 0."""
+        order = self.row.argsort(descending=True)
+        order = order[self.score[order].argsort(descending=True, stable=True)]
+        order = order[self.query[order].argsort(stable=True)]
+        ordered = _Proposals(*(column[order] for column in self))
+        counts = torch.bincount(ordered.query, minlength=num_queries)
+        first = (counts.cumsum(0) - counts)[ordered.query]
+        return ordered, torch.arange(len(order), device=order.device) - first
+
+
+def _joined(parts: Sequence[_Proposals]) -> _Proposals:
+    return _Proposals(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class _Part:
+    """Some of the queries with their lists."""
+
+    def __init__(self, queries: Tensor, k: int, dtype: torch.dtype) -> None:
+        self.k, self.dtype, self.num_queries = k, dtype, len(queries)
+        self.exact = queries.double()
+        self.queries = rounded(queries, dtype)
+        self.scores = torch.full((len(queries), k), -torch.inf, device=queries.device)
+        self.keys = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
+        self.waiting: list[_Proposals] = []
+
+    def add(
+        self, rows: Tensor, approximate: Rounded, keys: Tensor, room: Tensor, height: int
+    ) -> None:
+        """Take in what rows offer.
+
+        Args:
+            approximate: the rows in the proposals' type.
+            room: for the products with `height` rows at a time; minus infinity behind them.
+        """
+        error = product_error(self.queries, approximate)
+        floor = self.scores[:, -1]
+        found: list[_Proposals] = []
+        for start in range(0, len(rows), height):
+            block = approximate.rows[start : start + height]
+            floor, offered = self._offers(block, floor, error, room)
+            found.append(offered._replace(row=offered.row + start))
+        offered = self._prune(_joined(found), error)
+        if not len(offered.query):
+            return
+        pieces = zip(
+            offered.query.split(_PAIRS_AT_ONCE), offered.row.split(_PAIRS_AT_ONCE), strict=True
+        )
+        exact = [torch.linalg.vecdot(self.exact[q], rows[r].double()).float() for q, r in pieces]
+        self.waiting.append(_Proposals(offered.query, keys[offered.row], torch.cat(exact)))
+        waiting = sum(len(proposals.query) for proposals in self.waiting)
+        if waiting >= self.scores.numel() or bool(self.scores[:, -1].isinf().any()):
             self._merge()
 
-    def _floor(self, scores: Tensor, part: slice, slack: Tensor) -> Tensor:
-        """A value `[q]` that the k-th best exact score is known to reach."""
-        floor = self._scores[part, -1]
-        if scores.shape[1] >= self.k and bool((floor == -torch.inf).any()):
-            # The list is not full yet: the k-th best of this block alone is a bound already.
-            kth = scores.topk(self.k, dim=1).values[:, -1].to(torch.float32)
-            floor = torch.maximum(floor, kth - self._spread(kth, slack))
-        return floor
+    def result(self) -> tuple[Tensor, Tensor]:
+        self._merge()
+        return self.scores, self.keys
 
-    def _spread(self, score: Tensor, slack: Tensor) -> Tensor:
+    def _offers(
+        self, block: Tensor, floor: Tensor, error: Tensor, room: Tensor
+    ) -> tuple[Tensor, _Proposals]:
+        """What may be among the k best of a block, by approximate scores; and a value `[q]` that
+        the k-th best exact score is known to reach, no lower than `floor`."""
+        scores = room[: self.num_queries]
+        if len(block) < room.shape[1]:
+            scores[:, len(block) :] = -torch.inf
+        torch.mm(self.queries.rows, block.T, out=scores[:, : len(block)])
+        # Group g holds the rows g, g + groups, g + 2 groups, ...: maxima over groups run over
+        # contiguous memory, and nearly every group falls out by its maximum.
+        grouped = scores.unflatten(1, (_GROUP, -1))
+        best = grouped.amax(dim=1)
+        among = best if best.shape[1] >= self.k else scores
+        if among.shape[1] >= self.k:
+            kth = among.topk(self.k, dim=1, sorted=False).values.amin(dim=1).float()
+            floor = torch.maximum(floor, kth - self._spread(kth, error))
+        limit = floor - self._spread(floor, error)
+        query, group = (best.float() >= limit[:, None]).nonzero(as_tuple=True)
+        inside = grouped.transpose(1, 2)[query, group].float()
+        hit, member = (inside >= limit[query, None]).nonzero(as_tuple=True)
+        row = member * best.shape[1] + group[hit]
+        known = row < len(block)  # without a limit, columns without a row reach it too
+        return floor, _Proposals(query[hit][known], row[known], inside[hit, member][known])
+
+    def _prune(self, offered: _Proposals, error: Tensor) -> _Proposals:
+        """Without what cannot be among the k best once all blocks are seen."""
+        ordered, place = offered.ordered(self.num_queries)
+        floor = self.scores[:, -1].clone()
+        last = place == self.k - 1
+        kth = ordered.score[last]
+        query = ordered.query[last]
+        floor[query] = torch.maximum(floor[query], kth - self._spread(kth, error[query]))
+        limit = floor - self._spread(floor, error)
+        wins = ordered.score >= limit[ordered.query]
+        return _Proposals(*(column[wins] for column in ordered))
+
+    def _spread(self, score: Tensor, error: Tensor) -> Tensor:
         """How far an approximate score may lie from an exact one of this size: the inputs' rounding
         and the result's."""
-        result_rounding = 2.0**-8 if self.dtype == torch.bfloat16 else 2.0**-22
-        spread = slack + score.abs() * (result_rounding * 1.01)
+        spread = error + score.abs() * result_rounding(self.dtype)
         return torch.where(score.isinf(), torch.zeros_like(score), spread)
-
-    def _rounding(self, width: int) -> float:
-        # On CUDA a float32 product may run in TF32, whose inputs carry 11 bits.
-        return (width + 2) * 2.0**-24 + (2.0**-10 if self.queries.is_cuda else 0.0)
-
-    def _propose(self, block: Tensor, keys: Tensor, query: Tensor, row: Tensor) -> None:
-        pieces = zip(query.split(_PAIRS_AT_ONCE), row.split(_PAIRS_AT_ONCE), strict=True)
-        exact = torch.cat(
-            [
-                (self.queries[q].double() * block[r].double()).sum(dim=1).to(torch.float32)
-                for q, r in pieces
-            ]
-        )
-        self._waiting.append((query, exact, keys[row]))
-        self._num_waiting += len(query)
-        if (
-            bool((self._scores[:, -1] == -torch.inf).any())
-            or self._num_waiting > 4 * self._scores.numel()
-        ):
-            self._merge()
 
     def _merge(self) -> None:
         """Sort what waits into the lists."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        num_queries, k = self._scores.shape
-        device = self._scores.device
-        held = torch.arange(num_queries, device=device).repeat_interleave(k)
-        query = torch.cat([held, *(piece[0] for piece in self._waiting)])
-        score = torch.cat([self._scores.flatten(), *(piece[1] for piece in self._waiting)])
-        key = torch.cat([self._keys.flatten(), *(piece[2] for piece in self._waiting)])
-        self._waiting, self._num_waiting = [], 0
-        order = key.argsort(descending=True)
-        order = order[score[order].argsort(descending=True, stable=True)]
-        order = order[query[order].argsort(stable=True)]
-        query, score, key = query[order], score[order], key[order]
-        counts = torch.bincount(query, minlength=num_queries)
-        place = torch.arange(len(query), device=device) - (counts.cumsum(0) - counts)[query]
-        kept = place < k
-        self._scores = score[kept].view(num_queries, k)
-        self._keys = key[kept].view(num_queries, k)
+        number = torch.arange(self.num_queries, device=self.scores.device)
+        held = _Proposals(
+            number.repeat_interleave(self.k), self.keys.flatten(), self.scores.flatten()
+        )
+        ordered, place = _joined([held, *self.waiting]).ordered(self.num_queries)
+        self.waiting = []
+        wins = place < self.k
+        self.scores = ordered.score[wins].view(-1, self.k)
+        self.keys = ordered.row[wins].view(-1, self.k)
 
 
 def top_k(
@@ -163,7 +238,7 @@ def top_k(
     candidates: Candidates = "auto",
     keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores and keys `[Q, min(k, N)]` of the k largest dot products; see `TopK` for order and
+    """Scores and keys `[Q, min(k, N)]` of the k largest inner products; see `TopK` for order and
     exactness."""
     best = TopK(queries, k, candidates=candidates)
     best.add(rows, keys)
@@ -172,34 +247,8 @@ def top_k(
 
 def _proposal_dtype(candidates: Candidates, device: torch.device) -> torch.dtype:
     if candidates == "auto":
-        # Without tiles a bf16 product is slower than a float32 one; on CUDA its sums may be kept in
-        # 16 bits, which no bound here covers.
-        return torch.bfloat16 if device.type == "cpu" and _has_tiles() else torch.float32
+        # On CUDA a bf16 product's sums may be held in 16 bits, which no bound here covers.
+        return fast_dtype() if device.type == "cpu" else torch.float32
     if candidates == "bf16" and device.type == "cuda":
         raise ValueError("bf16 candidates are for the CPU; leave 'candidates' at auto on a GPU")
     return torch.bfloat16 if candidates == "bf16" else torch.float32
-
-
-def _has_tiles() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(probe()) if probe is not None else False
-
-
-def _at_least(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (query, row) of the scores that reach their query's floor.
-
-    Maxima over groups of 64 neighbours are looked at first: nearly every group falls out there, at
-    a fraction of the cost of comparing every score.
-    """
-    num_rows = scores.shape[1]
-    whole = num_rows - num_rows % _GROUP
-    grouped = scores[:, :whole].unflatten(1, (whole // _GROUP, _GROUP))
-    query, group = (grouped.amax(dim=2).to(torch.float32) >= floor[:, None]).nonzero(as_tuple=True)
-    candidate, column = (grouped[query, group].to(torch.float32) >= floor[query, None]).nonzero(
-        as_tuple=True
-    )
-    found = [(query[candidate], group[candidate] * _GROUP + column)]
-    if whole < num_rows:
-        query, row = (scores[:, whole:].to(torch.float32) >= floor[:, None]).nonzero(as_tuple=True)
-        found.append((query, row + whole))
-    return torch.cat([q for q, _ in found]), torch.cat([r for _, r in found])

@@ -12,10 +12,9 @@ import torch
 
 from vlkd_cli.evaluation.metrics.classification import (
     mean_per_class,
-    rank_scores,
-    ranks_of_own,
     top_k_accuracy,
 )
+from vlkd_cli.evaluation.metrics.ranks import pair_ranks, rank_scores
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.probes.peak_search import search_peak, search_peak_again
 from vlkd_cli.evaluation.suites.clustering import cluster_scores
@@ -44,11 +43,8 @@ def test_retrieval_equals_clip_benchmark() -> None:
     case = "clip_benchmark.retrieval"
     names, expected = inputs_of(case), CASES[case]["expected"]
     images, texts = unit(names["img"]), unit(names["txt"])
-    last = torch.from_numpy(np.cumsum(names["cap_per"]))
-    first = last - torch.from_numpy(names["cap_per"])
-    own = torch.from_numpy(names["own"])
-    to_text = rank_scores(ranks_of_own(images, texts, first, last), (1, 5, 10))
-    to_image = rank_scores(ranks_of_own(texts, images, own, own + 1), (1, 5, 10))
+    ranks = pair_ranks(images, texts, torch.from_numpy(names["cap_per"]))
+    to_text, to_image = (rank_scores(found, (1, 5, 10)) for found in ranks)
     for k in (1, 5, 10):
         assert to_text.recall[k] == close(expected[f"text_retrieval_recall@{k}"], case)
         assert to_image.recall[k] == close(expected[f"image_retrieval_recall@{k}"], case)
@@ -57,14 +53,11 @@ def test_retrieval_equals_clip_benchmark() -> None:
 def test_ranks_of_pairs_equal_open_clip() -> None:
     case = "open_clip.get_clip_metrics"
     names, expected = inputs_of("clip_benchmark.retrieval"), CASES[case]["expected"]
-    position = torch.arange(30)
     first_captions = np.cumsum(names["cap_per"]) - names["cap_per"]
     images, texts = unit(names["img"]), unit(names["txt"][first_captions])
-    for direction, queries, candidates in (
-        ("image_to_text", images, texts),
-        ("text_to_image", texts, images),
-    ):
-        scores = rank_scores(ranks_of_own(queries, candidates, position, position + 1), (1, 5, 10))
+    ranks = pair_ranks(images, texts, torch.ones(30, dtype=torch.int64))
+    for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+        scores = rank_scores(found, (1, 5, 10))
         assert scores.mean_rank == close(expected[f"{direction}_mean_rank"], case)
         assert scores.median_rank == close(expected[f"{direction}_median_rank"], case)
         for k in (1, 5, 10):

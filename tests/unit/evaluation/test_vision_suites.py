@@ -187,25 +187,6 @@ def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(
     assert "thing" in prompt
 
 
-def test_retrieval_ranks_equal_a_full_sort_with_ties_and_in_small_blocks() -> None:
-    from vlkd_cli.evaluation.metrics.classification import ranks_of_own
-
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.randint(-2, 3, (40, 3), generator=generator).float()
-    candidates = torch.randint(-2, 3, (90, 3), generator=generator).float()
-    counts = torch.tensor([1, 2, 3, 3] * 10)
-    last = counts.cumsum(0)
-    first = last - counts
-    order = (queries @ candidates.T).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1) + 1
-    expected = torch.stack([rank[row, first[row] : last[row]].min() for row in range(40)])
-    for budget in (1, 1000, 1 << 20):
-        assert (
-            ranks_of_own(queries, candidates, first, last, budget_bytes=budget).tolist()
-            == expected.tolist()
-        )
-
-
 def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
     same = torch.ones(8)
     subject = Subject(FakeTower("image", lambda _: same, 8), FakeTower("text", lambda _: same, 8))
@@ -217,42 +198,10 @@ def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
 
 
 def test_features_that_are_no_numbers_are_misses() -> None:
-    from vlkd_cli.evaluation.metrics.classification import ranks_of_own, top_k_accuracy
+    from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
 
     nothing = torch.full((3, 4), torch.nan)
     assert top_k_accuracy(nothing, torch.tensor([0, 1, 2]), 3) == 0
-    position = torch.arange(3)
-    assert ranks_of_own(nothing, torch.ones(3, 4), position, position + 1).tolist() == [3, 3, 3]
-
-
-def test_chance_of_retrieval_is_what_random_orders_reach() -> None:
-    from vlkd_cli.evaluation.metrics.classification import (
-        chance_mean_rank,
-        chance_median_rank,
-        chance_recall,
-    )
-
-    random = np.random.default_rng(0)
-    own = np.array([1, 5, 7])
-    ranks = np.array(
-        [[random.permutation(40)[:count].min() + 1 for count in own] for _ in range(4000)]
-    )
-    assert (ranks <= 5).mean() == pytest.approx(chance_recall(own, 40, 5), abs=0.01)
-    assert ranks.mean() == pytest.approx(chance_mean_rank(own, 40), abs=0.15)
-    assert np.median(ranks) == pytest.approx(chance_median_rank(own, 40), abs=1)
-
-
-@pytest.mark.parametrize("rough", [False, True])
-def test_nearest_neighbours_equal_a_full_sort(rough: bool) -> None:
-    from vlkd_cli.numerics.neighbours import nearest
-
-    generator = torch.Generator().manual_seed(0)
-    candidates = normalise(torch.randn(3001, 24, generator=generator))
-    queries = normalise(torch.randn(50, 24, generator=generator))
-    values, rows = (queries @ candidates.T).topk(7, dim=1)
-    found = nearest(queries, candidates, 7, rough=rough)
-    torch.testing.assert_close(found.similarity, values)
-    assert found.rows.tolist() == rows.tolist()
 
 
 def test_knn_equals_scikit_learn() -> None:

@@ -1,4 +1,4 @@
-"""Scores of classification and ranking, and what a random encoder would reach."""
+"""Scores of classification, and what a random encoder would reach."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from vlkd_cli.distributed.collectives import sum_without_grad
-from vlkd_cli.distributed.runtime import rank, world_size
 
 
 def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -120,101 +117,3 @@ def chance_average_precision(positives: int, rows: int) -> float:
         return 1.0
     harmonic = float((1 / np.arange(1, rows + 1)).sum())
     return (harmonic + (positives - 1) / (rows - 1) * (rows - harmonic)) / rows
-
-
-def ranks_of_own(
-    queries: Tensor,
-    candidates: Tensor,
-    first: Tensor,
-    last: Tensor,
-    *,
-    budget_bytes: int = 8 << 20,
-    spread: bool = True,
-) -> Tensor:
-    """1-based rank of each query's best own candidate by inner product, without ever holding all
-    scores.
-
-    The own candidates of query i are the rows `first[i]` to `last[i]` (exclusive). A candidate of
-    equal score is ahead of the own one if it stands before it in the list, so that equal features
-    for everything rank at chance and not at 1; features that are no numbers rank last.
-
-    Args:
-        queries: `[N, D]`, on the CPU like the other tensors.
-        candidates: `[M, D]`.
-        first: `[N]` int64.
-        last: `[N]` int64, larger than `first`.
-        budget_bytes: largest block of scores.
-        spread: deal the blocks to the ranks of the process group; the answer is the same on all of
-            them.
-
-    Returns:
-        `[N]` int64.
-    """
-    rows = max(1, min(len(queries), budget_bytes // (4 * max(len(candidates), 1))))
-    answer = torch.zeros(len(queries), dtype=torch.int64)
-    ranks, starts, stops = answer.numpy(), first.numpy(), last.numpy()
-    share, shares = (rank(), world_size()) if spread else (0, 1)
-    scores = torch.empty(rows, len(candidates))
-    turned = candidates.T
-    for number, start in enumerate(range(0, len(queries), rows)):
-        if number % shares == share:
-            stop = min(start + rows, len(queries))
-            block = torch.mm(queries[start:stop], turned, out=scores[: stop - start]).numpy()
-            for query, row in zip(range(start, stop), block, strict=True):
-                ranks[query] = _rank_of_best(row, int(starts[query]), int(stops[query]))
-    return sum_without_grad(answer) if spread else answer
-
-
-def _rank_of_best(scores: NDArray[np.float32], first: int, last: int) -> int:
-    """Rank of the best of the scores from `first` to `last`, among all."""
-    place = first + int(scores[first:last].argmax())
-    best = scores[place]
-    # Counted as "not less" and "not at most", so that what is no number is not taken for smaller.
-    before = place - np.count_nonzero(scores[:place] < best)
-    after = len(scores) - place - 1 - np.count_nonzero(scores[place + 1 :] <= best)
-    return int(before + after) + 1
-
-
-class RankScores(NamedTuple):
-    """Recall at each k, and the mean and median of 1-based ranks."""
-
-    recall: dict[int, float]
-    mean_rank: float
-    median_rank: float
-
-
-def rank_scores(ranks: Tensor, ks: tuple[int, ...]) -> RankScores:
-    """Summary of `[N]` 1-based ranks; the median of an even number is rounded down, as open_clip
-    reports it."""
-    numbers = ranks.double()
-    median = float(np.floor(np.median(numbers.cpu().numpy() - 1)) + 1)
-    return RankScores(
-        {k: (ranks <= k).double().mean().item() for k in ks}, numbers.mean().item(), median
-    )
-
-
-def chance_recall(num_own: NDArray[np.int64], num_candidates: int, k: int) -> float:
-    """Expected recall at k of a random order: 1 - C(M - m, k) / C(M, k), averaged over queries with
-    m own candidates."""
-    own, counts = np.unique(num_own, return_counts=True)
-    miss = np.ones(len(own))
-    for drawn in range(min(k, num_candidates)):
-        miss *= np.clip((num_candidates - own - drawn) / (num_candidates - drawn), 0, 1)
-    return float(((1 - miss) * counts).sum() / counts.sum())
-
-
-def chance_median_rank(num_own: NDArray[np.int64], num_candidates: int) -> float:
-    """The smallest k at which a random order finds half of the queries' own candidates."""
-    low, high = 1, num_candidates
-    while low < high:
-        middle = (low + high) // 2
-        if chance_recall(num_own, num_candidates, middle) >= 0.5:
-            high = middle
-        else:
-            low = middle + 1
-    return float(low)
-
-
-def chance_mean_rank(num_own: NDArray[np.int64], num_candidates: int) -> float:
-    """Expected rank of the best of m own candidates in a random order of M: (M + 1) / (m + 1)."""
-    return float(((num_candidates + 1) / (num_own + 1)).mean())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.evaluation.probes.probes import BATCH_NORM_EPS, HeadSetting, epoch_orders
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.precision import autocast, grad_scaler
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -124,7 +125,7 @@ def train_classifier(
     loss_of: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
     orders = epoch_orders(len(rows), seed=seed)
     positions = torch.as_tensor(rows, dtype=torch.int64)
-    scaler = torch.amp.GradScaler(subject.device.type, enabled=subject.precision == "fp16")
+    scaler = grad_scaler(subject.precision, subject.device)
     for _ in range(epochs):
         network.train()
         order = next(orders)
@@ -137,7 +138,7 @@ def train_classifier(
             if len(images) == 1:  # batch norm cannot train on one row
                 continue
             optimizer.zero_grad()
-            with _autocast(subject):
+            with autocast(subject.precision, subject.device):
                 logits = network(images)
             loss = loss_of(logits.float(), own.float() if multi_label else own)
             scaler.scale(loss).backward()
@@ -154,7 +155,7 @@ def class_probabilities(
     blocks = []
     with torch.no_grad():
         for images in _image_batches(subject, network, reader, rows, subject.batch_size):
-            with _autocast(subject):
+            with autocast(subject.precision, subject.device):
                 logits = network(images)
             blocks.append(logits.float().softmax(-1).cpu())
     return torch.cat(blocks)
@@ -172,8 +173,3 @@ def _image_batches(
         images = batch.to(subject.device).inputs["image"]
         assert isinstance(images, Tensor)
         yield images
-
-
-def _autocast(subject: Subject) -> torch.autocast:
-    dtype = torch.float16 if subject.precision == "fp16" else torch.bfloat16
-    return torch.autocast(subject.device.type, dtype=dtype, enabled=subject.precision != "fp32")

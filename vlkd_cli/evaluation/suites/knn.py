@@ -14,7 +14,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
-from vlkd_cli.numerics.neighbours import nearest
+from vlkd_cli.numerics.topk import top_k
 from vlkd_cli.recipe.types import DataSource
 
 
@@ -117,12 +117,12 @@ def vote(
         train: unit-length features `[M, D]` with `labels` `[M]`.
         test: unit-length features `[N, D]`.
     """
-    found = nearest(test, train, max(ks))
+    similarity, neighbours = top_k(test, train, max(ks))
     # Relative to the nearest, which changes no vote's order, so that a low temperature ends in no
     # infinity.
-    nearer = found.similarity - found.similarity[:, :1]
+    nearer = similarity - similarity[:, :1]
     weights = (nearer / temperature).exp() if temperature else torch.ones_like(nearer)
-    classes = labels.to(found.rows.device)[found.rows]
+    classes = labels.to(neighbours.device)[neighbours]
     return {
         k: (
             torch.zeros(len(test), num_classes, device=test.device).scatter_add_(

@@ -10,12 +10,12 @@ import torch
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
-from vlkd_cli.evaluation.metrics.classification import (
+from vlkd_cli.evaluation.metrics.ranks import (
     chance_mean_rank,
     chance_median_rank,
     chance_recall,
+    pair_ranks,
     rank_scores,
-    ranks_of_own,
 )
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
@@ -78,19 +78,16 @@ class Retrieval(Suite):
                 f" {texts.shape[1]}; retrieval compares them. Give one of them `head: {{name:"
                 f" linear, width: {texts.shape[1]}}}`."
             )
-        last = torch.from_numpy(ends)
-        first = last - torch.from_numpy(counts)
         owner = torch.from_numpy(np.repeat(np.arange(len(reader)), counts))
+        ranks = pair_ranks(images, texts, torch.from_numpy(counts))
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         one_each = np.ones(len(captions), dtype=np.int64)
-        image_ranks = ranks_of_own(images, texts, first, last)
-        caption_ranks = ranks_of_own(texts, images, owner, owner + 1)
-        for direction, ranks, own, candidates in (
-            ("image_to_text", image_ranks, counts, len(captions)),
-            ("text_to_image", caption_ranks, one_each, len(reader)),
+        for direction, found, own, candidates in (
+            ("image_to_text", ranks.of_texts, counts, len(captions)),
+            ("text_to_image", ranks.of_images, one_each, len(reader)),
         ):
-            scores = rank_scores(ranks, self.k)
+            scores = rank_scores(found, self.k)
             for k, recall in scores.recall.items():
                 metrics[f"{direction}_R@{k}"] = recall
                 chance[f"{direction}_R@{k}"] = chance_recall(own, candidates, k)
@@ -121,9 +118,11 @@ class Retrieval(Suite):
                     "captions": len(captions),
                     "precision": subject.precision,
                 },
-                items=retrieval_items(image_ranks, caption_ranks, counts) if self.items else None,
+                items=retrieval_items(ranks.of_texts, ranks.of_images, counts)
+                if self.items
+                else None,
                 shown=(
-                    retrieval_shown(images, texts, owner, caption_ranks, captions, reader)
+                    retrieval_shown(images, texts, owner, ranks.of_images, captions, reader)
                     if self.items and is_main()
                     else None
                 ),
