@@ -17,7 +17,11 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """Data that is missing, empty, unreadable or of another shape than its reader expects."""
+    """Data that is missing, empty, unreadable or of another shape than its reader expects. Names
+    out of the data may hold line breaks; the text is one line still."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split("\n")))
 
 
 class WeightsError(UserError):

@@ -107,7 +107,8 @@ def test_a_row_without_labels_is_read_and_has_a_caption(root: Path, end: str) ->
 def test_an_image_that_is_cut_off_is_evaluated_as_far_as_it_goes(root: Path) -> None:
     folder = root / "classification/toy_colours_2026"
     (folder / "cut.jpg").write_bytes(draw(["red"], seed=0)[:-200])
-    (folder / "test.txt").write_text("cut.jpg 0")
+    lines = (folder / "test.txt").read_text().split("\n")
+    (folder / "test.txt").write_text("\n".join(["cut.jpg 0", *lines[1:]]))
     reader = Elevater(root=str(root), dataset="toy-colours", split="test")
     (batch,) = in_order(
         reader, {"image": ImageView(ImageInput(size_px=(24, 24)))}, [0], batch_size=1
@@ -172,6 +173,32 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
     (root / "classification/toy_places_2026/loose files/test 3.jpg").unlink()
     assert "1 of 8 rows point to files that are missing" in _refused(root, "toy-places")
     assert "no part 'val'" in _refused(root, "toy-places", "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("toy-colours", {"test": {"index_path": "test.txt", "num_images": 5}}, "says 5 ('toy-c"),
+        ("toy-colours", {"test": {"index_path": "test.txt", "num_images": "6"}}, "is a text, not"),
+        ("toy-colours", {"root_folder": 3}, "a number, not text"),
+        ("toy-colours", {"test": {"index_path": "a\0b"}}, "is not a path"),
+        ("toy-colours", {"metric": "top1"}, "metric of 'toy-colours' is 'top1'; known: accuracy"),
+        (
+            "dtd",
+            {"name": "dtd", "type": "classification_multilabel"},
+            "ELEVATER's set is multi",
+        ),
+        ("toy-colours", {"type": "object_detection"}, "unknown ELEVATER data set 'toy-colours'"),
+    ],
+)
+def test_a_registry_that_says_otherwise_than_the_files_is_refused(
+    root: Path, name: str, change: dict[str, object], message: str
+) -> None:
+    registry = root / "vision_datasets.json"
+    entries = json.loads(registry.read_text())
+    entries[0] |= change
+    registry.write_text(json.dumps(entries))
+    assert message in _refused(root, name)
 
 
 def test_an_index_that_points_to_missing_members_is_refused(root: Path) -> None:

@@ -333,6 +333,19 @@ def test_squash_ignores_the_aspect_ratio_and_longest_pads_with_black() -> None:
     assert padded[:, :10].max() == 0 and padded[:, 30:].max() == 0 and padded[:, 10:30].min() >= 1
 
 
+@pytest.mark.parametrize("expected", [ImageInput((224, 224)), ImageInput((224, 224), resize_px=32)])
+@pytest.mark.parametrize("size", [(2, 1000), (1000, 2)])
+def test_a_strip_is_fitted_without_resizing_all_of_it(
+    size: tuple[int, int], expected: ImageInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.array(photo(4, size))
+    whole = fit(pixels, expected)
+    monkeypatch.setattr(images, "_LARGEST_RESIZED", 1000)
+    assert np.abs(fit(pixels, expected).numpy().astype(int) - whole.numpy()).max() <= 3
+    monkeypatch.undo()
+    assert fit(np.zeros((1, 200_000, 3), dtype=np.uint8), expected).shape == (3, 224, 224)
+
+
 def test_a_crop_larger_than_the_image_is_padded_around_it() -> None:
     padded = centred(torch.full((3, 4, 6), 9, dtype=torch.uint8), (8, 6))
     assert (

@@ -37,6 +37,7 @@ from vlkd_cli.preprocessing import ImageInput
 MAX_PIXELS = 178_956_970
 """Larger pictures are broken, whatever their format; the bound at which Pillow refuses one. It is
 checked against the header, before any pixel is allocated."""
+_LARGEST_RESIZED = 1 << 26
 _TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
 
 
@@ -312,7 +313,26 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
     else:
         factor = max(target_height / height, target_width / width)
         size = round(height * factor), round(width * factor)
+    if size[0] * size[1] > _LARGEST_RESIZED:
+        return centred(_middle(pixels, size, expected), expected.size_px)
     return centred(resize(pixels, size, expected.interpolation, exact=True), expected.size_px)
+
+
+def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> Tensor:
+    """The middle of `resize(pixels, size)`, for a strip of a picture (1 x 30,000 pixels) that would
+    be gigabytes as a whole."""
+    shown = tuple(min(own, target) for own, target in zip(size, expected.size_px, strict=True))
+    edges = []
+    for own, part, full in zip(size, shown, pixels.shape, strict=False):
+        start = round((own - part) / 2)
+        edges.append((start * full / own, (start + part) * full / own))
+    (top, bottom), (left, right) = edges
+    resized = Image.fromarray(pixels).resize(
+        shown[::-1],
+        Image.Resampling[expected.interpolation.upper()],
+        box=(left, top, right, bottom),
+    )
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def centred(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -108,7 +108,7 @@ def _original(content: dict[str, Any], path: str) -> list[tuple[str, list[str]]]
 def _karpathy(
     content: dict[str, Any], path: str, split: str | None, restval: bool
 ) -> list[tuple[str, list[str]]]:
-    wanted = {split} | ({"restval"} if split == "train" and restval else set())
+    wanted = [split] + ["restval"] * (split == "train" and restval)
     pairs = []
     for entry in _entries(content, "images", path):
         if split is not None and entry.values.get("split") not in wanted:

@@ -19,7 +19,7 @@ from vlkd_cli.data.readers.elevater_index import (
     read_label_map,
     read_lines,
 )
-from vlkd_cli.data.readers.elevater_sets import locate
+from vlkd_cli.data.readers.elevater_sets import REGISTRY, locate
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 
@@ -73,6 +73,7 @@ class Elevater(Reader):
             else:
                 self.rows = read_lines(index, facts.num_classes, facts.multi_label)
                 names = self._names(self.folder / (facts.label_map or "labels.txt"))
+        self._check_size(index)
         self.class_names_confirmed = facts.classes is None or check_class_order(
             names, facts.classes, str(index)
         )
@@ -83,6 +84,17 @@ class Elevater(Reader):
         self._caption_starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(
             np.int64
         )
+
+    def _check_size(self, index: Path) -> None:
+        """A registry that promises another number of images describes other files."""
+        if not self.facts.is_registered or self.split not in self.facts.splits:
+            return
+        promised = self.facts.splits[self.split].num_images
+        if promised is not None and promised != len(self.rows.paths):
+            raise DataError(
+                f"{index} lists {len(self.rows.paths)} images, and {REGISTRY} says {promised}"
+                f" ('{self.facts.name}', {self.split}). Take both from one copy."
+            )
 
     def _names(self, path: Path) -> Sequence[str]:
         # The official names are known; a file of them is needed only where they are not.

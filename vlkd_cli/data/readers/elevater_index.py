@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +110,13 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
     return _rows(rows, path), names
 
 
-def _coco_path(file_name: str, archive: str | None) -> str:
-    return f"{archive}@{file_name}" if archive and ".zip@" not in file_name else file_name
+def _coco_path(file_name: str, archive: Any) -> str:
+    path = file_name
+    if archive and ".zip@" not in file_name:
+        path = f"{text_of(archive)}@{file_name}"
+    if "\0" in path:
+        raise ValueError("a path holds a NUL")
+    return path
 
 
 def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]:

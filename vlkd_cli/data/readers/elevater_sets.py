@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.data.files.texts import parse_json, read_file
+from vlkd_cli.data.files.texts import kind_of, parse_json, read_file, text_of
 from vlkd_cli.errors import DataError
 
 Metric = Literal["accuracy", "mean-per-class", "11point_mAP", "roc_auc"]
@@ -61,6 +61,8 @@ class SetFacts:
     config: str = ""
     official: bool = False
     """One of ELEVATER's 20."""
+    is_registered: bool = False
+    """Whether the root's own registry describes its files."""
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -126,45 +128,66 @@ def read_registry(path: Path) -> dict[str, SetFacts]:
     try:
         entries = parse_json(read_file(path))
         newest = sorted(entries, key=lambda entry: int(entry.get("version", 0)))
-        found = {str(entry["name"]): _registered(entry) for entry in newest}
+        found = [_registered(entry) for entry in newest if _is_classification(entry)]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{path}: no registry of data sets ({type(error).__name__}: {error}). Expected a list"
-            " of entries with name, root_folder, type and splits."
+            f"{path}: not a registry of data sets ({type(error).__name__}: {error}). Expected a"
+            " list of entries with name, root_folder, type and splits."
         ) from error
-    return found
+    return {facts.name: facts for facts in found}
+
+
+def _is_classification(entry: dict[str, Any]) -> bool:
+    """Registries list data sets for detection, captions and the like too."""
+    return text_of(entry["type"]).lower().startswith("classification")
 
 
 def _registered(entry: dict[str, Any]) -> SetFacts:
-    name, multi_label = (
-        str(entry["name"]),
-        "multilabel" in str(entry["type"]).replace("_", "").lower(),
-    )
+    name, kind = text_of(entry["name"]), text_of(entry["type"])
+    multi_label = "multilabel" in kind.replace("_", "").lower()
     splits = {
-        split: SplitFacts(
-            part["index_path"],
-            tuple(part.get("files_for_local_usage") or ()),
-            part.get("num_images"),
-        )
+        split: _registered_split(part)
         for split in ("train", "val", "test")
         if (part := entry.get(split)) and part.get("index_path")
     }
+    folder, label_map = _path_of(entry["root_folder"]), entry.get("labelmap")
+    label_map = None if label_map is None else _path_of(label_map)
     known = official_sets().get(name)
     if known is not None:
-        return replace(
-            known, folder=entry["root_folder"], label_map=entry.get("labelmap"), splits=splits
-        )
+        if multi_label != known.multi_label:
+            expected = "multilabel" if known.multi_label else "multiclass"
+            raise ValueError(f"type of '{name}' is '{kind}', and ELEVATER's set is {expected}")
+        return replace(known, folder=folder, label_map=label_map, splits=splits, is_registered=True)
+    metric = entry.get("metric") or ("11point_mAP" if multi_label else "accuracy")
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric of '{name}' is '{metric}'; known: {', '.join(get_args(Metric))}")
     return SetFacts(
         name=name,
-        folder=entry["root_folder"],
-        metric=entry.get("metric") or ("11point_mAP" if multi_label else "accuracy"),
+        folder=folder,
+        metric=metric,
         num_classes=int(entry["num_classes"]),
         splits=splits,
         multi_label=multi_label,
-        label_map=entry.get("labelmap"),
+        label_map=label_map,
+        is_registered=True,
     )
+
+
+def _registered_split(part: dict[str, Any]) -> SplitFacts:
+    count = part.get("num_images")
+    if not isinstance(count, int | None):
+        raise ValueError(f"num_images is {kind_of(count)}, not an integer")
+    archives = tuple(text_of(name) for name in part.get("files_for_local_usage") or ())
+    return SplitFacts(_path_of(part["index_path"]), archives, count)
+
+
+def _path_of(value: Any) -> str:
+    path = text_of(value)
+    if "\0" in path or not path:
+        raise ValueError(f"{path!r} is not a path")
+    return path
 
 
 def known_sets(root: Path | None = None) -> dict[str, SetFacts]:
