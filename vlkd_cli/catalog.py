@@ -183,6 +183,47 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.reinforced:Reinforced", "MobileCLIP: an ensemble of teachers"
         ),
         "simcse": Entry("distillers.simcse:SimCSE", "contrast of two dropout passes"),
+        "ntxent": Entry(
+            "distillers.ntxent:NTXent", "contrast among all views of the batch (SimCLR)"
+        ),
+        "moco": Entry(
+            "distillers.moco:MoCo", "contrast with a queue, or the batch, of momentum keys"
+        ),
+        "dense_contrast": Entry(
+            "distillers.dense_contrast:DenseContrast", "contrast of positions (DenseCL)"
+        ),
+        "swav": Entry("distillers.swav:SwAV", "swapped balanced assignments to prototypes"),
+        "regress": Entry("distillers.regress:Regress", "regress targets as they are (MAE, SimMIM)"),
+        "codes": Entry("distillers.codes:Codes", "classify positions by a tokenizer's codes (CAE)"),
+        "ibot": Entry("distillers.ibot:IBOT", "self-distillation of hidden patches"),
+        "koleo": Entry("distillers.koleo:KoLeo", "spread features by their nearest neighbors"),
+        "view_order": Entry(
+            "distillers.view_order:ViewOrder", "tell a sample's pictures apart (rotation, location)"
+        ),
+        "npid": Entry("distillers.npid:NPID", "tell samples apart by a bank of their features"),
+        "deepcluster": Entry(
+            "distillers.deepcluster:DeepCluster", "classify by clusters of an epoch's features"
+        ),
+        "odc": Entry("distillers.odc:ODC", "classify by clusters that move with every step"),
+        "triplet": Entry("distillers.triplet:Triplet", "triplet margin over labels, with miners"),
+        "supcon": Entry(
+            "distillers.supcon:SupCon", "supervised contrast of every row with its class"
+        ),
+        "multi_similarity": Entry(
+            "distillers.multi_similarity:MultiSimilarity", "pairs weighted by their similarities"
+        ),
+        "margin_softmax": Entry(
+            "distillers.margin_softmax:MarginSoftmax", "ArcFace, CosFace, normalized softmax"
+        ),
+        "proxy_anchor": Entry(
+            "distillers.proxy_anchor:ProxyAnchor", "a learned row per class attracts and repels"
+        ),
+        "margin_mse": Entry(
+            "distillers.margin_mse:MarginMSE", "regress the margin of two passages"
+        ),
+        "score_regression": Entry(
+            "distillers.score_regression:ScoreRegression", "cosines follow the pairs' scores"
+        ),
     },
     "reader": {
         "csv": Entry("data.readers.csv:CSV", "rows of image paths and captions"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from vlkd_cli.recipe.types import Progress
 
 Side = Tensor | tuple[Tensor, ...] | None
 CLASSES, SAMPLES = 5, 40
+ROWS_OF_DATA = SAMPLES + 5
+POSITIONS = 3
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Case:
     student: Widths = 6
     teacher: Widths | None = 6
     keys: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["rows", "positions", "selected"] = "rows"
 
     def build(self, dtype: torch.dtype) -> Distiller:
         distiller: Distiller = load("distiller", self.distiller)(**self.keys)
-        distiller.setup(self.student, self.teacher)
+        sizes = {"num_rows": ROWS_OF_DATA} if contract_of(self.distiller).counts_rows else {}
+        distiller.setup(self.student, self.teacher, **sizes)
         return distiller.to(dtype)
 
 
@@ -94,19 +98,70 @@ CASES = {
     "simcse": Case("simcse"),
     "simcse negatives": Case("simcse", 6, (6, 6), {"hard_negative_weight": 0.5}),
     "simcse itra": Case("simcse", keys={"compat": "itra"}),
+    "ntxent": Case("ntxent"),
+    "moco": Case("moco", keys={"queue_size": 20}),
+    "moco v3": Case("moco", keys={"queue_size": None}),
+    "dense_contrast": Case("dense_contrast", (6, 4), (6, 4), {"queue_size": 20}, "positions"),
+    "swav": Case("swav", (6, 6, 6), (6, 6), {"num_prototypes": 10}),
+    "swav queue": Case(
+        "swav",
+        (6, 6),
+        (6, 6),
+        {"num_prototypes": 10, "queue_size": 14, "queue_from_epoch": 0},
+    ),
+    "regress": Case("regress"),
+    "regress positions": Case("regress", keys={"distance": "l1"}, kind="positions"),
+    "codes": Case("codes"),
+    "codes positions": Case("codes", kind="positions"),
+    "ibot": Case("ibot", kind="selected"),
+    "koleo": Case("koleo", 6, None),
+    "view_order": Case("view_order", (3, 3, 3), None),
+    "npid": Case("npid", 6, None, {"negatives": 16}),
+    "npid softmax": Case("npid", 6, None, {"negatives": 16, "estimator": "softmax"}),
+    "npid bank": Case("npid", 6, None, {"negatives": None, "estimator": "softmax"}),
+    "deepcluster": Case("deepcluster", 6, 6, {"num_clusters": 4, "components": 4}),
+    "odc": Case(
+        "odc",
+        6,
+        6,
+        {"num_clusters": 4, "components": 4, "min_cluster": 6, "centroid_steps": 2},
+    ),
+    "triplet": Case("triplet", (6,), None),
+    "triplet soft": Case("triplet", (6,), None, {"soft": True, "distance": "cosine"}),
+    "triplet semihard": Case("triplet", (6, 6), None, {"miner": "semihard", "margin": 0.5}),
+    "triplet batch_hard": Case("triplet", (6,), None, {"miner": "batch_hard", "margin": 0.5}),
+    "supcon": Case("supcon", (6,), None),
+    "supcon two outputs": Case("supcon", (6, 6), None),
+    "multi_similarity": Case("multi_similarity", (6,), None, {"beta": 10.0}),
+    "multi_similarity all pairs": Case("multi_similarity", (6, 6), None, {"miner": "none"}),
+    "margin_softmax": Case("margin_softmax", (6,), None, {"num_classes": CLASSES, "scale": 16.0}),
+    "margin_softmax cosface": Case(
+        "margin_softmax", (6, 6), None, {"num_classes": CLASSES, "kind": "cosface", "scale": 16.0}
+    ),
+    "proxy_anchor": Case("proxy_anchor", (6,), None, {"num_classes": CLASSES, "alpha": 8.0}),
+    "margin_mse": Case("margin_mse", 6, (6, 6), {"scale": 0.01}),
+    "margin_mse cosine": Case("margin_mse", 6, (6, 6), {"similarity": "cosine", "scale": 10.0}),
+    "score_regression": Case("score_regression"),
+    "score_regression ranking": Case("score_regression", keys={"loss": "ranking"}),
 }
 
 
-def side(width: Widths | None, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Side:
-    """Random features."""
+def side(
+    width: Widths | None,
+    rows: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    kind: str = "rows",
+) -> Side:
+    """Random features; of several positions for each row unless the kind is "rows"."""
     if width is None:
         return None
-    if isinstance(width, tuple):
-        return tuple(
-            torch.randn(rows, each, generator=generator, dtype=torch.float64).to(dtype)
-            for each in width
-        )
-    return torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype)
+    shape = (rows,) if kind == "rows" else (rows, POSITIONS)
+
+    def features(each: int) -> Tensor:
+        return torch.randn(*shape, each, generator=generator, dtype=torch.float64).to(dtype)
+
+    return tuple(map(features, width)) if isinstance(width, tuple) else features(width)
 
 
 def batch(
@@ -116,13 +171,32 @@ def batch(
     rows, indices are unseen by the episode for some."""
     generator = torch.Generator().manual_seed(100 + step)
     student, teacher = (
-        side(case.student, rows, generator, dtype),
-        side(case.teacher, rows, generator, dtype),
+        side(case.student, rows, generator, dtype, case.kind),
+        side(case.teacher, rows, generator, dtype, case.kind),
     )
+    if not contract_of(case.distiller).teacher:
+        teacher = None
     labels = torch.randint(-1, CLASSES, (rows,), generator=generator)
     indices = torch.randint(0, SAMPLES + 5, (rows,), generator=generator)
     progress = Progress(step, steps_per_epoch=2, total_steps=10)
-    return student, teacher, {"labels": labels, "indices": indices, "progress": progress}
+    targets = torch.rand(rows, 1, generator=generator, dtype=torch.float64).to(dtype)
+    offered = {"labels": labels, "targets": targets, "indices": indices, "progress": progress}
+    if case.kind == "selected":
+        # Some rows have none, one has all.
+        offered["counts"] = torch.randint(0, POSITIONS + 1, (rows,), generator=generator)
+    return student, teacher, offered
+
+
+def called(distiller: Distiller, student: Side, teacher: Side, offered: dict[str, Any]) -> Tensor:
+    """The loss; of selected positions, as many of each row as `offered` counts."""
+    offered = dict(offered)
+    counts = offered.pop("counts", None)
+    if counts is not None:
+        assert isinstance(student, Tensor) and isinstance(teacher, Tensor)
+        chosen = torch.arange(POSITIONS) < counts[:, None]
+        student, teacher = student[chosen], teacher[chosen]
+        offered["samples"] = torch.arange(len(counts)).repeat_interleave(counts)
+    return distiller(student, teacher, **offered)
 
 
 def share(offered: dict[str, Any], rows: slice) -> dict[str, Any]:
@@ -206,7 +280,7 @@ def run_steps(
         for tensor in tensors(student, teacher):
             tensor.requires_grad_()
         distiller.zero_grad()
-        loss = distiller(student, teacher, **share(offered, own))
+        loss = called(distiller, student, teacher, share(offered, own))
         loss.backward()
         record["losses"].append(loss.item())
         record["features"].append(

@@ -197,3 +197,59 @@ def queue_loss(
             subtracts_entropy,
         ),
     )
+
+
+class _AnchorContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        positive: Tensor,
+        anchors: Tensor,
+        temperature: float,
+        adds_positive: bool,
+    ) -> Tensor:
+        rows, wants_gradient = len(student), ctx.needs_input_grad[0]
+        ours = student / temperature
+        matches = (ours * positive).sum(dim=1, keepdim=True)
+        running = _Running(rows, student.shape[1] if wants_gradient else None, student)
+        if adds_positive:
+            running.highest, running.total = matches.clone(), torch.ones_like(matches)
+            if running.weighted is not None:
+                running.weighted.copy_(positive)
+        height = max(1, TILE_ENTRIES // max(rows, 1))
+        for top in range(0, len(anchors), height):
+            tile = anchors[top : top + height]
+            running.add(ours @ tile.T, tile, None)
+        gradient = None
+        if running.weighted is not None:
+            gradient = running.weighted.div_(running.total).sub_(positive)
+            gradient = gradient.div_(temperature * rows)
+        ctx.save_for_backward(gradient)
+        return (running.lse - matches).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (grads[0] * gradient, *[None] * 4)
+
+
+def anchor_contrast(
+    student: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    anchors: Float[Tensor, "K D"],
+    *,
+    temperature: float,
+    adds_positive: bool,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of finding each row's positive among the anchors, streamed over them; the
+    gradient goes to the student alone.
+
+    Args:
+        student, positive: rows of length 1, or whatever the cosine is meant to be of.
+        anchors: what the positive is told from; may be written to before the backward pass.
+        temperature: divides the products.
+        adds_positive: the positive stands next to the anchors; otherwise it is one of them.
+    """
+    arguments = (student, positive.detach(), anchors.detach(), temperature, adds_positive)
+    return cast(Tensor, _AnchorContrast.apply(*arguments))

@@ -14,7 +14,7 @@ Pair = tuple[Float[Tensor, "B _"], Float[Tensor, "B _"]]
 """Image and text rows of one model."""
 
 
-def unit(features: Float[Tensor, "B D"], smallest: float = 1e-12) -> Float[Tensor, "B D"]:
+def unit(features: Float[Tensor, "... D"], smallest: float = 1e-12) -> Float[Tensor, "... D"]:
     """Rows scaled to length 1. A zero row (length up to `smallest`) becomes 0 and gets no gradient.
 
     Where there is no such row this is `torch.nn.functional.normalize`, which would send a gradient

@@ -1,0 +1,125 @@
+"""The objectives of fine-tuning for search give the numbers of pytorch-metric-learning and of the
+published formulas (tests/golden/search_tuning.json), in value and gradient."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vlkd_cli.recipe.component import make
+
+GOLDENS = json.loads((Path(__file__).parent / "search_tuning.json").read_text(encoding="utf-8"))[
+    "cases"
+]
+METRIC = [case for case in GOLDENS if case["kind"] == "metric_loss"]
+SCORED = [case for case in GOLDENS if case["kind"] in ("margin_mse", "score_regression")]
+MINERS = {"TripletMarginMiner": "type_of_triplets", "MultiSimilarityMiner": "pairs"}
+
+
+def built(spec: dict[str, Any]) -> Tensor:
+    """An input of a case, as the file's `meta` says."""
+    if "randn" in spec:
+        values = np.random.RandomState(spec["seed"]).randn(*spec["randn"]) * spec.get("scale", 1.0)
+        for to, source in spec.get("copy_rows", []):
+            values[to] = values[source]
+        return torch.from_numpy(values)
+    if "uniform" in spec:
+        return torch.from_numpy(np.random.RandomState(spec["seed"]).uniform(*spec["uniform"]))
+    random, count, classes = np.random.RandomState(spec["seed"]), spec["n"], spec["classes"]
+    if spec["kind"] == "balanced":
+        labels = np.repeat(np.arange(classes), count // classes)[random.permutation(count)]
+    elif spec["kind"] == "free":
+        labels = random.randint(0, classes, count)
+    else:
+        labels = np.repeat(np.arange(classes), count // classes)[:count]
+        labels = np.concatenate([labels, classes + np.arange(count - len(labels))])
+        labels[-2:] = classes + 50, classes + 51
+        labels = labels[random.permutation(count)]
+    return torch.from_numpy(np.asarray(labels, dtype=np.int64))
+
+
+def objective_of(case: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """(name, keys) of the distiller that a case is about; None for the library's other losses."""
+    name, keys, miner = case["id"].split("/")[0], dict(case["hyper"]), case["miner"]
+    if name == "triplet" and "swap" not in keys:
+        keys["soft"] = keys.pop("smooth_loss", False)
+        if miner is not None:
+            keys["miner"] = miner[1].get("type_of_triplets", "batch_hard")
+        return name, keys
+    if name == "supcon":
+        return name, keys
+    if name == "multi_similarity":
+        keys |= {"miner": "none"} if miner is None else {"epsilon": miner[1]["epsilon"]}
+        return name, keys
+    if name == "margin_softmax":
+        kind = {"ArcFaceLoss": "arcface", "CosFaceLoss": "cosface"}.get(case["source"].split()[-1])
+        if kind is None:
+            return name, {"kind": "none", "scale": 1 / keys["temperature"]}
+        if kind == "arcface":
+            keys["margin"] = float(np.deg2rad(keys["margin"]))
+        return name, {"kind": kind, **keys}
+    return (name, keys) if name == "proxy_anchor" else None
+
+
+OURS = [case for case in METRIC if objective_of(case) is not None]
+
+
+def agrees(gradient: Tensor, spec: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The gradient has the golden's length, first entries and product with the probe."""
+    probe = np.random.RandomState(spec["seed"] + 7919).randn(*gradient.shape)
+    got = gradient.numpy()
+    np.testing.assert_allclose(np.linalg.norm(got), expected["norm"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(got.ravel()[:4], expected["head"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose((got * probe).sum(), expected["probe"], rtol=1e-6, atol=1e-9)
+
+
+def test_every_kind_of_case_is_there():
+    assert len(OURS) == 40 and len(SCORED) == 7
+
+
+@pytest.mark.parametrize("case", OURS, ids=lambda case: case["id"])
+def test_an_objective_over_labels_has_the_library_s_value_and_gradient(case):
+    found = objective_of(case)
+    assert found is not None
+    name, keys = found
+    inputs = {key: built(spec) for key, spec in case["inputs"].items()}
+    rows = inputs["x"].requires_grad_()
+    if "weights" in inputs:
+        keys["num_classes"] = len(inputs["weights"])
+    objective = make("distiller", name, keys)
+    objective.setup((rows.shape[1],), None)
+    if "weights" in inputs:
+        objective.weights = torch.nn.Parameter(inputs["weights"])
+    loss = objective((rows,), labels=inputs["labels"])
+    np.testing.assert_allclose(float(loss.detach()), case["expected"]["loss"], rtol=1e-6, atol=1e-9)
+    loss.backward()
+    assert rows.grad is not None
+    agrees(rows.grad, case["inputs"]["x"], case["expected"]["grad_x"])
+    if "weights" in inputs:
+        agrees(objective.weights.grad, case["inputs"]["weights"], case["expected"]["grad_weights"])
+
+
+@pytest.mark.parametrize("case", SCORED, ids=lambda case: case["id"])
+def test_an_objective_over_scores_has_the_formula_s_value_and_gradient(case):
+    inputs = {name: built(spec) for name, spec in case["inputs"].items()}
+    *sides, scores = inputs
+    features = [inputs[side].requires_grad_() for side in sides]
+    keys = {key: value for key, value in case["hyper"].items() if key != "range"}
+    objective = make("distiller", case["kind"], keys)
+    student, *teacher = features
+    loss = objective(
+        student,
+        tuple(teacher) if len(teacher) > 1 else teacher[0],
+        targets=inputs[scores][:, None],
+    )
+    np.testing.assert_allclose(float(loss.detach()), case["expected"]["loss"], rtol=1e-6, atol=1e-9)
+    loss.backward()
+    for side, feature in zip(sides, features, strict=True):
+        assert feature.grad is not None
+        agrees(feature.grad, case["inputs"][side], case["expected"][f"grad_{side}"])

@@ -1,0 +1,94 @@
+"""Cluster labels of all samples, what `deepcluster` and `odc` learn from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlkd_cli.distillers.similarity import unit
+from vlkd_cli.distributed.collectives import gather_ragged
+from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.kmeans import kmeans
+
+
+class Samples(NamedTuple):
+    """Features of an epoch's samples, each once, in the order of the data; equal on every rank."""
+
+    indices: Int[Tensor, " S"]
+    features: Float[Tensor, "S D"]
+
+
+def gather_samples(features: Float[Tensor, "b D"], indices: Int[Tensor, " b"]) -> Samples:
+    """The samples of all ranks; one that came twice counts once."""
+    everywhere, rows = gather_ragged(indices), gather_ragged(features)
+    order = everywhere.argsort(stable=True)
+    first = torch.ones(len(order), dtype=torch.bool, device=order.device)
+    first[1:] = everywhere[order][1:] != everywhere[order][:-1]
+    kept = order[first]
+    return Samples(everywhere[kept], rows[kept])
+
+
+def cluster(
+    samples: Samples,
+    num_clusters: int,
+    *,
+    components: int,
+    num_iterations: int,
+    seed: int,
+    name: str,
+) -> Int[Tensor, " S"]:
+    """k-means on whitened features of length 1.
+
+    Raises:
+        DataError: there are fewer samples than clusters.
+    """
+    if len(samples.indices) < num_clusters:
+        raise DataError(
+            f"distiller '{name}' forms {num_clusters} clusters, and the epoch has only"
+            f" {len(samples.indices)} samples. Lower num_clusters."
+        )
+    rows = whitened(samples.features, components)
+    return kmeans(rows, num_clusters, num_iterations=num_iterations, seed=seed).labels
+
+
+def whitened(features: Float[Tensor, "N D"], components: int) -> Float[Tensor, "N C"]:
+    """Rows on their first principal components, each component of unit variance, rows of length 1.
+
+    Source: Caron et al., DeepCluster, arXiv:1807.05520, section 3.3; faiss' PCAMatrix with
+    eigen_power -0.5.
+    """
+    centered = features.double() - features.double().mean(dim=0)
+    variances, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
+    # Ascending; directions without variance would only add noise.
+    num_kept = min(components, int((variances > variances[-1] * 1e-12).sum()))
+    kept = slice(len(variances) - num_kept, None)
+    rows = centered @ directions[:, kept] / variances[kept].sqrt()
+    return unit(rows.flip(1)).to(features.dtype)
+
+
+def balanced_weights(
+    labels: Int[Tensor, " S"], num_clusters: int, balance: float
+) -> Float[Tensor, " C"]:
+    """count^-balance of each cluster, scaled to mean 1 over the samples; 0 for an empty one."""
+    counts = torch.bincount(labels, minlength=num_clusters).double()
+    weights = counts.clamp_min(1).pow(-balance) * (counts > 0)
+    return weights * len(labels) / (weights * counts).sum()
+
+
+def classifier_of(width: int, num_clusters: int, seed: int) -> nn.Linear:
+    """A linear classifier with the same start on every rank, whatever its random state."""
+    layer = nn.Linear(width, num_clusters)
+    restart(layer, seed)
+    return layer
+
+
+@torch.no_grad()
+def restart(layer: nn.Linear, seed: int) -> list[nn.Parameter]:
+    """Give the classifier new random weights, for new clusters; returns its parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.01)
+    layer.bias.zero_()
+    return [layer.weight, layer.bias]

@@ -1,0 +1,28 @@
+"""Classification of places by a tokenizer's codes."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vlkd_cli.distillers.distiller import Distiller
+
+
+class Codes(Distiller):
+    """Cross-entropy of the student's logits to the teacher's most likely code, row by row or place
+    by place.
+
+    Source: Bao et al., BEiT, ICLR 2022, arXiv:2106.08254, equation 2; Chen et al., CAE, IJCV 2023,
+    arXiv:2202.03026, equation 1.
+    """
+
+    direction = "one_way"
+    crosses_ranks = "nothing"
+    paper = "Bao et al., ICLR 2022, arXiv:2106.08254"
+
+    def forward(
+        self, student: Float[Tensor, "... D"], teacher: Float[Tensor, "... D"]
+    ) -> Float[Tensor, ""]:
+        answers = teacher.argmax(dim=-1).flatten()
+        return F.cross_entropy(student.flatten(0, -2), answers)

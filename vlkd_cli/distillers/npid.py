@@ -1,0 +1,144 @@
+"""Instance discrimination against a bank of every sample's feature."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlkd_cli.distillers.anchors import anchor_contrast
+from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.distillers.similarity import unit
+from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.types import Positive, PositiveInt, Probability, Progress
+
+
+class NPID(Distiller):
+    """Tell each sample from all others by a bank `[num_rows, D]` with one row for each.
+
+    "nce": P = exp(f . row / temperature) / Z, with Z = num_rows * mean exp of the first step, kept
+    from then on; L = -log h(own) - sum log(1 - h(negative)) with h(P) = P / (P + K / num_rows).
+    "softmax": cross-entropy of the own row against the negatives. After the step the rows of the
+    batch move towards their features. Negatives are one set for each step, shared by all rows of
+    all ranks, so they are gathered once; the own row may be among them.
+
+    Args:
+        estimator: "nce" or "softmax".
+        negatives: rows sampled from the bank for each step; null takes the whole bank, for
+            softmax.
+        temperature: divides the cosines.
+        momentum: fraction of a bank row that is replaced by the new feature.
+
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination,
+    CVPR 2018, arXiv:1805.01978, equations 2, 4 and 7; zhirongw/lemniscate.pytorch. Differs in
+    sharing the negatives of a step.
+    """
+
+    direction = "one_way"
+    crosses_ranks = "features and indices that enter the bank"
+    paper = "Wu et al., CVPR 2018, arXiv:1805.01978"
+
+    bank: Tensor
+    normalizer: Tensor
+
+    def __init__(
+        self,
+        *,
+        estimator: Literal["nce", "softmax"] = "nce",
+        negatives: PositiveInt | None = 4096,
+        temperature: Positive = 0.07,
+        momentum: Probability = 0.5,
+    ) -> None:
+        super().__init__()
+        if negatives is None and estimator == "nce":
+            raise RecipeError(
+                "distiller 'npid': `negatives: null`, the whole bank, goes with estimator: softmax."
+                " Give a number of negatives, or set estimator: softmax."
+            )
+        self.estimator, self.num_negatives = estimator, negatives
+        self.temperature, self.momentum = temperature, momentum
+
+    def setup(self, student: Widths, teacher: Widths | None, *, num_rows: int) -> None:
+        assert isinstance(student, int)
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("bank", unit(torch.randn(num_rows, student, generator=generator)))
+        self.register_buffer("normalizer", torch.zeros(()))
+
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        *,
+        indices: Int[Tensor, " B"],
+        progress: Progress = Progress(),
+    ) -> Float[Tensor, ""]:
+        features = unit(student)
+        self.stage(features, indices)
+        bank = self.bank.to(features.dtype)
+        own = bank[indices]
+        if self.num_negatives is None:
+            return anchor_contrast(
+                features, own, bank, temperature=self.temperature, adds_positive=False
+            )
+        others = bank[self.sampled(progress.step)]
+        positive = (features * own).sum(dim=1) / self.temperature
+        negative = features @ others.T / self.temperature
+        if self.estimator == "softmax":
+            logits = torch.cat([positive[:, None], negative], dim=1)
+            return (logits.logsumexp(dim=1) - positive).mean()
+        return nce(positive, negative, self._normalizer(positive, negative), len(bank))
+
+    def sampled(self, step: int) -> Int[Tensor, " K"]:
+        """Rows of the bank that are negatives in a step, the same on every rank."""
+        assert self.num_negatives is not None
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(self.bank), (self.num_negatives,), generator=generator)
+        return rows.to(self.bank.device)
+
+    def commit(self, progress: Progress) -> None:
+        estimates = []
+        for features, indices, *estimate in self.take_staged():
+            estimates += estimate
+            every, rows = gather_without_grad(features), gather_without_grad(indices)
+            mixed = self.bank[rows] * (1 - self.momentum) + every * self.momentum
+            # A sample that comes twice counts with its later row, on any device.
+            last = torch.zeros(len(self.bank), dtype=torch.int64, device=rows.device)
+            last.scatter_reduce_(0, rows, torch.arange(len(rows), device=rows.device), "amax")
+            seen = rows.unique()
+            self.bank[seen] = unit(mixed)[last[seen]].to(self.bank.dtype)
+        if estimates and self.normalizer == 0:
+            self.normalizer.copy_(torch.stack(estimates).mean())
+
+    def _normalizer(self, positive: Tensor, negative: Tensor) -> Tensor:
+        if self.normalizer > 0:
+            return self.normalizer.to(positive.dtype)
+        logits = torch.cat([positive[:, None], negative], dim=1).detach()
+        estimate = len(self.bank) * mean_without_grad(logits.exp().mean())
+        if self.training and self._staged:
+            self._staged[-1] = (*self._staged[-1], estimate)
+        return estimate
+
+
+def nce(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B K"],
+    normalizer: Float[Tensor, ""],
+    num_rows: int,
+) -> Float[Tensor, ""]:
+    """Noise-contrastive estimate of telling the own row from K sampled ones.
+
+    Args:
+        positive, negative: logits.
+        normalizer: Z, what exp(logit) is divided by.
+        num_rows: of the bank.
+
+    Source: arXiv:1805.01978, equation 7; the constant 1e-7 is the authors' code's.
+    """
+    noise = negative.shape[1] / num_rows
+    found = positive.exp() / normalizer
+    others = negative.exp() / normalizer
+    hit = (found / (found + noise + 1e-7)).log()
+    miss = (noise / (others + noise + 1e-7)).log().sum(dim=1)
+    return -(hit + miss).mean()

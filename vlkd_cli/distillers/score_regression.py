@@ -1,0 +1,78 @@
+"""Regression or ranking of scored pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.distillers.similarity import unit
+from vlkd_cli.distributed.collectives import gather, gather_without_grad
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.types import Positive
+
+
+class ScoreRegression(Distiller):
+    """Make the cosine of two outputs follow the score of the pair.
+
+    "mse": mean of (cosine - score)^2, the score mapped from `range` to [0, 1]. "ranking":
+    log(1 + sum exp(scale (cos_j - cos_i))) over all pairs of pairs of the global batch with
+    score_i > score_j, so only the order of the scores counts.
+
+    Args:
+        loss: "mse" or "ranking".
+        range: lowest and highest score; of "mse" only.
+        scale: of "ranking" only.
+
+    Source: Reimers and Gurevych, Sentence-BERT, EMNLP 2019, arXiv:1908.10084, section 3
+    (regression); Su, CoSENT, 2022, as in sentence-transformers' CoSENTLoss (ranking).
+    """
+
+    direction = "symmetric"
+    crosses_ranks = "ranking: a cosine with gradient and a score of each pair"
+    paper = "Reimers and Gurevych, EMNLP 2019, arXiv:1908.10084"
+
+    def __init__(
+        self,
+        *,
+        loss: Literal["mse", "ranking"] = "mse",
+        range: tuple[float, float] | None = None,
+        scale: Positive | None = None,
+    ) -> None:
+        super().__init__()
+        if loss == "ranking" and range is not None:
+            raise RecipeError(
+                "distiller 'score_regression': `range` has no effect with loss: ranking, which"
+                " reads the order of the scores only. Remove it."
+            )
+        if loss == "mse" and scale is not None:
+            raise RecipeError(
+                "distiller 'score_regression': `scale` has no effect with loss: mse. Remove it."
+            )
+        self.loss, self.scale = loss, 20.0 if scale is None else scale
+        self.low, self.high = range or (0.0, 1.0)
+        if self.low >= self.high:
+            raise RecipeError(
+                f"distiller 'score_regression': range [{self.low:g}, {self.high:g}] is empty."
+                " Write the lower score first."
+            )
+
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        targets: Float[Tensor, "B T"],
+    ) -> Float[Tensor, ""]:
+        cosine = (unit(student) * unit(teacher)).sum(1)
+        score = targets[:, 0].to(cosine)
+        if self.loss == "mse":
+            return (cosine - (score - self.low) / (self.high - self.low)).square().mean()
+        every_cosine, every_score = gather(cosine), gather_without_grad(score)
+        above = every_score[:, None] > every_score[None, :]
+        exponents = self.scale * (every_cosine[None, :] - every_cosine[:, None])
+        exponents = exponents.masked_fill(~above, -torch.inf).flatten()
+        return torch.cat([exponents.new_zeros(1), exponents]).logsumexp(0)

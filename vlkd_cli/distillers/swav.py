@@ -1,0 +1,139 @@
+"""Swapped assignments of views to prototypes (SwAV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.distillers.anchors import AnchorQueue
+from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.distillers.similarity import unit
+from vlkd_cli.distributed.collectives import gather_without_grad
+from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Progress
+
+
+class SwAV(Distiller):
+    """Predict the balanced assignment of one view to prototypes from every other view.
+
+    The student is all pictures of a sample, the teacher the first U of them, without gradient:
+    `student: [image.project, image.project@local], teacher: image.project`. Codes q_u are those of
+    Sinkhorn's iteration on the cosines of picture u to the prototypes over epsilon, over the rows
+    of all ranks; L = mean over u != v of CE(q_u, softmax(cosines of picture v / temperature)). The
+    prototypes belong to this objective: give `distillers.swav.prototypes` a start of its own with
+    `optimizer.groups`, as the authors freeze them for an epoch.
+
+    Args:
+        num_prototypes: rows of the prototype layer.
+        temperature: divides the student's cosines.
+        epsilon: divides the cosines of the codes; smaller is sharper.
+        num_iterations: of Sinkhorn, each over the prototypes and over the rows.
+        queue_size: earlier rows of each code's picture that take part in its Sinkhorn iteration,
+            for small batches; null for none.
+        queue_from_epoch: when the queue starts to fill; it is used once it is full.
+
+    Source: Caron et al., SwAV, NeurIPS 2020, arXiv:2006.09882, equations 2 to 5;
+    facebookresearch/swav, main_swav.py. Differs in iterating in logarithms, and in moving the queue
+    once per optimizer step.
+    """
+
+    direction = "one_way"
+    crosses_ranks = "a sum for each prototype and iteration; rows that enter the queue"
+    paper = "Caron et al., NeurIPS 2020, arXiv:2006.09882"
+
+    prototypes: nn.Parameter
+    num_queued: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_prototypes: PositiveInt = 3000,
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        num_iterations: PositiveInt = 3,
+        queue_size: PositiveInt | None = None,
+        queue_from_epoch: NonNegativeInt = 15,
+    ) -> None:
+        super().__init__()
+        self.num_prototypes, self.temperature, self.epsilon = num_prototypes, temperature, epsilon
+        self.num_iterations = num_iterations
+        self.queue_size, self.queue_from_epoch = queue_size, queue_from_epoch
+        self.queues = nn.ModuleList()
+
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert isinstance(student, tuple) and isinstance(teacher, tuple)
+        num_codes = len(teacher)
+        if num_codes > len(student) or len(student) < 2:
+            raise RecipeError(
+                "distiller 'swav' predicts the codes of some pictures from all others: its student"
+                f" is {len(student)} outputs, its teacher {num_codes}. List all pictures as the"
+                " student and the first of them as the teacher."
+            )
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(self.num_prototypes, student[0], generator=generator)
+        self.prototypes = nn.Parameter(unit(rows))
+        if self.queue_size is not None:
+            for number in range(num_codes):
+                self.queues.append(
+                    AnchorQueue(self.queue_size, student[0], seed=number, unit_rows=True)
+                )
+        self.register_buffer("num_queued", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self,
+        student: Sequence[Float[Tensor, "B D"]],
+        teacher: Sequence[Float[Tensor, "B D"]],
+        *,
+        progress: Progress = Progress(),
+    ) -> Float[Tensor, ""]:
+        prototypes = unit(self.prototypes)
+        keys = [unit(view.detach()) for view in teacher]
+        with torch.no_grad():
+            codes = [self._codes(number, key, prototypes) for number, key in enumerate(keys)]
+        if self.queue_size is not None and progress.epoch >= self.queue_from_epoch:
+            self.stage(*keys)
+        every_code = torch.stack(codes).sum(dim=0)
+        loss = student[0].new_zeros(())
+        for number, view in enumerate(student):
+            logits = unit(view) @ prototypes.T / self.temperature
+            others, num_others = every_code, len(codes)
+            if number < len(codes):
+                others, num_others = every_code - codes[number], len(codes) - 1
+            entropy = num_others * logits.logsumexp(dim=1) - (others * logits).sum(dim=1)
+            loss = loss + entropy.mean()
+        return loss / (len(codes) * (len(student) - 1))
+
+    def commit(self, progress: Progress) -> None:
+        for keys in self.take_staged():
+            for queue, rows in zip(self.queues, keys, strict=True):
+                queue.push(rows)  # type: ignore[operator]
+            self.num_queued += len(keys[0]) * world_size()
+
+    def _codes(
+        self, number: int, rows: Float[Tensor, "B D"], prototypes: Float[Tensor, "K D"]
+    ) -> Float[Tensor, "B K"]:
+        count = len(rows)
+        if self.queue_size is not None and self.num_queued >= self.queue_size:
+            # Every rank holds the whole queue; each brings a part of it, so that a row counts once.
+            earlier = self.queues[number].rows[rank() :: world_size()]  # type: ignore[index]
+            rows = torch.cat([rows, earlier.to(rows.dtype)])
+        return sinkhorn(rows @ prototypes.T / self.epsilon, self.num_iterations)[:count]
+
+
+def sinkhorn(scores: Float[Tensor, "R K"], num_iterations: int) -> Float[Tensor, "R K"]:
+    """Rows that sum to 1 while all prototypes get the same total over the rows of all ranks.
+
+    Args:
+        scores: logarithms, up to a constant, of what is balanced; ranks may hold different numbers
+            of rows.
+        num_iterations: each balances the prototypes, then the rows.
+    """
+    for _ in range(num_iterations):
+        totals = gather_without_grad(scores.logsumexp(dim=0)[None]).logsumexp(dim=0)
+        scores = scores - totals
+        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+    return scores.exp()

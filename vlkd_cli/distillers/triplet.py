@@ -1,0 +1,140 @@
+"""Triplet margin loss with miners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from vlkd_cli.distillers.distiller import Distiller
+from vlkd_cli.distillers.labelled_rows import LabelledRows, labelled_rows, mean_over_counted
+from vlkd_cli.recipe.types import Positive
+
+Miner = Literal["none", "all", "semihard", "hard", "easy", "batch_hard"]
+_BLOCK_ENTRIES = 1 << 22
+
+
+class Triplet(Distiller):
+    """Pull rows of one class together until every row of another class is farther by a margin.
+
+    Mean of relu(D(anchor, positive) - D(anchor, negative) + margin) over the mined triplets whose
+    loss is above 0, D between rows of length 1. Several outputs of a sample are several rows of its
+    class; a sample without a label is a class of its own.
+
+    Args:
+        margin: how much farther a negative has to be than a positive.
+        soft: softplus instead of relu, as a mean over all mined triplets.
+        distance: "l2", the Euclidean distance of unit rows, or "cosine", 1 - cosine.
+        miner: which triplets count, by gap = D(anchor, negative) - D(anchor, positive): "none",
+            every triplet; "all", gap up to `miner_margin`; "semihard", 0 < gap <= miner_margin;
+            "hard", gap <= min(0, miner_margin); "easy", gap > miner_margin; "batch_hard", for each
+            anchor its farthest positive and its nearest negative.
+        miner_margin: of the miner; null takes `margin`.
+
+    Source: Schroff et al., FaceNet, CVPR 2015, arXiv:1503.03832, equation 3, and Hermans et al.,
+    arXiv:1703.07737, equation 5 (batch hard), with the miners of pytorch-metric-learning 2.9.
+    """
+
+    direction = "symmetric"
+    crosses_ranks = "rows with gradient, labels, the number of triplets"
+    minimum_batch = 3
+    paper = "Schroff et al., CVPR 2015, arXiv:1503.03832"
+
+    def __init__(
+        self,
+        *,
+        margin: float = 0.2,
+        soft: bool = False,
+        distance: Literal["l2", "cosine"] = "l2",
+        miner: Miner = "none",
+        miner_margin: Positive | None = None,
+    ) -> None:
+        super().__init__()
+        self.margin, self.soft, self.distance, self.miner = margin, soft, distance, miner
+        self.miner_margin = margin if miner_margin is None else miner_margin
+
+    def forward(
+        self,
+        student: Sequence[Float[Tensor, "B D"]],
+        *,
+        labels: Int[Tensor, " B"] | None = None,
+        indices: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, ""]:
+        rows = labelled_rows(student, labels, indices, "triplet")
+        distances = self._distances(rows)
+        value, count, slopes = self._mined(distances.detach(), rows)
+        # The gradient of the sum with respect to each distance is known from the count of triplets
+        # that contain it, so autograd never sees a triplet: memory stays at B x N.
+        linear = (slopes * distances).sum()
+        return mean_over_counted(value + linear - linear.detach(), count)
+
+    def _distances(self, rows: LabelledRows) -> Float[Tensor, "B N"]:
+        if self.distance == "cosine":
+            return 1 - rows.own @ rows.every.T
+        # Differences, not 2 - 2 cos: near 0 that product keeps half of the digits only.
+        return torch.cdist(rows.own, rows.every, compute_mode="donot_use_mm_for_euclid_dist")
+
+    @torch.no_grad()
+    def _mined(
+        self, distances: Float[Tensor, "B N"], rows: LabelledRows
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "B N"]]:
+        """Sum of the losses, number of triplets in the mean, and the sum's slope by each distance.
+
+        Anchors are taken in blocks of at most 4 million triplets.
+        """
+        value = distances.new_zeros(())
+        count = torch.zeros((), dtype=torch.int64, device=distances.device)
+        slopes = torch.zeros_like(distances)
+        most = int(rows.positive.sum(1).max()) if len(distances) else 0
+        if most == 0:
+            return value, count, slopes
+        step = max(_BLOCK_ENTRIES // (most * distances.shape[1]), 1)
+        for first in range(0, len(distances), step):
+            part = slice(first, first + step)
+            is_positive, places = rows.positive[part].to(torch.uint8).topk(most, dim=1)
+            near = distances[part].gather(1, places)
+            gap = distances[part][:, None, :] - near[:, :, None]
+            chosen = self._chosen(gap, is_positive.bool(), rows.negative[part], near)
+            excess = self.margin - gap
+            if self.soft:
+                loss, slope = softplus(excess), excess.sigmoid()
+            else:
+                chosen &= excess > 0
+                loss, slope = excess, torch.ones_like(excess)
+            slope = slope * chosen
+            value += (loss * chosen).sum()
+            count += chosen.sum()
+            slopes[part] -= slope.sum(1)
+            slopes[part] += torch.zeros_like(slopes[part]).scatter_add_(1, places, slope.sum(2))
+        return value, count, slopes
+
+    def _chosen(
+        self,
+        gap: Float[Tensor, "b P N"],
+        is_positive: Bool[Tensor, "b P"],
+        is_negative: Bool[Tensor, "b N"],
+        near: Float[Tensor, "b P"],
+    ) -> Bool[Tensor, "b P N"]:
+        """Which triplets the miner takes."""
+        valid = is_positive[:, :, None] & is_negative[:, None, :]
+        if self.miner == "none":
+            return valid
+        if self.miner == "batch_hard":
+            farthest = near.masked_fill(~is_positive, -torch.inf).argmax(1)
+            hardest = gap.gather(1, farthest[:, None, None].expand(-1, 1, gap.shape[2])).squeeze(1)
+            nearest = hardest.masked_fill(~is_negative, torch.inf).argmin(1)
+            only = torch.zeros_like(valid)
+            only[torch.arange(len(gap), device=gap.device), farthest, nearest] = True
+            return valid & only
+        limit = self.miner_margin
+        fits = {
+            "all": gap <= limit,
+            "semihard": (gap > 0) & (gap <= limit),
+            "hard": gap <= min(0.0, limit),
+            "easy": gap > limit,
+        }
+        return valid & fits[self.miner]

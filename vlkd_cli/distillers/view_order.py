@@ -1,0 +1,43 @@
+"""Classification of which picture of a sample an output belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.errors import RecipeError
+
+
+class ViewOrder(Distiller):
+    """Tell the pictures of a sample apart: the v-th of V outputs `[B, V]` has answer v.
+
+    With augmentation `quarter_turns` this is rotation prediction; with `patch_grid` and a head that
+    also reads the first picture, the relative location of patches.
+
+    Source: Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations,
+    ICLR 2018, arXiv:1803.07728, equation 2; Doersch et al., ICCV 2015, arXiv:1505.05192.
+    """
+
+    direction = "one_way"
+    crosses_ranks = "nothing"
+    paper = "Gidaris et al., ICLR 2018, arXiv:1803.07728"
+
+    def setup(self, student: Widths, teacher: Widths | None) -> None:
+        assert isinstance(student, tuple)
+        for width in student:
+            if width != len(student):
+                raise RecipeError(
+                    f"distiller 'view_order' tells {len(student)} pictures apart, and its student"
+                    f" gives {width} values. Set the head's width to {len(student)}."
+                )
+
+    def forward(self, student: Sequence[Float[Tensor, "B V"]]) -> Float[Tensor, ""]:
+        logits = torch.stack(list(student))
+        answers = torch.arange(len(logits), device=logits.device)
+        answers = answers.repeat_interleave(logits.shape[1])
+        return F.cross_entropy(logits.flatten(0, 1), answers)
