@@ -127,7 +127,10 @@ def retrieval_shown(
             "found": [[index, round(float(scores[index]), 4)] for index in best],
         }
 
-    lists = {"misses": [row(query) for query in misses], "hits": [row(query) for query in hits]}
+    lists: dict[str, Any] = {
+        "misses": [row(query) for query in misses],
+        "hits": [row(query) for query in hits],
+    }
     wanted = [n for rows in lists.values() for r in rows for n in (r["image"], *dict(r["found"]))]
     first = torch.from_numpy(np.unique(owner.numpy(), return_index=True)[1])
     chosen = _spread(len(first))
@@ -144,7 +147,7 @@ def classification_shown(
     predicted = scores.argmax(1)
     wrong = predicted != labels
     pairs, sizes = torch.unique(labels[wrong] * len(names) + predicted[wrong], return_counts=True)
-    confusions = []
+    confusions: list[dict[str, Any]] = []
     for pair in torch.argsort(sizes, descending=True, stable=True)[:NUM_CONFUSIONS]:
         right, taken = divmod(int(pairs[pair]), len(names))
         rows = ((labels == right) & (predicted == taken)).nonzero().flatten()

@@ -223,7 +223,9 @@ def _compare_items(row: Row, reference: Row, metric: Metric) -> None:
     ours, theirs = sides
     if ours is None or theirs is None or len(ours.values) != len(theirs.values):
         return
-    row.difference = bootstrap_difference(ours.values - theirs.values, ours.groups)
+    row.difference = bootstrap_difference(
+        (ours.values - theirs.values).tolist(), ours.groups.tolist()
+    )
     row.over = "items"
     if is_accuracy(metric.name):
         better, worse = ours.values > theirs.values, ours.values < theirs.values

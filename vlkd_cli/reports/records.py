@@ -151,7 +151,8 @@ class RunRecord:
 
     def last(self, metric: Metric) -> tuple[int, float] | None:
         """Step and value of the last evaluation."""
-        return (self.evaluations.get(metric) or [None])[-1]
+        series = self.evaluations.get(metric)
+        return series[-1] if series else None
 
     def result_of(self, metric: Metric, step: int | None = None) -> StoredResult | None:
         """The result file with this metric at a step; by default, or where there is none of that
@@ -162,7 +163,8 @@ class RunRecord:
             if result.key == metric[:2] and metric.name in result.content["metrics"]
         ]
         exact = [result for result in files if step is not None and result.step == step]
-        return (exact or files or [None])[-1]
+        found = exact or files
+        return found[-1] if found else None
 
     def chance(self, metric: Metric) -> float | None:
         """What a random encoder would reach, where that is known."""
@@ -289,5 +291,5 @@ def _read_results(record: RunRecord) -> None:
         for name, value in result.content["metrics"].items():
             metric = Metric(*result.key, name)
             if metric not in during and isinstance(value, int | float):
-                step = record.last_step if result.step is None else result.step
-                record.evaluations.setdefault(metric, []).append((step, float(value)))
+                at = record.last_step if result.step is None else result.step
+                record.evaluations.setdefault(metric, []).append((at, float(value)))

@@ -71,10 +71,10 @@ def _families(run: RunRecord, primary: Metric) -> list[Panel]:
         name, short = (family[1], family[2]) if family else ("", words(metric.name))
         families.setdefault(name, []).append((short, series))
     panels = []
-    for family, members in families.items():
+    for prefix, members in families.items():
         lines = [Line(name, s, n) for n, (name, s) in enumerate(members[:MOST_LINES])]
-        title = words(family) if family else f"{primary.suite}.{primary.dataset}"
-        subtitle = "recall" if family else "other metrics"
+        title = words(prefix) if prefix else f"{primary.suite}.{primary.dataset}"
+        subtitle = "recall" if prefix else "other metrics"
         panels.append(_panel(title, subtitle, lines))
     return panels
 

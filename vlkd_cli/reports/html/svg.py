@@ -162,6 +162,12 @@ def parallel(title: str, axes: Sequence[Axis], styles: Sequence[int], *, best: i
     step = (width - 140) / max(len(axes) - 1, 1)
     xs = [70 + step * n for n in range(len(axes))]
     parts = []
+    order = sorted(range(len(styles)), key=lambda n: n == best)
+    for n in order:
+        path = "L".join(f"{x:.1f} {ys[n]:.1f}" for x, (ys, _) in zip(xs, columns, strict=True))
+        strong = " strong" if n == best else ""
+        parts.append(f'<path class="line s{styles[n] % NUM_STYLES}{strong}" d="M{path}"/>')
+    # Words last, so that no line crosses them.
     for x, axis, (_, marks) in zip(xs, axes, columns, strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {top}V{height - bottom}"/>')
         parts.append(_text(x, 14, _clipped(axis.name, int(step / 6.2)), "middle", "name"))
@@ -169,11 +175,6 @@ def parallel(title: str, axes: Sequence[Axis], styles: Sequence[int], *, best: i
         shift = -5 if anchor == "end" else 5
         for y, word in marks:
             parts.append(_text(x + shift, y - 3, _clipped(word, int(step / 6.2)), anchor, "soft"))
-    order = sorted(range(len(styles)), key=lambda n: n == best)
-    for n in order:
-        path = "L".join(f"{x:.1f} {ys[n]:.1f}" for x, (ys, _) in zip(xs, columns, strict=True))
-        strong = " strong" if n == best else ""
-        parts.append(f'<path class="line s{styles[n] % NUM_STYLES}{strong}" d="M{path}"/>')
     text = f"{len(styles)} runs over {', '.join(axis.name for axis in axes)}"
     return _svg(title, text, "".join(parts), width, height)
 
