@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from vlkd_cli.data.files.texts import parse_json, read_text, split_lines, text_of
 from vlkd_cli.data.readers.captioned_images import CaptionedImages
+from vlkd_cli.data.readers.reader import with_split
 from vlkd_cli.errors import DataError
 
 
@@ -20,29 +20,21 @@ class JSONLines(CaptionedImages):
         split: "train", "val" or "test", where `path` has a place for it.
     """
 
-    def __init__(self, *, path: str, split: str = "train") -> None:
-        self.split = split
-        file = Path(path.replace("{split}", split))
+    def __init__(self, *, path: str, split: str | None = None) -> None:
+        file = Path(with_split(path, split)).expanduser()
         rows = list(_rows(file))
         if not rows:
             raise DataError(f"data.path {file}: there is no line in it.")
         super().__init__(
-            str(file.parent), (row["image"] for row in rows), (row["captions"] for row in rows)
+            str(file.parent), (image for image, _ in rows), (captions for _, captions in rows)
         )
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"data.path {file} cannot be read: {error.strerror}.") from None
-    for number, line in enumerate(lines, start=1):
+def _rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(split_lines(read_text(file)), start=1):
         try:
-            row = json.loads(line)
-            yield {
-                "image": str(row["image"]),
-                "captions": [str(caption) for caption in row["captions"]],
-            }
+            row = parse_json(line)
+            yield text_of(row["image"]), [text_of(caption) for caption in row["captions"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{file}:{number}: expected an object with 'image' and 'captions' ({error})."
