@@ -27,8 +27,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from vlkd_cli.data.readers.classification import Classification
-from vlkd_cli.evaluation.suites.zero_shot import class_features
-from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.encode import class_features, embed_images, normalise
 from vlkd_cli.features.subject import Subject
 
 CLASSES = 10

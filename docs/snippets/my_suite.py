@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
 from vlkd_cli.evaluation.results import Result
@@ -18,10 +16,11 @@ class TwoCaptions(Suite):
     image; a tie counts one half.
 
     Args:
-        data: image-caption data, `{reader: ..., ...}`; by default the drawn shapes.
+        data: image-caption data, `{reader: ..., ...}`.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    modalities = frozenset({"image", "text"})
+    needs = frozenset({"image", "text"})
 
     def __init__(self, *, data: DataSource = None) -> None:
         self.data = data
@@ -40,16 +39,13 @@ class TwoCaptions(Suite):
         other = (images * captions.roll(-1, 0)).sum(1)
         share = ((own > other).float() + 0.5 * (own == other).float()).mean()
         return [
-            Result(
-                suite="two_captions",
-                dataset=data.name,
-                split=data.split,
+            self.result(
+                subject,
+                data.identity(),
                 protocol="next_image",
                 metrics={"accuracy": float(share)},
-                headline="accuracy",
+                primary_metric="accuracy",
                 chance={"accuracy": 0.5},
                 num_items=len(images),
-                hashes={"rows": data.row_hash},
-                settings={"precision": subject.precision},
             )
         ]

@@ -238,7 +238,7 @@ def test_a_recipe_of_the_four_examples_trains_is_resumed_and_measured(
 
     assert leaves(["train", "mine.yaml", "--run", "run"]) == 0
     printed = capsys.readouterr().out
-    assert "two_captions" in printed and "0.5000" in printed
+    assert "TwoCaptions" in printed and "0.5000" in printed
     state = torch.load("run/checkpoints/last.pt", weights_only=True)
     assert state["step"] == 6
     assert state["distillers"]["CenteredCosine.center"].abs().sum() > 0

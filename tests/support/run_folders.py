@@ -90,7 +90,7 @@ def write_result(
         "split": "test",
         "protocol": "prompts",
         "metrics": {metric: value},
-        "headline": metric,
+        "primary_metric": metric,
         "chance": {} if chance is None else {metric: chance},
         "num_items": 200,
         "hashes": {"rows": rows},

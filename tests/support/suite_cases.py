@@ -27,9 +27,9 @@ class Case(NamedTuple):
     perfect: Subject
     random: Subject
     error: float
-    """About four standard deviations of the headline under random towers."""
+    """About four standard deviations of the primary metric under random towers."""
     best: float = 1.0
-    """The headline of perfect towers."""
+    """The primary metric of perfect towers."""
 
 
 def class_of_picture(position: int) -> Tensor:

@@ -25,7 +25,12 @@ from vlkd_cli.elevater.protocol import Choice, draw_sample, fit
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.elevater.templates import prompts_of
 from vlkd_cli.errors import DataError, RecipeError, UserError
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import (
+    class_features,
+    embed_images,
+    normalise,
+    require_equal_widths,
+)
 from vlkd_cli.features.subject import Subject
 
 if TYPE_CHECKING:
@@ -79,15 +84,6 @@ class Scored:
     """Taken from a prediction file that was there."""
 
 
-def class_weights(subject: Subject, reader: Elevater, templates: str | list[str] | None) -> Tensor:
-    """`[C, D]`: each prompt brought to unit length, their mean per class brought to unit length."""
-    texts = prompts_of(reader, templates)
-    features = normalise(embed_texts(subject, [text for own in texts for text in own]))
-    return normalise(
-        torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
-    )
-
-
 def zero_shot_probabilities(images: Tensor, classes: Tensor) -> Tensor:
     """softmax(100 * cosine), `[N, C]`, of image features `[N, D]` and unit class weights `[C, D]`.
 
@@ -117,15 +113,13 @@ class SetRun:
         self.subject = _without_crop(subject) if self.facts.squash else subject
         assert subject.image is not None
         self.weights = (
-            class_weights(subject, self.test, plan.templates) if self._needs_text(subject) else None
+            class_features(subject, prompts_of(self.test, plan.templates))
+            if self._needs_text(subject)
+            else None
         )
         width = subject.image.width if plan.features == "projected" else subject.image.feature_width
-        if self.weights is not None and self.weights.shape[1] != width:
-            raise RecipeError(
-                f"the image tower embeds {width} values and the text tower {self.weights.shape[1]};"
-                " their features are compared. Give one of them `head: {name: linear, width:"
-                f" {self.weights.shape[1]}}}`."
-            )
+        if self.weights is not None:
+            require_equal_widths(width, self.weights.shape[1], "elevater")
         self._warn_of_another_size()
 
     def _needs_text(self, subject: Subject) -> bool:
@@ -334,14 +328,6 @@ def _num_parameters(tower: Tower | None) -> int:
 
 def _weights_digest(subject: Subject) -> str:
     """Of both towers with their heads."""
-    digest = hashlib.sha256()
-    for tower in (subject.image, subject.text):
-        if tower is None:
-            continue
-        digest.update(tower.digest().encode())
-        for name, tensor in tower.head.state_dict().items():
-            digest.update(
-                name.encode()
-                + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return digest.hexdigest()
+    towers = [tower for tower in (subject.image, subject.text) if tower is not None]
+    both = "".join(subject.weights_digest(tower) for tower in towers)
+    return hashlib.sha256(both.encode()).hexdigest()

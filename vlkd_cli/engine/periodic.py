@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
+from vlkd_cli.checkpoint import Source
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.errors import RecipeError
@@ -79,15 +81,20 @@ class Evaluations:
     def run(self, step: int) -> tuple[dict[str, float], bool]:
         """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best
         value."""
-        self._subject.kept.clear()
+        weights = Source(
+            run=str(self.folder.path),
+            file="",
+            step=step,
+            averaged=self.recipe.train.ema is not None,
+        )
         results = run_suites(
-            self._subject,
+            replace(self._subject, model=weights),
             self.due(step),
             folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None,
         )
         self.last = results
         values = {
-            f"eval/{result.suite}.{result.dataset}.{name}": value
+            f"eval/{result.name}.{result.dataset}.{name}": value
             for result in results
             for name, value in result.metrics.items()
         }
@@ -98,17 +105,18 @@ class Evaluations:
         return values, is_best
 
     def one_line(self, step: int) -> str:
-        """The newest results in short: each suite's headline beside what chance would reach."""
+        """The newest results in short: the primary metric of each suite, and what chance would
+        reach."""
         shown = []
         for result in self.last:
             chance = (
-                f" (chance {result.chance[result.headline]:.3f})"
-                if result.headline in result.chance
+                f" (chance {result.chance[result.primary_metric]:.3f})"
+                if result.primary_metric in result.chance
                 else ""
             )
             shown.append(
-                f"{result.suite} {result.dataset} {result.headline}"
-                f" {result.metrics[result.headline]:.3f}{chance}"
+                f"{result.name} {result.dataset} {result.primary_metric}"
+                f" {result.metrics[result.primary_metric]:.3f}{chance}"
             )
         return f"step {step}: " + ", ".join(shown)
 
@@ -163,7 +171,7 @@ def watched_value(best: str | None, results: list[Result]) -> float | None:
     found = [
         result
         for result in results
-        if result.suite == suite and (not middle or result.dataset == ".".join(middle))
+        if result.name == suite and (not middle or result.dataset == ".".join(middle))
     ]
     if not found:
         return None

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.subject import Subject
+from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import EvalSpec
 
@@ -37,19 +37,17 @@ def run_suites(
         RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told
             before the first suite runs.
     """
-    suites = [build_suite(spec, subject) for spec in specs]
+    shared = replace(subject, tables=OpenTables())
+    suites = [build_suite(spec, shared) for spec in specs]
     results: list[Result] = []
-    try:
-        for suite in suites:
-            # Rank 0's results: what a library computes may differ in the last bit from machine to
-            # machine.
-            for found in broadcast_object(suite.run(subject)):
-                result = _told_apart(found, results)
-                results.append(result)
-                if folder is not None and is_main():
-                    write_result(result, folder)
-    finally:
-        subject.kept.clear()
+    for spec, suite in zip(specs, suites, strict=True):
+        # Rank 0's results: what a library computes may differ in the last bit from machine to
+        # machine.
+        for found in broadcast_object(suite.run(shared)):
+            result = _told_apart(replace(found, name=spec.title, suite=spec.suite), results)
+            results.append(result)
+            if folder is not None and is_main():
+                write_result(result, folder)
     return results
 
 
@@ -76,16 +74,13 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Write a result as `SUITE-DATASET-PROTOCOL.json`, with what belongs to its items in
-    `.items.npz` and `.map.npz` files of that name; an earlier file is replaced at once or not at
-    all.
+    """Write a result as `KEY.json` (`Result.key`), with what belongs to its items in `.items.npz`
+    and `.map.npz` files of that name; an earlier file is replaced at once or not at all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    parts = (result.suite, result.dataset, result.split, result.protocol)
-    name = "-".join(_plain(part) for part in parts if part)
-    path = folder / f"{name}.json"
+    path = folder / f"{result.key}.json"
     arrays = {
         "items": result.items,
         "map": None if result.shown is None else result.shown.to_arrays(),
@@ -94,7 +89,7 @@ def write_result(result: Result, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, content in arrays.items():
             if content is not None:
-                with _replaced(folder / f"{name}.{kind}.npz") as file:
+                with _replaced(folder / f"{result.key}.{kind}.npz") as file:
                     np.savez_compressed(file, **content)
         with _replaced(path) as file:
             file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
@@ -119,7 +114,7 @@ def print_results(results: Sequence[Result]) -> None:
     """One table: a line per metric, with the value that a random encoder would reach beside it."""
     rows = [
         [
-            result.suite,
+            result.name,
             result.dataset,
             result.split,
             metric,
@@ -133,15 +128,11 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def _told_apart(result: Result, before: Sequence[Result]) -> Result:
-    """The result, its data numbered where an earlier one would have the same name and file; `data:
-    {name: ...}` gives better names."""
-
-    def named(other: Result) -> tuple[str, ...]:
-        return other.suite, other.dataset, other.split, other.protocol
-
-    taken = {named(other) for other in before}
+    """The result, its data numbered where the metrics of an earlier one have the same names; a
+    `name:` of the entry or of its data gives better ones."""
+    taken = {(other.name, other.dataset) for other in before}
     numbered, number = result, 1
-    while named(numbered) in taken:
+    while (numbered.name, numbered.dataset) in taken:
         number += 1
         numbered = replace(result, dataset=f"{result.dataset}_{number}")
     return numbered
@@ -151,7 +142,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
-
-
-def _plain(part: Any) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._@" else "_" for letter in str(part))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import importlib.metadata
+import inspect
+import platform
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.features.subject import Subject
+
+if TYPE_CHECKING:
+    from vlkd_cli.evaluation.shown import Arrays, Shown
 
 
 class Suite:
@@ -18,6 +24,27 @@ class Suite:
 
     modalities: ClassVar[frozenset[str]]
     """The towers that it needs: "image", "text" or both."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What its readers must offer: words out of image, text, label."""
+    data_keys: ClassVar[frozenset[str]] = frozenset({"data", "train_data", "val_data"})
+    """Keys that say where data is; results name them as `data`, and digests of the data itself."""
+    report_keys: ClassVar[frozenset[str]] = frozenset({"items"})
+    """Keys that change what is written, and no number."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that its numbers depend on, beside NumPy and PyTorch."""
+
+    uses: frozenset[str]
+    """The towers that its numbers depend on: those it needs, and the text tower where a key asks
+    for it."""
+    keys: dict[str, Any]
+    """Every key with its value, given or default."""
+
+    def __new__(cls, **keys: Any) -> Self:
+        suite = super().__new__(cls)
+        declared = inspect.signature(cls.__init__).parameters.values()
+        defaults = {p.name: p.default for p in declared if p.default is not p.empty}
+        suite.keys, suite.uses = {**defaults, **keys}, cls.modalities
+        return suite
 
     def run(self, subject: Subject) -> list[Result]:
         """Evaluate; the same list on every rank.
@@ -26,3 +53,62 @@ class Suite:
             DataError: files are missing or damaged; the message names them and what to do.
         """
         raise NotImplementedError
+
+    def result(
+        self,
+        subject: Subject,
+        data: DataIdentity,
+        *,
+        protocol: str,
+        metrics: dict[str, float],
+        primary_metric: str,
+        chance: dict[str, float],
+        num_items: int,
+        num_skipped: int = 0,
+        settings: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+        items: Arrays | None = None,
+        shown: Shown | None = None,
+    ) -> Result:
+        """A result with everything that says what was measured: towers and checkpoint, data,
+        precision, versions, and every key of the suite.
+
+        Args:
+            settings: what else could change a number, or what a key that was left out came to.
+        """
+        name = type(self).__module__.rpartition(".")[2]
+        own_keys = {
+            key: value
+            for key, value in self.keys.items()
+            if key not in self.data_keys | self.report_keys
+        }
+        return Result(
+            name=name,
+            suite=name,
+            dataset=data.dataset,
+            split=data.split,
+            protocol=protocol,
+            metrics=metrics,
+            primary_metric=primary_metric,
+            chance=chance,
+            num_items=num_items,
+            num_skipped=num_skipped,
+            num_classes=data.num_classes,
+            model=subject.source_facts(),
+            towers={modality: subject.tower_facts(modality) for modality in sorted(self.uses)},
+            precision=subject.precision,
+            hashes=data.hashes,
+            data={key: self.keys[key] for key in sorted(self.data_keys & self.keys.keys())},
+            settings={**own_keys, **(settings or {})},
+            libraries=library_versions("numpy", "torch", *self.libraries),
+            details=details or {},
+            items=items,
+            shown=shown,
+        )
+
+
+def library_versions(*libraries: str) -> dict[str, str]:
+    """Python and the installed versions of these distributions."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in libraries
+    }

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView
 from vlkd_cli.distributed.collectives import gather_objects, gather_ragged
 from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
-from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.precision import autocast
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
 
 Point = Literal["projected", "backbone"]
+Ensemble = Literal["normalise", "raw_mean"]
 Rows = NDArray[np.int64]
 
 # Batches that one rank computes between two exchanges: what an interruption loses, and what is
@@ -120,6 +121,32 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
     return _embed(subject, tower, key, len(unique), wanted, compute, by_length, point)
 
 
+def class_features(
+    subject: Subject, texts: Sequence[Sequence[str]], ensemble: Ensemble = "normalise"
+) -> Tensor:
+    """One unit-length feature per class, `[C, D]`: the mean of the features of its texts, each
+    brought to unit length before (`normalise`) or taken as it is."""
+    features = embed_texts(subject, [text for own in texts for text in own])
+    if ensemble == "normalise":
+        features = normalise(features)
+    return normalise(
+        torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
+    )
+
+
+def require_equal_widths(image: int, text: int, suite: str) -> None:
+    """Features of these widths can be compared.
+
+    Raises:
+        RecipeError: the widths differ.
+    """
+    if image != text:
+        raise RecipeError(
+            f"suite '{suite}': the image tower gives {image} values and the text tower {text}, and"
+            f" they are compared. Give one of them `head: {{name: linear, width: {text}}}`."
+        )
+
+
 def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
     """Features of the text tower's backbone on this rank alone, kept nowhere: for collections that
     are too large for `embed_texts`.
@@ -160,7 +187,7 @@ def _embed(
     plan: Callable[[Rows, int], list[list[Rows]]],
     point: Point,
 ) -> Tensor:
-    store = subject.kept.get(key)
+    store = subject.tables.stores.get(key)
     if store is None:
         # Files of another shape belong to another version of the tower's builder; the width is part
         # of the name.
@@ -169,7 +196,8 @@ def _embed(
             if subject.cache is None
             else Path(subject.cache) / "features" / f"{key}-{tower.feature_width}"
         )
-        store = subject.kept[key] = _open_together(folder, rows, tower.feature_width)
+        store = _open_together(folder, rows, tower.feature_width)
+        subject.tables.stores[key] = store
     _fill(subject, tower, store, wanted, compute, plan)
     everything = len(wanted) == rows and bool((wanted == np.arange(rows)).all())
     table = store.table()
@@ -179,9 +207,10 @@ def _embed(
     if not everything:
         return _project(subject, tower, features)
     memo = _digest(key, _weights_digest(tower.head))
-    if memo not in subject.kept:
-        subject.kept[memo] = _project(subject, tower, features)
-    return cast(Tensor, subject.kept[memo])
+    projected = subject.tables.projected
+    if memo not in projected:
+        projected[memo] = _project(subject, tower, features)
+    return projected[memo]
 
 
 def _open_together(folder: Path | None, rows: int, width: int) -> FeatureStore:

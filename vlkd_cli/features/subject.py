@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.recipe.types import Precision
 
 if TYPE_CHECKING:
     from vlkd_cli.checkpoint import Source
     from vlkd_cli.towers.tower import Tower
+
+
+@dataclass
+class OpenTables:
+    """What suites that are evaluated together share: feature tables that are open or in memory, by
+    what determines them."""
+
+    stores: dict[str, FeatureStore] = field(default_factory=dict)
+    projected: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[int, str] = field(default_factory=dict)
+    """Digests of towers, by `id`."""
 
 
 @dataclass
@@ -40,5 +54,37 @@ class Subject:
     """Which checkpoint the towers come from; None: they are as their builders gave them."""
     image_start: Tower | None = None
     """The image tower before training, for WiSE-FT."""
-    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Feature tables of this evaluation, open or in memory; `run_suites` empties it at its end."""
+    tables: OpenTables = field(default_factory=OpenTables, repr=False, compare=False)
+    """What suites share; `run_suites` gives its suites tables of their own."""
+
+    def source_facts(self) -> dict[str, Any]:
+        """Run, checkpoint, step and averaging of the weights; nulls where nothing was trained."""
+        if self.model is None:
+            return dict.fromkeys(("run", "checkpoint", "step", "averaged"))
+        return {
+            "run": self.model.run,
+            "checkpoint": self.model.file or None,
+            "step": self.model.step,
+            "averaged": self.model.averaged,
+        }
+
+    def tower_facts(self, modality: str) -> dict[str, str]:
+        """Name, digest and, of a tower out of another run, checkpoint of the tower that is
+        evaluated."""
+        tower: Tower = getattr(self, modality)
+        facts = {"name": tower.name, "weights": self.weights_digest(tower)}
+        source = getattr(tower, "source", None)
+        return facts if source is None else {**facts, "source": str(source)}
+
+    def weights_digest(self, tower: Tower) -> str:
+        """sha256 over all that determines what a tower gives, heads included."""
+        if id(tower) not in self.tables.weights:
+            digest = hashlib.sha256(tower.digest().encode())
+            for name, tensor in tower.state_dict().items():
+                if name.startswith(("head.", "heads.")):
+                    digest.update(f"\0{name}\0".encode())
+                    digest.update(
+                        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                    )
+            self.tables.weights[id(tower)] = digest.hexdigest()
+        return self.tables.weights[id(tower)]

@@ -354,7 +354,7 @@ class EvalSpec(Open):
     @property
     def title(self) -> str:
         """What its results are called."""
-        return self.name or self.suite
+        return self.name or self.suite.rpartition(":")[2]
 
 
 class Recipe(Section):

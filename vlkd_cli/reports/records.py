@@ -61,7 +61,8 @@ class StoredResult(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        return str(self.content.get("suite", "")), str(self.content.get("dataset", ""))
+        name = self.content.get("name") or self.content.get("suite", "")
+        return str(name), str(self.content.get("dataset", ""))
 
     @property
     def rows(self) -> str:
@@ -136,7 +137,7 @@ class RunRecord:
         """The metric that each suite and data set is summarized by."""
         found: dict[tuple[str, str], Metric] = {}
         for result in self.results:
-            metric = Metric(*result.key, str(result.content.get("headline", "")))
+            metric = Metric(*result.key, str(result.content.get("primary_metric", "")))
             if metric in self.evaluations:
                 found.setdefault(result.key, metric)
         for metric in self.evaluations:

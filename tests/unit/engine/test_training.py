@@ -39,6 +39,7 @@ def test_a_run_leaves_recipe_versions_metrics_checkpoints_and_results(tmp_path: 
     assert [step for step, _ in metrics["eval/retrieval.shapes.text_to_image_R@1"]] == [6, 12]
     result = json.loads(next((run / "results" / "step_00000012").glob("*.json")).read_text())
     assert result["suite"] == "retrieval" and result["chance"] and result["version"]
+    assert result["model"]["run"] == str(run) and result["model"]["step"] == 12
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

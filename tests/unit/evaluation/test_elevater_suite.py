@@ -45,7 +45,7 @@ def _subject(root: Path, output: Path | None = None, **towers: Any) -> Subject:
 
 
 def _headlines(results: list[Result]) -> dict[str, float]:
-    return {result.dataset: result.metrics[result.headline] for result in results}
+    return {result.dataset: result.metrics[result.primary_metric] for result in results}
 
 
 def _submitted(output: Path, root: Path) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def test_zero_shot_reaches_a_checked_submission(
     assert list(scores) == NAMES
     assert scores["toy-colours"] == scores["toy-memes"] == scores["toy-places"] == 1.0
     assert scores["toy-tags"] > 0.8
-    assert [result.headline for result in results] == [
+    assert [result.primary_metric for result in results] == [
         "accuracy",
         "map_11_points",
         "roc_auc",

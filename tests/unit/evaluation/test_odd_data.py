@@ -126,7 +126,7 @@ def test_data_that_is_multi_label_is_scored_so_even_if_no_image_has_two() -> Non
         FakeTower("image", class_of_picture, 8), FakeTower("text", class_of_prompt, 8)
     )
     result = run(subject, "zero_shot", data={"reader": f"{__name__}:Sparse"})
-    assert result.headline == "mean_average_precision"
+    assert result.primary_metric == "mean_average_precision"
     # Every third row of a class is unlabelled and as near as the others, so precision is two thirds
     # at every recall.
     assert result.metrics["mean_average_precision"] == pytest.approx(2 / 3)

@@ -21,7 +21,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
 from vlkd_cli.evaluation.suites.linear_probe import first_of_each_class
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
-from vlkd_cli.features.subject import Subject
+from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 from vlkd_cli.towers.assemble import assemble
 
@@ -72,7 +72,7 @@ def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
         scale = embed_images(own, reader, point="backbone").norm(dim=1).mean()
         image.head.linear.weight.copy_((weight.T / scale).float())
         image.head.linear.bias.copy_((mean_out - mean_in @ weight).float())
-    own.kept.clear()
+    own.tables = OpenTables()
     return own
 
 
@@ -168,7 +168,7 @@ def test_photos_are_classified_by_prompts_far_above_chance(subject: Subject, sha
         "label": "name",
     }
     imagenet = run(subject, "zero_shot", data=sample, templates="imagenet")
-    assert imagenet.settings["num_classes"] == 200
+    assert imagenet.num_classes == 200
     assert imagenet.metrics["top5"] > 5 * imagenet.chance["top5"]
 
 

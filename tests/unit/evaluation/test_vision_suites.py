@@ -21,8 +21,7 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
-from vlkd_cli.evaluation.suites.zero_shot import class_features
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import class_features, embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
@@ -305,7 +304,7 @@ def test_suites_that_run_second_cost_no_tower_pass() -> None:
     results = run_suites(subject, specs)
     assert len(results) == 5
     assert subject.image is not None and subject.image.encoded == 480 + 480
-    assert not subject.kept
+    assert not subject.tables.stores and not subject.tables.projected
 
 
 def test_results_are_printed_with_chance_beside_them(capsys: pytest.CaptureFixture[str]) -> None:

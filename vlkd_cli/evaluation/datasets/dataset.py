@@ -15,6 +15,7 @@ from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.places import found_by_name
+from vlkd_cli.evaluation.results import DataIdentity
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -32,6 +33,18 @@ class Dataset(NamedTuple):
     def row_hash(self) -> str:
         """Digest of images, captions and their order."""
         return self.reader.fingerprint()
+
+    def identity(self, classes: Sequence[str] | None = None) -> DataIdentity:
+        """What a result says about it.
+
+        Args:
+            classes: names in label order, where the suite uses labels.
+        """
+        hashes = {"rows": self.row_hash}
+        if classes is None:
+            return DataIdentity(self.name, self.split, hashes)
+        hashes["classes"] = class_hash(classes)
+        return DataIdentity(self.name, self.split, hashes, len(classes))
 
 
 def open_dataset(subject: Subject, data: DataSource, *, split: str | None = None) -> Dataset:
@@ -73,6 +86,11 @@ class LabelledPair(NamedTuple):
     classes: list[str]
     train_labels: Tensor
     test_labels: Tensor
+
+    def identity(self) -> DataIdentity:
+        """What a result says about both parts."""
+        judged = self.test.identity(self.classes)
+        return judged._replace(hashes={**judged.hashes, "train_rows": self.train.row_hash})
 
 
 def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) -> LabelledPair:

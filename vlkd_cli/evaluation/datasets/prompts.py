@@ -21,6 +21,7 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
 from vlkd_cli.evaluation.datasets.dataset import Dataset
 from vlkd_cli.evaluation.datasets.known_sets import known_as, load_classes, load_templates
+from vlkd_cli.recipe.types import DataSource
 
 GENERIC = "photo"
 """The template set for data that no set is made for."""
@@ -108,7 +109,7 @@ def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: DataSou
 
 
 def prompts_of(
-    dataset: Dataset, names: Sequence[str], chosen: str | Sequence[str] | None, data: Data
+    dataset: Dataset, names: Sequence[str], chosen: str | Sequence[str] | None, data: DataSource
 ) -> list[list[str]]:
     """`prompts`; a well-known data set gets the templates that vlkd has for it."""
     if (

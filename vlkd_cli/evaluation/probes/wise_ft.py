@@ -99,7 +99,7 @@ def wise_ft(
     results: list[Result] = []
     for alpha in alphas:
         between = interpolate_towers(subject.image_start, subject.image, alpha).to(subject.device)
-        for result in run_suites(replace(subject, image=between, kept={}), specs):
+        for result in run_suites(replace(subject, image=between), specs):
             named = replace(
                 result,
                 protocol=f"{result.protocol}_alpha{alpha:g}",
@@ -116,7 +116,7 @@ def wise_ft(
 
 def print_curve(results: Sequence[Result]) -> None:
     """A table with one line per alpha and one column per suite and data set, each with its
-    headline."""
+    primary metric."""
     curves = _curves(results)
     columns = list(curves)
     alphas = sorted({alpha for curve in curves.values() for alpha in curve})
@@ -130,9 +130,9 @@ def print_curve(results: Sequence[Result]) -> None:
 def _curves(results: Sequence[Result]) -> dict[str, dict[float, float]]:
     curves: dict[str, dict[float, float]] = {}
     for result in results:
-        name = f"{result.suite} {result.dataset} {result.headline}"
+        name = f"{result.name} {result.dataset} {result.primary_metric}"
         curves.setdefault(name, {})[float(result.settings["wise_ft_alpha"])] = result.metrics[
-            result.headline
+            result.primary_metric
         ]
     return curves
 
@@ -152,5 +152,5 @@ def _write_curve(results: Sequence[Result], path: Path) -> None:
         for result in results:
             for metric, value in result.metrics.items():
                 table.writerow(
-                    [result.settings["wise_ft_alpha"], result.suite, result.dataset, metric, value]
+                    [result.settings["wise_ft_alpha"], result.name, result.dataset, metric, value]
                 )

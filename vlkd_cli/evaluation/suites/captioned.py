@@ -3,7 +3,7 @@ image?"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,10 @@ from vlkd_cli.evaluation.datasets.dataset import (
     Dataset,
     LabelledPair,
     captions_at,
-    class_hash,
     labelled_pair,
     labels_of,
 )
-from vlkd_cli.evaluation.datasets.text_files import find_folder, library_versions
+from vlkd_cli.evaluation.datasets.text_files import find_folder
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
@@ -54,7 +53,9 @@ class Captioned(Suite):
     Source: ITRA's linear evaluation of a text tower on captioned ImageNet.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
+    needs = frozenset({"text", "label"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -93,29 +94,15 @@ class Captioned(Suite):
         strength, accuracy = broadcast_object((strength, float(hits.mean())))
         commonest = float(torch.bincount(test_labels).max() / len(test_labels))
         return [
-            Result(
-                suite="captioned",
-                dataset=pair.test.name,
-                split=pair.test.split,
+            self.result(
+                subject,
+                pair.identity(),
                 protocol=f"logistic_regression_{self.captions}_captions",
                 metrics={"accuracy": accuracy},
-                headline="accuracy",
+                primary_metric="accuracy",
                 chance={"accuracy": commonest},
                 num_items=len(test_texts),
-                hashes={
-                    "rows": pair.test.row_hash,
-                    "train_rows": pair.train.row_hash,
-                    "classes": class_hash(pair.classes),
-                },
-                settings={
-                    "C": strength,
-                    "captions": self.captions,
-                    "train_captions": len(train_texts),
-                    "classes": len(pair.classes),
-                    "point": self.point,
-                    "precision": subject.precision,
-                    "libraries": library_versions("numpy", "scikit-learn", "torch"),
-                },
+                settings={"C": strength, "train_captions": len(train_texts)},
             )
         ]
 

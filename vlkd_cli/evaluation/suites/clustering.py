@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.dataset import class_hash, labels_of, named_classes, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import labels_of, named_classes, open_dataset
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import embed_images, normalise
@@ -36,7 +36,9 @@ class Clustering(Suite):
     Source: ProtoCLIP's clustering_evaluation (faiss, 100 iterations, 5 restarts).
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    needs = frozenset({"image", "label"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -76,29 +78,20 @@ class Clustering(Suite):
             seed=self.seed,
         )
         return [
-            Result(
-                suite="clustering",
-                dataset=dataset.name,
-                split=dataset.split,
+            self.result(
+                subject,
+                dataset.identity(classes),
                 protocol=f"kmeans_{clusters}",
                 metrics=cluster_scores(labels, found.labels),
-                headline="ami",
+                primary_metric="ami",
                 chance={
                     "ami": 0.0,
                     "ari": 0.0,
                     "accuracy": chance_accuracy(labels, found.labels, self.seed),
                 },
                 num_items=len(labels),
-                hashes={"rows": dataset.row_hash, "classes": class_hash(classes)},
-                settings={
-                    "clusters": clusters,
-                    "restarts": self.restarts,
-                    "iterations": self.iterations,
-                    "point": self.point,
-                    "seed": self.seed,
-                    "inertia": found.inertia,
-                    "precision": subject.precision,
-                },
+                settings={"clusters": clusters},
+                details={"inertia": found.inertia},
             )
         ]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from vlkd_cli import console
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, official_sets, on_disk
@@ -15,7 +15,7 @@ from vlkd_cli.elevater.run import Plan, Scored, SetRun
 from vlkd_cli.elevater.score import SetScore, average
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import PositiveInt
@@ -61,7 +61,9 @@ class ElevaterSuite(Suite):
     being in eval mode.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    data_keys = frozenset({"root"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -120,6 +122,8 @@ class ElevaterSuite(Suite):
             epochs=epochs or 50,
             model_name=model_name,
         )
+        if mode == "zero_shot" or self.plan.start == "text":
+            self.uses = frozenset({"image", "text"})
 
     @staticmethod
     def _check(mode: str, trains: dict[str, object]) -> None:
@@ -183,17 +187,7 @@ class ElevaterSuite(Suite):
             results.append(self._result(subject, opened, score, runs))
         mean = average(scores, official_sets())
         if mean is not None:
-            results.append(
-                Result(
-                    "elevater",
-                    "average",
-                    "test",
-                    self._protocol(),
-                    {"average": mean},
-                    "average",
-                    num_items=len(scores),
-                )
-            )
+            results.append(self._average(subject, mean, results))
         return results
 
     def _names(self, root: Path) -> list[str]:
@@ -223,37 +217,54 @@ class ElevaterSuite(Suite):
         metric = (
             "map_11_points" if score.metric == "11point_mAP" else score.metric.replace("-", "_")
         )
-        by_chance = chance(score.metric, opened.facts.num_classes)
+        by_chance = chance(score.metric, opened.facts.num_classes, opened.test.targets())
         metrics = {metric: score.mean} | ({"spread": score.spread} if len(runs) > 1 else {})
-        settings = {
+        settings: dict[str, Any] = {
             key: value
             for key, value in vars(self.plan).items()
-            if key not in ("trial", "templates", "model_name")
+            if key not in ("trial", "model_name")
         }
         if self.plan.mode != "zero_shot":
             settings["epoch_chosen_on"] = runs[0].details["epoch_chosen_on"]
-        return Result(
-            suite="elevater",
-            dataset=score.dataset,
-            split="test",
+        hashes = opened.hashes()
+        return self.result(
+            subject,
+            DataIdentity(
+                score.dataset,
+                "test",
+                {
+                    "rows": hashes["row_order"],
+                    "classes": hashes["class_order"],
+                    "files": hashes["files"],
+                },
+                opened.facts.num_classes,
+            ),
             protocol=self._protocol(),
             metrics=metrics,
-            headline=metric,
-            chance={} if by_chance is None else {metric: by_chance},
+            primary_metric=metric,
+            chance={metric: by_chance},
             num_items=len(opened.test),
-            hashes={
-                "rows": opened.hashes()["row_order"],
-                "classes": opened.hashes()["class_order"],
-                "files": opened.hashes()["files"],
-            },
             settings={
                 **settings,
+                "datasets": [score.dataset],
                 "seeds": list(score.seeds),
-                "precision": subject.precision,
                 "row_source": opened.test.order_source,
             },
             details={
                 "seeds": [{"seed": run.seed, metric: run.value, **run.details} for run in runs],
                 "mean": statistics.fmean(score.values),
             },
+        )
+
+    def _average(self, subject: Subject, mean: float, sets: Sequence[Result]) -> Result:
+        chances = [result.chance[result.primary_metric] for result in sets]
+        return self.result(
+            subject,
+            DataIdentity("average", "test", {r.dataset: r.hashes["files"] for r in sets}),
+            protocol=self._protocol(),
+            metrics={"average": mean},
+            primary_metric="average",
+            chance={"average": statistics.fmean(chances)},
+            num_items=len(sets),
+            settings={"datasets": [result.dataset for result in sets], "seeds": self.seeds},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.metrics.geometry import (
 )
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -39,7 +39,8 @@ class FeatureAnalysis(Suite):
         2007.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    modalities = frozenset({"image", "text"})
+    needs = frozenset({"image", "text"})
 
     def __init__(self, *, data: DataSource = None, items: int = 10_000) -> None:
         self.data, self.items = data, items
@@ -58,12 +59,7 @@ class FeatureAnalysis(Suite):
         captions = [captions_at(reader, row, "feature_analysis")[0] for row in rows]
         images = normalise(embed_images(subject, reader, indices=rows))
         texts = normalise(embed_texts(subject, captions))
-        if images.shape[1] != texts.shape[1]:
-            raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower"
-                f" {texts.shape[1]}; feature_analysis compares them. Give one of them `head:"
-                f" {{name: linear, width: {texts.shape[1]}}}`."
-            )
+        require_equal_widths(images.shape[1], texts.shape[1], "feature_analysis")
         metrics = {
             "pair_cosine": (images * texts).double().sum(1).mean().item(),
             "alignment": alignment(images, texts),
@@ -85,17 +81,14 @@ class FeatureAnalysis(Suite):
                 int(torch.searchsorted(cumulative, torch.tensor(0.9, dtype=cumulative.dtype))) + 1
             )
         return [
-            Result(
-                suite="feature_analysis",
-                dataset=dataset.name,
-                split=dataset.split,
+            self.result(
+                subject,
+                dataset.identity(),
                 protocol="first_caption",
                 metrics=metrics,
-                headline="pair_cosine",
+                primary_metric="pair_cosine",
                 chance={"pair_cosine": 0.0, "alignment": 2.0},
                 num_items=count,
-                hashes={"rows": dataset.row_hash},
-                settings={"items": count, "width": images.shape[1], "precision": subject.precision},
-                details=details,
+                details={**details, "width": images.shape[1]},
             )
         ]

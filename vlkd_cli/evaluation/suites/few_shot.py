@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
@@ -34,7 +34,9 @@ class FewShot(Suite):
         normalise: bring features to unit length first.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    needs = frozenset({"image", "label"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -96,28 +98,18 @@ class FewShot(Suite):
                 zip(map(str, self.seeds), top1, strict=True)
             )
         return [
-            Result(
-                suite="few_shot",
-                dataset=pair.test.name,
-                split=pair.test.split,
+            self.result(
+                subject,
+                pair.identity(),
                 protocol="logistic_regression",
                 metrics=metrics,
-                headline=f"{self.shots[-1]}shot_top1",
+                primary_metric=f"{self.shots[-1]}shot_top1",
                 chance=chance,
                 num_items=len(test),
-                hashes={
-                    "rows": pair.test.row_hash,
-                    "train_rows": pair.train.row_hash,
-                    "classes": class_hash(pair.classes),
-                },
                 settings={
                     "shots": list(self.shots),
                     "seeds": list(self.seeds),
-                    "C": self.C,
-                    "point": self.point,
-                    "normalise": self.normalise,
                     "train_split": pair.train.split,
-                    "precision": subject.precision,
                 },
                 details=details,
             )

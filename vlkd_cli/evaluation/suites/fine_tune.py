@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
 from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
 from vlkd_cli.evaluation.probes.fine_tuning import (
@@ -21,7 +21,7 @@ from vlkd_cli.evaluation.probes.wise_ft import interpolate_states
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.evaluation.suites.linear_probe import accuracies
-from vlkd_cli.evaluation.suites.zero_shot import class_features
+from vlkd_cli.features.encode import class_features
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -52,7 +52,8 @@ class FineTune(Suite):
         `wise_ft`.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    needs = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -82,6 +83,8 @@ class FineTune(Suite):
             templates,
             tuple(wise_ft or ()),
         )
+        if text_start:
+            self.uses = frozenset({"image", "text"})
         if epochs < 1 or batch_size < 2:
             raise RecipeError("suite 'fine_tune': epochs is at least 1 and batch_size at least 2.")
         if text_start and point == "backbone":
@@ -100,7 +103,7 @@ class FineTune(Suite):
                     "suite 'fine_tune': text_start needs a text tower, and there is none."
                 )
             start = class_features(
-                subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise"
+                subject, prompts_of(pair.test, pair.classes, self.templates, self.data)
             )
         num_classes = len(pair.classes)
         network = TowerClassifier(
@@ -132,32 +135,17 @@ class FineTune(Suite):
         if subject.device.type == "cuda":
             torch.cuda.empty_cache()
         return [
-            Result(
-                suite="fine_tune",
-                dataset=pair.test.name,
-                split=pair.test.split,
+            self.result(
+                subject,
+                pair.identity(),
                 protocol="elevater_last_epoch",
                 metrics=metrics,
-                headline="top1",
+                primary_metric="top1",
                 chance=chance,
                 num_items=len(pair.test_labels),
-                hashes={
-                    "rows": pair.test.row_hash,
-                    "train_rows": pair.train.row_hash,
-                    "classes": class_hash(pair.classes),
-                },
                 settings={
-                    "epochs": self.epochs,
-                    "lr": self.setting.lr,
-                    "weight_decay": self.setting.weight_decay,
-                    "batch_size": self.batch_size,
-                    "point": self.point,
-                    "text_start": self.text_start,
                     "train_split": pair.train.split,
                     "train_images": len(pair.train_labels),
-                    "num_classes": num_classes,
-                    "seed": self.seed,
-                    "precision": subject.precision,
                 },
             )
         ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import class_hash, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import labelled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
@@ -25,15 +25,16 @@ class KNN(Suite):
     Args:
         data: labelled images that are classified.
         train_data: labelled images that vote; by default the same data with `split: train`.
-        k: numbers of neighbours; those beyond the training set are left out. The headline is 20, or
-            the largest where 20 is not among them.
+        k: numbers of neighbours; those beyond the training set are left out. The primary metric is
+            that of 20, or of the largest where 20 is not among them.
         temperature: of the weights; 0 lets every neighbour count 1.
         point: features before the head, or after it.
 
     Source: DINO's eval_knn.py; ITRA's knn evaluation is k 20.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    needs = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -76,27 +77,18 @@ class KNN(Suite):
             metrics[f"k{k}_mean_per_class"] = mean_per_class(scores.argmax(1), pair.test_labels)
             chance[f"k{k}_mean_per_class"] = 1 / num_classes
         return [
-            Result(
-                suite="knn",
-                dataset=pair.test.name,
-                split=pair.test.split,
+            self.result(
+                subject,
+                pair.identity(),
                 protocol="weighted" if self.temperature else "majority",
                 metrics=metrics,
-                headline="k20_top1" if "k20_top1" in metrics else f"k{ks[-1]}_top1",
+                primary_metric="k20_top1" if "k20_top1" in metrics else f"k{ks[-1]}_top1",
                 chance=chance,
                 num_items=len(test),
-                hashes={
-                    "rows": pair.test.row_hash,
-                    "train_rows": pair.train.row_hash,
-                    "classes": class_hash(pair.classes),
-                },
                 settings={
-                    "temperature": self.temperature,
-                    "point": self.point,
+                    "k": list(ks),
                     "train_split": pair.train.split,
                     "train_images": len(train),
-                    "num_classes": num_classes,
-                    "precision": subject.precision,
                 },
             )
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.dataset import (
     LabelledPair,
-    class_hash,
     labelled_pair,
     labels_of,
     open_dataset,
@@ -25,8 +24,7 @@ from vlkd_cli.evaluation.probes.peak_search import search_peak
 from vlkd_cli.evaluation.probes.probes import HeadSetting, train_heads
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.evaluation.suites.zero_shot import class_features
-from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.encode import class_features, embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -102,7 +100,9 @@ class LinearProbe(Suite):
         linear_probe.py; Elevater_Toolkit_IC.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    modalities = frozenset({"image"})
+    needs = frozenset({"image", "label"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -132,6 +132,8 @@ class LinearProbe(Suite):
             seed,
         )
         self.text_start, self.templates = text_start, templates
+        if text_start:
+            self.uses = frozenset({"image", "text"})
         if not 0 < val_share < 1:
             raise RecipeError("suite 'linear_probe': val_share is between 0 and 1.")
         if text_start and (point == "backbone" or not protocol.startswith("elevater")):
@@ -154,29 +156,18 @@ class LinearProbe(Suite):
             outcome = self._elevater(features, num_classes, self._start(subject, pair))
         metrics, chance = accuracies(outcome.scores, features.test_labels, num_classes)
         return [
-            Result(
-                suite="linear_probe",
-                dataset=pair.test.name,
-                split=pair.test.split,
+            self.result(
+                subject,
+                pair.identity(),
                 protocol=self.protocol,
                 metrics=metrics | outcome.metrics,
-                headline="top1",
+                primary_metric="top1",
                 chance=chance | dict.fromkeys(outcome.metrics, 1 / num_classes),
                 num_items=len(features.test),
-                hashes={
-                    "rows": pair.test.row_hash,
-                    "train_rows": pair.train.row_hash,
-                    "classes": class_hash(pair.classes),
-                },
                 settings={
-                    "point": self.point,
-                    "tune": self.tune,
                     "train_split": pair.train.split,
                     "train_images": len(features.train),
                     "val_images": len(features.valid),
-                    "num_classes": num_classes,
-                    "seed": self.seed,
-                    "precision": subject.precision,
                     "epoch_chosen_on": (
                         "test" if self.protocol == "elevater_paper" else "none (last epoch)"
                     ),
@@ -343,7 +334,7 @@ class LinearProbe(Suite):
                 "suite 'linear_probe': text_start needs a text tower, and there is none."
             )
         return class_features(
-            subject, prompts_of(pair.test, pair.classes, self.templates, self.data), "normalise"
+            subject, prompts_of(pair.test, pair.classes, self.templates, self.data)
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -14,15 +14,17 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.passages import (
     BEIR,
     MARCO,
+    Collection,
     Corpus,
+    Judged,
     open_collection,
     read_judgements,
     read_queries,
 )
-from vlkd_cli.evaluation.datasets.text_files import file_hashes, library_versions
+from vlkd_cli.evaluation.datasets.text_files import file_hashes
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
@@ -40,7 +42,11 @@ class PassageRetrieval(Suite):
     interrupted evaluation goes on where it was. Ties go to the larger id, read as text, so that an
     encoder that makes all passages equal gains nothing.
 
-    Every query with a relevant judgement counts; one without a query text counts 0 and is told.
+    In BEIR's format the passage with the query's own id is left out of its list, as BEIR, MTEB and
+    the papers do: ArguAna and Quora take their queries from the passages. A passage that is judged
+    relevant to the query stays, whatever its id.
+
+    Every query with a relevant judgement counts; one without a query text counts 0 and is reported.
 
     Args:
         data: folder of the collection, or one that holds it; by default `--data`.
@@ -64,7 +70,7 @@ class PassageRetrieval(Suite):
         2021); trec_eval.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
 
     def __init__(
         self,
@@ -123,20 +129,24 @@ class PassageRetrieval(Suite):
         fingerprint = f"{hashes[collection.corpus]}-{self.title}-{self.max_passages}"
         if self.max_passages is not None:
             fingerprint += f"-{hashes[collection.judgements]}-{hashes[collection.queries]}"
+        depth = max(100, self.k[-1])
         scores, keys = search(
             subject,
             embedded,
             corpus,
-            max(100, self.k[-1]),
+            depth + 1,  # a query's own passage is taken out afterwards
             similarity=self.similarity,
             prompt=self.passage_prompt,
             chunk_size=self.chunk_size,
             projected=self.point == "projected",
             fingerprint=fingerprint,
         )
-        ranked = {
-            query: [corpus.id_of(key) for key in row]
-            for query, row in zip(asked, keys.tolist(), strict=True)
+        ranked = [[corpus.id_of(key) for key in row] for row in keys.tolist()]
+        answers = {
+            query: _without(own, passages, values, depth)
+            for query, own, passages, values in zip(
+                asked, self._own(collection, asked, judged), ranked, scores.tolist(), strict=True
+            )
         }
         name = (
             collection.name
@@ -144,51 +154,44 @@ class PassageRetrieval(Suite):
             else f"{collection.name}[{len(corpus)}]"
         )
         if subject.output is not None and is_main():
-            _write_run(
-                Path(subject.output) / f"passage_retrieval-{name}-{collection.split}.run",
-                ranked,
-                scores.tolist(),
-            )
-        metrics = ranking_metrics(ranked, judged, self.k, gain=self.gain)
+            file = f"passage_retrieval-{name}-{collection.split}.run"
+            _write_run(Path(subject.output) / file, answers)
+        metrics = ranking_metrics(
+            {query: [passage for passage, _ in found] for query, found in answers.items()},
+            judged,
+            self.k,
+            gain=self.gain,
+        )
         chance = chance_metrics(judged, len(corpus), self.k, gain=self.gain)
         return [
-            Result(
-                suite="passage_retrieval",
-                dataset=name,
-                split=collection.split,
-                protocol=f"exact_{self.similarity}",
-                metrics={
-                    metric: value
-                    for metric, value in metrics.items()
-                    if not metric.startswith("precision")
-                },
-                headline="mrr@10" if collection.is_marco else "ndcg@10",
-                chance={
-                    metric: value
-                    for metric, value in chance.items()
-                    if not metric.startswith("precision")
-                },
+            self.result(
+                subject,
+                DataIdentity(name, collection.split, hashes),
+                protocol=f"exact_{self.similarity}"
+                + ("" if collection.is_marco else "_own_passage_left_out"),
+                metrics=_without_precision(metrics),
+                primary_metric="mrr@10" if collection.is_marco else "ndcg@10",
+                chance=_without_precision(chance),
                 num_items=len(judged),
                 num_skipped=len(queries) - len(asked),
-                hashes=hashes,
                 settings={
+                    "k": self.k,
                     "passages": len(corpus),
                     "passages_in_file": corpus.num_passages_on_disk,
-                    "similarity": self.similarity,
-                    "gain": self.gain,
-                    "k": self.k,
                     "ties": "score, then id as text, descending",
-                    "title": self.title,
-                    "query_prompt": self.query_prompt,
-                    "passage_prompt": self.passage_prompt,
-                    "point": self.point,
-                    "precision": subject.precision,
-                    "files": collection.files,
-                    "libraries": library_versions("numpy", "torch"),
                 },
                 details=details | {f"precision@{k}": metrics[f"precision@{k}"] for k in self.k},
             )
         ]
+
+    def _own(
+        self, collection: Collection, asked: Sequence[str], judged: Judged
+    ) -> list[str | None]:
+        """For each query the id that is left out of its list: its own, in BEIR's format, unless
+        that passage is judged relevant."""
+        if collection.is_marco:
+            return [None] * len(asked)
+        return [None if judged[query].get(query, 0) > 0 else query for query in asked]
 
     def _folder(self, subject: Subject) -> Path:
         root = self.data or subject.data_root
@@ -242,15 +245,25 @@ class PassageRetrieval(Suite):
             )
 
 
-def _write_run(
-    path: Path, ranked: Mapping[str, Sequence[str]], scores: Sequence[Sequence[float]]
-) -> None:
+def _without(
+    own: str | None, passages: Sequence[str], scores: Sequence[float], depth: int
+) -> list[tuple[str, float]]:
+    """The first `depth` passages with their scores, but for `own`."""
+    pairs = zip(passages, scores, strict=True)
+    return [(passage, score) for passage, score in pairs if passage != own][:depth]
+
+
+def _without_precision(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("precision")}
+
+
+def _write_run(path: Path, answers: Mapping[str, Sequence[tuple[str, float]]]) -> None:
     """The ranked lists in TREC's format: query, Q0, passage, rank, score, name of the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
-            for (query, passages), row in zip(ranked.items(), scores, strict=True):
-                for rank, (passage, score) in enumerate(zip(passages, row, strict=True), start=1):
+            for query, found in answers.items():
+                for rank, (passage, score) in enumerate(found, start=1):
                     file.write(f"{query} Q0 {passage} {rank} {score:.8g} vlkd\n")
     except OSError as error:
         raise DataError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 
@@ -20,7 +18,7 @@ from vlkd_cli.evaluation.metrics.ranks import (
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -44,7 +42,8 @@ class Retrieval(Suite):
         metrics.py.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    modalities = frozenset({"image", "text"})
+    needs = frozenset({"image", "text"})
 
     def __init__(
         self,
@@ -72,12 +71,7 @@ class Retrieval(Suite):
         counts = np.diff(ends, prepend=0)
         images = normalise(embed_images(subject, reader))
         texts = normalise(embed_texts(subject, captions))
-        if images.shape[1] != texts.shape[1]:
-            raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower"
-                f" {texts.shape[1]}; retrieval compares them. Give one of them `head: {{name:"
-                f" linear, width: {texts.shape[1]}}}`."
-            )
+        require_equal_widths(images.shape[1], texts.shape[1], "retrieval")
         owner = torch.from_numpy(np.repeat(np.arange(len(reader)), counts))
         ranks = pair_ranks(images, texts, torch.from_numpy(counts))
         metrics: dict[str, float] = {}
@@ -99,28 +93,22 @@ class Retrieval(Suite):
             recalls = [value for name, value in values.items() if "_R@" in name]
             values["mean_recall"] = float(np.mean(recalls))
         return [
-            Result(
-                suite="retrieval",
-                dataset=dataset.name,
-                split=dataset.split,
+            self.result(
+                subject,
+                dataset.identity(),
                 protocol=(
                     "all_captions"
                     if self.captions_per_image is None
                     else f"first_{self.captions_per_image}_captions"
                 ),
                 metrics=metrics,
-                headline="mean_recall",
+                primary_metric="mean_recall",
                 chance=chance,
                 num_items=len(reader),
-                hashes={"rows": dataset.row_hash},
-                settings={
-                    "k": list(self.k),
-                    "captions": len(captions),
-                    "precision": subject.precision,
-                },
-                items=retrieval_items(ranks.of_texts, ranks.of_images, counts)
-                if self.items
-                else None,
+                settings={"k": list(self.k), "captions": len(captions)},
+                items=(
+                    retrieval_items(ranks.of_texts, ranks.of_images, counts) if self.items else None
+                ),
                 shown=(
                     retrieval_shown(images, texts, owner, ranks.of_images, captions, reader)
                     if self.items and is_main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from vlkd_cli.evaluation.datasets.senteval_tasks import PROBING, TASKS, TRANSFER
 from vlkd_cli.evaluation.datasets.text_files import (
     file_hashes,
     find_folder,
-    library_versions,
     missing_files,
 )
 from vlkd_cli.evaluation.probes.relatedness import relatedness
@@ -29,7 +28,7 @@ from vlkd_cli.evaluation.probes.transfer import (
     given_split,
     nested_folds,
 )
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
@@ -64,7 +63,8 @@ class SentEval(Suite):
     decay counts as today's PyTorch averages the loss.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
+    libraries = ("scikit-learn",)
 
     def __init__(
         self,
@@ -108,7 +108,8 @@ class SentEval(Suite):
         )
         results = [self._evaluate(subject, root, name) for name in self._present(root)]
         if all(any(result.dataset == name for result in results) for name in TABLE):
-            results.append(_average([result for result in results if result.dataset in TABLE]))
+            table = [result for result in results if result.dataset in TABLE]
+            results.append(self._average(subject, table))
         return results
 
     def _present(self, root: Path) -> list[str]:
@@ -155,13 +156,13 @@ class SentEval(Suite):
                 "mse": found.mse,
                 "dev_pearson": found.dev_pearson,
             }
-            headline, chance = "pearson", {"pearson": 0.0, "spearman": 0.0, "dev_pearson": 0.0}
+            primary, chance = "pearson", {"pearson": 0.0, "spearman": 0.0, "dev_pearson": 0.0}
         else:
             try:
                 scores = self._scores(subject, task, features, parts)
             except DataError as error:
                 raise DataError(f"suite 'senteval': {name}: {error}") from error
-            metrics, headline = (
+            metrics, primary = (
                 {
                     "accuracy": scores.test / 100,
                     "dev_accuracy": scores.dev / 100,
@@ -175,20 +176,22 @@ class SentEval(Suite):
                 metrics["f1"] = float(f1_score(parts[-1].labels, scores.predicted))
         # Trained on every rank alike; broadcast, since threads may still differ in the last bit.
         metrics = broadcast_object(metrics)
-        return Result(
-            suite="senteval",
-            dataset=name,
-            split="folds" if task.scheme == "nested" else "test",
+        split = "folds" if task.scheme == "nested" else "test"
+        return self.result(
+            subject,
+            DataIdentity(name, split, file_hashes(root, task.files)),
             protocol=(
                 f"{task.scheme}_{'regressor' if task.scheme == 'relatedness' else self.classifier}"
             ),
             metrics=metrics,
-            headline=headline,
+            primary_metric=primary,
             chance=chance,
             num_items=len(parts[-1].labels),
-            hashes=file_hashes(root, task.files),
-            settings=self._settings(subject, task)
-            | {"sizes": [len(part.labels) for part in parts]},
+            settings={
+                "kfold": self.kfold if task.scheme in ("nested", "folds") else None,
+                "hidden": 0 if task.linear else self.hidden,
+                "sizes": [len(part.labels) for part in parts],
+            },
         )
 
     def _scores(
@@ -222,18 +225,18 @@ class SentEval(Suite):
             features.append(torch.cat([(first - second).abs(), first * second], dim=1))
         return features
 
-    def _settings(self, subject: Subject, task: Task) -> dict[str, Any]:
-        return {
-            "classifier": self.classifier,
-            "kfold": self.kfold if task.scheme in ("nested", "folds") else None,
-            "hidden": 0 if task.linear else self.hidden,
-            "dropout": self.dropout,
-            "seed": self.seed,
-            "point": self.point,
-            "precision": subject.precision,
-            "files": list(task.files),
-            "libraries": library_versions("numpy", "scikit-learn", "torch"),
-        }
+    def _average(self, subject: Subject, table: Sequence[Result]) -> Result:
+        hashes = {file: digest for result in table for file, digest in result.hashes.items()}
+        return self.result(
+            subject,
+            DataIdentity("average", "test", hashes),
+            protocol=table[0].protocol.partition("_")[2],
+            metrics={"accuracy": float(np.mean([result.metrics["accuracy"] for result in table]))},
+            primary_metric="accuracy",
+            chance={"accuracy": float(np.mean([result.chance["accuracy"] for result in table]))},
+            num_items=sum(result.num_items for result in table),
+            settings={"tasks": [result.dataset for result in table]},
+        )
 
 
 def _scored(features: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Tensor, Any]]:
@@ -245,18 +248,3 @@ def _scored(features: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Ten
 def _commonest(part: Part) -> float:
     """Share of the most frequent class: what always giving one answer reaches."""
     return float(np.unique(part.labels, return_counts=True)[1].max() / len(part.labels))
-
-
-def _average(table: Sequence[Result]) -> Result:
-    return Result(
-        suite="senteval",
-        dataset="average",
-        split="test",
-        protocol=table[0].protocol.partition("_")[2],
-        metrics={"accuracy": float(np.mean([result.metrics["accuracy"] for result in table]))},
-        headline="accuracy",
-        chance={"accuracy": float(np.mean([result.chance["accuracy"] for result in table]))},
-        num_items=sum(result.num_items for result in table),
-        hashes={file: digest for result in table for file, digest in result.hashes.items()},
-        settings={"tasks": [result.dataset for result in table]},
-    )

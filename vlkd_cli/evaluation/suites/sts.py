@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,12 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.text_files import (
     file_hashes,
     find_folder,
-    library_versions,
     missing_files,
     number,
     read_lines,
 )
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
@@ -71,7 +70,7 @@ class STS(Suite):
             are named.
         similarity: `max` is the best Spearman (and Pearson) of the four, which
             sentence-transformers before 3.0 returned.
-        aggregation: which of the three the headline is.
+        aggregation: which of the three the primary metric is.
         compat: `simcse` rounds to two decimals (of percent) before the mean over sets is taken, as
             published tables did.
         point: features after the head, or before it.
@@ -80,7 +79,8 @@ class STS(Suite):
         2021).
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
+    libraries = ("scipy",)
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class STS(Suite):
                 start = end
             results.append(self._result(subject, root, name, subsets, vectors))
         if len(table := [result for result in results if result.dataset in TABLE]) > 1:
-            results.append(self._average(table))
+            results.append(self._average(subject, table))
         return results
 
     def _present(self, root: Path) -> list[str]:
@@ -167,26 +167,17 @@ class STS(Suite):
         }
         if name in SINGLE:
             figures = {"spearman": figures["spearman_all"], "pearson": figures["pearson_all"]}
-        files = _files(name)
-        return Result(
-            suite="sts",
-            dataset=name,
-            split="all" if name == "SICKR-all" else name.partition("-")[2] or "test",
+        split = "all" if name == "SICKR-all" else name.partition("-")[2] or "test"
+        return self.result(
+            subject,
+            DataIdentity(name, split, file_hashes(root, _files(name))),
             protocol=f"unsupervised_{self.similarity}",
             metrics=figures,
-            headline="spearman" if name in SINGLE else f"spearman_{self.aggregation}",
+            primary_metric="spearman" if name in SINGLE else f"spearman_{self.aggregation}",
             chance=dict.fromkeys(figures, 0.0),
             num_items=sum(len(pairs.gold) for pairs in subsets.values()),
             num_skipped=sum(pairs.skipped for pairs in subsets.values()),
-            hashes=file_hashes(root, files),
-            settings={
-                "similarity": self.similarity,
-                "aggregation": "one list" if name in SINGLE else self.aggregation,
-                "point": self.point,
-                "precision": subject.precision,
-                "files": files,
-                "libraries": library_versions("numpy", "scipy", "torch"),
-            },
+            settings={"aggregation": "one list" if name in SINGLE else self.aggregation},
             details={
                 "subsets": {
                     str(kind): table for kind, (_, table) in zip(kinds, tables, strict=True)
@@ -194,34 +185,29 @@ class STS(Suite):
             },
         )
 
-    def _average(self, table: Sequence[Result]) -> Result:
+    def _average(self, subject: Subject, table: Sequence[Result]) -> Result:
         """The last column of the usual table; says over which sets it is."""
-        values = [result.metrics[result.headline] for result in table]
+        values = [result.metrics[result.primary_metric] for result in table]
         pearsons = [
-            result.metrics[result.headline.replace("spearman", "pearson")] for result in table
+            result.metrics[result.primary_metric.replace("spearman", "pearson")] for result in table
         ]
         if self.compat == "simcse":
             values, pearsons = (
                 [round(100 * value, 2) / 100 for value in column] for column in (values, pearsons)
             )
         names = [result.dataset for result in table]
-        return Result(
-            suite="sts",
-            dataset="average" if len(names) == len(TABLE) else f"average of {'+'.join(names)}",
-            split="test",
+        dataset = "average" if len(names) == len(TABLE) else f"average of {'+'.join(names)}"
+        hashes = {file: digest for result in table for file, digest in result.hashes.items()}
+        return self.result(
+            subject,
+            DataIdentity(dataset, "test", hashes),
             protocol=table[0].protocol,
             metrics={"spearman": float(np.mean(values)), "pearson": float(np.mean(pearsons))},
-            headline="spearman",
+            primary_metric="spearman",
             chance={"spearman": 0.0, "pearson": 0.0},
             num_items=sum(result.num_items for result in table),
             num_skipped=sum(result.num_skipped for result in table),
-            hashes={file: digest for result in table for file, digest in result.hashes.items()},
-            settings={
-                "sets": names,
-                "aggregation": self.aggregation,
-                "compat": self.compat,
-                "similarity": self.similarity,
-            },
+            settings={"sets": names},
         )
 
 

@@ -7,12 +7,12 @@ import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, library_versions
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.sentence_encoder import SentenceEncoder
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point
@@ -42,7 +42,8 @@ class WikiSections(Suite):
     Networks, ACL 2018; measured by sentence-transformers' TripletEvaluator.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
+    libraries = ("sentence-transformers",)
 
     def __init__(
         self,
@@ -90,26 +91,16 @@ class WikiSections(Suite):
         )
         found = evaluator(encoder)
         accuracies = {kind: float(found[f"{kind}_accuracy"]) for kind in kinds}
+        split = self.split if self.limit is None else f"{self.split}[:{self.limit}]"
         return [
-            Result(
-                suite="wiki_sections",
-                dataset="wikipedia-sections",
-                split=self.split if self.limit is None else f"{self.split}[:{self.limit}]",
+            self.result(
+                subject,
+                DataIdentity("wikipedia-sections", split, file_hashes(root, [file])),
                 protocol=f"triplet_{self.similarity}",
                 metrics={"accuracy": max(accuracies.values())},
-                headline="accuracy",
+                primary_metric="accuracy",
                 chance={"accuracy": 0.5},
                 num_items=len(triplets),
-                hashes=file_hashes(root, [file]),
-                settings={
-                    "similarity": self.similarity,
-                    "margin": self.margin,
-                    "limit": self.limit,
-                    "point": self.point,
-                    "precision": subject.precision,
-                    "files": [file],
-                    "libraries": library_versions("numpy", "torch", "sentence-transformers"),
-                },
                 details={"accuracy": accuracies},
             )
         ]

@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,10 @@ from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.datasets.text_files import (
     file_hashes,
     find_folder,
-    library_versions,
     read_lines,
 )
 from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.encode import Point, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
@@ -70,7 +69,8 @@ class WordSimilarity(Suite):
         point: features after the head, or before it.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+    modalities = frozenset({"text"})
+    libraries = ("scipy",)
 
     def __init__(
         self,
@@ -146,27 +146,15 @@ class WordSimilarity(Suite):
                 f"{name}: {int((~covered).sum())} of {len(covered)} pairs have a word without a"
                 f" vector ({told}); oov: {self.oov}."
             )
-        return Result(
-            suite="word_similarity",
-            dataset=name,
-            split="test",
+        return self.result(
+            subject,
+            DataIdentity(name, "test", file_hashes(root, [file])),
             protocol=f"templates_{self.templates}-oov_{self.oov}",
             metrics={"spearman": score, "coverage": float(covered.mean())},
-            headline="spearman",
+            primary_metric="spearman",
             chance={"spearman": 0.0},
             num_items=used,
             num_skipped=len(covered) - used,
-            hashes=file_hashes(root, [file]),
-            settings={
-                "templates": self.templates,
-                "template_set": self.template_set if self.templates != "none" else None,
-                "oov": self.oov,
-                "lowercase": self.lowercase,
-                "point": self.point,
-                "precision": subject.precision,
-                "files": [file],
-                "libraries": library_versions("numpy", "scipy", "torch"),
-            },
             details={
                 "pairs_without_vector": int((~covered).sum()),
                 "words_without_vector": unknown,

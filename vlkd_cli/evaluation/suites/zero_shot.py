@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import class_hash, labels_of, open_dataset
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
 from vlkd_cli.evaluation.metrics.classification import (
     chance_average_precision,
@@ -24,11 +22,14 @@ from vlkd_cli.evaluation.metrics.classification import (
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.shown import classification_items, classification_shown
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import (
+    class_features,
+    embed_images,
+    normalise,
+    require_equal_widths,
+)
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
-
-Ensemble = Literal["normalise", "raw_mean"]
 
 
 class ZeroShot(Suite):
@@ -57,7 +58,8 @@ class ZeroShot(Suite):
         `raw_mean` as in ITRA.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    modalities = frozenset({"image", "text"})
+    needs = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class ZeroShot(Suite):
         data: DataSource = None,
         templates: str | list[str] | None = None,
         classes: str | list[str] | None = None,
-        ensemble: Ensemble = "normalise",
+        ensemble: Literal["normalise", "raw_mean"] = "normalise",
         topk: list[int] | None = None,
         multi_label: bool | None = None,
         items: bool = True,
@@ -86,12 +88,7 @@ class ZeroShot(Suite):
         texts = prompts_of(dataset, names, self.templates, self.data)
         images = normalise(embed_images(subject, dataset.reader))
         classifier = class_features(subject, texts, self.ensemble)
-        if images.shape[1] != classifier.shape[1]:
-            raise RecipeError(
-                f"the image tower embeds {images.shape[1]} values and the text tower"
-                f" {classifier.shape[1]}; zero_shot compares them. Give one of them `head: {{name:"
-                f" linear, width: {classifier.shape[1]}}}`."
-            )
+        require_equal_widths(images.shape[1], classifier.shape[1], "zero_shot")
         cosine = images @ classifier.T
         several = [tuple(dataset.reader.labels(index)) for index in range(len(dataset.reader))]
         many = (
@@ -100,20 +97,33 @@ class ZeroShot(Suite):
             else self.multi_label
         )
         if many:
-            scored = self._multi_label(cosine, several, names)
-            return [self._result(dataset, subject, names, texts, *scored)]
-        labels = labels_of(dataset.reader, names)
-        result = self._result(
-            dataset, subject, names, texts, *self._single_label(cosine, labels, names)
-        )
-        if not self.items:
-            return [result]
-        shown = (
-            classification_shown(cosine, labels, images, names, dataset.reader)
-            if is_main()
-            else None
-        )
-        return [replace(result, items=classification_items(cosine, labels), shown=shown)]
+            labels = None
+            metrics, chance, details = self._multi_label(cosine, several, names)
+        else:
+            labels = labels_of(dataset.reader, names)
+            metrics, chance, details = self._single_label(cosine, labels, names)
+        identity = dataset.identity(names)
+        prompts = class_hash([text for own in texts for text in own])
+        items, shown = None, None
+        if self.items and labels is not None:
+            items = classification_items(cosine, labels)
+            if is_main():
+                shown = classification_shown(cosine, labels, images, names, dataset.reader)
+        return [
+            self.result(
+                subject,
+                identity._replace(hashes={**identity.hashes, "prompts": prompts}),
+                protocol=f"prompts_{self.ensemble}",
+                metrics=metrics,
+                primary_metric="top1" if "top1" in metrics else next(iter(metrics)),
+                chance=chance,
+                num_items=len(dataset.reader),
+                settings={"multi_label": many, "prompts_per_class": max(map(len, texts))},
+                details=details,
+                items=items,
+                shown=shown,
+            )
+        ]
 
     def _single_label(
         self, scores: Tensor, labels: Tensor, names: list[str]
@@ -163,43 +173,3 @@ class ZeroShot(Suite):
             ]
         }
         return metrics, chance, details
-
-    def _result(
-        self,
-        dataset: Dataset,
-        subject: Subject,
-        names: list[str],
-        texts: list[list[str]],
-        metrics: dict[str, float],
-        chance: dict[str, float],
-        details: dict[str, Any],
-    ) -> Result:
-        return Result(
-            suite="zero_shot",
-            dataset=dataset.name,
-            split=dataset.split,
-            protocol=f"prompts_{self.ensemble}",
-            metrics=metrics,
-            headline="top1" if "top1" in metrics else next(iter(metrics)),
-            chance=chance,
-            num_items=len(dataset.reader),
-            hashes={"rows": dataset.row_hash, "classes": class_hash(names)},
-            settings={
-                "templates": self.templates if self.templates is not None else "default",
-                "prompts_per_class": max(map(len, texts)),
-                "num_classes": len(names),
-                "ensemble": self.ensemble,
-                "precision": subject.precision,
-            },
-            details=details,
-        )
-
-
-def class_features(subject: Subject, texts: list[list[str]], ensemble: Ensemble) -> Tensor:
-    """One unit-length feature per class, `[C, D]`, from the prompts of each class."""
-    features = embed_texts(subject, [text for own in texts for text in own])
-    if ensemble == "normalise":
-        features = normalise(features)
-    return normalise(
-        torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
-    )

@@ -17,7 +17,7 @@ def test_captions_that_tell_the_class_score_one_and_others_chance(tmp_path: Path
         perfect.metrics["accuracy"],
         perfect.split,
         perfect.num_items,
-        perfect.settings["classes"],
+        perfect.num_classes,
     ) == (1, "test", 90, 3)
     (random,) = suite.run(random_subject())
     assert abs(random.metrics["accuracy"] - random.chance["accuracy"]) < 0.2 and random.chance[

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from vlkd_cli.features.subject import Subject
 
 def test_a_perfect_encoder_finds_every_passage(tmp_path: Path) -> None:
     marco = PassageRetrieval(data=str(write_marco(tmp_path / "msmarco"))).run(perfect_subject())[0]
-    assert (marco.dataset, marco.split, marco.headline, marco.num_items) == (
+    assert (marco.dataset, marco.split, marco.primary_metric, marco.num_items) == (
         "msmarco",
         "dev.small",
         "mrr@10",
@@ -37,7 +38,11 @@ def test_a_perfect_encoder_finds_every_passage(tmp_path: Path) -> None:
     beir = PassageRetrieval(data=str(write_beir(tmp_path / "beir")), gain="binary").run(
         perfect_subject()
     )[0]
-    assert (beir.headline, beir.metrics["ndcg@10"], beir.metrics["map@100"]) == ("ndcg@10", 1, 1)
+    assert (beir.primary_metric, beir.metrics["ndcg@10"], beir.metrics["map@100"]) == (
+        "ndcg@10",
+        1,
+        1,
+    )
     assert set(beir.hashes) == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}
 
 
@@ -66,6 +71,54 @@ def test_equal_scores_go_to_the_larger_id_so_that_a_constant_encoder_gains_nothi
     # Ids are text: "9" is larger than "29".
     assert ranked == sorted((str(i) for i in range(30)), reverse=True)
     assert lines[0].split() == ["1000", "Q0", "9", "1", "1", "vlkd"]
+
+
+def write_own_queries(root: Path, judged: list[tuple[str, str, int]]) -> Path:
+    """A BEIR folder whose queries are the first passages, as in ArguAna: passage d0 answers d1."""
+    passages = [{"_id": f"d{i}", "text": f"topic{i // 2} {i % 2}"} for i in range(12)]
+    root.mkdir()
+    (root / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    (root / "queries.jsonl").write_text("\n".join(map(json.dumps, passages[:6:2])))
+    (root / "qrels").mkdir()
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in judged)]
+    (root / "qrels" / "test.tsv").write_text("\n".join(lines))
+    return root
+
+
+def test_the_passage_with_the_query_s_own_id_is_left_out_in_beir_s_format(tmp_path: Path) -> None:
+    root = write_own_queries(tmp_path / "own", [(f"d{i}", f"d{i + 1}", 1) for i in range(0, 6, 2)])
+    subject = perfect_subject(output=tmp_path / "out")
+    (result,) = PassageRetrieval(data=str(root), k=[1, 11]).run(subject)
+    assert result.metrics["ndcg@10"] == result.metrics["accuracy@1"] == 1
+    assert result.protocol == "exact_cosine_own_passage_left_out"
+    lines = [
+        line.split()
+        for line in (tmp_path / "out").glob("*.run").__next__().read_text().splitlines()
+    ]
+    assert len(lines) == 3 * 11  # all other passages, though 12 were asked for
+    assert all(query != passage for query, _, passage, *_ in lines)
+
+
+def test_a_passage_that_is_judged_relevant_stays_whatever_its_id(tmp_path: Path) -> None:
+    judged = [("d0", "d0", 1), ("d2", "d3", 1), ("d4", "d5", 1), ("d4", "d4", 0)]
+    root = write_own_queries(tmp_path / "own", judged)
+    (result,) = PassageRetrieval(data=str(root), k=[1]).run(perfect_subject())
+    assert result.metrics["accuracy@1"] == 1
+
+
+def test_ms_marco_numbers_queries_and_passages_apart(tmp_path: Path) -> None:
+    root = write_marco(tmp_path / "m", passages=40, queries=4)
+    names = {str(i) for i in range(1000, 1004)}
+    text = (root / "collection.tsv").read_text()
+    assert not names & {line.partition("\t")[0] for line in text.splitlines()}
+    (before,) = PassageRetrieval(data=str(root), k=[1]).run(perfect_subject())
+    assert before.protocol == "exact_cosine"
+    # The passage that answers query 1000 gets that very id, and still answers it.
+    (root / "collection.tsv").write_text(text.replace("0\t", "1000\t", 1))
+    qrels = root / "qrels.dev.small.tsv"
+    qrels.write_text(qrels.read_text().replace("1000\t0\t0\t", "1000\t0\t1000\t"))
+    (after,) = PassageRetrieval(data=str(root), k=[1]).run(perfect_subject())
+    assert after.metrics == before.metrics and after.metrics["accuracy@1"] == 1
 
 
 def test_chunks_and_batches_move_no_score(tmp_path: Path) -> None:
