@@ -12,6 +12,7 @@ The peer's may be of another environment, so it imports nothing of vlkd.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -286,18 +287,20 @@ def start_open_clip(
 def _run_vlkd(recipe: str, run: str) -> int:
     import torch
 
-    from vlkd_cli.engine.launching.start import start_training
-    from vlkd_cli.engine.trainer import Trainer
+    from vlkd_cli.engine.launching.start import TrainRequest, start_training
+    from vlkd_cli.engine.run import Run
 
     torch.set_num_threads(1)
-    epochs, train_epoch = Epochs(), Trainer._train_epoch
+    epochs, start_epoch = Epochs(), Run.start_epoch
+    with contextlib.ExitStack() as under_way:
 
-    def in_turn(self: Trainer, epoch: int, done: int) -> bool:
-        with epochs.epoch():
-            return train_epoch(self, epoch, done)
+        def in_turn(self: Run, epoch: int) -> None:
+            under_way.close()
+            under_way.enter_context(epochs.epoch())
+            start_epoch(self, epoch)
 
-    Trainer._train_epoch = in_turn  # type: ignore[method-assign]
-    return start_training(recipe=recipe, overrides=(), run=Path(run))
+        Run.start_epoch = in_turn  # type: ignore[method-assign]
+        return start_training(TrainRequest(recipe=recipe, run=Path(run)))
 
 
 def _run_vlkd_without_frozen(recipe: str, run: str) -> int:

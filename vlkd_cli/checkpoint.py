@@ -178,6 +178,19 @@ class Checkpoint:
             )
         return follower
 
+    def refuse_other_processes(self, processes: int) -> None:
+        """A run goes on with the number of processes that it was trained on.
+
+        Raises:
+            CheckpointError: there are more or fewer.
+        """
+        if self.world_size != processes:
+            raise CheckpointError(
+                f"the run was trained on {self.world_size} processes and would continue on"
+                f" {processes}; the batches would not be the same. Start it with"
+                f" {self.world_size} processes."
+            )
+
     def read_recipe(
         self, overrides: Sequence[str] = (), *, trust: bool = False, remedy: str = TRUST_OPTION
     ) -> Recipe:

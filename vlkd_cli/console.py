@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vlkd_cli.ranks import is_first
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -29,15 +31,10 @@ _announced = False
 """Whether a note of `announce` is on the screen."""
 
 
-def speaks() -> bool:
-    """Whether this process may print: it is alone, or the first rank."""
-    return os.environ.get("RANK", "") in ("", "0")
-
-
 def announce(text: str) -> None:
     """A note on what takes its time, on a terminal only; the next line replaces it."""
     global _announced
-    if speaks() and sys.stderr.isatty():
+    if is_first() and sys.stderr.isatty():
         take_back()
         print(text, end="", file=sys.stderr, flush=True)
         _announced = True
@@ -53,14 +50,14 @@ def take_back() -> None:
 
 def say(text: str) -> None:
     """One line on standard output, exactly as given."""
-    if speaks():
+    if is_first():
         take_back()
         print(_printable(text, sys.stdout), flush=True)
 
 
 def warn(text: str) -> None:
     """A warning on standard error: one line that says what is unusual and what to do."""
-    if speaks():
+    if is_first():
         label = "warning: "
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             label = f"\033[1;33m{label}\033[0m"
@@ -102,7 +99,7 @@ def _printable(text: str, file: TextIO) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on standard output. Columns whose cells are all numbers are set to the right; None is
     an empty cell."""
-    if not speaks():
+    if not is_first():
         return
     take_back()
     from rich.table import Table
@@ -156,7 +153,7 @@ class TrainingProgress:
         self.steps_per_epoch = max(steps_per_epoch, 1)
         self.start_step = start_step
         self.line_every_seconds = line_every_seconds
-        self._shown = speaks() and not quiet
+        self._shown = is_first() and not quiet
         self._on_terminal = self._shown and sys.stdout.isatty()
         self._progress: Progress | None = None
         self._task: Any = None
@@ -235,7 +232,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """A line that does not tear the bar."""
-        if not speaks():
+        if not is_first():
             return
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

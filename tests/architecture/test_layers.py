@@ -12,7 +12,7 @@ import vlkd_cli
 PACKAGE = Path(vlkd_cli.__file__).parent
 
 ROWS = [
-    {"errors"},
+    {"errors", "ranks"},
     {"cache_folder", "catalog", "console"},
     {"recipe"},
     {"distributed"},

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support.recipes import skip_without_its_library
-from vlkd_cli.engine.launching.start import start_training
+from vlkd_cli.engine.launching.start import TrainRequest, start_training
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.shipped import shipped_recipes
 from vlkd_cli.recipe.snapshot import recipe_to_yaml
@@ -146,7 +146,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         spec["modality"] = spec.get("modality") or ("image" if "image" in tower else "text")
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(stand_in(recipe, tmp_path)), encoding="utf-8")
-    assert start_training(recipe=str(path), overrides=(), run=tmp_path / "run", quiet=True) == 0
+    assert start_training(TrainRequest(recipe=str(path), run=tmp_path / "run", quiet=True)) == 0
     assert [step for step, _ in read_metrics(tmp_path / "run")["train/loss"]] == [1, 2]
 
 

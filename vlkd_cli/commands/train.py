@@ -72,9 +72,9 @@ def train(
 
     if not quiet:
         console.announce("Loading torch ...")
-    from vlkd_cli.engine.launching.start import start_training
+    from vlkd_cli.engine.launching.start import TrainRequest, start_training
 
-    status = start_training(
+    request = TrainRequest(
         recipe=recipe,
         overrides=set_ or [],
         gpus=gpus,
@@ -91,5 +91,6 @@ def train(
         quiet=quiet,
         verbose=verbose,
     )
+    status = start_training(request)
     if status:
         raise typer.Exit(128 + status)

@@ -1,28 +1,127 @@
-"""A recipe made live: towers, objectives, data. Shared by training and evaluation."""
+"""A recipe made live: towers, objectives, data, optimizer."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from vlkd_cli import console
+from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.composition.composition import Composition, Objective
 from vlkd_cli.composition.momentum import MomentumTower
-from vlkd_cli.data.batch import Broken, View
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.loading.loader import Loader
+from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.views import ImageView, TextView
+from vlkd_cli.distillers.distiller import DataFacts
+from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.determinism import seed_everything
+from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
+from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import MAIN_VIEW, Address, arrow_of
+from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.tower import Tower
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training process works with.
+
+    Args:
+        towers: every tower as it was built; evaluations run these.
+        cached: names of the towers whose features a step reads from the cache.
+        steps_per_epoch, total_steps: in optimizer steps.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    towers: Towers
+    cached: frozenset[str]
+    composition: Composition
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    steps_per_epoch: int
+    total_steps: int
+
+    def evaluated_towers(self) -> dict[str, Tower]:
+        """The towers that suites may run."""
+        return {name: tower for name, tower in self.towers.items() if isinstance(tower, Tower)}
+
+
+def build_training(
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    run_folder: Path,
+    resumed: Checkpoint | None = None,
+    quiet: bool = False,
+) -> Training:
+    """Build everything that the recipe's `towers`, `distillers`, `data`, `optimizer` and `train`
+    describe.
+
+    Args:
+        resumed: what the run will continue from; its files are used instead of making new ones.
+        quiet: print nothing.
+
+    Raises:
+        UserError: something does not fit; said before the first step.
+    """
+    settings = recipe.train
+    _refuse_untrainable(recipe, device)
+    assert recipe.data is not None
+    reader = open_reader(recipe.data)
+    towers = build_towers(
+        recipe,
+        captions=captions_of(reader) if resumed is None else None,
+        run_folder=run_folder,
+        cache_dir=cache_folder(settings.cache_dir),
+        files={} if resumed is None else resumed.files,
+    )
+    if not quiet:
+        say_sources(tower for tower in towers.values() if isinstance(tower, Tower))
+    for tower in towers.values():
+        if settings.sync_batch_norm and runtime.world_size() > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(tower)
+        tower.to(device)
+    inputs = prepare_inputs(recipe, reader, towers, device)
+    loader = build_loader(recipe, inputs, towers, device)
+    steps_per_epoch = loader.batches_per_epoch // settings.accumulate
+    total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
+    composition = build_composition(
+        recipe,
+        inputs.towers,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        num_rows=len(reader) if isinstance(reader, Reader) else None,
+    ).to(device)
+    if settings.channels_last:
+        composition.to(memory_format=torch.channels_last)
+    _check_data(composition, reader, loader, settings.batch_size * runtime.world_size())
+    return Training(
+        recipe=recipe,
+        device=device,
+        towers=towers,
+        cached=frozenset(inputs.stored),
+        composition=composition,
+        loader=loader,
+        optimizer=build_optimizer(composition, recipe.optimizer, recipe.towers, device),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
 
 
 def build_towers(
@@ -32,14 +131,14 @@ def build_towers(
     run_folder: Path | None,
     cache_dir: Path | None,
     files: Mapping[str, bytes] = MappingProxyType({}),
-) -> dict[str, Tower | MomentumTower]:
+) -> Towers:
     """Every tower of the recipe, with the same initial weights on every rank.
 
     Args:
         captions: for a tokenizer that is trained on them; None where weights of a checkpoint
             follow, whose `files` hold the tokenizer.
     """
-    towers: dict[str, Tower | MomentumTower] = {}
+    towers: Towers = {}
     for name, spec in sorted(recipe.towers.items(), key=lambda item: item[1].follows is not None):
         seed_everything(recipe.train.seed, "weights", name)
         if spec.follows is not None:
@@ -99,13 +198,13 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
 
 def build_composition(
     recipe: Recipe,
-    towers: dict[str, Tower | MomentumTower],
+    towers: Towers,
     *,
     steps_per_epoch: int,
     total_steps: int,
     num_rows: int | None = None,
 ) -> Composition:
-    """The towers wired by the recipe's distillers."""
+    """The towers connected by the recipe's distillers."""
     objectives = build_objectives(recipe)
     _check_widths(recipe, objectives, towers)
     return Composition(
@@ -117,9 +216,7 @@ def build_composition(
     )
 
 
-def _check_widths(
-    recipe: Recipe, objectives: list[Objective], towers: dict[str, Tower | MomentumTower]
-) -> None:
+def _check_widths(recipe: Recipe, objectives: list[Objective], towers: Towers) -> None:
     """Refuse outputs that a distiller compares directly though their widths differ."""
 
     def width_of(address: Address) -> int:
@@ -133,14 +230,6 @@ def _check_widths(
     ]
     if problems:
         raise RecipeError(report({}, problems, "the recipe"))
-
-
-def build_views(
-    recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]
-) -> dict[str, View]:
-    """What the loader prepares for each tower and view that a step reads."""
-    assert recipe.data is not None
-    return {key: _view(recipe, key, towers[tower]) for key, tower in input_keys.items()}
 
 
 def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | None:
@@ -157,20 +246,37 @@ def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | 
     return captions
 
 
-def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:
-    assert recipe.data is not None
-    original = tower.tower if isinstance(tower, MomentumTower) else tower
-    if original.modality == "text":
-        return TextView(original.tokenize)
-    assert original.image_input is not None
-    name = key.partition("@")[2] or MAIN_VIEW
-    return ImageView(original.image_input, build_augment(recipe, name))
+def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
+    if recipe.data is None or not recipe.distillers:
+        raise RecipeError(
+            "this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with"
+            " `vlkd eval`."
+        )
+    if recipe.train.sync_batch_norm and device.type != "cuda":
+        raise RecipeError(
+            "train.sync_batch_norm: torch synchronizes batch norms on GPUs only. Set it to false"
+            " to run on the CPU."
+        )
 
 
-def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
-    """The augmentation of a view of the training images, or None where it is switched off."""
-    assert recipe.data is not None
-    component = recipe.data.views.get(view) or recipe.data.augment
-    if component is None:
-        return make("augment", "standard", {})
-    return None if component.name == "none" else make("augment", component.name, component.keys)
+def _check_data(
+    composition: Composition, reader: Reader | StreamReader, loader: Loader, global_batch: int
+) -> None:
+    distillers = [objective.distiller for objective in composition.objectives]
+    for objective in composition.objectives:
+        if global_batch < objective.distiller.minimum_batch:
+            raise RecipeError(
+                f"distiller '{objective.name}' needs at least {objective.distiller.minimum_batch}"
+                f" samples a step over all processes and gets {global_batch}. Raise"
+                " train.batch_size."
+            )
+    highest = None
+    if isinstance(reader, Reader) and any("labels" in each.wants for each in distillers):
+        highest = int(reader.labels_of(np.arange(len(reader))).max(initial=-1))
+    facts = DataFacts(
+        loader.batches_per_epoch * global_batch,
+        num_rows=len(reader) if isinstance(reader, Reader) else None,
+        highest_label=highest,
+    )
+    for distiller in distillers:
+        distiller.check_data(facts)

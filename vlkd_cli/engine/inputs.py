@@ -4,19 +4,21 @@ serves both."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vlkd_cli.cache_folder import cache_folder
-from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import View
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.views import FeatureView
+from vlkd_cli.data.views import FeatureView, ImageView, TextView
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.build import build_augment, build_objectives, build_views
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.training_cache import Stored, store_features
+from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.tower import Tower
 
@@ -59,13 +61,11 @@ def prepare_inputs(
     return inputs
 
 
-def build_loader(
-    recipe: Recipe, composition: Composition, inputs: Inputs, towers: Towers, device: torch.device
-) -> Loader:
-    """The loader of everything that a step of the composition reads."""
+def build_loader(recipe: Recipe, inputs: Inputs, towers: Towers, device: torch.device) -> Loader:
+    """The loader of what a step reads."""
     data, settings = recipe.data, recipe.train
     assert data is not None
-    keys = composition.input_keys()
+    keys = input_keys(recipe)
     views = build_views(
         recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers
     )
@@ -103,6 +103,42 @@ def build_loader(
     return loader
 
 
+def build_views(
+    recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]
+) -> dict[str, View]:
+    """What the loader prepares for each tower and view that a step reads."""
+    assert recipe.data is not None
+    return {key: _view(recipe, key, towers[tower]) for key, tower in input_keys.items()}
+
+
+def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:
+    assert recipe.data is not None
+    original = tower.tower if isinstance(tower, MomentumTower) else tower
+    if original.modality == "text":
+        return TextView(original.tokenize)
+    assert original.image_input is not None
+    name = key.partition("@")[2] or MAIN_VIEW
+    return ImageView(original.image_input, build_augment(recipe, name))
+
+
+def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
+    """The augmentation of a view of the training images, or None where it is switched off."""
+    assert recipe.data is not None
+    component = recipe.data.views.get(view) or recipe.data.augment
+    if component is None:
+        return make("augment", "standard", {})
+    return None if component.name == "none" else make("augment", component.name, component.keys)
+
+
+def input_keys(recipe: Recipe) -> dict[str, str]:
+    """Keys of `Batch.inputs` that a step reads -> the tower that reads them."""
+    return {
+        address.input_key: address.tower
+        for spec in recipe.distillers
+        for address in arrow_of(recipe, spec).addresses()
+    }
+
+
 def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> bool:
     asked = recipe.towers[name].cache
     obstacle = _obstacle(recipe, reader, name, tower)
@@ -133,11 +169,12 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
 
 def _views_of(recipe: Recipe, name: str) -> set[str]:
     """The views of the samples that a tower sees."""
+    arrows = [arrow_of(recipe, spec) for spec in recipe.distillers]
     return {
-        a.input
-        for objective in build_objectives(recipe)
-        for a in objective.arrow.addresses()
-        if a.tower == name
+        address.input
+        for arrow in arrows
+        for address in (*arrow.addresses(), *arrow.episode_addresses())
+        if address.tower == name
     }
 
 

@@ -1,16 +1,16 @@
-"""The training loop. Knows steps and optimizers; not images, texts or losses."""
+"""The training loop. Knows steps and optimizers; not images, texts, losses or processes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.composition import Composition, StepOutput
@@ -19,10 +19,12 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.ema import EMA
 from vlkd_cli.engine.optim import optimizer_state, restore_optimizer, set_learning_rate
+from vlkd_cli.engine.parallel import Wrap, plain
 from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.numerics.precision import autocast, grad_scaler
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
+from vlkd_cli.recipe.types import Progress
 
 
 class Loads(Protocol):
@@ -33,18 +35,35 @@ class Loads(Protocol):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
-@dataclass
+class Due(NamedTuple):
+    """What follows a step; the same on every rank."""
+
+    save: bool = False
+    stop: bool = False
+
+
 class Hooks:
-    """What happens around steps; each is called on every rank, with the number of optimizer steps
-    done.
+    """What happens around steps, on every rank. `step` counts optimizer steps, from 1; this base
+    does nothing."""
 
-    `after_step` answers whether to stop there, which has to be the same on every rank.
-    """
+    def start_epoch(self, epoch: int) -> None:
+        """Before the first step of an epoch; not where a resumed run is inside one."""
 
-    before_epoch: Callable[[int], None] = lambda epoch: None
-    after_step: Callable[[int], bool] = lambda step: False
-    log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
-    skipped: Callable[[list[Skipped]], None] = lambda names: None
+    def skipped(self, samples: Sequence[Skipped]) -> None:
+        """Samples of the coming step could not be read and were replaced."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The values of a step that is logged."""
+
+    def due(self, step: int) -> Due:
+        """Whether to save and whether to stop here."""
+        return Due()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint."""
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate what is due; a run that stops here does so when it is resumed."""
 
 
 @dataclass
@@ -52,11 +71,13 @@ class Trainer:
     """Takes optimizer steps until the run is over or is asked to stop.
 
     Args:
-        composition: what is trained; wrapped for several ranks here.
+        composition: what is trained.
         optimizer: its groups carry `base_lr`.
         loader: gives every rank batches of equal size.
-        hooks: evaluation, checkpoints and logging, called between steps.
         total_steps, steps_per_epoch: in optimizer steps.
+        wrap: how the composition is called on this process and others.
+        skipped_steps: steps whose gradient was not finite, in the whole run.
+        diverged_steps: those of this process for which the scale of fp16 was not the reason.
     """
 
     composition: Composition
@@ -67,38 +88,46 @@ class Trainer:
     device: torch.device
     steps_per_epoch: int
     total_steps: int
-    hooks: Hooks = field(default_factory=Hooks)
+    wrap: Wrap = plain
     step_count: int = 0
     skipped_steps: int = 0
+    nonfinite_in_a_row: int = field(default=0, init=False)
+    diverged_steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = grad_scaler(self.settings.precision, self.device)
         self.ema = EMA(self.composition, decay=self.settings.ema) if self.settings.ema else None
-        self._module = self._wrap(self.composition)
+        self._wrapped = self.wrap(self.composition)
         self._parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]
-        self._nonfinite_in_a_row = 0
         # Libraries hand out their models in eval mode.
         self.composition.train()
 
-    def fit(self) -> bool:
-        """Train from `step_count` to `total_steps`, or until a hook asks to stop; False if one
-        did."""
-        try:
-            while self.step_count < self.total_steps:
-                epoch, done = divmod(self.step_count, self.steps_per_epoch)
-                # A run resumed inside an epoch has what the epoch began with in its checkpoint.
-                if done == 0:
-                    self.hooks.before_epoch(epoch)
-                if not self._train_epoch(epoch, done):
-                    return False
-            return True
-        except Exception as error:
-            error.vlkd_step = self.step_count + 1  # type: ignore[attr-defined]  # for the line that names a failed worker's step
-            raise
+    @property
+    def progress(self) -> Progress:
+        """Where training is."""
+        return Progress(self.step_count, self.steps_per_epoch, self.total_steps)
 
-    def step(self, batches: list[Batch]) -> tuple[StepOutput, float]:
+    def fit(self, hooks: Hooks) -> bool:
+        """Train from `step_count` to `total_steps`; False if a hook asked to stop before. What goes
+        wrong in a step is raised with its number as a note."""
+        meter = _Meter()
+        for batches in self._batches(hooks, meter):
+            with _noting(self.step_count + 1):
+                output, norm = self.step(batches)
+            self.step_count += 1
+            if self._is_logged(self.step_count):
+                hooks.log(self.step_count, self._values(output, norm, meter))
+            due = hooks.due(self.step_count)
+            if due.save or due.stop:
+                hooks.save(self.step_count)
+            if due.stop:
+                return False
+            hooks.evaluate(self.step_count)
+        return True
+
+    def step(self, batches: Sequence[Batch]) -> tuple[StepOutput, float]:
         """One optimizer step over the batches of an accumulation; returns the mean output and the
         gradient norm.
 
@@ -116,13 +145,13 @@ class Trainer:
         for position, batch in enumerate(batches):
             seed_everything(self.settings.seed, "step", self.step_count, position, runtime.rank())
             is_last = position == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self._no_sync():
+            with contextlib.nullcontext() if is_last else self._wrapped.local():
                 with autocast(self.settings.precision, self.device):
-                    output = self._module(batch.to(self.device), self.step_count)
+                    output = self._wrapped.call(batch.to(self.device), self.step_count)
                 self.scaler.scale(output.loss / len(batches)).backward()
             total = _add(total, output, 1 / len(batches))
         assert total is not None
-        return total, self._update()
+        return total, self._update(total.loss)
 
     def checkpoint(
         self, *, recipe: str, evaluated: bool, best: float | None, files: dict[str, bytes]
@@ -170,32 +199,28 @@ class Trainer:
         self.step_count = checkpoint.step
         self.skipped_steps = checkpoint.skipped_steps
 
-    def _train_epoch(self, epoch: int, done: int) -> bool:
+    def _batches(self, hooks: Hooks, meter: _Meter) -> Iterator[list[Batch]]:
+        """The batches of each step to come."""
         accumulate = self.settings.accumulate
-        batches = self.loader.batches(epoch, start=done * accumulate)
-        meter = _Meter()
-        for _ in range(
-            done, min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
-        ):
-            with meter.waiting():
-                drawn = [next(batches) for _ in range(accumulate)]
-            names = [skipped for batch in drawn for skipped in batch.skipped]
-            if names:
-                self.hooks.skipped(names)
-            output, norm = self.step(drawn)
-            self.step_count += 1
-            samples = sum(map(len, drawn)) * runtime.world_size()
-            meter.count(samples)
-            # Reading a number off a GPU waits for it, so values are collected only when they are
-            # logged.
-            if self.step_count % self.settings.log_every_steps == 0 or self.step_count in (
-                1,
-                self.total_steps,
-            ):
-                self.hooks.log(self.step_count, self._values(output, norm, epoch, meter))
-            if self.hooks.after_step(self.step_count):
-                return False
-        return True
+        while self.step_count < self.total_steps:
+            epoch, done = divmod(self.step_count, self.steps_per_epoch)
+            if done == 0:
+                hooks.start_epoch(epoch)
+            batches = self.loader.batches(epoch, start=done * accumulate)
+            meter.start()
+            for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step_count)):
+                with meter.waiting(), _noting(self.step_count + 1):
+                    rows = [next(batches) for _ in range(accumulate)]
+                skipped = [sample for batch in rows for sample in batch.skipped]
+                if skipped:
+                    hooks.skipped(skipped)
+                meter.count(sum(map(len, rows)) * runtime.world_size())
+                yield rows
+
+    def _is_logged(self, step: int) -> bool:
+        # Reading a number off a GPU waits for it, so values are collected only when they are
+        # logged.
+        return step % self.settings.log_every_steps == 0 or step in (1, self.total_steps)
 
     def _set_training(self) -> None:
         # Walking through all modules takes a while in a small step; an evaluation changes whole
@@ -210,7 +235,7 @@ class Trainer:
         if not all(part.training for part in parts):
             composition.train()
 
-    def _update(self) -> float:
+    def _update(self, loss: Tensor) -> float:
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, foreach=True)
@@ -224,26 +249,27 @@ class Trainer:
             self.composition.commit(self.step_count)
             if self.ema is not None:
                 self.ema.update()
-            self._nonfinite_in_a_row = 0
+            self.nonfinite_in_a_row = 0
         else:
             self.composition.discard()
             self.skipped_steps += 1
-            self._nonfinite_in_a_row += 1
+            self.nonfinite_in_a_row += 1
+            # A scale that is too large for fp16 is halved until the gradient is finite again.
+            is_overflow = self.settings.precision == "fp16" and bool(loss.isfinite())
+            self.diverged_steps += not is_overflow
         self.scaler.update()
         for parameter in self._parameters:
             parameter.grad = None
-        if self._nonfinite_in_a_row >= self.settings.max_nonfinite_steps:
+        if self.nonfinite_in_a_row >= self.settings.max_nonfinite_steps:
             raise UserError(
-                f"loss or gradient was not finite for {self._nonfinite_in_a_row} steps in a row,"
+                f"loss or gradient was not finite for {self.nonfinite_in_a_row} steps in a row,"
                 f" the last at step {self.step_count + 1}. Lower optimizer.lr, set"
                 " train.clip_grad_norm, or use train.precision: bf16 or fp32; the last good"
                 " checkpoint is kept."
             )
         return norm
 
-    def _values(
-        self, output: StepOutput, norm: float, epoch: int, meter: _Meter
-    ) -> dict[str, float]:
+    def _values(self, output: StepOutput, norm: float, meter: _Meter) -> dict[str, float]:
         names = ["loss", *output.terms]
         values = torch.stack(
             [output.loss.detach().float(), *(term.float() for term in output.terms.values())]
@@ -257,43 +283,20 @@ class Trainer:
             **scales,
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "train/gradient_norm": norm,
-            "train/epoch": (
-                epoch + ((self.step_count - 1) % self.steps_per_epoch + 1) / self.steps_per_epoch
-            ),
+            "train/epoch": self.step_count / self.steps_per_epoch,
             "train/skipped_steps": float(self.skipped_steps),
             **meter.read(),
         }
 
-    def _wrap(self, composition: Composition) -> nn.Module:
-        module: nn.Module = composition
-        if self.settings.compile:
-            module = torch.compile(module)  # type: ignore[assignment]
-        if runtime.world_size() == 1 or not any(
-            parameter.requires_grad for parameter in composition.parameters()
-        ):
-            return module
-        plain = self.settings.accumulate == 1
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            # Queues and centres are equal on every rank by construction; sending them each step
-            # would cost more than the gradients.
-            broadcast_buffers=False,
-            static_graph=plain,
-            find_unused_parameters=not plain,
-        )
-
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self._module, nn.parallel.DistributedDataParallel):
-            return self._module.no_sync()
-        return contextlib.nullcontext()
-
 
 class _Meter:
-    """Throughput and the share of time spent waiting for data, since they were last read."""
+    """Throughput and the fraction of time spent waiting for data, since they were last read."""
 
     def __init__(self) -> None:
-        self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        self.start()
+
+    def start(self) -> None:
+        self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -305,13 +308,22 @@ class _Meter:
         self._samples += samples
 
     def read(self) -> dict[str, float]:
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
         values = {
             "train/samples_per_second": self._samples / elapsed,
             "train/data_wait": self._waited / elapsed,
         }
-        self.__init__()  # type: ignore[misc]
+        self.start()
         return values
+
+
+@contextlib.contextmanager
+def _noting(step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"step {step}")
+        raise
 
 
 def _add(total: StepOutput | None, output: StepOutput, share: float) -> StepOutput:

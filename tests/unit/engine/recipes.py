@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from vlkd_cli.engine.launching.start import start_training
+from vlkd_cli.engine.launching.start import TrainRequest, start_training
 
 IMAGE = {
     "builder": "openclip",
@@ -46,9 +46,10 @@ def train(
     folder: Path, recipe: dict[str, Any], run: str = "run", *, expected: int = 0, **options: Any
 ) -> Path:
     """Train in this process, quietly, to the expected exit status; the run folder."""
-    status = start_training(
-        recipe=write_recipe(folder, recipe), overrides=(), run=folder / run, quiet=True, **options
-    )
+    if "resume" not in options and not options.get("dry_run"):
+        options["run"] = folder / run
+    request = TrainRequest(recipe=write_recipe(folder, recipe), quiet=True, **options)
+    status = start_training(request)
     assert status == expected
     return folder / run
 

@@ -71,13 +71,13 @@ def test_a_stopped_and_resumed_run_ends_with_the_weights_of_one_that_never_stopp
 
 def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
     """Ctrl-C after this optimizer step."""
-    from vlkd_cli.engine.worker import _Run
+    from vlkd_cli.engine.run import Run
 
-    real = _Run._after_step
+    real = Run.due
 
-    def after(self: Any, count: int) -> bool:
+    def due(self: Any, count: int) -> Any:
         if count == step:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, count)
 
-    patch.setattr(_Run, "_after_step", after)
+    patch.setattr(Run, "due", due)

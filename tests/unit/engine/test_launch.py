@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlkd_cli.engine.launching.launch import first_host, joins_running_job
+from vlkd_cli.engine.launching.launch import first_host
 from vlkd_cli.engine.launching.start import choose_placement, first_difference
 from vlkd_cli.errors import UserError
 
@@ -19,25 +19,6 @@ from vlkd_cli.errors import UserError
 )
 def test_the_first_host_of_a_slurm_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
-
-
-def test_a_job_step_of_slurm_is_joined_and_a_bare_allocation_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
-    assert not joins_running_job()
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert joins_running_job()
-
-
-def test_torchrun_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert joins_running_job()
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:

@@ -115,28 +115,27 @@ def test_a_mistake_that_every_worker_meets_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", ["2", "3", "4"])
+def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_weights(
+    tmp_path: Path, workers: str
+) -> None:
     distillers = [{"name": "tests.support.failing:DiesAt", "step": 8}]
     recipe = recipe_of(
         tmp_path,
         data={**DATA, "num_samples": 96},
         distillers=distillers,
-        train={"save_every_steps": 5, "save_every_epochs": None, "ema": 0.9},
+        train={"save_every_steps": 5, "save_every_epochs": None, "ema": 0.9, "batch_size": 4},
     )
-    marker = str(tmp_path / "died")
-    code, _, err = vlkd(
-        tmp_path, "train", recipe, "--cpu-workers", "2", "--run", "cut", VLKD_TEST_MARKER=marker
-    )
+    words = ("train", recipe, "--cpu-workers", workers)
+    marker = {"VLKD_TEST_MARKER": str(tmp_path / "died")}
+    code, _, err = vlkd(tmp_path, *words, "--run", "cut", **marker)
     assert code == 2 and "worker 0 was killed by SIGKILL" in err
     assert final_state(tmp_path / "cut")["step"] == 5
-    code, out, err = vlkd(
-        tmp_path, "train", recipe, "--cpu-workers", "2", "--resume", "cut", VLKD_TEST_MARKER=marker
-    )
+    code, out, err = vlkd(tmp_path, *words, "--resume", "cut", **marker)
     assert code == 0, err
     assert "at step 5 of" in out
-    code, _, err = vlkd(
-        tmp_path, "train", recipe, "--cpu-workers", "2", "--run", "whole", VLKD_TEST_MARKER=marker
-    )
+    code, _, err = vlkd(tmp_path, *words, "--run", "whole", **marker)
     assert code == 0, err
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from vlkd_cli.data.batch import Skipped
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.recipe.schema import Recipe, TowerSpec
 
 
 def make_run(base: Path, name: str, age: int) -> Path:
@@ -78,3 +83,47 @@ def test_a_damaged_list_of_skipped_samples_ends_no_run(tmp_path: Path) -> None:
     for _ in range(2):
         RunFolder(tmp_path).note_skipped([Skipped("c.jpg", "missing")], rank=0)
     assert "could not be read" in (RunFolder(tmp_path).skipped_summary() or "")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vlkd_cli.engine.launching.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    command = [sys.executable, "-c", HOLD, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError) as caught, folder.locked():
+            pass
+        holder.kill()
+    assert str(caught.value) == (
+        f"{folder.path} is in use by process {holder.pid} on {socket.gethostname()}. Wait for that"
+        " run to end, or choose another --run."
+    )
+    with folder.locked():
+        pass
+
+
+def test_a_full_disk_is_one_line_wherever_the_run_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(CheckpointError, match="run folder .*: No space left .* Free space"):
+            folder.note_skipped([Skipped("7.png", "cannot be read")], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(CheckpointError, match="run folder .*: No space left .* Free space"):
+            folder.write_recipe(Recipe(towers={"text": TowerSpec(builder="sbert", model="v.txt")}))

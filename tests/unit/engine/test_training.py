@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +16,12 @@ from PIL import Image
 
 from tests.support.fakes import FakeReader
 from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
+from vlkd_cli.composition.composition import Composition
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.engine.build import captions_of
-from vlkd_cli.engine.trainer import Trainer
+from vlkd_cli.engine.periodic import Evaluations
+from vlkd_cli.engine.run import Run
+from vlkd_cli.engine.trainer import Due, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.reports.csv import read_metrics
 
@@ -137,11 +142,11 @@ def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(
     poisoned = {3, 4, 5, 6}
     before: dict[int, Any] = {}
 
-    def poison(self: Trainer) -> float:
+    def poison(self: Trainer, loss: torch.Tensor) -> float:
         if self.step_count + 1 in poisoned:
             before.setdefault(self.step_count, [p.detach().clone() for p in self._parameters])
             next(p for p in self._parameters if p.grad is not None).grad.fill_(math.nan)
-        return real(self)
+        return real(self, loss)
 
     monkeypatch.setattr(Trainer, "_update", poison)
     recipe = tiny_recipe(train={"max_nonfinite_steps": 3, "save_every_steps": 1})
@@ -244,15 +249,128 @@ def test_dry_run_takes_one_step_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     from tests.unit.engine.recipes import write_recipe
-    from vlkd_cli.engine.launching.start import start_training
+    from vlkd_cli.engine.launching.start import TrainRequest, start_training
 
     assert (
-        start_training(recipe=write_recipe(tmp_path, tiny_recipe()), overrides=(), dry_run=True)
+        start_training(TrainRequest(recipe=write_recipe(tmp_path, tiny_recipe()), dry_run=True))
         == 0
     )
     printed = capsys.readouterr().out
     assert "trainable" in printed and "One step took" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_the_loss_of_a_dry_run_is_the_sum_of_its_weighted_terms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distillers = [
+        {"name": "infonce", "weight": {"linear": [0.5, 1.0]}},
+        {"name": "siglip"},
+        {"name": "simreg", "weight": 3},
+    ]
+    train(tmp_path, tiny_recipe(distillers=distillers), dry_run=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "One step" in line]
+    numbers = re.search(
+        r"loss (\S+) = 0\.5 x infonce (\S+) \+ siglip (\S+) \+ 3 x simreg (\S+); gradient", line
+    )
+    assert numbers is not None, line
+    loss, infonce, siglip, simreg = map(float, numbers.groups())
+    assert loss == pytest.approx(0.5 * infonce + siglip + 3 * simreg, abs=5e-4)
+
+
+def test_a_step_is_saved_before_it_is_evaluated_and_again_with_the_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before = Evaluations.run, []
+
+    def run(self: Evaluations, step: int) -> Any:
+        state = final_state(tmp_path / "run")
+        before.append((state["step"], state["evaluated"], state["best"]))
+        return real(self, step)
+
+    monkeypatch.setattr(Evaluations, "run", run)
+    train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.text_to_image_R@10"}))
+    state = final_state(tmp_path / "run")
+    assert [step for step, *_ in before] == [6, 12]
+    assert before[0] == (6, False, None) and not before[1][1]
+    assert (state["step"], state["evaluated"]) == (12, True) and state["best"] is not None
+
+
+def test_a_failing_evaluation_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Evaluations, step: int) -> None:
+        raise RuntimeError("out of luck")
+
+    recipe = tiny_recipe(
+        evals=[{**SMALL_EVAL[0], "every_steps": 5}], train={"save_every_epochs": None}
+    )
+    whole = final_state(train(tmp_path, recipe, "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluations, "run", fails)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            train(tmp_path, recipe, "cut")
+    stopped = final_state(tmp_path / "cut")
+    assert (stopped["step"], stopped["evaluated"]) == (5, False)
+    resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
+    assert differences(whole, resumed) == []
+    assert (tmp_path / "cut" / "results" / "step_00000005").is_dir()
+
+
+@pytest.mark.parametrize(("poisoned", "outcome"), [({3, 5}, "warns"), ({1, 2, 3, 4}, "fails")])
+def test_a_run_most_of_whose_steps_were_skipped_fails_and_others_warn(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    poisoned: set[int],
+    outcome: str,
+) -> None:
+    real = Trainer._update
+
+    def poison(self: Trainer, loss: torch.Tensor) -> float:
+        if self.step_count + 1 in poisoned:
+            next(p for p in self._parameters if p.grad is not None).grad.fill_(math.nan)
+        return real(self, loss)
+
+    monkeypatch.setattr(Trainer, "_update", poison)
+    recipe = tiny_recipe(train={"epochs": 1})
+    if outcome == "fails":
+        with pytest.raises(UserError, match="the run diverged: 4 of 6 steps were skipped"):
+            train(tmp_path, recipe)
+    else:
+        train(tmp_path, recipe)
+        assert "warning: 2 of 6 steps were skipped" in capsys.readouterr().err
+    assert final_state(tmp_path / "run")["step"] == 6
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_one_row_for_a_batch_norm_is_one_line(tmp_path: Path, dry_run: bool) -> None:
+    head = {"name": "mlp", "layers": 2, "hidden": 16, "width": 16, "norm": "batch"}
+    towers = {"image": {**IMAGE, "head": head}, "text": {**TEXT, "head": head}}
+    recipe = tiny_recipe(
+        towers=towers,
+        distillers=[{"name": "simreg"}],
+        train={"batch_size": 1, "steps": 1},
+    )
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, recipe, dry_run=dry_run)
+    assert str(caught.value).startswith("a batch norm that is trained got one row")
+    assert "Raise train.batch_size (now 1)" in str(caught.value)
+
+
+def test_running_out_of_memory_names_step_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: Composition, *_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr(Composition, "forward", no_room)
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, tiny_recipe())
+    assert str(caught.value).startswith(
+        "CUDA out of memory. Tried to allocate 2.00 GiB at step 1. Lower train.batch_size (now 8)"
+    )
+    assert "accumulate does not replace" in str(caught.value)
 
 
 def test_the_best_checkpoint_is_of_the_watched_metric(tmp_path: Path) -> None:
@@ -281,10 +399,24 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
         train(tmp_path, tiny_recipe(optimizer={"lr": 0.1}), resume=str(run))
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    train(tmp_path, tiny_recipe(train={"steps": 1}))
-    with pytest.raises(CheckpointError, match="holds a run already"):
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path, saved: bool) -> None:
+    run = train(tmp_path, tiny_recipe(train={"steps": 1}))
+    before = (run / "recipe.yaml").read_bytes()
+    if not saved:
+        shutil.rmtree(run / "checkpoints")
+    with pytest.raises(
+        CheckpointError, match=rf"{run} holds a run already\. Continue it with --resume {run}, or"
+    ):
         train(tmp_path, tiny_recipe())
+    assert (run / "recipe.yaml").read_bytes() == before
+
+
+def test_a_dry_run_leaves_the_run_that_it_would_resume_alone(tmp_path: Path) -> None:
+    run = train(tmp_path, tiny_recipe(train={"steps": 1}))
+    with pytest.raises(UserError, match="--resume has no effect with --dry-run"):
+        train(tmp_path, tiny_recipe(train={"steps": 1}), resume=str(run), dry_run=True)
+    assert final_state(run)["step"] == 1
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
@@ -298,12 +430,10 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_a_signal_between_saving_and_the_next_step_is_saved_after_that_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    from vlkd_cli.engine.worker import _Run
+    real = Run.due
 
-    real = _Run._agree
-
-    def agree(self: Any, count: int) -> tuple[bool, bool]:
-        if count == stop == self.total_steps:
+    def due(self: Run, count: int) -> Due:
+        if count == stop == self.trainer.total_steps:
             os.kill(os.getpid(), signal.SIGINT)
         answer = real(self, count)
         if count == stop:
@@ -313,7 +443,7 @@ def test_a_signal_between_saving_and_the_next_step_is_saved_after_that_step(
     recipe = tiny_recipe(evals=SMALL_EVAL, train={"save_every_epochs": None})
     whole = final_state(train(tmp_path, recipe, "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_agree", agree)
+        patch.setattr(Run, "due", due)
         train(tmp_path, recipe, "cut", expected=signal.SIGINT)
     stopped = final_state(tmp_path / "cut")
     assert stopped["step"] == min(stop + 1, 12) and stopped["evaluated"] == (stop == 3)
@@ -325,14 +455,14 @@ def test_a_signal_between_saving_and_the_next_step_is_saved_after_that_step(
 def test_a_run_stopped_before_its_first_save_is_resumed_from_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlkd_cli.engine import worker
+    from vlkd_cli.engine import build
 
     def interrupted(*arguments: Any, **keys: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     recipe = tiny_recipe(train={"steps": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "build_towers", interrupted)
+        patch.setattr(build, "build_towers", interrupted)
         train(tmp_path, recipe, "cut", expected=signal.SIGINT)
     assert "Stopped before the first step" in capsys.readouterr().out
     resumed = final_state(train(tmp_path, recipe, "cut", resume=str(tmp_path / "cut")))
@@ -345,17 +475,14 @@ class _Killed(BaseException):
 
 
 def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    from vlkd_cli.engine.worker import _Run
+    real = Run.evaluate
 
-    real = _Run._after_step
-
-    def stop(self: Any, count: int) -> bool:
-        answer = real(self, count)
+    def stop(self: Run, count: int) -> None:
+        real(self, count)
         if count == step:
             raise _Killed
-        return answer
 
-    patch.setattr(_Run, "_after_step", stop)
+    patch.setattr(Run, "evaluate", stop)
 
 
 def _pairs(folder: Path, rows: Mapping[int, str] | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlkd_cli import console
 from vlkd_cli.errors import UserError
+from vlkd_cli.ranks import joins_running_job
 
 ANSWER_SECONDS = 3.0
 """How long a worker that was stopped offers its answer; agents look ten times a second."""
@@ -53,6 +54,8 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    # DDP reports on standard error that every parameter was used.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.simplefilter("ignore")
 
 
@@ -72,25 +75,6 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     if placement.workers == 1 and placement.nodes == 1 and placement.max_restarts == 0:
         return target(job)
     return _spawn(target, job, placement, logs)
-
-
-def joins_running_job() -> bool:
-    """Whether this process was started by torchrun, or by srun with several tasks."""
-    return (
-        "TORCHELASTIC_RUN_ID" in os.environ
-        or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
-        or _slurm_tasks() > 1
-    )
-
-
-def _slurm_tasks() -> int:
-    # Inside an allocation but outside srun there is no SLURM_PROCID of a task step, and nothing to
-    # join.
-    return (
-        int(os.environ.get("SLURM_NTASKS", "1"))
-        if {"SLURM_PROCID", "SLURM_STEP_ID"} <= set(os.environ)
-        else 1
-    )
 
 
 def _join(target: Callable[[Any], int], job: Any) -> int:
@@ -208,7 +192,7 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
         record = {
             "rank": rank,
             "time": time.time(),
-            "step": getattr(error, "vlkd_step", None),
+            "where": next(iter(getattr(error, "__notes__", [])), None),
             "cause": (str(error) or type(error).__name__).strip(),
             "kind": type(error).__name__,
             "is_user_error": isinstance(error, UserError),
@@ -248,16 +232,11 @@ def _explain(error: Any, logs: Path) -> UserError:
     first = min(records, key=lambda record: (not record["is_user_error"], record["time"]))
     if first["is_user_error"]:
         return UserError(first["cause"])
-    where = "" if first["step"] is None else f" at step {first['step']}"
+    where = "" if first["where"] is None else f" at {first['where']}"
     cause = first["cause"].splitlines()[0].rstrip(".")
-    hint = (
-        " Halve train.batch_size and double train.accumulate."
-        if "out of memory" in cause.lower()
-        else ""
-    )
     return WorkerFailed(
-        f"worker {first['rank']} failed{where}: {first['kind']}: {cause}.{hint} Output of every"
-        f" worker: {logs}."
+        f"worker {first['rank']} failed{where}: {first['kind']}: {cause}. Output of every worker:"
+        f" {logs}."
     )
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import os
+import shlex
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.snapshot import write_snapshot
 
 if TYPE_CHECKING:
     from vlkd_cli.data.batch import Skipped
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -47,26 +54,76 @@ class RunFolder:
         Raises:
             CheckpointError: the place cannot be written.
         """
-        try:
+        with self._writing():
             for folder in (self.path, self.checkpoints, self.results, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError("permission denied")
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write the run folder {self.path}: {error.strerror or error}. Choose"
-                " another with --run."
-            ) from error
         return self
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that no second run writes into it. The system lets go of it when this
+        process ends, however it ends.
+
+        Raises:
+            CheckpointError: another process holds it; names host and process.
+        """
+        import fcntl
+
+        with self._writing():
+            file = (self.path / LOCK).open("a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # Some network file systems have no locks; there the recipe alone protects a run.
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise self._in_use(file) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def refuse_another_run(self) -> None:
+        """A new run takes a folder without a recipe.
+
+        Raises:
+            CheckpointError: there is one.
+        """
+        if self.recipe.exists():
+            raise CheckpointError(
+                f"{self.path} holds a run already. Continue it with --resume"
+                f" {shlex.quote(str(self.path))}, or choose another --run."
+            )
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.yaml` and `versions.json`.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        with self._writing():
+            write_snapshot(recipe, self.path)
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
         """Append samples that could not be read to `skipped.csv` (of this rank, where there are
-        several), each once, however often it was sampled."""
+        several), each once, however often it was sampled.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
         path = self.path / ("skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv")
         noted = self._skipped_in(path)
         new = {item.name: item for item in skipped if item.name not in noted}
         # Names of files may hold bytes that are no text.
-        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            self._writing(),
+            path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(("sample", "reason"))
@@ -97,6 +154,24 @@ class RunFolder:
                     rows = [row for row in csv.reader(text.split("\n")) if len(row) == 2]
                     self._skipped[path] = dict(rows[1:])  # type: ignore[arg-type]
         return self._skipped[path]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise CheckpointError(
+                f"cannot write the run folder {self.path}: {error.strerror or error}."
+                f" {'Free space' if is_full else 'Choose another with --run'}."
+            ) from error
+
+    def _in_use(self, file: IO[str]) -> CheckpointError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        return CheckpointError(
+            f"{self.path} is in use by {holder}. Wait for that run to end, or choose another --run."
+        )
 
 
 def fresh_run(recipe_name: str, base: Path) -> RunFolder:

@@ -3,27 +3,23 @@ starts."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd_cli import console
-from vlkd_cli.engine.launching.launch import (
-    Placement,
-    joins_running_job,
-    quieten_libraries,
-    run_workers,
-)
+from vlkd_cli.engine.launching.launch import Placement, quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
 from vlkd_cli.errors import CheckpointError, UserError
+from vlkd_cli.ranks import is_first, joins_running_job, num_processes
 from vlkd_cli.recipe.load import load_recipe, load_unchecked
 from vlkd_cli.recipe.schema import Recipe
-from vlkd_cli.recipe.snapshot import recipe_to_json, write_snapshot
+from vlkd_cli.recipe.snapshot import recipe_to_json
 
 if TYPE_CHECKING:
     from vlkd_cli.engine.worker import Job
@@ -43,108 +39,176 @@ FREE_TRAIN_KEYS = {
 }
 
 
-def start_training(
-    *,
-    recipe: str | None,
-    overrides: Sequence[str],
-    gpus: int | None = None,
-    cpu_workers: int | None = None,
-    resume: str | None = None,
-    run: Path | None = None,
-    runs: Path = Path("runs"),
-    dry_run: bool = False,
-    nodes: int = 1,
-    node_rank: int = 0,
-    rendezvous: str | None = None,
-    max_restarts: int = 0,
-    trust: bool = False,
-    quiet: bool = False,
-    verbose: bool = False,
-) -> int:
-    """Check, prepare the run folder, start the workers; see `commands/train.py` for the arguments.
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What `vlkd train` was asked for; `commands/train.py` explains each option."""
+
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    gpus: int | None = None
+    cpu_workers: int | None = None
+    resume: str | None = None
+    run: Path | None = None
+    runs: Path = Path("runs")
+    dry_run: bool = False
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+    max_restarts: int = 0
+    trust: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, which new run folders begin with."""
+        return "" if self.recipe is None else Path(self.recipe).stem
+
+    @property
+    def writes_the_folder(self) -> bool:
+        """Whether this command is the one that prepares the run folder and holds its lock."""
+        return is_first() and self.node_rank == 0
+
+
+def start_training(request: TrainRequest) -> int:
+    """Check what was asked for, prepare the run folder, start the workers.
 
     Returns:
         0, or the number of the signal that stopped the run after a save.
     """
-    if recipe is None and resume in (None, LATEST):
+    _refuse_idle_options(request)
+    # The recipe before the machine: a misspelt key is reported without waiting for torch.
+    recipe, folder = _recipe_and_folder(request)
+    if not request.verbose:
+        quieten_libraries()
+    placement = choose_placement(
+        request.gpus,
+        request.cpu_workers,
+        request.nodes,
+        request.node_rank,
+        request.rendezvous,
+        request.max_restarts,
+    )
+    # Stopped before its first save, a run starts again from its beginning.
+    resumes = request.resume is not None and any(folder.checkpoints.glob("*.pt"))
+    if resumes:
+        _refuse_other_processes(folder, placement)
+    from vlkd_cli.engine import worker
+
+    with _prepared(folder, recipe, request):
+        if request.resume is not None and not resumes:
+            console.say(f"{folder.path} has no checkpoint yet: starting from the beginning.")
+        job = worker.Job(
+            recipe=recipe_to_json(recipe),
+            run=str(folder.path),
+            device=placement.device,
+            resume=resumes,
+            dry_run=request.dry_run,
+            quiet=request.quiet,
+        )
+        # A group that the agent starts again continues from the last checkpoint; the first attempt
+        # finds none.
+        target = restartable if placement.max_restarts else worker.train
+        speaks = request.writes_the_folder and not request.dry_run
+        report = asks_for_report(recipe)
+        with recorded(folder.path, resumed=resumes, first=speaks, report=report) as record:
+            record.status = run_workers(target, job, placement, folder.logs)
+        return record.status
+
+
+def _refuse_idle_options(request: TrainRequest) -> None:
+    """Options that are missing, or that would change nothing together with the others."""
+    if request.recipe is None and request.resume in (None, LATEST):
         raise UserError(
             "say which recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped"
             " ones."
         )
-    if trust and (resume is None or recipe is not None):
+    if request.trust and (request.resume is None or request.recipe is not None):
         raise UserError(
             "--trust has no effect here: your own recipe may name anything. It is for --resume RUN"
             " without a recipe."
         )
-    # The recipe before the machine: a misspelt key is told without waiting for torch.
-    checked = load_recipe(recipe, overrides, to_train=True) if recipe is not None else None
-    if not verbose:
-        quieten_libraries()
-    placement = choose_placement(gpus, cpu_workers, nodes, node_rank, rendezvous, max_restarts)
-    name = Path(recipe).stem if recipe is not None else ""
-    if resume is not None:
-        folder = run_to_resume(resume, run, runs, name)
-        before = load_unchecked(folder.recipe)
-        if checked is None:
-            checked = load_recipe(folder.recipe, overrides, foreign=not trust, to_train=True)
-        refuse_another_recipe(before, checked, folder)
-    elif dry_run:
-        folder = RunFolder(Path(tempfile.mkdtemp(prefix="vlkd-dry-run-")))
-    else:
-        folder = RunFolder(run) if run is not None else fresh_run(name, runs)
-        if (folder.checkpoints / "last.pt").exists():
-            raise CheckpointError(
-                f"{folder.path} holds a run already. Continue it with --resume {folder.path}, or"
-                " choose another --run."
-            )
-    assert checked is not None
-    from vlkd_cli.engine import worker
+    if request.dry_run:
+        for option, given in (
+            ("--resume", request.resume is not None),
+            ("--run", request.run is not None),
+            ("--max-restarts", request.max_restarts > 0),
+        ):
+            if given:
+                raise UserError(
+                    f"{option} has no effect with --dry-run, which takes one step from the"
+                    " beginning and leaves nothing. Leave one of the two out."
+                )
+    if request.run is not None and request.resume not in (None, LATEST):
+        raise UserError(
+            f"--run {request.run} has no effect with --resume {request.resume}. Leave it out."
+        )
+    if request.nodes == 1 and request.rendezvous is not None:
+        raise UserError("--rendezvous has no effect without --nodes. Add it, or leave this out.")
+    if joins_running_job():
+        for option, given in (
+            ("--nodes", request.nodes > 1),
+            ("--max-restarts", request.max_restarts > 0),
+        ):
+            if given:
+                raise UserError(
+                    f"{option} has no effect under torchrun or SLURM, which start the processes"
+                    " here. Give it to them instead."
+                )
+    shares = request.nodes > 1 or joins_running_job()
+    if shares and request.run is None and request.resume is None and not request.dry_run:
+        raise UserError(
+            "every process of several machines, of torchrun and of SLURM must know the run's"
+            " folder: give the same --run FOLDER everywhere, on a disk that all see (torchrun:"
+            " `torchrun ... -m -- vlkd_cli train ...`)."
+        )
 
-    is_first = (
-        not joins_running_job() or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
+
+def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
+    recipe = (
+        load_recipe(request.recipe, request.overrides, to_train=True)
+        if request.recipe is not None
+        else None
     )
-    if nodes > 1 and run is None and resume is None and not dry_run:
-        raise UserError(
-            "with --nodes every machine must know the run's folder: give the same --run FOLDER, on"
-            " a disk that all see."
-        )
-    if joins_running_job() and run is None and resume is None and not dry_run:
-        raise UserError(
-            "under torchrun or SLURM every process must know the run's folder: give it with --run"
-            " FOLDER (torchrun: `torchrun ... -m -- vlkd_cli train ...`)."
-        )
-    folder.create()
-    # Stopped before its first save, a run goes on from its beginning.
-    is_begun = resume is not None and any(folder.checkpoints.glob("*.pt"))
-    if is_first and resume is None:
-        write_snapshot(checked, folder.path)
-    elif is_first and not is_begun:
-        console.say(f"{folder.path} has no checkpoint yet: starting from the beginning.")
-    job = worker.Job(
-        recipe=recipe_to_json(checked),
-        run=str(folder.path),
-        device=placement.device,
-        resume=is_begun,
-        dry_run=dry_run,
-        quiet=quiet,
+    if request.resume is not None:
+        folder = run_to_resume(request.resume, request.run, request.runs, request.name)
+        if recipe is None:
+            recipe = load_recipe(
+                folder.recipe, request.overrides, foreign=not request.trust, to_train=True
+            )
+        refuse_another_recipe(load_unchecked(folder.recipe), recipe, folder)
+        return recipe, folder
+    assert recipe is not None
+    if request.dry_run:
+        return recipe, RunFolder(Path(tempfile.mkdtemp(prefix="vlkd-dry-run-")))
+    if request.run is not None:
+        return recipe, RunFolder(request.run)
+    return recipe, fresh_run(request.name, request.runs)
+
+
+@contextlib.contextmanager
+def _prepared(folder: RunFolder, recipe: Recipe, request: TrainRequest) -> Iterator[None]:
+    """The run folder, made, locked against other runs, with the recipe in it; a dry run's is
+    removed at the end."""
+    try:
+        folder.create()
+        with folder.locked() if request.writes_the_folder else contextlib.nullcontext():
+            if request.writes_the_folder and request.resume is None:
+                folder.refuse_another_run()
+                folder.write_recipe(recipe)
+            yield
+    finally:
+        if request.dry_run:
+            shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _refuse_other_processes(folder: RunFolder, placement: Placement) -> None:
+    from vlkd_cli.checkpoint import Checkpoint, resolve
+
+    checkpoint = Checkpoint.load(resolve(folder.path, "last"))
+    checkpoint.refuse_other_processes(
+        num_processes() if joins_running_job() else placement.workers * placement.nodes
     )
-    # A group that the agent starts again goes on from the last checkpoint; the first attempt
-    # finds none.
-    target = restartable if placement.max_restarts else worker.train
-    if dry_run:
-        try:
-            return run_workers(target, job, placement, folder.logs)
-        finally:
-            if is_first:
-                shutil.rmtree(folder.path, ignore_errors=True)
-    with recorded(
-        folder.path,
-        resumed=is_begun,
-        first=is_first,
-        report=asks_for_report(checked),
-    ) as record:
-        record.status = run_workers(target, job, placement, folder.logs)
-    return record.status
 
 
 def restartable(job: Job) -> int:

@@ -1,0 +1,163 @@
+"""What happens around the steps of one run: values are logged, checkpoints written, suites run,
+signals heard."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from vlkd_cli import console
+from vlkd_cli.composition.episodes import has_episodes, start_episode
+from vlkd_cli.data.batch import Skipped
+from vlkd_cli.distributed import collectives, runtime
+from vlkd_cli.engine.launching.interruption import Interruption
+from vlkd_cli.engine.launching.run_folder import RunFolder
+from vlkd_cli.engine.periodic import Evaluations, Saves
+from vlkd_cli.engine.trainer import Due, Hooks, Trainer
+from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.reports.sink import Sink
+from vlkd_cli.reports.state import StateFile
+
+
+class Run(Hooks):
+    """The hooks of a run.
+
+    Args:
+        recipe: as JSON, for its checkpoints.
+        files: what its towers need beside weights, for its checkpoints.
+        sinks: where values go; None on all ranks but the first.
+        state: what is said of the run as a whole; None on all ranks but the first.
+        saved_step: the step of the checkpoint that the run was resumed from.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        folder: RunFolder,
+        trainer: Trainer,
+        *,
+        files: dict[str, bytes],
+        evaluations: Evaluations,
+        saves: Saves,
+        sinks: Sink | None,
+        state: StateFile | None,
+        progress: console.TrainingProgress,
+        interruption: Interruption,
+        saved_step: int | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.trainer, self.files = recipe, folder, trainer, files
+        self.evaluations, self.saves = evaluations, saves
+        self.sinks, self.progress, self.interruption = sinks, progress, interruption
+        self.state = state
+        self._saved_step = saved_step
+
+    def __enter__(self) -> Run:
+        self._note_progress(self.trainer.step_count, write=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._note_progress(self.trainer.step_count, write=True)
+
+    def start_epoch(self, epoch: int) -> None:
+        trainer = self.trainer
+        if not has_episodes(trainer.composition):
+            return
+        batches = (batch.to(trainer.device) for batch in trainer.loader.batches(epoch))
+        with (
+            self.interruption.dropping(),
+            autocast(trainer.settings.precision, trainer.device),
+        ):
+            renewed = start_episode(trainer.composition, batches, trainer.progress)
+        for parameter in renewed:
+            # Its moments belong to numbers that are gone.
+            trainer.optimizer.state.pop(parameter, None)
+
+    def skipped(self, samples: Sequence[Skipped]) -> None:
+        self.folder.note_skipped(samples, runtime.rank())
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.sinks is not None:
+            self.sinks.log(step, values)
+        self._note_progress(step)
+        self.progress.update(
+            step,
+            epoch=(step - 1) // self.trainer.steps_per_epoch,
+            loss=values["train/loss"],
+            lr=values["train/learning_rate"],
+            samples_per_second=values["train/samples_per_second"],
+            data_wait=values["train/data_wait"],
+        )
+
+    def due(self, step: int) -> Due:
+        """Whether any rank was asked to stop, and whether it is time to save: agreed on before the
+        checkpoint is written, so that all ranks stop at the same step."""
+        save, stop = self.saves.due(step), self.interruption.signal_number is not None
+        if runtime.world_size() > 1:
+            flags = collectives.sum_without_grad(torch.tensor([int(save), int(stop)]))
+            save, stop = bool(flags[0]), bool(flags[1])
+        if stop and self.interruption.signal_number is None:
+            self.interruption.signal_number = signal.SIGTERM
+        return Due(save, stop)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; what is due to be evaluated at this step still is."""
+        self._write(step, evaluated=not self.evaluations.due(step), is_best=False)
+
+    def evaluate(self, step: int) -> None:
+        """Run the suites that are due, and note the outcome in the checkpoint of this step.
+
+        Where they fail, the step is saved first.
+        """
+        if not self.evaluations.due(step):
+            return
+        try:
+            is_best = self._run_suites(step)
+        except Exception:
+            self.ensure_saved()
+            raise
+        if is_best or self._saved_step == step:
+            self._write(step, evaluated=True, is_best=is_best)
+
+    def ensure_saved(self) -> None:
+        """Write a checkpoint of the last step unless there is one."""
+        if self._saved_step != self.trainer.step_count:
+            self.save(self.trainer.step_count)
+
+    def _run_suites(self, step: int) -> bool:
+        self._share_statistics()
+        ema = self.trainer.ema
+        with self.interruption.dropping(), ema.applied() if ema else contextlib.nullcontext():
+            values, is_best = self.evaluations.run(step)
+        if self.sinks is not None:
+            self.sinks.log(step, values)
+            self.progress.say(self.evaluations.one_line(step))
+        if is_best and self.state is not None and self.evaluations.best_value is not None:
+            self.state.note_best(self.evaluations.best_value, step)
+        return is_best
+
+    def _note_progress(self, step: int, *, write: bool = False) -> None:
+        if self.state is not None:
+            self.state.proceed(step, self.trainer.total_steps, write=write)
+
+    def _share_statistics(self) -> None:
+        """Batch-norm statistics differ between ranks while training; the first rank's are the
+        run's."""
+        for tower in self.trainer.composition.towers.values():
+            for buffer in tower.buffers():
+                collectives.broadcast_(buffer)
+
+    def _write(self, step: int, *, evaluated: bool, is_best: bool) -> None:
+        self.saves.done()
+        self._saved_step = step
+        if runtime.is_main():
+            checkpoint = self.trainer.checkpoint(
+                recipe=self.recipe,
+                evaluated=evaluated,
+                best=self.evaluations.best_value,
+                files=self.files,
+            )
+            keep = self.trainer.settings.keep
+            checkpoint.save(self.folder.checkpoints, is_best=is_best, keep=keep)
