@@ -241,7 +241,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "a data set in CLIP_benchmark's webdataset layout",
         ),
         "shapes": Entry(
-            "data.readers.shapes:Shapes", "drawn coloured shapes with captions; nothing to download"
+            "data.readers.shapes:Shapes",
+            "rendered coloured shapes with captions; nothing to download",
         ),
     },
     "augment": {

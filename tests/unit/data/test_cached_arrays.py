@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from vlkd_cli.data.files.cached_arrays import cached_arrays, data_cache
+from vlkd_cli.data.files.cached_copies import cached_copy
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
-    return tmp_path
+    umask = os.umask(0o022)
+    yield tmp_path
+    os.umask(umask)
 
 
 def build(scratch: Path) -> dict[str, np.ndarray]:
@@ -57,3 +63,22 @@ def test_other_users_may_read_a_shared_cache() -> None:
     cached_arrays("key", build, store=True)
     (folder,) = (data_cache() / "index").iterdir()
     assert folder.stat().st_mode & stat.S_IROTH and folder.stat().st_mode & stat.S_IXOTH
+
+
+def test_a_copy_that_was_cut_off_is_written_again() -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"0123456789")
+
+    copy = cached_copy("key", write)
+    assert copy.read_bytes() == b"0123456789" and copy.stat().st_mode & stat.S_IROTH
+    copy.write_bytes(b"0123")
+    assert cached_copy("key", write).read_bytes() == b"0123456789"
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ValueError("cut off")
+
+    assert cached_copy("key", fail) == copy
+    with pytest.raises(ValueError, match="cut off"):
+        cached_copy("other", fail)
+    assert list((data_cache() / "copies").iterdir()) == [copy]

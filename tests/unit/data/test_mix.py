@@ -16,7 +16,7 @@ from vlkd_cli.errors import DataError
 def test_without_weights_every_set_comes_once(tmp_path: Path) -> None:
     reader = open_reader({"readers": [csv_data(tmp_path), {"reader": "shapes", "num_samples": 10}]})
     assert isinstance(reader, Mix) and len(reader) == 16
-    assert reader.captions(0)[0].startswith("caption 0") and reader.name(6) == "drawn picture 0"
+    assert reader.captions(0)[0].startswith("caption 0") and reader.name(6) == "rendered picture 0"
 
 
 def test_weights_repeat_the_smaller_set_until_the_shares_hold() -> None:

@@ -1,4 +1,4 @@
-"""Texts of a sample beside its captions, each with a name: `texts: {answer: column}`."""
+"""Texts of a sample other than its captions, each with a name: `texts: {answer: column}`."""
 
 from __future__ import annotations
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import uuid
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.files.cached_arrays import data_cache
+from vlkd_cli.data.files.cached_copies import cached_copy
 from vlkd_cli.errors import DataError
 
 
@@ -90,29 +88,36 @@ def _unpacked(place: str, suffix: str, what: str) -> Path:
     if _COMPRESSIONS[suffix] not in compr:
         raise DataError(f"{what} {place}: pip install zstandard, or unpack the file first.")
     status = os.stat(place)
-    target = _copy_of(os.path.realpath(place), (status.st_size, status.st_mtime_ns))
+
+    def write(copy: BinaryIO) -> None:
+        with open(place, "rb") as file, compr[_COMPRESSIONS[suffix]](file, mode="rb") as source:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
     try:
-        if not target.exists():
-            with open(place, "rb") as file, compr[_COMPRESSIONS[suffix]](file, mode="rb") as source:
-                _copy(source, target)
+        return cached_copy(
+            f"{os.path.realpath(place)}\0{status.st_size} {status.st_mtime_ns}", write
+        )
+    except DataError:
+        raise
     except Exception as error:  # every compression has exceptions of its own
         raise DataError(
             f"{what} {place} cannot be unpacked ({type(error).__name__}: {error}). Fetch it again."
         ) from None
-    return target
 
 
 def _fetched(url: str, what: str) -> Path:
     import fsspec
 
+    def write(copy: BinaryIO) -> None:
+        with fsspec.open(url, "rb", compression="infer") as source:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
     try:
         filesystem, inner = fsspec.core.url_to_fs(url)
         version = sorted((key, str(value)) for key, value in filesystem.info(inner).items())
-        target = _copy_of(url, version)
-        if not target.exists():
-            with fsspec.open(url, "rb", compression="infer") as source:
-                _copy(source, target)
-        return target
+        return cached_copy(f"{url}\0{version!r}", write)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{what} {url}: no such file.") from None
     except (ImportError, ValueError) as error:
@@ -123,20 +128,3 @@ def _fetched(url: str, what: str) -> Path:
         raise DataError(
             f"{what} {url} cannot be fetched ({type(error).__name__}: {error})."
         ) from error
-
-
-def _copy_of(place: str, version: object) -> Path:
-    key = hashlib.sha256(f"{place}\0{version!r}".encode("utf-8", "surrogatepass")).hexdigest()
-    return data_cache() / "copies" / key[:32]
-
-
-def _copy(source: Any, target: Path) -> None:
-    # Not tempfile's, which only its owner could read: several users may share a cache.
-    making = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(making, "xb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        os.replace(making, target)
-    finally:
-        making.unlink(missing_ok=True)

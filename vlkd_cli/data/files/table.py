@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import codecs
 import os
-import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.files.cached_arrays import CachedArrays, data_cache
+from vlkd_cli.data.files.cached_arrays import CachedArrays
+from vlkd_cli.data.files.cached_copies import cached_copy
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.remote import local_copy
 from vlkd_cli.data.files.table_rows import find_rows, split_row
@@ -165,29 +165,16 @@ def _in_plain_encoding(file: Path, encoding: str) -> tuple[Path, str]:
     if plain:
         return file, encoding
     status = file.stat()
-    key = digest_of(str(file.resolve()), status.st_size, status.st_mtime_ns, encoding)
-    copy = data_cache() / "copies" / f"{key}.utf8"
-    if copy.exists():
-        return copy, "utf-8"
-    making = copy.with_name(f"{copy.name}.{uuid.uuid4().hex}")
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            open(file, encoding=encoding, newline="") as source,
-            open(making, "x", encoding="utf-8", newline="", errors="surrogatepass") as target,
-        ):
+
+    def write(copy: BinaryIO) -> None:
+        with open(file, encoding=encoding, newline="") as source:
             while text := source.read(1 << 20):
-                target.write(text)
-        os.replace(making, copy)
+                copy.write(text.encode("utf-8", "surrogatepass"))
+
+    key = digest_of(str(file.resolve()), status.st_size, status.st_mtime_ns, encoding)
+    try:
+        return cached_copy(key, write), "utf-8"
     except UnicodeError as error:
         raise DataError(
             f"table {file} cannot be read as {encoding} ({error}). Set data.encoding."
         ) from None
-    except OSError as error:
-        raise DataError(
-            f"cannot write {copy.parent} ({error.strerror}). Set VLKD_CACHE to a"
-            " folder that can be written and has room."
-        ) from None
-    finally:
-        making.unlink(missing_ok=True)
-    return copy, "utf-8"

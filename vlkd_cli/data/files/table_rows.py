@@ -102,7 +102,7 @@ class _RowFinder:
         return outside
 
     def check_line(self, num_bytes: int) -> None:
-        """Refuse a line that goes on and on: no table has one, and it would fill the memory."""
+        """Refuse a line without an end: no table has one, and it would fill the memory."""
         if num_bytes > _LONGEST_LINE_BYTES:
             raise DataError(
                 f"{self.path} line {self.lines_before + 1} is longer than"

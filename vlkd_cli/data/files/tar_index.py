@@ -42,7 +42,7 @@ def index_shards(shards: Sequence[str], parts: Parts) -> CachedArrays:
     """One row per sample, in the order of the shards: see COLUMNS; offsets and sizes in bytes, -1
     where a part is missing.
 
-    A sample whose texts cannot be read has none here; reading them tells why.
+    A sample whose texts cannot be read has none here; reading them gives the reason.
 
     Args:
         shards: local tar files, uncompressed.
@@ -120,7 +120,7 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, _Place]]]:
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps all that it has passed
+                tar.members = []  # type: ignore[attr-defined]  # or it stores all that it has passed
                 found = split_member(member.name) if member.isfile() else None
                 if found is None:
                     continue

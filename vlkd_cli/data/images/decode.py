@@ -349,10 +349,10 @@ def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
 def random_box(
     size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], draw: Any
 ) -> Box:
-    """A region whose share of the area and aspect ratio are drawn uniformly (the ratio in its
+    """A region whose fraction of the area and aspect ratio are sampled uniformly (the ratio in its
     logarithm).
 
-    Ten draws are tried; then the largest centred region whose ratio is allowed is taken, as
+    Ten samples are tried; then the largest centred region whose ratio is allowed is taken, as
     torchvision's RandomResizedCrop does.
 
     Args:

@@ -14,13 +14,13 @@ class ClassOrder:
     `per_class` samples each.
 
     Classes take turns: a round visits each once, but for the few that do not fill a step, others
-    each time. So every class is sampled equally often, whatever its size. A class is shuffled anew
+    each time. So every class is sampled equally often, whatever its size. A class is shuffled again
     in each pass over it, and no row comes twice in a pass; where a class has fewer rows than
     `per_class`, rows are repeated. Rows are a function of (seed, epoch, position).
 
     Args:
         labels: int64 `[N]`; -1 is no class. Rows of classes with fewer than two of them are left
-            out, which a warning says.
+            out, with a warning.
         per_class: samples of a class in a step.
         step_rows: samples of a step over all ranks, a multiple of `per_class`.
         seed: the run's.
@@ -53,7 +53,7 @@ class ClassOrder:
                 f" {len(self._starts)} (with two samples or more): lower train.batch_size or raise"
                 " per_class."
             )
-        self._tell_left_out(numbers, counts)
+        self._warn_of_left_out(numbers, counts)
         self.steps_per_epoch = (episode_samples or int(self._counts.sum())) // step_rows
 
     def __len__(self) -> int:
@@ -89,10 +89,10 @@ class ClassOrder:
         keys = hashed(self.seed, 12, own, key)
         return self._rows[self._starts[own] + permuted(positions % count, count, keys)]
 
-    def _tell_left_out(self, numbers: np.ndarray, counts: np.ndarray) -> None:
+    def _warn_of_left_out(self, numbers: np.ndarray, counts: np.ndarray) -> None:
         alone = int(np.count_nonzero((numbers >= 0) & (counts < 2)))
         bare = int(counts[numbers < 0].sum())
-        told = [f"{alone} {'class' if alone == 1 else 'classes'} with one sample"] * bool(alone)
-        told += [f"{bare} {'sample' if bare == 1 else 'samples'} without a label"] * bool(bare)
-        if told:
-            console.warn_once(f"data.per_class: {' and '.join(told)} are left out.")
+        left = [f"{alone} {'class' if alone == 1 else 'classes'} with one sample"] * bool(alone)
+        left += [f"{bare} {'sample' if bare == 1 else 'samples'} without a label"] * bool(bare)
+        if left:
+            console.warn_once(f"data.per_class: {' and '.join(left)} are left out.")

@@ -75,7 +75,7 @@ class WorkerPool:
         ):
             if turn != self._turn:
                 raise RuntimeError(
-                    "another iteration over the same loader was started; only the newest goes on"
+                    "another iteration over the same loader was started; only the newest continues"
                 )
             yield batch
 

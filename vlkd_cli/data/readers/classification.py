@@ -34,7 +34,7 @@ class Classification(Reader):
 
     Args:
         dataset: e.g. CIFAR10, MNIST, Flowers102, OxfordIIITPet.
-        root: folder where torchvision keeps the data set.
+        root: folder of torchvision's data sets.
         path: folder of class folders.
         split: train, val or test; by default the data's own default (training, or all where there
             are no splits).
@@ -172,7 +172,7 @@ class _Folders(_Source):
         if empty:
             console.warn_once(
                 f"data.path {path}: {len(empty)} of {len(self.class_names)} classes have no image,"
-                f" e.g. '{empty[0]}'. They stay classes; delete the folders of those that are none."
+                f" e.g. '{empty[0]}'. They count as classes; delete their folders if they are not."
             )
 
     def image(self, index: int) -> str:
@@ -284,7 +284,7 @@ def _constructed(
 
 
 def _labels(data: Any) -> Iterator[int]:
-    """Labels without decoding images where the class keeps them in one of the places that
+    """Labels without decoding images where the class stores them in one of the places that
     torchvision uses."""
     for place in ("targets", "labels", "_labels", "y"):
         stored = getattr(data, place, None)

@@ -28,10 +28,10 @@ _CLASSES, _TEMPLATES, _KIND = (
 
 class ClipBenchmark(Reader):
     """A folder with `train/` and `test/`, each with shards `0.tar`, `1.tar`, ...; class names and
-    templates beside them.
+    templates next to them.
 
     Samples have an image and a class number (`.cls`), a row of zeros and ones for several classes
-    (`.npy`), or captions, one per line (`.txt`); `dataset_type.txt` says `multilabel` or
+    (`.npy`), or captions, one per line (`.txt`); `dataset_type.txt` holds `multilabel` or
     `retrieval` where it is not the first.
 
     Args:

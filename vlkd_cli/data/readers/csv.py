@@ -216,7 +216,7 @@ class CSV(Reader):
         return [cell for cell in cells if cell.strip()]
 
     def _arrays(self, scratch: Path) -> dict[str, np.ndarray]:
-        """The index: where rows begin, and what one pass over them tells."""
+        """The index: where rows begin, and what one pass over them finds."""
         arrays = self._table.find(scratch)
         self._table.index = CachedArrays(arrays)
         count = len(self._table)

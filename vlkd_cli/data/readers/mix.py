@@ -1,4 +1,4 @@
-"""Several data sets as one, each drawn in proportion to its weight."""
+"""Several data sets as one, each sampled in proportion to its weight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mixed(
 
     Args:
         readers: what is mixed; where one of them is a stream, the mixture is one.
-        weights: share of the draws that each gets, in any unit; all None: each set as often as it
+        weights: how often each is sampled, in any unit; all None: each set as often as it
             is large.
 
     Raises:
@@ -36,7 +36,7 @@ def mixed(
     if given and len(given) < len(readers):
         raise DataError("data.readers: give every reader a 'weight', or none of them.")
     if any(weight <= 0 for weight in given):
-        raise DataError("data.readers: a 'weight' is above 0.")
+        raise DataError("data.readers: a 'weight' must be above 0.")
     shares = (
         [weight / sum(given) for weight in given]
         if given
@@ -167,7 +167,7 @@ def _offered(reader: Reader) -> str:
 
 
 class MixedStream(StreamReader):
-    """Streams (and readers, shuffled) drawn in turn at random; each begins anew when it is
+    """Streams (and readers, shuffled) sampled in turn at random; each begins again when it is
     exhausted.
 
     Args:

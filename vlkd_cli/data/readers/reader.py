@@ -24,7 +24,7 @@ class Offers:
     offers_by_key: ClassVar[Mapping[str, str]] = {}
     """What it offers where a key is not null."""
     text_views: ClassVar[tuple[str, ...]] = ()
-    """Names of texts that it always has beside the captions."""
+    """Names of texts that it always has, other than the captions."""
 
 
 class Reader(Offers):
@@ -50,7 +50,7 @@ class Reader(Offers):
     has_captions: bool = True
     """Whether its samples have texts."""
     text_names: Sequence[str] = ()
-    """Names of the texts that it has beside the captions."""
+    """Names of the texts that it has, other than the captions."""
     num_targets: int = 0
     """Numbers that each sample has."""
     streams: ClassVar[bool] = False

@@ -34,7 +34,7 @@ BACKGROUNDS = {
     "navy": (20, 26, 78),
 }
 SIZES = {"small": 0.16, "medium": 0.21, "large": 0.26}
-"""Radius as a share of the picture's side."""
+"""Radius as a fraction of the picture's side."""
 POSITIONS = (
     "top left",
     "top",
@@ -59,7 +59,7 @@ _DRAWING = 3  # raised whenever the same keys would give other pictures or capti
 
 
 class Thing(NamedTuple):
-    """One shape and where it is; `centre` and `radius` are shares of the picture's side."""
+    """One shape and where it is; `centre` and `radius` are fractions of the picture's side."""
 
     colour: str
     shape: str
@@ -80,7 +80,7 @@ class Scene(NamedTuple):
 
 
 class Shapes(Reader):
-    """Pictures of one coloured shape, or of two in a relation, drawn when asked for and the same
+    """Pictures of one coloured shape, or of two in a relation, rendered when asked for and the same
     for the same keys.
 
     A kind of picture is a colour, shape, size, position and background. The splits share no kind,
@@ -93,7 +93,7 @@ class Shapes(Reader):
         size_px: height and width.
         seed: of the pictures.
         split: "train", "val" or "test".
-        relations: draw a second, small shape beside the first, and tell where in the captions.
+        relations: render a second, small shape next to the first, and say where in the captions.
         short_captions: whether captions that name only colour and shape are among those of a
             picture; by default in training only, since such captions fit many pictures.
         combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on
@@ -168,7 +168,7 @@ class Shapes(Reader):
         ) % len(CLASSES)
 
     def name(self, index: int) -> str:
-        return f"drawn picture {index}"
+        return f"rendered picture {index}"
 
     def fingerprint(self) -> str:
         keys = (
@@ -271,7 +271,7 @@ class Shapes(Reader):
         return scene._replace(other=other, relation=relation)
 
     def _kind(self, index: int) -> int:
-        # Kinds of many positions at once cost hardly more than one; two bytes each are kept.
+        # Kinds of many positions at once cost hardly more than one; two bytes each are stored.
         block, place = divmod(index, _BLOCK)
         if block not in self._blocks:
             self._blocks[block] = self._kinds(

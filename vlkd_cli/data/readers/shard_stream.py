@@ -1,4 +1,4 @@
-"""Tar shards read in order, through the webdataset library: remote ones, pipes, or shards drawn
+"""Tar shards read in order, through the webdataset library: remote ones, pipes, or shards sampled
 with replacement."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ShardStream(StreamReader):
         shards: files, URLs or `pipe:` commands.
         parts: which members of a sample are what.
         samples_per_epoch: over all shares.
-        resampled: shards are drawn with replacement, endlessly, instead of each once per epoch.
+        resampled: shards are sampled with replacement, endlessly, instead of each once per epoch.
         shuffle_buffer: samples shuffled among each other, over the shares of one process.
     """
 

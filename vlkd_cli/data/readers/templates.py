@@ -22,7 +22,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         "a photo of a large {}",
     ),
 }
-"""Sets of templates by name; beside them "open_clip:imagenet" and "open_clip:simple", which
+"""Sets of templates by name; there are also "open_clip:imagenet" and "open_clip:simple", which
 open_clip brings along."""
 
 
