@@ -58,7 +58,7 @@ def test_labels_of_different_classes_are_not_mixed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1, None], "give every reader a 'weight', or none"), ([1, 0], "a 'weight' is above 0")],
+    [([1, None], "give every reader a 'weight', or none"), ([1, 0], "a 'weight' must be above 0")],
 )
 def test_wrong_weights_are_refused(weights: list[float | None], message: str) -> None:
     with pytest.raises(DataError, match=message):
