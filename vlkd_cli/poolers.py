@@ -200,7 +200,8 @@ class AttentionPooler(Pooler):
         pooled = self.attention(
             query, tokens, tokens, key_padding_mask=ignored, need_weights=False
         )[0].squeeze(1)
-        return pooled if self.mlp is None else pooled + self.mlp(self.norm(pooled))
+        refined: Tensor = pooled if self.mlp is None else pooled + self.mlp(self.norm(pooled))
+        return refined
 
 
 def masked_mean(tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:

@@ -167,7 +167,8 @@ class _Matrix(NamedTuple):
 
 def _inverse_lengths(features: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return 1 / lengths.masked_fill(lengths <= 1e-12, torch.inf)
+    inverse: Tensor = 1 / lengths.masked_fill(lengths <= 1e-12, torch.inf)
+    return inverse
 
 
 def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:

@@ -91,4 +91,4 @@ def restart(layer: nn.Linear, seed: int) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.01)
     layer.bias.zero_()
-    return [layer.weight, layer.bias]
+    return list(layer.parameters())

@@ -66,7 +66,9 @@ class DeepCluster(Distiller):
         self.num_iterations, self.balance = num_iterations, balance
         self.every_epochs, self.seed = every_epochs, seed
 
-    def setup(self, student: Widths, teacher: Widths | None, *, num_rows: int) -> None:
+    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+        self, student: Widths, teacher: Widths | None, *, num_rows: int
+    ) -> None:
         assert isinstance(student, int)
         self.classifier = classifier_of(student, self.num_clusters, self.seed)
         self.register_buffer("labels", torch.full((num_rows,), -1))

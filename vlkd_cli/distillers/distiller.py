@@ -91,7 +91,8 @@ class Distiller(nn.Module):
         forward and before a checkpoint is loaded.
 
         A subclass may name a keyword-only `num_rows`, the number of rows of the data set; streams
-        are then refused.
+        are then refused. Like `forward`, it is called with what its signature names, which no type
+        of an overridden method can express.
 
         Raises:
             RecipeError: the widths do not fit in a way that the letters of `forward` cannot say.
@@ -139,10 +140,11 @@ class Distiller(nn.Module):
         # Logits of scale 100, covariances and moving averages lose their meaning in 16 bits, and a
         # step's time goes elsewhere.
         with torch.autocast(device.type, enabled=False):
-            return super().__call__(
+            term: Tensor = super().__call__(
                 *map(_full, sides),
                 **{name: value for name, value in offered.items() if name in self.wants},
             )
+        return term
 
 
 def require_equal_width(distiller: Distiller, student: int, teacher: int) -> None:

@@ -61,7 +61,9 @@ class NPID(Distiller):
         self.estimator, self.num_negatives = estimator, negatives
         self.temperature, self.momentum = temperature, momentum
 
-    def setup(self, student: Widths, teacher: Widths | None, *, num_rows: int) -> None:
+    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+        self, student: Widths, teacher: Widths | None, *, num_rows: int
+    ) -> None:
         assert isinstance(student, int)
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("bank", unit(torch.randn(num_rows, student, generator=generator)))

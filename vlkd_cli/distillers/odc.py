@@ -75,7 +75,9 @@ class ODC(Distiller):
         self.balance, self.components = balance, components
         self.num_iterations, self.seed = num_iterations, seed
 
-    def setup(self, student: Widths, teacher: Widths | None, *, num_rows: int) -> None:
+    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+        self, student: Widths, teacher: Widths | None, *, num_rows: int
+    ) -> None:
         assert isinstance(student, int)
         self.classifier = classifier_of(student, self.num_clusters, self.seed)
         self.register_buffer("bank", torch.zeros(num_rows, student))

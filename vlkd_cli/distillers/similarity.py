@@ -21,7 +21,8 @@ def unit(features: Float[Tensor, "... D"], smallest: float = 1e-12) -> Float[Ten
     of 1 / smallest through one.
     """
     length = features.norm(dim=-1, keepdim=True)
-    return features / length.masked_fill(length <= smallest, torch.inf)
+    scaled: Tensor = features / length.masked_fill(length <= smallest, torch.inf)
+    return scaled
 
 
 def own_columns(rows: int, device: torch.device) -> Tensor:

@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 def is_distributed() -> bool:
@@ -69,10 +71,10 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     # CPU tensors (flags, results) travel through gloo also where gradients go through nccl.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
-    store, own_rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store, own_rank, size = next(iter(rendezvous("env://", timeout=timeout)))
     # The agent's store outlives a failed group; without names of its own, a restarted one would
     # read the addresses of the dead.
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=timeout)
     # Not after an error: leaving in order waits for the others, which may be gone, and the process
     # is about to end.

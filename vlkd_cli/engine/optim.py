@@ -27,7 +27,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     if name in ("lars", "lion"):
         from timm.optim import Lars, Lion
 
-        return Lars if name == "lars" else Lion
+        chosen: type[torch.optim.Optimizer] = Lars if name == "lars" else Lion
+        return chosen
     classes = {
         key.lower(): value
         for key, value in vars(torch.optim).items()

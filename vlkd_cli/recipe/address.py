@@ -143,8 +143,9 @@ def modality_of(towers: Mapping[str, TowerSpec], name: str) -> ModalityName | No
         return next(word for word in MODALITY_NAMES if word in offered)
     words = name.lower().split("_")
     found = next((word for word in MODALITY_NAMES if word in words), None)
-    if found is None and tower.follows in towers and towers[tower.follows].follows is None:
-        return modality_of(towers, tower.follows)
+    leader = tower.follows
+    if found is None and leader is not None and leader in towers and towers[leader].follows is None:
+        return modality_of(towers, leader)
     return found
 
 

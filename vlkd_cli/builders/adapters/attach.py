@@ -208,7 +208,8 @@ class _OrthonormalRows(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         basis, triangle = torch.linalg.qr(rows.mT)
-        return (basis * triangle.diagonal().sign()).mT
+        orthogonal: Tensor = (basis * triangle.diagonal().sign()).mT
+        return orthogonal
 
     def right_inverse(self, rows: Tensor) -> Tensor:
         return rows

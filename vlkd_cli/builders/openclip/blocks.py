@@ -23,7 +23,7 @@ class PackedAttention(nn.MultiheadAttention):
     In float32 equal bit for bit; under autocast the softmax and its products are in float32.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -149,7 +149,8 @@ def pooled(
         mask = mask[:1] if positions is None else mask[positions][:, None, None]
     attended = attention.out_proj(attend(queries, keys, values, mask).squeeze(1).to(packed.dtype))
     token = _pick(tokens, positions) + last.ls_1(attended)
-    return token + last.ls_2(last.mlp(last.ln_2(token)))
+    output: Tensor = token + last.ls_2(last.mlp(last.ln_2(token)))
+    return output
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

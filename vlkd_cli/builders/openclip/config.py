@@ -120,7 +120,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "size")
 def _named(model: str, what: str) -> dict[str, Any]:
     import open_clip
 
-    settings = open_clip.get_model_config(model.replace("/", "-"))
+    settings: dict[str, Any] | None = open_clip.get_model_config(model.replace("/", "-"))
     if settings is None:
         raise RecipeError(
             f"{what} is unknown.{did_you_mean(model, open_clip.list_models())} See `vlkd"

@@ -4,6 +4,7 @@ tokens: all found, none looked up."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +163,7 @@ def construct(model: str, arguments: dict[str, Any], *, initialise: bool = True)
     """
     from torchvision import models
 
-    build = models.get_model_builder(model)
+    build: Callable[..., nn.Module] = models.get_model_builder(model)
     try:
         try:
             # Only the Inception family takes the first of these; everyone else refuses it before

@@ -16,7 +16,8 @@ class Groups(NamedTuple):
 
     def first_rows(self) -> np.ndarray:
         """The row of each image that comes first in the table."""
-        return self.rows[self.starts[:-1]]
+        first: np.ndarray = self.rows[self.starts[:-1]]
+        return first
 
     def sums(self, counts: np.ndarray) -> np.ndarray:
         """A number of each row, added up over the rows of each image."""

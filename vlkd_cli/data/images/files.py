@@ -90,7 +90,8 @@ def _files(folder: Path) -> Iterator[str]:
     """Files below a folder. Links to folders are followed once everything else was seen, and each
     folder is entered once: links to folders above lead nowhere new."""
     entered: set[tuple[int, int]] = set()
-    folders, links = [""], []
+    folders = [""]
+    links: list[str] = []
     while folders or links:
         if not folders:
             links.sort(reverse=True)

@@ -79,4 +79,5 @@ class CaptionedImages(Reader):
         return int(self._starts[index])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        return self._starts[indices]
+        starts: np.ndarray = self._starts[indices]
+        return starts

@@ -160,9 +160,10 @@ def _registered(entry: dict[str, Any]) -> SetFacts:
             expected = "multilabel" if known.multi_label else "multiclass"
             raise ValueError(f"type of '{name}' is '{kind}', and ELEVATER's set is {expected}")
         return replace(known, folder=folder, label_map=label_map, splits=splits, is_registered=True)
-    metric = entry.get("metric") or ("11point_mAP" if multi_label else "accuracy")
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric of '{name}' is '{metric}'; known: {', '.join(get_args(Metric))}")
+    wanted = entry.get("metric") or ("11point_mAP" if multi_label else "accuracy")
+    metric: Metric | None = next((each for each in get_args(Metric) if each == wanted), None)
+    if metric is None:
+        raise ValueError(f"metric of '{name}' is '{wanted}'; known: {', '.join(get_args(Metric))}")
     return SetFacts(
         name=name,
         folder=folder,

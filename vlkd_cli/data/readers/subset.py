@@ -70,7 +70,8 @@ class Subset(Reader):
         return int(self._starts[index])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        return self._starts[indices]
+        starts: np.ndarray = self._starts[indices]
+        return starts
 
 
 def checked_part(part: Sequence[float]) -> tuple[float, float]:

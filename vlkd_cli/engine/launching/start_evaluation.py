@@ -77,7 +77,9 @@ def find_target(
     if target is None and any(path[:1] == ("towers",) for path in set_paths):
         # The towers that --set describes, empty: it fills keys, and refuses towers that are not
         # there.
-        named = {path[1]: {} for path in set_paths if path[:1] == ("towers",) and len(path) > 2}
+        named: dict[object, dict[str, object]] = {
+            path[1]: {} for path in set_paths if path[:1] == ("towers",) and len(path) > 2
+        }
         if trust:
             raise UserError(_NO_TRUST_NEEDED)
         recipe = parse_recipe(json.dumps({"towers": named}), "--set", overrides)

@@ -37,7 +37,8 @@ def pair_similarity(
             return np.asarray(products)
         lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
         cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    return np.nan_to_num(cosines, nan=0.0)
+    rows: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.nan_to_num(cosines, nan=0.0)
+    return rows
 
 
 def pearson(scores: Floats, gold: Floats) -> float:

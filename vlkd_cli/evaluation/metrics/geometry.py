@@ -57,7 +57,8 @@ def modality_gap(one: Tensor, other: Tensor) -> float:
 
     Source: Liang et al., NeurIPS 2022, arXiv:2203.02053.
     """
-    return (one.double().mean(0) - other.double().mean(0)).norm().item()
+    gap = one.double().mean(0) - other.double().mean(0)
+    return float(gap.norm())
 
 
 def mean_deviation(features: Tensor) -> float:
@@ -69,7 +70,8 @@ def spectrum(features: Tensor) -> Tensor:
     """Shares of variance along the principal axes, in falling order, `[D]`."""
     centred = features.double() - features.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
-    return values / values.sum().clamp(min=1e-300)
+    shares: Tensor = values / values.sum().clamp(min=1e-300)
+    return shares
 
 
 def effective_rank(shares: Tensor) -> float:
