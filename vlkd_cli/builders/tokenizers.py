@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlkd_cli.builders.padding import pad
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import TextInput
 
@@ -85,7 +86,7 @@ class ClipTokenizer:
     def __call__(self, texts: Sequence[str]) -> TextInput:
         rows = []
         for text in texts:
-            ids = [self._start, *self._encode(text), self._end]
+            ids = [self._start, *self._encode(well_formed(text)), self._end]
             if len(ids) > self.context_length:
                 ids = [*ids[: self.context_length - 1], self._end]
             rows.append([token + self.shift for token in ids] if self.shift else ids)
@@ -150,11 +151,14 @@ class ClipTokenizer:
 
 
 class PretrainedTokenizer:
-    """A tokenizer of transformers: ids and attention mask, padded to the longest caption of the
-    batch.
+    """A tokenizer of transformers: ids and attention mask, padded on the right to the longest
+    caption of the batch.
+
+    A text of which the tokenizer makes no tokens stands as one token of padding.
 
     Args:
-        tokenizer: the fast or slow tokenizer object.
+        tokenizer: the fast or slow tokenizer object. It needs no padding token: the mask hides
+            whatever fills up.
         max_length: longest caption in tokens; longer ones are cut.
         lower: lower-case the texts first (some sentence encoders ask for it).
     """
@@ -163,22 +167,18 @@ class PretrainedTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.lower = lower
-        if tokenizer.pad_token is None:
-            # Decoder-style vocabularies have no padding; the mask keeps whatever stands there from
-            # mattering.
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0
 
     def __call__(self, texts: Sequence[str]) -> TextInput:
-        texts = [text.lower() for text in texts] if self.lower else list(texts)
-        encoded = self.tokenizer(
-            texts,
-            padding=True,
+        rows = self.tokenizer(
+            [well_formed(text.lower() if self.lower else text) for text in texts],
+            padding=False,
             truncation=True,
             max_length=self.max_length,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return pad([row or [self.pad] for row in rows], self.pad)
 
 
 class PaddedTokenizer:

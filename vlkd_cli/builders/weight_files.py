@@ -6,7 +6,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +43,28 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file cannot be read, holds objects that could run code, or no tensors.
     """
-    check_file(path, what)
-    try:
-        tensors = strip_wrappers(_unwrapped(_read(path), path, what))
-    except WeightsError:
-        raise
-    # Damaged bytes make the unpickler fail in any way there is.
-    except Exception as error:
-        if refused := _refused_objects(path, error):
-            raise WeightsError(
-                f"{what}: '{path}' holds {refused} beside its tensors; only tensors and plain"
-                " values are read, because other objects can run code. If you trust the file, save"
-                f" its tensors alone, in Python: torch.save(torch.load('{path}',"
-                " weights_only=False)['state_dict'], 'weights.pth')."
-            ) from error
-        raise WeightsError(
-            f"{what}: '{path}' cannot be read as weights ({first_line(error)}). Replace the file."
-        ) from error
+    tensors = strip_wrappers(_tensors_of(path, what))
     if not tensors:
         raise WeightsError(
             f"{what}: '{path}' holds no tensors. Give a file of weights (a state dict)."
         )
     return tensors
+
+
+def weight_names(path: Path, what: str) -> set[str]:
+    """Names of a file's tensors as they are in it, wrappers included.
+
+    Raises:
+        WeightsError: as `read_weights`.
+    """
+    if path.suffix != ".safetensors":
+        return set(_tensors_of(path, what))
+    check_file(path, what)
+    with _telling(path, what):
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
 
 
 def check_file(path: Path, what: str) -> None:
@@ -133,6 +134,33 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             break
         plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
     return plain
+
+
+def _tensors_of(path: Path, what: str) -> dict[str, Tensor]:
+    check_file(path, what)
+    with _telling(path, what):
+        return _unwrapped(_read(path), path, what)
+
+
+@contextmanager
+def _telling(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a reader raises on a file into one line that names it."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    # Damaged bytes make the readers fail in any way there is.
+    except Exception as error:
+        if refused := _refused_objects(path, error):
+            raise WeightsError(
+                f"{what}: '{path}' holds {refused} beside its tensors; only tensors and plain"
+                " values are read, because other objects can run code. If you trust the file, save"
+                f" its tensors alone, in Python: torch.save(torch.load('{path}',"
+                " weights_only=False)['state_dict'], 'weights.pth')."
+            ) from error
+        raise WeightsError(
+            f"{what}: '{path}' cannot be read as weights ({first_line(error)}). Replace the file."
+        ) from error
 
 
 def _read(path: Path) -> Any:

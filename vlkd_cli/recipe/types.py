@@ -23,6 +23,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+TextLength = Annotated[int, Field(ge=2)]  # in tokens: one alone leaves no room for a text
 
 
 ModalityName = Literal["image", "text", "mesh"]

@@ -14,6 +14,7 @@ from torch import nn
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder
+from vlkd_cli.builders.guard import of_tower
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import Component, TowerSpec
@@ -74,7 +75,8 @@ def _build(spec: TowerSpec, context: BuildContext, *, cache_dir: Path | str | No
             f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters'"
             " or remove it."
         )
-    backbone = builder.build(modality, context)
+    with of_tower(name):
+        backbone = builder.build(modality, context)
     if spec.prompt is not None:
         if modality != "text" or spec.builder != "openclip":
             raise RecipeError(

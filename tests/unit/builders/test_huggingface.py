@@ -9,12 +9,8 @@ import torch
 from transformers import AutoModel, BertConfig, BertTokenizerFast, T5Config
 
 from vlkd_cli.builders.huggingface.builder import HuggingFace
-from vlkd_cli.builders.huggingface.load import (
-    find_model,
-    load_config,
-    longest_input,
-    refuse_foreign_code,
-)
+from vlkd_cli.builders.huggingface.configs import load_config, longest_input
+from vlkd_cli.builders.huggingface.folders import find_model, refuse_foreign_code
 from vlkd_cli.errors import RecipeError, WeightsError
 
 CAPTIONS = ["a red square", "two blue circles above a green triangle on the left"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -11,13 +12,17 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
+    CNN,
+    Dense,
     Normalize,
     Pooling,
     StaticEmbedding,
+    Transformer,
     WordEmbeddings,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.support.encoders import SENTENCES, write_encoder
 from vlkd_cli.builders.huggingface.builder import HuggingFace
 from vlkd_cli.builders.sbert.builder import SBERT
 from vlkd_cli.builders.sbert.word_vectors import read_word_vectors
@@ -106,10 +111,10 @@ def test_word2vec_headers_and_words_with_spaces_are_read(tmp_path: Path) -> None
     words, vectors = read_word_vectors(tmp_path / "a.vec")
     assert words == ["dog", "new york"] and vectors.tolist() == [[1, 2, 3], [4, 5, 6]]
     (tmp_path / "b.txt").write_text("dog 1 2 3\ncat 1 x 3\n")
-    with pytest.raises(WeightsError, match=r"line 2 is no word with 3 numbers"):
+    with pytest.raises(WeightsError, match=r"line 2 is not a word with 3 numbers"):
         read_word_vectors(tmp_path / "b.txt")
     (tmp_path / "c.txt").touch()
-    with pytest.raises(WeightsError, match="the file is empty"):
+    with pytest.raises(WeightsError, match="is empty"):
         read_word_vectors(tmp_path / "c.txt")
 
 
@@ -139,6 +144,117 @@ def test_mistakes_are_named_with_their_remedy(tmp_path: Path) -> None:
         SBERT(model="no-such", cache_dir=str(tmp_path)).build("text")
     with pytest.raises(WeightsError, match="no file or folder"):
         SBERT(model="nowhere/glove.txt").build("text")
+
+
+def test_a_saved_truncation_holds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = Transformer(str(write_encoder(tmp_path / "bert")), max_seq_length=32)
+    reference = SentenceTransformer(
+        modules=[first, Pooling(64, "mean"), Normalize()], device="cpu", truncate_dim=8
+    )
+    reference.save(str(tmp_path / "model"), create_model_card=False)
+    backbone = SBERT(model=str(tmp_path / "model")).build("text").eval()
+    assert backbone.width == 8
+    expected = reference.encode(SENTENCES, convert_to_tensor=True)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(backbone.tokenizer(SENTENCES)), expected)
+    backbone.export(tmp_path / "out", tmp_path / "out", {})
+    again = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    torch.testing.assert_close(again.encode(SENTENCES, convert_to_tensor=True), expected)
+    whole = SentenceTransformer(modules=[first, Pooling(64, "mean")], device="cpu")
+    whole.save(str(tmp_path / "whole"), create_model_card=False)
+    assert "truncated to 8" in backbone.settings
+    assert "truncated" not in SBERT(model=str(tmp_path / "whole")).build("text").settings
+
+
+def test_modules_that_read_padding_do_not_mix_texts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = Transformer(str(write_encoder(tmp_path / "bert")), max_seq_length=32)
+    modules = [first, CNN(64, out_channels=8, kernel_sizes=[3]), Pooling(8, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "model"))
+    backbone = SBERT(model=str(tmp_path / "model")).build("text").eval()
+    assert backbone.by_length
+    with torch.no_grad():
+        together = backbone(backbone.tokenizer(SENTENCES))
+        for row, text in enumerate(SENTENCES):
+            alone = backbone(backbone.tokenizer([text]))
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+
+
+def test_a_dense_module_without_pooling_before_it_is_one_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = Transformer(str(write_encoder(tmp_path / "bert")), max_seq_length=32)
+    encoder = SentenceTransformer(modules=[first, Pooling(64, "mean"), Dense(64, 8)], device="cpu")
+    encoder.save(str(tmp_path / "model"))
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    (tmp_path / "model" / "modules.json").write_text(json.dumps([modules[0], modules[2]]))
+    with pytest.raises(RecipeError, match="do not give one embedding of a plain text") as error:
+        SBERT(model=str(tmp_path / "model")).build("text")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["os.getcwd", "torch.hub.get_dir", "my_package.Swish"])
+def test_an_activation_that_is_not_a_layer_of_torch_is_refused(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = Transformer(str(write_encoder(tmp_path / "bert")), max_seq_length=32)
+    encoder = SentenceTransformer(modules=[first, Pooling(64, "mean"), Dense(64, 8)], device="cpu")
+    encoder.save(str(tmp_path / "model"))
+    assert SBERT(model=str(tmp_path / "model")).build("text").width == 8
+    file = tmp_path / "model" / "2_Dense" / "config.json"
+    content = {**json.loads(file.read_text()), "activation_function": name}
+    file.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=f"names '{name}' as activation.*Add `trust: true`"):
+        SBERT(model=str(tmp_path / "model")).build("text")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "null", "[{"])
+def test_damaged_lists_of_modules_are_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises((WeightsError, RecipeError)) as error:
+        SBERT(model=str(tmp_path)).build("text")
+    assert "\n" not in str(error.value)
+
+
+def test_words_that_are_not_utf8_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcat 1 2\nd\xffog 3 4\nred 5 6\n\xfe 7 8\n")
+    words, vectors = read_word_vectors(tmp_path / "a.txt")
+    assert words == ["cat", "red"] and vectors.tolist() == [[1, 2], [5, 6]]
+    said = capsys.readouterr().err
+    assert "2 words that are not UTF-8 are left out, the first in line 2" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt.gz", b"cat 1 2\n"),
+        ("a.vec.gz", gzip.compress(b"cat 1 2\n" * 999)[:-30]),
+        ("a.txt.gz", b""),
+        ("a.txt", gzip.compress(b"cat 1 2\n" * 999)),
+        ("a.txt", b"cat nan 2\n"),
+        ("a.txt", b"cat 1 1e999\n"),
+        ("a.txt", b"\xff 1 2\n"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\n"),
+    ],
+)
+def test_files_that_hold_no_vectors_are_one_line(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"word vectors '.*{name}'") as error:
+        read_word_vectors(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_compressed_vectors_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"cat 1 2\n"))
+    assert read_word_vectors(tmp_path / "a.txt.gz")[0] == ["cat"]
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1])
+def test_word_vectors_need_room_for_a_text(limit: int, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("cat 1 2\n")
+    with pytest.raises(RecipeError, match=f"max_length: {limit} leaves no room"):
+        SBERT(model=str(tmp_path / "a.txt"), max_length=limit).build("text")
 
 
 @pytest.mark.shared

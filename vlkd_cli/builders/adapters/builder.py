@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.adapters.attach import attach, encoder_model
@@ -26,11 +25,12 @@ from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.reft import ReFT
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Export, ModelInfo
 from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
-from vlkd_cli.builders.huggingface.load import longest_input
+from vlkd_cli.builders.huggingface.configs import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.types import TextLength
 
 ADAPTER = "adapter"
 """Folder of a method that cannot be merged, beside the encoder's files."""
@@ -67,7 +67,7 @@ class Adapters(HuggingFace):
         pretrained: bool | str | None = None,
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
-        max_length: int | None = None,
+        max_length: TextLength | None = None,
         own_pooler: bool = False,
         adapter_weights: str | None = None,
         trust: bool = False,
@@ -166,6 +166,9 @@ class AdaptedText(HuggingFaceText):
         section: the tower's `adapter:` with every key, for the file that the adapter is saved in.
     """
 
+    method: Method | None = None
+    """None until it is attached."""
+
     def __init__(
         self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, Any]
     ) -> None:
@@ -176,14 +179,16 @@ class AdaptedText(HuggingFaceText):
         )
         # As they are without the method, whose own modules would be taken for layers.
         self._layers = super().layers()
-        self.method = method
         self.section = dict(section)
         attach(encoder, method, self._words)
+        self.method = method
+        self.by_length = self.by_length or method.gates_over_tokens
 
     def layers(self) -> list[list[str]]:
         return self._layers
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        assert self.method is not None
         if self.method.merges:
             export_merged(self, folder)
             return self.exported(folder, place, keys)._replace(adapter="merged")
@@ -212,21 +217,16 @@ class AdaptedText(HuggingFaceText):
             int(token) for token in inputs["input_ids"][0][inputs["attention_mask"][0].bool()][1:-1]
         ]
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Any:
+    def _run_batch(self, inputs: TextInput) -> Any:
         if isinstance(self.method, ReFT) and next(self.encoder.parameters()).dtype != torch.float32:
             # QR and the library's empty edits exist in float32 only.
             raise RecipeError(
                 "adapter 'reft' needs float32 weights. Train with `precision: bf16`, which casts"
                 " the computation alone."
             )
-        if self.method.gates_over_tokens:
-            return self._run_by_length(inputs)
-        return self._run_batch(inputs)
-
-    def _run_batch(self, inputs: Mapping[str, Tensor]) -> Any:
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if not isinstance(self.method, MTLLoRA):
-            return self.encoder(input_ids=ids, attention_mask=mask, return_dict=True)
+            return super()._run_batch(inputs)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         tasks = inputs.get("task_ids")
         if tasks is None:
             tasks = ids.new_full((len(ids),), self.method.tasks.index(self.method.task))
@@ -243,41 +243,6 @@ class AdaptedText(HuggingFaceText):
             if self.own_pooler:
                 output.pooler_output = output.pooler_output + 0 * absent
         return output
-
-    def _run_by_length(self, inputs: Mapping[str, Tensor]) -> Any:
-        """Sentences of equal length together and without padding, put back in order."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        mask = inputs["attention_mask"].bool()
-        lengths = mask.sum(1)
-        states: Tensor | None = None
-        pooled: Tensor | None = None
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero().squeeze(1)
-            real = {
-                name: values[rows][mask[rows]].view(len(rows), length)
-                for name, values in inputs.items()
-            }
-            output = self._run_batch(real)
-            found = output.last_hidden_state
-            if states is None:
-                states = found.new_zeros(*mask.shape, found.shape[-1])
-            states = states.index_put((rows,), _spread(found, mask[rows]))
-            if self.own_pooler:
-                pooled = (
-                    output.pooler_output.new_zeros(len(mask), output.pooler_output.shape[-1])
-                    if pooled is None
-                    else pooled
-                )
-                pooled = pooled.index_put((rows,), output.pooler_output)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """`[N, L, D]` at the real positions of `mask` `[N, T]`, zeros elsewhere."""
-    return values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(
-        mask.unsqueeze(-1), values
-    )
 
 
 def all_keys(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:

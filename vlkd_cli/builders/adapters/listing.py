@@ -8,7 +8,8 @@ import torch
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.adapters.attach import attach, encoder_model
-from vlkd_cli.builders.huggingface.load import load_config, load_model
+from vlkd_cli.builders.huggingface.configs import load_config
+from vlkd_cli.builders.huggingface.load import load_model
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make

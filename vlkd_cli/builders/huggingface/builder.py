@@ -8,25 +8,28 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
-from vlkd_cli.builders.huggingface.load import (
+from vlkd_cli.builders.guard import one_line
+from vlkd_cli.builders.huggingface.configs import (
     apply_sizes,
     load_config,
-    load_model,
-    load_tokenizer,
     longest_input,
+    num_positions,
     scratch_config,
 )
+from vlkd_cli.builders.huggingface.load import load_model, load_tokenizer
 from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.padding import Outputs, by_length, leaks, probing
+from vlkd_cli.builders.sizes import check_max_length
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PretrainedTokenizer
 from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
+from vlkd_cli.recipe.types import TextLength
 
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
@@ -66,7 +69,7 @@ class HuggingFace(Builder):
         pretrained: bool | str | None = None,
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
-        max_length: int | None = None,
+        max_length: TextLength | None = None,
         own_pooler: bool = False,
         trust: bool = False,
         cache_dir: str | None = None,
@@ -174,7 +177,7 @@ class HuggingFace(Builder):
                     f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with"
                     " pretrained weights. Remove it."
                 )
-            limit = self.max_length or longest_input(config, None)
+            limit = self._limit(config, None)
             if self.tokenizer != "trained":
                 size = int(wanted or CLIP_VOCABULARY)
                 # In CLIP's vocabulary every number stands for a word, so padding gets one of its
@@ -215,8 +218,20 @@ class HuggingFace(Builder):
                 f"builder 'huggingface': tokenizer '{self.tokenizer}' has {len(own)} words, the"
                 f" model {config.vocab_size}."
             )
-        limit = self.max_length or longest_input(config, own)
-        return PretrainedTokenizer(own, max_length=limit), {}
+        return PretrainedTokenizer(own, max_length=self._limit(config, own)), {}
+
+    def _limit(self, config: Any, tokenizer: Any) -> int:
+        """The longest text in tokens.
+
+        Args:
+            tokenizer: the model's own; None for one of ours, which marks start and end.
+        """
+        marks = 2 if tokenizer is None else tokenizer.num_special_tokens_to_add(pair=False)
+        limit = self.max_length or longest_input(config, tokenizer)
+        if self.max_length is not None:
+            limit = self.max_length
+        check_max_length("huggingface", limit, least=marks + 1, most=num_positions(config))
+        return limit
 
 
 class HuggingFaceText(Backbone):
@@ -247,9 +262,8 @@ class HuggingFaceText(Backbone):
         self.tokenizer = tokenizer
         self.own_pooler = own_pooler
         self.settings = settings
-        self.width = self.token_width = int(config.hidden_size)
-        if own_pooler:
-            self.width = self._pooled_width(tokenizer)
+        self.by_length = False
+        self.width, self.token_width = self._measure()
 
     def forward(self, inputs: TextInput) -> Tensor:
         output = self._run(inputs)
@@ -290,20 +304,43 @@ class HuggingFaceText(Backbone):
             ),
         )
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Any:
+    def _run(self, inputs: TextInput) -> Any:
+        """The encoder's output; padding changes nothing in it."""
+        if not self.by_length:
+            return self._run_batch(inputs)
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        found = by_length(inputs, self._outputs)
+        return BaseModelOutputWithPooling(found["tokens"], found.get("pooled"))
+
+    def _run_batch(self, inputs: TextInput) -> Any:
         return self.encoder(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True
         )
 
-    def _pooled_width(self, tokenizer: Callable[[Sequence[str]], TextInput]) -> int:
-        with torch.no_grad():
-            pooled = getattr(self._run(tokenizer(["a"])), "pooler_output", None)
-        if pooled is None:
+    def _outputs(self, inputs: TextInput) -> Outputs:
+        output = self._run_batch(inputs)
+        found = {"tokens": output.last_hidden_state}
+        return found | {"pooled": output.pooler_output} if self.own_pooler else found
+
+    def _measure(self) -> tuple[int, int]:
+        """Widths of the feature and of the tokens, by a run over one word; also finds out whether
+        the encoder lets padding leak, and then encodes texts of equal length together."""
+        inputs = self.tokenizer(["a"])
+        kind = self.config.model_type
+        what = f"builder 'huggingface': models of type '{kind}' do not encode plain texts"
+        with probing(self.encoder), one_line(what, "Choose another model."):
+            output = self._run_batch(inputs)
+            tokens = output.last_hidden_state
+        if self.own_pooler and getattr(output, "pooler_output", None) is None:
             raise RecipeError(
                 "builder 'huggingface': this model has no pooler of its own. Remove `own_pooler` or"
                 " use `pooler: {name: cls}`."
             )
-        return int(pooled.shape[-1])
+        with probing(self.encoder):
+            self.by_length = leaks(inputs, self._outputs, getattr(self.tokenizer, "pad", 0))
+        width = output.pooler_output.shape[-1] if self.own_pooler else tokens.shape[-1]
+        return int(width), int(tokens.shape[-1])
 
 
 def set_vocabulary(config: Any, size: int, special: Mapping[str, int | None]) -> None:

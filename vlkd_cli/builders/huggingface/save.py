@@ -51,6 +51,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         return
     own = copy.deepcopy(tokenizer.tokenizer)
     own.model_max_length = tokenizer.max_length
+    if own.pad_token is None and len(own):
+        # Others pad by the tokenizer's own token; the mask hides any.
+        own.pad_token = own.convert_ids_to_tokens(tokenizer.pad)
     own.save_pretrained(folder)
 
 

@@ -9,19 +9,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
-from vlkd_cli.builders.huggingface.load import (
+from vlkd_cli.builders.guard import one_line
+from vlkd_cli.builders.huggingface.configs import num_positions
+from vlkd_cli.builders.huggingface.folders import (
+    check_model_folder,
     find_model,
     hub_cache,
     offline_folder,
     read_json,
     refuse_foreign_code,
 )
+from vlkd_cli.builders.huggingface.load import damaged_weights, take_wrapped
 from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.padding import Outputs, by_length, leaks, probing
 from vlkd_cli.builders.places import locate, unfetchable
 from vlkd_cli.builders.sbert.word_vectors import (
     StaticTokenizer,
@@ -30,10 +34,13 @@ from vlkd_cli.builders.sbert.word_vectors import (
     is_word_file,
     read_word_vectors,
 )
+from vlkd_cli.builders.sizes import check_max_length
 from vlkd_cli.builders.tokenizers import PretrainedTokenizer
+from vlkd_cli.builders.weight_files import first_line, weight_names
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
+from vlkd_cli.recipe.types import TextLength
 
 KNOWN = (
     "sentence-transformers/all-MiniLM-L6-v2",
@@ -68,7 +75,7 @@ class SBERT(Builder):
         *,
         model: str,
         pretrained: bool = True,
-        max_length: int | None = None,
+        max_length: TextLength | None = None,
         trust: bool = False,
         cache_dir: str | None = None,
     ) -> None:
@@ -87,6 +94,7 @@ class SBERT(Builder):
                 " 'huggingface' with `config`."
             )
         if is_word_file(self.model):
+            check_max_length("sbert", self.max_length, least=1, most=None)
             words, vectors = read_word_vectors(locate(self.model, f"word vectors '{self.model}'"))
             return WordVectors(words, vectors, max_length=self.max_length)
         encoder = self._load()
@@ -117,11 +125,16 @@ class SBERT(Builder):
         else:
             source = self._fetch(source, what)
         try:
-            return SentenceTransformer(source, device="cpu", trust_remote_code=self.trust)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise WeightsError(
-                f"{what}: '{source}' cannot be loaded: {str(error).strip().splitlines()[0]}"
+            encoder = SentenceTransformer(source, device="cpu", trust_remote_code=self.trust)
+        # Each kind of module reads its files in its own way.
+        except Exception as error:
+            raise damaged_weights(Path(source), what) or WeightsError(
+                f"{what}: '{source}' cannot be loaded ({first_line(error)}). Replace the folder."
             ) from error
+        network = getattr(next(iter(encoder)), "auto_model", None)
+        if network is not None:
+            _check_names(network, Path(source), what)
+        return encoder
 
     def _fetch(self, model: str, what: str) -> str:
         from huggingface_hub import snapshot_download
@@ -161,22 +174,27 @@ class SentenceBackbone(Backbone):
         self.is_static = isinstance(getattr(self._first, "embedding", None), nn.EmbeddingBag)
         self.tokenizer = _tokenizer(self._first, encoder, max_length)
         self.settings = settings + "".join(repr(module) for module in list(encoder)[1:])
-        with torch.no_grad():
-            features = self._embed(self.tokenizer(["a"]))
-            tokens = features.get("token_embeddings")
-            self.width = int(self._finish(features).shape[-1])
-        self.token_width = None if tokens is None else int(tokens.shape[-1])
+        if encoder.truncate_dim is not None:
+            self.settings += f" truncated to {encoder.truncate_dim}"
+        self.by_length = False
+        inputs = self.tokenizer(["a"])
+        what = "builder 'sbert': the model's modules do not give one embedding of a plain text"
+        with probing(encoder), one_line(what, "Choose another model, or add a pooling module."):
+            found = self._outputs(inputs)
+        with probing(encoder):
+            self.by_length = leaks(inputs, self._outputs, getattr(self.tokenizer, "pad", 0))
+        self.width = int(found["feature"].shape[-1])
+        self.token_width = int(found["tokens"].shape[-1]) if "tokens" in found else None
 
     @property
     def _first(self) -> Any:
         return next(iter(self.encoder))
 
     def forward(self, inputs: TextInput) -> Tensor:
-        return self._finish(self._embed(inputs))
+        return self._run(inputs)["feature"]
 
     def tokens(self, inputs: TextInput) -> Tokens:
-        features = self._embed(inputs)
-        return Tokens(features["token_embeddings"], features["attention_mask"].bool())
+        return Tokens(self._run(inputs)["tokens"], inputs["attention_mask"].bool())
 
     def tokenize(self, texts: Sequence[str]) -> TextInput:
         return self.tokenizer(texts)
@@ -205,6 +223,17 @@ class SentenceBackbone(Backbone):
             feature="model.encode(texts)",
         )
 
+    def _run(self, inputs: TextInput) -> Outputs:
+        return by_length(inputs, self._outputs) if self.by_length else self._outputs(inputs)
+
+    def _outputs(self, inputs: TextInput) -> Outputs:
+        """The feature, and the tokens of the first module where it gives any."""
+        features = self._embed(inputs)
+        tokens = features.get("token_embeddings")
+        # The modules behind the first write their results into the same dict.
+        found = {"feature": self._finish(features)}
+        return found if tokens is None else {"tokens": tokens, **found}
+
     def _embed(self, inputs: TextInput) -> dict[str, Tensor]:
         mask = inputs["attention_mask"]
         if not self.is_static:
@@ -222,38 +251,95 @@ class SentenceBackbone(Backbone):
     def _finish(self, features: dict[str, Tensor]) -> Tensor:
         for module in list(self.encoder)[1:]:
             features = module(features)
-        return features["sentence_embedding"]
+        # As SentenceTransformer.encode does, after the last module and without normalizing again.
+        return features["sentence_embedding"][..., : self.encoder.truncate_dim]
 
 
 def _tokenizer(
     first: Any, encoder: Any, max_length: int | None
 ) -> Callable[[Sequence[str]], TextInput]:
     own: Any = getattr(first, "tokenizer", None)
-    if isinstance(getattr(first, "embedding", None), nn.EmbeddingBag):
-        return StaticTokenizer(own.to_str(), max_length=max_length)
-    if hasattr(first, "emb_layer"):
+    is_static = isinstance(getattr(first, "embedding", None), nn.EmbeddingBag)
+    if is_static or hasattr(first, "emb_layer"):
+        check_max_length("sbert", max_length, least=1, most=None)
+        if is_static:
+            return StaticTokenizer(own.to_str(), max_length=max_length)
         return WhitespaceWords(own, max_length=max_length)
     if not hasattr(own, "pad_token"):
         raise RecipeError(
             f"builder 'sbert': models that begin with '{type(first).__name__}' take no plain texts."
             " Choose another model."
         )
-    longest = max_length or getattr(first, "max_seq_length", None) or encoder.max_seq_length or 512
-    return PretrainedTokenizer(own, max_length=int(longest))
+    config = getattr(getattr(first, "auto_model", None), "config", None)
+    positions = None if config is None else num_positions(config)
+    longest = getattr(first, "max_seq_length", None) or encoder.max_seq_length or positions or 512
+    longest = min(int(longest), positions or int(longest)) if max_length is None else max_length
+    marks = own.num_special_tokens_to_add(pair=False)
+    check_max_length("sbert", longest, least=marks + 1, most=positions)
+    return PretrainedTokenizer(own, max_length=longest)
+
+
+def _check_names(network: nn.Module, source: Path, what: str) -> None:
+    """Give an encoder its weights where they are under names that transformers takes for missing
+    ones and fills in at random.
+
+    Raises:
+        WeightsError: they hold none of the encoder's names.
+    """
+    folders = [folder for folder in (source, source / "0_Transformer") if folder.is_dir()]
+    file = next(
+        (
+            folder / name
+            for folder in folders
+            for name in ("model.safetensors", "pytorch_model.bin")
+            if (folder / name).is_file()
+        ),
+        None,
+    )
+    if file is None:
+        return
+    names = {name for name, _ in network.named_parameters()}
+    prefix = f"{getattr(network, 'base_model_prefix', '')}."
+    held = {name.removeprefix(prefix) for name in weight_names(file, what)}
+    if names & held or take_wrapped(network, str(file.parent), what):
+        return
+    raise WeightsError(
+        f"{what}: '{file}' holds none of the encoder's weights, e.g. '{min(names)}'. Choose the"
+        " weights that belong to the folder."
+    )
 
 
 def _check_folder(folder: Path, what: str, *, trust: bool) -> None:
-    """Refuse modules and configurations that would run code from elsewhere."""
-    for file in [folder / "config.json", *folder.glob("*/config.json")]:
-        if file.is_file():
-            content = read_json(file, what)
-            if isinstance(content, dict):
-                refuse_foreign_code(content, what, trust=trust)
+    """Refuse modules and configurations that would run code from elsewhere, and files that only
+    stand for others."""
+    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        check_model_folder(place, what)
+        file = place / "config.json"
+        content = read_json(file, what) if file.is_file() else {}
+        if not isinstance(content, dict):
+            raise WeightsError(f"{what}: '{file}' is not a configuration. Replace the file.")
+        refuse_foreign_code(content, what, trust=trust)
+        _refuse_activation(content.get("activation_function"), file, what, trust=trust)
     modules = folder / "modules.json"
-    for module in read_json(modules, what) if modules.is_file() else []:
+    listed = read_json(modules, what) if modules.is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise WeightsError(f"{what}: '{modules}' is not a list of modules. Replace the file.")
+    for module in listed:
         kind = str(module.get("type", ""))
         if not kind.startswith("sentence_transformers.") and not trust:
             raise RecipeError(
                 f"{what}: modules.json names '{kind}', code of the model's author. Add `trust:"
                 " true` if you trust it."
             )
+
+
+def _refuse_activation(name: Any, file: Path, what: str, *, trust: bool) -> None:
+    """The library calls what a Dense module names as its activation, and takes another one in its
+    place, without saying so, where it does not trust it."""
+    # Encoders have plain words under the same key.
+    if "." not in str(name) or trust or str(name).startswith("torch.nn."):
+        return
+    raise RecipeError(
+        f"{what}: '{file}' names '{name}' as activation, code of the model's author. Add `trust:"
+        " true` if you trust it."
+    )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlkd_cli import console
 from vlkd_cli.builders.backbone import Backbone, Export, Tokens
+from vlkd_cli.builders.padding import pad
+from vlkd_cli.builders.weight_files import check_file, first_line
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
@@ -128,61 +132,62 @@ class StaticTokenizer:
         return {**self.__dict__, "_tokenizer": None}
 
 
-def pad(rows: Sequence[Sequence[int]]) -> TextInput:
-    """Ids and mask, padded to the longest row; at least one column, so that poolers have something
-    to mask."""
-    length = max([1, *map(len, rows)])
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=torch.long).view(
-        len(rows), length
-    )
-    lengths = torch.tensor([len(row) for row in rows]).view(-1, 1)
-    return {"input_ids": ids, "attention_mask": (torch.arange(length)[None] < lengths).long()}
-
-
 def is_word_file(model: str) -> bool:
     """Whether a `model:` value names a text file of word vectors."""
     return model.endswith(WORD_FILES)
 
 
 def read_word_vectors(path: Path) -> tuple[list[str], np.ndarray]:
-    """Words and their vectors `[V, D]` of a GloVe or word2vec text file.
+    """Words and their vectors `[V, D]` of a GloVe or word2vec text file, also compressed.
+
+    Words that are not UTF-8 are left out, and how many there are is reported.
 
     Raises:
-        WeightsError: a line that is no word with its numbers, or an empty file.
+        WeightsError: a line that is not a word with its numbers, a number that is not finite, or a
+            file without words.
     """
+    what = f"word vectors '{path}'"
     words: list[str] = []
     rows: list[np.ndarray] = []
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.rstrip().split(" ")
-            if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
-                continue
-            width = len(rows[0]) if rows else len(fields) - 1
-            try:
-                # Some vocabularies hold words with spaces, so the numbers are counted from the
-                # right.
-                row = (
-                    np.asarray(fields[-width:], dtype=np.float32)
-                    if 0 < width < len(fields)
-                    else None
-                )
-            except ValueError:
-                row = None
-            if row is None:
-                raise WeightsError(
-                    f"word vectors '{path}': line {number} is no word with {width} numbers. Correct"
-                    " or remove the line."
-                )
-            words.append(" ".join(fields[:-width]))
-            rows.append(row)
+    undecodable: list[int] = []
+    for number, line in enumerate(_lines(path, what), start=1):
+        try:
+            fields = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip().split(" ")
+        except UnicodeDecodeError:
+            undecodable.append(number)
+            continue
+        if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
+            continue
+        width = len(rows[0]) if rows else len(fields) - 1
+        try:
+            # Some vocabularies hold words with spaces, so the numbers are counted from the right.
+            row = np.asarray(fields[-width:], np.float32) if 0 < width < len(fields) else None
+        except ValueError:
+            row = None
+        if row is None or not np.isfinite(row).all():
+            raise WeightsError(
+                f"{what}: line {number} is not a word with {width} numbers. Correct or remove the"
+                " line."
+            )
+        words.append(" ".join(fields[:-width]))
+        rows.append(row)
     if not rows:
-        raise WeightsError(
-            f"word vectors '{path}': the file is empty. Give a GloVe or word2vec text file."
+        raise WeightsError(f"{what}: it holds no words. Give a GloVe or word2vec text file.")
+    if undecodable:
+        console.warn(
+            f"{what}: {len(undecodable)} words that are not UTF-8 are left out, the first in line"
+            f" {undecodable[0]}."
         )
     return words, np.stack(rows)
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+def _lines(path: Path, what: str) -> Iterator[bytes]:
+    check_file(path, what)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise WeightsError(
+            f"{what}: it cannot be read ({first_line(error)}). Replace the file, or correct its"
+            " name."
+        ) from error

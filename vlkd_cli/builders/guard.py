@@ -1,0 +1,56 @@
+"""What a library raises, in one line of ours."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import vlkd_cli
+from vlkd_cli.builders.weight_files import first_line
+from vlkd_cli.errors import RecipeError, UserError
+
+
+@contextmanager
+def one_line(what: str, remedy: str, kind: type[UserError] = RecipeError) -> Iterator[None]:
+    """Turn any exception of a library into `WHAT: its first line. REMEDY`.
+
+    Only calls of libraries belong inside: a mistake of ours must keep its traceback.
+
+    Args:
+        what: the model or key in the user's words.
+        remedy: what the user can do, as a sentence.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # Libraries raise whatever they like on keys and files that they were not made for.
+    except Exception as error:
+        raise kind(f"{what}: {_described(error)}. {remedy}") from error
+
+
+@contextmanager
+def of_tower(name: str) -> Iterator[None]:
+    """Name the tower in what is wrong with it, and turn what a library raises into one line; a
+    mistake of ours keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        if f"'{name}'" not in str(error):
+            error.args = (f"tower '{name}': {error}",)
+        raise
+    except Exception as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if raised_in.is_relative_to(Path(vlkd_cli.__file__).parent):
+            raise
+        raise RecipeError(
+            f"tower '{name}': {_described(error)}. Correct its keys, or choose another model."
+        ) from error
+
+
+def _described(error: Exception) -> str:
+    """The first line of a library's message, with the exception's name where that says more."""
+    name = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return name + first_line(error)

@@ -1,0 +1,207 @@
+"""Configurations of transformers' encoders: a model's own, with other sizes, or from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli.builders.guard import one_line
+from vlkd_cli.builders.huggingface.folders import (
+    check_model_folder,
+    find_model,
+    hub_cache,
+    missing,
+    refuse_foreign_code,
+)
+from vlkd_cli.builders.sizes import check_sizes
+from vlkd_cli.builders.weight_files import first_line
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import RecipeError, WeightsError
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+COUNTS_FROM_PADDING = (
+    "bridgetower_text_model",
+    "camembert",
+    "clap_text_model",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "mvp",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types that number positions from the padding id on, as RoBERTa does, so that the first rows of
+their table are never used."""
+CONFIG_NAMES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "max_length": "max_position_embeddings",
+}
+"""Our words for the sizes of an encoder -> transformers' own; its classes translate these
+further."""
+
+
+def load_config(
+    model: str, *, builder: str = "huggingface", trust: bool = False, cache_dir: str | None = None
+) -> Any:
+    """The text encoder's configuration; of models with several towers, the text tower's.
+
+    Raises:
+        WeightsError: it is neither on disk nor to be had.
+        RecipeError: it asks for code from elsewhere and the recipe does not say `trust: true`.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    source, what = (
+        find_model(model, builder=builder, cache_dir=cache_dir),
+        f"{builder} model '{model}'",
+    )
+    check_model_folder(Path(source), what)
+    try:
+        raw = PretrainedConfig.get_config_dict(source, cache_dir=hub_cache(cache_dir))[0]
+    # Damaged files make the library's reader fail in many ways.
+    except Exception as error:
+        if Path(source).is_dir():
+            raise WeightsError(
+                f"{what}: '{source}' has no readable config.json. Put the model's files there."
+            ) from error
+        raise missing(what, model, builder, cache_dir, error) from error
+    if not raw or not isinstance(raw, dict):
+        # The library takes a missing file for an empty configuration.
+        raise WeightsError(
+            f"{what}: '{source}' has no readable config.json. Put the model's files there."
+        )
+    refuse_foreign_code(raw, what, trust=trust)
+    try:
+        config = AutoConfig.from_pretrained(
+            source, cache_dir=hub_cache(cache_dir), trust_remote_code=trust
+        )
+    # Each configuration class checks its values in its own way.
+    except Exception as error:
+        kind = raw.get("model_type", "no model_type")
+        raise RecipeError(
+            f"{what}: its config.json ({kind}) does not describe a model that this version of"
+            f" transformers knows ({first_line(error)}). Correct the file, or choose another model."
+        ) from error
+    config = getattr(config, "text_config", None) or config
+    if _encodes_and_decodes(type(config)):
+        # A class of the encoder alone saves `false`, though the type is still the same.
+        config.is_encoder_decoder = True
+    for name in SIZES:
+        value = getattr(config, name, 1)
+        if value is not None and (not isinstance(value, int) or value in (0, False)):
+            raise WeightsError(
+                f"{what}: config.json: {name}: expected an integer above 0, got {value!r}. Correct"
+                " the file."
+            )
+    return config
+
+
+def _encodes_and_decodes(kind: type[Any]) -> bool:
+    """Whether models of a configuration's class have an encoder and a decoder."""
+    try:
+        return bool(kind().is_encoder_decoder)
+    # Configurations of several models cannot be made without them.
+    except Exception:
+        return False
+
+
+def scratch_config(sizes: Mapping[str, Any]) -> Any:
+    """A configuration from the recipe's sizes: `{type: bert, layers: 4, width: 128, heads: 4,
+    vocab_size: 8192, max_length: 64}`.
+
+    Raises:
+        RecipeError: the type or a key is unknown.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(sizes.get("type", "bert"))
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(
+            "builder 'huggingface': config: transformers knows no type"
+            f" '{kind}'.{did_you_mean(kind, CONFIG_MAPPING.keys())}"
+        )
+    return apply_sizes(
+        _default_config(kind), {key: value for key, value in sizes.items() if key != "type"}
+    )
+
+
+def _default_config(kind: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    with one_line(
+        f"builder 'huggingface': config: type '{kind}' has no text encoder of its own",
+        "Choose another `type`.",
+    ):
+        config = CONFIG_MAPPING[kind]()
+    return getattr(config, "text_config", None) or config
+
+
+def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
+    """Put the recipe's sizes into a configuration.
+
+    Raises:
+        RecipeError: a key that the configuration does not have.
+    """
+    check_sizes("huggingface", sizes, (*CONFIG_NAMES, *CONFIG_NAMES.values(), "vocab_size"))
+    changed = {CONFIG_NAMES.get(key, key): value for key, value in sizes.items()}
+    if "hidden_size" in changed and hasattr(config, "intermediate_size"):
+        changed.setdefault("intermediate_size", 4 * int(changed["hidden_size"]))
+    heads, groups = (
+        getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads")
+    )
+    if "num_attention_heads" in changed and groups is not None and groups == heads:
+        changed.setdefault("num_key_value_heads", changed["num_attention_heads"])
+    for key, value in changed.items():
+        if not hasattr(config, key):
+            known = [
+                *CONFIG_NAMES,
+                *(name for name in config.to_dict() if not name.startswith("_")),
+            ]
+            raise RecipeError(
+                f"builder 'huggingface': config has no key '{key}' for type"
+                f" '{config.model_type}'.{did_you_mean(key, known)}"
+            )
+        with one_line(f"builder 'huggingface': config.{key}", "Correct its value."):
+            setattr(config, key, value)
+    width, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
+    if width % heads and {"hidden_size", "num_attention_heads"} & set(changed):
+        raise RecipeError(
+            f"builder 'huggingface': config: {heads} heads do not divide width {width}. Set"
+            " `heads`."
+        )
+    return config
+
+
+def num_positions(config: Any) -> int | None:
+    """How many tokens an encoder's positions allow; None where any number is."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 0:
+        return None
+    counts = getattr(config, "position_embedding_type", "absolute") == "absolute"
+    if counts and config.model_type in COUNTS_FROM_PADDING:
+        # MPNet counts from 1 whatever its configuration says.
+        positions -= (1 if config.model_type == "mpnet" else int(config.pad_token_id or 0)) + 1
+    return int(positions)
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """How many tokens an encoder takes: the lower of what its positions and its tokenizer allow;
+    512 where neither says."""
+    limits = [
+        limit
+        for limit in (num_positions(config), getattr(tokenizer, "model_max_length", None))
+        if limit and 0 < limit < 1_000_000
+    ]
+    return int(min(limits, default=512))
