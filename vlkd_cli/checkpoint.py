@@ -104,7 +104,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} is not a checkpoint of vlkd. Use `pretrained` for plain weights."
             )
-        if content["format"] not in (1, FORMAT):
+        if not isinstance(content["format"], int) or content["format"] not in (1, FORMAT):
             raise CheckpointError(
                 f"{path} is a checkpoint of format {content['format']!r}; this vlkd"
                 f" ({vlkd_cli.__version__}) reads formats 1 and {FORMAT}. Use the vlkd that wrote"

@@ -23,12 +23,30 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+SHORTEST_SECRET = 4
+"""Shorter values would be found in the middle of other words."""
 BAR_WIDTH = 10
 """Columns that the bar of training keeps however narrow the terminal is."""
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?[%KMBG]?")
 
 _announced = False
 """Whether a note of `announce` is on the screen."""
+
+
+_hidden: dict[str, str] = {}
+
+
+def hide(value: str, written: str) -> None:
+    """Have everything that is printed or logged show `written` instead of a secret value."""
+    if len(value) >= SHORTEST_SECRET:
+        _hidden[value] = written
+
+
+def without_secrets(text: str) -> str:
+    """The text with hidden values as they were written."""
+    for value, written in _hidden.items():
+        text = text.replace(value, written)
+    return text
 
 
 def announce(text: str) -> None:
@@ -80,18 +98,21 @@ def error(text: str) -> None:
 
 
 def _visible(text: str) -> str:
-    """The text with control characters, e.g. a terminal's, written as escapes: messages repeat what
-    is in files."""
+    """The text without secrets, and with control characters, e.g. a terminal's, written as escapes:
+    messages repeat what is in files."""
+    text = without_secrets(text)
     return "".join(
         letter
-        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs")
+        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
         else letter.encode("unicode_escape").decode()
         for letter in text
     )
 
 
 def _printable(text: str, file: TextIO) -> str:
-    """The text with letters that the file's encoding lacks written as escapes."""
+    """The text without secrets, and with letters that the file's encoding lacks written as
+    escapes."""
+    text = without_secrets(text)
     encoding = file.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -235,9 +256,11 @@ class TrainingProgress:
         if not is_first():
             return
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(
+                without_secrets(text), markup=False, highlight=False, soft_wrap=True
+            )
         else:
-            print(text, flush=True)
+            print(_printable(text, sys.stdout), flush=True)
 
     def _seconds_left(self, step: int, now: float) -> float:
         done = step - self.start_step

@@ -207,3 +207,16 @@ def test_secrets_stay_out_of_messages(secret):
         parse_recipe(SECRET + "train: {batch_size: '${SECRET}', precision: ${SECRET}}\n", "r")
     assert "hunter2" not in str(caught.value)
     assert "got the text '${SECRET}'" in str(caught.value)
+
+
+def test_secrets_stay_out_of_what_is_printed_and_logged(secret, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOLDER", "somewhere")
+    Path("r.yaml").write_text(
+        SMALL.replace("{reader: shapes}", "{reader: csv, path: '${FOLDER}/${SECRET}.csv'}")
+    )
+    line = said(["train", "r.yaml", "--run", "run"], capsys)
+    assert "somewhere/${SECRET}.csv" in line
+    for file in Path("run").rglob("*"):
+        assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
+    assert "${SECRET}" in Path("run/state.json").read_text()

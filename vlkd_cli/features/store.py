@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.npy import load_npy
 
 
 class FeatureStore:
@@ -56,16 +57,16 @@ class FeatureStore:
                 shutil.rmtree(fresh, ignore_errors=True)
                 if not self._fits(folder):
                     raise
-        self._features = np.load(folder / "features.npy", mmap_mode="c")
-        self.done = np.array(np.load(folder / "done.npy", mmap_mode="r"))
+        self._features = load_npy(folder / "features.npy", mmap_mode="c")
+        self.done = np.array(load_npy(folder / "done.npy", mmap_mode="r"))
         self._start = {name: _data_start(folder / name) for name in ("features.npy", "done.npy")}
 
     def _fits(self, folder: Path) -> bool:
         """Whether a table of this shape lies there; a damaged one is made anew."""
         try:
-            features = np.load(folder / "features.npy", mmap_mode="r")
-            done = np.load(folder / "done.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+            features = load_npy(folder / "features.npy", mmap_mode="r")
+            done = load_npy(folder / "done.npy", mmap_mode="r")
+        except (OSError, ValueError):
             return False
         return (
             features.shape == (self.rows, self.width)
@@ -107,12 +108,12 @@ class FeatureStore:
         """All rows; on disk a copy-on-write mapping, so nobody can spoil the file."""
         if self.folder is None:
             return self._features
-        return np.load(self.folder / "features.npy", mmap_mode="c")
+        return load_npy(self.folder / "features.npy", mmap_mode="c")
 
 
 def _data_start(path: Path) -> int:
     """Where a .npy file's values begin."""
-    return int(np.load(path, mmap_mode="r").offset)
+    return int(load_npy(path, mmap_mode="r").offset)
 
 
 def _no_room(folder: Path, error: OSError) -> DataError:

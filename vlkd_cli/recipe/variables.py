@@ -8,16 +8,22 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vlkd_cli import console
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.messages import Path, Resolved
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+_SECRET = re.compile("SECRET|TOKEN|KEY|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+"""Names of variables whose values are not printed either."""
 
 
 def value_of(name: str, default: str | None) -> str | None:
     """What `${NAME:-default}` stands for; the default also where the variable is empty, None where
     it has neither."""
     value = os.environ.get(name, "")
+    if _SECRET.search(name):
+        console.hide(value, f"${{{name}}}")
     return value if value or (name in os.environ and default is None) else default
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.npy import load_npy
 
 CACHE_ABOVE_BYTES = 32 << 20
 """Data files up to this size are indexed again, in memory, each time they are opened."""
@@ -48,7 +49,7 @@ class CachedArrays:
             for file in sorted(folder.glob("*.npy")):
                 # The plain array over the map is faster to index than numpy.memmap.
                 self._arrays[file.stem] = np.asarray(
-                    np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
+                    load_npy(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
                 )
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -100,7 +101,7 @@ def _stored(folder: Path) -> CachedArrays | None:
         arrays = CachedArrays(folder=folder)
         if arrays.sums() == json.loads((folder / _SUMS).read_bytes()):
             return arrays
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError):
         pass  # cut off or overwritten: made again
     shutil.rmtree(folder, ignore_errors=True)
     return None

@@ -187,13 +187,13 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
             leave.start()
         return answer
     except BaseException as error:
-        text = traceback.format_exc()
+        text = console.without_secrets(traceback.format_exc())
         log.write(text)
         record = {
             "rank": rank,
             "time": time.time(),
             "where": next(iter(getattr(error, "__notes__", [])), None),
-            "cause": (str(error) or type(error).__name__).strip(),
+            "cause": console.without_secrets(str(error) or type(error).__name__).strip(),
             "kind": type(error).__name__,
             "is_user_error": isinstance(error, UserError),
         }

@@ -38,7 +38,8 @@ def recorded(folder: Path, *, resumed: bool, first: bool, report: bool = False) 
     try:
         yield record
     except Exception as error:
-        StateFile(folder).end("failed", (str(error) or type(error).__name__).strip())
+        cause = console.without_secrets(str(error) or type(error).__name__)
+        StateFile(folder).end("failed", cause.strip())
         if report:
             _write_page(folder)
         raise
