@@ -45,6 +45,14 @@ class MissingPackageError(UserError):
         super().__init__(f"{what} needs an optional package: {install_command(extra)}.")
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python, numpy or torch means that there is not enough memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    )
+
+
 def install_command(extra: str) -> str:
     """How to install an extra of vlkd: from the checkout that is running, or from the index."""
     checkout = Path(__file__).resolve().parent.parent

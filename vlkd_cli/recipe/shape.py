@@ -53,6 +53,14 @@ TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
 PLACES: dict[str, type[Component]] = {"prompt": PromptSpec, "head": HeadSpec, "augment": ViewSpec}
 
 
+# The keys that choose a component; elsewhere it is `name`.
+_NAMING: dict[type[BaseModel], str] = {
+    TowerSpec: "builder",
+    DataSpec: "reader",
+    EvalSpec: "suite",
+}
+
+
 def section_keys(model: type[BaseModel]) -> list[Key]:
     """The keys that a section of the schema declares, as a recipe writes them."""
     keys = []
@@ -201,11 +209,15 @@ def _walk(
 ) -> list[Problem]:
     """Check a section's own keys: the handled ones by their check, the others by their type."""
     keys = {key.name: key for key in section_keys(model)}
+    naming = _NAMING.get(model, "name" if issubclass(model, Component) else None)
     problems = []
     for name, value in values.items():
         place = (*path, name)
         if name not in keys:
             problems.append(unknown_key(name, list(keys), place, owner))
+        elif name == naming and value is not None and not isinstance(value, str):
+            # What is no name at all is reported with the names that there are.
+            continue
         elif name in handled:
             problems += handled[name](value, place)
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_cli import console
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import UserError, ran_out_of_memory
 from vlkd_cli.ranks import joins_running_job
 
 ANSWER_SECONDS = 3.0
@@ -73,7 +73,15 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     if joins_running_job():
         return _join(target, job)
     if placement.workers == 1 and placement.nodes == 1 and placement.max_restarts == 0:
-        return target(job)
+        try:
+            return target(job)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            said = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(
+                f"not enough memory: {said}. Lower train.batch_size or the sizes of the towers."
+            ) from error
     return _spawn(target, job, placement, logs)
 
 
