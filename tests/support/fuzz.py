@@ -256,7 +256,7 @@ def start_run(draw: random.Random, folder: Path) -> None:
     import yaml
 
     from tests.unit.engine.recipes import tiny_recipe
-    from vlkd_cli.engine.launching.start import start_training
+    from vlkd_cli.engine.launching.start import TrainRequest, start_training
 
     eval_ = [{"suite": "retrieval", "data": {"reader": "shapes", "num_samples": 6}}]
     tree: Any = copy.deepcopy(tiny_recipe(evals=eval_, schedule={"warmup_steps": 1}))
@@ -269,7 +269,7 @@ def start_run(draw: random.Random, folder: Path) -> None:
         here[last] = copy.deepcopy(draw.choice(SETTINGS[key]))
     path = folder / "r.yaml"
     path.write_text(yaml.safe_dump(tree))
-    start_training(recipe=str(path), overrides=(), dry_run=True, quiet=True, cpu_workers=1)
+    start_training(TrainRequest(recipe=str(path), dry_run=True, quiet=True, cpu_workers=1))
 
 
 def read_recipe(draw: random.Random, folder: Path) -> None:
