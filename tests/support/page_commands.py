@@ -3,6 +3,7 @@ untested."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import tomllib
@@ -15,6 +16,7 @@ import yaml
 
 from tests.support.pages import BASE, ROOT, Block, Command
 from vlkd_cli.app import main
+from vlkd_cli.engine.launching.start import TrainRequest
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.schema import Recipe
 
@@ -194,8 +196,8 @@ def _try_checked(command: Command, folder: Path) -> None:
     assert words is not None
     given: dict[str, Any] = {}
 
-    def take(**keys: Any) -> int:
-        given.update(keys)
+    def take(request: TrainRequest | None = None, **keys: Any) -> int:
+        given.update(keys if request is None else dataclasses.asdict(request))
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
