@@ -120,3 +120,16 @@ def test_a_missing_tower_is_named(name: str, tmp_path: Path) -> None:
 def test_a_misspelt_key_is_an_error(name: str) -> None:
     with pytest.raises(RecipeError, match="mispelt"):
         build_suite(spec(name, {"mispelt": 1}), Subject(None, None))
+
+
+def test_an_entry_measures_the_tower_that_it_names(tmp_path: Path) -> None:
+    case = SUITE_CASES["knn"](tmp_path)
+    towers = {"image": case.random.image, "image_key": case.perfect.image}
+    subject = replace(case.random, towers=towers)
+    plain, named = run_suites(
+        subject, [spec("knn", case.keys), spec("knn", {**case.keys, "tower": "image_key"})]
+    )
+    assert named.metrics[named.primary_metric] == 1 > plain.metrics[plain.primary_metric]
+    assert (plain.towers["image"]["name"], named.towers["image"]["name"]) == ("image", "image_key")
+    with pytest.raises(RecipeError, match="no tower 'image_kye'. Did you mean 'image_key'"):
+        run_suites(subject, [spec("knn", {**case.keys, "tower": "image_kye"})])

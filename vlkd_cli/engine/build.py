@@ -58,8 +58,11 @@ class Training:
     total_steps: int
 
     def evaluated_towers(self) -> dict[str, Tower]:
-        """The towers that suites may run."""
-        return {name: tower for name, tower in self.towers.items() if isinstance(tower, Tower)}
+        """The towers that suites may run, those that follow another among them."""
+        return {
+            name: tower.tower if isinstance(tower, MomentumTower) else tower
+            for name, tower in self.towers.items()
+        }
 
 
 def build_training(

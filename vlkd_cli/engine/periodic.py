@@ -13,8 +13,9 @@ from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.run import build_suite, print_results, run_suites
+from vlkd_cli.evaluation.run import build_suite, print_results, run_suites, with_tower
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.evaluation_data import with_data
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
 from vlkd_cli.towers.tower import Tower
 
@@ -71,12 +72,13 @@ class Evaluations:
         self._subject = subject_of(recipe, towers, device)
         # A suite that cannot run with these towers is told before the first step, not after the
         # first epoch.
-        for spec in recipe.evals:
-            build_suite(spec, self._subject)
+        self.specs = [with_data(recipe, spec) for spec in recipe.evals]
+        for spec in self.specs:
+            build_suite(spec, with_tower(self._subject, spec.tower))
 
     def due(self, step: int) -> list[EvalSpec]:
         """The suites to run after this many steps."""
-        return [spec for spec in self.recipe.evals if self._is_due(spec, step)]
+        return [spec for spec in self.specs if self._is_due(spec, step)]
 
     def run(self, step: int) -> tuple[dict[str, float], bool]:
         """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best
@@ -140,16 +142,15 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
     called like it, else one that learns."""
 
     def chosen(modality: str) -> Tower | None:
-        candidates = [tower for tower in towers.values() if tower.modality == modality]
-        return (
-            min(candidates, key=lambda tower: (tower.name != modality, tower.is_frozen))
-            if candidates
-            else None
-        )
+        candidates = [name for name, tower in towers.items() if tower.modality == modality]
+        if not candidates:
+            return None
+        return towers[min(candidates, key=lambda name: (name != modality, towers[name].is_frozen))]
 
     return Subject(
         image=chosen("image"),
         text=chosen("text"),
+        towers=dict(towers),
         device=device,
         precision=recipe.train.precision,
         batch_size=max(recipe.train.batch_size, 64),

@@ -27,6 +27,7 @@ from vlkd_cli.engine.run import Run
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.address import modality_of
+from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
@@ -201,11 +202,13 @@ def _say_finished(job: Job, recipe: Recipe, trainer: Trainer, seconds: float, st
 
 
 def _next_command(recipe: Recipe, run: str) -> str:
+    """A command that works on this run: an evaluation where there is data for one."""
     if recipe.evals:
         return f"eval {run}"
     modalities = {modality_of(recipe.towers, name) for name in recipe.towers}
-    if {"image", "text"} <= modalities:
-        return f"eval {run} --suite retrieval"
+    for suite, needed in (("retrieval", {"image", "text"}), ("knn", {"image"})):
+        if needed <= modalities and default_data(recipe, suite):
+            return f"eval {run} --suite {suite}"
     return f"export {run} towers"
 
 

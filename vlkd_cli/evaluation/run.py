@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
@@ -38,17 +39,35 @@ def run_suites(
             before the first suite runs.
     """
     shared = replace(subject, tables=OpenTables())
-    suites = [build_suite(spec, shared) for spec in specs]
+    chosen = [with_tower(shared, spec.tower) for spec in specs]
+    suites = [build_suite(spec, own) for spec, own in zip(specs, chosen, strict=True)]
     results: list[Result] = []
-    for spec, suite in zip(specs, suites, strict=True):
+    for spec, suite, own in zip(specs, suites, chosen, strict=True):
         # Rank 0's results: what a library computes may differ in the last bit from machine to
         # machine.
-        for found in broadcast_object(suite.run(shared)):
+        for found in broadcast_object(suite.run(own)):
             result = _told_apart(replace(found, name=spec.title, suite=spec.suite), results)
             results.append(result)
             if folder is not None and is_main():
                 write_result(result, folder)
     return results
+
+
+def with_tower(subject: Subject, name: str | None) -> Subject:
+    """The subject with a tower of its choice in place of the one of its modality.
+
+    Raises:
+        RecipeError: there is no such tower.
+    """
+    if name is None:
+        return subject
+    if name not in subject.towers:
+        raise RecipeError(
+            f"evals: no tower '{name}'.{did_you_mean(name, subject.towers)} Towers:"
+            f" {', '.join(subject.towers)}."
+        )
+    tower = subject.towers[name]
+    return replace(subject, **{tower.modality: tower})
 
 
 def build_suite(spec: EvalSpec, subject: Subject) -> Suite:

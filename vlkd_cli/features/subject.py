@@ -52,6 +52,8 @@ class Subject:
     """`--data ROOT`: where data sets are looked up by name."""
     model: Source | None = None
     """Which checkpoint the towers come from; None: they are as their builders gave them."""
+    towers: dict[str, Tower] = field(default_factory=dict)
+    """All towers by name, those that follow another among them; an entry's `tower:` chooses one."""
     image_start: Tower | None = None
     """The image tower before training, for WiSE-FT."""
     tables: OpenTables = field(default_factory=OpenTables, repr=False, compare=False)
@@ -72,7 +74,9 @@ class Subject:
         """Name, digest and, of a tower out of another run, checkpoint of the tower that is
         evaluated."""
         tower: Tower = getattr(self, modality)
-        facts = {"name": tower.name, "weights": self.weights_digest(tower)}
+        # A follower is a copy that has the name of the tower it follows.
+        name = next((key for key, own in self.towers.items() if own is tower), tower.name)
+        facts = {"name": name, "weights": self.weights_digest(tower)}
         source = getattr(tower, "source", None)
         return facts if source is None else {**facts, "source": str(source)}
 

@@ -22,10 +22,11 @@ from vlkd_cli.recipe.address import (
     text_names,
 )
 from vlkd_cli.recipe.data_checks import check_offers
+from vlkd_cli.recipe.evaluation_data import check_evaluation_data
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.objectives import check_objective, listed
 from vlkd_cli.recipe.params import attributes_of
-from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
+from vlkd_cli.recipe.schema import DistillerSpec, EvalSpec, Recipe, TowerSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
 
 # Settings of a tower that say how its parameters come to be or learn; a tower that follows another
@@ -61,6 +62,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
     problems += check_offers(recipe)
     problems += _check_training(recipe)
     problems += _check_evals(recipe)
+    problems += check_evaluation_data(recipe)
     return problems
 
 
@@ -474,3 +476,25 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
                 f"'{entry.suite}' needs a tower for {' and '.join(missing)}, and the recipe has"
                 " none.",
             )
+        yield from _check_eval_tower(recipe, entry, needed, path)
+
+
+def _check_eval_tower(
+    recipe: Recipe, entry: EvalSpec, modalities: Any, path: Path
+) -> Iterator[Problem]:
+    if entry.tower is None:
+        return
+    if entry.tower not in recipe.towers:
+        guess = did_you_mean(entry.tower, recipe.towers)
+        yield Problem(
+            (*path, "tower"),
+            f"no tower '{entry.tower}'.{guess} Towers: {', '.join(recipe.towers)}.",
+        )
+        return
+    modality = modality_of(recipe.towers, entry.tower)
+    if modality is not None and modalities and modality not in modalities:
+        yield Problem(
+            (*path, "tower"),
+            f"'{entry.suite}' measures towers for {' and '.join(sorted(modalities))}, and"
+            f" '{entry.tower}' is one for {modality}. Name another.",
+        )

@@ -115,3 +115,41 @@ def test_whole_towers_can_be_described_by_one_override(tmp_path: Path) -> None:
     assert checkpoint is None
     one = "towers.text={builder: sbert, model: a.txt}"
     assert list(find_target(None, [one], tmp_path)[0].towers) == ["text"]
+
+
+IMAGE = {"image": TowerSpec(builder="timm", model="resnet10t")}
+LABELLED = {"reader": "classification", "path": "birds"}
+LISTED = [EvalSpec(suite="zero_shot", data=LABELLED)]
+
+
+def test_a_suite_without_data_takes_the_evaluation_data_of_another(tmp_path: Path) -> None:
+    recipe = Recipe(towers=IMAGE, evals=LISTED)
+    assert suite_specs(recipe, ["knn"], [])[0].keys == {"data": LABELLED}
+    (spec,) = suite_specs(recipe, ["knn"], ["data.split=val"])
+    assert spec.keys == {"data": {**LABELLED, "split": "val"}}
+    # Below a folder that is given, data sets are looked up instead.
+    assert suite_specs(recipe, ["knn"], [], tmp_path)[0].keys == {}
+
+
+def test_a_suite_without_any_data_is_refused() -> None:
+    with pytest.raises(RecipeError, match="suite 'knn': on which data?"):
+        suite_specs(Recipe(towers=IMAGE), ["knn"], [])
+
+
+def test_a_data_folder_that_no_suite_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sentences").mkdir()
+    recipe = Recipe(
+        towers=IMAGE,
+        evals=[*LISTED, EvalSpec(suite="sts", data=str(tmp_path / "sentences"))],
+    )
+    for suite, key in (("zero_shot", "data: {reader:"), ("sts", "data: '")):
+        with pytest.raises(RecipeError, match=f"--data .* has no effect on suite '{suite}': ") as c:
+            suite_specs(recipe, [suite], [], tmp_path)
+        assert key in str(c.value) and "--with data=NAME" in str(c.value)
+    assert suite_specs(recipe, ["zero_shot"], ["data=birds"], tmp_path)
+    assert len(suite_specs(recipe, ["zero_shot", "knn"], [], tmp_path)) == 2
+
+
+def test_name_and_tower_of_an_entry_are_set_like_its_keys() -> None:
+    specs = suite_specs(Recipe(towers=IMAGE), ["knn"], ["data=birds", "tower=image", "name=near"])
+    assert (specs[0].title, specs[0].tower) == ("near", "image")

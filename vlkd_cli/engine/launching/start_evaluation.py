@@ -49,7 +49,7 @@ def start_evaluation(
     recipe, folder, checkpoint = find_target(target, overrides, runs, trust)
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data {data_root}: no such folder.")
-    specs = suite_specs(recipe, suites, suite_settings)
+    specs = suite_specs(recipe, suites, suite_settings, data_root)
     placement = choose_placement(gpus, cpu_workers)
     from vlkd_cli.engine.evaluate import EvalJob, evaluate
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.component import check_third_party
-from vlkd_cli.recipe.messages import is_data_source, report
+from vlkd_cli.recipe.evaluation_data import default_data, reads_data_sets
+from vlkd_cli.recipe.messages import is_data_source, report, shown
 from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.params import Key, signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
@@ -16,18 +19,27 @@ from vlkd_cli.recipe.shape import check_eval
 from vlkd_cli.recipe.variables import without_marks
 from vlkd_cli.recipe.yaml_file import Document
 
+ENTRY_KEYS = ("name", "tower")
+"""Keys of an entry that are not the suite's and that `--with` sets too."""
 SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last")
 
 
-def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) -> list[EvalSpec]:
+def suite_specs(
+    recipe: Recipe,
+    suites: Sequence[str],
+    settings: Sequence[str],
+    data_root: Path | None = None,
+) -> list[EvalSpec]:
     """The suites asked for, each with the keys that the recipe gives it and with `--with` settings
     on top, checked.
 
     A suite that the recipe lists several times is run as often. A setting goes to the suites that
-    take its key; one that none takes is an error.
+    take its key; one that none takes is an error. A suite without data takes what lies below
+    `data_root`, else the data of another entry of the recipe (`recipe.evaluation_data`).
 
     Raises:
-        RecipeError: unknown suites or keys, wrong values; all at once.
+        RecipeError: unknown suites or keys, wrong values; all at once. Also a suite without data,
+            and a data root that no suite reads.
     """
     if not suites and not recipe.evals:
         raise UserError(
@@ -41,6 +53,10 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
             if spec.suite == name
         ]
         entries += listed or [{"suite": name}]
+    if data_root is None:
+        for entry in entries:
+            if entry.get("data") is None and reads_data_sets(entry["suite"]):
+                entry |= copy.deepcopy(default_data(recipe, entry["suite"]))
     keys = [_keys(entry["suite"]) for entry in entries]
     for setting in settings:
         _refuse_untaken(setting, entries, keys)
@@ -52,7 +68,50 @@ def suite_specs(recipe: Recipe, suites: Sequence[str], settings: Sequence[str]) 
             found.append(EvalSpec.model_validate(values))
     if lines:
         raise RecipeError("\n".join(dict.fromkeys(lines)))
+    _check_data(found, data_root)
     return found
+
+
+def _check_data(specs: Sequence[EvalSpec], data_root: Path | None) -> None:
+    """Refuse suites that would have nothing to measure, and a data root without effect."""
+    if data_root is None:
+        for spec in specs:
+            if reads_data_sets(spec.suite) and spec.keys.get("data") is None:
+                raise RecipeError(
+                    f"suite '{spec.suite}': on which data? The recipe evaluates on none that fits."
+                    " Give --data ROOT with --with data=NAME, or --with 'data={reader: ...}'."
+                )
+        return
+    if not any(_reads_root(spec) for spec in specs):
+        spec = specs[0]
+        key = next((key for key in _DATA_KEYS if spec.keys.get(key) is not None), None)
+        why = (
+            f"the recipe says `{key}: {shown(spec.keys[key])}`. Add --with data=NAME to measure a"
+            f" data set below {data_root}, or leave --data out."
+            if key is not None
+            else "it reads no data. Leave --data out."
+        )
+        raise RecipeError(f"--data {data_root} has no effect on suite '{spec.suite}': {why}")
+
+
+_DATA_KEYS = ("data", "train_data", "val_data", "root")
+
+
+def _reads_root(spec: EvalSpec) -> bool:
+    """Whether some of a suite's data is looked up below the data root."""
+    own = {key: spec.keys.get(key) for key in _DATA_KEYS if key in _keys(spec.suite)}
+    if not own:
+        return True  # of a third party, who knows
+    for key, value in own.items():
+        if value is None and key in ("data", "root"):
+            return True
+        if isinstance(value, dict) and not {"reader", "readers"} & value.keys():
+            return True
+        if isinstance(value, str) and (
+            reads_data_sets(spec.suite) or not Path(value).expanduser().exists()
+        ):
+            return True
+    return False
 
 
 def _keys(suite: str) -> dict[str, Key]:
@@ -76,9 +135,9 @@ def _refuse_untaken(
     setting: str, entries: Sequence[dict[str, Any]], keys: Sequence[dict[str, Key]]
 ) -> None:
     key = _key_of(setting)
-    if any(key in declared for declared in keys):
+    if key in ENTRY_KEYS or any(key in declared for declared in keys):
         return
-    accepted = sorted({name for declared in keys for name in declared})
+    accepted = sorted({*ENTRY_KEYS, *(name for declared in keys for name in declared)})
     chosen = ", ".join(entry["suite"] for entry in entries)
     raise RecipeError(
         f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)}"
@@ -95,10 +154,15 @@ def _with_settings(
     problems = []
     for setting in settings:
         key = _key_of(setting)
-        if key not in declared:
+        if key not in declared and key not in ENTRY_KEYS:
             continue
         within = setting.partition("=")[0].strip() != key
-        if within and is_data_source(declared[key].annotation) and isinstance(entry.get(key), str):
+        if (
+            within
+            and key in declared
+            and is_data_source(declared[key].annotation)
+            and isinstance(entry.get(key), str)
+        ):
             # `data=NAME` and then `data.split=test`.
             entry[key] = {"dataset": entry[key]}
         problems += apply_overrides(document, [setting], option="--with")

@@ -14,12 +14,10 @@ from torch import Tensor
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.places import found_by_name
+from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
 from vlkd_cli.evaluation.results import DataIdentity
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
-
-DEFAULT_DATA = {"reader": "shapes", "split": "val"}
 
 
 class Dataset(NamedTuple):
@@ -48,20 +46,23 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(subject: Subject, data: DataSource, *, split: str | None = None) -> Dataset:
-    """The data of a suite's `data:` key; by default the drawn shapes.
+    """The data of a suite's `data:` key; by default the only data set below the data root.
 
     Args:
-        subject: whose `data_root` data sets are looked up in by name.
+        subject: whose `data_root` data sets are looked up in.
         data: `{reader: NAME, ...}` as in a recipe's `data:`, and optionally `name`, what the result
             calls it; or `{dataset: NAME, ...}` or just the name of a data set below the data root.
         split: another part of the same data.
 
     Raises:
-        DataError: see the reader; also data that can only be streamed.
+        DataError: see the reader; also data that can only be streamed, and no data or several
+            where one is looked for.
     """
     from vlkd_cli.data.readers.open import open_reader
 
-    keys = {"dataset": data} if isinstance(data, str) else dict(data or DEFAULT_DATA)
+    if data is None:
+        data = found_alone(subject.data_root)
+    keys = {"dataset": data} if isinstance(data, str) else dict(data)
     name = str(keys.pop("name", "") or _name(keys))
     if "reader" not in keys and "readers" not in keys:
         keys = found_by_name(keys, subject.data_root)

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlkd_cli.data.images.files import SUFFIXES, is_data, suffix_of
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, locate
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.known_sets import TORCHVISION, known_as
+from vlkd_cli.evaluation.datasets.known_sets import TORCHVISION, known_as, sets_on_disk
+
+SPLIT_FOLDERS = {"test": ("test",), "val": ("val", "valid", "validation")}
+"""Parts that are measured, by the names of their folders."""
 
 
 def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
@@ -58,6 +62,53 @@ def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
         )
     torchvision = TORCHVISION.get(known, (dataset, ""))[0]
     return {"reader": "classification", "dataset": torchvision, **given}
+
+
+def found_alone(root: Path | None) -> dict[str, Any]:
+    """The keys of a reader for the one data set that a folder is or holds.
+
+    Raises:
+        DataError: there is no folder, nothing in it, or several data sets.
+    """
+    if root is None:
+        raise DataError(
+            "this suite has no data to measure. Give `data: {reader: ..., split: val}`, or a folder"
+            " with --data."
+        )
+    if (root / "classnames.txt").is_file() or (root / "dataset_type.txt").is_file():
+        return {"reader": "clip_benchmark", "path": str(root)}
+    found = sets_on_disk(root)
+    if len(found) == 1:
+        return {"dataset": next(iter(found))}
+    if found:
+        shown = ", ".join(list(found)[:20]) + (", ..." if len(found) > 20 else "")
+        raise DataError(
+            f"--data {root} holds {len(found)} data sets: {shown}. Choose one with --with"
+            " data=NAME."
+        )
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and is_data(path.name))
+    for split, names in SPLIT_FOLDERS.items():
+        inside = next((path for path in folders if path.name in names), None)
+        if inside is not None and _holds_classes(inside):
+            return {"reader": "classification", "path": str(root), "split": split}
+    if _holds_classes(root):
+        return {"reader": "classification", "path": str(root)}
+    names = ", ".join(path.name for path in folders[:20]) or "none"
+    raise DataError(
+        f"--data {root} holds no data set that is recognized, and no class folders with images."
+        f" Folders there: {names}. Choose one with --with data=NAME, or say how to read it with"
+        " --with 'data={reader: ...}'."
+    )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether some sub-folder holds an image."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and is_data(path.name))
+    return any(
+        suffix_of(file.name) in SUFFIXES and is_data(file.name)
+        for path in inside
+        for file in path.iterdir()
+    )
 
 
 def _elevater_name(root: Path, dataset: str) -> str | None:

@@ -42,7 +42,7 @@ class Captioned(Suite):
         data: folder with `train.csv` and `test.csv` (or `val.csv`; or .tsv), columns caption
             (title, text) and label (class, target), below `--data` or anywhere; or what is judged
             as `{reader: ..., ...}`. By default such tables in `--data` itself or its folder
-            `captioned`; without `--data`, the drawn shapes.
+            `captioned`.
         train_data: with a reader: what is learnt from; by default the same data with `split:
             train`.
         captions: every caption is a row of its own (`all`), or only an image's first one (`first`).

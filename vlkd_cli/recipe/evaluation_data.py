@@ -1,0 +1,84 @@
+"""Which data a suite measures where its entry does not say so, judged without opening any data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.data_checks import offers_of
+from vlkd_cli.recipe.messages import Problem, is_data_source
+from vlkd_cli.recipe.params import attributes_of, signature_of
+from vlkd_cli.recipe.schema import EvalSpec, Recipe
+
+_OWN_TO_TRAINING = frozenset({"split", "num_samples", "seed", "weight"})
+"""Keys of rendered shapes that say which pictures are trained on."""
+
+
+def reads_data_sets(suite: str) -> bool:
+    """Whether a suite's `data:` names a data set or a reader; text suites take folders instead."""
+    try:
+        keys = signature_of("suite", suite).keys
+    except RecipeError:
+        return False
+    return any(key.name == "data" and is_data_source(key.annotation) for key in keys)
+
+
+def default_data(recipe: Recipe, suite: str) -> dict[str, Any]:
+    """Values of the data keys of a suite that says none: those of the first entry of `evals:` whose
+    data offers what the suite needs; else rendered shapes, for towers that are trained on them.
+    Empty where there is neither."""
+    needs = attributes_of("suite", suite).get("needs", frozenset())
+    for spec in recipe.evals:
+        data = spec.keys.get("data")
+        if data is None or not reads_data_sets(spec.suite):
+            continue
+        if isinstance(data, str):
+            # A name means the same to suites that need the same.
+            fits = attributes_of("suite", spec.suite).get("needs", frozenset()) == needs
+        else:
+            fits = _offers(data, needs)
+        if fits:
+            taken = signature_of("suite", suite).key_names()
+            own = {key: spec.keys.get(key) for key in ("data", "train_data", "val_data")}
+            return {key: value for key, value in own.items() if value is not None and key in taken}
+    return {"data": shapes} if (shapes := _shapes_of(recipe)) else {}
+
+
+def with_data(recipe: Recipe, spec: EvalSpec) -> EvalSpec:
+    """The entry, with the data that it is evaluated on."""
+    if spec.keys.get("data") is not None or not reads_data_sets(spec.suite):
+        return spec
+    return spec.model_copy(update=default_data(recipe, spec.suite))
+
+
+def check_evaluation_data(recipe: Recipe) -> Iterator[Problem]:
+    """Entries of `evals:` that have no data to be evaluated on while the recipe is trained; one
+    that is only evaluated may get it from the command."""
+    if recipe.data is None:
+        return
+    for number, spec in enumerate(recipe.evals):
+        if spec.keys.get("data") is None and reads_data_sets(spec.suite):
+            if not default_data(recipe, spec.suite):
+                yield Problem(
+                    ("evals", number, "suite"),
+                    f"'{spec.suite}' has no data to measure. Give it `data: {{reader: ..., split:"
+                    " val}`.",
+                )
+
+
+def _offers(data: Mapping[str, Any], needs: frozenset[str]) -> bool:
+    reader = data.get("reader")
+    offers = offers_of(reader, data) if isinstance(reader, str) else None
+    return offers is None or needs <= offers
+
+
+def _shapes_of(recipe: Recipe) -> dict[str, Any]:
+    """Validation pictures like those that a recipe trains on, if it trains on rendered shapes."""
+    if recipe.data is None:
+        return {}
+    readers = recipe.data.readers or [{"reader": recipe.data.reader, **recipe.data.keys}]
+    if any(entry.get("reader") != "shapes" for entry in readers):
+        return {}
+    own = {key: value for key, value in readers[0].items() if key not in _OWN_TO_TRAINING}
+    return {**own, "split": "val"}
