@@ -99,7 +99,7 @@ def whole_evaluation(given: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as name:
         sides = load_sides(given.model, Path(name))
         # Pictures of the model's own size are not resized, so that both towers see the same pixels.
-        small = draw_photos(Path(name) / "small", 32, sides.image.image_input.size_px)  # type: ignore[union-attr]
+        small = draw_photos(Path(name) / "small", 32, sides.image.input.size_px)  # type: ignore[union-attr]
         ours, theirs = evaluate(sides, small, "fp32"), evaluate_peer(sides, small, "fp32")
         assert ours.keys() == theirs.keys()
         differ = max(abs(ours[name] - value) for name, value in theirs.items())

@@ -135,6 +135,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "prototypes": Entry(
             "heads.prototypes:PrototypeHead", "the DINO head with its prototype layer"
         ),
+        "patches": Entry(
+            "heads.patches:PatchHead", "the picture's patches, as targets; without weights"
+        ),
     },
     "distiller": {
         "infonce": Entry(

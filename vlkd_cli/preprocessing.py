@@ -1,7 +1,8 @@
-"""What an encoder expects of its input, said by its builder and honoured by the data loader."""
+"""What an encoder expects of its input: declared by its builder, respected by the loader."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 class ImageInput(NamedTuple):
     """How an image becomes an image tower's input for evaluation.
 
-    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardises with `mean`
+    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardizes with `mean`
     and `std` on its own device.
     """
 
@@ -30,9 +31,31 @@ TextInput = dict[str, Tensor]
 """`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the
 longest caption of the batch where the encoder allows it."""
 
+Tokenizer = Callable[[Sequence[str]], TextInput]
+"""Strings to a TextInput. Runs in loader workers: it survives pickling and touches no device."""
 
-def standardise(images: Tensor, expected: ImageInput) -> Tensor:
-    """uint8 images scaled to 0..1 and standardised, as float32; float images pass as they are.
+InputSpec = ImageInput | Tokenizer
+"""What an encoder expects of its input: how pictures are prepared, or what tokenizes texts."""
+
+
+class Grid(NamedTuple):
+    """The places of an image encoder's tokens: one for each patch of the last layer, row by row.
+
+    Class and register tokens are not places.
+    """
+
+    rows: int
+    columns: int
+    patch_px: int
+    """Side of the square of pixels that a place stands for."""
+
+    @property
+    def num_places(self) -> int:
+        return self.rows * self.columns
+
+
+def standardize(images: Tensor, expected: ImageInput) -> Tensor:
+    """uint8 images scaled to 0..1 and standardized, as float32; float images pass as they are.
 
     Args:
         images: `[B, 3, H, W]`.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Literal
 
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, ModelInfo
+from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Encoded, ModelInfo, Tokens
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import PositiveInt
+from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
 
 class PatchMixer(Backbone):
@@ -24,10 +23,8 @@ class PatchMixer(Backbone):
     def __init__(self, width: int, depth: int, size_px: int) -> None:
         super().__init__()
         self.modality = "image"
-        self.width = width
-        self.image_input = ImageInput(
-            size_px=(size_px, size_px)
-        )  # the loader resizes and crops to this
+        self.width = self.token_width = width
+        self.input = ImageInput(size_px=(size_px, size_px))  # the loader resizes and crops to this
         self.settings = (  # goes into the key of stored features
             f"patch_mixer/{width}/{depth}/{size_px}"
         )
@@ -42,12 +39,12 @@ class PatchMixer(Backbone):
             for _ in range(depth)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`[B, width]` of standardised images `[B, 3, H, W]`."""
+    def run(self, images: Tensor, *, tokens: bool) -> Encoded:
+        """Feature and tokens of standardized images `[B, 3, H, W]`, from one run."""
         places = self.patches(images)
         for block in self.blocks:
             places = places + block(places)
-        return places.mean((2, 3))
+        return Encoded(places.mean((2, 3)), Tokens.of_places(places.flatten(2).transpose(1, 2)))
 
     def layers(self) -> list[list[str]]:
         return [[f"blocks.{number}"] for number in range(len(self.blocks))]
@@ -69,9 +66,7 @@ class MyBuilder(Builder):
     ) -> None:
         self.width, self.depth, self.size_px = width, depth, size_px
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         return PatchMixer(self.width, self.depth, self.size_px)
 
     @classmethod

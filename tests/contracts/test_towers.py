@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vlkd_cli import catalog
-from vlkd_cli.preprocessing import standardise
+from vlkd_cli.preprocessing import standardize
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -73,13 +73,13 @@ def test_every_builder_of_the_catalogue_is_composed_here() -> None:
 
 
 def inputs_of(tower: Tower) -> Any:
-    if tower.image_input is None:
-        return tower.tokenize(CAPTIONS)
+    if tower.modality == "text":
+        return tower.input(CAPTIONS)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(
         0,
         256,
-        (len(CAPTIONS), 3, *tower.image_input.size_px),
+        (len(CAPTIONS), 3, *tower.input.size_px),
         dtype=torch.uint8,
         generator=generator,
     )
@@ -96,7 +96,7 @@ def cosine_step(towers: list[Tower]) -> list[str]:
     optimizer = torch.optim.SGD(
         [parameter for _, parameter in parameters if parameter.requires_grad], lr=1.0
     )
-    image, text = (F.normalize(tower.train()(inputs_of(tower)), dim=-1) for tower in towers)
+    image, text = (F.normalize(tower.train().encode(inputs_of(tower)), dim=-1) for tower in towers)
     loss = F.cross_entropy(10 * image @ text.T, torch.arange(len(CAPTIONS)))
     loss.backward()
     optimizer.step()
@@ -140,15 +140,14 @@ def test_every_tower_keeps_the_contract(tower: Tower) -> None:
     assert (
         features.shape == (len(CAPTIONS), tower.feature_width) and features.dtype == torch.float32
     )
-    torch.testing.assert_close(tower(inputs), tower.project(features))
+    torch.testing.assert_close(tower.encode(inputs), tower.project(features))
     assert tower.digest() == tower.digest()
     layers = [tower.layer_of(name) for name, _ in tower.named_parameters()]
     assert min(layers) == 0 and max(layers) == tower.num_layers - 1
     assert set(tower.trainable_state()) <= set(tower.state_dict())
     if tower.encoder.token_width is not None:
-        tokens = tower.encoder.tokens(
-            inputs if tower.image_input is None else standardise(inputs, tower.image_input)
-        )
+        prepared = standardize(inputs, tower.input) if tower.modality == "image" else inputs
+        tokens = tower.encoder(prepared).tokens
         assert tokens.values.shape == (*tokens.mask.shape, tower.encoder.token_width)
         assert tokens.mask.dtype == torch.bool and tokens.mask.any(1).all()
 
@@ -157,10 +156,12 @@ def test_every_tower_keeps_the_contract(tower: Tower) -> None:
 def test_a_caption_is_encoded_alike_in_any_batch(tower: Tower) -> None:
     if tower.modality == "image":
         images = inputs_of(tower)
-        torch.testing.assert_close(tower(images)[:1], tower(images[:1]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            tower.encode(images)[:1], tower.encode(images[:1]), rtol=1e-4, atol=1e-5
+        )
         return
-    together = tower(tower.tokenize(CAPTIONS))
+    together = tower.encode(tower.input(CAPTIONS))
     for row, caption in enumerate(CAPTIONS):
         torch.testing.assert_close(
-            together[row : row + 1], tower(tower.tokenize([caption])), rtol=1e-4, atol=1e-5
+            together[row : row + 1], tower.encode(tower.input([caption])), rtol=1e-4, atol=1e-5
         )

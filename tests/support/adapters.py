@@ -85,14 +85,14 @@ def embed(tower: Any, sentences: list[str] | None = None) -> Tensor:
     """Embeddings without dropout and gradient."""
     tower.eval()
     with torch.no_grad():
-        return tower.encode(tower.tokenize(sentences or SENTENCES))
+        return tower.encode(tower.input(sentences or SENTENCES))
 
 
 def take_step(tower: Any, optimizer: torch.optim.Optimizer, seed: int) -> None:
     """One step of an arbitrary objective, dropout and all."""
     tower.train()
     torch.manual_seed(seed)
-    embedding = tower.encode(tower.tokenize(SENTENCES))
+    embedding = tower.encode(tower.input(SENTENCES))
     (embedding * torch.randn(embedding.shape[-1])).sum().backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.elevater_root import COLOURS
-from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.preprocessing import ImageInput, TextInput
 from vlkd_cli.towers.tower import Tower
 
@@ -23,7 +23,7 @@ class ColourImages(Backbone):
 
     def __init__(self, knows: bool) -> None:
         super().__init__()
-        self.modality, self.width, self.image_input = "image", 3, INPUT
+        self.modality, self.width, self.input = "image", 3, INPUT
         self.settings = f"colours {knows}"
         self.convolution = nn.Conv2d(3, 3, 1)
         with torch.no_grad():
@@ -32,9 +32,8 @@ class ColourImages(Backbone):
             if not knows:
                 self.convolution.weight.normal_(generator=torch.Generator().manual_seed(5))
 
-    def forward(self, inputs: Any) -> Tensor:
-        features: Tensor = self.convolution(inputs).mean((2, 3))
-        return features
+    def run(self, inputs: Any, *, tokens: bool) -> Encoded:
+        return Encoded(self.convolution(inputs).mean((2, 3)), None)
 
 
 class ColourTexts(Backbone):
@@ -42,23 +41,24 @@ class ColourTexts(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.modality, self.width = "text", 3
+        self.modality, self.width, self.input = "text", 3, colour_ids
         self.settings = "colour words"
         colours = torch.tensor([(0, 0, 0), *COLOURS.values()]) / 255
         self.words = nn.Embedding.from_pretrained(
             (colours - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False
         )
 
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        ids = [
-            next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0)
-            for text in texts
-        ]
-        return {"input_ids": torch.tensor(ids).view(-1, 1)}
+    def run(self, inputs: Any, *, tokens: bool) -> Encoded:
+        return Encoded(self.words(inputs["input_ids"][:, 0]), None)
 
-    def forward(self, inputs: Any) -> Tensor:
-        features: Tensor = self.words(inputs["input_ids"][:, 0])
-        return features
+
+def colour_ids(texts: Sequence[str]) -> TextInput:
+    """The number of the first colour word in each text."""
+    ids = [
+        next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0)
+        for text in texts
+    ]
+    return {"input_ids": torch.tensor(ids).view(-1, 1)}
 
 
 class RandomHead(nn.Module):
@@ -89,7 +89,7 @@ class MobileNet(Backbone):
 
         super().__init__()
         self.modality, self.width, self.settings = "image", 1280, "mobilenet_v2"
-        self.image_input = ImageInput(
+        self.input = ImageInput(
             (224, 224),
             256,
             interpolation="bilinear",
@@ -100,9 +100,8 @@ class MobileNet(Backbone):
         model.load_state_dict(load_file(weights))
         self.encoder = model.features
 
-    def forward(self, inputs: Any) -> Tensor:
-        features: Tensor = self.encoder(inputs).mean((2, 3))
-        return features
+    def run(self, inputs: Any, *, tokens: bool) -> Encoded:
+        return Encoded(self.encoder(inputs).mean((2, 3)), None)
 
 
 def mobilenet_tower(weights: Path) -> Tower:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.preprocessing import ImageInput, TextInput
 
@@ -152,7 +152,7 @@ class FakeTower(nn.Module):
         super().__init__()
         self.name = name or modality
         self.modality = modality
-        self.image_input = ImageInput(size_px=(8, 8)) if modality == "image" else None
+        self.input = ImageInput(size_px=(8, 8)) if modality == "image" else letters
         self.feature_width = width
         self.width = output_width or width
         self.backbone = nn.Identity()
@@ -174,14 +174,6 @@ class FakeTower(nn.Module):
 
     forward = encode
 
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        longest = max(map(len, texts))
-        return {
-            "input_ids": torch.tensor(
-                [[ord(letter) for letter in text] + [0] * (longest - len(text)) for text in texts]
-            )
-        }
-
     def digest(self) -> str:
         return f"{self.name}-{self.modality}-{self.feature_width}"
 
@@ -192,13 +184,20 @@ class TableBackbone(Backbone):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.modality, self.width, self.settings = "image", table.shape[1], "table"
-        self.image_input = ImageInput(size_px=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.input = ImageInput(size_px=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         self.register_buffer("table", table)
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
         assert isinstance(self.table, Tensor)
-        return self.table[torch.tensor(position_of(inputs * 255))] * self.scale
+        return Encoded(self.table[torch.tensor(position_of(inputs * 255))] * self.scale, None)
+
+
+def letters(texts: Sequence[str]) -> TextInput:
+    """A tokenizer: one token for each letter."""
+    longest = max(map(len, texts))
+    ids = [[ord(letter) for letter in text] + [0] * (longest - len(text)) for text in texts]
+    return {"input_ids": torch.tensor(ids)}
 
 
 def read_texts(inputs: TextInput) -> list[str]:

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from vlkd_cli.errors import WeightsError
-from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.builders.hiding import Hiding, Masks, Places
+from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.preprocessing import Grid, ImageInput, InputSpec
 from vlkd_cli.recipe.schema import Component
+from vlkd_cli.recipe.types import ModalityName
 
 
 class Tokens(NamedTuple):
-    """Token outputs of an encoder: `values` `[B, T, D]`, `mask` `[B, T]` bool (True: a real token),
-    `eot` `[B]` positions or None."""
+    """Token outputs of an encoder.
+
+    Args:
+        values: `[B, T, D]`.
+        mask: `[B, T]` bool, True for a real token.
+        eot: `[B]` positions of the end of text, or None.
+        prefix: how many of an image encoder's tokens come before its places (class and register
+            tokens).
+    """
 
     values: Tensor
     mask: Tensor
     eot: Tensor | None = None
+    prefix: int = 0
+
+    @classmethod
+    def of_places(cls, values: Tensor, prefix: int = 0) -> Tokens:
+        """Tokens of a picture, all of which are real."""
+        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return cls(values, mask, None, prefix)
+
+
+class Encoded(NamedTuple):
+    """What one run of an encoder gives: the pooled feature `[B, width]` and the tokens.
+
+    Either is None where the encoder has none; tokens also where they were not asked for.
+    """
+
+    feature: Tensor | None
+    tokens: Tokens | None
 
 
 class Export(NamedTuple):
@@ -47,41 +75,123 @@ class Backbone(nn.Module):
     patterns and checkpoints read well.
     """
 
-    modality: Literal["image", "text"]
+    modality: ModalityName
+    input: InputSpec
+    """What it expects: how pictures are prepared, or the tokenizer of its texts."""
     width: int
     """Width of the pooled feature (and of the tokens where the two agree)."""
     token_width: int | None = None
     """Width of the tokens, where the backbone can give tokens; None where it cannot."""
-    image_input: ImageInput | None = None
-    """Image backbones: what they expect."""
     pools: bool = True
     """Whether it has a pooled feature of its own; otherwise a pooler is needed."""
     settings: str = ""
-    """What determines its output beside weights and class, e.g. the number of heads or the
+    """What determines its output in addition to weights and class, e.g. the number of heads or the
     tokenizer; part of the feature cache's key."""
+    takes_prompts: bool = False
+    """Whether `prompt:` can give it learned vectors before its texts."""
+    mask_token: nn.Parameter | None
+    """What `masks: replace` puts in the place of hidden patches; `add_mask_token` makes it."""
 
-    able: frozenset[str] | None = None
-    """Names, as patterns write them, of what can learn at all; set by `towers.freezing` from the
-    first `requires_grad` it meets."""
+    fixed: frozenset[str] | None = None
+    """Names, as patterns write them, of what can never be trained; set by `towers.freezing` from
+    the first `requires_grad` it meets."""
     files: Mapping[str, bytes] = MappingProxyType({})
     """What its run made and its checkpoints must hold beside weights, by path in the run folder: a
     trained tokenizer."""
     prompted: frozenset[str] = frozenset()
     """Names (as in state_dict) of learned prompt vectors: what `train: prompt` means."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("mask_token", None)
+
+    def forward(
+        self,
+        inputs: Any,
+        hidden: Tensor | None = None,
+        masks: Masks = "none",
+        *,
+        tokens: bool = True,
+    ) -> Encoded:
+        """Feature and tokens of the same inputs, from one run.
+
+        Args:
+            inputs: standardized images `[B, 3, H, W]`, or a TextInput.
+            hidden: `[B, T]` bool, True for the places of its grid that are hidden.
+            masks: what happens to hidden places: "drop" encodes the others only, "complement" the
+                hidden ones only, "replace" puts the mask token in their place; "none" ignores
+                `hidden`.
+            tokens: whether the tokens are needed; some encoders save work without them.
+        """
+        if hidden is None or masks == "none":
+            return self.run(inputs, tokens=tokens)
+        grid = self.grid(tuple(inputs.shape[-2:]))
+        assert grid is not None, "masks need an image encoder with places"
+        with self._hiding().active(masks, hidden, grid, self.mask_token):
+            return self.run(inputs, tokens=tokens)
+
     @abstractmethod
-    def forward(self, inputs: Any) -> Tensor:
-        """Pooled features `[B, width]` of standardised images `[B, 3, H, W]` or of a TextInput."""
+    def run(self, inputs: Any, *, tokens: bool) -> Encoded:
+        """What `forward` does without masks; what a builder implements."""
 
-    def tokens(self, inputs: Any) -> Tokens:
-        """Token features of the same inputs, for a pooler of the recipe. Only where `token_width`
-        is set."""
-        raise NotImplementedError
+    @property
+    def hides(self) -> frozenset[str]:
+        """The values of `masks:` that it can do, beside "none"."""
+        return Hiding.kinds(self.places())
 
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        """Text backbones: strings to inputs. Runs in loader workers, so it must survive pickling
-        and touch no device."""
-        raise NotImplementedError
+    def places(self) -> Places:
+        """The modules of the library's network at which places can be hidden."""
+        return Places()
+
+    def add_mask_token(self) -> None:
+        """Create the learned vector that `masks: replace` needs: normal with standard deviation
+        0.02."""
+        self.mask_token = nn.Parameter(torch.empty(self.places().width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def grid(self, size_px: tuple[int, int]) -> Grid | None:
+        """The places of its tokens for pictures of this height and width, found by a run without
+        memory; None where it gives no such tokens.
+
+        Raises:
+            RecipeError: it does not take pictures of this size.
+        """
+        if not isinstance(self.input, ImageInput):
+            return None
+        grids: dict[tuple[int, int], Grid | None] = self.__dict__.setdefault("_grids", {})
+        if size_px not in grids:
+            grids[size_px] = _grid_of(self._tokens_of(size_px), size_px)
+        return grids[size_px]
+
+    def _tokens_of(self, size_px: tuple[int, int]) -> Tokens | None:
+        """The tokens of one picture of a size; their numbers mean nothing."""
+        # Copied with tensors that hold no numbers, so that a large network costs neither memory nor
+        # time. What a library keeps outside of parameters and buffers stays as it is, and then only
+        # a real run tells.
+        tensors = [*self.parameters(), *self.buffers()]
+        shadow = copy.deepcopy(self, {id(tensor): tensor.to("meta") for tensor in tensors}).eval()
+        problem: Exception | None = None
+        for network, device in ((shadow, torch.device("meta")), (self, tensors[0].device)):
+            modes = [(module, module.training) for module in network.modules()]
+            try:
+                with torch.no_grad():
+                    network.eval()
+                    return network.run(torch.zeros(1, 3, *size_px, device=device), tokens=True)[1]
+            # A network refuses a size by any kind of exception.
+            except Exception as error:
+                problem = error
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+        raise RecipeError(
+            f"it does not take pictures of {size_px[0]} x {size_px[1]} pixels"
+            f" ({str(problem).strip().splitlines()[0]})"
+        )
+
+    def _hiding(self) -> Hiding:
+        if "_hider" not in self.__dict__:
+            self.__dict__["_hider"] = Hiding(self.places())
+        return self.__dict__["_hider"]
 
     def layers(self) -> list[list[str]]:
         """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and
@@ -95,7 +205,7 @@ class Backbone(nn.Module):
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
         """Write it into an empty folder in its library's format, so that the library loads it
-        without vlkd. It stays as it is.
+        without vlkd.
 
         Args:
             folder: where to write.
@@ -116,7 +226,7 @@ class ModelInfo(NamedTuple):
 
     name: str
     builder: str
-    modality: Literal["image", "text"]
+    modality: ModalityName
     width: int | None = None
     parameters: int | None = None
     image_size_px: int | None = None
@@ -149,9 +259,7 @@ class Builder:
     takes_adapters: bool = False
     """Whether the tower may have an `adapter:` section."""
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         """The backbone with its weights loaded, on the CPU, in fp32.
 
         Raises:
@@ -176,3 +284,14 @@ class Builder:
         classifier.
         """
         return row
+
+
+def _grid_of(tokens: Tokens | None, size_px: tuple[int, int]) -> Grid | None:
+    """The grid whose sides are in the ratio of the picture's."""
+    if tokens is None:
+        return None
+    places = tokens.values.shape[1] - tokens.prefix
+    rows = round((places * size_px[0] / size_px[1]) ** 0.5)
+    if not rows or places % rows:
+        return None
+    return Grid(rows, places // rows, size_px[0] // rows)

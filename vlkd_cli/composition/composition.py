@@ -1,5 +1,5 @@
-"""Towers wired by distillers: what is trained. Knows which tower sees what and what is compared
-with what; not optimizers or files."""
+"""Towers connected by distillers: what is trained. Knows which tower encodes what and what is
+compared with what; not optimizers or files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distillers.distiller import Distiller, Widths, counts_rows
-from vlkd_cli.recipe.address import Address, Arrow, Side
+from vlkd_cli.recipe.address import Address, Arrow, Call, Side
+from vlkd_cli.recipe.contract import Contract
+from vlkd_cli.recipe.objectives import uses
 from vlkd_cli.recipe.types import Progress, Schedulable
 from vlkd_cli.towers.tower import Tower
 
@@ -25,12 +28,19 @@ class StepOutput(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """One distiller with the arrow that it is drawn along."""
+    """One distiller with the arrow between what it compares."""
 
     name: str
     distiller: Distiller
     arrow: Arrow
     weight: Schedulable = 1.0
+    contract: Contract | None = None
+
+    def selected(self, call: Call) -> list[Address]:
+        """The addresses that it takes flattened over samples, the student's first."""
+        if self.contract is None:
+            return []
+        return [one for one, output in uses(self.contract, call) if output.kind == "selected"]
 
 
 class Composition(nn.Module):
@@ -38,13 +48,12 @@ class Composition(nn.Module):
 
     Frozen towers are held outside the module tree: they are no parameters of this module, are not
     in its state dict, not moved by DDP, and always run without gradient. `towers` holds the ones
-    that learn; `followers` the ones that follow another by momentum.
+    that are trained; `followers` the ones that follow another by momentum.
 
     Args:
-        towers: every tower by its name in the recipe, as training runs them (those with stored
+        towers: every tower by its name in the recipe, as training runs them (those with cached
             features included).
         objectives: the distillers with their arrows.
-        steps_per_epoch, total_steps: in optimizer steps; what schedules of the recipe refer to.
         num_rows: of the data set; None for streams.
     """
 
@@ -53,9 +62,7 @@ class Composition(nn.Module):
         towers: Mapping[str, Tower | MomentumTower],
         objectives: Sequence[Objective],
         *,
-        steps_per_epoch: int,
-        total_steps: int,
-        num_rows: int | None = None,
+        num_rows: int | None,
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(
@@ -80,57 +87,52 @@ class Composition(nn.Module):
             {objective.name: objective.distiller for objective in objectives}
         )
         self.objectives = tuple(objectives)
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = total_steps
+        self.passes = plan(
+            address for objective in objectives for address in objective.arrow.addresses()
+        )
         for objective in objectives:
             # Widths of the first call; the others' are the same.
             call = objective.arrow.calls[0]
             assert call.student is not None
-            student = self._width(call.student)
-            teacher = None if call.teacher is None else self._width(call.teacher)
+            teacher = None if call.teacher is None else self._widths(call.teacher)
             keys = {"num_rows": num_rows} if counts_rows(objective.distiller) else {}
-            objective.distiller.setup(student, teacher, **keys)
+            objective.distiller.setup(self._widths(call.student), teacher, **keys)
 
     @property
     def frozen(self) -> dict[str, Tower]:
-        """Towers of which nothing learns."""
+        """Towers without trainable parameters."""
         return self._frozen[0]
+
+    @property
+    def all_towers(self) -> dict[str, Tower | MomentumTower]:
+        """Every tower by its name in the recipe."""
+        every: dict[str, Any] = {**self.towers, **self.followers, **self.frozen}
+        return every
 
     def tower(self, name: str) -> Tower | MomentumTower:
         """Any tower by its name in the recipe."""
-        for group in (self.towers, self.followers, self.frozen):
-            if name in group:
-                return group[name]  # type: ignore[return-value]
-        raise KeyError(name)
+        return self.all_towers[name]
 
-    def input_keys(self) -> dict[str, str]:
-        """Keys of `Batch.inputs` that a step reads -> the tower that reads them."""
+    def input_keys(self, episode: bool = False) -> dict[str, str]:
+        """Keys of `Batch.inputs` that a step reads, or the start of an episode -> the tower whose
+        input it is. A follower reads the followed tower's."""
+        towers = self.all_towers
         return {
-            address.input_key: address.tower
+            input_key(towers, address.tower, address.input): _reader(towers, address.tower)
             for objective in self.objectives
-            for address in objective.arrow.addresses()
+            for address in (
+                objective.arrow.episode_addresses() if episode else objective.arrow.addresses()
+            )
         }
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
-        """Loss of this rank's rows at an optimizer step. Each tower encodes each view once."""
-        outputs: dict[tuple[str, str], Tensor] = {}
-
-        def read(side: Side | None) -> Tensor | tuple[Tensor, ...] | None:
-            if side is None:
-                return None
-            return (
-                self._output(side, batch, outputs)
-                if isinstance(side, Address)
-                else tuple(self._output(a, batch, outputs) for a in side)
-            )
-
-        progress = Progress(step, self.steps_per_epoch, self.total_steps)
-        offered = {"labels": batch.labels, "indices": batch.indices, "progress": progress}
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """Loss of this rank's rows at a step. Each tower encodes each of its inputs once."""
+        found = encode(self.passes, self.all_towers, self.towers, batch, progress)
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         for objective in self.objectives:
             calls = [
-                objective.distiller(read(call.student), read(call.teacher), **offered)
+                self._call(objective, call, found, batch, progress)
                 for call in objective.arrow.calls
             ]
             term = calls[0] if len(calls) == 1 else torch.stack(calls).mean()
@@ -138,17 +140,15 @@ class Composition(nn.Module):
             loss = loss + progress.value(objective.weight) * term
         return StepOutput(loss, terms)
 
-    def commit(self, step: int) -> None:
-        """After an optimizer step: queues and centres take in what they saw, momentum towers
-        follow."""
-        progress = Progress(step, self.steps_per_epoch, self.total_steps)
+    def commit(self, progress: Progress) -> None:
+        """After an optimizer step: queues and centers take in what they saw, followers follow."""
         for objective in self.objectives:
             objective.distiller.commit(progress)
         for name, follower in self.followers.items():
             assert isinstance(follower, MomentumTower)
             source = self.tower(follower.follows)
             assert isinstance(source, Tower), f"{name} follows another follower"
-            follower.follow(source, step, self.steps_per_epoch, self.total_steps)
+            follower.follow(source, progress)
 
     def discard(self) -> None:
         """After a step that was skipped: forget what the distillers staged."""
@@ -162,36 +162,46 @@ class Composition(nn.Module):
             tower.to(*args, **kwargs)
         return self
 
-    def encode(self, address: Address, inputs: object) -> Tensor:
-        """One output of one tower, `[B, D]`; without gradient for towers that do not learn."""
-        tower = self.tower(address.tower)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and address.tower in self.towers):
-            features = tower.features(inputs)
-            return features if address.output == "backbone" else tower.project(features)
-
-    def _output(
-        self, address: Address, batch: Batch, outputs: dict[tuple[str, str], Tensor]
+    def _call(
+        self,
+        objective: Objective,
+        call: Call,
+        found: Mapping[Address, Rows],
+        batch: Batch,
+        progress: Progress,
     ) -> Tensor:
-        tower = self.tower(address.tower)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and address.tower in self.towers):
-            key = (address.input_key, address.output)
-            if key not in outputs:
-                features_key = (address.input_key, "backbone")
-                if features_key not in outputs:
-                    outputs[features_key] = tower.features(batch.inputs[address.input_key])
-                if address.output == "head":
-                    outputs[key] = tower.project(outputs[features_key])
-            return outputs[key]
+        selected = objective.selected(call)
 
-    def _width(self, side: Side) -> Widths:
-        # An address is itself a tuple, so it is asked for first.
-        return (
-            self.width_of(side)
-            if isinstance(side, Address)
-            else tuple(self.width_of(address) for address in side)
+        def read(side: Side) -> Tensor | tuple[Tensor, ...]:
+            # An address is itself a tuple, so it is asked for first.
+            if isinstance(side, Address):
+                return found[side].flat() if side in selected else found[side].values
+            return tuple(
+                found[one].flat() if one in selected else found[one].values for one in side
+            )
+
+        assert call.student is not None
+        loss: Tensor = objective.distiller(
+            read(call.student),
+            None if call.teacher is None else read(call.teacher),
+            labels=batch.labels,
+            targets=batch.targets,
+            indices=batch.indices,
+            samples=found[selected[0]].samples() if selected else None,
+            progress=progress,
         )
+        return loss
+
+    def _widths(self, side: Side) -> Widths:
+        if isinstance(side, Address):
+            return self.width_of(side)
+        return tuple(self.width_of(address) for address in side)
 
     def width_of(self, address: Address) -> int:
         """Width of an output."""
-        tower = self.tower(address.tower)
-        return tower.feature_width if address.output == "backbone" else tower.width
+        return self.tower(address.tower).width_of(address.output)
+
+
+def _reader(towers: Mapping[str, Tower | MomentumTower], name: str) -> str:
+    tower = towers[name]
+    return tower.follows if isinstance(tower, MomentumTower) else name

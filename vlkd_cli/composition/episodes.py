@@ -1,5 +1,5 @@
-"""The start of an episode: what the coming epoch will show, seen by the distillers that cluster
-it."""
+"""The start of an episode: samples of the coming epoch are encoded for the distillers that cluster
+them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.composition.composition import Composition
+from vlkd_cli.composition.composition import Composition, Objective
+from vlkd_cli.composition.passes import encode, plan
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.recipe.address import Address, Side
 from vlkd_cli.recipe.types import Progress
@@ -24,42 +25,49 @@ def has_episodes(composition: Composition) -> bool:
 def start_episode(
     composition: Composition, batches: Iterable[Batch], progress: Progress
 ) -> list[nn.Parameter]:
-    """Embed the samples of the coming epoch in eval mode and give them to the distillers that
-    cluster them.
+    """Encode batches in eval mode and hand the features to the distillers that want them.
 
     Args:
-        batches: of the epoch, on the composition's device.
+        batches: on the composition's device; what `input_keys(episode=True)` names is read.
+        progress: where training is.
 
     Returns:
-        Parameters that were drawn again; what an optimizer remembers of them has no meaning.
+        Parameters that were drawn again, equal on all ranks; their optimizer state is to be
+        dropped.
     """
-    composition.eval()
-    wanted = [each for each in composition.objectives if each.arrow.episode is not None]
+    objectives = [one for one in composition.objectives if one.arrow.episode is not None]
+    addresses = [one for objective in objectives for one in objective.arrow.episode_addresses()]
+    passes = plan(addresses)
+    collected: dict[Address, list[Tensor]] = {address: [] for address in addresses}
     indices: list[Tensor] = []
-    columns: dict[Address, list[Tensor]] = {
-        address: [] for objective in wanted for address in objective.arrow.episode_addresses()
-    }
-    for batch in batches:
-        indices.append(batch.indices)
-        for address, column in columns.items():
-            column.append(composition.encode(address, batch.inputs[address.input_key]).float())
-    rows = {address: torch.cat(column) for address, column in columns.items()}
-
-    def read(side: Side) -> Tensor | tuple[Tensor, ...]:
-        # An address is itself a tuple, so it is asked for first.
-        return rows[side] if isinstance(side, Address) else tuple(rows[each] for each in side)
-
+    was_training = composition.training
+    composition.eval()
+    try:
+        for batch in batches:
+            found = encode(passes, composition.all_towers, (), batch, progress)
+            indices.append(batch.indices)
+            for address, parts in collected.items():
+                parts.append(found[address].values.float())
+    finally:
+        composition.train(was_training)
+    features = {address: torch.cat(parts) for address, parts in collected.items()}
+    rows = torch.cat(indices)
     renewed: list[nn.Parameter] = []
-    for objective in wanted:
-        assert objective.arrow.episode is not None
-        sides = {
-            name: read(side)
-            for name, side in objective.arrow.episode._asdict().items()
-            if side is not None
-        }
-        start: Any = objective.distiller.start_episode
-        # Encoding may run in 16 bits; clustering does not.
-        with torch.autocast(indices[0].device.type, enabled=False):
-            renewed += start(**sides, indices=torch.cat(indices), progress=progress)
-    composition.train()
+    with torch.autocast(rows.device.type, enabled=False):
+        for objective in objectives:
+            renewed += _start(objective, features, rows, progress)
     return renewed
+
+
+def _start(
+    objective: Objective, features: dict[Address, Tensor], rows: Tensor, progress: Progress
+) -> list[nn.Parameter]:
+    def read(side: Side) -> Any:
+        # An address is itself a tuple, so it is asked for first.
+        return features[side] if isinstance(side, Address) else tuple(features[one] for one in side)
+
+    assert objective.arrow.episode is not None
+    sides = objective.arrow.episode._asdict().items()
+    read_sides = {name: read(side) for name, side in sides if side is not None}
+    start: Any = objective.distiller.start_episode
+    return list(start(**read_sides, indices=rows, progress=progress))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from vlkd_cli.recipe.types import Schedulable, value_at
+from vlkd_cli.builders.hiding import Masks
+from vlkd_cli.distributed.collectives import gather_without_grad
+from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
+from vlkd_cli.towers.outputs import HEAD, Wanted
 from vlkd_cli.towers.tower import Tower
 
 
@@ -16,47 +24,162 @@ class MomentumTower(nn.Module):
     step.
 
     Its weights take no gradient but change, so unlike a frozen tower's they belong to the
-    checkpoint. Batch-norm statistics are its own.
+    checkpoint. It is in eval mode even in training: no dropout, no stochastic depth. Batch norms
+    alone work on the batch and have statistics of their own.
 
     Args:
         tower: the tower it starts as a copy of.
         follows: that tower's name in the recipe.
         momentum: m, 0 to 1, a number or a schedule such as `{cosine: [0.996, 1.0]}`.
+        name: its own name in the recipe.
+        outputs: what is read of it; heads that none of these needs are left out. None: all.
+        masks: what becomes of hidden places, whatever the followed tower does with them.
+        shuffle: permute the samples of all ranks before they are encoded and put the outputs back
+            in order, so that batch norms see samples of several ranks. Without effect on one.
+        seed: of those permutations.
 
-    Source: He et al., Momentum Contrast, CVPR 2020, arXiv:1911.05722, equation 2.
+    Raises:
+        RecipeError: it cannot hide places in this way, or cannot be shuffled.
+
+    Source: He et al., Momentum Contrast, CVPR 2020, arXiv:1911.05722, equation 2; shuffling:
+    section 3.3.
     """
 
-    def __init__(self, tower: Tower, *, follows: str, momentum: Schedulable = 0.999) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        *,
+        follows: str,
+        momentum: Schedulable = 0.999,
+        name: str | None = None,
+        outputs: Collection[str] | None = None,
+        masks: Masks = "none",
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.tower = copy.deepcopy(tower)
         self.tower.requires_grad_(False)
+        self.tower.name, self.tower.masks = name or tower.name, masks
+        if outputs is not None:
+            self.tower.leave_out_heads(outputs)
         self.follows = follows
         self.momentum = momentum
+        self.shuffle, self.seed = shuffle, seed
+        self._refuse_impossible()
+
+    @property
+    def modality(self) -> ModalityName:
+        """The followed tower's."""
+        return self.tower.modality
+
+    def width_of(self, output: str) -> int:
+        """Width of an output's rows."""
+        return self.tower.width_of(output)
 
     @property
     def width(self) -> int:
+        """Width of the output `head`."""
         return self.tower.width
 
-    @property
-    def feature_width(self) -> int:
-        return self.tower.feature_width
+    @torch.no_grad()
+    def forward(
+        self,
+        inputs: Any,
+        wanted: Wanted = (HEAD,),
+        *,
+        hidden: Tensor | None = None,
+        pictures: int = 1,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """What the tower's forward gives, without gradient.
+
+        Args:
+            step: of the optimizer, from 0; with the seed it decides how samples are shuffled.
+        """
+
+        def encode(inputs: Any, hidden: Tensor | None) -> dict[str, Tensor]:
+            outputs: dict[str, Tensor] = self.tower(
+                inputs, wanted, hidden=hidden, pictures=pictures
+            )
+            return outputs
+
+        if not self.shuffle or world_size() == 1:
+            return encode(inputs, hidden)
+        seed = (self.seed * 1_000_003 + step) % 2**63
+        return _shuffled(encode, inputs, hidden, len(inputs) // pictures, seed)
 
     @torch.no_grad()
-    def features(self, inputs: object) -> Tensor:
-        return self.tower.features(inputs)
-
-    @torch.no_grad()
-    def project(self, features: Tensor) -> Tensor:
-        return self.tower.project(features)
-
-    @torch.no_grad()
-    def follow(self, source: Tower, step: int, steps_per_epoch: int, total_steps: int) -> None:
-        """Move towards the followed tower, once per optimizer step."""
-        momentum = value_at(self.momentum, step, steps_per_epoch, total_steps)
-        own: list[Tensor] = [
-            parameter for parameter in self.tower.parameters() if parameter.is_floating_point()
+    def follow(self, source: Tower, progress: Progress) -> None:
+        """Move towards the followed tower, parameter by parameter of the same name; once per
+        optimizer step."""
+        followed = dict(source.named_parameters())
+        pairs = [
+            (own, followed[name].detach())
+            for name, own in self.tower.named_parameters()
+            if own.is_floating_point()
         ]
-        followed: list[Tensor] = [
-            parameter for parameter in source.parameters() if parameter.is_floating_point()
-        ]
-        torch._foreach_lerp_(own, followed, 1 - momentum)
+        torch._foreach_lerp_(
+            [own for own, _ in pairs],
+            [other for _, other in pairs],
+            1 - progress.value(self.momentum),
+        )
+
+    def cached(self) -> MomentumTower:
+        """This follower on cached rows of its backbone's feature, which it shares with the followed
+        tower; its heads are the same objects."""
+        follower = copy.copy(self)
+        follower._modules = {**self._modules, "tower": self.tower.cached()}
+        return follower
+
+    def train(self, mode: bool = True) -> MomentumTower:
+        """Training or eval mode of the batch norms; everything else stays in eval mode."""
+        super().train(False)
+        self.training = mode
+        for module in self.tower.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode)
+        self.tower.hold_frozen_parts()
+        return self
+
+    def _refuse_impossible(self) -> None:
+        name, backbone = self.tower.name, self.tower.encoder
+        masks = self.tower.masks
+        if masks != "none" and masks not in backbone.hides:
+            can = ", ".join(sorted(backbone.hides)) or "none"
+            raise RecipeError(
+                f"tower '{name}': masks: {masks}: its encoder cannot hide positions in this way."
+                f" It can: {can}."
+            )
+        if masks == "replace" and backbone.mask_token is None:
+            raise RecipeError(
+                f"tower '{name}': masks: replace needs the mask token of '{self.follows}', which"
+                " has none. Set `masks: replace` there as well."
+            )
+        selects = any(link.at != "all" for link in self.tower.graph.links.values())
+        if self.shuffle and (self.modality != "image" or selects):
+            what = "selects positions of masked views" if selects else "does not take images"
+            raise RecipeError(f"tower '{name}': shuffle: it {what}. Remove shuffle.")
+
+
+def _shuffled(
+    encode: Callable[[Any, Tensor | None], dict[str, Tensor]],
+    inputs: Tensor,
+    hidden: Tensor | None,
+    samples: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Encode other samples on each rank, and give each rank the outputs of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(samples * world_size(), generator=generator).to(inputs.device)
+    own = slice(rank() * samples, (rank() + 1) * samples)
+
+    def exchanged(values: Tensor, rows: Tensor) -> Tensor:
+        everywhere = gather_without_grad(values.unflatten(0, (samples, -1)))
+        return everywhere[rows].flatten(0, 1)
+
+    outputs = encode(
+        exchanged(inputs, order[own]), None if hidden is None else exchanged(hidden, order[own])
+    )
+    back = order.argsort()[own]
+    return {name: exchanged(values, back) for name, values in outputs.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -65,13 +65,25 @@ class View(Protocol):
 
 @dataclass
 class Batch:
-    """Inputs per "tower" or "tower@view": uint8 images `[B, 3, H, W]`, a TextInput, or stored
-    features `[B, D]`."""
+    """What one step reads.
+
+    Args:
+        inputs: by "tower" or "tower@input": uint8 images `[B, 3, H, W]`, or `[B, V, 3, H, W]` where
+            a view has V > 1 pictures; a TextInput; or cached features `[B, D]`.
+        indices: `[B]` int64, positions in the data set.
+        labels: `[B]` int64, -1 where a sample has none.
+        skipped: samples that could not be read and were replaced.
+        hidden: by view, `[B, T]` or `[B, V, T]` bool as its pictures are, True for the places of
+            their grid that are hidden; views without a mask have no entry.
+        targets: `[B, N]`, or None where samples have none.
+    """
 
     inputs: dict[str, Tensor | TextInput]
     indices: Tensor
     labels: Tensor
     skipped: list[Skipped] = field(default_factory=list)
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -79,28 +91,25 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies of pinned memory do not block."""
 
-        def move(value: Tensor | TextInput) -> Tensor | TextInput:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return {key: tensor.to(device, non_blocking=True) for key, tensor in value.items()}
-
-        inputs = {key: move(value) for key, value in self.inputs.items()}
-        return Batch(
-            inputs,
-            self.indices.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.skipped,
-        )
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Page-locked copy, for the loader's pinning thread."""
+        return self.each(lambda tensor: tensor.pin_memory())
 
-        def pin(value: Tensor | TextInput) -> Tensor | TextInput:
-            return (
-                value.pin_memory()
-                if isinstance(value, Tensor)
-                else {key: tensor.pin_memory() for key, tensor in value.items()}
-            )
+    def each(self, change: Callable[[Any], Any]) -> Batch:
+        """The batch with every tensor replaced by what `change` makes of it."""
 
-        inputs = {key: pin(value) for key, value in self.inputs.items()}
-        return Batch(inputs, self.indices.pin_memory(), self.labels.pin_memory(), self.skipped)
+        def changed(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: change(tensor) for key, tensor in value.items()}
+            return change(value)
+
+        return Batch(
+            {key: changed(value) for key, value in self.inputs.items()},
+            change(self.indices),
+            change(self.labels),
+            self.skipped,
+            {view: change(hidden) for view, hidden in self.hidden.items()},
+            None if self.targets is None else change(self.targets),
+        )

@@ -23,7 +23,7 @@ class ImageView:
     """uint8 images `[B, 3, H, W]` at the tower's size.
 
     Args:
-        image_input: what the tower expects.
+        expected: what the tower expects.
         augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
             the full-size pixels.
     """
@@ -31,8 +31,8 @@ class ImageView:
     needs_image = True
     needs_captions = False
 
-    def __init__(self, image_input: ImageInput, augment: Augment | None = None) -> None:
-        self.image_input, self.augment = image_input, augment
+    def __init__(self, expected: ImageInput, augment: Augment | None = None) -> None:
+        self.expected, self.augment = expected, augment
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         images = self.empty(len(samples))
@@ -42,7 +42,7 @@ class ImageView:
 
     def empty(self, count: int) -> Tensor:
         """Room for that many images."""
-        return torch.empty(count, 3, *self.image_input.size_px, dtype=torch.uint8)
+        return torch.empty(count, 3, *self.expected.size_px, dtype=torch.uint8)
 
 
 def draw_images(
@@ -70,16 +70,16 @@ def draw_images(
             continue
         draw = random.Random(sample.seed * 1_000_003 + salt)
         box = view.augment.region(full, draw)
-        shrink = min(shrink, view.augment.shrink(box, view.image_input))
+        shrink = min(shrink, view.augment.shrink(box, view.expected))
         planned.append((view.augment, box, draw))
     pixels = picture.pixels(shrink)
     images = []
     for view, plan in zip(views, planned, strict=True):
         if plan is None:
-            images.append(fit(pixels, view.image_input))
+            images.append(fit(pixels, view.expected))
         else:
             augment, box, draw = plan
-            images.append(augment.apply(pixels, full, box, view.image_input, draw))
+            images.append(augment.apply(pixels, full, box, view.expected, draw))
     return images
 
 
@@ -111,7 +111,7 @@ class FeatureView:
     needs_image = False
     needs_captions = False
 
-    def __init__(self, path: str | Path, table: Literal["image", "caption"]) -> None:
+    def __init__(self, path: str | Path, table: Literal["sample", "text"]) -> None:
         self.path, self.table = Path(path), table
         self._rows: np.ndarray | None = None
         self.num_rows, self.width = self._mapped().shape
@@ -127,7 +127,7 @@ class FeatureView:
 
     def gather(self, image_rows: np.ndarray, caption_rows: np.ndarray) -> Tensor:
         """The features of these rows of its table; the other argument is ignored."""
-        rows = self._mapped()[image_rows if self.table == "image" else caption_rows]
+        rows = self._mapped()[image_rows if self.table == "sample" else caption_rows]
         return torch.from_numpy(rows.astype(np.float32, copy=False))
 
     def _mapped(self) -> np.ndarray:

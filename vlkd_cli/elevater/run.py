@@ -298,7 +298,7 @@ class SetRun:
             *self.hashes().values(),
             _weights_digest(self.subject),
         ]
-        parts += [repr(cast("Tower", self.subject.image).image_input), self.plan.model_name or ""]
+        parts += [repr(cast("Tower", self.subject.image).input), self.plan.model_name or ""]
         parts += [] if self.train is None else [self.train.fingerprint()]
         parts += [] if self.weights is None else [repr(prompts_of(self.test, self.plan.templates))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -316,9 +316,9 @@ def _done_before(path: Path) -> dict[str, Any] | None:
 def _without_crop(subject: Subject) -> Subject:
     """The subject with an image tower that sees whole images, squashed to its size: KITTI's cars
     stand at the edges."""
-    assert subject.image is not None and subject.image.image_input is not None
+    assert subject.image is not None
     tower = copy.copy(subject.image)  # shares weights and modules
-    tower.image_input = subject.image.image_input._replace(resize="squash")
+    tower.input = subject.image.input._replace(resize="squash")
     return replace(subject, image=tower)
 
 

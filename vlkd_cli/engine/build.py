@@ -30,10 +30,12 @@ from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.errors import RecipeError, UserError, ran_out_of_memory
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.assemble import assemble
+from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 
 
@@ -101,16 +103,12 @@ def build_training(
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)
         tower.to(device)
     inputs = prepare_inputs(recipe, reader, towers, device)
-    loader = build_loader(recipe, inputs, towers, device)
+    composition = build_composition(
+        recipe, inputs.towers, num_rows=len(reader) if isinstance(reader, Reader) else None
+    ).to(device)
+    loader = build_loader(recipe, composition.input_keys(), inputs, towers, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
-    composition = build_composition(
-        recipe,
-        inputs.towers,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        num_rows=len(reader) if isinstance(reader, Reader) else None,
-    ).to(device)
     if settings.channels_last:
         composition.to(memory_format=torch.channels_last)
     _check_data(composition, reader, loader, settings.batch_size * runtime.world_size())
@@ -142,12 +140,22 @@ def build_towers(
             follow, whose `files` hold the tokenizer.
     """
     towers: Towers = {}
+    outputs = outputs_read(recipe)
     for name, spec in sorted(recipe.towers.items(), key=lambda item: item[1].follows is not None):
         seed_everything(recipe.train.seed, "weights", name)
         if spec.follows is not None:
             followed = towers[spec.follows]
             assert isinstance(followed, Tower)
-            towers[name] = MomentumTower(followed, follows=spec.follows, momentum=spec.momentum)
+            towers[name] = MomentumTower(
+                followed,
+                follows=spec.follows,
+                momentum=spec.momentum,
+                name=name,
+                outputs=outputs[name],
+                masks=spec.masks,
+                shuffle=spec.shuffle,
+                seed=recipe.train.seed,
+            )
             continue
         # Every rank builds at once: libraries lock what they download, and a tokenizer is trained
         # by the first rank and broadcast.
@@ -155,11 +163,11 @@ def build_towers(
             towers[name] = assemble(
                 name,
                 spec,
+                outputs=outputs[name],
                 captions=captions,
                 cache_dir=cache_dir,
                 run_folder=run_folder,
                 files=files,
-                peers={n: t for n, t in towers.items() if isinstance(t, Tower)},
             )
     return {name: towers[name] for name in recipe.towers}
 
@@ -182,6 +190,23 @@ def _in_one_line(name: str) -> Iterator[None]:
             f"tower '{name}' cannot be built ({type(error).__name__}: {reason[:200]}). Check the"
             " sizes in its config, head and pooler."
         ) from error
+
+
+def outputs_read(recipe: Recipe) -> dict[str, set[str]]:
+    """What a recipe's distillers and evaluations read of each tower; a follower's outputs are read
+    of the followed tower's heads as well."""
+    read: dict[str, set[str]] = {name: set() for name in recipe.towers}
+    for spec in recipe.distillers:
+        arrow = arrow_of(recipe, spec)
+        for address in (*arrow.addresses(), *arrow.episode_addresses()):
+            read[address.tower].add(address.output)
+    for entry in recipe.evals:
+        if entry.tower in read:
+            read[entry.tower].add(HEAD)
+    for name, tower in recipe.towers.items():
+        if tower.follows is not None:
+            read[tower.follows] |= read[name]
+    return read
 
 
 def made_files(towers: Iterable[Tower | MomentumTower]) -> dict[str, bytes]:
@@ -215,37 +240,35 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
             if n not in taken
         )
         objectives.append(
-            Objective(name, make("distiller", spec.name, spec.keys), arrow, spec.weight)
+            Objective(
+                name,
+                make("distiller", spec.name, spec.keys),
+                arrow,
+                spec.weight,
+                contract_of(spec.name),
+            )
         )
     return objectives
 
 
 def build_composition(
-    recipe: Recipe,
-    towers: Towers,
-    *,
-    steps_per_epoch: int,
-    total_steps: int,
-    num_rows: int | None = None,
+    recipe: Recipe, towers: Towers, *, num_rows: int | None = None
 ) -> Composition:
-    """The towers connected by the recipe's distillers."""
+    """The towers connected by the recipe's distillers.
+
+    Args:
+        num_rows: of the data set; None for streams.
+    """
     objectives = build_objectives(recipe)
     _check_widths(recipe, objectives, towers)
-    return Composition(
-        towers,
-        objectives,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        num_rows=num_rows,
-    )
+    return Composition(towers, objectives, num_rows=num_rows)
 
 
 def _check_widths(recipe: Recipe, objectives: list[Objective], towers: Towers) -> None:
     """Refuse outputs that a distiller compares directly though their widths differ."""
 
     def width_of(address: Address) -> int:
-        tower = towers[address.tower]
-        return tower.feature_width if address.output == "backbone" else tower.width
+        return towers[address.tower].width_of(address.output)
 
     problems = [
         problem

@@ -3,6 +3,7 @@ serves both."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import View
 from vlkd_cli.data.loading.loader import Loader
+from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.views import FeatureView, ImageView, TextView
+from vlkd_cli.data.views import FeatureView
 from vlkd_cli.distributed import runtime
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.training_cache import Stored, store_features
-from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of
+from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of, text_names
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.tower import Tower
@@ -57,15 +59,24 @@ def prepare_inputs(
                 batch_size=recipe.train.batch_size,
                 workers=recipe.data.workers,
             )
-            inputs.towers[name] = tower.with_stored_features()
+            inputs.towers[name] = tower.cached()
+    for name, tower in towers.items():
+        # A follower reads what the followed tower reads.
+        if isinstance(tower, MomentumTower) and tower.follows in inputs.stored:
+            inputs.towers[name] = tower.cached()
     return inputs
 
 
-def build_loader(recipe: Recipe, inputs: Inputs, towers: Towers, device: torch.device) -> Loader:
-    """The loader of what a step reads."""
+def build_loader(
+    recipe: Recipe, keys: Mapping[str, str], inputs: Inputs, towers: Towers, device: torch.device
+) -> Loader:
+    """The loader of what a step reads.
+
+    Args:
+        keys: of `Batch.inputs`, and the tower whose input each is.
+    """
     data, settings = recipe.data, recipe.train
     assert data is not None
-    keys = input_keys(recipe)
     views = build_views(
         recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers
     )
@@ -73,7 +84,7 @@ def build_loader(recipe: Recipe, inputs: Inputs, towers: Towers, device: torch.d
         if name in inputs.stored:
             views[key] = FeatureView(
                 inputs.stored[name].path,
-                "image" if _modality(towers[name]) == "image" else "caption",
+                MODALITIES[towers[name].modality].table,
             )
     loader = Loader(
         inputs.reader,
@@ -114,11 +125,10 @@ def build_views(
 def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:
     assert recipe.data is not None
     original = tower.tower if isinstance(tower, MomentumTower) else tower
-    if original.modality == "text":
-        return TextView(original.tokenize)
-    assert original.image_input is not None
     name = key.partition("@")[2] or MAIN_VIEW
-    return ImageView(original.image_input, build_augment(recipe, name))
+    text = name if name in text_names(recipe.data) else None
+    augment = None if text is not None else build_augment(recipe, name)
+    return MODALITIES[original.modality].view(original.input, augment, text)
 
 
 def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
@@ -130,15 +140,6 @@ def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
     return None if component.name == "none" else make("augment", component.name, component.keys)
 
 
-def input_keys(recipe: Recipe) -> dict[str, str]:
-    """Keys of `Batch.inputs` that a step reads -> the tower that reads them."""
-    return {
-        address.input_key: address.tower
-        for spec in recipe.distillers
-        for address in arrow_of(recipe, spec).addresses()
-    }
-
-
 def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> bool:
     asked = recipe.towers[name].cache
     obstacle = _obstacle(recipe, reader, name, tower)
@@ -147,7 +148,7 @@ def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, towe
     if asked is not None or obstacle:
         return bool(asked)
     assert isinstance(reader, Reader) and recipe.data is not None
-    rows = len(reader) if tower.modality == "image" else reader.num_captions
+    rows = MODALITIES[tower.modality].rows(reader)
     # Worth it only where the run would otherwise encode more than there is to encode.
     return rows <= (recipe.data.episode_samples or len(reader)) * recipe.train.epochs
 
@@ -176,7 +177,3 @@ def _views_of(recipe: Recipe, name: str) -> set[str]:
         for address in (*arrow.addresses(), *arrow.episode_addresses())
         if address.tower == name
     }
-
-
-def _modality(tower: Tower | MomentumTower) -> str:
-    return tower.tower.modality if isinstance(tower, MomentumTower) else tower.modality

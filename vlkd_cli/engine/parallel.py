@@ -12,6 +12,7 @@ from torch import nn
 from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distributed import runtime
+from vlkd_cli.recipe.types import Progress
 
 
 class Wrapped(NamedTuple):
@@ -23,7 +24,7 @@ class Wrapped(NamedTuple):
             step.
     """
 
-    call: Callable[[Batch, int], StepOutput]
+    call: Callable[[Batch, Progress], StepOutput]
     local: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

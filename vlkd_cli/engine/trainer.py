@@ -147,7 +147,7 @@ class Trainer:
             is_last = position == len(batches) - 1
             with contextlib.nullcontext() if is_last else self._wrapped.local():
                 with autocast(self.settings.precision, self.device):
-                    output = self._wrapped.call(batch.to(self.device), self.step_count)
+                    output = self._wrapped.call(batch.to(self.device), self.progress)
                 self.scaler.scale(output.loss / len(batches)).backward()
             total = _add(total, output, 1 / len(batches))
         assert total is not None
@@ -246,7 +246,7 @@ class Trainer:
             if limit is not None and norm > 0.999 * limit:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, total, foreach=True)
             self.scaler.step(self.optimizer)
-            self.composition.commit(self.step_count)
+            self.composition.commit(self.progress)
             if self.ema is not None:
                 self.ema.update()
             self.nonfinite_in_a_row = 0

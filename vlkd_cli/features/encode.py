@@ -27,6 +27,7 @@ from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.preprocessing import ImageInput
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -69,8 +70,8 @@ def embed_images(
             " Use local shards or files."
         )
     tower = _needed(subject.image, "image")
-    expected = tower.image_input
-    assert expected is not None
+    expected = tower.input
+    assert isinstance(expected, ImageInput)
     key = _digest(tower.digest(), reader.fingerprint(), repr(tuple(expected)), subject.precision)
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
@@ -113,7 +114,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         for batch in batches:
-            tokens = tower.tokenize([unique[row] for row in batch])
+            tokens = tower.input([unique[row] for row in batch])
             yield _features(
                 subject, tower, {name: tensor.to(subject.device) for name, tensor in tokens.items()}
             )
@@ -159,7 +160,7 @@ def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
     order = np.argsort([-len(text) for text in texts], kind="stable")
     with evaluating(tower):
         for batch in _split(order, subject.batch_size):
-            tokens = tower.tokenize([texts[row] for row in batch])
+            tokens = tower.input([texts[row] for row in batch])
             inputs = {name: tensor.to(subject.device) for name, tensor in tokens.items()}
             features[torch.from_numpy(batch)] = _features(subject, tower, inputs)
     return features

@@ -28,6 +28,7 @@ from vlkd_cli.distributed import runtime
 from vlkd_cli.features.encode import evaluating
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import Precision
 from vlkd_cli.towers.tower import Tower
 
@@ -66,7 +67,7 @@ def store_features(
         tower.digest(),
         reader.fingerprint(),
         tower.modality,
-        repr(tower.image_input),
+        repr(tower.input if isinstance(tower.input, ImageInput) else None),
         precision,
         str(tower.feature_width),
     )
@@ -128,11 +129,11 @@ def _image_features(
 ) -> Tensor:
     """`[len(positions), feature_width]`; zeros where an image cannot be read, which `broken.csv`
     names."""
-    assert tower.image_input is not None and folder is not None
+    assert folder is not None
     features = torch.zeros(len(positions), tower.feature_width)
     for batch in in_order(
         reader,
-        {"image": ImageView(tower.image_input, None)},
+        {"image": ImageView(tower.input, None)},
         positions,
         batch_size=batch_size,
         workers=workers,
@@ -187,7 +188,7 @@ def _caption_features(
         chosen = order[start : start + batch_size]
         tokens = {
             name: tensor.to(device)
-            for name, tensor in tower.tokenize([captions[row] for row in chosen]).items()
+            for name, tensor in tower.input([captions[row] for row in chosen]).items()
         }
         with autocast(precision, device):
             features[chosen] = tower.features(tokens).float().cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
@@ -18,7 +19,13 @@ class LinearHead(nn.Module):
     """
 
     def __init__(
-        self, width_in: int, *, width: PositiveInt, bias: bool = True, dropout: Probability = 0.0
+        self,
+        width_in: int,
+        grid: Grid | None = None,
+        *,
+        width: PositiveInt,
+        bias: bool = True,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         self.width = width

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
@@ -34,6 +35,7 @@ class MLPHead(nn.Module):
     def __init__(
         self,
         width_in: int,
+        grid: Grid | None = None,
         *,
         width: PositiveInt,
         layers: PositiveInt = 3,

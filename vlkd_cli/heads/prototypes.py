@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.types import PositiveInt
 
 
@@ -35,6 +36,7 @@ class PrototypeHead(nn.Module):
     def __init__(
         self,
         width_in: int,
+        grid: Grid | None = None,
         *,
         prototypes: PositiveInt = 65536,
         bottleneck: PositiveInt = 256,

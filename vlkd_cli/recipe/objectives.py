@@ -42,7 +42,7 @@ def check_widths(
     contract = contract_of(spec.name)
     for call in arrow.calls:
         seen: dict[str, tuple[Address, int]] = {}
-        for address, output in _uses(contract, call):
+        for address, output in uses(contract, call):
             width = width_of(address)
             if width is None or output.width == "_":
                 continue
@@ -63,7 +63,7 @@ def head_of(towers: dict[str, TowerSpec], address: Address) -> HeadSpec | None:
     return towers.get(tower.follows or "", tower).all_heads.get(address.output)
 
 
-def _uses(contract: Contract, call: Call) -> list[Use]:
+def uses(contract: Contract, call: Call) -> list[Use]:
     """Every address of a call with what it is taken for, the student's first."""
     uses: list[Use] = []
     for forms, side in ((contract.student, call.student), (contract.teacher, call.teacher)):
@@ -104,7 +104,7 @@ def _check_shapes(
     recipe: Recipe, spec: DistillerSpec, contract: Contract, arrow: Arrow, path: Path
 ) -> Iterator[Problem]:
     for call in arrow.calls:
-        for address, output in _uses(contract, call):
+        for address, output in uses(contract, call):
             kind = kind_of(recipe.towers, address)
             fits = output.kind in (kind, "either") and kind != "selected"
             if kind is None or fits or output.kind == kind:

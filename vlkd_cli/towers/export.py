@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.weights import write_weights
+from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.towers.tower import Tower
 
 PAGE = "vlkd_tower.yaml"
@@ -34,9 +35,9 @@ def export_tower(
 ) -> ExportedTower:
     """Write a tower into an empty folder.
 
-    The backbone is written by its builder's own means. Pooler and head, which no library knows, are
-    in `head.safetensors` as `pooler.*` and `head.*` where they have weights; `vlkd_tower.yaml` says
-    how the feature comes about.
+    The backbone is written by its builder's own means. Pooler, heads and mask token, which no
+    library knows, are in `head.safetensors` as `pooler.*`, `head.*`, `heads.NAME.*` and
+    `mask_token` where there are any; `vlkd_tower.yaml` says how the feature comes about.
 
     Args:
         folder: where to write.
@@ -54,9 +55,11 @@ def export_tower(
         how = how._replace(recipe={**how.recipe, "pooler": section.pooler.model_dump()})
     added = {
         f"{part}.{own}": tensor
-        for part, module in (("pooler", tower.pooler), ("head", tower.head))
-        for own, tensor in (module.state_dict() if isinstance(module, nn.Module) else {}).items()
+        for part in ("pooler", "head", "heads")
+        for own, tensor in _state(getattr(tower, part)).items()
     }
+    if tower.encoder.mask_token is not None:
+        added["mask_token"] = tower.encoder.mask_token
     if added:
         write_weights(added, folder / ADDED)
     (folder / PAGE).write_text(
@@ -82,13 +85,17 @@ def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
         how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
     )
     page["feature_width"] = tower.feature_width
-    if tower.image_input is not None:
+    if isinstance(tower.input, ImageInput):
         page["images"] = {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in tower.image_input._asdict().items()
+            for key, value in tower.input._asdict().items()
         }
-    if section.head is not None:
-        page["head"] = {"name": section.head.name, **section.head.keys}
+    for name, head in section.all_heads.items():
+        described = head.model_dump(exclude_defaults=True)
+        if name == "head":
+            page["head"] = described
+        else:
+            page.setdefault("heads", {})[name] = described
     if added:
         page["weights_of_pooler_and_head"] = ADDED
     if how.note:
@@ -97,6 +104,10 @@ def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
 
 
 def _count(tower: Tower, *, merged: bool) -> int:
-    parts = [module for module in (tower.encoder, tower.pooler, tower.head) if module is not None]
-    named = [item for part in parts for item in part.named_parameters()]
+    parts = [tower.encoder, tower.pooler, tower.head, tower.heads]
+    named = [item for part in parts if part is not None for item in part.named_parameters()]
     return sum(parameter.numel() for name, parameter in named if not (merged and is_own(name)))
+
+
+def _state(module: nn.Module | None) -> dict[str, Tensor]:
+    return {} if module is None else module.state_dict()

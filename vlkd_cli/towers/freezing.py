@@ -22,7 +22,11 @@ it."""
 
 
 def choose_parameters(
-    tower_name: str, backbone: Backbone, pooler: nn.Module | None, head: nn.Module, learns: Learns
+    tower_name: str,
+    backbone: Backbone,
+    pooler: nn.Module | None,
+    heads: Mapping[str, nn.Module],
+    learns: Learns,
 ) -> None:
     """Set `requires_grad` of every parameter of a tower. A tower may be asked again, with another
     choice.
@@ -34,27 +38,31 @@ def choose_parameters(
         RecipeError: a choice that has no effect: `head` without a head, a pattern without a match,
             more layers than there are.
     """
-    parameters = named_parameters(backbone, pooler, head)
-    if backbone.able is None:
-        backbone.able = frozenset(
-            name for name, parameter in parameters.items() if parameter.requires_grad
+    parameters = named_parameters(backbone, pooler, heads)
+    if backbone.fixed is None:
+        backbone.fixed = frozenset(
+            name for name, parameter in parameters.items() if not parameter.requires_grad
         )
-    able = [name for name in parameters if name in backbone.able]
+    able = [name for name in parameters if name not in backbone.fixed]
     chosen = _choose(tower_name, backbone, able, learns)
     for name in able:
         parameters[name].requires_grad_(name in chosen)
 
 
 def named_parameters(
-    backbone: Backbone, pooler: nn.Module | None, head: nn.Module
+    backbone: Backbone, pooler: nn.Module | None, heads: Mapping[str, nn.Module]
 ) -> dict[str, nn.Parameter]:
-    """Parameters by the names that patterns use: the library's own, `pooler.*` and `head.*`."""
+    """Parameters by the names that patterns use: the library's own, `pooler.*`, `head.*` and
+    `heads.NAME.*`."""
     parts = {
         name.removeprefix(HOLDER): parameter for name, parameter in backbone.named_parameters()
     }
     if pooler is not None:
         parts |= {f"pooler.{name}": parameter for name, parameter in pooler.named_parameters()}
-    return parts | {f"head.{name}": parameter for name, parameter in head.named_parameters()}
+    for name, head in heads.items():
+        prefix = name if name == "head" else f"heads.{name}"
+        parts |= {f"{prefix}.{own}": parameter for own, parameter in head.named_parameters()}
+    return parts
 
 
 def layer_index(backbone: Backbone) -> dict[str, int]:
@@ -84,7 +92,7 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def _choose(tower: str, backbone: Backbone, names: list[str], learns: Learns) -> set[str]:
-    added = {name for name in names if name.startswith(("pooler.", "head."))}
+    added = {name for name in names if name.startswith(("pooler.", "head.", "heads."))}
     if isinstance(learns, (LastLayers, Mapping)):
         return (
             _last(

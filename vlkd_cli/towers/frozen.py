@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.builders.backbone import Backbone, Encoded
+from vlkd_cli.builders.hiding import Masks
 
 
 class Frozen:
@@ -22,13 +23,17 @@ class Frozen:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone.eval().requires_grad_(False)
 
-    def __call__(self, inputs: Any) -> Tensor:
+    def __call__(
+        self,
+        inputs: Any,
+        hidden: Tensor | None = None,
+        masks: Masks = "none",
+        *,
+        tokens: bool = True,
+    ) -> Encoded:
         with torch.no_grad():
-            return self.backbone(inputs)
-
-    def tokens(self, inputs: Any) -> Tokens:
-        with torch.no_grad():
-            return self.backbone.tokens(inputs)
+            encoded: Encoded = self.backbone(inputs, hidden, masks, tokens=tokens)
+            return encoded
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply what `nn.Module.to` applies to tensors; `Tower.to` calls it."""

@@ -1,39 +1,49 @@
-"""A tower: an encoder with its preprocessing, its pooler and its head."""
+"""A tower: an encoder with its preprocessing, its pooler and its heads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.backbone import Backbone, Encoded
+from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.checkpoint import Source
-from vlkd_cli.errors import CheckpointError
-from vlkd_cli.preprocessing import ImageInput, TextInput, standardise
+from vlkd_cli.data.modality import MODALITIES
+from vlkd_cli.errors import CheckpointError, RecipeError
+from vlkd_cli.preprocessing import ImageInput, Tokenizer
 from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
-
-Tokenize = Callable[[Sequence[str]], TextInput]
+from vlkd_cli.towers.outputs import BACKBONE, HEAD, INPUT, TOKENS, Head, Output, Outputs, Wanted
 
 
 class Tower(nn.Module):
-    """An image or text encoder as a recipe describes it: `encode` = `project` after `features`.
+    """An encoder as a recipe describes it: a backbone with named outputs.
 
-    A backbone of which nothing learns is kept in a `Frozen` holder, outside the module tree.
+    Outputs are `backbone` (its feature, pooled), `tokens` (one row for each place of a picture) and
+    the heads by name; `head` stands for the backbone's feature where there is no head of that name.
+    A backbone without trainable parameters is held in a `Frozen`, outside the module tree.
 
     Args:
         name: the tower's name in the recipe.
         backbone: the encoder, its `requires_grad` already set.
         pooler: how its tokens become one feature; None: the backbone's own pooled feature.
-        head: what projects the feature; None: nothing.
+        head: short for a head called `head` over the backbone's feature.
+        heads: heads by name. Parameters of the one called `head` are `head.*`, those of the others
+            `heads.NAME.*`.
+        masks: what becomes of places that are hidden, where a forward says which.
+
+    Raises:
+        ValueError: a head reads what the tower does not have.
     """
 
     section: TowerSpec | None = None
-    """The recipe's section that builder, pooler and head were made from; of a tower out of a run,
+    """The recipe's section that builder, pooler and heads were made from; of a tower out of a run,
     the section of that run."""
 
     source: Source | None = None
@@ -46,55 +56,147 @@ class Tower(nn.Module):
         *,
         pooler: nn.Module | None = None,
         head: nn.Module | None = None,
+        heads: Mapping[str, Head] | None = None,
+        masks: Masks = "none",
     ) -> None:
         super().__init__()
-        self.name = name
-        self.modality: Literal["image", "text"] = backbone.modality
-        self.image_input: ImageInput | None = backbone.image_input
+        self.name, self.masks = name, masks
+        self.modality: ModalityName = backbone.modality
+        self.input: Any = backbone.input
+        """What it expects: an ImageInput, or the tokenizer of its texts, which alone goes to loader
+        workers, never the weights with it."""
         self.feature_width = int(pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
         self.pooler = pooler
-        self.head: nn.Module = head if head is not None else nn.Identity()
-        self.width = int(self.head.width if head is not None else self.feature_width)  # type: ignore[arg-type]
+        every = {**({} if head is None else {HEAD: Head(head)}), **(heads or {})}
+        self.head: nn.Module = every[HEAD].module if HEAD in every else nn.Identity()
+        self.heads = nn.ModuleDict({key: one.module for key, one in every.items() if key != HEAD})
+        self.graph = Outputs(every)
         self._layer_of = layer_index(backbone)
         self._num_backbone_layers = max(self._layer_of.values(), default=0) + 1
-        # The tokenizer alone goes to loader workers, never the weights with it.
-        self._tokenize: Tokenize | None = getattr(backbone, "tokenizer", None) or (
-            backbone.tokenize if self.modality == "text" else None
-        )
         self._digest: str | None = None
         self.backbone: Backbone | Frozen = backbone if _learns(backbone) else Frozen(backbone)
         # Decided once: a copy that follows this tower by momentum takes no gradient either, yet its
         # batch norms work as this one's do.
         self._held = self._frozen_parts()
-        self._hold_frozen_parts()
+        self.hold_frozen_parts()
 
-    def forward(self, inputs: Any) -> Tensor:
-        """`encode`."""
-        return self.encode(inputs)
+    def forward(
+        self,
+        inputs: Any,
+        wanted: Wanted = (HEAD,),
+        *,
+        hidden: Tensor | None = None,
+        pictures: int = 1,
+    ) -> dict[str, Tensor]:
+        """Outputs by name, from one run of the backbone and one of each head.
 
-    def encode(self, inputs: Any) -> Tensor:
-        """Projected features `[B, width]` of uint8 or standardised images `[B, 3, H, W]`, or of a
-        TextInput."""
-        return self.project(self.features(inputs))
+        Args:
+            inputs: uint8 or standardized images `[B * V, 3, H, W]`, the V pictures of a sample one
+                after another, or a TextInput.
+            wanted: names of outputs, or a dict from each to its pictures (from 1, ascending).
+            hidden: `[B * V, T]` bool, True for hidden places.
+            pictures: V.
+
+        Returns:
+            Rows `[N, E]` or places `[N, T, E]`, N being B times the pictures wanted of an output;
+            where a head reads some places only, `[N, m, E]`, or `[M, E]`, the rows of one picture
+            after those of another, where their number varies.
+        """
+        every = tuple(range(1, pictures + 1))
+        chosen = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, every)
+        needed = self.graph.needed(chosen)
+        places = None if hidden is None else Output(hidden, every)
+        found = self._sources(inputs, needed, every, places)
+        self.graph.run(self._head_modules(), found, needed, places)
+        return {
+            name: found[self.graph.resolved(name)].of(own).values for name, own in chosen.items()
+        }
+
+    def encode(self, inputs: Any, output: str = HEAD) -> Tensor:
+        """One output of uint8 or standardized images `[B, 3, H, W]`, or of a TextInput; by default
+        projected features `[B, width]`."""
+        return self(inputs, (output,))[output]
 
     def features(self, inputs: Any) -> Tensor:
-        """Features `[B, feature_width]` before the head."""
-        if self.image_input is not None:
-            inputs = standardise(inputs, self.image_input)
-        if self.pooler is None:
-            return self.backbone(inputs)
-        return self.pooler(*self.backbone.tokens(inputs))
+        """Features `[B, feature_width]` before the heads."""
+        return self.encode(inputs, BACKBONE)
 
     def project(self, features: Tensor) -> Tensor:
-        """The head: `[B, feature_width]` to `[B, width]`."""
-        return self.head(features)
+        """The output `head` of features: `[B, feature_width]` to `[B, width]`."""
+        needed = self.graph.needed({HEAD: (1,)})
+        found = {BACKBONE: Output(features)}
+        if set(needed) - set(found) - set(self.graph.links):
+            raise RecipeError(
+                f"tower '{self.name}': head 'head' does not read the backbone's feature alone, and"
+                " is not applied to features. Let another head read the tokens or the input."
+            )
+        self.graph.run(self._head_modules(), found, needed, None)
+        return found[self.graph.resolved(HEAD)].values
+
+    def width_of(self, output: str) -> int:
+        """Width of an output's rows."""
+        output = self.graph.resolved(output)
+        if output == BACKBONE:
+            return self.feature_width
+        if output == TOKENS:
+            assert self.encoder.token_width is not None, f"tower '{self.name}' has no tokens"
+            return self.encoder.token_width
+        width: Any = self._head_modules()[output].width
+        return int(width)
 
     @property
-    def tokenize(self) -> Tokenize:
-        """Strings to a TextInput; picklable, touches no device. Text towers only."""
-        if self._tokenize is None:
-            raise TypeError(f"tower '{self.name}' takes images and has no tokenizer")
-        return self._tokenize
+    def width(self) -> int:
+        """Width of the output `head`."""
+        return self.width_of(HEAD)
+
+    def parts(self) -> dict[str, Head]:
+        """The heads by name, connected as they are here."""
+        return {
+            name: Head(self._head_modules()[name], link.reads, link.at)
+            for name, link in self.graph.links.items()
+        }
+
+    def _head_modules(self) -> dict[str, nn.Module]:
+        return {HEAD: self.head, **self.heads}
+
+    def _sources(
+        self,
+        inputs: Any,
+        needed: Mapping[str, tuple[int, ...]],
+        every: tuple[int, ...],
+        hidden: Output | None,
+    ) -> dict[str, Output]:
+        """The outputs that heads start from: pictures, feature and tokens."""
+        inputs = MODALITIES[self.modality].prepare(inputs, self.input)
+        found: dict[str, Output] = {}
+        if INPUT in needed:
+            found[INPUT] = Output(inputs, every).of(needed[INPUT])
+        pictures = tuple(sorted({*needed.get(BACKBONE, ()), *needed.get(TOKENS, ())}))
+        if not pictures:
+            return found
+        if pictures != every:
+            inputs = Output(inputs, every).of(pictures).values
+        encoded = self.backbone(
+            inputs,
+            None if hidden is None else hidden.of(pictures).values,
+            self.masks,
+            tokens=TOKENS in needed or self.pooler is not None,
+        )
+        if BACKBONE in needed:
+            found[BACKBONE] = Output(self._pooled(encoded), pictures)
+        if TOKENS in needed:
+            assert encoded.tokens is not None, f"tower '{self.name}' has no tokens"
+            values = encoded.tokens.values[:, encoded.tokens.prefix :]
+            found[TOKENS] = Output(values, pictures)
+        return found
+
+    def _pooled(self, encoded: Encoded) -> Tensor:
+        if self.pooler is None:
+            assert encoded.feature is not None, f"tower '{self.name}' has no feature"
+            return encoded.feature
+        assert encoded.tokens is not None
+        pooled: Tensor = self.pooler(*encoded.tokens[:3])
+        return pooled
 
     @property
     def backbone_is_frozen(self) -> bool:
@@ -118,11 +220,9 @@ class Tower(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Layers for layer-wise learning rates; pooler and head, where there is one, are one more
+        """Layers for layer-wise learning rates; pooler and heads, where there are any, are one more
         than the backbone's."""
-        return self._num_backbone_layers + (
-            self.pooler is not None or not isinstance(self.head, nn.Identity)
-        )
+        return self._num_backbone_layers + (self.pooler is not None or bool(self.graph.links))
 
     def layer_of(self, parameter_name: str) -> int:
         """Layer of a parameter by its name in `named_parameters()`, 0 at the input."""
@@ -156,9 +256,9 @@ class Tower(nn.Module):
             type(encoder).__name__,
             encoder.settings,
             self.modality,
-            repr(self.image_input),
+            repr(self.input) if isinstance(self.input, ImageInput) else "None",
             repr(self.pooler),
-            _tokens_of(self._tokenize),
+            "" if isinstance(self.input, ImageInput) else _tokens_of(self.input),
         )
         digest.update("\0".join(settings).encode())
         for part in (encoder, self.pooler):
@@ -200,18 +300,38 @@ class Tower(nn.Module):
                 )
         self.load_state_dict(dict(state), strict=False)
 
-    def with_stored_features(self) -> Tower:
-        """A tower of the same interface, with this one's head, whose `features` takes stored `[B,
-        feature_width]` rows as its inputs."""
-        from vlkd_cli.towers.cached import StoredTower
+    def leave_out_heads(self, outputs: Collection[str]) -> None:
+        """Remove the heads that none of these outputs needs."""
+        needed = self.graph.closure(outputs)
+        parts = {name: part for name, part in self.parts().items() if name in needed}
+        self.head = parts[HEAD].module if HEAD in parts else nn.Identity()
+        self.heads = nn.ModuleDict({key: one.module for key, one in parts.items() if key != HEAD})
+        self.graph = Outputs(parts)
+        modules = dict(self.named_modules())
+        self._held = [name for name in self._held if name in modules]
+        if self.section is not None:
+            specs = {key: spec for key, spec in self.section.all_heads.items() if key in parts}
+            self.section = self.section.model_copy(
+                update={"head": specs.pop(HEAD, None), "heads": specs}
+            )
 
-        return StoredTower(self)
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it makes a difference to its outputs which places are hidden."""
+        return self.masks != "none" or self.graph.reads_hidden
+
+    def cached(self) -> Tower:
+        """A tower of the same interface, with this one's heads, whose inputs are cached `[B,
+        feature_width]` rows of the output `backbone`; it has the outputs that read no other."""
+        from vlkd_cli.towers.cached import CachedTower
+
+        return CachedTower(self)
 
     def train(self, mode: bool = True) -> Tower:
         """Training or eval mode; parts of which nothing learns stay in eval mode, batch norms among
         them."""
         super().train(mode)
-        self._hold_frozen_parts()
+        self.hold_frozen_parts()
         return self
 
     def _frozen_parts(self) -> list[str]:
@@ -224,7 +344,8 @@ class Tower(nn.Module):
                 found.append(name)
         return found
 
-    def _hold_frozen_parts(self) -> None:
+    def hold_frozen_parts(self) -> None:
+        """Put the parts without trainable parameters into eval mode."""
         for name in self._held:
             self.get_submodule(name).eval()
 
@@ -239,11 +360,9 @@ def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _tokens_of(tokenize: Tokenize | None) -> str:
+def _tokens_of(tokenize: Tokenizer) -> str:
     """How a tokenizer splits a text that holds every printable ASCII letter: tells two tokenizers
     of one kind apart."""
-    if tokenize is None:
-        return ""
     letters = "".join(map(chr, range(32, 127)))
     probes = [
         letters,

@@ -67,11 +67,11 @@ def test_a_merged_t5_encoder_loads_with_transformers(tmp_path: Path) -> None:
     tower = adapted(write_encoder(tmp_path / "t5", "t5"), "lora")
     shake(tower)
     export_merged(tower.encoder, tmp_path / "merged")
-    inputs = tower.tokenize(SENTENCES)
+    inputs = tower.input(SENTENCES)
     plain = T5EncoderModel.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         states = plain(**inputs).last_hidden_state
-        assert torch.allclose(states, tower.eval().encoder.tokens(inputs).values, atol=2e-6)
+        assert torch.allclose(states, tower.eval().encoder(inputs).tokens.values, atol=2e-6)
 
 
 @pytest.mark.parametrize(

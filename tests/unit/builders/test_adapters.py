@@ -194,7 +194,7 @@ def test_a_new_tower_is_in_eval_mode_and_dropout_obeys_the_mode(bert: Path) -> N
     tower = adapted(bert, "loreft")
     assert not any(module.training for module in tower.encoder.encoder.modules())
     shake(tower)
-    inputs = tower.tokenize(SENTENCES)
+    inputs = tower.input(SENTENCES)
     tower.train()
     assert not torch.equal(tower.encode(inputs), tower.encode(inputs))
     tower.eval()
@@ -218,15 +218,15 @@ def test_loreft_stays_orthonormal_under_weight_decay(bert: Path) -> None:
 
 def test_prompt_tuning_gives_the_sentence_s_own_tokens(bert: Path) -> None:
     tower = adapted(bert, "prompt_tuning", pooler={"name": "cls"})
-    inputs = tower.tokenize(SENTENCES)
-    tokens = tower.encoder.tokens(inputs)
+    inputs = tower.input(SENTENCES)
+    tokens = tower.encoder(inputs).tokens
     assert tokens.values.shape[:2] == tokens.mask.shape == inputs["input_ids"].shape
     assert torch.equal(embed(tower), tokens.values[:, 0])
 
 
 def test_prompt_tuning_leaves_room_for_the_prompt(bert: Path) -> None:
     tower = adapted(bert, "prompt_tuning", adapter={"name": "prompt_tuning", "length": 30})
-    inputs = tower.tokenize(["the cat sits on the mat and looks at the dog " * 5])
+    inputs = tower.input(["the cat sits on the mat and looks at the dog " * 5])
     assert inputs["input_ids"].shape[1] == 48 - 30
     assert torch.isfinite(tower.encode(inputs)).all()
     with pytest.raises(
@@ -243,7 +243,7 @@ def test_prompt_tuning_starts_from_the_words_it_is_given(bert: Path) -> None:
         adapter={"name": "prompt_tuning", "length": 3, "init": "text", "init_text": "red dog"},
     )
     words = tower.encoder.encoder.get_input_embeddings().weight
-    ids = tower.tokenize(["red dog red"])["input_ids"][0, 1:-1]
+    ids = tower.input(["red dog red"])["input_ids"][0, 1:-1]
     assert torch.equal(
         tower.encoder.encoder.prompt_tuning.vectors["vlkd"].embedding.weight, words[ids]
     )
@@ -255,7 +255,7 @@ def test_mtl_lora_shares_its_matrices_and_tells_tasks_apart(bert: Path) -> None:
     # One more task costs 8 + 1 numbers for each of the four matrices, not a second LoRA.
     assert tower.count_parameters()[1] == TRAINED["mtl_lora"] + 4 * 9
     shake(tower)
-    inputs = tower.tokenize(SENTENCES)
+    inputs = tower.input(SENTENCES)
     mixed = tower.encode({**inputs, "task_ids": torch.tensor([0, 1, 1])})
     own = tower.encode(inputs)
     assert torch.allclose(mixed[1:], own[1:], atol=1e-6) and not torch.allclose(
@@ -267,7 +267,7 @@ def test_tasks_that_no_row_has_still_get_a_gradient(bert: Path) -> None:
     tower = adapted(
         bert, "mtl_lora", adapter={"name": "mtl_lora", "tasks": ["caption", "question"]}
     )
-    tower.encode(tower.tokenize(SENTENCES)).sum().backward()
+    tower.encode(tower.input(SENTENCES)).sum().backward()
     assert all(
         parameter.grad is not None for parameter in tower.parameters() if parameter.requires_grad
     )

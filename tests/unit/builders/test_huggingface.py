@@ -40,10 +40,10 @@ def test_encoders_of_every_kind_are_built_from_scratch_and_learn(kind: str) -> N
         del sizes["max_length"]
     backbone = HuggingFace(config=sizes).build("text").eval()
     assert backbone.width == 32
-    features = backbone(backbone.tokenize(CAPTIONS))
+    features = backbone(backbone.input(CAPTIONS)).feature
     # A caption is encoded alike alone and beside a longer one.
     torch.testing.assert_close(
-        features[:1], backbone(backbone.tokenize(CAPTIONS[:1])), rtol=1e-4, atol=1e-5
+        features[:1], backbone(backbone.input(CAPTIONS[:1])).feature, rtol=1e-4, atol=1e-5
     )
     features.square().sum().backward()
     assert [
@@ -52,8 +52,8 @@ def test_encoders_of_every_kind_are_built_from_scratch_and_learn(kind: str) -> N
         if parameter.requires_grad and parameter.grad is None
     ] == []
     assert 1 <= len(backbone.layers()) <= 3
-    longest = backbone.tokenize(["word " * 300])
-    assert backbone(longest).isfinite().all()
+    longest = backbone.input(["word " * 300])
+    assert backbone(longest).feature.isfinite().all()
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_gives_the_librarys_features(folder: Path) -> None:
     backbone = HuggingFace(model=str(folder)).build("text").eval()
     reference = AutoModel.from_pretrained(folder).eval()
-    inputs = backbone.tokenize(CAPTIONS)
+    inputs = backbone.input(CAPTIONS)
     states = reference(**inputs).last_hidden_state
     mask = inputs["attention_mask"].unsqueeze(-1).float()
-    torch.testing.assert_close(backbone(inputs), (states * mask).sum(1) / mask.sum(1))
-    torch.testing.assert_close(backbone.tokens(inputs).values, states)
+    torch.testing.assert_close(backbone(inputs).feature, (states * mask).sum(1) / mask.sum(1))
+    torch.testing.assert_close(backbone(inputs).tokens.values, states)
     assert not any("pooler" in name for name in backbone.state_dict())
     own = HuggingFace(model=str(folder), own_pooler=True).build("text").eval()
-    torch.testing.assert_close(own(inputs), reference(**inputs).pooler_output)
+    torch.testing.assert_close(own(inputs).feature, reference(**inputs).pooler_output)
 
 
 def test_pretrained_false_keeps_the_architecture_only(folder: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     backbone = HuggingFace(
         model=str(tmp_path), pretrained=False, tokenizer="clip", config={"vocab_size": 550}
     ).build("text")
-    assert backbone(backbone.tokenize(CAPTIONS)).shape == (2, 16)
+    assert backbone(backbone.input(CAPTIONS)).feature.shape == (2, 16)
     assert not any("decoder" in name for name in backbone.state_dict())
 
 

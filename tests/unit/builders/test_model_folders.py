@@ -36,7 +36,7 @@ def build(builder: str, folder: Path, **keys: Any) -> Backbone:
 
 @torch.no_grad()
 def embed(backbone: Backbone, texts: list[str] = SENTENCES) -> torch.Tensor:
-    return backbone(backbone.tokenizer(texts))
+    return backbone(backbone.input(texts)).feature
 
 
 def refused(builder: str, folder: Path, **keys: Any) -> str:
@@ -105,7 +105,7 @@ def test_a_tokenizer_without_padding_is_taken(builder: str, bert: Path) -> None:
         content.pop("pad_token")
         (bert / name).write_text(json.dumps(content))
     backbone = build(builder, bert)
-    assert backbone.tokenizer.tokenizer.pad_token is None
+    assert backbone.input.tokenizer.pad_token is None
     torch.testing.assert_close(embed(backbone), expected)
 
 
@@ -116,7 +116,7 @@ def test_padding_on_the_left_changes_nothing(builder: str, tmp_path: Path) -> No
     expected = embed(build(builder, folder))
     edit_json(folder / "tokenizer_config.json", padding_side="left")
     backbone = build(builder, folder)
-    assert backbone.tokenizer.tokenizer.padding_side == "left"
+    assert backbone.input.tokenizer.padding_side == "left"
     torch.testing.assert_close(embed(backbone), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(embed(backbone, SENTENCES[1:2]), expected[1:2], rtol=0, atol=1e-5)
 
@@ -146,9 +146,9 @@ def test_a_limit_that_no_text_fits_or_no_position_has_is_refused(
 def test_limits_up_to_the_positions_are_taken(builder: str, bert: Path) -> None:
     for limit in (3, 48):
         backbone = build(builder, bert, max_length=limit)
-        inputs = backbone.tokenizer(["the cat " * 99])
+        inputs = backbone.input(["the cat " * 99])
         assert inputs["input_ids"].shape == (1, limit)
-        assert backbone(inputs).isfinite().all()
+        assert backbone(inputs).feature.isfinite().all()
 
 
 @pytest.mark.parametrize("is_encoder_decoder", [True, False])
@@ -160,10 +160,10 @@ def test_an_encoder_saved_by_itself_is_loaded(is_encoder_decoder: bool, tmp_path
     write_tokenizer(tmp_path)
     edit_json(tmp_path / "config.json", is_encoder_decoder=is_encoder_decoder)
     backbone = build("huggingface", tmp_path)
-    inputs = backbone.tokenizer(SENTENCES)
+    inputs = backbone.input(SENTENCES)
     with torch.no_grad():
         states = reference(**inputs).last_hidden_state
-    torch.testing.assert_close(backbone.tokens(inputs).values, states)
+    torch.testing.assert_close(backbone(inputs).tokens.values, states)
     assert not any("decoder" in name for name in backbone.state_dict())
     backbone.export(tmp_path / "out", tmp_path / "out", {})
     again = AutoModel.from_pretrained(tmp_path / "out").get_encoder().eval()

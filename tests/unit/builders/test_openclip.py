@@ -57,10 +57,10 @@ def test_each_half_of_a_checkpoint_gives_the_whole_models_features(checkpoint: P
     image = OpenCLIP(pretrained=str(checkpoint), config=overrides("image")).build("image").eval()
     text = OpenCLIP(pretrained=str(checkpoint), config=overrides("text")).build("text").eval()
     with torch.no_grad():
-        torch.testing.assert_close(image(images), whole.encode_image(images))
+        torch.testing.assert_close(image(images).feature, whole.encode_image(images))
         padded = ClipTokenizer(context_length=24, trim=False)(CAPTIONS)["input_ids"]
         torch.testing.assert_close(
-            text(text.tokenize(CAPTIONS)), whole.encode_text(padded), rtol=1e-5, atol=1e-6
+            text(text.input(CAPTIONS)).feature, whole.encode_text(padded), rtol=1e-5, atol=1e-6
         )
     assert not any(
         name.startswith(("encoder.token_embedding", "encoder.text")) for name in image.state_dict()
@@ -72,7 +72,7 @@ def test_captions_are_cut_to_the_longest_of_the_batch_without_changing_values_or
     checkpoint: Path,
 ) -> None:
     text = OpenCLIP(pretrained=str(checkpoint), config=overrides("text")).build("text")
-    trimmed = text.tokenize(CAPTIONS)
+    trimmed = text.input(CAPTIONS)
     padded = ClipTokenizer(context_length=24, trim=False)(CAPTIONS)
     assert trimmed["input_ids"].shape == (3, 13) and padded["input_ids"].shape == (3, 24)
     features, gradients = zip(
@@ -89,7 +89,7 @@ def _features_and_gradients(
     text: Any, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     text.zero_grad()
-    features = text(inputs)
+    features = text(inputs).feature
     features.square().mean().backward()
     return features.detach(), {
         name: parameter.grad.clone() for name, parameter in text.named_parameters()
@@ -100,34 +100,34 @@ def test_a_tower_that_looks_ahead_is_never_cut() -> None:
     text = OpenCLIP(
         config={**overrides("text"), "no_causal_mask": True, "pool_type": "last"}
     ).build("text")
-    assert text.tokenize(["a dog"])["input_ids"].shape == (1, 24)
-    assert text(text.tokenize(["a dog"])).shape == (1, 48)
-    assert text.tokens(text.tokenize(["a dog"])).values.shape == (1, 24, 64)
+    assert text.input(["a dog"])["input_ids"].shape == (1, 24)
+    assert text(text.input(["a dog"])).feature.shape == (1, 48)
+    assert text(text.input(["a dog"])).tokens.values.shape == (1, 24, 64)
 
 
 def test_tokens_of_a_text_end_at_the_end_token(checkpoint: Path) -> None:
     text = OpenCLIP(pretrained=str(checkpoint), config=overrides("text")).build("text").eval()
-    tokens = text.tokens(text.tokenize(CAPTIONS))
+    tokens = text(text.input(CAPTIONS)).tokens
     assert tokens.mask.sum(1).tolist() == [4, 13, 5]
     assert tokens.eot is not None and tokens.eot.tolist() == [3, 12, 4]
     picked = tokens.values[torch.arange(3), tokens.eot] @ text.encoder.text_projection
-    torch.testing.assert_close(picked, text(text.tokenize(CAPTIONS)))
+    torch.testing.assert_close(picked, text(text.input(CAPTIONS)).feature)
 
 
 def test_tokens_of_an_image_begin_with_the_class_token(checkpoint: Path) -> None:
     image = OpenCLIP(pretrained=str(checkpoint), config=overrides("image")).build("image").eval()
     images = torch.randn(2, 3, 32, 32)
-    tokens = image.tokens(images)
+    tokens = image(images).tokens
     assert tokens.values.shape == (2, 5, 64)
-    torch.testing.assert_close(tokens.values[:, 0] @ image.encoder.proj, image(images))
+    torch.testing.assert_close(tokens.values[:, 0] @ image.encoder.proj, image(images).feature)
 
 
 def test_a_list_of_layers_makes_a_resnet() -> None:
     image = OpenCLIP(
         config={"layers": [1, 1, 1, 1], "width": 8, "heads": 8, "image_size": 64, "embed_dim": 16}
     ).build("image")
-    assert image(torch.randn(2, 3, 64, 64)).shape == (2, 16)
-    assert image.tokens(torch.randn(2, 3, 64, 64)).values.shape == (2, 4, 256)
+    assert image(torch.randn(2, 3, 64, 64)).feature.shape == (2, 16)
+    assert image(torch.randn(2, 3, 64, 64)).tokens.values.shape == (2, 4, 256)
     assert image.layers()[-1] == ["layer4.0", "attnpool"]
 
 
@@ -148,13 +148,13 @@ def test_sizes_from_scratch_need_no_more_than_three_numbers() -> None:
     assert image.width == 32 and image.encoder.transformer.resblocks[0].attn.num_heads == 4
     text = OpenCLIP(config={"layers": 1, "width": 32, "heads": 4, "vocab_size": 1000}).build("text")
     assert text.encoder.token_embedding.num_embeddings == 1000
-    ids = text.tokenize(["an unusual antidisestablishmentarianism", "<end_of_text>"])["input_ids"]
-    assert int(ids.max()) == 999 and text(text.tokenize(["a dog"])).shape == (1, 32)
+    ids = text.input(["an unusual antidisestablishmentarianism", "<end_of_text>"])["input_ids"]
+    assert int(ids.max()) == 999 and text(text.input(["a dog"])).feature.shape == (1, 32)
 
 
 def test_sizes_beside_a_name_change_that_model() -> None:
     image = OpenCLIP(model="ViT-B-32", config={"layers": 1, "image_size": 64}).build("image")
-    assert image.width == 512 and image.image_input.size_px == (64, 64)
+    assert image.width == 512 and image.input.size_px == (64, 64)
     assert len(image.encoder.transformer.resblocks) == 1
 
 
@@ -162,7 +162,7 @@ def test_positions_are_resized_to_another_image_size(checkpoint: Path) -> None:
     image = OpenCLIP(
         pretrained=str(checkpoint), config={**overrides("image"), "image_size": 64}
     ).build("image")
-    assert image(torch.randn(1, 3, 64, 64)).shape == (1, 48)
+    assert image(torch.randn(1, 3, 64, 64)).feature.shape == (1, 48)
     assert image.encoder.positional_embedding[0].equal(whole_model().visual.positional_embedding[0])
 
 
@@ -191,8 +191,8 @@ def test_a_folder_of_open_clip_is_a_model(tmp_path: Path) -> None:
     torch.save(whole_model().state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     image = OpenCLIP(model=str(tmp_path), pretrained=True).build("image").eval()
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(image(images), whole_model().encode_image(images))
-    assert image.image_input.mean == (0.5, 0.5, 0.5) and image.image_input.resize == "squash"
+    torch.testing.assert_close(image(images).feature, whole_model().encode_image(images))
+    assert image.input.mean == (0.5, 0.5, 0.5) and image.input.resize == "squash"
 
 
 def test_mistakes_are_named_with_their_remedy(

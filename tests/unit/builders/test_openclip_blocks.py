@@ -69,7 +69,7 @@ def test_an_image_tower_gives_open_clips_feature_and_gradient(
     original = slow_copy(backbone.encoder)
     images = torch.randn(3, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        ours = value_and_gradients(backbone.encoder, lambda: backbone(images))
+        ours = value_and_gradients(backbone.encoder, lambda: backbone(images).feature)
         theirs = value_and_gradients(original, lambda: original(images))
     compare(ours, theirs, tolerance)
 
@@ -82,11 +82,11 @@ def test_a_text_tower_gives_open_clips_feature_and_gradient(
     torch.manual_seed(0)
     backbone: Any = OpenCLIP(config={**TEXT, "pool_type": pool_type}).build("text")
     original = slow_copy(backbone.encoder)
-    tokens = backbone.tokenize(CAPTIONS)
+    tokens = backbone.input(CAPTIONS)
     padded = torch.zeros(len(CAPTIONS), 77, dtype=torch.long)
     padded[:, : tokens["input_ids"].shape[1]] = tokens["input_ids"]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        ours = value_and_gradients(backbone.encoder, lambda: backbone(tokens))
+        ours = value_and_gradients(backbone.encoder, lambda: backbone(tokens).feature)
         theirs = value_and_gradients(original, lambda: original(padded))
     compare(ours, theirs, tolerance)
 
@@ -99,7 +99,7 @@ def test_all_tokens_are_open_clips_own() -> None:
     original.encoder = slow_copy(original.encoder)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(
-        backbone.tokens(images).values, original.tokens(images).values, rtol=1e-5, atol=1e-6
+        backbone(images).tokens.values, original(images).tokens.values, rtol=1e-5, atol=1e-6
     )
 
 

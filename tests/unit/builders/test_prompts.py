@@ -50,7 +50,7 @@ def test_a_frozen_tower_learns_its_prompt_alone_and_saves_nothing_else() -> None
     optimizer = torch.optim.AdamW(
         [parameter for parameter in tower.parameters() if parameter.requires_grad], lr=0.1
     )
-    (tower.encode(tower.tokenize(CAPTIONS)) * torch.randn(16)).sum().backward()
+    (tower.encode(tower.input(CAPTIONS)) * torch.randn(16)).sum().backward()
     optimizer.step()
     assert {
         name for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])
@@ -73,17 +73,17 @@ def test_a_trainable_tower_learns_with_its_prompt() -> None:
 
 def test_a_prompt_of_words_equals_writing_the_words() -> None:
     plain = tower_of()
-    words = len(plain.tokenize(["a photo of a"])["input_ids"][0]) - 2
+    words = len(plain.input(["a photo of a"])["input_ids"][0]) - 2
     prompted = tower_of(prompt={"tokens": words, "init_text": "a photo of a"})
     with torch.no_grad():
-        ours = prompted.encode(prompted.tokenize(["dog", "red square"]))
-        theirs = plain.encode(plain.tokenize(["a photo of a dog", "a photo of a red square"]))
+        ours = prompted.encode(prompted.input(["dog", "red square"]))
+        theirs = plain.encode(plain.input(["a photo of a dog", "a photo of a red square"]))
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_every_vector_reaches_every_caption() -> None:
     tower = tower_of(prompt={"tokens": 3})
-    for row in tower.encode(tower.tokenize(CAPTIONS)):
+    for row in tower.encode(tower.input(CAPTIONS)):
         gradient = torch.autograd.grad(
             (row * torch.arange(16.0)).sum(),
             tower.encoder.encoder.token_embedding.prompt,
@@ -95,16 +95,16 @@ def test_every_vector_reaches_every_caption() -> None:
 def test_a_caption_s_embedding_does_not_depend_on_its_batch() -> None:
     tower = tower_of(prompt={"tokens": 4})
     with torch.no_grad():
-        together = tower.encode(tower.tokenize(CAPTIONS))
-        alone = torch.cat([tower.encode(tower.tokenize([caption])) for caption in CAPTIONS])
+        together = tower.encode(tower.input(CAPTIONS))
+        alone = torch.cat([tower.encode(tower.input([caption])) for caption in CAPTIONS])
     assert torch.allclose(together, alone, atol=1e-6)
 
 
 def test_long_captions_are_cut_to_leave_room_and_keep_their_end() -> None:
     tower = tower_of(prompt={"tokens": 4})
-    inputs = tower.tokenize(["dog " * 50])
+    inputs = tower.input(["dog " * 50])
     assert inputs["input_ids"].shape == (1, 24)
-    tokens = tower.encoder.tokens(inputs)
+    tokens = tower.encoder(inputs).tokens
     assert tokens.eot is not None and int(tokens.eot[0]) == 23
 
 
@@ -115,7 +115,7 @@ def test_loading_the_saved_prompt_under_another_random_state_restores_the_output
     )
     with torch.no_grad():
         tower.encoder.encoder.token_embedding.prompt.normal_()
-    inputs = tower.tokenize(CAPTIONS)
+    inputs = tower.input(CAPTIONS)
     assert not torch.equal(other.encode(inputs), tower.encode(inputs))
     other.load_trainable_state(tower.trainable_state())
     assert torch.equal(other.encode(inputs), tower.encode(inputs))
@@ -123,8 +123,8 @@ def test_loading_the_saved_prompt_under_another_random_state_restores_the_output
 
 def test_the_tokenizer_survives_pickling() -> None:
     tower = tower_of(prompt={"tokens": 4})
-    again = pickle.loads(pickle.dumps(tower.tokenize))
-    assert torch.equal(again(CAPTIONS)["input_ids"], tower.tokenize(CAPTIONS)["input_ids"])
+    again = pickle.loads(pickle.dumps(tower.input))
+    assert torch.equal(again(CAPTIONS)["input_ids"], tower.input(CAPTIONS)["input_ids"])
 
 
 def test_a_prompt_tells_itself_apart_in_the_digest() -> None:

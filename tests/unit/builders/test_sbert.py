@@ -40,7 +40,7 @@ def minilm() -> Any:
 
 def test_a_real_sentence_encoder_gives_the_librarys_embeddings(minilm: Any) -> None:
     with torch.no_grad():
-        own = minilm(minilm.tokenize(TEXTS))
+        own = minilm(minilm.input(TEXTS)).feature
     reference = minilm.encoder.encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(own, reference, rtol=1e-5, atol=1e-5)
     assert (minilm.width, minilm.token_width) == (384, 384)
@@ -50,8 +50,8 @@ def test_a_real_sentence_encoder_gives_the_librarys_embeddings(minilm: Any) -> N
 def test_a_sentence_encoder_is_its_encoder_with_mean_pooling_and_normalisation(minilm: Any) -> None:
     encoder = HuggingFace(model=MINILM).build("text").eval()
     with torch.no_grad():
-        own = F.normalize(encoder(encoder.tokenize(TEXTS)), dim=-1)
-        torch.testing.assert_close(own, minilm(minilm.tokenize(TEXTS)), rtol=0, atol=1e-5)
+        own = F.normalize(encoder(encoder.input(TEXTS)).feature, dim=-1)
+        torch.testing.assert_close(own, minilm(minilm.input(TEXTS)).feature, rtol=0, atol=1e-5)
 
 
 def test_layers_of_a_sentence_encoder_are_its_transformers(minilm: Any) -> None:
@@ -70,10 +70,10 @@ def test_static_embeddings_average_word_pieces(tmp_path: Path) -> None:
     backbone = SBERT(model=str(tmp_path)).build("text")
     texts = ["a dog runs", "red", "dog dog unheard"]
     torch.testing.assert_close(
-        backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True)
+        backbone(backbone.input(texts)).feature, reference.encode(texts, convert_to_tensor=True)
     )
-    pickle.loads(pickle.dumps(backbone.tokenizer))(texts)
-    backbone(backbone.tokenize(texts))[:, 0].sum().backward()
+    pickle.loads(pickle.dumps(backbone.input))(texts)
+    backbone(backbone.input(texts)).feature[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
@@ -91,15 +91,15 @@ def test_old_word_embeddings_keep_their_tokenizer(tmp_path: Path) -> None:
     backbone = SBERT(model=str(tmp_path / "model")).build("text").eval()
     texts = ["dog runs", "red car dog"]
     torch.testing.assert_close(
-        backbone(backbone.tokenize(texts)), reference.encode(texts, convert_to_tensor=True)
+        backbone(backbone.input(texts)).feature, reference.encode(texts, convert_to_tensor=True)
     )
 
 
 def test_a_file_of_word_vectors_is_averaged_over_the_known_words(tmp_path: Path) -> None:
     (tmp_path / "glove.txt").write_text("dog 1 2\nred 3 4\nParis 5 6\n")
     backbone = SBERT(model=str(tmp_path / "glove.txt")).build("text")
-    inputs = backbone.tokenize(["A red, red dog!", "Dog Paris", "nothing known", ""])
-    features = backbone(inputs)
+    inputs = backbone.input(["A red, red dog!", "Dog Paris", "nothing known", ""])
+    features = backbone(inputs).feature
     torch.testing.assert_close(
         features, torch.tensor([[7 / 3, 10 / 3], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
     )
@@ -157,7 +157,7 @@ def test_a_saved_truncation_holds(tmp_path: Path) -> None:
     assert backbone.width == 8
     expected = reference.encode(SENTENCES, convert_to_tensor=True)
     with torch.no_grad():
-        torch.testing.assert_close(backbone(backbone.tokenizer(SENTENCES)), expected)
+        torch.testing.assert_close(backbone(backbone.input(SENTENCES)).feature, expected)
     backbone.export(tmp_path / "out", tmp_path / "out", {})
     again = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(again.encode(SENTENCES, convert_to_tensor=True), expected)
@@ -175,9 +175,9 @@ def test_modules_that_read_padding_do_not_mix_texts(tmp_path: Path) -> None:
     backbone = SBERT(model=str(tmp_path / "model")).build("text").eval()
     assert backbone.by_length
     with torch.no_grad():
-        together = backbone(backbone.tokenizer(SENTENCES))
+        together = backbone(backbone.input(SENTENCES)).feature
         for row, text in enumerate(SENTENCES):
-            alone = backbone(backbone.tokenizer([text]))
+            alone = backbone(backbone.input([text])).feature
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -262,5 +262,7 @@ def test_real_glove_vectors_know_that_dogs_are_nearer_to_cats_than_to_cars(share
     backbone = SBERT(model=str(shared / "data" / "vectors" / "glove.6B.50d.top9163.txt")).build(
         "text"
     )
-    dog, cat, car = F.normalize(backbone(backbone.tokenize(["a dog", "a cat", "a car"])), dim=1)
+    dog, cat, car = F.normalize(
+        backbone(backbone.input(["a dog", "a cat", "a car"])).feature, dim=1
+    )
     assert backbone.width == 50 and dog @ cat > dog @ car

@@ -105,13 +105,13 @@ def build(kind: str, words: Path, **config: Any) -> HuggingFaceText:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_feature_does_not_depend_on_the_texts_beside_it(kind: str, words: Path) -> None:
     backbone = build(kind, words)
-    alone = backbone(backbone.tokenize([SHORT]))
-    beside = backbone(backbone.tokenize([LONG, SHORT, LONG]))
+    alone = backbone(backbone.input([SHORT])).feature
+    beside = backbone(backbone.input([LONG, SHORT, LONG])).feature
     assert alone.shape == (1, backbone.width) and alone.abs().max() > 0
     torch.testing.assert_close(beside[1:2], alone, rtol=0, atol=1e-5)
     assert backbone.by_length == (kind in LEAKING)
-    tokens = backbone.tokens(backbone.tokenize([SHORT, LONG]))
-    own = backbone.tokens(backbone.tokenize([SHORT]))
+    tokens = backbone(backbone.input([SHORT, LONG])).tokens
+    own = backbone(backbone.input([SHORT])).tokens
     torch.testing.assert_close(tokens.values[0][tokens.mask[0]], own.values[0], rtol=0, atol=1e-5)
 
 
@@ -119,9 +119,9 @@ def test_a_feature_does_not_depend_on_the_texts_beside_it(kind: str, words: Path
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_longest_text_fits_the_positions(kind: str, words: Path) -> None:
     backbone = build(kind, words, **({} if kind in ANY_LENGTH else {"max_length": 24}))
-    inputs = backbone.tokenize([" ".join([LONG] * 99)])
+    inputs = backbone.input([" ".join([LONG] * 99)])
     assert inputs["input_ids"].shape[1] in ((512,) if kind in ANY_LENGTH else (24, 22))
-    assert backbone(inputs).isfinite().all()
+    assert backbone(inputs).feature.isfinite().all()
 
 
 def test_families_that_encode_no_texts_are_refused(words: Path) -> None:

@@ -18,9 +18,9 @@ def test_the_feature_is_what_the_classifier_reads(name: str) -> None:
     torch.manual_seed(0)
     backbone = Timm(model=name, image_size=64).build("image").eval()
     images = torch.randn(2, 3, 64, 64)
-    features = backbone(images)
+    features = backbone(images).feature
     assert features.shape == (2, backbone.width)
-    tokens = backbone.tokens(images)
+    tokens = backbone(images).tokens
     assert tokens.values.shape[::2] == (2, backbone.token_width) and tokens.mask.all()
     assert len(backbone.layers()) > 1
 
@@ -29,7 +29,7 @@ def test_mean_pooled_places_are_the_feature_of_a_plain_resnet() -> None:
     torch.manual_seed(0)
     backbone = Timm(model="resnet10t", image_size=64).build("image").eval()
     images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(backbone.tokens(images).values.mean(1), backbone(images))
+    torch.testing.assert_close(backbone(images).tokens.values.mean(1), backbone(images).feature)
 
 
 def test_a_file_of_weights_is_loaded_without_its_classifier(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_file_of_weights_is_loaded_without_its_classifier(tmp_path: Path) -> N
         .eval()
     )
     images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(whole.fc(backbone(images)), whole(images))
+    torch.testing.assert_close(whole.fc(backbone(images).feature), whole(images))
     with pytest.raises(WeightsError, match=r"'resnet18': weights of .* do not fit"):
         Timm(model="resnet18", pretrained=str(tmp_path / "a.safetensors")).build("image")
 

@@ -69,7 +69,7 @@ def test_the_feature_is_what_the_classifier_reads() -> None:
         {name: state.get(name, tensor) for name, tensor in whole.state_dict().items()}
     )
     images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(whole.classifier[3](backbone(images)), whole(images))
+    torch.testing.assert_close(whole.classifier[3](backbone(images).feature), whole(images))
 
 
 def test_dropout_that_only_served_the_classifier_goes_with_it() -> None:
@@ -77,7 +77,7 @@ def test_dropout_that_only_served_the_classifier_goes_with_it() -> None:
     assert dissect("vgg11", {}).dropouts == ("classifier.5",)
     backbone = TorchVision(model="squeezenet1_1", image_size=64).build("image").train()
     images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(backbone(images), backbone(images))
+    torch.testing.assert_close(backbone(images).feature, backbone(images).feature)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -91,7 +91,7 @@ def test_side_classifiers_are_removed(name: str) -> None:
 
 
 def test_the_input_is_that_of_the_published_weights() -> None:
-    expected = TorchVision(model="mobilenet_v2").build("image").image_input
+    expected = TorchVision(model="mobilenet_v2").build("image").input
     preset = models.MobileNet_V2_Weights.DEFAULT.transforms()
     assert expected is not None
     assert (expected.size_px, expected.resize_px, expected.interpolation) == (
@@ -104,24 +104,24 @@ def test_the_input_is_that_of_the_published_weights() -> None:
 
 
 def test_another_image_size_keeps_the_share_that_is_cropped() -> None:
-    expected = TorchVision(model="resnet18", image_size=112).build("image").image_input
+    expected = TorchVision(model="resnet18", image_size=112).build("image").input
     assert expected is not None
     assert (expected.size_px, expected.resize_px) == ((112, 112), 128)
 
 
 def test_transformers_are_told_another_image_size() -> None:
     backbone = TorchVision(model="vit_b_32", image_size=64).build("image")
-    assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 768)
-    assert backbone.tokens(torch.zeros(1, 3, 64, 64)).values.shape == (1, 5, 768)
+    assert backbone(torch.zeros(1, 3, 64, 64)).feature.shape == (1, 768)
+    assert backbone(torch.zeros(1, 3, 64, 64)).tokens.values.shape == (1, 5, 768)
 
 
 def test_tokens_are_the_places_of_the_last_map() -> None:
     torch.manual_seed(0)
     backbone = TorchVision(model="resnet18", image_size=64).build("image").eval()
     images = torch.randn(2, 3, 64, 64)
-    tokens = backbone.tokens(images)
+    tokens = backbone(images).tokens
     assert tokens.values.shape == (2, 4, 512) and tokens.mask.all()
-    torch.testing.assert_close(tokens.values.mean(1), backbone(images))
+    torch.testing.assert_close(tokens.values.mean(1), backbone(images).feature)
 
 
 def test_constructor_arguments_change_the_size() -> None:
@@ -220,7 +220,7 @@ def test_real_mobilenet_recognises_real_photos(shared: Path) -> None:
     images = torch.stack([preset(Image.open(_photo(folder, row)).convert("RGB")) for row in rows])
     labels = np.array([_label(row) for row in rows])
     with torch.no_grad():
-        features = backbone(images)
+        features = backbone(images).feature
         torch.testing.assert_close(whole.classifier(features), whole(images), rtol=1e-4, atol=1e-4)
         found = whole.classifier(features).argmax(1).numpy()
     assert (found == labels).mean() > 0.7

@@ -15,12 +15,8 @@ CPU = torch.device("cpu")
 
 def optimizer_of(**sections: object) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
     recipe = Recipe.model_validate(tiny_recipe(**sections))
-    composition = build_composition(
-        recipe,
-        build_towers(recipe, captions=None, run_folder=None, cache_dir=None),
-        steps_per_epoch=1,
-        total_steps=1,
-    )
+    towers = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
+    composition = build_composition(recipe, towers)
     return build_optimizer(composition, recipe.optimizer, recipe.towers, CPU), dict(
         composition.named_parameters()
     )

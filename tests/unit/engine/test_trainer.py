@@ -14,6 +14,7 @@ from vlkd_cli.data.batch import Batch
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
+from vlkd_cli.recipe.types import Progress
 
 START = [0.5, -1.0, 2.0]
 
@@ -35,14 +36,14 @@ class Line(nn.Module):
         self.staged: list[Tensor] = []
         self.events: list[tuple[str, list[float]]] = []
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         x, y = batch.inputs["x"], batch.inputs["y"]
         assert isinstance(x, Tensor) and isinstance(y, Tensor)
         self.staged.append(x.mean(0))
         loss = (self.dropout(x) @ self.weight - y).square().mean() / 2
         return StepOutput(loss, {"fit": loss.detach()})
 
-    def commit(self, step: int) -> None:
+    def commit(self, progress: Progress) -> None:
         self.note("commit")
         self.queue += torch.stack(self.staged).sum(0)
         self.staged = []
@@ -350,8 +351,8 @@ def test_each_optimizer_step_is_followed_by_one_commit() -> None:
 
 def test_the_average_takes_in_what_a_commit_changed() -> None:
     class Clamped(Line):
-        def commit(self, step: int) -> None:
-            super().commit(step)
+        def commit(self, progress: Progress) -> None:
+            super().commit(progress)
             self.weight.data.clamp_(max=1.0)
 
     trainer, line = make_trainer(ema=0.5)

@@ -209,10 +209,7 @@ def test_kitti_images_are_squashed_and_others_cropped(root: Path, tmp_path: Path
     subject = _subject(root)
     squashed = _without_crop(subject)
     assert squashed.image is not None and subject.image is not None
-    assert (
-        squashed.image.image_input.resize == "squash"
-        and subject.image.image_input.resize == "shortest"
-    )  # type: ignore[union-attr]
+    assert squashed.image.input.resize == "squash" and subject.image.input.resize == "shortest"  # type: ignore[union-attr]
     assert squashed.image.backbone is subject.image.backbone
 
 

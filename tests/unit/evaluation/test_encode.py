@@ -76,7 +76,7 @@ def test_other_data_weights_precision_or_transform_are_other_features(tmp_path: 
     ]
     assert others[1].image is not None and others[3].image is not None
     others[1].image.name = "other weights"
-    others[3].image.image_input = others[3].image.image_input._replace(size_px=(16, 16))
+    others[3].image.input = others[3].image.input._replace(size_px=(16, 16))
     readers = [FakeReader([0] * 5, name="other"), *[FakeReader([0] * 5)] * 3]
     for own, reader in zip(others, readers, strict=True):
         embed_images(own, reader)

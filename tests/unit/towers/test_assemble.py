@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vlkd_cli.checkpoint import Checkpoint, Source
+from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -46,7 +47,8 @@ def test_the_modality_comes_from_the_section_the_builder_or_the_name() -> None:
             r" hugging"
         ),
     ):
-        assemble("text", spec(builder="torchvision", model="resnet18"))
+        assemble("text", spec(builder="torchvision", model="resnet18", modality="text"))
+    assert assemble("text", spec(builder="torchvision", model="resnet18")).modality == "image"
 
 
 def test_pooler_and_head_set_the_widths() -> None:
@@ -59,35 +61,34 @@ def test_pooler_and_head_set_the_widths() -> None:
         ),
     )
     assert (tower.feature_width, tower.width) == (32, 8)
-    inputs = tower.tokenize(["a dog", "two cats on a mat"])
+    inputs = tower.input(["a dog", "two cats on a mat"])
     assert tower.features(inputs).shape == (2, 32)
-    assert tower(inputs).shape == (2, 8)
-    torch.testing.assert_close(tower.project(tower.features(inputs)), tower(inputs))
+    assert tower.encode(inputs).shape == (2, 8)
+    torch.testing.assert_close(tower.project(tower.features(inputs)), tower.encode(inputs))
 
 
 def test_the_tokenizer_travels_without_the_weights() -> None:
     tower = assemble("text", spec(**TEXT))
-    packed = pickle.dumps(tower.tokenize)
+    packed = pickle.dumps(tower.input)
     assert b"resblocks" not in packed
-    assert pickle.loads(packed)(["a dog"])["input_ids"].equal(
-        tower.tokenize(["a dog"])["input_ids"]
-    )
-    with pytest.raises(TypeError, match="takes images and has no tokenizer"):
-        assemble("image", spec(**IMAGE)).tokenize(["a dog"])
+    assert pickle.loads(packed)(["a dog"])["input_ids"].equal(tower.input(["a dog"])["input_ids"])
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "says nothing of where it comes from"),
+        ({}, "does not say where it comes from"),
         ({**TEXT, "run": "runs/a"}, "has builder and run"),
         (
             {**TEXT, "modle": "RN50"},
-            r"builder 'openclip' has no key 'modle'\. Did you mean 'model'\?",
+            r"builder 'openclip': modle: unknown key\. Did you mean 'model'\?",
         ),
         ({"builder": "opencilp"}, r"unknown builder 'opencilp'\. Did you mean 'openclip'\?"),
-        ({"builder": "sbert"}, r"builder 'sbert': .*missing .*'model'"),
-        ({**TEXT, "head": {"name": "linear"}}, "head 'linear' over width 32: .*'width'"),
+        ({"builder": "sbert"}, r"builder 'sbert': key 'model' is missing"),
+        (
+            {**TEXT, "head": {"name": "linear"}},
+            "head 'linear' over width 32: .*key 'width' is missing",
+        ),
         (
             {**TEXT, "head": {"name": "lineer", "width": 3}},
             r"unknown head 'lineer'\. Did you mean 'linear'\?",
@@ -97,7 +98,7 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
             "5 heads do not divide the token width 32",
         ),
         ({**TEXT, "adapter": {"name": "lora"}}, "builder 'openclip' takes no `adapter`"),
-        ({"follows": "imagee"}, r"follows 'imagee', which is no tower before it"),
+        ({"follows": "image"}, "has follows. Give exactly one of builder and run"),
     ],
 )
 def test_misfits_are_named_with_their_remedy(keys: dict[str, Any], message: str) -> None:
@@ -110,14 +111,6 @@ def test_the_end_of_text_pooler_needs_a_marked_end() -> None:
     assemble("text", spec(**TEXT, pooler={"name": "eot"}))
     with pytest.raises(RecipeError, match="this model marks no end of text"):
         assemble("image", spec(**IMAGE, pooler={"name": "eot"}))
-
-
-def test_a_follower_starts_as_a_copy_that_takes_no_gradient() -> None:
-    image = assemble("image", spec(**IMAGE))
-    follower = assemble("teacher", spec(follows="image"), peers={"image": image})
-    images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(follower(images), image(images))
-    assert not any(parameter.requires_grad for parameter in follower.parameters())
 
 
 def saved_run(
@@ -144,7 +137,7 @@ def test_a_trained_tower_comes_out_of_a_run(tmp_path: Path) -> None:
     )
     loaded = assemble("teacher_image", spec(run=str(tmp_path), train="none"))
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(loaded(images), built["image"](images))
+    torch.testing.assert_close(loaded.encode(images), built["image"].encode(images))
     assert loaded.is_frozen and loaded.name == "teacher_image"
     assert assemble("teacher", spec(run=str(tmp_path), tower="text")).modality == "text"
 
@@ -188,21 +181,55 @@ def test_a_tower_that_was_frozen_in_its_run_comes_from_its_builder(tmp_path: Pat
     del state["towers"]["text"]
     torch.save(state, tmp_path / "run" / "checkpoints" / "last.pt")
     loaded = assemble("text", spec(run=str(tmp_path / "run")))
-    inputs = loaded.tokenize(["a dog"])
-    torch.testing.assert_close(loaded.eval()(inputs), built["text"](inputs))
+    inputs = loaded.input(["a dog"])
+    torch.testing.assert_close(loaded.eval().encode(inputs), built["text"].encode(inputs))
     assert not loaded.is_frozen
 
 
-def test_what_follows_in_a_run_is_not_what_is_loaded(tmp_path: Path) -> None:
-    saved_run(tmp_path, {"image": IMAGE})
-    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    state["recipe"] = json.dumps(
-        {"towers": {"image": IMAGE, "teacher_image": {"follows": "image"}}}
+def test_a_follower_of_a_run_comes_with_its_own_weights_and_the_heads_that_were_read(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    heads = {name: {"name": "linear", "width": 4} for name in ("project", "other")}
+    image = assemble("image", spec(**IMAGE, heads=heads))
+    follower = MomentumTower(image, follows="image", outputs=["project"])
+    with torch.no_grad():
+        for parameter in follower.parameters():
+            parameter.add_(1)
+    towers = {"image": {**IMAGE, "heads": heads}, "image_slow": {"follows": "image"}}
+    state = {f"image_slow.{name}": value for name, value in follower.state_dict().items()}
+    Checkpoint(
+        recipe=json.dumps({"towers": towers}),
+        towers={"image": image.trainable_state()},
+        followers=state,
+        step=1,
+        world_size=1,
+        global_batch=1,
+    ).save(tmp_path / "checkpoints")
+    taken = assemble("image", spec(run=str(tmp_path), tower="image_slow"))
+    assert list(taken.graph.links) == ["project"]
+    images = torch.rand(2, 3, 32, 32)
+    theirs = follower.tower.eval()(images, ("project", "backbone"))
+    ours = taken.eval()(images, ("project", "backbone"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+
+
+def test_a_tower_of_a_run_brings_the_heads_that_are_read_and_takes_new_ones(tmp_path: Path) -> None:
+    heads = {
+        "project": {"name": "linear", "width": 4},
+        "predict": {"name": "linear", "width": 3, "reads": "project"},
+        "unread": {"name": "linear", "width": 2},
+    }
+    built = saved_run(tmp_path, {"image": {**IMAGE, "heads": heads}})["image"]
+    new = {"final": {"name": "linear", "width": 5, "reads": "predict"}}
+    taken = assemble("image", spec(run=str(tmp_path), heads=new), outputs=["final"])
+    assert list(taken.graph.links) == ["project", "predict", "final"]
+    assert taken.heads.predict.linear.weight.equal(built.heads.predict.linear.weight)
+    replaced = assemble(
+        "image", spec(run=str(tmp_path), heads={"predict": new["final"] | {"reads": "project"}})
     )
-    torch.save(state, tmp_path / "checkpoints" / "last.pt")
-    assert assemble("image", spec(run=str(tmp_path))).modality == "image"
-    with pytest.raises(RecipeError, match="follows another tower. Name 'image' instead"):
-        assemble("image", spec(run=str(tmp_path), tower="teacher_image"))
+    assert replaced.width_of("predict") == 5 and set(replaced.graph.links) == set(heads)
 
 
 def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> None:
@@ -213,8 +240,8 @@ def test_a_run_without_the_tower_or_the_checkpoint_is_named(tmp_path: Path) -> N
         assemble("image", spec(run=str(tmp_path), tower="imag"))
     with pytest.raises(RecipeError, match=r"holds 0 text towers"):
         assemble("text", spec(run=str(tmp_path)))
-    with pytest.raises(RecipeError, match="as it was trained; remove head"):
-        assemble("image", spec(run=str(tmp_path), head={"name": "linear", "width": 3}))
+    with pytest.raises(RecipeError, match="as it was trained; remove pooler"):
+        assemble("image", spec(run=str(tmp_path), pooler={"name": "mean"}))
     (tmp_path / "checkpoints" / "last.pt").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="tower 'image': .* damaged or not a checkpoint"):
         assemble("image", spec(run=str(tmp_path)))

@@ -21,7 +21,7 @@ from vlkd_cli.builders.huggingface.save import save_tokenizer
 from vlkd_cli.builders.tokenizers import ClipTokenizer
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.errors import WeightsError
-from vlkd_cli.preprocessing import standardise
+from vlkd_cli.preprocessing import standardize
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -95,11 +95,10 @@ def again(how: ExportedTower, name: str = "text") -> Tower:
 
 
 def pictures(tower: Tower) -> Tensor:
-    assert tower.image_input is not None
     return torch.randint(
         0,
         256,
-        (3, 3, *tower.image_input.size_px),
+        (3, 3, *tower.input.size_px),
         generator=torch.Generator().manual_seed(2),
         dtype=torch.uint8,
     )
@@ -112,7 +111,7 @@ def image_features(tower: Tower) -> Tensor:
 
 def text_features(tower: Tower, sentences: list[str] = SENTENCES) -> Tensor:
     with torch.no_grad():
-        return tower.features(tower.tokenize(sentences))
+        return tower.features(tower.input(sentences))
 
 
 def transformers_mean(folder: Path, model: Any, sentences: list[str] = SENTENCES) -> Tensor:
@@ -336,10 +335,9 @@ def test_a_tower_of_open_clip_loads_with_open_clip(name: str, tmp_path: Path) ->
     model = loaded(how)
     if name == "image":
         before = image_features(tower)
-        assert tower.image_input is not None
-        after = model(standardise(pictures(tower), tower.image_input)).detach()
+        after = model(standardize(pictures(tower), tower.input)).detach()
         assert torch.equal(image_features(again(how, name)), before)
-        assert again(how, name).image_input == tower.image_input
+        assert again(how, name).input == tower.input
     else:
         before = text_features(tower)
         after = model(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(SENTENCES)).detach()
@@ -354,11 +352,10 @@ def test_what_weights_ask_of_images_is_in_open_clip_s_configuration(tmp_path: Pa
         model="RN50",
         config={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64, "embed_dim": 16},
     )
-    assert tower.image_input is not None
-    tower.encoder.image_input = tower.image_input = tower.image_input._replace(
+    tower.encoder.input = tower.input = tower.input._replace(
         mean=(0.5, 0.5, 0.4), resize="squash", interpolation="bilinear"
     )
-    assert again(written(tower, tmp_path / "out"), "image").image_input == tower.image_input
+    assert again(written(tower, tmp_path / "out"), "image").input == tower.input
 
 
 def test_a_learned_prompt_is_kept_beside_and_said(tmp_path: Path) -> None:
@@ -376,7 +373,7 @@ def test_a_cut_vocabulary_of_open_clip_is_said(tmp_path: Path) -> None:
         build(builder="openclip", config={**OPENCLIP_TEXT, "vocab_size": 700}), tmp_path / "out"
     )
     assert "the vocabulary ends at 700" in how.how.note
-    assert again(how).tokenize(SENTENCES)["input_ids"].max() == 699
+    assert again(how).input(SENTENCES)["input_ids"].max() == 699
 
 
 def loads_with_its_library_and_with_vlkd(tower: Tower, folder: Path) -> ExportedTower:
@@ -384,10 +381,9 @@ def loads_with_its_library_and_with_vlkd(tower: Tower, folder: Path) -> Exported
     files."""
     how = written(tower, folder)
     before = image_features(tower)
-    assert tower.image_input is not None
     with torch.no_grad():
         torch.testing.assert_close(
-            loaded(how)(standardise(pictures(tower), tower.image_input)), before, rtol=0, atol=1e-5
+            loaded(how)(standardize(pictures(tower), tower.input)), before, rtol=0, atol=1e-5
         )
     assert torch.equal(image_features(again(how, "image")), before)
     return how
@@ -407,13 +403,12 @@ def test_a_tower_of_torchvision_loads_with_torchvision_and_as_pretrained_file(
 ) -> None:
     tower = build("image", builder="torchvision", model=model, **keys)
     how = loads_with_its_library_and_with_vlkd(tower, tmp_path / "out")
-    assert not how.how.note and again(how, "image").image_input == tower.image_input
+    assert not how.how.note and again(how, "image").input == tower.input
 
 
 def test_preprocessing_that_a_file_of_weights_does_not_bring_is_said(tmp_path: Path) -> None:
     tower = build("image", builder="torchvision", model="resnet50", image_size=64)
-    assert tower.image_input is not None
-    tower.encoder.image_input = tower.image_input._replace(resize_px=70)
+    tower.encoder.input = tower.input._replace(resize_px=70)
     assert (
         "a recipe that loads the file prepares images as"
         in written(tower, tmp_path / "out").how.note
@@ -433,7 +428,7 @@ def test_a_tower_of_timm_loads_with_timm_and_as_pretrained_file(
     tower = build("image", builder="timm", model=model.partition(".")[0], **keys)
     tower.encoder.name = model
     how = loads_with_its_library_and_with_vlkd(tower, tmp_path / "out")
-    assert again(how, "image").image_input == tower.image_input
+    assert again(how, "image").input == tower.input
 
 
 def test_pooler_and_head_lie_beside_with_a_page_that_rebuilds_them(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Tokens
+from vlkd_cli.builders.backbone import Backbone, Encoded, Tokens
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.heads.linear import LinearHead
@@ -45,14 +45,11 @@ class SmallBackbone(Backbone):
         super().__init__()
         self.encoder = SmallNetwork()
         self.width = self.token_width = 4
-        self.image_input = ImageInput(size_px=(8, 8))
+        self.input = ImageInput(size_px=(8, 8))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs).mean((2, 3))
-
-    def tokens(self, inputs: Tensor) -> Tokens:
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
         values = self.encoder(inputs).flatten(2).transpose(1, 2)
-        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool))
+        return Encoded(values.mean(1), Tokens.of_places(values))
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
@@ -63,7 +60,7 @@ def learning(learns: Learns, *, head: bool = True, pooler: bool = False) -> list
     parts = (
         backbone,
         GeMPooler(4) if pooler else None,
-        LinearHead(4, width=2) if head else nn.Identity(),
+        {"head": LinearHead(4, width=2)} if head else {},
     )
     choose_parameters("image", *parts, learns)
     return [name for name, parameter in named_parameters(*parts).items() if parameter.requires_grad]
@@ -73,7 +70,9 @@ def tower(learns: Learns, *, head: bool = True, pooler: bool = False) -> Tower:
     torch.manual_seed(0)
     backbone = SmallBackbone()
     parts = (GeMPooler(4) if pooler else None, LinearHead(4, width=2) if head else None)
-    choose_parameters("image", backbone, parts[0], parts[1] or nn.Identity(), learns)
+    choose_parameters(
+        "image", backbone, parts[0], {} if parts[1] is None else {"head": parts[1]}, learns
+    )
     return Tower("image", backbone, pooler=parts[0], head=parts[1])
 
 
@@ -172,14 +171,14 @@ def test_features_are_stored_only_where_nothing_below_the_head_learns() -> None:
     assert not tower("head", pooler=True).cacheable
     assert tower("none", pooler=True).cacheable
     with pytest.raises(ValueError, match="learns below its head"):
-        tower("all").with_stored_features()
+        tower("all").cached()
 
 
 def test_a_tower_of_stored_features_shares_head_and_digest() -> None:
     built = tower("head")
-    stored = built.with_stored_features()
+    stored = built.cached()
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
-    torch.testing.assert_close(stored(built.features(images)), built(images))
+    torch.testing.assert_close(stored.encode(built.features(images)), built.encode(images))
     assert stored.head is built.head
     assert stored.digest() == built.digest()
     assert set(stored.trainable_state()) == set(built.trainable_state())
@@ -195,7 +194,7 @@ def test_uint8_images_are_standardised_by_the_tower() -> None:
     by_hand = (images / 255 - torch.tensor(expected.mean).view(1, 3, 1, 1)) / torch.tensor(
         expected.std
     ).view(1, 3, 1, 1)
-    torch.testing.assert_close(built(images), built(by_hand), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(built.encode(images), built.encode(by_hand), rtol=1e-4, atol=1e-5)
 
 
 def test_the_digest_follows_weights_and_settings() -> None:

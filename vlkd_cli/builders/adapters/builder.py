@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -28,9 +28,10 @@ from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
 from vlkd_cli.builders.huggingface.configs import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.errors import MissingPackageError, RecipeError
+from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make
-from vlkd_cli.recipe.types import TextLength
+from vlkd_cli.recipe.types import ModalityName, TextLength
 
 ADAPTER = "adapter"
 """Folder of a method that cannot be merged, beside the encoder's files."""
@@ -87,9 +88,7 @@ class Adapters(HuggingFace):
         )
         self.adapter_weights = adapter_weights
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         adapter = context.adapter
         if adapter is None:
             raise RecipeError(
@@ -151,7 +150,7 @@ class Adapters(HuggingFace):
                 f" {wanted} do not fit into the encoder's {room + length} positions. Make one of"
                 " them smaller."
             )
-        tokenizer: Any = plain.tokenizer
+        tokenizer: Any = plain.input
         limit = "max_length" if hasattr(tokenizer, "max_length") else "context_length"
         setattr(tokenizer, limit, min(getattr(tokenizer, limit), room))
 
@@ -175,7 +174,7 @@ class AdaptedText(HuggingFaceText):
         encoder = encoder_model(plain.encoder)
         settings = json.dumps([plain.settings, section], sort_keys=True, default=str)
         super().__init__(
-            encoder, plain.config, plain.tokenizer, own_pooler=plain.own_pooler, settings=settings
+            encoder, plain.config, plain.input, own_pooler=plain.own_pooler, settings=settings
         )
         # As they are without the method, whose own modules would be taken for layers.
         self._layers = super().layers()
@@ -209,10 +208,10 @@ class AdaptedText(HuggingFaceText):
 
     def _words(self, text: str) -> list[int]:
         """Token ids of a text without the special ones."""
-        own = getattr(self.tokenizer, "tokenizer", None)
+        own = getattr(self.input, "tokenizer", None)
         if own is not None:
             return list(own(text, add_special_tokens=False)["input_ids"])
-        inputs = self.tokenizer([text])
+        inputs = self.input([text])
         return [
             int(token) for token in inputs["input_ids"][0][inputs["attention_mask"][0].bool()][1:-1]
         ]

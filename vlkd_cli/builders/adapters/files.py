@@ -107,7 +107,7 @@ def export_merged(backbone: Any, folder: Path | str) -> None:
         parent, _, child = name.rpartition(".")
         setattr(merged.get_submodule(parent), child, layer.get_base_layer())
     save_encoder(merged, backbone.config, Path(folder))
-    save_tokenizer(backbone.tokenizer, Path(folder))
+    save_tokenizer(backbone.input, Path(folder))
 
 
 def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:

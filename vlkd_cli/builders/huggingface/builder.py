@@ -6,11 +6,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import (
+    Backbone,
+    BuildContext,
+    Builder,
+    Encoded,
+    Export,
+    ModelInfo,
+    Tokens,
+)
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.huggingface.configs import (
     apply_sizes,
@@ -29,7 +37,7 @@ from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
-from vlkd_cli.recipe.types import TextLength
+from vlkd_cli.recipe.types import ModalityName, TextLength
 
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
@@ -83,9 +91,7 @@ class HuggingFace(Builder):
         self.trust = trust
         self.cache_dir = cache_dir
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
         if self.model is None:
@@ -246,6 +252,7 @@ class HuggingFaceText(Backbone):
     """
 
     modality = "text"
+    input: Any
 
     def __init__(
         self,
@@ -259,23 +266,18 @@ class HuggingFaceText(Backbone):
         super().__init__()
         self.encoder = encoder
         self.config = config
-        self.tokenizer = tokenizer
+        self.input = tokenizer
         self.own_pooler = own_pooler
         self.settings = settings
         self.by_length = False
         self.width, self.token_width = self._measure()
 
-    def forward(self, inputs: TextInput) -> Tensor:
-        output = self._run(inputs)
-        if self.own_pooler:
-            return output.pooler_output
-        return masked_mean(output.last_hidden_state, inputs["attention_mask"].bool())
-
-    def tokens(self, inputs: TextInput) -> Tokens:
-        return Tokens(self._run(inputs).last_hidden_state, inputs["attention_mask"].bool())
-
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        return self.tokenizer(texts)
+    def run(self, inputs: TextInput, *, tokens: bool) -> Encoded:
+        output, mask = self._run(inputs), inputs["attention_mask"].bool()
+        feature = (
+            output.pooler_output if self.own_pooler else masked_mean(output.last_hidden_state, mask)
+        )
+        return Encoded(feature, Tokens(output.last_hidden_state, mask))
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
@@ -286,7 +288,7 @@ class HuggingFaceText(Backbone):
 
     def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
         """The tokenizer beside an encoder that is written, and how to load the two."""
-        save_tokenizer(self.tokenizer, folder)
+        save_tokenizer(self.input, folder)
         part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
         trusted = ", trust_remote_code=True" if keys.get("trust") else ""
         return Export(
@@ -326,7 +328,7 @@ class HuggingFaceText(Backbone):
     def _measure(self) -> tuple[int, int]:
         """Widths of the feature and of the tokens, by a run over one word; also finds out whether
         the encoder lets padding leak, and then encodes texts of equal length together."""
-        inputs = self.tokenizer(["a"])
+        inputs = self.input(["a"])
         kind = self.config.model_type
         what = f"builder 'huggingface': models of type '{kind}' do not encode plain texts"
         with probing(self.encoder), one_line(what, "Choose another model."):
@@ -338,7 +340,7 @@ class HuggingFaceText(Backbone):
                 " use `pooler: {name: cls}`."
             )
         with probing(self.encoder):
-            self.by_length = leaks(inputs, self._outputs, getattr(self.tokenizer, "pad", 0))
+            self.by_length = leaks(inputs, self._outputs, getattr(self.input, "pad", 0))
         width = output.pooler_output.shape[-1] if self.own_pooler else tokens.shape[-1]
         return int(width), int(tokens.shape[-1])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from vlkd_cli.builders.openclip.towers import OpenClipImage, OpenClipText
 from vlkd_cli.builders.openclip.weights import load_half
 from vlkd_cli.builders.places import unfetchable
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.recipe.types import ModalityName
 
 
 class OpenCLIP(Builder):
@@ -49,9 +50,7 @@ class OpenCLIP(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         source = find_source(self.model, self.pretrained, self.config, modality, self.cache_dir)
         encoder = _build_half(source, modality)
         if source.weights is not None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe.types import PositiveInt
@@ -54,7 +53,7 @@ class CoOp:
                 " prompt_tuning}."
             )
         start = 1 if backbone.marks_end else 0
-        shortened, room = _shorten(backbone.tokenizer, self.tokens)
+        shortened, room = _shorten(backbone.input, self.tokens)
         if room < start + 2:
             raise RecipeError(
                 f"prompt.tokens: {self.tokens} vectors leave no room for a caption. Choose at most"
@@ -63,15 +62,15 @@ class CoOp:
         embedding.prompt = nn.Parameter(self._first_vectors(backbone, embedding, start))
         embedding.prompt_start = start
         embedding.register_forward_hook(_insert)
-        backbone.tokenizer = PromptedTokenizer(shortened, tokens=self.tokens, start=start)
+        backbone.input = PromptedTokenizer(shortened, tokens=self.tokens, start=start)
         backbone.prompted = frozenset({"encoder.token_embedding.prompt"})
         backbone.settings = json.dumps([backbone.settings, "coop", self.tokens])
 
-    def _first_vectors(self, backbone: Backbone, embedding: nn.Embedding, start: int) -> Tensor:
+    def _first_vectors(self, backbone: Any, embedding: nn.Embedding, start: int) -> Tensor:
         vectors = torch.empty(self.tokens, embedding.embedding_dim).normal_(std=0.02)
         if self.init_text is None:
             return vectors
-        ids = backbone.tokenize([self.init_text])["input_ids"][0, start:]
+        ids = backbone.input([self.init_text])["input_ids"][0, start:]
         ids = ids[: int(ids.argmax())] if start else ids[ids != 0]
         if not len(ids):
             raise RecipeError(

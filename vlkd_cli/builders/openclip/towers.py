@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, Export, Tokens
+from vlkd_cli.builders.backbone import Backbone, Encoded, Export, Tokens
+from vlkd_cli.builders.hiding import Places
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.openclip.blocks import pooled, quicken, reads_one_token
 from vlkd_cli.builders.openclip.config import Source
 from vlkd_cli.builders.openclip.save import PROMPT, save_half
 from vlkd_cli.builders.places import is_local, unfetchable
+from vlkd_cli.builders.timm.builder import places_of
 from vlkd_cli.builders.tokenizers import CLIP_VOCABULARY, ClipTokenizer, PaddedTokenizer
 from vlkd_cli.builders.weights import write_weights
 from vlkd_cli.cache_folder import cache_folder
@@ -33,6 +35,7 @@ class OpenClipImage(Backbone):
     compared, projection included."""
 
     modality = "image"
+    input: ImageInput
 
     def __init__(self, encoder: nn.Module, source: Source) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class OpenClipImage(Backbone):
         self.source = source
         quicken(encoder)
         self.width = source.embed_dim
-        self.image_input = _image_input(encoder, source)
+        self.input = _image_input(encoder, source)
         self.settings = json.dumps(
             [source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str
         )
@@ -54,49 +57,64 @@ class OpenClipImage(Backbone):
         else:
             self.kind, self.token_width = "timm", int(_any(encoder).trunk.num_features)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
+        """Tokens are the patches after the last norm, the class token first where there is one;
+        for ResNets, the places of the last map."""
         encoder = self.encoder
-        if (
-            self.kind != "vit"
-            or encoder.attn_pool is not None
-            or encoder.pool_type != "tok"
-            or not reads_one_token(encoder.transformer)
-        ):
-            return encoder(inputs)
-        feature = encoder.ln_post(pooled(encoder.transformer, encoder._embeds(inputs)))
-        return feature if encoder.proj is None else feature @ encoder.proj
-
-    def tokens(self, inputs: Tensor) -> Tokens:
-        """Patch tokens after the last norm, the class token first where there is one; places of the
-        last map for ResNets."""
         if self.kind == "vit":
-            found = self.encoder.forward_intermediates(
-                inputs,
-                indices=1,
-                normalize_intermediates=True,
-                intermediates_only=True,
-                output_fmt="NLC",
-                output_extra_tokens=True,
-            )
-            values = torch.cat(
-                [found["image_intermediates_prefix"][-1], found["image_intermediates"][-1]], dim=1
-            )
+            return self._run_transformer(inputs, tokens)
+        if not tokens:
+            return Encoded(encoder(inputs), None)
+        if self.kind == "resnet":
+            values = encoder.layer2(encoder.layer1(encoder.stem(inputs)))
+            values = encoder.layer4(encoder.layer3(values))
+            feature, prefix = encoder.attnpool(values), 0
         else:
-            if self.kind == "resnet":
-                values = self.encoder.forward_intermediates(
-                    inputs, indices=1, intermediates_only=True
-                )["image_intermediates"][-1]
-            else:
-                values = self.encoder.trunk.forward_features(inputs)
-            values = as_tokens(values, self.token_width or 0)
-        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+            values = encoder.trunk.forward_features(inputs)
+            feature = encoder.head(encoder.trunk.forward_head(values))
+            prefix = getattr(encoder.trunk, "num_prefix_tokens", 0) if values.ndim == 3 else 0
+        return Encoded(feature, Tokens.of_places(as_tokens(values, self.token_width or 0), prefix))
+
+    def _run_transformer(self, inputs: Tensor, tokens: bool) -> Encoded:
+        encoder = self.encoder
+        embedded = encoder._embeds(inputs)
+        if (
+            not tokens
+            and encoder.attn_pool is None
+            and encoder.pool_type == "tok"
+            and reads_one_token(encoder.transformer)
+        ):
+            feature = encoder.ln_post(pooled(encoder.transformer, embedded))
+            return Encoded(feature if encoder.proj is None else feature @ encoder.proj, None)
+        values = encoder.transformer(embedded)
+        feature = encoder._pool(values)[0]
+        feature = feature if encoder.proj is None else feature @ encoder.proj
+        if not tokens:
+            return Encoded(feature, None)
+        # With attentional pooling the last norm follows the pooling and has its width.
+        normed = values if encoder.attn_pool is not None else encoder.ln_post(values)
+        return Encoded(feature, Tokens.of_places(normed, prefix=1))
+
+    def places(self) -> Places:
+        encoder = self.encoder
+        if self.kind == "resnet":
+            return Places()
+        if self.kind == "timm":
+            return places_of(encoder.trunk)
+        # A dropout of patches that works on its own in training would hide others in addition.
+        is_free = isinstance(encoder.patch_dropout, nn.Identity)
+        return Places(
+            encoder.conv1,
+            encoder.conv1.out_channels,
+            channels_first=True,
+            dropping=encoder.patch_dropout if is_free else None,
+        )
 
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_IMAGE_PARTS)
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        expected = self.image_input
-        assert expected is not None
+        expected = self.input
         prepared = {
             "size": expected.size_px,
             "mean": expected.mean,
@@ -114,6 +132,8 @@ class OpenClipText(Backbone):
     projection included."""
 
     modality = "text"
+    input: Any
+    takes_prompts = True
 
     def __init__(self, encoder: nn.Module, source: Source, *, cache_dir: str | None) -> None:
         super().__init__()
@@ -136,19 +156,46 @@ class OpenClipText(Backbone):
             and self.encoder.attn_mask is not None
             and self.encoder.cls_emb is None
         ) and self.encoder.pool_type in ("argmax", "eos", "first")
-        self.tokenizer = _tokenizer(source, plain, self.trims, cache_dir)
+        self.input = _tokenizer(source, plain, self.trims, cache_dir)
         self.token_width = int(
             _any(encoder).width if self.is_transformer else _any(encoder).config.hidden_size
         )
-        self.marks_end = self.is_transformer and isinstance(self.tokenizer, ClipTokenizer)
+        self.marks_end = self.is_transformer and isinstance(self.input, ClipTokenizer)
         self.settings = json.dumps(
             [source.embed_dim, source.text, source.quick_gelu], sort_keys=True, default=str
         )
 
-    def forward(self, inputs: TextInput) -> Tensor:
+    def run(self, inputs: TextInput, *, tokens: bool) -> Encoded:
+        """Tokens are those after the last norm; real ones reach from the start to the end token."""
         ids = inputs["input_ids"]
-        if not self.trims:
-            return self.encoder(ids)
+        if not self.is_transformer:
+            return self._run_huggingface(ids)
+        if self.trims:
+            feature, values = self._run_trimmed(ids, tokens)
+        elif not tokens:
+            feature, values = self.encoder(ids), None
+        else:
+            found = self.encoder.forward_intermediates(
+                ids, indices=1, normalize_intermediates=True, output_fmt="NLC"
+            )
+            feature, values = found["text_features"], found["text_intermediates"][-1]
+        if values is None:
+            return Encoded(feature, None)
+        if not self.marks_end:
+            return Encoded(feature, Tokens(values, ids != self.encoder.pad_id))
+        end = (ids == self.input.eot).int().argmax(1)
+        mask = torch.arange(ids.shape[1], device=ids.device)[None] <= end[:, None]
+        return Encoded(feature, Tokens(values, mask, end))
+
+    def _run_huggingface(self, ids: Tensor) -> Encoded:
+        encoder, mask = self.encoder, ids != self.encoder.config.pad_token_id
+        output = encoder.transformer(input_ids=ids, attention_mask=mask.long())
+        feature = encoder.proj(encoder.pooler(output, mask.long()))
+        return Encoded(feature, Tokens(output.last_hidden_state, mask))
+
+    def _run_trimmed(self, ids: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
+        """Feature and normed tokens `[B, T, D]` of a causal tower, at any length up to the
+        context's."""
         encoder = self.encoder
         embedded, mask = self._embedded(ids)
         if encoder.pool_type == "first":
@@ -157,50 +204,22 @@ class OpenClipText(Backbone):
             positions = (
                 ids if encoder.pool_type == "argmax" else (ids == encoder.eos_id).int()
             ).argmax(dim=-1)
-        if reads_one_token(encoder.transformer):
+        values = None
+        if not tokens and reads_one_token(encoder.transformer):
             feature = encoder.ln_final(pooled(encoder.transformer, embedded, positions, mask))
         else:
-            hidden = encoder.ln_final(encoder.transformer(embedded, attn_mask=mask))
+            values = encoder.ln_final(encoder.transformer(embedded, attn_mask=mask))
             feature = (
-                hidden[:, 0]
+                values[:, 0]
                 if positions is None
-                else hidden[torch.arange(len(ids), device=ids.device), positions]
+                else values[torch.arange(len(ids), device=ids.device), positions]
             )
         projection = encoder.text_projection
-        if projection is None:
-            return feature
-        return projection(feature) if isinstance(projection, nn.Linear) else feature @ projection
-
-    def tokens(self, inputs: TextInput) -> Tokens:
-        """Tokens after the last norm; real ones reach from the start to the end token."""
-        ids = inputs["input_ids"]
-        if not self.is_transformer:
-            mask = ids != self.encoder.config.pad_token_id
-            return Tokens(
-                self.encoder.transformer(
-                    input_ids=ids, attention_mask=mask.long()
-                ).last_hidden_state,
-                mask,
-            )
-        if self.trims:
-            values = self._hidden(ids)
-        else:
-            values = self.encoder.forward_intermediates(
-                ids,
-                indices=1,
-                normalize_intermediates=True,
-                intermediates_only=True,
-                output_fmt="NLC",
-            )["text_intermediates"][-1]
-        if not self.marks_end:
-            return Tokens(values, ids != self.encoder.pad_id)
-        end = (ids == self.tokenizer.eot).int().argmax(1)
-        return Tokens(
-            values, torch.arange(ids.shape[1], device=ids.device)[None] <= end[:, None], end
-        )
-
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        return self.tokenizer(texts)
+        if isinstance(projection, nn.Linear):
+            feature = projection(feature)
+        elif projection is not None:
+            feature = feature @ projection
+        return feature, values if tokens else None
 
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_TEXT_PARTS)
@@ -212,7 +231,7 @@ class OpenClipText(Backbone):
             for name in self.prompted
         }
         written = save_half("text", self.source, state, folder, place, preprocessing={})
-        tokenizer: Any = self.tokenizer
+        tokenizer: Any = self.input
         if isinstance(tokenizer, PaddedTokenizer):
             tokenizer.tokenizer.tokenizer.save_pretrained(folder)
         notes = []
@@ -228,11 +247,6 @@ class OpenClipText(Backbone):
                 " and open_clip's does not."
             )
         return written._replace(note=" ".join(notes))
-
-    def _hidden(self, ids: Tensor) -> Tensor:
-        """Normed tokens `[B, T, D]` of a causal tower, at any length up to the context's."""
-        embedded, mask = self._embedded(ids)
-        return self.encoder.ln_final(self.encoder.transformer(embedded, attn_mask=mask))
 
     def _embedded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         encoder, length = self.encoder, ids.shape[1]

@@ -7,12 +7,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import (
+    Backbone,
+    BuildContext,
+    Builder,
+    Encoded,
+    Export,
+    ModelInfo,
+    Tokens,
+)
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.huggingface.configs import num_positions
 from vlkd_cli.builders.huggingface.folders import (
@@ -40,7 +48,7 @@ from vlkd_cli.builders.weight_files import first_line, weight_names
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
-from vlkd_cli.recipe.types import TextLength
+from vlkd_cli.recipe.types import ModalityName, TextLength
 
 KNOWN = (
     "sentence-transformers/all-MiniLM-L6-v2",
@@ -85,9 +93,7 @@ class SBERT(Builder):
         self.trust = trust
         self.cache_dir = cache_dir
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         if not self.pretrained:
             raise RecipeError(
                 "builder 'sbert' loads trained encoders. For random weights use builder"
@@ -172,17 +178,17 @@ class SentenceBackbone(Backbone):
         super().__init__()
         self.encoder = encoder
         self.is_static = isinstance(getattr(self._first, "embedding", None), nn.EmbeddingBag)
-        self.tokenizer = _tokenizer(self._first, encoder, max_length)
+        self.input = _tokenizer(self._first, encoder, max_length)
         self.settings = settings + "".join(repr(module) for module in list(encoder)[1:])
         if encoder.truncate_dim is not None:
             self.settings += f" truncated to {encoder.truncate_dim}"
         self.by_length = False
-        inputs = self.tokenizer(["a"])
+        inputs = self.input(["a"])
         what = "builder 'sbert': the model's modules do not give one embedding of a plain text"
         with probing(encoder), one_line(what, "Choose another model, or add a pooling module."):
             found = self._outputs(inputs)
         with probing(encoder):
-            self.by_length = leaks(inputs, self._outputs, getattr(self.tokenizer, "pad", 0))
+            self.by_length = leaks(inputs, self._outputs, getattr(self.input, "pad", 0))
         self.width = int(found["feature"].shape[-1])
         self.token_width = int(found["tokens"].shape[-1]) if "tokens" in found else None
 
@@ -190,14 +196,13 @@ class SentenceBackbone(Backbone):
     def _first(self) -> Any:
         return next(iter(self.encoder))
 
-    def forward(self, inputs: TextInput) -> Tensor:
-        return self._run(inputs)["feature"]
-
-    def tokens(self, inputs: TextInput) -> Tokens:
-        return Tokens(self._run(inputs)["tokens"], inputs["attention_mask"].bool())
-
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        return self.tokenizer(texts)
+    def run(self, inputs: TextInput, *, tokens: bool) -> Encoded:
+        found = self._run(inputs)
+        values = found.get("tokens")
+        return Encoded(
+            found["feature"],
+            None if values is None else Tokens(values, inputs["attention_mask"].bool()),
+        )
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vlkd_cli import console
-from vlkd_cli.builders.backbone import Backbone, Export, Tokens
+from vlkd_cli.builders.backbone import Backbone, Encoded, Export, Tokens
 from vlkd_cli.builders.padding import pad
 from vlkd_cli.builders.weight_files import check_file, first_line
 from vlkd_cli.errors import WeightsError
@@ -39,30 +39,25 @@ class WordVectors(Backbone):
     """
 
     modality = "text"
+    input: WordTokenizer
 
     def __init__(
         self, words: Sequence[str], vectors: np.ndarray, *, max_length: int | None = None
     ) -> None:
         super().__init__()
         self.encoder = nn.Embedding.from_pretrained(torch.from_numpy(vectors), freeze=False)
-        self.tokenizer = WordTokenizer(words, max_length=max_length)
+        self.input = WordTokenizer(words, max_length=max_length)
         self.width = self.token_width = vectors.shape[1]
 
-    def forward(self, inputs: TextInput) -> Tensor:
-        return masked_mean(*self.tokens(inputs)[:2])
-
-    def tokens(self, inputs: TextInput) -> Tokens:
-        return Tokens(
-            F.embedding(inputs["input_ids"], self.encoder.weight), inputs["attention_mask"].bool()
-        )
-
-    def tokenize(self, texts: Sequence[str]) -> TextInput:
-        return self.tokenizer(texts)
+    def run(self, inputs: TextInput, *, tokens: bool) -> Encoded:
+        values = F.embedding(inputs["input_ids"], self.encoder.weight)
+        mask = inputs["attention_mask"].bool()
+        return Encoded(masked_mean(values, mask), Tokens(values, mask))
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
         file = "vectors.txt"
         with (folder / file).open("w", encoding="utf-8") as lines:
-            for word, row in self.tokenizer.rows.items():
+            for word, row in self.input.rows.items():
                 # Nine digits tell any two numbers of 32 bits apart.
                 lines.write(
                     f"{word}"

@@ -8,12 +8,21 @@ import math
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import (
+    Backbone,
+    BuildContext,
+    Builder,
+    Encoded,
+    Export,
+    ModelInfo,
+    Tokens,
+)
+from vlkd_cli.builders.hiding import Places
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
@@ -23,6 +32,7 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.types import ModalityName
 
 RESIZING = {"center": "shortest", "squash": "squash", "border": "longest"}
 
@@ -58,9 +68,7 @@ class Timm(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         name = self._name()
         what = f"timm model '{name}'"
         local = isinstance(self.pretrained, str) and is_local(self.pretrained)
@@ -212,6 +220,7 @@ class TimmImage(Backbone):
     """A timm network without classifier; its feature is the pooled one."""
 
     modality = "image"
+    input: ImageInput
 
     def __init__(
         self,
@@ -226,7 +235,7 @@ class TimmImage(Backbone):
         self.encoder = network
         self.name, self.arguments = name, arguments
         described: Any = network
-        self.image_input = expected
+        self.input = expected
         self.settings = settings
         with torch.no_grad():
             images = torch.zeros(1, 3, *expected.size_px)
@@ -243,22 +252,26 @@ class TimmImage(Backbone):
         ):
             self.token_width = self._channels
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs)
-
-    def tokens(self, inputs: Tensor) -> Tokens:
-        """Places of the last feature map, or the tokens of a transformer, class token first where
-        there is one."""
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
+        """Tokens are the places of the last feature map, or those of a transformer, the class token
+        first where there is one."""
         network: Any = self.encoder
+        if not tokens or self.token_width is None:
+            return Encoded(network(inputs), None)
         values = network.forward_features(inputs)
+        feature = network.forward_head(values)
+        prefix = getattr(network, "num_prefix_tokens", 0) if values.ndim == 3 else 0
         if values.ndim == 4:
-            # Some families keep their maps with the channels last.
+            # Some families have their maps with the channels last.
             values = (
                 values.flatten(2).transpose(1, 2)
                 if values.shape[1] == self._channels
                 else values.flatten(1, 2)
             )
-        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+        return Encoded(feature, Tokens.of_places(values, prefix))
+
+    def places(self) -> Places:
+        return places_of(self.encoder)
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
@@ -283,6 +296,27 @@ class TimmImage(Backbone):
             },
             feature="model(images)",
         )
+
+
+def places_of(network: nn.Module) -> Places:
+    """Where patches of a timm network can be hidden.
+
+    All vision transformers of timm embed patches by one class of layers, and the plain ones have a
+    layer for leaving some out.
+    """
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    embedding: Any = getattr(network, "patch_embed", None)
+    if not isinstance(embedding, PatchEmbed):
+        return Places()
+    dropping: Any = getattr(network, "patch_drop", None)
+    # Families of their own (eva) turn positions along with the patches and need to know which.
+    drops = isinstance(network, VisionTransformer) and isinstance(dropping, nn.Identity)
+    channels_first = not embedding.flatten and embedding.output_fmt.value == "NCHW"
+    return Places(
+        embedding, embedding.proj.out_channels, channels_first, dropping if drops else None
+    )
 
 
 def _load_file(network: nn.Module, source: str, what: str) -> None:

@@ -8,12 +8,21 @@ import urllib.error
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Export, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import (
+    Backbone,
+    BuildContext,
+    Builder,
+    Encoded,
+    Export,
+    ModelInfo,
+    Tokens,
+)
+from vlkd_cli.builders.hiding import Places
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
 from vlkd_cli.builders.torchvision.anatomy import (
@@ -33,6 +42,7 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.types import ModalityName
 
 
 class TorchVision(Builder):
@@ -66,9 +76,7 @@ class TorchVision(Builder):
         self.config = config or {}
         self.cache_dir = cache_dir
 
-    def build(
-        self, modality: Literal["image", "text"], context: BuildContext = BuildContext()
-    ) -> Backbone:
+    def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         self._check_name()
         what = f"torchvision model '{self.model}'"
         arguments = dict(self.config)
@@ -194,6 +202,7 @@ class TorchVisionImage(Backbone):
     """A torchvision network whose classifier is an identity."""
 
     modality = "image"
+    input: ImageInput
 
     def __init__(
         self,
@@ -207,27 +216,38 @@ class TorchVisionImage(Backbone):
         super().__init__()
         self.encoder = network
         self.width = anatomy.width
-        self.image_input = expected
+        self.input = expected
         self.model, self.arguments, self.classifier = model, arguments, anatomy.classifier
         self.settings = json.dumps([model, arguments], sort_keys=True, default=str)
         self.token_width, self._token_source = find_tokens(model, arguments, expected.size_px)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs)
-
-    def tokens(self, inputs: Tensor) -> Tokens:
-        """Places of the last feature map, or the tokens of a transformer."""
-        assert self._token_source is not None
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
+        """Tokens are the places of the last feature map, or the tokens of a transformer."""
+        if not tokens or self._token_source is None:
+            return Encoded(self.encoder(inputs), None)
         caught: list[Tensor] = []
         handle = self.encoder.get_submodule(self._token_source).register_forward_hook(
             lambda module, given, output: caught.append(output)
         )
         try:
-            self.encoder(inputs)
+            feature = self.encoder(inputs)
         finally:
             handle.remove()
-        values = caught[-1] if caught[-1].ndim == 3 else caught[-1].flatten(2).transpose(1, 2)
-        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+        values = caught[-1]
+        if values.ndim == 3:
+            return Encoded(feature, Tokens.of_places(values, prefix=1))
+        return Encoded(feature, Tokens.of_places(values.flatten(2).transpose(1, 2)))
+
+    def places(self) -> Places:
+        from torchvision.models import SwinTransformer, VisionTransformer
+
+        network: Any = self.encoder
+        if isinstance(network, VisionTransformer):
+            embedding, dropping = network.conv_proj, network.encoder.dropout
+            return Places(embedding, embedding.out_channels, channels_first=True, dropping=dropping)
+        if isinstance(network, SwinTransformer):
+            return Places(network.features[0], network.features[0][0].out_channels)
+        return Places()
 
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
@@ -253,10 +273,9 @@ class TorchVisionImage(Backbone):
         usual = TorchVision(model=self.model, image_size=keys.get("image_size"))._image_input()
         note = (
             ""
-            if usual == self.image_input
+            if usual == self.input
             else (
-                f"a recipe that loads the file prepares images as {usual}, the run as"
-                f" {self.image_input}."
+                f"a recipe that loads the file prepares images as {usual}, the run as {self.input}."
             )
         )
         return Export(

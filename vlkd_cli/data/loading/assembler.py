@@ -106,8 +106,7 @@ class Assembler:
         """A batch of stored features only: no sample is looked at."""
         captions = rows
         if any(
-            isinstance(view, FeatureView) and view.table == "caption"
-            for view in self.views.values()
+            isinstance(view, FeatureView) and view.table == "text" for view in self.views.values()
         ):
             captions = self.reader.caption_starts(rows)
             counts = self.reader.caption_starts(rows + 1) - captions

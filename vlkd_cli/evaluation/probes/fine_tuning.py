@@ -85,12 +85,12 @@ def learning_copy(tower: Tower) -> Tower:
 
     encoder = copy.deepcopy(tower.encoder).requires_grad_(True)
     pooler = copy.deepcopy(tower.pooler)
-    head = None if isinstance(tower.head, nn.Identity) else copy.deepcopy(tower.head)
-    for part in (pooler, head):
+    heads = copy.deepcopy(tower.parts())
+    for part in (pooler, *(head.module for head in heads.values())):
         if part is not None:
             part.requires_grad_(True)
-    learner = Tower(tower.name, encoder, pooler=pooler, head=head)
-    learner.image_input = tower.image_input
+    learner = Tower(tower.name, encoder, pooler=pooler, heads=heads)
+    learner.input = tower.input
     return learner
 
 
@@ -167,8 +167,7 @@ def _image_batches(
     from vlkd_cli.data.loading.loader import in_order
     from vlkd_cli.data.views import ImageView
 
-    assert network.tower.image_input is not None
-    views = {"image": ImageView(network.tower.image_input, None)}
+    views = {"image": ImageView(network.tower.input, None)}
     for batch in in_order(reader, views, rows, batch_size=batch_size, workers=subject.workers):
         images = batch.to(subject.device).inputs["image"]
         assert isinstance(images, Tensor)

@@ -58,7 +58,7 @@ def interpolate_towers(start: Tower, end: Tower, alpha: float) -> Tower:
     Raises:
         CheckpointError: the two are built differently.
     """
-    if start.encoder.settings != end.encoder.settings or start.image_input != end.image_input:
+    if start.encoder.settings != end.encoder.settings or start.input != end.input:
         raise CheckpointError(
             f"tower '{end.name}': start and end are built differently (model, activation or image"
             " size), so the weights between them mean nothing. Build the start with the run's own"

@@ -1,0 +1,124 @@
+"""What a step encodes: each tower once on each of its inputs, whatever the number of pictures and
+distillers that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import Batch
+from vlkd_cli.recipe.address import MAIN_VIEW, Address
+from vlkd_cli.recipe.types import Progress
+from vlkd_cli.towers.outputs import Output
+from vlkd_cli.towers.tower import Tower
+
+Towers = Mapping[str, Tower | MomentumTower]
+
+
+class Pass(NamedTuple):
+    """One run of a tower on one input: its outputs, each of the pictures that are read of it."""
+
+    tower: str
+    input: str
+    outputs: dict[str, tuple[int, ...]]
+
+
+class Rows(NamedTuple):
+    """What an address stands for in a batch.
+
+    Args:
+        values: `[B, E]`, `[B, T, E]`, or `[M, E]` with `counts`.
+        counts: `[B]` int64: how many of the M rows belong to each sample, where that varies.
+    """
+
+    values: Tensor
+    counts: Tensor | None = None
+
+    def flat(self) -> Tensor:
+        """`[M, E]`, the rows of one sample after those of another."""
+        return self.values if self.values.ndim == 2 else self.values.flatten(0, 1)
+
+    def samples(self) -> Tensor:
+        """`[M]` int64: which sample each of the flattened rows belongs to."""
+        device = self.values.device
+        if self.counts is not None:
+            return torch.arange(len(self.counts), device=device).repeat_interleave(self.counts)
+        batch, *places = self.values.shape[:-1]
+        return torch.arange(batch, device=device).repeat_interleave(places[0] if places else 1)
+
+
+def plan(addresses: Iterable[Address]) -> tuple[Pass, ...]:
+    """The passes that give these addresses, in the order in which they are first read."""
+    pictures: dict[tuple[str, str], dict[str, set[int]]] = {}
+    for address in addresses:
+        outputs = pictures.setdefault((address.tower, address.input), {})
+        outputs.setdefault(address.output, set()).add(address.picture)
+    return tuple(
+        Pass(tower, view, {output: tuple(sorted(read)) for output, read in outputs.items()})
+        for (tower, view), outputs in pictures.items()
+    )
+
+
+def input_key(towers: Towers, tower: str, view: str) -> str:
+    """The key of `Batch.inputs` that a tower reads; a follower reads the followed tower's."""
+    reader = towers[tower]
+    name = reader.follows if isinstance(reader, MomentumTower) else tower
+    return name if view == MAIN_VIEW else f"{name}@{view}"
+
+
+def encode(
+    passes: Iterable[Pass],
+    towers: Towers,
+    learning: Iterable[str],
+    batch: Batch,
+    progress: Progress,
+) -> dict[Address, Rows]:
+    """Run the passes on a batch.
+
+    Args:
+        learning: names of the towers that take a gradient; the others run without.
+    """
+    found: dict[Address, Rows] = {}
+    for one in passes:
+        tower = towers[one.tower]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and one.tower in learning):
+            found |= _encode_one(
+                one, tower, input_key(towers, one.tower, one.input), batch, progress
+            )
+    return found
+
+
+def _encode_one(
+    one: Pass, tower: Tower | MomentumTower, key: str, batch: Batch, progress: Progress
+) -> dict[Address, Rows]:
+    inputs, pictures = batch.inputs[key], 1
+    if isinstance(inputs, Tensor) and inputs.ndim == 5:
+        pictures = inputs.shape[1]
+        inputs = inputs.flatten(0, 1)
+    original = tower.tower if isinstance(tower, MomentumTower) else tower
+    hidden = batch.hidden.get(one.input) if original.reads_hidden else None
+    if hidden is not None and hidden.ndim == 3:
+        hidden = hidden.flatten(0, 1)
+    step = {"step": progress.step} if isinstance(tower, MomentumTower) else {}
+    values = tower(inputs, one.outputs, hidden=hidden, pictures=pictures, **step)
+    found: dict[Address, Rows] = {}
+    for output, read in one.outputs.items():
+        counts = None
+        if values[output].ndim == 2 and not original.graph.is_row(output):
+            assert hidden is not None
+            counts = _counts(original, output, Output(hidden, tuple(range(1, pictures + 1))), read)
+        together = Output(values[output], read, counts)
+        for picture in read:
+            own = together.of((picture,))
+            address = Address(one.tower, output, one.input, picture)
+            found[address] = Rows(own.values, own.counts)
+    return found
+
+
+def _counts(tower: Tower, output: str, hidden: Output, pictures: tuple[int, ...]) -> Tensor:
+    chosen = hidden.of(pictures).values
+    return (chosen if tower.graph.at(output) == "hidden" else ~chosen).sum(1)

@@ -1,0 +1,108 @@
+"""What is known of each modality, in one object each; no other file compares their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd_cli.data.images.decode import decode, fit
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.views import ImageView, TextView
+from vlkd_cli.preprocessing import ImageInput, InputSpec, TextInput, standardize
+from vlkd_cli.recipe.types import ModalityName
+
+if TYPE_CHECKING:
+    from vlkd_cli.data.batch import View
+    from vlkd_cli.data.images.augment import Augment
+
+
+class Modality(Protocol):
+    """What towers of one modality have in common."""
+
+    name: ModalityName
+    table: Literal["sample", "text"]
+    """What a row of its cached features belongs to: a sample, or one of the samples' texts."""
+
+    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+        """What the loader prepares of each sample.
+
+        Args:
+            expected: what the tower declares.
+            augment: random changes in training; None where there are none.
+            text: the name of the text that is read; None for the main one.
+        """
+        ...
+
+    def rows(self, reader: Reader) -> int:
+        """Rows of a table of cached features of all of a reader's data."""
+        ...
+
+    def prepare(self, inputs: Any, expected: InputSpec) -> Any:
+        """A batch of the loader as the backbone takes it, on the batch's device."""
+        ...
+
+    def load(self, items: Sequence[Any], expected: InputSpec) -> Any:
+        """Inputs of a tower from what a Python caller has.
+
+        Raises:
+            Broken: a picture cannot be read.
+        """
+        ...
+
+
+class ImageModality:
+    """Pictures: files, encoded bytes, PIL images or `[H, W, 3]` uint8 arrays."""
+
+    name: ModalityName = "image"
+    table: Literal["sample", "text"] = "sample"
+
+    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+        assert isinstance(expected, ImageInput)
+        return ImageView(expected, augment)
+
+    def rows(self, reader: Reader) -> int:
+        return len(reader)
+
+    def prepare(self, inputs: Any, expected: InputSpec) -> Tensor:
+        assert isinstance(expected, ImageInput)
+        return standardize(inputs, expected)
+
+    def load(self, items: Sequence[Any], expected: InputSpec) -> Tensor:
+        assert isinstance(expected, ImageInput)
+        return torch.stack([fit(_pixels(item), expected) for item in items])
+
+
+class TextModality:
+    """Strings."""
+
+    name: ModalityName = "text"
+    table: Literal["sample", "text"] = "text"
+
+    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+        assert not isinstance(expected, ImageInput)
+        return TextView(expected)
+
+    def rows(self, reader: Reader) -> int:
+        return reader.num_captions
+
+    def prepare(self, inputs: Any, expected: InputSpec) -> TextInput:
+        prepared: TextInput = inputs
+        return prepared
+
+    def load(self, items: Sequence[Any], expected: InputSpec) -> TextInput:
+        assert not isinstance(expected, ImageInput)
+        return expected(list(items))
+
+
+def _pixels(item: Any) -> np.ndarray:
+    if isinstance(item, np.ndarray):
+        return item
+    return decode(str(item) if isinstance(item, Path) else item)
+
+
+MODALITIES: dict[ModalityName, Modality] = {"image": ImageModality(), "text": TextModality()}

@@ -1,0 +1,55 @@
+"""The patches of a picture themselves, as targets of masked objectives."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.preprocessing import Grid
+from vlkd_cli.recipe.types import PositiveInt
+
+
+class PatchHead(nn.Module):
+    """The pixels of each place of a picture, standardized as the encoder sees them. Has no weights.
+
+    The values of a place are in the order row, column, channel.
+
+    Args:
+        patch_px: side of a place in pixels; by default that of the encoder's grid.
+        normalize: subtract each place's mean and divide by its standard deviation, all channels
+            together.
+
+    Source: He et al., Masked Autoencoders, arXiv:2111.06377, section 3; facebookresearch/mae,
+        models_mae.py: patchify and forward_loss (unbiased variance plus 1e-6).
+    """
+
+    has_weights = False
+
+    def __init__(
+        self,
+        width_in: int,
+        grid: Grid | None = None,
+        *,
+        patch_px: PositiveInt | None = None,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        if patch_px is None and grid is None:
+            raise ValueError("this encoder has no grid to take `patch_px` from; set it")
+        self.patch_px = patch_px if patch_px is not None else grid.patch_px  # type: ignore[union-attr]
+        self.normalize = normalize
+        self.width = width_in * self.patch_px**2
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T E"]:
+        batch, channels, height, width = images.shape
+        side = self.patch_px
+        if height % side or width % side:
+            raise ValueError(
+                f"patches of {side} px do not divide pictures of {height} x {width} px"
+            )
+        windows = images.view(batch, channels, height // side, side, width // side, side)
+        patches = windows.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, self.width)
+        if not self.normalize:
+            return patches
+        centered = patches - patches.mean(-1, keepdim=True)
+        return centered / (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -1,0 +1,145 @@
+"""A tower out of a run: as it was trained there, with the heads that are read and new ones on
+top."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli import catalog
+from vlkd_cli.checkpoint import Checkpoint, resolve
+from vlkd_cli.errors import CheckpointError, RecipeError
+from vlkd_cli.recipe.address import modality_of
+from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.towers.assemble import assemble, build_heads, connect, prepare_masks
+from vlkd_cli.towers.freezing import choose_parameters
+from vlkd_cli.towers.outputs import HEAD, Outputs
+from vlkd_cli.towers.tower import Tower
+
+FOLLOWED = "tower."
+"""Prefix of a follower's parameters in a checkpoint."""
+
+
+def take_from_run(
+    name: str, spec: TowerSpec, *, outputs: Collection[str] | None, cache_dir: Path | str | None
+) -> Tower:
+    """A trained tower with the freezing, masks and new heads that this recipe asks for.
+
+    A tower that follows another comes with its own weights. Of the run's heads those come along
+    that `outputs` needs, and the one called `head`; a new head replaces the run's of its name.
+    """
+    checkpoint = _checkpoint_of(name, spec)
+    assert checkpoint.path is not None
+    # Its recipe is somebody else's program, whatever this one says about itself.
+    sections = checkpoint.read_recipe(
+        trust=bool(spec.keys.get("trust", False)),
+        remedy=f"Add `trust: true` next to the `run:` of tower '{name}' if you trust its author.",
+    ).towers
+    chosen = spec.tower or _only_of_modality(name, spec, sections, checkpoint.path)
+    if chosen not in sections:
+        raise RecipeError(
+            f"tower '{name}': run '{spec.run}' has no tower '{chosen}'."
+            f"{catalog.did_you_mean(chosen, sections)} It has: {', '.join(sections)}."
+        )
+    keys = [key for key in spec.keys if key != "trust"]
+    if spec.pooler is not None or keys:
+        extra = ", ".join([*(["pooler"] if spec.pooler else []), *keys])
+        raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
+    trained = _as_trained(chosen, sections, checkpoint, cache_dir)
+    own = _refitted(name, spec, trained, outputs)
+    own.source = checkpoint.source
+    return own
+
+
+def _as_trained(
+    chosen: str,
+    sections: Mapping[str, TowerSpec],
+    checkpoint: Checkpoint,
+    cache_dir: Path | str | None,
+) -> Tower:
+    section = sections[chosen]
+    follows = section.follows is not None
+    state = {}
+    if follows:
+        state = {
+            key.removeprefix(FOLLOWED): value for key, value in checkpoint.tower(chosen).items()
+        }
+        section = sections[str(section.follows)]
+        # It carries the heads that its run read of it.
+        kept = {
+            key: head
+            for key, head in section.all_heads.items()
+            if any(entry.startswith(_prefix(key)) for entry in state)
+        }
+        section = section.model_copy(
+            update={"head": kept.pop(HEAD, None), "heads": kept, "masks": sections[chosen].masks}
+        )
+    assert checkpoint.path is not None
+    tower = assemble(
+        chosen,
+        section,
+        cache_dir=cache_dir,
+        run_folder=checkpoint.path.parent.parent,
+        files=checkpoint.files,
+    )
+    if follows:
+        tower.load_state_dict(state, strict=False)
+    # Of a tower that was frozen there, the checkpoint holds nothing: it is what its builder gives.
+    elif not tower.is_frozen:
+        tower.load_trainable_state(checkpoint.tower(chosen))
+    return tower
+
+
+def _refitted(name: str, spec: TowerSpec, trained: Tower, outputs: Collection[str] | None) -> Tower:
+    backbone, pooler = trained.encoder, trained.pooler
+    if spec.masks == "replace" and backbone.mask_token is not None:
+        pass
+    else:
+        backbone.mask_token = None
+        prepare_masks(name, spec, backbone)
+    brought = {key: head for key, head in trained.parts().items() if key not in spec.all_heads}
+    new = build_heads(name, spec.all_heads, backbone, pooler, brought)
+    heads = {**brought, **new}
+    if outputs is not None:
+        read = Outputs(heads).closure({*outputs, HEAD})
+        heads = {key: head for key, head in heads.items() if key in read or key in new}
+    choose_parameters(
+        name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
+    )
+    own = connect(name, backbone, pooler, heads, spec.masks)
+    assert trained.section is not None
+    specs = {**trained.section.all_heads, **spec.all_heads}
+    specs = {key: specs[key] for key in heads}
+    own.section = trained.section.model_copy(
+        update={"head": specs.pop(HEAD, None), "heads": specs, "masks": spec.masks}
+    )
+    return own
+
+
+def _prefix(head: str) -> str:
+    return "head." if head == HEAD else f"heads.{head}."
+
+
+def _checkpoint_of(name: str, spec: TowerSpec) -> Checkpoint:
+    try:
+        return Checkpoint.load(resolve(str(spec.run), spec.checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f"tower '{name}': {error}") from error
+
+
+def _only_of_modality(
+    name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], file: Path
+) -> str:
+    wanted: Any = modality_of({name: spec}, name)
+    fitting = [
+        key
+        for key, section in sections.items()
+        if not section.follows and wanted in (None, modality_of(sections, key))
+    ]
+    if len(fitting) != 1:
+        raise RecipeError(
+            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by"
+            f" `tower:`: {', '.join(sections)}."
+        )
+    return fitting[0]
