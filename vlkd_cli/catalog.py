@@ -261,7 +261,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "the tower's evaluation transform, the same in every epoch",
         ),
     },
-    "mask": {},
+    "mask": {
+        "random": Entry("data.masks:RandomMask", "places chosen uniformly, always as many (MAE)"),
+        "block": Entry("data.masks:BlockMask", "rectangles of random aspect (BEiT, iBOT)"),
+    },
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
         "retrieval": Entry(

@@ -26,6 +26,13 @@ class ImageInput(NamedTuple):
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    def at_size(self, size_px: int) -> ImageInput:
+        """The same for square pictures of another size."""
+        resize_px = self.resize_px
+        if resize_px is not None:
+            resize_px = round(resize_px * size_px / min(self.size_px))
+        return self._replace(size_px=(size_px, size_px), resize_px=resize_px)
+
 
 TextInput = dict[str, Tensor]
 """`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the

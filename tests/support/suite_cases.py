@@ -144,7 +144,7 @@ def elevater(folder: Path) -> Case:
     root = make_elevater_root(folder / "elevater", train=1, test=60)
     random = Subject(*colour_towers())
     assert random.image is not None
-    random.image.head = RandomHead(3)
+    random.image = Tower("image", random.image.encoder, head=RandomHead(3))
     keys = {"root": str(root), "datasets": ["toy-colours", "toy-places"]}
     return Case(keys, Subject(*colour_towers()), random, 0.15)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """One image with its captions, drawn for one batch row.
+    """One image with its texts, for one row of a batch.
 
-    `image` holds encoded bytes, a file's path, or a drawn PIL image; it is decoded once, whatever
-    the number of views.
+    `image` holds encoded bytes, a file's path, or a rendered PIL image; it is decoded once,
+    whatever the number of views.
     """
 
     index: int
     image: bytes | str | Image.Image | None
-    captions: Sequence[str]
-    caption: int = 0
-    """Which of the captions this draw uses."""
-    caption_row: int = 0
-    """Row of that caption in a table of all captions of the reader."""
+    captions: Sequence[str] = ()
+    """All texts of the sample, its captions proper and those of every other name."""
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """First and past-the-last position of the texts of a name; a name that is not there has all."""
+    choice: int = 0
+    """A random number that says which of several wordings of a text is used; the same for all
+    names."""
+    first_row: int = 0
+    """Row of its first text in a table of all texts of the reader."""
     label: int = -1
     name: str = ""
     """What a message calls it, e.g. the file's path."""
@@ -40,6 +44,11 @@ class Sample:
     """Whether an image that is cut off is taken as far as it goes."""
     problem: str = ""
     """Why its image or its captions are missing, where the reader knows."""
+
+    def text(self, name: str) -> int:
+        """Position of the chosen wording of a text."""
+        first, stop = self.spans.get(name, (0, len(self.captions)))
+        return first + self.choice % max(stop - first, 1)
 
 
 class Broken(Exception):
@@ -57,8 +66,10 @@ class Skipped(NamedTuple):
 class View(Protocol):
     """What one tower sees of the samples; runs in a loader worker."""
 
-    needs_image: bool
-    needs_captions: bool
+    @property
+    def needs(self) -> frozenset[str]:
+        """What of a sample it reads: of image, text, mesh."""
+        ...
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor | TextInput: ...
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.decode import decode, fit
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView, TextView
@@ -28,13 +29,16 @@ class Modality(Protocol):
     table: Literal["sample", "text"]
     """What a row of its cached features belongs to: a sample, or one of the samples' texts."""
 
-    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+    def view(
+        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+    ) -> View:
         """What the loader prepares of each sample.
 
         Args:
-            expected: what the tower declares.
+            expected: what the tower declares, at the size of the view.
             augment: random changes in training; None where there are none.
             text: the name of the text that is read; None for the main one.
+            copies: how often the changes are made anew.
         """
         ...
 
@@ -61,9 +65,11 @@ class ImageModality:
     name: ModalityName = "image"
     table: Literal["sample", "text"] = "sample"
 
-    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+    def view(
+        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+    ) -> View:
         assert isinstance(expected, ImageInput)
-        return ImageView(expected, augment)
+        return ImageView(expected, augment, copies=copies)
 
     def rows(self, reader: Reader) -> int:
         return len(reader)
@@ -83,9 +89,11 @@ class TextModality:
     name: ModalityName = "text"
     table: Literal["sample", "text"] = "text"
 
-    def view(self, expected: InputSpec, augment: Augment | None, text: str | None) -> View:
+    def view(
+        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+    ) -> View:
         assert not isinstance(expected, ImageInput)
-        return TextView(expected)
+        return TextView(expected, text or MAIN)
 
     def rows(self, reader: Reader) -> int:
         return reader.num_captions

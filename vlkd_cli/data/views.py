@@ -6,13 +6,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlkd_cli.data.batch import Sample
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.augment import Augment
 from vlkd_cli.data.images.decode import Box, Picture, fit
 from vlkd_cli.errors import DataError
@@ -20,115 +21,141 @@ from vlkd_cli.preprocessing import ImageInput, TextInput
 
 
 class ImageView:
-    """uint8 images `[B, 3, H, W]` at the tower's size.
+    """uint8 images `[B, 3, H, W]` at the tower's size; `[B, V, 3, H, W]` where a view has V > 1
+    pictures.
 
     Args:
         expected: what the tower expects.
         augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
             the full-size pixels.
+        copies: how often the changes are made anew.
     """
 
-    needs_image = True
-    needs_captions = False
+    needs: ClassVar[frozenset[str]] = frozenset({"image"})
 
-    def __init__(self, expected: ImageInput, augment: Augment | None = None) -> None:
-        self.expected, self.augment = expected, augment
+    def __init__(
+        self, expected: ImageInput, augment: Augment | None = None, *, copies: int = 1
+    ) -> None:
+        self.expected, self.augment, self.copies = expected, augment, copies
+        self.pictures = copies * (1 if augment is None else augment.pictures)
+        self.size_px = expected.size_px if augment is None else augment.size(expected)
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         images = self.empty(len(samples))
         for image, sample in zip(images, samples, strict=True):
-            image.copy_(draw_images(sample, [self])[0])
+            render(sample, [self], [image])
         return images
 
     def empty(self, count: int) -> Tensor:
-        """Room for that many images."""
-        return torch.empty(count, 3, *self.expected.size_px, dtype=torch.uint8)
+        """Room for the pictures of that many samples."""
+        several = () if self.pictures == 1 else (self.pictures,)
+        return torch.empty(count, *several, 3, *self.size_px, dtype=torch.uint8)
 
 
-def draw_images(
-    sample: Sample, views: Sequence[ImageView], salts: Sequence[int] | None = None
-) -> list[Tensor]:
-    """The sample's picture as each view sees it, `[3, H, W]` uint8, decoded once at the largest
-    scale that a view needs.
+class _Plan(NamedTuple):
+    """What one copy of a view shows of an image."""
+
+    view: ImageView
+    room: Tensor
+    box: Box | None
+    draw: random.Random
+
+
+def render(
+    sample: Sample,
+    views: Sequence[ImageView],
+    rooms: Sequence[Tensor],
+    salts: Sequence[int] | None = None,
+) -> None:
+    """Write the sample's pictures as each view shows them.
+
+    The image is decoded once, at the largest scale that one of them needs.
 
     Args:
-        salts: a number for each view; views of the same number draw the same region, others draw
-            their own.
+        rooms: for each view, one sample's part of `ImageView.empty`.
+        salts: a number for each view; views of one number show the same regions, others their own.
 
     Raises:
-        Broken: the picture cannot be read.
+        Broken: the image cannot be read.
     """
     assert sample.image is not None
     picture = Picture(sample.image, salvage=sample.salvage)
     full = picture.height, picture.width
-    shrink = 8
-    planned: list[tuple[Augment, Box, random.Random] | None] = []
-    for view, salt in zip(views, salts or [0] * len(views), strict=True):
-        if view.augment is None:
-            shrink = 1
-            planned.append(None)
-            continue
-        draw = random.Random(sample.seed * 1_000_003 + salt)
-        box = view.augment.region(full, draw)
-        shrink = min(shrink, view.augment.shrink(box, view.expected))
-        planned.append((view.augment, box, draw))
+    shrink, plans = 8, []
+    for view, room, salt in zip(views, rooms, salts or [0] * len(views), strict=True):
+        apart = room.view(view.copies, -1, *room.shape[-3:])
+        for copy in range(view.copies):
+            draw = random.Random(seed_of(sample.seed, salt, copy))
+            box = None if view.augment is None else view.augment.region(full, draw)
+            scale = 1 if box is None else view.augment.shrink(box, view.expected)  # type: ignore[union-attr]
+            shrink = min(shrink, scale)
+            plans.append(_Plan(view, apart[copy], box, draw))
     pixels = picture.pixels(shrink)
-    images = []
-    for view, plan in zip(views, planned, strict=True):
-        if plan is None:
-            images.append(fit(pixels, view.expected))
-        else:
-            augment, box, draw = plan
-            images.append(augment.apply(pixels, full, box, view.expected, draw))
-    return images
+    for view, room, box, draw in plans:
+        shown: Sequence[Tensor] = (
+            (fit(pixels, view.expected),)
+            if view.augment is None or box is None
+            else view.augment.apply(pixels, full, box, view.expected, draw)
+        )
+        for place, image in zip(room, shown, strict=True):
+            place.copy_(image)
+
+
+def seed_of(sample: int, view: int, copy: int, purpose: int = 0) -> int:
+    """Seed of the random choices of one copy of a view of a sample.
+
+    Args:
+        view: 0 for the main one, else a number that stands for its name.
+        purpose: 0 for the region and what follows it, another number for other choices.
+    """
+    return sample * 1_000_003 + view + (copy << 72) + (purpose << 96)
 
 
 class TextView:
-    """The drawn caption of each sample, tokenised.
+    """One text of each sample, tokenized.
 
     Args:
         tokenize: strings to a TextInput; survives pickling.
+        text: which text: the captions, or another by its name.
     """
 
-    needs_image = False
-    needs_captions = True
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
-    def __init__(self, tokenize: Callable[[Sequence[str]], TextInput]) -> None:
-        self.tokenize = tokenize
+    def __init__(self, tokenize: Callable[[Sequence[str]], TextInput], text: str = MAIN) -> None:
+        self.tokenize, self.text = tokenize, text
 
     def __call__(self, samples: Sequence[Sample]) -> TextInput:
-        return self.tokenize([sample.captions[sample.caption] for sample in samples])
+        return self.tokenize([sample.captions[sample.text(self.text)] for sample in samples])
 
 
 class FeatureView:
-    """Stored features `[B, D]` float32 out of a memory-mapped table.
+    """Cached features `[B, D]` float32 out of a memory-mapped table.
 
     Args:
-        path: a `.npy` file, one row per image or per caption of the reader, in its order.
+        path: a `.npy` file, one row per sample or per text of the reader, in its order.
         table: which of the two.
+        text: of texts, which one.
     """
 
-    needs_image = False
-    needs_captions = False
-
-    def __init__(self, path: str | Path, table: Literal["sample", "text"]) -> None:
-        self.path, self.table = Path(path), table
+    def __init__(
+        self, path: str | Path, table: Literal["sample", "text"], text: str = MAIN
+    ) -> None:
+        self.path, self.table, self.text = Path(path), table, text
+        # Of other texts some samples may have none.
+        self.needs = frozenset({"text"}) if text != MAIN else frozenset()
         self._rows: np.ndarray | None = None
         self.num_rows, self.width = self._mapped().shape
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
-        images = np.fromiter(
-            (sample.index for sample in samples), dtype=np.int64, count=len(samples)
-        )
-        captions = np.fromiter(
-            (sample.caption_row for sample in samples), dtype=np.int64, count=len(samples)
-        )
-        return self.gather(images, captions)
+        rows = [
+            sample.index if self.table == "sample" else sample.first_row + sample.text(self.text)
+            for sample in samples
+        ]
+        return self.gather(np.array(rows, dtype=np.int64))
 
-    def gather(self, image_rows: np.ndarray, caption_rows: np.ndarray) -> Tensor:
-        """The features of these rows of its table; the other argument is ignored."""
-        rows = self._mapped()[image_rows if self.table == "sample" else caption_rows]
-        return torch.from_numpy(rows.astype(np.float32, copy=False))
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """The features of these rows of its table."""
+        return torch.from_numpy(self._mapped()[rows].astype(np.float32, copy=False))
 
     def _mapped(self) -> np.ndarray:
         if self._rows is None:
@@ -138,8 +165,8 @@ class FeatureView:
                 self._rows = np.asarray(np.load(self.path, mmap_mode="r"))
             except (OSError, ValueError) as error:
                 raise DataError(
-                    f"stored features {self.path} cannot be read ({error}). Delete the file; it is"
-                    " computed anew."
+                    f"cached features {self.path} cannot be read ({error}). Delete the file; it"
+                    " will be computed again."
                 ) from error
         return self._rows
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.momentum import MomentumTower
-from vlkd_cli.data.batch import View
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.data.views import FeatureView
 from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.views import addresses, build_augment, build_masks, build_views, view_spec
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.training_cache import Stored, store_features
-from vlkd_cli.recipe.address import MAIN_VIEW, arrow_of, text_names
-from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.address import MAIN_VIEW, pictures_of, text_names
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.towers.outputs import INPUT, TOKENS
 from vlkd_cli.towers.tower import Tower
 
 Towers = dict[str, Tower | MomentumTower]
@@ -82,13 +81,16 @@ def build_loader(
     )
     for key, name in keys.items():
         if name in inputs.stored:
+            text = key.partition("@")[2]
             views[key] = FeatureView(
                 inputs.stored[name].path,
                 MODALITIES[towers[name].modality].table,
+                text if text in text_names(data) else MAIN_VIEW,
             )
     loader = Loader(
         inputs.reader,
         views,
+        masks=build_masks(recipe, views, towers),
         batch_size=settings.batch_size,
         seed=settings.seed,
         workers=data.workers,
@@ -114,32 +116,6 @@ def build_loader(
     return loader
 
 
-def build_views(
-    recipe: Recipe, input_keys: dict[str, str], towers: dict[str, Tower | MomentumTower]
-) -> dict[str, View]:
-    """What the loader prepares for each tower and view that a step reads."""
-    assert recipe.data is not None
-    return {key: _view(recipe, key, towers[tower]) for key, tower in input_keys.items()}
-
-
-def _view(recipe: Recipe, key: str, tower: Tower | MomentumTower) -> View:
-    assert recipe.data is not None
-    original = tower.tower if isinstance(tower, MomentumTower) else tower
-    name = key.partition("@")[2] or MAIN_VIEW
-    text = name if name in text_names(recipe.data) else None
-    augment = None if text is not None else build_augment(recipe, name)
-    return MODALITIES[original.modality].view(original.input, augment, text)
-
-
-def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Any:
-    """The augmentation of a view of the training images, or None where it is switched off."""
-    assert recipe.data is not None
-    component = recipe.data.views.get(view) or recipe.data.augment
-    if component is None:
-        return make("augment", "standard", {})
-    return None if component.name == "none" else make("augment", component.name, component.keys)
-
-
 def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> bool:
     asked = recipe.towers[name].cache
     obstacle = _obstacle(recipe, reader, name, tower)
@@ -158,22 +134,24 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
         return "its backbone or pooler learns"
     if not isinstance(reader, Reader):
         return "its data is a stream, which has no rows to store"
-    if tower.modality == "image" and any(
-        build_augment(recipe, view) is not None for view in _views_of(recipe, name)
-    ):
+    read = addresses(recipe, name)
+    needed = tower.graph.closure({address.output for address in read}) & {INPUT, TOKENS}
+    if needed:
+        return f"'{min(needed)}' is read of it, and only features are cached"
+    if MODALITIES[tower.modality].table == "text":
+        return None
+    views = {address.input for address in read}
+    if any(build_augment(recipe, view) is not None for view in views):
         return (
             "its images are augmented at random, so its features change from epoch to epoch; set"
             " data.augment: {name: none}"
         )
+    assert recipe.data is not None
+    for view in views:
+        if view_spec(recipe.data, view).mask is not None and tower.reads_hidden:
+            return f"view '{view}' has a mask"
+        if pictures_of(recipe.data, view) > 1:
+            return f"view '{view}' has several pictures"
+        if view_spec(recipe.data, view).size_px is not None:
+            return f"view '{view}' has a size of its own"
     return None
-
-
-def _views_of(recipe: Recipe, name: str) -> set[str]:
-    """The views of the samples that a tower sees."""
-    arrows = [arrow_of(recipe, spec) for spec in recipe.distillers]
-    return {
-        address.input
-        for arrow in arrows
-        for address in (*arrow.addresses(), *arrow.episode_addresses())
-        if address.tower == name
-    }

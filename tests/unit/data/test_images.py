@@ -21,8 +21,8 @@ from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.images import decode as images
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
-from vlkd_cli.data.views import ImageView, draw_images
-from vlkd_cli.engine.build import build_augment
+from vlkd_cli.data.views import ImageView, render
+from vlkd_cli.engine.views import build_augment
 from vlkd_cli.preprocessing import ImageInput
 
 
@@ -414,10 +414,53 @@ def test_several_views_decode_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ImageView(ImageInput(size_px=(32, 32)), StandardAugment()),
         ImageView(ImageInput(size_px=(160, 160)), StandardAugment()),
     )
-    assert [image.shape[-1] for image in draw_images(sample, [small, large])] == [32, 160]
-    draw_images(sample, [small])
-    draw_images(sample, [small, ImageView(ImageInput(size_px=(32, 32)))])
-    assert counts == [2, 8, 1]
+    copies = ImageView(ImageInput(size_px=(32, 32)), StandardAugment(), copies=5)
+    plain = ImageView(ImageInput(size_px=(32, 32)))
+    for views in ([small, large], [small], [small, plain], [copies, small]):
+        render(sample, views, [view.empty(1)[0] for view in views])
+    assert counts == [2, 8, 1, 8]
+
+
+def pictures_of(view: ImageView, seed: int = 1, salt: int = 0) -> Tensor:
+    room = view.empty(1)
+    # Not a JPEG file, which other views make be decoded at another scale.
+    sample = Sample(0, textured(100, 80), (), seed=seed)
+    render(sample, [view], [room[0]], [salt])
+    return room[0]
+
+
+def test_a_view_with_copies_has_that_many_pictures_each_changed_anew() -> None:
+    strong = StandardAugment(scale=(0.1, 0.6), flip=0.5)
+    one = ImageView(ImageInput(size_px=(24, 24)), strong)
+    three = ImageView(ImageInput(size_px=(24, 24)), strong, copies=3)
+    pictures = pictures_of(three)
+    assert three.pictures == 3 and pictures.shape == (3, 3, 24, 24)
+    assert three.empty(2).shape == (2, 3, 3, 24, 24) and one.empty(2).shape == (2, 3, 24, 24)
+    # The first picture is that of a view without copies, so that adding copies changes no other.
+    assert pictures[0].equal(pictures_of(one))
+    assert not pictures[1].equal(pictures[0]) and not pictures[1].equal(pictures[2])
+    assert pictures.equal(pictures_of(three))
+    assert not pictures.equal(pictures_of(three, seed=2))
+    assert not pictures[1].equal(pictures_of(three, salt=7)[1])
+
+
+class Halves(StandardAugment):
+    """Two pictures of one region: its left and its right half, at a size of their own."""
+
+    pictures: ClassVar[int] = 2
+
+    def size(self, expected: ImageInput) -> tuple[int, int]:
+        return 8, 8
+
+    def apply(self, pixels: Any, full: Any, box: Any, expected: Any, draw: Any) -> list[Tensor]:
+        (whole,) = super().apply(pixels, full, box, expected._replace(size_px=(8, 16)), draw)
+        return [whole[:, :, :4].repeat(1, 1, 2), whole[:, :, 4:].repeat(1, 1, 2)]
+
+
+def test_pictures_of_one_draw_and_copies_multiply() -> None:
+    view = ImageView(ImageInput(size_px=(24, 24)), Halves(), copies=3)
+    assert view.pictures == 6 and view.size_px == (8, 8)
+    assert pictures_of(view).shape == (6, 3, 8, 8)
 
 
 def test_augment_none_is_the_evaluation_transform() -> None:

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from tests.support.data_sets import csv_data, write_photos, write_table
+from tests.support.fakes import read_texts
 from vlkd_cli import console
 from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.loading import workers as worker_pool
 from vlkd_cli.data.loading.broken import BrokenCount
 from vlkd_cli.data.loading.loader import Loader, in_order
+from vlkd_cli.data.masks import BlockMask, RandomMask, ViewMask
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.data.views import FeatureView, ImageView, TextView
 from vlkd_cli.errors import DataError
-from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.preprocessing import Grid, ImageInput, TextInput
 
 SMALL = ImageInput(size_px=(24, 24))
 
@@ -246,8 +248,8 @@ def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path:
     np.save(tmp_path / "images.npy", np.arange(len(reader), dtype=np.float32)[:, None] * [1, 10])  # type: ignore[arg-type]
     np.save(tmp_path / "captions.npy", np.arange(reader.num_captions, dtype=np.float32)[:, None])  # type: ignore[union-attr]
     stored = {
-        "image": FeatureView(tmp_path / "images.npy", "image"),
-        "caption": FeatureView(tmp_path / "captions.npy", "caption"),
+        "image": FeatureView(tmp_path / "images.npy", "sample"),
+        "caption": FeatureView(tmp_path / "captions.npy", "text"),
     }
     fast = Loader(reader, stored, batch_size=3, seed=5)
     slow = Loader(reader, stored | {"text": TextView(letters)}, batch_size=3, seed=5)
@@ -266,6 +268,63 @@ def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path:
                 assert reader.captions(int(index))[int(row) - start] == caption  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_are_those_of_sample_view_and_picture_whatever_the_towers_and_workers(
+    workers: int,
+) -> None:
+    strong = StandardAugment(scale=(0.3, 1.0))
+    grid = Grid(4, 4, 6)
+    masks = {"main": ViewMask(RandomMask(grid), 2), "local": ViewMask(BlockMask(grid, hidden=5), 1)}
+
+    def loaded(workers: int, *towers: str) -> list[Batch]:
+        views: dict[str, Any] = {tower: ImageView(SMALL, strong, copies=2) for tower in towers}
+        views |= {f"{tower}@local": ImageView(SMALL, strong) for tower in towers}
+        reader = Shapes(num_samples=24, size_px=32)
+        loader = Loader(reader, views, batch_size=8, seed=3, workers=workers, masks=masks)
+        batches = list(loader.batches(1))
+        loader.close()
+        return batches
+
+    alone, together = loaded(0, "image"), loaded(workers, "image", "teacher")
+    for one, other in zip(alone, together, strict=True):
+        assert one.hidden["main"].shape == (8, 2, 16) and one.hidden["local"].shape == (8, 16)
+        for name in masks:
+            assert one.hidden[name].equal(other.hidden[name])
+        assert other.inputs["image"].equal(other.inputs["teacher"])  # type: ignore[union-attr, arg-type]
+        assert one.inputs["image"].shape == (8, 2, 3, 24, 24)  # type: ignore[union-attr]
+    hidden = torch.cat([batch.hidden["main"] for batch in alone])
+    assert hidden.sum(2).eq(12).all()
+    assert not hidden[:, 0].equal(hidden[:, 1]) and not hidden[0].equal(hidden[1])
+
+
+def test_named_texts_are_drawn_with_the_captions_choice_and_empty_ones_are_replaced(
+    tmp_path: Path,
+) -> None:
+    table = tmp_path / "pairs.csv"
+    rows = [f"question {row},{'' if row == 3 else f'first {row}'},second {row}" for row in range(8)]
+    table.write_text("\n".join(["question,a,b", *rows]) + "\n")
+    texts = {"answer": ["a"], "other": ["a", "b"]}
+    data = {
+        "reader": "csv",
+        "path": str(table),
+        "image": None,
+        "caption": "question",
+        "texts": texts,
+    }
+    reader = open_reader(data)
+    shown = {"text": TextView(letters), "text@answer": TextView(letters, "answer")}
+    seen = []
+    for epoch in range(3):
+        loader = Loader(reader, shown, batch_size=4, seed=0, max_broken_share=1.0)
+        for batch in loader.batches(epoch):
+            questions, answers = (read_texts(batch.inputs[key]) for key in shown)  # type: ignore[arg-type]
+            for question, answer in zip(questions, answers, strict=True):
+                assert question.removeprefix("question ") == answer.removeprefix("first ")
+            seen += answers
+            assert all(skipped.reason == "has no text 'answer'" for skipped in batch.skipped)
+    assert "first 3" not in seen and len(set(seen)) == 7
+
+
 def test_starting_another_iteration_ends_the_former() -> None:
     loader = Loader(
         Shapes(num_samples=16, size_px=16), {"text": TextView(letters)}, batch_size=4, seed=0
@@ -280,8 +339,7 @@ def test_starting_another_iteration_ends_the_former() -> None:
 class Killer:
     """A view that ends its process as the kernel does when memory runs out."""
 
-    needs_image = False
-    needs_captions = True
+    needs = frozenset({"text"})
 
     def __call__(self, samples: Sequence[Any]) -> TextInput:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -303,7 +361,7 @@ def test_a_worker_that_dies_ends_in_one_line() -> None:
 class Slow:
     """Prepares a batch in a quarter of a second."""
 
-    needs_image = needs_captions = False
+    needs: frozenset[str] = frozenset()
 
     def __call__(self, samples: Sequence[Any]) -> torch.Tensor:
         time.sleep(0.25)
@@ -356,7 +414,7 @@ def test_rows_known_to_be_broken_are_replaced_and_reported(tmp_path: Path, store
     reader = open_reader({"reader": "shapes", "num_samples": 12, "size_px": 16})
     np.save(tmp_path / "rows.npy", np.arange(12, dtype=np.float32)[:, None])
     views = (
-        {"image": FeatureView(tmp_path / "rows.npy", "image")}
+        {"image": FeatureView(tmp_path / "rows.npy", "sample")}
         if stored
         else {"image": ImageView(ImageInput((16, 16)))}
     )

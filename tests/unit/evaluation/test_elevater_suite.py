@@ -29,6 +29,7 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suites.elevater import ElevaterSuite
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.towers.tower import Tower
 
 SHORT: dict[str, Any] = {"sweep_epochs": 1, "epochs": 3}
 NAMES = ["toy-colours", "toy-tags", "toy-memes", "toy-places"]
@@ -109,7 +110,7 @@ def test_zero_shot_reaches_a_checked_submission(
 def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
     subject = _subject(root)
     assert subject.image is not None
-    subject.image.head = RandomHead(3)
+    subject.image = Tower("image", subject.image.encoder, head=RandomHead(3))
     scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-places"]).run(subject))
     assert scores["toy-colours"] == pytest.approx(
         1 / 3, abs=0.37

@@ -42,9 +42,13 @@ def span_of(counts: Mapping[str, int], name: str) -> tuple[int, int]:
     Raises:
         KeyError: no text has this name.
     """
-    first = 0
-    for other, count in counts.items():
-        if other == name:
-            return first, first + count
+    return spans_of(counts)[name]
+
+
+def spans_of(counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Where the wordings of each text are among all texts of a sample."""
+    spans, first = {}, 0
+    for name, count in counts.items():
+        spans[name] = (first, first + count)
         first += count
-    raise KeyError(name)
+    return spans

@@ -1,10 +1,11 @@
-"""Random changes to training images: a region is drawn first, so that only as much is decoded as
-needed, then colours and blur."""
+"""Random changes to training images: a region is chosen first, so that only as much is decoded as
+needed, then colors and blur."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +18,13 @@ from vlkd_cli.recipe.types import NonNegative, Probability
 class Augment:
     """Base of the augmentations; every random choice comes from the generator that is handed in."""
 
+    pictures: ClassVar[int] = 1
+    """How many pictures it makes of one image at once."""
+
+    def size(self, expected: ImageInput) -> tuple[int, int]:
+        """Height and width of its pictures; by default what the tower expects."""
+        return expected.size_px
+
     def region(self, size: tuple[int, int], draw: random.Random) -> Box:
         """Which part of an image of this height and width is used."""
         raise NotImplementedError
@@ -27,7 +35,7 @@ class Augment:
 
     def shrink(self, box: Box, expected: ImageInput) -> int:
         """By how much a JPEG may be scaled down in decoding."""
-        return shrink_for((box.height, box.width), expected.size_px)
+        return shrink_for((box.height, box.width), self.size(expected))
 
     def apply(
         self,
@@ -36,11 +44,10 @@ class Augment:
         box: Box,
         expected: ImageInput,
         draw: random.Random,
-    ) -> Tensor:
-        """Pixels (perhaps scaled down from `full`) to `[3, H, W]` uint8."""
-        return self.finish(
-            resize(crop(pixels, box, full), expected.size_px, expected.interpolation), draw
-        )
+    ) -> Sequence[Tensor]:
+        """Pixels (perhaps scaled down from `full`) to `pictures` of `[3, H, W]` uint8."""
+        cut = resize(crop(pixels, box, full), self.size(expected), expected.interpolation)
+        return (self.finish(cut, draw),)
 
 
 class StandardAugment(Augment):

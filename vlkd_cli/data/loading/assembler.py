@@ -3,8 +3,10 @@ tokenised."""
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
+from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import FeatureView, ImageView, draw_images
+from vlkd_cli.data.views import FeatureView, ImageView, TextView, render, seed_of
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import TextInput
+from vlkd_cli.recipe.address import MAIN_VIEW
 
 _REPLACEMENTS = (
     50  # tries for one row; more than half of the data would have to be broken for these to fail
@@ -30,10 +35,11 @@ class Assembler:
 
     Args:
         reader: the data.
-        views: what each tower sees.
+        views: what each tower sees, by "tower" or "tower@input".
         order: the epoch's order of rows.
         batch_size: rows of this rank.
-        seed: of captions, augmentation and replacements.
+        seed: of the choice of texts, augmentation, masks and replacements.
+        masks: by view.
         rank: of this process.
         world_size: number of ranks.
         broken: rows that are known to be unreadable; they are replaced without being tried.
@@ -47,15 +53,21 @@ class Assembler:
         *,
         batch_size: int,
         seed: int,
+        masks: Mapping[str, ViewMask] | None = None,
         rank: int = 0,
         world_size: int = 1,
         broken: Mapping[int, Skipped] | None = None,
     ) -> None:
-        self.reader, self.views, self.order = reader, dict(views), order
+        self.reader, self.order = reader, order
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.broken = dict(broken or {})
-        self.views_of_samples = ViewsOfSamples(self.views)
-        self.reads_samples = any(not isinstance(view, FeatureView) for view in self.views.values())
+        self.views = SortedViews(views, masks or {})
+
+    @property
+    def reads_samples(self) -> bool:
+        """Whether a sample is looked at; otherwise rows of tables are enough."""
+        views = self.views
+        return bool(views.needs or views.masks) or views.others.keys() != views.features.keys()
 
     def __getitem__(self, request: Request) -> Batch:
         positions = self._positions(request.number)
@@ -68,22 +80,22 @@ class Assembler:
                 else self._gathered(rows, choices)
             )
         seeds = hashed(self.seed, request.epoch, positions, 1) >> np.uint64(1)
-        drawn = Drawn(self.views_of_samples, len(rows))
+        filling = Filling(self.views, len(rows))
         for slot, (row, choice, seed) in enumerate(
             zip(rows.tolist(), choices.tolist(), seeds.tolist(), strict=True)
         ):
-            self._draw(drawn, slot, row, choice, seed)
-        return drawn.batch()
+            self._put(filling, slot, row, choice, seed)
+        return self._with_targets(filling.batch())
 
     def exactly(self, rows: np.ndarray, *, skip: bool) -> Batch:
         """These rows with their first captions; broken ones raise, or are left out."""
         if not self.reads_samples:
             return self._gathered(rows, np.zeros(len(rows), dtype=np.uint64))
-        drawn = Drawn(self.views_of_samples, len(rows))
+        filling = Filling(self.views, len(rows))
         slot = 0
         for row in rows.tolist():
             try:
-                drawn.put(slot, self._sample(row, 0, 0))
+                filling.put(slot, self._sample(row, 0, 0))
                 slot += 1
             except Broken as broken:
                 if not skip:
@@ -91,8 +103,8 @@ class Assembler:
                         f"{self.reader.name(row)}: {broken}. Repair the file or take it out of the"
                         " data."
                     ) from None
-                drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
-        return drawn.batch(slot)
+                filling.skipped.append(Skipped(self.reader.name(row), str(broken)))
+        return self._with_targets(filling.batch(slot))
 
     def _positions(self, number: int) -> np.ndarray:
         """Positions of this rank's rows in the epoch; the last step of an epoch may hold fewer rows
@@ -103,66 +115,80 @@ class Assembler:
         return np.arange(start + self.rank * own, start + (self.rank + 1) * own, dtype=np.int64)
 
     def _gathered(self, rows: np.ndarray, choices: np.ndarray) -> Batch:
-        """A batch of stored features only: no sample is looked at."""
-        captions = rows
-        if any(
-            isinstance(view, FeatureView) and view.table == "text" for view in self.views.values()
-        ):
-            captions = self.reader.caption_starts(rows)
-            counts = self.reader.caption_starts(rows + 1) - captions
-            captions = captions + (choices % np.maximum(counts, 1).astype(np.uint64)).astype(
-                np.int64
-            )
+        """A batch of cached features only: no sample is looked at."""
+        texts = rows
+        if any(view.table == "text" for view in self.views.features.values()):
+            texts = self._main_texts(rows, choices)
         inputs: dict[str, Tensor | TextInput] = {
-            key: view.gather(rows, captions)
-            for key, view in self.views.items()
-            if isinstance(view, FeatureView)
+            key: view.gather(rows if view.table == "sample" else texts)
+            for key, view in self.views.features.items()
         }
-        return Batch(inputs, torch.from_numpy(rows), torch.from_numpy(self.reader.labels_of(rows)))
+        labels = torch.from_numpy(self.reader.labels_of(rows))
+        return self._with_targets(Batch(inputs, torch.from_numpy(rows), labels))
+
+    def _main_texts(self, rows: np.ndarray, choices: np.ndarray) -> np.ndarray:
+        """Rows of the chosen captions in a table of all texts."""
+        starts = self.reader.caption_starts(rows)
+        if self.reader.text_names:
+            spans = [self.reader.text_span(row) for row in rows.tolist()]
+            first, stop = np.array(spans, dtype=np.int64).T
+        else:
+            first, stop = np.zeros_like(starts), self.reader.caption_starts(rows + 1) - starts
+        chosen = choices % np.maximum(stop - first, 1).astype(np.uint64)
+        return starts + first + chosen.astype(np.int64)
 
     def _readable(
         self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray
     ) -> Batch:
-        """A batch of stored features with the rows that have none replaced, as `_draw` does it."""
+        """A batch of cached features with the rows that have none replaced, as `_put` does it."""
         rows, skipped = rows.copy(), []
         for slot in np.flatnonzero(np.isin(rows, list(self.broken))).tolist():
             seed = int(hashed(self.seed, epoch, positions[slot], 1)[0] >> np.uint64(1))
             for attempt in range(_REPLACEMENTS):
-                if (known := self.broken.get(int(rows[slot]))) is None:
+                row = int(rows[slot])
+                if (known := self.broken.get(row)) is None:
                     break
                 skipped.append(known)
-                rows[slot] = self.order.replacement(int(rows[slot]), seed, attempt)
+                rows[slot] = self.order.replacement(row, seed, attempt)
             else:
                 raise _all_broken(skipped[0])
         batch = self._gathered(rows, choices)
         batch.skipped.extend(skipped)
         return batch
 
-    def _draw(self, drawn: Drawn, slot: int, row: int, choice: int, seed: int) -> None:
+    def _put(self, filling: Filling, slot: int, row: int, choice: int, seed: int) -> None:
         for attempt in range(_REPLACEMENTS):
             try:
-                return drawn.put(slot, self._sample(row, choice, seed))
+                return filling.put(slot, self._sample(row, choice, seed))
             except Broken as broken:
-                drawn.skipped.append(Skipped(self.reader.name(row), str(broken)))
+                filling.skipped.append(Skipped(self.reader.name(row), str(broken)))
                 row = self.order.replacement(row, seed, attempt)
-        raise _all_broken(drawn.skipped[0])
+        raise _all_broken(filling.skipped[0])
 
     def _sample(self, row: int, choice: int, seed: int) -> Sample:
-        reader, needs = self.reader, self.views_of_samples
+        reader, views = self.reader, self.views
         if row in self.broken:
             raise Broken(self.broken[row].reason)
-        image = reader.image(row) if needs.images else None
-        captions = reader.captions(row) if needs.captions else ()
-        caption, caption_row = choice % len(captions) if captions else 0, 0
-        if needs.features:
-            start = reader.caption_start(row)
-            caption = (
-                caption if captions else choice % max(reader.caption_start(row + 1) - start, 1)
-            )
-            caption_row = start + caption
+        spans = {}
+        if views.texts and (reader.text_names or "text" not in views.needs):
+            spans = {name: reader.text_span(row, name) for name in views.texts}
         return Sample(
-            row, image, captions, caption, caption_row, reader.label(row), "", seed, reader.salvages
+            row,
+            reader.image(row) if "image" in views.needs else None,
+            reader.captions(row) if "text" in views.needs else (),
+            spans,
+            choice,
+            reader.caption_start(row) if views.features else 0,
+            label=reader.label(row),
+            seed=seed,
+            salvage=reader.salvages,
         )
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        if not self.reader.num_targets:
+            return batch
+        targets = self.reader.targets_of(batch.indices.numpy())
+        return replace(batch, targets=torch.from_numpy(targets))
 
 
 def _all_broken(first: Skipped) -> DataError:
@@ -172,29 +198,34 @@ def _all_broken(first: Skipped) -> DataError:
     )
 
 
-class ViewsOfSamples:
-    """The views of a batch, sorted by what they need."""
+class SortedViews:
+    """The views of a batch by what they are, with the masks of their pictures."""
 
-    def __init__(self, views: Mapping[str, View]) -> None:
-        self.drawn = {key: view for key, view in views.items() if isinstance(view, ImageView)}
+    def __init__(self, views: Mapping[str, View], masks: Mapping[str, ViewMask]) -> None:
+        self.images = {key: view for key, view in views.items() if isinstance(view, ImageView)}
+        self.features = {key: view for key, view in views.items() if isinstance(view, FeatureView)}
         self.others = {key: view for key, view in views.items() if not isinstance(view, ImageView)}
-        # Towers that look at the same view of a sample see the same region of it; other views draw
+        # Towers that look at the same view of a sample see the same regions of it; other views have
         # their own.
-        self.salts = [
-            zlib.crc32(key.partition("@")[2].encode()) if "@" in key else 0 for key in self.drawn
-        ]
-        self.images = any(view.needs_image for view in views.values())
-        self.captions = any(view.needs_captions for view in views.values())
-        self.features = any(isinstance(view, FeatureView) for view in views.values())
+        self.salts = [_number_of(key.partition("@")[2]) for key in self.images]
+        self.masks = {name: (_number_of(name), mask) for name, mask in masks.items()}
+        self.needs = frozenset().union(*(view.needs for view in views.values()))
+        read = [view.text for view in views.values() if isinstance(view, TextView)]
+        read += [view.text for view in self.features.values() if view.table == "text"]
+        self.texts = tuple(dict.fromkeys(read))
 
 
-class Drawn:
+def _number_of(view: str) -> int:
+    return 0 if view in ("", MAIN_VIEW) else zlib.crc32(view.encode())
+
+
+class Filling:
     """A batch that is being filled."""
 
-    def __init__(self, views: ViewsOfSamples, size: int) -> None:
+    def __init__(self, views: SortedViews, size: int) -> None:
         self.views = views
         self.skipped: list[Skipped] = []
-        self.images = [view.empty(size) for view in views.drawn.values()]
+        self.images = [view.empty(size) for view in views.images.values()]
         self.samples: list[Any] = [None] * size
 
     def put(self, slot: int, sample: Sample) -> None:
@@ -203,32 +234,44 @@ class Drawn:
         Raises:
             Broken: it cannot be read.
         """
-        if self.views.images and sample.image is None:
+        needs = self.views.needs
+        if "image" in needs and sample.image is None:
             raise Broken(sample.problem or "has no image")
-        if self.views.captions and (
-            not sample.captions or not sample.captions[sample.caption].strip()
-        ):
-            raise Broken(sample.problem or "has no caption")
+        for text in self.views.texts if "text" in needs else ():
+            first, stop = sample.spans.get(text, (0, len(sample.captions)))
+            if first == stop or not sample.captions[sample.text(text)].strip():
+                missing = "caption" if text == MAIN else f"text '{text}'"
+                raise Broken(sample.problem or f"has no {missing}")
         if self.images:
-            for images, image in zip(
-                self.images,
-                draw_images(sample, list(self.views.drawn.values()), self.views.salts),
-                strict=True,
-            ):
-                images[slot].copy_(image)
+            views, rooms = list(self.views.images.values()), [room[slot] for room in self.images]
+            render(sample, views, rooms, self.views.salts)
         self.samples[slot] = sample
 
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
         inputs: dict[str, Tensor | TextInput] = {
-            key: images[:size] for key, images in zip(self.views.drawn, self.images, strict=True)
+            key: images[:size] for key, images in zip(self.views.images, self.images, strict=True)
         }
+        hidden = {}
         if samples:
             inputs |= {key: view(samples) for key, view in self.views.others.items()}
-        indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
+            hidden = {
+                view: torch.stack([_hidden(sample, number, mask) for sample in samples])
+                for view, (number, mask) in self.views.masks.items()
+            }
         return Batch(
             inputs,
-            indices,
+            torch.tensor([sample.index for sample in samples], dtype=torch.int64),
             torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             self.skipped,
+            hidden,
         )
+
+
+def _hidden(sample: Sample, view: int, mask: ViewMask) -> Tensor:
+    """`[T]` bool, or `[V, T]` where the view has several pictures."""
+    each = [
+        mask.mask(random.Random(seed_of(sample.seed, view, picture, purpose=1)))
+        for picture in range(mask.pictures)
+    ]
+    return each[0] if mask.pictures == 1 else torch.stack(each)

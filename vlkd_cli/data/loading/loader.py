@@ -20,6 +20,7 @@ from vlkd_cli.data.loading.class_order import ClassOrder
 from vlkd_cli.data.loading.order import EpochOrder, Order
 from vlkd_cli.data.loading.streams import StreamAssembler
 from vlkd_cli.data.loading.workers import Request, WorkerPool
+from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distributed import runtime
 from vlkd_cli.errors import DataError
@@ -34,10 +35,11 @@ class Loader:
 
     Args:
         reader: the data.
-        views: what each tower sees, by "tower" or "tower@view". Image views of the same name after
-            the "@" share their random region.
+        views: what each tower sees, by "tower" or "tower@input". Image views of the same name after
+            the "@" share their random regions.
+        masks: of views, by their name.
         batch_size: rows of this rank in a batch.
-        seed: of order, captions and augmentation.
+        seed: of order, texts, augmentation and masks.
         workers: processes that prepare batches; 0: this process does. Streams use 1, 2, 4 or 8 of
             them.
         prefetch: batches that each worker prepares ahead.
@@ -76,6 +78,7 @@ class Loader:
         world_size: int | None = None,
         pin_memory: bool = False,
         broken: Mapping[int, Skipped] | None = None,
+        masks: Mapping[str, ViewMask] | None = None,
     ) -> None:
         rank = runtime.rank() if rank is None else rank
         world_size = runtime.world_size() if world_size is None else world_size
@@ -106,6 +109,7 @@ class Loader:
                 batch_size=batch_size,
                 seed=seed,
                 batches_per_epoch=self.batches_per_epoch,
+                masks=masks,
                 rank=rank,
                 world_size=world_size,
             )
@@ -121,6 +125,7 @@ class Loader:
                 order,
                 batch_size=batch_size,
                 seed=seed,
+                masks=masks,
                 rank=rank,
                 world_size=world_size,
                 broken=broken,

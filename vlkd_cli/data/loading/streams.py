@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
-from vlkd_cli.data.loading.assembler import Drawn, ViewsOfSamples
+from vlkd_cli.data.loading.assembler import Filling, SortedViews
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
+from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.readers.reader import StreamReader
 from vlkd_cli.errors import DataError
 
@@ -34,12 +35,13 @@ class StreamAssembler:
         batch_size: int,
         seed: int,
         batches_per_epoch: int,
+        masks: Mapping[str, ViewMask] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.reader, self.views, self.batch_size, self.seed = (
             reader,
-            ViewsOfSamples(views),
+            SortedViews(views, masks or {}),
             batch_size,
             seed,
         )
@@ -50,7 +52,7 @@ class StreamAssembler:
     def __getitem__(self, request: Request) -> Batch:
         share = request.number % self.num_shares
         samples = self._continued(request, share)
-        drawn = Drawn(self.views, self.batch_size)
+        filling = Filling(self.views, self.batch_size)
         good: list[Sample] = []
         replaced: list[int] = []
         for slot in range(self.batch_size):
@@ -59,15 +61,15 @@ class StreamAssembler:
                 hashed(self.seed, request.epoch, self.rank, request.number, slot, 1)[0]
                 >> np.uint64(1)
             )
-            sample.caption = sample.seed % max(len(sample.captions), 1)
+            sample.choice = sample.seed
             try:
-                drawn.put(slot, sample)
+                filling.put(slot, sample)
                 good.append(sample)
             except Broken as broken:
-                drawn.skipped.append(Skipped(sample.name, str(broken)))
+                filling.skipped.append(Skipped(sample.name, str(broken)))
                 replaced.append(slot)
         if not good:
-            first = drawn.skipped[0]
+            first = filling.skipped[0]
             raise DataError(
                 f"{self.batch_size} samples in a row are broken, the first: {first.name}:"
                 f" {first.reason}. Check the shards."
@@ -76,8 +78,8 @@ class StreamAssembler:
         # number of samples from the stream and a resumed epoch finds its place without decoding
         # what lies before.
         for slot in replaced:
-            drawn.put(slot, good[slot % len(good)])
-        return drawn.batch()
+            filling.put(slot, good[slot % len(good)])
+        return filling.batch()
 
     def _continued(self, request: Request, share: int) -> Iterator[Sample]:
         """The share's samples where the last batch of this iteration left them."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import DataError
@@ -220,16 +221,18 @@ def _shuffled(
 ) -> Iterator[Sample]:
     for position in range(shard, len(reader), num_shards):
         row = int(permuted(np.asarray([position]), len(reader), hashed(seed, epoch))[0])
-        image, captions, problem = None, (), ""
+        image, captions, spans, problem = None, (), {}, ""
         try:
             image = reader.image(row)
             captions = reader.captions(row)
+            spans = {name: reader.text_span(row, name) for name in (MAIN, *reader.text_names)}
         except Broken as broken:
             problem = str(broken)
         yield Sample(
             row,
             image,
             captions,
+            spans,
             label=reader.label(row),
             name=reader.name(row),
             salvage=reader.salvages,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlkd_cli.data.batch import Sample
+from vlkd_cli.data.files.named_texts import spans_of
 from vlkd_cli.data.files.tar_members import Parts, split_member
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.streams import STREAM_SHARES
@@ -113,6 +114,7 @@ class ShardStream(StreamReader):
             -1,
             self.parts.of_image(members),
             captions,
+            spans_of({key: len(own) for key, own in texts.items()}),
             label=self.parts.label_in(members),
             name=name,
             problem=problem,
