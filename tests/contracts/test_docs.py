@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from vlkd_cli.recipe.params import signature_of
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 WRITTEN = [page for page in PAGES if page.name != "catalogue.md"]
 BLOCKS = [block for page in WRITTEN for block in blocks_of(page)]
+KINDS_OF_SNIPPET = (".py", ".yaml", ".yml", ".txt")
 COMMANDS = [command for page in WRITTEN for command in commands_of(page)]
 
 
@@ -77,7 +79,8 @@ def test_links_lead_somewhere(page):
 def test_every_block_is_of_a_kind_that_is_tested():
     # Layouts of data folders are written by tests/support/text_folders.py and read by the suites'
     # own tests.
-    assert {block.language for block in BLOCKS} == {"bash", "yaml", "python", "text", "layout"}
+    kinds = {"bash", "yaml", "yml", "python", "text", "layout"}
+    assert {block.language for block in BLOCKS} == kinds
 
 
 @pytest.mark.parametrize(
@@ -87,9 +90,16 @@ def test_python_is_a_snippet(block):
     assert block.text in [file.read_text(encoding="utf-8") for file in SNIPPETS.glob("*.py")]
 
 
+def test_the_workflow_for_users_gives_commands_that_work():
+    jobs = yaml.safe_load((SNIPPETS / "smoke.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = [step["run"] for step in jobs["smoke"]["steps"] if "run" in step]
+    assert commands[-1] == "vlkd recipes smoke --no-weights recipes/*.yaml"
+    assert leaves([*shlex.split(commands[-1])[1:-1], "quickstart"]) == 0
+
+
 def test_every_snippet_stands_in_a_page():
     shown = {block.text for block in BLOCKS}
-    files = [file for file in SNIPPETS.iterdir() if file.suffix in (".py", ".yaml", ".txt")]
+    files = [file for file in SNIPPETS.iterdir() if file.suffix in KINDS_OF_SNIPPET]
     assert len(files) >= 7
     for file in files:
         assert file.read_text(encoding="utf-8") in shown, file.name

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-recipes = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+recipes = typer.Typer(no_args_is_help=True, help="List, show, copy, check and try recipes.")
 
 
 @recipes.command("list")
@@ -88,6 +88,38 @@ def check_recipes(
             console.say(f"{path}: fine")
     if failed:
         raise RecipeError("\n".join(failed))
+
+
+@recipes.command("smoke")
+def smoke_recipes(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Recipe files or names of shipped recipes.", metavar="PATH..."),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key first. Repeatable."),
+    ] = None,
+    no_weights: Annotated[
+        bool,
+        typer.Option(
+            "--no-weights",
+            help="Random weights instead of pretrained ones, for machines that lack their files.",
+        ),
+    ] = False,
+) -> None:
+    """Try recipes without their data: check, dry run, two training steps on rendered shapes, in a
+    temporary folder. Exit code 2 where one fails."""
+    from vlkd_cli import console
+    from vlkd_cli.engine.launching.smoke import smoke_test
+
+    failed = False
+    for path in paths:
+        outcome = smoke_test(path, set_ or [], weights=not no_weights)
+        failed |= outcome.failed
+        (console.error if outcome.failed else console.say)(outcome.text)
+    if failed:
+        raise typer.Exit(2)
 
 
 @recipes.command("schema")
