@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import Address, arrow_of, modality_of, text_names
-from vlkd_cli.recipe.messages import Problem
+from vlkd_cli.recipe.address import Address, modality_of, text_names
+from vlkd_cli.recipe.arrow_checks import arrows_of
+from vlkd_cli.recipe.contract import contract_of
+from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import DataSpec, Recipe
 
@@ -19,9 +21,11 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     that cannot be balanced."""
     if recipe.data is None:
         return
-    addresses = _addresses(recipe)
+    addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
+    addresses = [address for address in addresses if address.tower in recipe.towers]
     yield from _check_modalities(recipe, recipe.data, addresses)
-    yield from _check_texts(recipe, recipe.data, addresses)
+    yield from _check_texts(recipe.data)
+    yield from _check_wants(recipe, recipe.data)
     yield from _check_per_class(recipe, recipe.data)
 
 
@@ -44,9 +48,11 @@ def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
     return frozenset(always or ()) | given
 
 
-def _readers(data: DataSpec) -> list[tuple[str, Mapping[str, Any], tuple[str | int, ...]]]:
+def readers_of(data: DataSpec | None) -> list[tuple[str, Mapping[str, Any], Path]]:
     """Name, keys and place of each reader."""
-    found: list[tuple[str, Mapping[str, Any], tuple[str | int, ...]]] = []
+    found: list[tuple[str, Mapping[str, Any], Path]] = []
+    if data is None:
+        return found
     if isinstance(data.reader, str):
         found.append((data.reader, data.keys, ("data", "reader")))
     for number, entry in enumerate(data.readers or []):
@@ -56,24 +62,12 @@ def _readers(data: DataSpec) -> list[tuple[str, Mapping[str, Any], tuple[str | i
     return found
 
 
-def _addresses(recipe: Recipe) -> list[Address]:
-    """All addresses of the recipe's distillers; wrong ones are reported by their own check."""
-    found: dict[Address, None] = {}
-    for spec in recipe.distillers:
-        try:
-            arrow = arrow_of(recipe, spec)
-        except (ValueError, RecipeError):
-            continue
-        found |= dict.fromkeys(each for each in arrow.addresses() if each.tower in recipe.towers)
-    return list(found)
-
-
 def _check_modalities(
     recipe: Recipe, data: DataSpec, addresses: list[Address]
 ) -> Iterator[Problem]:
     for name in dict.fromkeys(address.tower for address in addresses):
         modality = modality_of(recipe.towers, name)
-        for reader, keys, place in _readers(data):
+        for reader, keys, place in readers_of(data):
             offers = offers_of(reader, keys)
             if offers is not None and modality is not None and modality not in offers:
                 word = _WORDS.get(modality, modality)
@@ -90,21 +84,44 @@ def _remedy(reader: str, offer: str) -> str:
     return f" Set data.{keys[0]}, or take another reader." if keys else " Take another reader."
 
 
-def _check_texts(recipe: Recipe, data: DataSpec, addresses: list[Address]) -> Iterator[Problem]:
+def _check_texts(data: DataSpec) -> Iterator[Problem]:
     texts = text_names(data)
     for name in texts:
         if name in data.views:
             yield Problem(
                 ("data", "views", name), f"'{name}' is a view and a text. Rename one of them."
             )
-    for address in addresses:
-        modality = modality_of(recipe.towers, address.tower)
-        if address.input in texts and address.input not in data.views and modality != "text":
+
+
+def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
+    """Distillers that need labels or targets, or positions of rows, that no reader offers."""
+    readers = readers_of(data)
+    offers = [offers_of(reader, keys) for reader, keys, _ in readers]
+    streams = [reader for reader, keys, _ in readers if streams_of(reader, keys)]
+    for spec, _, path in arrows_of(recipe):
+        contract = contract_of(spec.name)
+        for want, offer in (("labels", "label"), ("targets", "target")):
+            if contract.wants.get(want) and not any(
+                each is None or offer in each for each in offers
+            ):
+                names = " and ".join(f"'{reader}'" for reader, _, _ in readers)
+                yield Problem(
+                    path,
+                    f"distiller '{spec.name}' needs {want}, and reader {names} has none as written."
+                    f"{_remedy(readers[0][0], offer)}",
+                )
+        if contract.counts_rows and streams:
             yield Problem(
-                ("towers", address.tower),
-                f"'{address.tower}@{address.input}': '{address.input}' is a text of the sample, and"
-                f" '{address.tower}' is not a text tower.",
+                path,
+                f"distiller '{spec.name}' needs the position of each row, and reader"
+                f" '{streams[0]}' streams here. Read by position.",
             )
+
+
+def streams_of(reader: str, keys: Mapping[str, Any]) -> bool:
+    """Whether a reader with these keys reads in an order of its own."""
+    said = attributes_of("reader", reader)
+    return bool(said.get("streams")) or any(keys.get(key) for key in said.get("streams_by_key", ()))
 
 
 def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
@@ -121,7 +138,7 @@ def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
         )
     if not data.shuffle:
         yield Problem(path, "has an order of its own, so shuffle: false has no effect.")
-    for reader, keys, place in _readers(data):
+    for reader, keys, place in readers_of(data):
         offers = offers_of(reader, keys)
         if offers is not None and "label" not in offers:
             yield Problem(
@@ -129,7 +146,7 @@ def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
                 f"reader '{reader}' has no labels as written, and data.per_class needs them."
                 f"{_remedy(reader, 'label')}",
             )
-        if keys.get("stream") or keys.get("resampled"):
+        if streams_of(reader, keys):
             yield Problem(
                 path, f"needs samples by position, and reader '{reader}' is a stream here."
             )

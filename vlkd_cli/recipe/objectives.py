@@ -119,18 +119,24 @@ def _check_shapes(
 
 def kind_of(towers: dict[str, TowerSpec], address: Address) -> Kind | None:
     """Whether an output has rows or positions, as far as the recipe tells."""
-    if address.output in ("backbone", "tokens"):
-        return "rows" if address.output == "backbone" else "positions"
+    root = root_of(towers, address)
+    return {"backbone": "rows", "tokens": "positions"}.get(root or "")  # type: ignore[return-value]
+
+
+def root_of(towers: dict[str, TowerSpec], address: Address) -> str | None:
+    """What the heads of an output read in the end: backbone, tokens or input; of several sources
+    the first. None where it is not known."""
     tower = towers[address.tower]
-    heads = towers.get(tower.follows or "", tower).all_heads
-    name, seen = address.output, set()
+    tower = towers.get(tower.follows or "", tower)
+    heads, name, seen = tower.all_heads, address.output, set[str]()
     while name in heads and name not in seen:
         seen.add(name)
         reads = heads[name].reads
         name = (reads if isinstance(reads, str) else reads[0]).partition(".")[0]
-    if name == "tokens":
-        return "positions"
-    return "rows" if name in ("backbone", "head") else None
+    # A tower without a head called head gives its feature.
+    if name == "head" and tower.run is None:
+        return "backbone"
+    return name if name in ("backbone", "tokens", "input") else None
 
 
 def _check_prototypes(

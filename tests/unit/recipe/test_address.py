@@ -24,6 +24,8 @@ from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 SEVERAL = (
     "data.augment={name: simclr, copies: 2}",
     "data.views={local: {name: simclr, copies: 3}, same: null}",
+    "towers.text.train=none",
+    "distillers=[{name: simreg, student: image@main.1, teacher: image@local.1}]",
 )
 
 

@@ -71,7 +71,7 @@ def test_where_a_tower_comes_from(options, expected):
         (
             ["towers.text.train=none", "towers.text.head={name: linear, width: 8}"],
             (
-                "would stay as randomly drawn: the tower is frozen (train: none). Say train: head,"
+                "would keep its random weights: the tower is frozen (train: none). Say train: head,"
                 " or remove the head."
             ),
         ),
@@ -111,7 +111,7 @@ def test_where_a_tower_comes_from(options, expected):
         (
             ["towers.image.train=none", "towers.image.cache=true"],
             (
-                "stored features of images that are augmented at random would be wrong from the"
+                "cached features of images that are augmented at random would be wrong from the"
                 " second epoch on. Say data.augment: {name: none}, or cache: false."
             ),
         ),
@@ -190,7 +190,7 @@ def test_a_follower_of_a_frozen_tower_follows_nothing():
         ),
         (
             "{name: infonce, teacher: text.tail}",
-            "teacher: tower 'text' has no output 'tail'. Outputs: backbone, head, tokens.",
+            "teacher: tower 'text' has no output 'tail'. Outputs: backbone, tokens, head.",
         ),
         (
             "{name: infonce, teacher: text@}",
@@ -283,15 +283,16 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
                 HEAD.format("image", "linear", "width", 16),
                 HEAD.format("text", "linear", "width", 24),
             ],
-            "{name: rkd}",
+            "{name: rkd}, {name: rkd, student: text, teacher: image}",
             None,
         ),
         (
             [
                 HEAD.format("image", "linear", "width", 16),
                 HEAD.format("text", "linear", "width", 24),
+                "evals=[{suite: retrieval}]",
             ],
-            "{name: simreg, student: image.backbone, teacher: text.backbone}",
+            "{name: vicreg, student: image.backbone, teacher: text.backbone}",
             None,
         ),
     ],
@@ -299,7 +300,8 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
 def test_what_an_objective_asks_of_its_towers(
     heads: list[str], distiller: str, expected: str | None
 ) -> None:
-    lines = problems_with(*heads, f"distillers=[{distiller}]")
+    frozen = [] if any("towers.text" in head for head in heads) else ["towers.text.train=none"]
+    lines = problems_with(*heads, *frozen, f"distillers=[{distiller}]")
     assert len(lines) == (expected is not None)
     assert expected is None or expected in lines[0]
 
@@ -347,7 +349,7 @@ def test_a_tower_that_learns_from_nothing():
 def test_distillers_need_data():
     assert problems(SMALL.replace("data: {reader: shapes}\n", "")) == [
         "r.yaml:1: key 'data' is missing: the distillers need samples. `data: {reader: shapes}`"
-        " draws some."
+        " renders some."
     ]
 
 
@@ -394,8 +396,8 @@ def test_towers_alone_are_fine_for_evaluation():
         ),
         (
             ["data.views={main: null}"],
-            "data.views.main: a view's name is made of letters, digits and underscores and is"
-            " not 'main'.",
+            "data.views.main: a view's name is made of letters, digits and underscores and is none"
+            " of main, input, backbone, tokens.",
         ),
     ],
 )
@@ -433,7 +435,7 @@ def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine
         return
     with pytest.raises(
         RecipeError,
-        match=r"r.yaml:2: towers.image.head: would stay as randomly drawn.* Add 'head\.\*'",
+        match=r"r.yaml:2: towers.image.head: would keep its random weights.* Add 'head\.\*'",
     ):
         parse_recipe(text, "r.yaml")
 
@@ -478,3 +480,51 @@ def test_sinks_without_their_package_are_refused_where_the_recipe_is_to_be_train
     assert len(lines) == 2
     assert lines[0].startswith("r.yaml:7: reports[1]: sink 'wandb' needs an optional package: pip")
     parse_recipe(text.replace("epochs: x", "epochs: 1"), "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["evals=[{suite: retrieval}, {suite: zero_shot, name: retrieval}]"],
+            "evals[1]: its results would be called 'retrieval', as those of evals[0]. Give one of"
+            " them another `name:`.",
+        ),
+        (
+            ["evals=[{suite: knn, tower: imag, data: {reader: shapes}}]"],
+            "evals[0].tower: no tower 'imag'. Did you mean 'image'? Towers: image, text.",
+        ),
+        (
+            ["evals=[{suite: knn, tower: text, data: {reader: shapes}}]"],
+            "evals[0].tower: 'knn' measures towers for image, and 'text' is one for text.",
+        ),
+        (
+            ["optimizer.groups=[{match: ['image.*'], from: {epochs: 1}}]"],
+            "optimizer.groups[0].from: never comes: the run has 1 epochs, counted from 0.",
+        ),
+        (
+            ["optimizer.groups=[{match: ['*'], from: {steps: 9}}]", "train.steps=9"],
+            "optimizer.groups[0].from: never comes: the run has 9 steps, counted from 0.",
+        ),
+        (
+            ["optimizer.groups=[{match: ['*'], momentun: 0}]", "optimizer.name=sgd"],
+            "optimizer.groups[0].momentun: unknown key. Did you mean 'momentum'?",
+        ),
+        (
+            ["optimizer.groups=[{lr_factor: 2}]"],
+            "optimizer.groups[0]: key 'match' is missing from the group.",
+        ),
+    ],
+)
+def test_names_of_results_and_groups(options: list[str], expected: str) -> None:
+    found = problems_with(*options)
+    assert any(expected in line for line in found), found
+
+
+def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fine() -> None:
+    options = [
+        "evals=[{suite: retrieval}, {suite: retrieval, name: again}, {suite: zero_shot}]",
+        "optimizer.groups=[{match: ['image.*'], from: {epochs: 1}, betas: [0.8, 0.9]}]",
+        "train.epochs=2",
+    ]
+    assert problems_with(*options) == []

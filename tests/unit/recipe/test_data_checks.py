@@ -83,7 +83,7 @@ def test_a_reader_that_does_not_say_is_not_judged() -> None:
                 "data={reader: csv, path: a.csv, texts: {more: alt}}",
                 "distillers=[{name: infonce, student: image@more, teacher: text}]",
             ],
-            "'more' is a text of the sample, and 'image' is not a text tower",
+            "student: 'more' is a text of the samples, and tower 'image' reads images.",
         ),
     ],
 )

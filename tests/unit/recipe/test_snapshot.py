@@ -24,7 +24,9 @@ def test_a_resolved_recipe_loads_to_an_equal_one(tmp_path):
         FULL,
         "data.views={b: {name: simclr, copies: 2, size_px: 96}, c: null}",
         "towers.image.heads={project: {name: linear, width: 8, reads: [backbone, backbone.1]}}",
-        "optimizer.groups=[{match: ['image.*'], lr_factor: 2, from: {epochs: 1}}]",
+        "distillers[0].student=image.project",
+        "evals[0].name=found",
+        "optimizer.groups=[{match: ['image.*'], lr_factor: 2, from: {steps: 1}}]",
         "towers.image.train={last: 2}",
         "towers.ema={follows: image}",
     )

@@ -1,0 +1,205 @@
+"""Whether the distillers of a recipe connect outputs that exist, and what learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.address import (
+    MAIN_VIEW,
+    Address,
+    Arrow,
+    Side,
+    SideError,
+    arrow_of,
+    modality_of,
+    pictures_of,
+    text_names,
+)
+from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.objectives import check_objective, listed
+from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
+
+
+class Drawn(NamedTuple):
+    """A distiller with its arrow and its place in the recipe."""
+
+    spec: DistillerSpec
+    arrow: Arrow
+    path: Path
+
+
+def arrows_of(recipe: Recipe) -> list[Drawn]:
+    """The arrows of the distillers that have one; wrong ones are reported by `check_arrows`."""
+    found = []
+    for number, spec in enumerate(recipe.distillers):
+        try:
+            found.append(Drawn(spec, arrow_of(recipe, spec), ("distillers", number)))
+        except (SideError, RecipeError):
+            continue
+    return found
+
+
+def check_arrows(recipe: Recipe) -> Iterator[Problem]:
+    """Problems of the distillers' sides, and of what learns or does not learn from them."""
+    if not recipe.distillers:
+        return
+    if recipe.data is None:
+        yield Problem(
+            (),
+            "key 'data' is missing: the distillers need samples. `data: {reader: shapes}` renders"
+            " some.",
+        )
+    problems = []
+    for number, spec in enumerate(recipe.distillers):
+        problems += _check_distiller(recipe, spec, ("distillers", number))
+    yield from problems
+    learners = {name for name, tower in recipe.towers.items() if learns(tower)}
+    if not learners:
+        yield Problem(
+            ("towers",),
+            "every tower is frozen, so there is nothing to learn. Give one `train: all` or `train:"
+            " head`.",
+        )
+    elif not problems:
+        yield from _check_gradients(recipe, arrows_of(recipe), learners)
+
+
+def learns(tower: TowerSpec) -> bool:
+    """Whether a tower has parameters that are trained."""
+    return tower.follows is None and tower.train != "none"
+
+
+def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Problem]:
+    try:
+        arrow = arrow_of(recipe, spec)
+    except SideError as error:
+        return [Problem((*path, error.side), f"{error}.")]
+    except RecipeError as error:
+        return [Problem((*path, "name"), str(error))]
+    problems = []
+    calls = [*arrow.calls, *([] if arrow.episode is None else [arrow.episode])]
+    for side in ("student", "teacher"):
+        addresses = [address for call in calls for address in listed(getattr(call, side))]
+        for address in dict.fromkeys(addresses):
+            problems += _check_address(recipe, address, (*path, side))
+    return list(dict.fromkeys(problems)) or list(check_objective(recipe, spec, arrow, path))
+
+
+def _check_address(recipe: Recipe, address: Address, path: Path) -> Iterator[Problem]:
+    if address.tower not in recipe.towers:
+        guess = did_you_mean(address.tower, recipe.towers)
+        yield Problem(
+            path, f"no tower '{address.tower}'.{guess} Towers: {', '.join(recipe.towers)}."
+        )
+        return
+    yield from _check_output(recipe, address, path)
+    if recipe.data is not None:
+        yield from _check_input(recipe, address, path)
+
+
+def _check_output(recipe: Recipe, address: Address, path: Path) -> Iterator[Problem]:
+    tower = recipe.towers[address.tower]
+    tower = recipe.towers.get(tower.follows or "", tower)
+    # Which heads a run has is known once its checkpoint is open.
+    heads = list(tower.all_heads)
+    outputs = ["backbone", "tokens", "head", *(head for head in heads if head != "head")]
+    if address.output not in outputs and tower.run is None:
+        guess = did_you_mean(address.output, outputs)
+        yield Problem(
+            path,
+            f"tower '{address.tower}' has no output '{address.output}'.{guess} Outputs:"
+            f" {', '.join(outputs)}.",
+        )
+
+
+def _check_input(recipe: Recipe, address: Address, path: Path) -> Iterator[Problem]:
+    data, name = recipe.data, address.input
+    assert data is not None
+    texts = text_names(data)
+    modality = modality_of(recipe.towers, address.tower)
+    if name != MAIN_VIEW and name not in data.views and name not in texts:
+        known = [*data.views, *(texts if modality == "text" else [])]
+        what = "view or text" if texts and modality == "text" else "view"
+        listing = f"Known: {', '.join(known)}." if known else "Name it under data.views."
+        yield Problem(path, f"no {what} '{name}'.{did_you_mean(name, known)} {listing}")
+        return
+    if name in texts and name not in data.views:
+        if modality not in (None, "text"):
+            yield Problem(
+                path,
+                f"'{name}' is a text of the samples, and tower '{address.tower}' reads"
+                f" {_PLURAL[modality]}. Name a view.",
+            )
+        return
+    pictures = pictures_of(data, name)
+    if modality == "text" and (pictures > 1 or address.picture > 1):
+        yield Problem(
+            path,
+            f"view '{name}' has {pictures} pictures of each image, and tower '{address.tower}'"
+            " reads texts. Give the copies to another view, or read another view.",
+        )
+    elif address.picture > pictures:
+        yield Problem(
+            path,
+            f"view '{name}' has {pictures} picture{'s' * (pictures > 1)}, and '{address}' is"
+            f" beyond. Set copies: {address.picture} there, or write a number up to {pictures}.",
+        )
+
+
+_PLURAL = {"image": "images", "mesh": "meshes"}
+
+
+def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) -> Iterator[Problem]:
+    """Calls from which nothing learns, and towers that learn from nothing."""
+    used: set[str] = set()
+    taught: set[str] = set()
+    teaches: dict[str, list[str]] = {}
+    for spec, arrow, path in arrows:
+        used |= {a.tower for a in (*arrow.addresses(), *arrow.episode_addresses())}
+        one_way = attributes_of("distiller", spec.name).get("direction") == "one_way"
+        for call in arrow.calls:
+            students, teachers = _towers(call.student), _towers(call.teacher)
+            reached = (students if one_way else students | teachers) & learners
+            taught |= reached
+            if not reached:
+                yield Problem(*_nothing_learns(recipe, spec, path, students))
+                break
+            for name in teachers & learners if one_way else ():
+                teaches.setdefault(name, []).append(spec.name)
+    for name in sorted(learners - used):
+        yield Problem(
+            ("towers", name),
+            "learns, but no distiller names it. Say train: none, or add a distiller with its"
+            " address.",
+        )
+    for name in sorted((learners & used) - taught):
+        distillers = " and ".join(f"'{each}'" for each in dict.fromkeys(teaches.get(name, ())))
+        as_teacher = f": it is only the teacher of {distillers}, which detaches it" * bool(
+            distillers
+        )
+        yield Problem(
+            ("towers", name),
+            f"would be trained, but gets no gradient{as_teacher}. Say train: none.",
+        )
+
+
+def _nothing_learns(
+    recipe: Recipe, spec: DistillerSpec, path: Path, students: set[str]
+) -> tuple[Path, str]:
+    followers = sorted(name for name in students if recipe.towers[name].follows is not None)
+    if followers:
+        text = (
+            f"tower '{followers[0]}' follows another and never learns itself, so it cannot be the"
+            " student."
+        )
+        return (*path, "student"), text
+    names = " and ".join(sorted(students))
+    return path, f"nothing learns from it: its student '{names}' is frozen."
+
+
+def _towers(side: Side | None) -> set[str]:
+    return {address.tower for address in listed(side)}

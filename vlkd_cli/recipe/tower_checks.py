@@ -1,0 +1,296 @@
+"""Whether a tower's settings go together: where it comes from, what of it learns, whether its
+features can be cached."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from typing import Any
+
+from vlkd_cli.catalog import did_you_mean, names
+from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, pictures_of
+from vlkd_cli.recipe.arrow_checks import arrows_of, learns
+from vlkd_cli.recipe.data_checks import readers_of, streams_of
+from vlkd_cli.recipe.head_checks import head_place
+from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.objectives import root_of
+from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.schema import Recipe, TowerSpec
+from vlkd_cli.recipe.types import MODALITY_NAMES
+
+# Settings of a tower that say how its parameters come to be or learn; a tower that follows another
+# has none of its own.
+_NOT_FOR_FOLLOWERS = (
+    "builder",
+    "run",
+    "tower",
+    "checkpoint",
+    "pooler",
+    "head",
+    "heads",
+    "adapter",
+    "prompt",
+    "lr",
+    "layer_decay",
+    "cache",
+)
+
+
+def check_towers(recipe: Recipe) -> Iterator[Problem]:
+    """Problems of every tower."""
+    addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
+    for name, tower in recipe.towers.items():
+        path = ("towers", name)
+        yield from _check_source(recipe, name, tower, path)
+        if tower.follows is None:
+            yield from _check_learning(tower, path)
+            own = [address for address in addresses if address.tower == name]
+            yield from _check_cache(recipe, name, tower, path, own)
+            yield from _check_adapter(tower, path)
+
+
+def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    sources = [key for key in ("builder", "run", "follows") if getattr(tower, key) is not None]
+    if not sources:
+        yield Problem(path, "say where the tower comes from: `builder:`, `run:` or `follows:`.")
+    elif len(sources) > 1:
+        yield Problem(
+            (*path, sources[1]),
+            f"a tower comes from one place, and this one has {' and '.join(sources)}. Remove one.",
+        )
+    if tower.run is not None:
+        for part in ("pooler", "head", "adapter", "prompt"):
+            if getattr(tower, part) is not None:
+                yield Problem(
+                    (*path, part), "a tower of a run comes as it was trained there. Remove it."
+                )
+    for key in ("tower", "checkpoint"):
+        if getattr(tower, key) is not None and tower.run is None:
+            yield Problem((*path, key), "has no effect without `run:`.")
+    if tower.follows is None:
+        for key in ("momentum", "shuffle"):
+            if getattr(tower, key) != TowerSpec.model_fields[key].default:
+                yield Problem((*path, key), "has no effect without `follows:`.")
+        if tower.builder is not None and modality_of(recipe.towers, name) is None:
+            yield Problem(
+                path,
+                "say `modality: image` or `modality: text`; neither the tower's name nor its"
+                " builder tells.",
+            )
+        yield from _check_modality(name, tower, path)
+        return
+    if tower.follows not in recipe.towers or tower.follows == name:
+        others = [other for other in recipe.towers if other != name]
+        guess = did_you_mean(tower.follows, others)
+        yield Problem(
+            (*path, "follows"),
+            f"no other tower '{tower.follows}'.{guess} Towers: {', '.join(others)}.",
+        )
+    elif recipe.towers[tower.follows].follows is not None:
+        yield Problem(
+            (*path, "follows"),
+            f"'{tower.follows}' itself follows '{recipe.towers[tower.follows].follows}'. Follow"
+            " that one.",
+        )
+    elif not learns(recipe.towers[tower.follows]):
+        yield Problem(
+            (*path, "follows"),
+            f"'{tower.follows}' is frozen, so there is nothing to follow. Use '{tower.follows}'"
+            " itself.",
+        )
+    for key in _NOT_FOR_FOLLOWERS:
+        if getattr(tower, key) not in (None, {}) and key not in ("builder", "run"):
+            yield Problem(
+                (*path, key),
+                f"has no effect on a tower that follows another. Set it on '{tower.follows}'.",
+            )
+    if tower.train != "all":
+        yield Problem(
+            (*path, "train"), "has no effect on a tower that follows another: it only ever follows."
+        )
+
+
+def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    """Whether the builder builds towers of the modality that is declared or in the tower's name."""
+    offered = attributes_of("builder", tower.builder).get("modalities") if tower.builder else None
+    named = [word for word in MODALITY_NAMES if word in name.lower().split("_")]
+    wanted = [tower.modality] if tower.modality is not None else named
+    if not offered or not wanted or any(word in offered for word in wanted):
+        return
+    fitting = [
+        builder
+        for builder in names("builder")
+        if wanted[0] in attributes_of("builder", builder).get("modalities", ())
+    ]
+    remedy = f"Choose one of: {', '.join(fitting)}" if fitting else "Choose another modality"
+    if tower.modality is None:
+        remedy += f"; or rename the tower, or say `modality: {offered[0]}`"
+    builds = f"builder '{tower.builder}' builds {' and '.join(offered)} towers"
+    yield Problem((*path, "builder"), f"{builds}, not {wanted[0]} towers. {remedy}.")
+
+
+def check_sinks(recipe: Recipe) -> Iterator[Problem]:
+    """Sinks whose package is not installed; of interest only where the recipe is to be trained."""
+    for number, report in enumerate(recipe.reports):
+        name = report if isinstance(report, str) else report.name
+        extra = missing_extra("sink", name)
+        if extra is not None:
+            yield Problem(("reports", number), str(MissingPackageError(f"sink '{name}'", extra)))
+
+
+def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    if tower.train == "none":
+        for key in ("lr", "layer_decay"):
+            if getattr(tower, key) is not None:
+                yield Problem((*path, key), "has no effect: the tower is frozen (train: none).")
+        for place in _random_parts(tower, path):
+            part = "pooler" if place[-1] == "pooler" else "head"
+            yield Problem(
+                place,
+                "would keep its random weights: the tower is frozen (train: none). Say train: head,"
+                f" or remove the {part}.",
+            )
+    if tower.train == "head":
+        if tower.layer_decay is not None:
+            yield Problem(
+                (*path, "layer_decay"), "has no effect: only the head learns (train: head)."
+            )
+        if not _random_parts(tower, path) and tower.run is None:
+            yield Problem(
+                (*path, "train"),
+                "'head' leaves nothing that learns: the tower has no head. Add `head: {name:"
+                " linear, ...}`.",
+            )
+    if tower.train == "prompt" and tower.prompt is None and tower.run is None:
+        yield Problem(
+            (*path, "train"),
+            "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens:"
+            " 4}`.",
+        )
+    for place in _random_parts(tower, path) if isinstance(tower.train, list) else ():
+        prefix = "pooler" if place[-1] == "pooler" else ".".join(map(str, place[len(path) :]))
+        prefix = "head" if prefix == "heads.head" else prefix
+        if tower.train and not _reaches(tower.train, prefix):
+            yield Problem(
+                place,
+                "would keep its random weights: no pattern of `train:` names it. Add"
+                f" '{prefix}.*' to the patterns.",
+            )
+    if tower.train == []:
+        yield Problem(
+            (*path, "train"), "an empty list of patterns leaves nothing that learns. Write none."
+        )
+
+
+def _reaches(patterns: list[str], prefix: str) -> bool:
+    """Whether the patterns take in at least part of what is called prefix.something."""
+
+    def hits(pattern: str) -> bool:
+        return fnmatch(f"{prefix}.weight", pattern) or f"{pattern}.".startswith(f"{prefix}.")
+
+    taken = [pattern for pattern in patterns if not pattern.startswith("!")]
+    # A list of exceptions alone means: everything but these.
+    return any(map(hits, taken)) if taken else f"!{prefix}.*" not in patterns
+
+
+def _random_parts(tower: TowerSpec, path: Path) -> list[Path]:
+    """Where the parts are written whose weights are random at first; a run's are trained."""
+    if tower.run is not None:
+        return []
+    found = [
+        head_place(tower, path, name)
+        for name, head in tower.all_heads.items()
+        if attributes_of("head", head.name).get("has_weights", True)
+    ]
+    pooler = tower.pooler
+    if pooler is not None and attributes_of("pooler", pooler.name).get("starts_random"):
+        found.append((*path, "pooler"))
+    return found
+
+
+def _check_cache(
+    recipe: Recipe, name: str, tower: TowerSpec, path: Path, addresses: list[Address]
+) -> Iterator[Problem]:
+    """Whether one feature of each sample, computed once, is all that training reads."""
+    if not tower.cache:
+        return
+    trains_backbone = tower.train not in ("none", "head") and not _only_head_patterns(tower.train)
+    changing = next(
+        (
+            part
+            for part in ("adapter", "prompt")
+            if getattr(tower, part) is not None and tower.train != "none"
+        ),
+        None,
+    )
+    if trains_backbone or changing:
+        what = f"its {changing} learns" if changing else "its backbone learns"
+        yield Problem(
+            (*path, "cache"),
+            f"the tower's features change while {what}. Remove cache, or say train: none (or"
+            " head).",
+        )
+    else:
+        obstacle = _cache_obstacle(recipe, name, tower, addresses)
+        if obstacle is not None:
+            yield Problem((*path, "cache"), obstacle)
+    streams = [name for name, keys, _ in readers_of(recipe.data) if streams_of(name, keys)]
+    if streams:
+        yield Problem(
+            (*path, "cache"),
+            f"reader '{streams[0]}' streams here: samples have no positions that features could be"
+            " cached by. Remove cache, or read by position.",
+        )
+
+
+def _cache_obstacle(
+    recipe: Recipe, name: str, tower: TowerSpec, addresses: list[Address]
+) -> str | None:
+    if tower.masks != "none":
+        return f"masks: {tower.masks} changes what it encodes. Remove cache, or masks."
+    for address in addresses:
+        root = root_of(recipe.towers, address)
+        if root in ("tokens", "input"):
+            return (
+                f"'{address}' reads {root}, and one feature of each sample is cached. Remove cache,"
+                " or read the backbone."
+            )
+    if modality_of(recipe.towers, name) != "image" or recipe.data is None:
+        return None
+    for view in dict.fromkeys([address.input for address in addresses] or [MAIN_VIEW]):
+        augment = recipe.data.views.get(view) or recipe.data.augment
+        if augment is None or augment.name != "none":
+            key = "data.augment" if view == MAIN_VIEW else f"data.views.{view}"
+            return (
+                "cached features of images that are augmented at random would be wrong from the"
+                f" second epoch on. Say {key}: {{name: none}}, or cache: false."
+            )
+        if pictures_of(recipe.data, view) > 1:
+            return f"view '{view}' has several pictures, and one feature of each sample is cached."
+    return None
+
+
+def _only_head_patterns(train: Any) -> bool:
+    if not isinstance(train, list):
+        return False
+    taken = [pattern for pattern in train if not pattern.startswith("!")]
+    return bool(taken) and all(pattern.startswith("head") for pattern in taken)
+
+
+def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    """The adapters' own rules: methods and architectures that do not go together."""
+    if (
+        tower.adapter is None
+        and tower.prompt is None
+        and tower.builder != "adapters"
+        and tower.train != "prompt"
+    ):
+        return
+    rules = importlib.import_module("vlkd_cli.recipe.adapters")
+    for said in rules.check(tower.model_dump(mode="json", exclude_none=True)):
+        key, colon, text = said.partition(": ")
+        if colon and " " not in key:
+            yield Problem((*path, *key.split(".")), text)
+        else:
+            yield Problem(path, said)
