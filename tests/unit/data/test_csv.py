@@ -437,6 +437,14 @@ def test_images_alone_have_no_captions(photos: Path) -> None:
             r"data.group: true does not go with data.target",
         ),
         (
+            {"caption": "question", "image": None, "image_root": "x"},
+            "data.image_root has no effect with data.image: null",
+        ),
+        (
+            {"caption": None, "caption_separator": "|"},
+            "data.caption_separator has no effect with data.caption: null",
+        ),
+        (
             {"caption": "question", "image": None, "group": True},
             r"data.group: true does not go with data.image: null",
         ),

@@ -20,6 +20,7 @@ from tests.support.data_sets import (
     photo,
     write_photos,
 )
+from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.readers.classification import Classification
 from vlkd_cli.data.readers.coco import COCO
@@ -299,20 +300,37 @@ def test_captions_of_a_folder_are_read_without_marks_and_end_at_line_feeds_only(
 ) -> None:
     write_photos(tmp_path, 2)
     (tmp_path / "photo00.txt").write_bytes("\ufeffone\u2028still one\r\n\ufefftwo".encode())
-    (tmp_path / "photo01.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(
-        DataError, match=r"photo01.txt cannot be read: byte 3 .*data.encoding"
-    ) as told:
-        Folder(path=str(tmp_path))
-    assert "\n" not in str(told.value)
     (tmp_path / "photo01.txt").write_bytes(b"fine")
-    assert Folder(path=str(tmp_path)).captions(0) == ["one\u2028still one", "two"]
+    reader = Folder(path=str(tmp_path))
+    assert reader.captions(0) == ["one\u2028still one", "two"] and reader.captions(1) == ["fine"]
+
+
+def test_a_caption_file_that_is_damaged_breaks_its_image_alone(tmp_path: Path) -> None:
+    write_photos(tmp_path, 3)
+    (tmp_path / "photo00.txt").write_bytes(b"fine")
+    (tmp_path / "photo01.txt").write_bytes(b"caf\xe9")
+    reader = Folder(path=str(tmp_path), missing="leave_out")
+    assert reader.captions(0) == ["fine"] and len(reader) == 2
+    assert [reader.caption_start(k) for k in range(3)] == [0, 1, 1]
+    with pytest.raises(Broken, match=r"photo01.txt cannot be read: byte 3 \(0xe9\) is not utf-8"):
+        reader.captions(1)
+    (tmp_path / "photo00.txt").unlink()
+    os.mkfifo(tmp_path / "photo00.txt")
+    with pytest.raises(DataError, match=r"photo00.txt cannot be read .*Set data.encoding") as told:
+        Folder(path=str(tmp_path), missing="leave_out")
+    assert "\n" not in str(told.value)
 
 
 def test_links_to_folders_above_add_no_images(tmp_path: Path) -> None:
     folder_data(tmp_path)
     os.symlink("..", tmp_path / "inner" / "again")
     assert len(Folder(path=str(tmp_path))) == 5
+
+
+def test_restval_has_no_effect_without_splits(tmp_path: Path) -> None:
+    section = coco_data(tmp_path)
+    with pytest.raises(DataError, match="data.restval has no effect"):
+        COCO(path=section["path"], image_root=section["image_root"], restval=False)
 
 
 def coco_file(folder: Path, images: Any, annotations: Any) -> str:
@@ -391,6 +409,26 @@ def test_hidden_folders_are_not_classes_and_jfif_files_are_images(tmp_path: Path
     )
     assert reader.classes == ["cat", "dog"]
     assert reader.labels_of(np.arange(4)).tolist() == [0, 0, 0, 1] and len(reader) == 4
+
+
+def test_linked_folders_are_classes_unless_they_lead_back(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        classes_of(tmp_path / "elsewhere", f"{name}/0.jpg")
+    (tmp_path / "data").mkdir()
+    os.symlink(tmp_path / "elsewhere" / "cat", tmp_path / "data" / "cat")
+    os.symlink("..", tmp_path / "data" / "up")
+    os.symlink(".", tmp_path / "data" / "self")
+    reader = classes_of(tmp_path / "data", "bee/0.jpg")
+    os.symlink("bee", tmp_path / "data" / "wasp")
+    assert reader.classes == Classification(path=str(tmp_path / "data")).classes == ["bee", "cat"]
+    assert reader.labels_of(np.arange(len(reader))).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("keys", [{"root": "data"}, {"download": True}])
+def test_keys_of_torchvision_go_with_a_data_set_only(tmp_path: Path, keys: dict[str, Any]) -> None:
+    classes_of(tmp_path, "cat/0.jpg")
+    with pytest.raises(DataError, match=f"data.{next(iter(keys))} has no effect with data.path"):
+        Classification(path=str(tmp_path), **keys)
 
 
 def test_a_class_without_images_stays_a_class_and_is_named(

@@ -114,6 +114,11 @@ def test_a_sample_without_one_of_its_parts_is_broken(tmp_path: Path) -> None:
         ({"path": "{folder}/good.tar", "caption": "json"}, r"set data.caption_key"),
         ({"path": "https://example.org/s-{0..3}.tar"}, r"Set data.samples_per_epoch"),
         (
+            {"path": "{folder}/good.tar", "samples_per_epoch": 5},
+            r"data.samples_per_epoch has no effect: local shards are read by position",
+        ),
+        ({"path": "{folder}/good.tar", "shuffle_buffer": 5}, r"data.shuffle_buffer has no effect"),
+        (
             {"path": "https://example.org/s-{0..3}.tar", "stream": False},
             r"can only be read as a stream",
         ),

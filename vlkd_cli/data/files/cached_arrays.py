@@ -133,7 +133,7 @@ def _built(folder: Path, build: Callable[[Path], dict[str, np.ndarray]]) -> Cach
 
 
 def _digest(array: np.ndarray) -> str:
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
     if len(content) <= _CHECKED_BYTES:
         digest.update(content)

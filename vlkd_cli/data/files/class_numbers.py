@@ -30,7 +30,7 @@ def number_labels(labels: Sequence[str], where: str) -> tuple[np.ndarray, list[s
     different = set(labels) - {""}
     if all(_NUMBER.fullmatch(label) for label in different):
         return dense_numbers(np.array([int(label or -1) for label in labels], dtype=np.int64))
-    names = sorted(different, key=_by_size if _are_ids(different) else None)
+    names = sorted(different, key=by_size if _are_ids(different) else None)
     if len(names) > _MOST_CLASSES:
         raise DataError(
             f"{where}: the column holds {len(names):,} different names. Is it the right column?"
@@ -61,7 +61,8 @@ def _are_ids(labels: set[str]) -> bool:
     return all(label.isascii() and label.isdigit() for label in labels)
 
 
-def _by_size(label: str) -> tuple[int, str, str]:
+def by_size(label: str) -> tuple[int, str, str]:
+    """What sorts digits by their number, however long; `int` has a limit."""
     digits = label.lstrip("0")
     return len(digits), digits, label
 

@@ -81,7 +81,7 @@ class _RowFinder:
         first, second = block[starts], block[np.minimum(starts + 1, len(block) - 1)]
         is_start &= ~((first == _NEWLINE) | ((first == _RETURN) & (second == _NEWLINE)))
         self.lines_before += len(newlines)
-        return starts[is_start].astype(np.int64)
+        return starts.compress(is_start).astype(np.int64)
 
     def _outside_fields(self, data: bytes, starts: np.ndarray) -> np.ndarray:
         """Which lines do not begin inside a quoted field."""

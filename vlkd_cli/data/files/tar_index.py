@@ -129,7 +129,7 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, _Place]]]:
                         yield stem, members
                     stem, members = found[0], {}
                 members[found[1]] = (member.offset_data, member.size)
-            _check_end(shard, tar.offset)  # type: ignore[attr-defined]
+            _check_end(shard, tar.offset)
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         raise DataError(_damage(shard, error)) from None
     if stem is not None:

@@ -62,6 +62,9 @@ class Picture:
         Broken: the file is missing, is not an image, or has more than `MAX_PIXELS` pixels.
     """
 
+    height: int
+    width: int
+
     def __init__(self, image: bytes | str | Image.Image, *, salvage: bool = False) -> None:
         self._salvage = salvage
         self._data: bytes | None = None
@@ -321,7 +324,7 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
 def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> Tensor:
     """The middle of `resize(pixels, size)`, for a strip of a picture (1 x 30,000 pixels) that would
     be gigabytes as a whole."""
-    shown = tuple(min(own, target) for own, target in zip(size, expected.size_px, strict=True))
+    shown = min(size[0], expected.size_px[0]), min(size[1], expected.size_px[1])
     edges = []
     for own, part, full in zip(size, shown, pixels.shape, strict=False):
         start = round((own - part) / 2)

@@ -81,15 +81,26 @@ def find_images(folder: Path) -> list[str]:
 
 
 def find_folders(folder: Path) -> list[str]:
-    """Names of the folders right below a folder, in order."""
-    with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if is_data(each.name) and each.is_dir())
+    """Names of the folders right below a folder, in order. A link to a folder above, or to one that
+    is listed already, leads nowhere new and is left out."""
+    with os.scandir(folder) as found:
+        entries = sorted(
+            (each for each in found if is_data(each.name) and each.is_dir()),
+            key=lambda each: (each.is_symlink(), each.name),
+        )
+    resolved = folder.resolve()
+    known, names = {resolved, *resolved.parents}, []
+    for entry in entries:
+        if (place := Path(entry.path).resolve()) not in known:
+            known.add(place)
+            names.append(entry.name)
+    return sorted(names)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files below a folder. Links to folders are followed once everything else was seen, and each
-    folder is entered once: links to folders above lead nowhere new."""
-    entered: set[tuple[int, int]] = set()
+    """Files below a folder. Links to folders are followed once everything else was seen, each
+    folder is entered once, and those above the first one never."""
+    entered = {(status.st_dev, status.st_ino) for status in map(os.stat, folder.resolve().parents)}
     folders = [""]
     links: list[str] = []
     while folders or links:

@@ -87,7 +87,8 @@ class ClassOrder:
             key, group = divmod(turn, count // self.per_class)
             positions = positions + group * self.per_class
         keys = hashed(self.seed, 12, own, key)
-        return self._rows[self._starts[own] + permuted(positions % count, count, keys)]
+        rows: np.ndarray = self._rows[self._starts[own] + permuted(positions % count, count, keys)]
+        return rows
 
     def _warn_of_left_out(self, numbers: np.ndarray, counts: np.ndarray) -> None:
         alone = int(np.count_nonzero((numbers >= 0) & (counts < 2)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined
 from vlkd_cli.data.files.text_table import TextTable
@@ -22,6 +23,7 @@ class CaptionedImages(Reader):
         root: what paths are relative to.
         paths: of the images.
         captions: of each image.
+        problems: why the captions of an image cannot be read, by its position.
         part: of the images that `opened` gives, as fractions of a fixed random order.
     """
 
@@ -32,9 +34,10 @@ class CaptionedImages(Reader):
         root: str,
         paths: Iterable[str],
         captions: Iterable[Sequence[str]],
+        problems: Mapping[int, str] | None = None,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        self.root, self.part = root, checked_part(part)
+        self.root, self.part, self._problems = root, checked_part(part), dict(problems or {})
         self._paths = TextTable(paths)
         counts: list[int] = []
 
@@ -57,6 +60,8 @@ class CaptionedImages(Reader):
         return fetch_bytes(place) if is_url(place) else place
 
     def captions(self, index: int) -> Sequence[str]:
+        if index in self._problems:
+            raise Broken(self._problems[index])
         start, stop = self._starts[index : index + 2].tolist()
         return self._texts.slice(start, stop)
 

@@ -34,7 +34,7 @@ class Classification(Reader):
 
     Args:
         dataset: e.g. CIFAR10, MNIST, Flowers102, OxfordIIITPet.
-        root: folder of torchvision's data sets.
+        root: folder of torchvision's data sets; by default `data`.
         path: folder of class folders.
         split: train, val or test; by default the data's own default (training, or all where there
             are no splits).
@@ -51,7 +51,7 @@ class Classification(Reader):
         self,
         *,
         dataset: str | None = None,
-        root: str = "data",
+        root: str | None = None,
         path: str | None = None,
         split: Literal["train", "val", "test"] | None = None,
         download: bool = False,
@@ -63,12 +63,17 @@ class Classification(Reader):
                 "reader 'classification' takes either 'dataset' (a name of torchvision.datasets) or"
                 " 'path' (a folder)."
             )
+        if path is not None and (root is not None or download):
+            raise DataError(
+                f"data.{'download' if download else 'root'} has no effect with data.path. Leave it"
+                " out."
+            )
         self.split = split
         self.templates = templates_of(templates)
         self._source: _Source = (
             _Folders(path, split)
             if path is not None
-            else _TorchVision(str(dataset), root, split, download)
+            else _TorchVision(str(dataset), root or "data", split, download)
         )
         own = self._source.class_names
         self.classes = (
@@ -105,7 +110,7 @@ class Classification(Reader):
         return int(self._labels[index])
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._labels[indices]
+        return self._labels.take(indices)
 
     def name(self, index: int) -> str:
         return self._source.name(index)

@@ -50,6 +50,8 @@ class COCO(CaptionedImages):
                 f"data.split is '{split}', but {path} has no splits: it is a COCO captions file."
                 " Put '{split}' into data.path."
             )
+        elif not restval:
+            raise DataError(f"data.restval has no effect: {path} has no splits. Leave it out.")
         else:
             pairs = _original(content, path)
         if not pairs:
@@ -57,7 +59,7 @@ class COCO(CaptionedImages):
                 f"{path}: no image with captions" + (f" in split '{split}'." if split else ".")
             )
         super().__init__(
-            root, (image for image, _ in pairs), (captions for _, captions in pairs), part
+            root, (image for image, _ in pairs), (captions for _, captions in pairs), part=part
         )
         first = joined(root, pairs[0][0])
         if not is_url(first) and not any(

@@ -102,6 +102,7 @@ class CSV(Reader):
         self.has_captions = any(self._texts.values())
         if image is None and not self.has_captions:
             raise DataError("data.image and data.caption are both null: name one of the columns.")
+        _check_effects(image, image_root, caption_separator, self.has_captions)
         self._group = _checked_group(group, image, named, target)
         self._settings = (
             *(image, caption, table.sep, encoding, caption_separator, self._group, label, quotes),
@@ -155,7 +156,7 @@ class CSV(Reader):
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         if "labels" not in self._index:
             return np.full(len(indices), -1, dtype=np.int64)
-        return self._index["labels"][indices]
+        return self._index["labels"].take(indices)
 
     def targets_of(self, indices: np.ndarray) -> np.ndarray:
         return self._index["targets"][indices] if self._targets else super().targets_of(indices)
@@ -180,7 +181,7 @@ class CSV(Reader):
         if not self.has_captions:
             return np.zeros(len(indices), dtype=np.int64)
         if "caption_starts" in self._index:
-            return self._index["caption_starts"][indices]
+            return self._index["caption_starts"].take(indices)
         return np.asarray(indices, dtype=np.int64)
 
     def fingerprint(self) -> str:
@@ -282,6 +283,17 @@ class CSV(Reader):
                 f"table {self.path}: its first images are not there, e.g. {places[0]}. Set"
                 " data.image_root to their folder."
             )
+
+
+def _check_effects(
+    image: str | None, image_root: str | None, caption_separator: str | None, has_captions: bool
+) -> None:
+    if image is None and image_root is not None:
+        raise DataError("data.image_root has no effect with data.image: null. Leave it out.")
+    if caption_separator is not None and not has_captions:
+        raise DataError(
+            "data.caption_separator has no effect with data.caption: null. Leave it out."
+        )
 
 
 def _checked_group(

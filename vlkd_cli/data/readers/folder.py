@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from vlkd_cli.data.files.texts import decode_text, entries_of, read_file
@@ -40,35 +42,51 @@ class Folder(CaptionedImages):
         images = find_images(folder)
         if not images:
             raise DataError(f"data.path {path}: there is no image below this folder.")
-        captions = [
-            _captions(os.path.join(folder, os.path.splitext(image)[0] + ".txt"), encoding)
-            for image in images
-        ]
-        bare = [image for image, own in zip(images, captions, strict=True) if not own]
+        captions, problems = _read_captions(folder, images, encoding)
+        bare = [k for k, own in enumerate(captions) if not own and k not in problems]
         if len(bare) == len(images):
             raise DataError(
                 f"data.path {path}: none of the {len(images)} images has captions, in a .txt file"
                 " of the same stem. For images alone, set data.reader: images."
             )
+        if len(bare) + len(problems) == len(images):
+            first = min(problems)
+            raise DataError(f"{images[first]}: {problems[first]}. Set data.encoding.")
         if bare and missing == "refuse":
             raise DataError(
                 f"data.path {path}: {len(bare)} of {len(images)} images have no captions, e.g."
-                f" {bare[0]}. Put them into a .txt file of the same stem, or set data.missing:"
-                " leave_out."
+                f" {images[bare[0]]}. Put them into a .txt file of the same stem, or set"
+                " data.missing: leave_out."
             )
         self.num_left_out = len(bare)
-        with_text = [k for k, own in enumerate(captions) if own]
+        left_out = set(bare)
+        stay = [k for k in range(len(images)) if k not in left_out]
         super().__init__(
-            str(folder), (images[k] for k in with_text), (captions[k] for k in with_text), part
+            str(folder),
+            (images[k] for k in stay),
+            (captions[k] for k in stay),
+            {new: problems[k] for new, k in enumerate(stay) if k in problems},
+            part,
         )
 
 
-def _captions(path: str, encoding: str) -> list[str]:
-    try:
-        return entries_of(decode_text(read_file(path), encoding))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read: {error}. Set data.encoding.") from None
+def _read_captions(
+    folder: Path, images: Sequence[str], encoding: str
+) -> tuple[list[list[str]], dict[int, str]]:
+    """The captions of each image, none where there is no text file; and why the file cannot be read
+    where it is damaged, by the image's position."""
+    captions: list[list[str]] = []
+    problems: dict[int, str] = {}
+    for number, image in enumerate(images):
+        text = os.path.splitext(image)[0] + ".txt"
+        own: list[str] = []
+        try:
+            own = entries_of(decode_text(read_file(folder / text), encoding))
+        except FileNotFoundError:
+            pass  # counted with those whose file is empty
+        except OSError as error:
+            problems[number] = f"{text} cannot be read ({error.strerror})"
+        except ValueError as error:
+            problems[number] = f"{text} cannot be read: {error}"
+        captions.append(own)
+    return captions, problems

@@ -42,7 +42,7 @@ class Images(CaptionedImages):
             images = find_images(Path(root))
         if not images:
             raise DataError(f"data.path {path}: there is no image in it.")
-        super().__init__(root, images, ([] for _ in images), part)
+        super().__init__(root, images, ([] for _ in images), part=part)
 
 
 def _check_first(path: str, root: str, images: list[str]) -> None:

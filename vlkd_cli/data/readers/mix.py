@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -221,7 +221,9 @@ def _shuffled(
 ) -> Iterator[Sample]:
     for position in range(shard, len(reader), num_shards):
         row = int(permuted(np.asarray([position]), len(reader), hashed(seed, epoch))[0])
-        image, captions, spans, problem = None, (), {}, ""
+        image, problem = None, ""
+        captions: Sequence[str] = ()
+        spans: Mapping[str, tuple[int, int]] = {}
         try:
             image = reader.image(row)
             captions = reader.captions(row)

@@ -230,7 +230,8 @@ class Shapes(Reader):
                 )
                 picture += self._coverage(thing)[..., None] * (colour - picture)
         grain = noise.integers(-5, 6, picture.shape[:2], dtype=np.int8)
-        return np.clip(picture + grain[..., None], 0, 255).astype(np.uint8)
+        grained: np.ndarray = np.clip(picture + grain[..., None], 0, 255)
+        return grained.astype(np.uint8)
 
     def _coverage(self, thing: Thing) -> np.ndarray:
         """Share of each pixel that the shape covers, 0 to 1: its signed distance, blurred over one
@@ -300,17 +301,20 @@ def _place(position: str) -> str:
 
 
 def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(x * x + y * y) - np.float32(0.95)
+    inside: np.ndarray = np.sqrt(x * x + y * y) - np.float32(0.95)
+    return inside
 
 
 def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.82)
+    inside: np.ndarray = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.82)
+    return inside
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # Tip at the top (y = -1.05), base at y = 0.75; the sides fall at 60 degrees.
     sides = np.abs(x) * np.float32(0.866) - (y + np.float32(1.05)) * np.float32(0.5)
-    return np.maximum(sides, y - np.float32(0.75))
+    inside: np.ndarray = np.maximum(sides, y - np.float32(0.75))
+    return inside
 
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -322,7 +326,8 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.sqrt(x * x + y * y) - np.float32(0.72)) - np.float32(0.22)
+    inside: np.ndarray = np.abs(np.sqrt(x * x + y * y) - np.float32(0.72)) - np.float32(0.22)
+    return inside
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import PositiveInt
 
 _OPEN_SHARDS = 64
+_SHUFFLE_BUFFER = 4000
 
 
 class WebDataset(Reader):
@@ -50,7 +51,7 @@ class WebDataset(Reader):
         resampled: sample shards with replacement (a stream).
         samples_per_epoch: of a stream, whose length nobody knows beforehand.
         shuffle_buffer: samples of a stream that are shuffled among each other, over all of a
-            process's workers.
+            process's workers; by default 4,000.
         split: which split, where `path` has a place for it.
     """
 
@@ -70,7 +71,7 @@ class WebDataset(Reader):
         stream: bool | None = None,
         resampled: bool = False,
         samples_per_epoch: PositiveInt | None = None,
-        shuffle_buffer: PositiveInt = 4000,
+        shuffle_buffer: PositiveInt | None = None,
         split: str | None = None,
     ) -> None:
         self.split, self.shuffle_buffer, self.resampled, self.samples_per_epoch = (
@@ -98,6 +99,12 @@ class WebDataset(Reader):
                     " data.samples_per_epoch."
                 )
             return
+        for key in ("samples_per_epoch", "shuffle_buffer"):
+            if getattr(self, key) is not None:
+                raise DataError(
+                    f"data.{key} has no effect: local shards are read by position. Leave it out, or"
+                    " set data.stream: true."
+                )
         self._index = index_shards(self.shards, self.parts)
         if not len(self):
             raise DataError(f"the shards of data.path hold no sample, e.g. {self.shards[0]}.")
@@ -115,7 +122,7 @@ class WebDataset(Reader):
             self.parts,
             samples_per_epoch=self.samples_per_epoch,
             resampled=self.resampled,
-            shuffle_buffer=self.shuffle_buffer,
+            shuffle_buffer=self.shuffle_buffer or _SHUFFLE_BUFFER,
         )
 
     def __len__(self) -> int:
@@ -134,7 +141,7 @@ class WebDataset(Reader):
         return int(self._labels[index])
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._labels[indices]
+        return self._labels.take(indices)
 
     def name(self, index: int) -> str:
         start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
@@ -148,7 +155,7 @@ class WebDataset(Reader):
         return int(self._index["captions_before"][index])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        return self._index["captions_before"][indices]
+        return self._index["captions_before"].take(indices)
 
     def _texts(self, index: int) -> dict[str, list[str]]:
         """All texts of a sample by name."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlkd_cli.data.files.class_numbers import by_size
 from vlkd_cli.data.files.table_rows import rows_of
 from vlkd_cli.data.files.texts import clean_text, read_text
 from vlkd_cli.data.readers.reader import Reader
@@ -54,7 +55,7 @@ class CaptionTable(Reader):
             classes
             or sorted(
                 set(names),
-                key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name),
+                key=lambda name: (not name.isdecimal(), name.isdecimal() and by_size(name), name),
             )
         )
         places = {name: place for place, name in enumerate(self.classes)}
