@@ -21,13 +21,8 @@ from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.images import decode as images
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
-<<<<<<< HEAD
 from vlkd_cli.data.views import ImageView, render
 from vlkd_cli.engine.views import build_augment
-=======
-from vlkd_cli.data.views import ImageView, draw_images
-from vlkd_cli.engine.inputs import build_augment
->>>>>>> a252f3c (Break single images for damaged caption files; refuse reader keys without effect)
 from vlkd_cli.preprocessing import ImageInput
 
 
