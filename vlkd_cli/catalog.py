@@ -138,6 +138,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "patches": Entry(
             "heads.patches:PatchHead", "the picture's patches, as targets; without weights"
         ),
+        "hog": Entry("heads.hog:HOGHead", "histograms of gradients of each position, a target"),
+        "decoder": Entry("heads.decoder:DecoderHead", "a transformer over all positions (MAE)"),
+        "regressor": Entry("heads.regressor:RegressorHead", "hidden positions from visible ones"),
+        "select": Entry("heads.select:SelectHead", "what it reads, at some positions"),
     },
     "distiller": {
         "infonce": Entry(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.composition.chunks import refuse_batch_statistics
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
@@ -55,6 +56,11 @@ class Composition(nn.Module):
             features included).
         objectives: the distillers with their arrows.
         num_rows: of the data set; None for streams.
+        chunk: pictures or texts whose activations are held at a time, which changes neither loss
+            nor gradients; None: the whole batch's.
+
+    Raises:
+        RecipeError: with a chunk, a tower has batch norms that learn.
     """
 
     def __init__(
@@ -63,8 +69,10 @@ class Composition(nn.Module):
         objectives: Sequence[Objective],
         *,
         num_rows: int | None,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
+        self.chunk = chunk
         self.towers = nn.ModuleDict(
             {
                 name: tower
@@ -97,6 +105,9 @@ class Composition(nn.Module):
             teacher = None if call.teacher is None else self._widths(call.teacher)
             keys = {"num_rows": num_rows} if counts_rows(objective.distiller) else {}
             objective.distiller.setup(self._widths(call.student), teacher, **keys)
+        if chunk is not None:
+            for name, tower in (*self.towers.items(), *self.followers.items()):
+                refuse_batch_statistics(name, tower)
 
     @property
     def frozen(self) -> dict[str, Tower]:
@@ -127,7 +138,7 @@ class Composition(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         """Loss of this rank's rows at a step. Each tower encodes each of its inputs once."""
-        found = encode(self.passes, self.all_towers, self.towers, batch, progress)
+        found = encode(self.passes, self.all_towers, self.towers, batch, progress, self.chunk)
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         for objective in self.objectives:

@@ -4,11 +4,12 @@ distillers that read it."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vlkd_cli.composition.chunks import encode_in_chunks
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
@@ -76,24 +77,30 @@ def encode(
     learning: Iterable[str],
     batch: Batch,
     progress: Progress,
+    chunk: int | None = None,
 ) -> dict[Address, Rows]:
     """Run the passes on a batch.
 
     Args:
         learning: names of the towers that take a gradient; the others run without.
+        chunk: pictures or texts whose activations are held at a time; None: all.
     """
     found: dict[Address, Rows] = {}
     for one in passes:
         tower = towers[one.tower]
         with torch.set_grad_enabled(torch.is_grad_enabled() and one.tower in learning):
-            found |= _encode_one(
-                one, tower, input_key(towers, one.tower, one.input), batch, progress
-            )
+            key = input_key(towers, one.tower, one.input)
+            found |= _encode_one(one, tower, key, batch, progress, chunk)
     return found
 
 
 def _encode_one(
-    one: Pass, tower: Tower | MomentumTower, key: str, batch: Batch, progress: Progress
+    one: Pass,
+    tower: Tower | MomentumTower,
+    key: str,
+    batch: Batch,
+    progress: Progress,
+    chunk: int | None,
 ) -> dict[Address, Rows]:
     inputs, pictures = batch.inputs[key], 1
     if isinstance(inputs, Tensor) and inputs.ndim == 5:
@@ -104,7 +111,20 @@ def _encode_one(
     if hidden is not None and hidden.ndim == 3:
         hidden = hidden.flatten(0, 1)
     step = {"step": progress.step} if isinstance(tower, MomentumTower) else {}
-    values = tower(inputs, one.outputs, hidden=hidden, pictures=pictures, **step)
+
+    def run(rows: Any, places: Tensor | None) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = tower(
+            rows, one.outputs, hidden=places, pictures=pictures, **step
+        )
+        return outputs
+
+    if chunk is None:
+        values = run(inputs, hidden)
+    else:
+        # A frozen backbone keeps no activations, so running it again would only cost time.
+        learns = torch.is_grad_enabled() and not original.backbone_is_frozen
+        size = max(chunk // pictures, 1) * pictures
+        values = encode_in_chunks(run, inputs, hidden, size=size, learns=learns)
     found: dict[Address, Rows] = {}
     for output, read in one.outputs.items():
         counts = None

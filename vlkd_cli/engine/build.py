@@ -261,7 +261,7 @@ def build_composition(
     """
     objectives = build_objectives(recipe)
     _check_widths(recipe, objectives, towers)
-    return Composition(towers, objectives, num_rows=num_rows)
+    return Composition(towers, objectives, num_rows=num_rows, chunk=recipe.train.chunk)
 
 
 def _check_widths(recipe: Recipe, objectives: list[Objective], towers: Towers) -> None:

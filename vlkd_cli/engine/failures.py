@@ -17,14 +17,17 @@ def explained(error: Exception, recipe: str) -> UserError | None:
     """
     text = str(error)
     where = "".join(f" at {note}" for note in getattr(error, "__notes__", [])[:1])
-    batch_size = recipe_from_json(recipe).train.batch_size
+    settings = recipe_from_json(recipe).train
+    batch_size = settings.batch_size
+    chunk = max((settings.chunk or batch_size) // 4, 1)
     if _is_out_of_memory(error):
         # CUDA goes on for lines about every process on the card.
         first = (text.strip() or "out of memory").splitlines()[0].partition(". GPU")[0].rstrip(".")
         return UserError(
-            f"{first}{where}. Lower train.batch_size (now {batch_size}), or use train.precision:"
-            " bf16 or smaller images; train.accumulate does not replace a larger batch, since"
-            " objectives compare the rows of one batch only."
+            f"{first}{where}. Set train.chunk: {chunk}, which computes the same step of"
+            f" train.batch_size {batch_size} in less memory, or use train.precision: bf16 or"
+            " smaller images. train.accumulate is another step: objectives compare the rows of one"
+            " batch only."
         )
     if "Expected more than 1 value per channel when training" in text:
         return UserError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vlkd_cli.catalog import did_you_mean, missing_extra
 from vlkd_cli.errors import MissingPackageError
-from vlkd_cli.recipe.address import RESERVED, modality_of
+from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, pictures_of
 from vlkd_cli.recipe.arrow_checks import check_arrows
 from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data
@@ -16,7 +16,7 @@ from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Problem
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, Start
-from vlkd_cli.recipe.tower_checks import check_towers
+from vlkd_cli.recipe.tower_checks import check_towers, trains_backbone
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:
@@ -64,8 +64,28 @@ def _check_data(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _check_chunk(recipe: Recipe) -> Iterator[Problem]:
+    chunk = recipe.train.chunk
+    if chunk is None:
+        return
+    views = (MAIN_VIEW, *(recipe.data.views if recipe.data is not None else ()))
+    most = recipe.train.batch_size * max(pictures_of(recipe.data, view) for view in views)
+    if chunk >= most:
+        yield Problem(
+            ("train", "chunk"),
+            f"has no effect: a step has at most {most} pictures or texts at once. Lower it, or"
+            " raise train.batch_size.",
+        )
+    if not any(trains_backbone(tower) for tower in recipe.towers.values()):
+        yield Problem(
+            ("train", "chunk"),
+            "has no effect: every backbone is frozen, and only heads keep activations. Remove it.",
+        )
+
+
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
     schedule, optimizer = recipe.schedule, recipe.optimizer
+    yield from _check_chunk(recipe)
     if schedule.warmup_steps and schedule.warmup_epochs:
         yield Problem(
             ("schedule", "warmup_epochs"),

@@ -222,6 +222,13 @@ class TrainSpec(Section):
         None, description="stop after this many optimizer steps, whatever the epochs say"
     )
     batch_size: PositiveInt = Field(64, description="pairs per process and step")
+    chunk: PositiveInt | None = Field(
+        None,
+        description=(
+            "pictures or texts whose activations are held at a time; memory of a small batch,"
+            " loss and gradients of batch_size"
+        ),
+    )
     accumulate: PositiveInt = Field(
         1, description="batches whose gradients are added up before one optimizer step"
     )

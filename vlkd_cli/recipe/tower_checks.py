@@ -271,6 +271,15 @@ def _cache_obstacle(
     return None
 
 
+def trains_backbone(tower: TowerSpec) -> bool:
+    """Whether anything of the tower's backbone is trained, its adapter or prompt included."""
+    if tower.follows is not None or tower.train == "none":
+        return False
+    if tower.adapter is not None or tower.prompt is not None:
+        return True
+    return tower.train != "head" and not _only_head_patterns(tower.train)
+
+
 def _only_head_patterns(train: Any) -> bool:
     if not isinstance(train, list):
         return False

@@ -368,9 +368,9 @@ def test_running_out_of_memory_names_step_and_remedy(
     with pytest.raises(UserError) as caught:
         train(tmp_path, tiny_recipe())
     assert str(caught.value).startswith(
-        "CUDA out of memory. Tried to allocate 2.00 GiB at step 1. Lower train.batch_size (now 8)"
+        "CUDA out of memory. Tried to allocate 2.00 GiB at step 1. Set train.chunk: 2,"
     )
-    assert "accumulate does not replace" in str(caught.value)
+    assert "accumulate is another step" in str(caught.value)
 
 
 def test_the_best_checkpoint_is_of_the_watched_metric(tmp_path: Path) -> None:

@@ -528,3 +528,18 @@ def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fi
         "train.epochs=2",
     ]
     assert problems_with(*options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["train.batch_size=8", "train.chunk=8"], "a step has at most 8 pictures or texts at once"),
+        (
+            ["train.chunk=4", "towers.image.train=head", "towers.text.train=head"],
+            "every backbone is frozen",
+        ),
+    ],
+)
+def test_a_chunk_without_effect_is_refused(options, expected):
+    heads = [f"towers.{name}.head={{name: linear, width: 8}}" for name in ("image", "text")]
+    assert any(expected in line for line in problems_with(*heads, *options))

@@ -1,0 +1,227 @@
+"""`train.chunk`: for every objective a step in chunks gives the loss, the gradients and the state
+of a whole step, on any number of ranks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.ranks import run_on_ranks
+from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe
+from vlkd_cli.catalog import names
+from vlkd_cli.composition import chunks
+from vlkd_cli.composition.composition import Composition
+from vlkd_cli.composition.episodes import start_episode
+from vlkd_cli.data.batch import Batch
+from vlkd_cli.distributed.runtime import rank
+from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.types import Progress
+
+ROWS, CHUNK, STEPS = 8, 3, 2
+LINEAR = {"name": "linear", "width": 16}
+TOWERS = {
+    "image": {
+        **IMAGE,
+        "masks": "replace",
+        "heads": {
+            "head": LINEAR,
+            "order": {"name": "linear", "width": 2},
+            "patch": {**LINEAR, "reads": "tokens", "at": "hidden"},
+        },
+    },
+    "text": {**TEXT, "head": LINEAR},
+    "image_key": {"follows": "image", "masks": "none"},
+    "teacher_image": {**IMAGE, "train": "none"},
+    "teacher_text": {**TEXT, "train": "none"},
+}
+PAIR = {"student": "image", "teacher": "text"}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        "infonce siglip unicl vicreg barlow_twins simreg rkd ntxent regress codes"
+        " score_regression".split(),
+        PAIR,
+    ),
+    **{name: {**PAIR, "queue_size": 20} for name in ("seed", "compress")},
+    **{name: {**PAIR, "num_prototypes": 10} for name in ("dino", "protocpc")},
+    "protoclip": {**PAIR, "num_prototypes": 3, "contrastive_episodes": 0},
+    "simcse": {"student": "text", "teacher": "text@second"},
+    "cross_entropy": {"student": "image", "num_classes": 5},
+    **{
+        name: {}
+        for name in (
+            "affinity feature_distance interactive_contrast relational_kl gradient_match"
+        ).split()
+    },
+    "reinforced": {"contrastive_weight": 0.5},
+    "moco": {"student": "image", "teacher": "image_key@second", "queue_size": 20},
+    "dense_contrast": {
+        "student": ["image.tokens", "image.tokens"],
+        "teacher": ["image_key.tokens@second", "image_key.tokens@second"],
+        "queue_size": 20,
+    },
+    "swav": {"student": ["image", "image@second"], "teacher": "image", "num_prototypes": 10},
+    "ibot": {"student": "image.patch", "teacher": "image_key.patch"},
+    "koleo": {"student": "image"},
+    "view_order": {"student": ["image.order", "image.order@second"]},
+    "npid": {"student": "image", "negatives": 8},
+    **{
+        name: {
+            "student": "image",
+            "teacher": "image",
+            "num_clusters": 2,
+            "components": 2,
+        }
+        for name in ("deepcluster", "odc")
+    },
+    **{name: {"student": "image"} for name in ("triplet", "supcon", "multi_similarity")},
+    **{name: {"student": "image", "num_classes": 5} for name in ("margin_softmax", "proxy_anchor")},
+    "margin_mse": {"student": "image", "teacher": ["text", "teacher_text"]},
+}
+
+
+def composed(name: str, chunk: int | None, **keys: Any) -> Composition:
+    """A composition of one objective with the towers that it reads, in float64."""
+    torch.manual_seed(0)
+    spec = {"name": name, **OBJECTIVES[name], **keys}
+    towers = copy.deepcopy(TOWERS)
+    if name not in ("ibot",):
+        del towers["image"]["heads"]["patch"], towers["image"]["masks"]  # type: ignore[attr-defined]
+    if name != "view_order":
+        del towers["image"]["heads"]["order"]  # type: ignore[attr-defined]
+    recipe = Recipe.model_validate(
+        tiny_recipe(
+            towers=towers,
+            distillers=[spec],
+            data={"views": {"second": None}},
+            train={"chunk": chunk, "batch_size": ROWS},
+        )
+    )
+    built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
+    return build_composition(recipe, built, num_rows=40).to(torch.float64)
+
+
+def batch_of(composition: Composition, step: int) -> Batch:
+    """Eight samples of this rank."""
+    draw = torch.Generator().manual_seed(100 * step + rank())
+    words = ["a cat", "two dogs run over the snow", "a red ball", "snow", "a", "b c", "d", "e f g"]
+    inputs: dict[str, Any] = {}
+    for key, tower in composition.input_keys().items():
+        original = composition.tower(tower)
+        if original.modality == "text":
+            inputs[key] = original.input(words)  # type: ignore[union-attr]
+        else:
+            inputs[key] = torch.rand(ROWS, 3, 32, 32, generator=draw, dtype=torch.float64)
+    return Batch(
+        inputs,
+        torch.randperm(40, generator=draw)[:ROWS],
+        torch.randint(-1, 5, (ROWS,), generator=draw),
+        targets=torch.rand(ROWS, 1, generator=draw),
+        hidden={"main": torch.rand(ROWS, 16, generator=draw) < 0.4},
+    )
+
+
+def record(name: str, chunk: int | None) -> dict[str, Tensor]:
+    """Losses, gradients and the final state of some steps."""
+    composition = composed(name, chunk)
+    composition.train()
+    start_episode(composition, [batch_of(composition, 50 + k) for k in range(3)], Progress(0, 2, 4))
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        composition.zero_grad()
+        output = composition(batch_of(composition, step), Progress(step, 2, 4))
+        output.loss.backward()
+        found[f"loss {step}"] = output.loss.detach()
+        for key, parameter in composition.named_parameters():
+            if parameter.grad is not None:
+                found[f"gradient {step} {key}"] = parameter.grad.clone()
+        composition.commit(Progress(step, 2, 4))
+    found |= {f"state {key}": value for key, value in composition.state_dict().items()}
+    return found
+
+
+def deviation(name: str) -> float:
+    """Largest deviation of the chunked step, relative to the largest entry of each tensor."""
+    whole, chunked = record(name, None), record(name, CHUNK)
+    assert whole.keys() == chunked.keys()
+    assert any(key.startswith("gradient") for key in whole)
+    worst = 0.0
+    for key, value in whole.items():
+        scale = max(float(value.abs().max()), 1e-3) if value.numel() else 1.0
+        worst = max(
+            worst, float((chunked[key] - value).abs().max()) / scale if value.numel() else 0
+        )
+    return worst
+
+
+def test_every_objective_is_there():
+    assert set(OBJECTIVES) == set(names("distiller"))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_in_chunks_is_a_whole_step(name):
+    assert deviation(name) < 1e-9
+
+
+def deviations() -> dict[str, float]:
+    return {name: deviation(name) for name in OBJECTIVES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_step_in_chunks_is_a_whole_step_on_ranks(world_size):
+    for found in run_on_ranks(deviations, world_size, timeout_seconds=1200):
+        assert max(found.values()) < 1e-9, found
+
+
+def test_dropout_is_that_of_the_same_chunks_with_activations_kept(monkeypatch):
+    def gradients() -> list[Tensor]:
+        composition = composed("infonce", CHUNK)
+        composition.tower("text").head = torch.nn.Sequential(  # type: ignore[union-attr]
+            torch.nn.Dropout(0.5),
+            composition.tower("text").head,  # type: ignore[union-attr]
+        )
+        composition.train()
+        torch.manual_seed(1)
+        composition(batch_of(composition, 0), Progress()).loss.backward()
+        return [p.grad for p in composition.parameters() if p.grad is not None]
+
+    recomputed = gradients()
+    monkeypatch.setattr(chunks, "checkpoint", lambda run, *inputs, use_reentrant: run(*inputs))
+    kept = gradients()
+    assert len(kept) == len(recomputed) > 10
+    assert all(torch.equal(one, other) for one, other in zip(recomputed, kept, strict=True))
+
+
+def test_activations_of_one_chunk_are_held_at_a_time():
+    held = {}
+    for chunk in (None, 2):
+        composition = composed("infonce", chunk)
+        batch, kept = batch_of(composition, 0), {}
+
+        def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        known = [*composition.parameters(), batch.inputs["image"]]
+        apart = {tensor.untyped_storage().data_ptr() for tensor in known}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            composition(batch, Progress())
+        held[chunk] = sum(size for place, size in kept.items() if place not in apart)
+    assert held[2] < held[None] / 3
+
+
+def test_batch_norms_that_learn_are_refused():
+    towers = {
+        "image": {"builder": "torchvision", "model": "resnet18", "image_size": 32, "head": LINEAR},
+        "text": {**TEXT, "head": LINEAR},
+    }
+    recipe = Recipe.model_validate(tiny_recipe(towers=towers, train={"chunk": 2}))
+    built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
+    with pytest.raises(RecipeError, match="tower 'image' has batch norms that learn"):
+        build_composition(recipe, built, num_rows=40)

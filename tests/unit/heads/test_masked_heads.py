@@ -1,0 +1,101 @@
+"""Heads of masked image modeling: targets as published, decoders over visible and hidden places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.golden.golden_inputs import build
+from vlkd_cli.heads.decoder import DecoderHead
+from vlkd_cli.heads.hog import HOGHead
+from vlkd_cli.heads.patches import PatchHead
+from vlkd_cli.heads.regressor import RegressorHead
+from vlkd_cli.numerics.positions import sine_cosine
+from vlkd_cli.preprocessing import Grid
+
+CASES = {
+    case["id"]: case
+    for case in json.loads(
+        (Path(__file__).parents[2] / "golden" / "ssl.json").read_text(encoding="utf-8")
+    )["cases"]
+}
+GRID = Grid(4, 4, 8)
+
+
+def masked(case: dict, inputs: dict) -> torch.Tensor:
+    order = np.argsort(inputs["noise"], axis=1)[:, : case["hyper"]["num_hidden"]]
+    hidden = torch.zeros(inputs["noise"].shape, dtype=torch.bool)
+    return hidden.scatter_(1, torch.from_numpy(order), True)
+
+
+@pytest.mark.parametrize("name", ["mae/24px_p8_norm", "mae/24px_p6", "simmim/48px_unit16"])
+def test_patches_are_the_published_targets(name):
+    case = CASES[name]
+    inputs = build(case)
+    image = torch.from_numpy(inputs["image"]).double()
+    side = case["hyper"].get("patch") or case["hyper"]["unit"]
+    places = image.shape[-1] // side
+    head = PatchHead(3, Grid(places, places, side), normalize=case["hyper"].get("normalise", False))
+    gap = (torch.from_numpy(inputs["pred"]).double() - head(image))[masked(case, inputs)]
+    loss = gap.abs().mean() if name.startswith("simmim") else gap.square().mean()
+    wanted = case["expected"]["f64"]["outputs"]["loss"]["value"]
+    np.testing.assert_allclose(float(loss), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hog/64px_no_loss", "hog/32px_maskfeat"])
+def test_hog_is_the_published_target(name):
+    case = CASES[name]
+    image = torch.from_numpy(build(case)["image"]).double()
+    places = case["hyper"]["grid"]
+    target = HOGHead(3, Grid(places, places, image.shape[-1] // places))(image)
+    state = case["expected"]["f64"]["state"]
+    assert list(target.shape) == state["shape"]
+    np.testing.assert_allclose(float(target.sum()), state["sum"], rtol=1e-9)
+    np.testing.assert_allclose(target[0, 0, :8].numpy(), state["patch0_first8"], rtol=1e-9)
+
+
+def test_a_decoder_puts_visible_places_where_they_belong():
+    torch.manual_seed(0)
+    decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2).eval()
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 4:] = True
+    visible = torch.randn(2, 4, 12)
+    whole = decoder(visible, hidden)
+    assert whole.shape == (2, 16, 10)
+    # The same rows, told that they are other places, decode to something else.
+    assert not torch.allclose(decoder(visible, hidden.flip(1)), whole)
+    assert decoder(torch.randn(2, 16, 12)).shape == (2, 16, 10)
+
+
+def test_a_decoder_without_filling_keeps_the_places_that_it_is_given():
+    decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2, fill=False)
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 4:] = True
+    assert decoder(torch.randn(2, 12, 12), hidden).shape == (2, 12, 10)
+    assert decoder.mask_token is None
+
+
+def test_a_regressor_gives_a_row_for_each_hidden_place_and_reads_visible_ones_alone():
+    torch.manual_seed(0)
+    head = RegressorHead(12, GRID, layers=2, heads=3).eval()
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 5:] = True
+    visible = torch.randn(2, 5, 12, requires_grad=True)
+    rows = head(visible, hidden)
+    assert rows.shape == (2, 11, 12)
+    rows[0].sum().backward()
+    assert visible.grad[0].abs().sum() > 0 and visible.grad[1].abs().sum() == 0
+    with pytest.raises(ValueError, match="masks: drop"):
+        head(torch.randn(2, 16, 12), hidden)
+
+
+def test_sine_cosine_positions_are_different_at_every_place():
+    positions = sine_cosine(16, 3, 5)
+    assert positions.shape == (15, 16)
+    assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
+    with pytest.raises(ValueError, match="4 divides"):
+        sine_cosine(10, 2, 2)

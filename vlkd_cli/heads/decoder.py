@@ -1,0 +1,92 @@
+"""A transformer over all places, from those that an encoder saw."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vlkd_cli.heads.linear import initialise
+from vlkd_cli.numerics.positions import sine_cosine
+from vlkd_cli.preprocessing import Grid
+from vlkd_cli.recipe.types import PositiveInt
+
+
+class DecoderHead(nn.Module):
+    """Transformer blocks over the places of a tower whose hidden places are learned tokens.
+
+    `paint: {name: decoder, reads: tokens, width: 768, at: hidden}` with `masks: drop` is MAE's
+    decoder.
+
+    Args:
+        width: of the output at each place.
+        width_inner: of the blocks; a multiple of 4 and of `heads`.
+        layers: blocks.
+        heads: attention heads of a block.
+        fill: add a learned token at each hidden place; false for features that already stand for
+            the hidden places, such as those of head `regressor`.
+
+    Source: He et al., MAE, CVPR 2022, arXiv:2111.06377, section 3 (decoder width 512, 8 blocks, 16
+    heads); facebookresearch/mae, models_mae.py. Differs in leaving out the class token.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        grid: Grid | None = None,
+        *,
+        width: PositiveInt,
+        width_inner: PositiveInt = 512,
+        layers: PositiveInt = 8,
+        heads: PositiveInt = 16,
+        fill: bool = True,
+    ) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        if grid is None:
+            raise ValueError("the tower has no places to decode")
+        if width_inner % heads:
+            raise ValueError(f"width_inner {width_inner} is not a multiple of {heads} heads")
+        self.width = width
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.inner = nn.Linear(width_in, width_inner)
+        self.blocks = nn.ModuleList(
+            Block(width_inner, heads, qkv_bias=True, norm_layer=norm) for _ in range(layers)
+        )
+        self.norm = norm(width_inner)
+        self.outer = nn.Linear(width_inner, width)
+        self.mask_token = nn.Parameter(torch.zeros(width_inner)) if fill else None
+        positions = sine_cosine(width_inner, grid.rows, grid.columns)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+        initialise(self)
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        places: Float[Tensor, "B T D"],
+        hidden: Bool[Tensor, "B P"] | None = None,
+    ) -> Float[Tensor, "B Q E"]:
+        rows = self.inner(places)
+        if hidden is None or rows.shape[1] == hidden.shape[1]:
+            rows = rows + self.positions
+        elif self.mask_token is None:
+            rows = rows + self._positions_at(hidden, rows)
+        else:
+            whole = self.mask_token.to(rows.dtype).expand(*hidden.shape, -1)
+            visible = (~hidden)[:, :, None].expand_as(whole)
+            rows = whole.masked_scatter(visible, rows) + self.positions
+        for block in self.blocks:
+            rows = block(rows)
+        return self.outer(self.norm(rows))
+
+    def _positions_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Positions of the places that the rows stand for: the hidden ones, else the visible
+        ones."""
+        chosen = hidden if int(hidden[0].sum()) == rows.shape[1] else ~hidden
+        every = self.positions.expand(len(hidden), -1, -1)
+        return every[chosen].unflatten(0, (len(hidden), -1))

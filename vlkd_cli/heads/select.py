@@ -1,0 +1,25 @@
+"""The output that is read, as it is."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.preprocessing import Grid
+
+
+class SelectHead(nn.Module):
+    """Gives what it reads, so that `at:` can select places of a tower without any head of its own.
+
+    It has no weights, so a frozen tower can carry it: `code: {name: select, reads: tokens, at:
+    hidden}`.
+    """
+
+    has_weights = False
+
+    def __init__(self, width_in: int, grid: Grid | None = None) -> None:
+        super().__init__()
+        self.width = width_in
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return features
