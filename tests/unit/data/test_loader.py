@@ -453,3 +453,22 @@ def test_a_stream_counts_no_more_samples_than_an_epoch_has() -> None:
     broken = [Skipped(f"{number}.jpg", "gone") for number in range(5)]
     with pytest.raises(DataError, match="5 of 25 samples are broken"):
         count.take(Batch({}, rows, rows, broken))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_sample_without_a_finite_target_is_broken(tmp_path: Path, stored: bool) -> None:
+    write_photos(tmp_path, 6)
+    cells = ["0.5", "1", "", "nan", "2", "3"]
+    rows = [f"photo0{k}.jpg,a,{cell}" for k, cell in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join(["filepath,title,score", *rows]))
+    reader = open_reader({"reader": "csv", "path": str(tmp_path / "t.csv"), "target": "score"})
+    np.save(tmp_path / "rows.npy", np.arange(6, dtype=np.float32)[:, None])
+    view = FeatureView(tmp_path / "rows.npy", "sample") if stored else ImageView(SMALL)
+    loader = Loader(reader, {"image": view}, batch_size=3, seed=0, max_broken_share=1)
+    batches = list(loader.batches(0))
+    assert all(
+        torch.isfinite(batch.targets).all() for batch in batches if batch.targets is not None
+    )
+    assert {Path(name).name for name in loader.broken} == {"photo02.jpg", "photo03.jpg"}
+    assert {each.reason for each in loader.broken.values()} == {"its target is not a finite number"}
+    assert batches[0].targets is not None and batches[0].targets.shape == (3, 1)

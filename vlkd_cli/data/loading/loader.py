@@ -128,7 +128,7 @@ class Loader:
                 masks=masks,
                 rank=rank,
                 world_size=world_size,
-                broken=broken,
+                broken={**_without_targets(reader), **(broken or {})},
             )
             if not self._assembler.reads_samples:
                 workers = (
@@ -159,6 +159,17 @@ class Loader:
     def close(self) -> None:
         """Let the workers go; they come back when batches are asked for again."""
         self._pool.close()
+
+
+def _without_targets(reader: Reader) -> dict[int, Skipped]:
+    """Rows with a target that is not a finite number."""
+    if not reader.num_targets:
+        return {}
+    finite = np.isfinite(reader.targets_of(np.arange(len(reader)))).all(axis=1)
+    return {
+        row: Skipped(reader.name(row), "its target is not a finite number")
+        for row in np.flatnonzero(~finite).tolist()
+    }
 
 
 def _order(
