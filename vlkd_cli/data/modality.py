@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.data.files.named_texts import MAIN
-from vlkd_cli.data.images.decode import decode, fit
+from vlkd_cli.data.images.decode import decode
+from vlkd_cli.data.images.resize import fit
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.preprocessing import ImageInput, InputSpec, TextInput, standardize

@@ -15,7 +15,8 @@ from torch import Tensor
 from vlkd_cli.data.batch import Sample
 from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.augment import Augment
-from vlkd_cli.data.images.decode import Box, Picture, fit
+from vlkd_cli.data.images.decode import Picture
+from vlkd_cli.data.images.resize import Box, fit
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput, TextInput
 

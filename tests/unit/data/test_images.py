@@ -20,7 +20,8 @@ from tests.support.recipes import SMALL, recipe
 from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.images import decode as images
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
-from vlkd_cli.data.images.decode import Picture, centred, decode, fit, random_box, resize
+from vlkd_cli.data.images.decode import Picture, decode
+from vlkd_cli.data.images.resize import centred, fit, random_box, resize
 from vlkd_cli.data.views import ImageView, render
 from vlkd_cli.engine.views import build_augment
 from vlkd_cli.preprocessing import ImageInput
@@ -340,7 +341,7 @@ def test_a_strip_is_fitted_without_resizing_all_of_it(
 ) -> None:
     pixels = np.array(photo(4, size))
     whole = fit(pixels, expected)
-    monkeypatch.setattr(images, "_LARGEST_RESIZED", 1000)
+    monkeypatch.setattr("vlkd_cli.data.images.resize._LARGEST_RESIZED", 1000)
     assert np.abs(fit(pixels, expected).numpy().astype(int) - whole.numpy()).max() <= 3
     monkeypatch.undo()
     assert fit(np.zeros((1, 200_000, 3), dtype=np.uint8), expected).shape == (3, 224, 224)

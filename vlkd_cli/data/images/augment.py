@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from vlkd_cli.data.images.decode import Box, crop, random_box, resize, shrink_for
+from vlkd_cli.data.images.resize import Box, crop, random_box, resize, shrink_for
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import NonNegative, Probability
 
