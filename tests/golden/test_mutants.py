@@ -40,23 +40,27 @@ class Mutant:
     after_resume: bool = False
 
 
-STEP, COMMIT = "self.scaler.step(self.optimizer)", "self.composition.commit(self.step_count)"
+STEP, COMMIT = "self.scaler.step(self.optimizer)", "self.composition.commit(self.progress)"
 FOLLOW = "_foreach_lerp_(own, followed, 1 - momentum)"
-RATE = "set_learning_rate(self.optimizer, learning_rate)"
+RATES = "set_rates(self.optimizer, self.schedule, self.progress)"
 MUTANTS = {
     "division by the accumulation count removed": Mutant(
         {"output.loss / len(batches)": "output.loss"}, "queue"
     ),
-    "schedule ignored": Mutant({RATE: "set_learning_rate(self.optimizer, 1.0)"}, "lit"),
+    "schedule ignored": Mutant({RATES: "pass"}, "lit"),
     "schedule one step ahead": Mutant(
-        {"self.schedule, self.step_count,": "self.schedule, self.step_count + 1,"}, "lit"
+        {RATES: RATES.replace("self.progress", "self.progress._replace(step=self.step_count + 1)")},
+        "lit",
     ),
     "clipping off": Mutant({"if limit is not None and norm": "if False and norm"}, "infonce"),
     "average's decay swapped": Mutant({"1 - self.decay": "self.decay"}, "queue"),
     "average never updated": Mutant({"self.ema.update()": "pass"}, "queue"),
     "commit before the optimizer's step": Mutant({STEP: COMMIT, COMMIT: STEP}, "queue"),
     "commit left out": Mutant({COMMIT: "pass"}, "queue"),
-    "gradients kept": Mutant({"parameter.grad = None": "pass"}, "infonce"),
+    "gradients kept": Mutant(
+        {"            parameter.grad = None\n        if self": "            pass\n        if self"},
+        "infonce",
+    ),
     "gradients not unscaled": Mutant({"self.scaler.unscale_(self.optimizer)": "pass"}, None),
     "non-finite steps taken": Mutant({"if finite:": "if True:"}, None),
     "random numbers the same at every step": Mutant(

@@ -34,6 +34,7 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
@@ -119,7 +120,7 @@ def build_training(
         cached=frozenset(inputs.stored),
         composition=composition,
         loader=loader,
-        optimizer=build_optimizer(composition, recipe.optimizer, recipe.towers, device),
+        optimizer=build_optimizer(composition, recipe, Progress(0, steps_per_epoch, total_steps)),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )

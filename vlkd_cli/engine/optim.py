@@ -1,20 +1,22 @@
-"""Optimizers and their parameter groups."""
+"""Optimizers: which parameters they move, with which settings, and what is stored of them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.composition.composition import Composition
+from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.component import typed_keys
-from vlkd_cli.recipe.schema import OptimizerSpec, TowerSpec
-from vlkd_cli.recipe.types import value_at
+from vlkd_cli.recipe.schema import GroupSpec, OptimizerSpec, Recipe, ScheduleSpec
+from vlkd_cli.recipe.types import NonNegativeSchedulable, Progress
 from vlkd_cli.towers.tower import Tower
 
 
@@ -48,32 +50,54 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return classes[name.lower()]
 
 
-def build_optimizer(
-    composition: Composition,
-    spec: OptimizerSpec,
-    towers: Mapping[str, TowerSpec],
-    device: torch.device,
-) -> Any:
-    """The optimizer over everything that learns, grouped by learning rate and weight decay.
+class Trainable(NamedTuple):
+    """One trainable parameter. Names are `TOWER.x` and `distillers.NAME.x`; `lr` is before the
+    factor of its group."""
 
-    Each group carries `base_lr`, which the schedule's factor multiplies. Biases, norms and scales
-    (everything with fewer than two dimensions) are not decayed unless `decay_all` says so. With
-    `layer_decay` d, a tower's layer that lies k below its head learns at d**k times the tower's
-    rate (Bao et al., BEiT, arXiv:2106.08254).
+    name: str
+    parameter: nn.Parameter
+    lr: float
+
+
+class Settings(NamedTuple):
+    """What the parameters of one group of the optimizer share."""
+
+    lr: float
+    weight_decay: NonNegativeSchedulable
+    group: int | None
+    """Position in `optimizer.groups`."""
+
+
+def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> Any:
+    """The optimizer over everything that is trained, grouped by learning rate, weight decay and
+    `optimizer.groups`, of which the first that matches decides.
+
+    Each group carries what `set_rates` and `drop_waiting` read: `base_lr`, and where the recipe
+    says so `decay`, `schedule` and `start`. Biases, norms and scales (everything with fewer than
+    two dimensions) are not decayed unless `decay_all` says so. With `layer_decay` d, a tower's
+    layer that lies k below its head learns at d**k times the tower's rate (Bao et al., BEiT,
+    arXiv:2106.08254).
+
+    Args:
+        run: its length.
 
     Raises:
-        RecipeError: unknown optimizer, a key that it does not take, or nothing that learns.
+        RecipeError: unknown optimizer, a key that it does not take, a group without effect, or
+            nothing to train.
     """
-    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter, lr, decay in _settings(composition, spec, towers):
-        groups.setdefault((lr, decay), []).append((name, parameter))
-    if not groups:
+    spec = recipe.optimizer
+    trainable = list(_trainable(composition, recipe))
+    if not trainable:
         raise RecipeError(
             "nothing learns: every tower is frozen and no distiller has parameters. Give a tower"
             " `train: head` or `all`."
         )
-    kind: Any = optimizer_class(spec.name)
+    _refuse_idle_groups(spec, trainable, run)
+    gathered: dict[Settings, list[tuple[str, nn.Parameter]]] = {}
+    for each in trainable:
+        gathered.setdefault(_settings(spec, each), []).append((each.name, each.parameter))
     keys = typed_keys("optimizer", spec.name, spec.keys)
+    kind: Any = optimizer_class(spec.name)
     if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {
         "foreach",
         "fused",
@@ -83,8 +107,8 @@ def build_optimizer(
     try:
         return kind(
             [
-                {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
-                for (lr, decay), parameters in groups.items()
+                {"params": named, **_group(spec, settings, run)}
+                for settings, named in gathered.items()
             ],
             lr=spec.lr,
             **keys,
@@ -95,11 +119,23 @@ def build_optimizer(
         raise RecipeError(f"optimizer '{spec.name}': {reason}. Correct its keys.") from error
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group to its base rate times the factor; returns the first group's rate."""
+def set_rates(optimizer: torch.optim.Optimizer, schedule: ScheduleSpec, progress: Progress) -> None:
+    """Set the learning rate of every group to its base rate times the factor of its schedule (by
+    default the given one), and the weight decay where that is scheduled."""
     for group in optimizer.param_groups:
+        factor = learning_rate_factor(group.get("schedule") or schedule, progress)
         group["lr"] = group["base_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+        if "decay" in group:
+            group["weight_decay"] = progress.value(group["decay"])
+
+
+def drop_waiting(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Drop the gradients of groups whose `from` has not come, so that neither the norm nor the
+    optimizer sees them."""
+    for group in optimizer.param_groups:
+        if step < group.get("start", 0):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
@@ -156,33 +192,118 @@ def _fits(value: Any, parameter: nn.Parameter) -> bool:
     )
 
 
-def _settings(
-    composition: Composition, spec: OptimizerSpec, towers: Mapping[str, TowerSpec]
-) -> Iterator[tuple[str, nn.Parameter, float, float]]:
-    """(name, parameter, learning rate, weight decay) of everything that learns, each once; names
-    are `TOWER.x` and `distillers.NAME.x`."""
+def _trainable(composition: Composition, recipe: Recipe) -> Iterator[Trainable]:
+    """Everything that is trained, each parameter once."""
     seen: set[nn.Parameter] = set()
     for tower_name, tower in composition.towers.items():
         assert isinstance(tower, Tower)
-        lr = towers[tower_name].lr or spec.lr
-        layer_decay = towers[tower_name].layer_decay
+        section = recipe.towers[tower_name]
         for name, parameter in tower.named_parameters():
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            rate = (
-                lr
-                if layer_decay is None
-                else lr * layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
+            lr = section.lr or recipe.optimizer.lr
+            if section.layer_decay is not None:
+                lr *= section.layer_decay ** (tower.num_layers - 1 - tower.layer_of(name))
+            yield Trainable(f"{tower_name}.{name}", parameter, lr)
+    for spec, objective in zip(recipe.distillers, composition.objectives, strict=True):
+        own = [
+            (f"distillers.{objective.name}.{name}", parameter)
+            for name, parameter in objective.distiller.named_parameters()
+            if parameter.requires_grad and parameter not in seen
+        ]
+        if spec.lr is not None and not own:
+            raise RecipeError(
+                f"distiller '{objective.name}' has no parameters, so its `lr` has no effect."
+                " Remove it."
             )
-            yield f"{tower_name}.{name}", parameter, rate, _decay(parameter, spec)
-    for name, parameter in composition.distillers.named_parameters():
-        if parameter.requires_grad and parameter not in seen:
+        for name, parameter in own:
             seen.add(parameter)
-            yield f"distillers.{name}", parameter, spec.lr, _decay(parameter, spec)
+            yield Trainable(name, parameter, spec.lr or recipe.optimizer.lr)
 
 
-def _decay(parameter: nn.Parameter, spec: OptimizerSpec) -> float:
+def _settings(spec: OptimizerSpec, each: Trainable) -> Settings:
+    position = _group_of(spec, each.name)
+    group = None if position is None else spec.groups[position]
+    lr, decay = each.lr, spec.weight_decay
+    if group is not None:
+        lr = lr if group.lr_factor is None else lr * group.lr_factor
+        decay = decay if group.weight_decay is None else group.weight_decay
+    return Settings(lr, decay if _is_decayed(spec, each.parameter) else 0.0, position)
+
+
+def _group(spec: OptimizerSpec, settings: Settings, run: Progress) -> dict[str, Any]:
+    """A group of the optimizer, without its parameters."""
+    plain: dict[str, Any] = {
+        "lr": settings.lr,
+        "base_lr": settings.lr,
+        "weight_decay": run._replace(step=0).value(settings.weight_decay),
+    }
+    if not isinstance(settings.weight_decay, float | int):
+        plain["decay"] = settings.weight_decay
+    if settings.group is None:
+        return plain
+    group = spec.groups[settings.group]
+    if group.schedule is not None:
+        named = isinstance(group.schedule, str)
+        plain["schedule"] = ScheduleSpec(name=group.schedule) if named else group.schedule
+    if group.from_ is not None:
+        plain["start"] = _start(group, run)
+    return {**plain, **typed_keys("optimizer", spec.name, group.keys)}
+
+
+def _group_of(spec: OptimizerSpec, name: str) -> int | None:
+    matching = (
+        position
+        for position, group in enumerate(spec.groups)
+        if any(fnmatchcase(name, pattern) for pattern in group.match)
+    )
+    return next(matching, None)
+
+
+def _start(group: GroupSpec, run: Progress) -> int:
+    """Optimizer steps before the group is trained."""
+    if group.from_ is None:
+        return 0
+    return group.from_.steps or (group.from_.epochs or 0) * run.steps_per_epoch
+
+
+def _is_decayed(spec: OptimizerSpec, parameter: nn.Parameter) -> bool:
     # A column such as IA3's (64, 1) scales, however many dimensions it is written in.
     is_matrix = sum(size > 1 for size in parameter.shape) >= 2
-    return value_at(spec.weight_decay, 0) if spec.decay_all or is_matrix else 0.0
+    return spec.decay_all or is_matrix
+
+
+def _refuse_idle_groups(spec: OptimizerSpec, trainable: list[Trainable], run: Progress) -> None:
+    members: dict[int | None, list[Trainable]] = {}
+    for each in trainable:
+        members.setdefault(_group_of(spec, each.name), []).append(each)
+    for number, group in enumerate(spec.groups):
+        place = f"optimizer.groups[{number}]"
+        for position, pattern in enumerate(group.match):
+            if any(fnmatchcase(each.name, pattern) for each in members.get(number, [])):
+                continue
+            taken = any(fnmatchcase(each.name, pattern) for each in trainable)
+            why = (
+                "matches only parameters that an earlier group has matched. Put it before that one."
+                if taken
+                else f"matches no trainable parameter. They are named like {trainable[0].name}."
+            )
+            raise RecipeError(f"{place}.match[{position}]: '{pattern}' {why}")
+        if group.weight_decay is not None and not any(
+            _is_decayed(spec, each.parameter) for each in members[number]
+        ):
+            raise RecipeError(
+                f"{place}.weight_decay: has no effect: only biases, norms and scales match, which"
+                " are not decayed. Set optimizer.decay_all, or remove it."
+            )
+        if _start(group, run) >= run.total_steps:
+            raise RecipeError(
+                f"{place}.from: step {_start(group, run)} is beyond the run of {run.total_steps}"
+                " steps. Start earlier, or freeze these parameters with `train:` of their tower."
+            )
+    if all(number is not None and _start(spec.groups[number], run) > 0 for number in members):
+        raise RecipeError(
+            "optimizer.groups: every parameter starts later by `from`, so the first steps would"
+            " train nothing. Remove it from one group."
+        )

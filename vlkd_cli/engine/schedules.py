@@ -6,17 +6,17 @@ from __future__ import annotations
 import math
 
 from vlkd_cli.recipe.schema import ScheduleSpec
+from vlkd_cli.recipe.types import Progress
 
 
-def learning_rate_factor(
-    spec: ScheduleSpec, step: int, steps_per_epoch: int, total_steps: int
-) -> float:
-    """Fraction of the peak learning rate at an optimizer step (0-based).
+def learning_rate_factor(spec: ScheduleSpec, progress: Progress) -> float:
+    """Fraction of the peak learning rate at an optimizer step.
 
     Warm-up rises linearly and reaches 1 at its last step; then cosine or linear decay to
     `end_factor` at the last step, constant, or `factor` to the power of the milestones passed,
     which are epochs.
     """
+    step, steps_per_epoch, total_steps = progress
     warmup = spec.warmup_steps or round(spec.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup

@@ -18,9 +18,8 @@ from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.ema import EMA
-from vlkd_cli.engine.optim import optimizer_state, restore_optimizer, set_learning_rate
+from vlkd_cli.engine.optim import drop_waiting, optimizer_state, restore_optimizer, set_rates
 from vlkd_cli.engine.parallel import Wrap, plain
-from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.numerics.precision import autocast, grad_scaler
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
@@ -137,10 +136,7 @@ class Trainer:
             UserError: too many such steps in a row.
         """
         self._set_training()
-        learning_rate = learning_rate_factor(
-            self.schedule, self.step_count, self.steps_per_epoch, self.total_steps
-        )
-        set_learning_rate(self.optimizer, learning_rate)
+        set_rates(self.optimizer, self.schedule, self.progress)
         total: StepOutput | None = None
         for position, batch in enumerate(batches):
             seed_everything(self.settings.seed, "step", self.step_count, position, runtime.rank())
@@ -236,6 +232,7 @@ class Trainer:
             composition.train()
 
     def _update(self, loss: Tensor) -> float:
+        drop_waiting(self.optimizer, self.step_count)
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, foreach=True)

@@ -181,6 +181,9 @@ class DistillerSpec(Component):
     teacher: str | list[str] | None = Field(
         None, description="address of the teacher output, or several"
     )
+    lr: Positive | None = Field(
+        None, description="learning rate of its parameters instead of the optimizer's"
+    )
 
 
 class DataSpec(Open):

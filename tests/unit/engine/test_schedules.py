@@ -4,13 +4,13 @@ import pytest
 
 from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.recipe.schema import ScheduleSpec
-from vlkd_cli.recipe.types import Schedule
+from vlkd_cli.recipe.types import Progress, Schedule
 
 
 def factors(total: int, **keys: object) -> list[float]:
     spec = ScheduleSpec(**keys)  # type: ignore[arg-type]
     return [
-        learning_rate_factor(spec, step, steps_per_epoch=10, total_steps=total)
+        learning_rate_factor(spec, Progress(step, steps_per_epoch=10, total_steps=total))
         for step in range(total)
     ]
 
@@ -30,7 +30,7 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
 def test_linear_and_cosine_end_at_the_end_factor() -> None:
     for name in ("linear", "cosine"):
         spec = ScheduleSpec(name=name, end_factor=0.1)  # type: ignore[arg-type]
-        assert learning_rate_factor(spec, 100, 10, 100) == pytest.approx(0.1)
+        assert learning_rate_factor(spec, Progress(100, 10, 100)) == pytest.approx(0.1)
 
 
 def test_constant_stays() -> None:

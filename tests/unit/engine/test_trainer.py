@@ -14,7 +14,7 @@ from vlkd_cli.data.batch import Batch
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
-from vlkd_cli.recipe.types import Progress
+from vlkd_cli.recipe.types import Progress, Schedule
 
 START = [0.5, -1.0, 2.0]
 
@@ -227,6 +227,31 @@ def test_the_schedule_multiplies_the_rate_of_each_group() -> None:
     trainer.optimizer.add_param_group({"params": [other], "lr": 9.0, "base_lr": 0.01})
     trainer.step([batch(0)])
     assert other.item() == pytest.approx(1 - 0.5 * 0.01)
+
+
+def test_a_group_that_starts_later_is_neither_moved_nor_counted_in_the_norm() -> None:
+    trainer, _ = make_trainer()
+    other = nn.Parameter(torch.ones(2))
+    group = {"params": [other], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.5, "start": 1}
+    trainer.optimizer.add_param_group(group)
+    trainer._parameters.append(other)
+    wanted = gradient(torch.tensor(START), batch(1)).norm().item()
+    other.grad = torch.full((2,), 100.0)
+    _, norm = step(trainer, batch(1))
+    assert norm == pytest.approx(wanted, rel=1e-6) and other.tolist() == [1, 1]
+    other.grad = torch.full((2,), 100.0)
+    _, norm = step(trainer, batch(1))
+    assert norm > 100 and other.tolist() == pytest.approx([1 - 0.1 * 100.5] * 2)
+
+
+def test_a_scheduled_weight_decay_is_that_of_the_step() -> None:
+    trainer, line = make_trainer(total_steps=3)
+    trainer.optimizer.param_groups[0]["decay"] = Schedule(linear=(0.0, 0.4))
+    for number, decay in enumerate([0.0, 0.2, 0.4]):
+        before = line.weight.detach().clone()
+        step(trainer, batch(number))
+        wanted = before - 0.1 * (gradient(before, batch(number)) + decay * before)
+        torch.testing.assert_close(line.weight.data, wanted)
 
 
 # -- averages ------------------------------------------------------------------------------------
