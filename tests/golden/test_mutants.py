@@ -41,7 +41,8 @@ class Mutant:
 
 
 STEP, COMMIT = "self.scaler.step(self.optimizer)", "self.composition.commit(self.progress)"
-FOLLOW = "_foreach_lerp_(own, followed, 1 - momentum)"
+FOLLOW, OWN = "1 - progress.value(self.momentum)", "[own for own, _ in pairs]"
+FOLLOWED = "[other for _, other in pairs]"
 RATES = "set_rates(self.optimizer, self.schedule, self.progress)"
 MUTANTS = {
     "division by the accumulation count removed": Mutant(
@@ -67,16 +68,14 @@ MUTANTS = {
         {'"step", self.step_count, position': '"step", 0, position'}, "infonce"
     ),
     "follower jumps where it should stay": Mutant(
-        {FOLLOW: "_foreach_lerp_(own, followed, momentum)"}, "queue", COMPOSITION
+        {FOLLOW: "progress.value(self.momentum)"}, "queue", COMPOSITION
     ),
-    "tower follows its follower": Mutant(
-        {FOLLOW: "_foreach_lerp_(followed, own, 1 - momentum)"}, "queue", COMPOSITION
-    ),
+    "tower follows its follower": Mutant({OWN: FOLLOWED, FOLLOWED: OWN}, "queue", COMPOSITION),
     "follower flees its tower": Mutant(
-        {FOLLOW: "_foreach_lerp_(own, followed, momentum - 1)"}, "queue", COMPOSITION
+        {FOLLOW: "progress.value(self.momentum) - 1"}, "queue", COMPOSITION
     ),
     "weights of objectives ignored": Mutant(
-        {"context.value(objective.weight) * term": "term"}, "pair", COMPOSITION
+        {"progress.value(objective.weight) * term": "term"}, "pair", COMPOSITION
     ),
     "shuffling off": Mutant({"if not self.shuffle:": "if True:"}, "infonce", None),
     "shuffling off after resume": Mutant(
