@@ -14,9 +14,10 @@ from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distillers.distiller import Distiller, Widths, counts_rows
+from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side
 from vlkd_cli.recipe.contract import Contract
-from vlkd_cli.recipe.objectives import uses
+from vlkd_cli.recipe.objectives import listed, uses
 from vlkd_cli.recipe.types import Progress, Schedulable
 from vlkd_cli.towers.tower import Tower
 
@@ -42,6 +43,18 @@ class Objective(NamedTuple):
         if self.contract is None:
             return []
         return [one for one, output in uses(self.contract, call) if output.kind == "selected"]
+
+
+class SetupError(RecipeError):
+    """A distiller that its outputs do not fit; `number` is its position among the objectives."""
+
+    def __init__(self, number: int, call: Call, text: str) -> None:
+        sides = {"student": listed(call.student), "teacher": listed(call.teacher)}
+        named = [
+            f"{side} {' and '.join(map(str, found))}" for side, found in sides.items() if found
+        ]
+        super().__init__(f"{', '.join(named)}: {text}")
+        self.number = number
 
 
 class Composition(nn.Module):
@@ -98,13 +111,16 @@ class Composition(nn.Module):
         self.passes = plan(
             address for objective in objectives for address in objective.arrow.addresses()
         )
-        for objective in objectives:
+        for number, objective in enumerate(objectives):
             # Widths of the first call; the others' are the same.
             call = objective.arrow.calls[0]
             assert call.student is not None
             teacher = None if call.teacher is None else self._widths(call.teacher)
             keys = {"num_rows": num_rows} if counts_rows(objective.distiller) else {}
-            objective.distiller.setup(self._widths(call.student), teacher, **keys)
+            try:
+                objective.distiller.setup(self._widths(call.student), teacher, **keys)
+            except RecipeError as error:
+                raise SetupError(number, call, str(error)) from error
         if chunk is not None:
             for name, tower in (*self.towers.items(), *self.followers.items()):
                 refuse_batch_statistics(name, tower)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +16,13 @@ from torch import nn
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.checkpoint import Checkpoint
-from vlkd_cli.composition.composition import Composition, Objective
+from vlkd_cli.composition.composition import Composition, Objective, SetupError
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.distillers.distiller import DataFacts
+from vlkd_cli.distillers.distiller import DataFacts, Distiller
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
@@ -31,7 +31,8 @@ from vlkd_cli.errors import RecipeError, UserError, ran_out_of_memory
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.contract import contract_of
-from vlkd_cli.recipe.messages import report
+from vlkd_cli.recipe.messages import Path as Place
+from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import Progress
@@ -75,6 +76,7 @@ def build_training(
     run_folder: Path,
     resumed: Checkpoint | None = None,
     quiet: bool = False,
+    origins: Mapping[Place, str] = MappingProxyType({}),
 ) -> Training:
     """Build everything that the recipe's `towers`, `distillers`, `data`, `optimizer` and `train`
     describe.
@@ -82,6 +84,7 @@ def build_training(
     Args:
         resumed: what the run will continue from; its files are used instead of making new ones.
         quiet: print nothing.
+        origins: `file:line` of the recipe's towers and distillers, for messages.
 
     Raises:
         UserError: something does not fit; said before the first step.
@@ -105,7 +108,10 @@ def build_training(
         tower.to(device)
     inputs = prepare_inputs(recipe, reader, towers, device)
     composition = build_composition(
-        recipe, inputs.towers, num_rows=len(reader) if isinstance(reader, Reader) else None
+        recipe,
+        inputs.towers,
+        num_rows=len(reader) if isinstance(reader, Reader) else None,
+        origins=origins,
     ).to(device)
     loader = build_loader(recipe, composition.input_keys(), inputs, towers, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
@@ -253,31 +259,41 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
 
 
 def build_composition(
-    recipe: Recipe, towers: Towers, *, num_rows: int | None = None
+    recipe: Recipe,
+    towers: Towers,
+    *,
+    num_rows: int | None = None,
+    origins: Mapping[Place, str] = MappingProxyType({}),
 ) -> Composition:
     """The towers connected by the recipe's distillers.
 
     Args:
         num_rows: of the data set; None for streams.
+        origins: `file:line` of the recipe's distillers, for messages.
+
+    Raises:
+        RecipeError: outputs that a distiller cannot compare, with its place and its addresses.
     """
     objectives = build_objectives(recipe)
-    _check_widths(recipe, objectives, towers)
-    return Composition(towers, objectives, num_rows=num_rows, chunk=recipe.train.chunk)
+    problems = list(_unequal_widths(recipe, objectives, towers))
+    if not problems:
+        try:
+            return Composition(towers, objectives, num_rows=num_rows, chunk=recipe.train.chunk)
+        except SetupError as error:
+            problems = [Problem(("distillers", error.number), str(error))]
+    raise RecipeError(report(origins, problems, "the recipe"))
 
 
-def _check_widths(recipe: Recipe, objectives: list[Objective], towers: Towers) -> None:
-    """Refuse outputs that a distiller compares directly though their widths differ."""
+def _unequal_widths(
+    recipe: Recipe, objectives: list[Objective], towers: Towers
+) -> Iterator[Problem]:
+    """Outputs that a distiller compares directly though their widths differ."""
 
     def width_of(address: Address) -> int:
         return towers[address.tower].width_of(address.output)
 
-    problems = [
-        problem
-        for number, (spec, objective) in enumerate(zip(recipe.distillers, objectives, strict=True))
-        for problem in check_widths(recipe, spec, objective.arrow, ("distillers", number), width_of)
-    ]
-    if problems:
-        raise RecipeError(report({}, problems, "the recipe"))
+    for number, (spec, objective) in enumerate(zip(recipe.distillers, objectives, strict=True)):
+        yield from check_widths(recipe, spec, objective.arrow, ("distillers", number), width_of)
 
 
 def captions_of(reader: Reader | StreamReader) -> Callable[[], Iterable[str]] | None:
@@ -307,6 +323,14 @@ def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
         )
 
 
+def _largest_target(reader: Reader | StreamReader, distillers: Sequence[Distiller]) -> float | None:
+    """The largest target of the data, where a distiller wants targets and reading tells."""
+    if not isinstance(reader, Reader) or not any("targets" in each.wants for each in distillers):
+        return None
+    targets = reader.targets_of(np.arange(len(reader)))
+    return float(np.nanmax(targets)) if np.isfinite(targets).any() else None
+
+
 def _check_data(
     composition: Composition, reader: Reader | StreamReader, loader: Loader, global_batch: int
 ) -> None:
@@ -325,6 +349,7 @@ def _check_data(
         loader.batches_per_epoch * global_batch,
         num_rows=len(reader) if isinstance(reader, Reader) else None,
         highest_label=highest,
+        largest_target=_largest_target(reader, distillers),
     )
     for distiller in distillers:
         distiller.check_data(facts)

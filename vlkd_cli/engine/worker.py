@@ -7,7 +7,8 @@ import contextlib
 import shlex
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.address import modality_of
 from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
+from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.reports.state import StateFile
@@ -45,6 +47,7 @@ class Job:
         resume: continue from the run's last checkpoint.
         dry_run: build everything, take one step, report sizes, write no checkpoint.
         quiet: print results and errors only.
+        origins: `file:line` of the recipe's towers and distillers.
     """
 
     recipe: str
@@ -53,6 +56,7 @@ class Job:
     resume: bool = False
     dry_run: bool = False
     quiet: bool = False
+    origins: Mapping[Place, str] = field(default_factory=dict)
 
 
 def train(job: Job) -> int:
@@ -85,7 +89,12 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
     with interruption.dropping():
         resumed = _checkpoint_to_resume(folder) if job.resume else None
         training = build_training(
-            recipe, device, run_folder=folder.path, resumed=resumed, quiet=job.quiet
+            recipe,
+            device,
+            run_folder=folder.path,
+            resumed=resumed,
+            quiet=job.quiet,
+            origins=job.origins,
         )
         trainer = _trainer(training)
         evaluations = Evaluations(

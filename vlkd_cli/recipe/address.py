@@ -330,12 +330,18 @@ def _two_towers(
         flipped = frozen == {one} or (teacher is not None and teacher[0].tower == one)
         student = addresses_of(recipe, other if flipped else one)
     if teacher is None and needs_teacher:
-        learners = {address.tower for address in student}
+        # A follower beside the tower that it follows is no second tower.
+        learners = {_followed(recipe, address.tower) for address in student}
         found = other if learners == {one} else one
         if found is None or len(learners) > 1:
             raise SideError("teacher", "say which tower is the teacher")
         teacher = addresses_of(recipe, found)
     return student, teacher
+
+
+def _followed(recipe: Recipe, name: str) -> str:
+    tower = recipe.towers.get(name)
+    return name if tower is None or tower.follows is None else tower.follows
 
 
 def _pair_of(recipe: Recipe) -> tuple[str | None, str | None]:

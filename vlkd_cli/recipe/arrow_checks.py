@@ -80,7 +80,7 @@ def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Pr
         return [Problem((*path, error.side), f"{error}.")]
     except RecipeError as error:
         return [Problem((*path, "name"), str(error))]
-    problems = []
+    problems: list[Problem] = []
     calls = [*arrow.calls, *([] if arrow.episode is None else [arrow.episode])]
     for side in ("student", "teacher"):
         addresses = [address for call in calls for address in listed(getattr(call, side))]

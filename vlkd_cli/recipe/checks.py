@@ -13,7 +13,7 @@ from vlkd_cli.recipe.arrow_checks import check_arrows
 from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data
 from vlkd_cli.recipe.head_checks import check_heads
-from vlkd_cli.recipe.messages import Problem
+from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, Start
 from vlkd_cli.recipe.tower_checks import check_towers, trains_backbone

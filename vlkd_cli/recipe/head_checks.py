@@ -186,11 +186,8 @@ def _check_masks(
     path: Path = ("towers", name, "masks")
     if tower.masks == "none" or not read:
         return
-    masked = {
-        address.input: view
-        for address in read
-        if (view := _mask_of(recipe, address.input)) is not None
-    }
+    views = {address.input: _mask_of(recipe, address.input) for address in read}
+    masked = {view: spec for view, spec in views.items() if spec is not None}
     if not masked:
         yield Problem(path, "has no effect: no view that the tower reads has a mask.")
     for view, spec in masked.items():
@@ -207,14 +204,14 @@ def _check_unused_masks(recipe: Recipe, addresses: list[Address]) -> Iterator[Pr
     data = recipe.data
     if data is None or not addresses:
         return
-    for view in (MAIN_VIEW, *data.views):
-        if _mask_of(recipe, view) is None:
+    for name in (MAIN_VIEW, *data.views):
+        if _mask_of(recipe, name) is None:
             continue
-        readers = [recipe.towers[a.tower] for a in addresses if a.input == view]
+        readers = [recipe.towers[a.tower] for a in addresses if a.input == name]
         followed = [recipe.towers.get(tower.follows or "", tower) for tower in readers]
         selects = any(head.at != "all" for tower in followed for head in tower.all_heads.values())
         if not selects and all(tower.masks == "none" for tower in readers):
-            place = ("data", "augment") if view == MAIN_VIEW else ("data", "views", view)
+            place = ("data", "augment") if name == MAIN_VIEW else ("data", "views", name)
             yield Problem(
                 (*place, "mask"),
                 "no tower uses it. Set `masks:` of a tower that reads this view, or `at:` of one of"

@@ -85,6 +85,23 @@ def parse_recipe(
     return _checked(document, name, overrides, checks)
 
 
+def origins_of(source: FilePath | str, overrides: Sequence[str] = ()) -> dict[Path, str]:
+    """`file:line` (or `--set key=value`) of each tower and distiller of a recipe, for problems that
+    only building finds.
+
+    Args:
+        source, overrides: of `load_recipe`, which has read them without an error.
+    """
+    path = find_recipe(source)
+    document = read_document(_read(path), str(path))
+    apply_overrides(document, overrides)
+    return {
+        place: origin
+        for place, origin in document.origins.items()
+        if len(place) <= 2 and place[:1] in ((), ("towers",), ("distillers",))
+    }
+
+
 def recipe_of_checkpoint(
     text: str,
     name: str,

@@ -130,15 +130,6 @@ def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem
     yield Problem((*path, "builder"), f"{builds}, not {wanted[0]} towers. {remedy}.")
 
 
-def check_sinks(recipe: Recipe) -> Iterator[Problem]:
-    """Sinks whose package is not installed; of interest only where the recipe is to be trained."""
-    for number, report in enumerate(recipe.reports):
-        name = report if isinstance(report, str) else report.name
-        extra = missing_extra("sink", name)
-        if extra is not None:
-            yield Problem(("reports", number), str(MissingPackageError(f"sink '{name}'", extra)))
-
-
 def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.train == "none":
         for key in ("lr", "layer_decay"):
@@ -168,10 +159,11 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens:"
             " 4}`.",
         )
-    for place in _random_parts(tower, path) if isinstance(tower.train, list) else ():
+    patterns = tower.train if isinstance(tower.train, list) else []
+    for place in _random_parts(tower, path) if patterns else ():
         prefix = "pooler" if place[-1] == "pooler" else ".".join(map(str, place[len(path) :]))
         prefix = "head" if prefix == "heads.head" else prefix
-        if tower.train and not _reaches(tower.train, prefix):
+        if not _reaches(patterns, prefix):
             yield Problem(
                 place,
                 "would keep its random weights: no pattern of `train:` names it. Add"

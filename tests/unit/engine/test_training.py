@@ -346,7 +346,7 @@ def test_a_run_most_of_whose_steps_were_skipped_fails_and_others_warn(
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_one_row_for_a_batch_norm_is_one_line(tmp_path: Path, dry_run: bool) -> None:
     head = {"name": "mlp", "layers": 2, "hidden": 16, "width": 16, "norm": "batch"}
-    towers = {"image": {**IMAGE, "head": head}, "text": {**TEXT, "head": head}}
+    towers = {"image": {**IMAGE, "head": head}, "text": {**TEXT, "train": "none"}}
     recipe = tiny_recipe(
         towers=towers,
         distillers=[{"name": "simreg"}],
@@ -585,6 +585,56 @@ def test_data_that_an_objective_cannot_learn_from_is_refused_before_the_first_st
     with pytest.raises(UserError, match=message):
         train(tmp_path, tiny_recipe(distillers=[{"name": "infonce"}, distiller]))
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
+def test_widths_that_only_building_tells_name_file_line_and_towers(tmp_path: Path) -> None:
+    wide = {**TEXT, "config": {**TEXT["config"], "width": 24}}
+    text = f"{tmp_path}/tiny.yaml"
+    with pytest.raises(RecipeError) as error:
+        train(tmp_path, tiny_recipe(towers={"text": wide}), dry_run=True)
+    line = next(
+        number
+        for number, written in enumerate(Path(text).read_text().splitlines(), start=1)
+        if "infonce" in written
+    )
+    assert str(error.value) == (
+        f"{text}:{line}: distillers[0]: tower 'text' embeds 24 values, tower 'image' 16, and"
+        " distiller 'infonce' compares them directly. Add `head: {name: linear, width: 24}` to"
+        " 'image'."
+    )
+
+
+def test_widths_that_letters_cannot_tell_name_place_and_addresses(tmp_path: Path) -> None:
+    wide = {**TEXT, "config": {**TEXT["config"], "width": 24}, "train": "none"}
+    distillers = [{"name": "compress", "num_queues": 1, "queue_size": 8}]
+    with pytest.raises(
+        RecipeError,
+        match=r"tiny.yaml:\d+: distillers\[0\]: student image, teacher text: the teacher embeds 24"
+        r" values, the student 16, and distiller 'compress' compares them directly. Add `head:",
+    ):
+        train(tmp_path, tiny_recipe(towers={"text": wide}, distillers=distillers), dry_run=True)
+
+
+def test_a_step_of_one_row_is_refused_where_rows_are_contrasted(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'infonce' needs at least 2 samples a step over all"):
+        train(tmp_path, tiny_recipe(train={"batch_size": 1}), dry_run=True)
+
+
+def test_the_momentum_variant_of_compress_trains(tmp_path: Path) -> None:
+    run = train(
+        tmp_path,
+        tiny_recipe(
+            towers={
+                "text": {**TEXT, "train": "none"},
+                "image_momentum": {"follows": "image", "momentum": 0.9},
+            },
+            distillers=[
+                {"name": "compress", "student": ["image", "image_momentum"], "queue_size": 16}
+            ],
+            train={"epochs": 1},
+        ),
+    )
+    assert final_state(run)["step"] == 6
 
 
 @pytest.mark.slow

@@ -192,3 +192,32 @@ def test_only_one_feature_of_each_sample_is_cached(
         f"data: {{reader: shapes, augment: {augment}}}\n"
     )
     assert found == ([] if expected is None else [f"r.yaml:2: towers.image.cache: {expected}"])
+
+
+MASKED = "{name: simclr, mask: {name: random}}"
+
+
+def test_a_mask_that_a_tower_uses_is_fine() -> None:
+    drops = ", masks: drop"
+    assert lines(PROJECT, tower=drops, augment=MASKED) == []
+    varies = "{name: simclr, mask: {name: block, share: [0.1, 0.5]}}"
+    assert lines(PROJECT, tower=", masks: replace", augment=varies) == []
+    hidden = f"{PROJECT[:-1]}, reads: tokens, at: hidden}}"
+    assert lines(hidden, augment=MASKED) == []
+
+
+@pytest.mark.parametrize("masks", ["drop", "complement"])
+def test_a_mask_of_varying_count_cannot_be_dropped(masks: str) -> None:
+    varies = "{name: simclr, mask: {name: block, share: [0.1, 0.5]}}"
+    assert lines(PROJECT, tower=f", masks: {masks}", augment=varies) == [
+        f"r.yaml:2: towers.image.masks: '{masks}' needs a mask that hides the same number of"
+        " positions in every picture; that of view 'main' varies. Say masks: replace, or give the"
+        " mask a fixed number."
+    ]
+
+
+def test_a_mask_that_no_tower_uses_is_refused() -> None:
+    assert lines(PROJECT, augment=MASKED) == [
+        "r.yaml:6: data.augment.mask: no tower uses it. Set `masks:` of a tower that reads this"
+        " view, or `at:` of one of its heads."
+    ]

@@ -17,7 +17,7 @@ from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_
 from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.ranks import is_first, joins_running_job, num_processes
-from vlkd_cli.recipe.load import load_recipe, load_unchecked
+from vlkd_cli.recipe.load import load_recipe, load_unchecked, origins_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 
@@ -105,6 +105,7 @@ def start_training(request: TrainRequest) -> int:
             resume=resumes,
             dry_run=request.dry_run,
             quiet=request.quiet,
+            origins=origins_of(request.recipe or folder.recipe, request.overrides),
         )
         # A group that the agent starts again continues from the last checkpoint; the first attempt
         # finds none.
