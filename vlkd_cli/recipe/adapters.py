@@ -1,6 +1,6 @@
 """Which adapter goes with which encoder, said when the recipe is read: nothing here imports torch.
 
-The table holds what was tried, with tests/unit/builders/test_adapters_matrix.py as its record, not
+The table holds what was tried, with tests/unit/builders/adapters/test_matrix.py as its record, not
 what a library claims: `adapters` accepts pairs that fail at the first step or give wrong embeddings
 without a word.
 """

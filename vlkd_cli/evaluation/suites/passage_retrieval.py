@@ -124,11 +124,6 @@ class PassageRetrieval(Suite):
         embedded = embed_texts(
             subject, [self.query_prompt + queries[query] for query in asked], point=self.point
         )
-        # A judged passage must not depend on being judged: what is kept on disk is named by all
-        # that chooses and composes the texts.
-        fingerprint = f"{hashes[collection.corpus]}-{self.title}-{self.max_passages}"
-        if self.max_passages is not None:
-            fingerprint += f"-{hashes[collection.judgements]}-{hashes[collection.queries]}"
         depth = max(100, self.k[-1])
         scores, keys = search(
             subject,
@@ -139,7 +134,7 @@ class PassageRetrieval(Suite):
             prompt=self.passage_prompt,
             chunk_size=self.chunk_size,
             projected=self.point == "projected",
-            fingerprint=fingerprint,
+            fingerprint=self._fingerprint(collection, hashes),
         )
         ranked = [[corpus.id_of(key) for key in row] for row in keys.tolist()]
         answers = {
@@ -183,6 +178,14 @@ class PassageRetrieval(Suite):
                 details=details | {f"precision@{k}": metrics[f"precision@{k}"] for k in self.k},
             )
         ]
+
+    def _fingerprint(self, collection: Collection, hashes: Mapping[str, str]) -> str:
+        """What the embeddings on disk are named by: all that chooses and composes the passages, so
+        that a judged one does not depend on being judged."""
+        parts = [hashes[collection.corpus], str(self.title), str(self.max_passages)]
+        if self.max_passages is not None:
+            parts += [hashes[collection.judgements], hashes[collection.queries]]
+        return "-".join(parts)
 
     def _own(
         self, collection: Collection, asked: Sequence[str], judged: Judged

@@ -12,7 +12,7 @@ from vlkd_cli.features.encode import normalise
 from vlkd_cli.numerics.topk import top_k
 
 GOLDENS = json.loads(
-    (Path(__file__).parents[2] / "golden" / "text_evals.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[3] / "golden" / "text_evals.json").read_text(encoding="utf-8")
 )
 CASES = {case["name"]: case["expected"] for case in GOLDENS["cases"]}
 IR = GOLDENS["data"]["ir"]

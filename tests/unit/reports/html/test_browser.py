@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support.browser import browser, chromium
 from tests.support.run_folders import make_run
-from tests.unit.reports.test_html import full_run
+from tests.unit.reports.html.test_write import full_run
 from vlkd_cli.reports.html.write import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -109,7 +109,8 @@ def test_several_captions_in_a_cell_and_in_columns(photos: Path) -> None:
 def test_labels_are_numbers_or_names_in_alphabetical_order(photos: Path) -> None:
     path = write(
         photos,
-        "filepath,title,kind,number\nphoto00.jpg,a,pear,3\nphoto01.jpg,b,apple,0\nphoto02.jpg,c,,1\n",
+        "filepath,title,kind,number\nphoto00.jpg,a,pear,3\n"
+        "photo01.jpg,b,apple,0\nphoto02.jpg,c,,1\n",
     )
     named, numbered = CSV(path=path, label="kind"), CSV(path=path, label="number")
     assert named.classes == ["apple", "pear"] and [named.label(index) for index in range(3)] == [

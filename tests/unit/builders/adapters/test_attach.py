@@ -289,7 +289,7 @@ def test_a_recipe_with_an_adapter_is_checked_without_torch() -> None:
 
 
 def test_the_recipes_of_the_page_on_adapters_are_right() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "adapters.md").read_text(encoding="utf-8")
     recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     assert len(recipes) == 2
     for recipe in recipes:
