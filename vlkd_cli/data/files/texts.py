@@ -39,6 +39,8 @@ def clean_text(text: str) -> str:
     """The text without a byte order mark in front, and with U+FFFD in place of lone surrogates,
     which no tokenizer and no file can hold. Pairs of surrogates become the character they stand
     for."""
+    if text.isascii():
+        return text
     text = text.removeprefix(_MARK)
     try:
         text.encode("utf-8")

@@ -113,6 +113,9 @@ class CSV(Reader):
             self._arrays,
             store=table.file.stat().st_size > CACHE_ABOVE_BYTES,
         )
+        self._num_samples = len(table)
+        if "group_starts" in self._index:
+            self._num_samples = len(self._index["group_starts"]) - 1
         self.image_root = parent_of(path) if image_root is None else expanded(image_root)
         if "class_names" in self._index:
             self.classes = bytes(self._index["class_names"]).decode().split("\n")
@@ -124,9 +127,7 @@ class CSV(Reader):
         return part_of(self, self.part)
 
     def __len__(self) -> int:
-        if "group_starts" in self._index:
-            return len(self._index["group_starts"]) - 1
-        return len(self._table)
+        return self._num_samples
 
     def image(self, index: int) -> bytes | str | None:
         if self._image is None:
@@ -198,9 +199,10 @@ class CSV(Reader):
 
     def _rows(self, index: int) -> Sequence[int] | np.ndarray:
         """Rows of the table (0: the first below the header) that make up a sample."""
-        if not -len(self) <= index < len(self):
+        count = self._num_samples
+        if not -count <= index < count:
             raise IndexError(index)
-        index %= len(self)
+        index %= count
         if "group_starts" not in self._index:
             return (index,)
         first, last = self._index["group_starts"][index : index + 2]
