@@ -49,6 +49,11 @@ def test_perfect_towers_score_one_and_random_ones_chance(name: str, tmp_path: Pa
             result.chance[result.primary_metric], abs=case.error
         )
     check_results(best, tmp_path / "results")
+    suite = build_suite(spec(name, case.keys), perfect)
+    measures = suite.measures(suite.open(perfect))
+    assert measures is not None
+    assert {result.dataset for result in best} <= set(measures.datasets)
+    assert {metric for result in best for metric in result.metrics} <= set(measures.metrics)
 
 
 def check_results(results: list[Result], folder: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Source
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.launching.run_folder import RunFolder
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import build_suite, print_results, run_suites, with_tower
+from vlkd_cli.evaluation.suite import Measures
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.evaluation_data import with_data
+from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
 from vlkd_cli.towers.tower import Tower
 
@@ -70,11 +74,22 @@ class Evaluations:
         self.best_value: float | None = None
         self.last: list[Result] = []
         self._subject = subject_of(recipe, towers, device)
-        # A suite that cannot run with these towers is told before the first step, not after the
-        # first epoch.
         self.specs = [with_data(recipe, spec) for spec in recipe.evals]
-        for spec in self.specs:
-            build_suite(spec, with_tower(self._subject, spec.tower))
+        self._check()
+
+    def _check(self) -> None:
+        """Build every suite, open its data and find the metric of `train.best`, so that mistakes
+        end a run before its first step and not after its first epoch."""
+        found: list[tuple[str, Measures | None]] = []
+        for number, spec in enumerate(self.specs):
+            subject = with_tower(self._subject, spec.tower)
+            suite = build_suite(spec, subject)
+            try:
+                opened = suite.open(subject)
+            except UserError as error:
+                raise type(error)(_with_place(str(error), number, spec)) from error
+            found.append((spec.title, suite.measures(opened)))
+        check_best(self.recipe.train.best, found)
 
     def due(self, step: int) -> list[EvalSpec]:
         """The suites to run after this many steps."""
@@ -156,6 +171,54 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
         batch_size=max(recipe.train.batch_size, 64),
         workers=recipe.data.workers if recipe.data else 0,
         cache=None,
+    )
+
+
+def _with_place(message: str, number: int, spec: EvalSpec) -> str:
+    """A reader's message, which speaks of `data.KEY`, for the data of an entry of `evals:`."""
+    data = spec.keys.get("data")
+    reader = data.get("reader") if isinstance(data, dict) else None
+    for key in signature_of("reader", reader).key_names() if isinstance(reader, str) else ():
+        message = re.sub(rf"(?<![\w./])data\.{key}\b", f"evals[{number}].data.{key}", message)
+    here = f"evals[{number}]"
+    return message if here in message else f"{here}: {message}"
+
+
+def check_best(best: str | None, measured: Sequence[tuple[str, Measures | None]]) -> None:
+    """Whether `train.best` (NAME.METRIC or NAME.DATASET.METRIC) names a metric that an entry of
+    `evals:` gives.
+
+    Args:
+        measured: title of each entry, and what it gives, where that is known.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if best is None:
+        return
+    title, _, rest = best.partition(".")
+    own = [measures for name, measures in measured if name == title]
+    known = [measures for measures in own if measures is not None]
+    if not own or len(known) < len(own):
+        return  # checked with the recipe, or by nobody but the suite
+    metrics = list(dict.fromkeys(metric for measures in known for metric in measures.metrics))
+    for measures in known:
+        middle = {rest.removesuffix(metric) for metric in measures.metrics if rest.endswith(metric)}
+        if "" in middle or any(
+            dataset.endswith(".") and (not measures.datasets or dataset[:-1] in measures.datasets)
+            for dataset in middle
+        ):
+            return
+    datasets = list(dict.fromkeys(name for measures in known for name in measures.datasets))
+    dataset, _, metric = rest.rpartition(".")
+    if metric in metrics and datasets:
+        raise RecipeError(
+            f"train.best: '{title}' does not measure data '{dataset}'."
+            f"{did_you_mean(dataset, datasets)} It measures: {', '.join(datasets)}."
+        )
+    raise RecipeError(
+        f"train.best: '{title}' has no metric '{metric}'.{did_you_mean(metric, metrics)} It has:"
+        f" {', '.join(metrics)}."
     )
 
 

@@ -73,7 +73,8 @@ class Result:
         constant) is null."""
         numbers = asdict(replace(self, items=None, shown=None))
         del numbers["items"], numbers["shown"]
-        return _plain(numbers)
+        plain: dict[str, Any] = _plain(numbers)
+        return plain
 
     @property
     def key(self) -> str:

@@ -66,8 +66,9 @@ def with_tower(subject: Subject, name: str | None) -> Subject:
             f"evals: no tower '{name}'.{did_you_mean(name, subject.towers)} Towers:"
             f" {', '.join(subject.towers)}."
         )
-    tower = subject.towers[name]
-    return replace(subject, **{tower.modality: tower})
+    chosen = replace(subject)
+    setattr(chosen, subject.towers[name].modality, subject.towers[name])
+    return chosen
 
 
 def build_suite(spec: EvalSpec, subject: Subject) -> Suite:

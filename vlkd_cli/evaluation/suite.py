@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import platform
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.features.subject import Subject
 
 if TYPE_CHECKING:
     from vlkd_cli.evaluation.shown import Arrays, Shown
+
+
+class Measures(NamedTuple):
+    """Names of what a suite returns."""
+
+    datasets: Sequence[str]
+    """Empty where they are not known before it ran."""
+    metrics: Sequence[str]
 
 
 class Suite:
@@ -45,6 +54,20 @@ class Suite:
         defaults = {p.name: p.default for p in declared if p.default is not p.empty}
         suite.keys, suite.uses = {**defaults, **keys}, cls.modalities
         return suite
+
+    def open(self, subject: Subject) -> Any:
+        """What `run` reads first: data, opened and checked. Called once before a training starts,
+        so that mistakes are reported then and not after the first epoch.
+
+        Raises:
+            DataError: files are missing or damaged, or do not fit.
+        """
+        return None
+
+    def measures(self, opened: Any) -> Measures | None:
+        """Names of what `run` returns, so that `train.best` can be checked; None: not known before
+        it ran."""
+        return None
 
     def run(self, subject: Subject) -> list[Result]:
         """Evaluate; the same list on every rank.

@@ -106,11 +106,16 @@ def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) ->
         DataError: the two have different classes, or they are the same images.
     """
     test = open_dataset(subject, data)
-    train = (
-        open_dataset(subject, train_data)
-        if train_data is not None
-        else open_dataset(subject, data, split="train")
-    )
+    if train_data is not None:
+        train = open_dataset(subject, train_data)
+    else:
+        try:
+            train = open_dataset(subject, data, split="train")
+        except DataError as error:
+            raise DataError(
+                f"data '{test.name}': there are no images to learn from: {error} Or give"
+                " `train_data:`."
+            ) from error
     if train.row_hash == test.row_hash:
         raise DataError(
             f"data '{test.name}': training and test images are the same. Give `train_data:` or"

@@ -93,10 +93,10 @@ def found_alone(root: Path | None) -> dict[str, Any]:
             return {"reader": "classification", "path": str(root), "split": split}
     if _holds_classes(root):
         return {"reader": "classification", "path": str(root)}
-    names = ", ".join(path.name for path in folders[:20]) or "none"
+    there = ", ".join(path.name for path in folders[:20]) or "none"
     raise DataError(
         f"--data {root} holds no data set that is recognized, and no class folders with images."
-        f" Folders there: {names}. Choose one with --with data=NAME, or say how to read it with"
+        f" Folders there: {there}. Choose one with --with data=NAME, or say how to read it with"
         " --with 'data={reader: ...}'."
     )
 

@@ -23,7 +23,7 @@ from vlkd_cli.evaluation.datasets.dataset import (
 from vlkd_cli.evaluation.datasets.text_files import find_folder
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -75,8 +75,37 @@ class Captioned(Suite):
         self.data, self.train_data, self.captions, self.C = data, train_data, captions, C
         self.point: Point = point
 
+    def open(self, subject: Subject) -> LabelledPair:
+        if isinstance(self.data, dict) or (self.data is None and subject.data_root is None):
+            return labelled_pair(subject, self.data, self.train_data)
+        endings = (".csv", ".tsv")
+        holds = [f"train{ending}" for ending in endings]
+        folder = find_folder(subject, self.data, "captioned", holds=holds, below=("captioned",))
+        names = [f"{part}{ending}" for part in ("test", "val") for ending in endings]
+        judged = next((folder / name for name in names if (folder / name).is_file()), None)
+        if judged is None:
+            raise DataError(f"suite 'captioned': {folder} misses {' or '.join(names)}.")
+        learnt = next(folder / name for name in holds if (folder / name).is_file())
+        train = CaptionTable(learnt)
+        test = CaptionTable(judged, train.classes)
+        if train.fingerprint() == test.fingerprint():
+            raise DataError(
+                f"suite 'captioned': {learnt} and {judged.name} hold the same captions."
+            )
+        classes = list(train.classes or ())
+        train_set, test_set = (
+            Dataset(train, folder.name, "train"),
+            Dataset(test, folder.name, judged.stem),
+        )
+        return LabelledPair(
+            train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes)
+        )
+
+    def measures(self, opened: LabelledPair) -> Measures:
+        return Measures([opened.test.name], ["accuracy"])
+
     def run(self, subject: Subject) -> list[Result]:
-        pair = self._pair(subject)
+        pair = self.open(subject)
         train_texts, train_owner = self._rows(pair.train.reader)
         test_texts, test_owner = self._rows(pair.test.reader)
         train = normalise(embed_texts(subject, train_texts, point=self.point))
@@ -105,32 +134,6 @@ class Captioned(Suite):
                 settings={"C": strength, "train_captions": len(train_texts)},
             )
         ]
-
-    def _pair(self, subject: Subject) -> LabelledPair:
-        if isinstance(self.data, dict) or (self.data is None and subject.data_root is None):
-            return labelled_pair(subject, self.data, self.train_data)
-        endings = (".csv", ".tsv")
-        holds = [f"train{ending}" for ending in endings]
-        folder = find_folder(subject, self.data, "captioned", holds=holds, below=("captioned",))
-        names = [f"{part}{ending}" for part in ("test", "val") for ending in endings]
-        judged = next((folder / name for name in names if (folder / name).is_file()), None)
-        if judged is None:
-            raise DataError(f"suite 'captioned': {folder} misses {' or '.join(names)}.")
-        learnt = next(folder / name for name in holds if (folder / name).is_file())
-        train = CaptionTable(learnt)
-        test = CaptionTable(judged, train.classes)
-        if train.fingerprint() == test.fingerprint():
-            raise DataError(
-                f"suite 'captioned': {learnt} and {judged.name} hold the same captions."
-            )
-        classes = list(train.classes or ())
-        train_set, test_set = (
-            Dataset(train, folder.name, "train"),
-            Dataset(test, folder.name, judged.stem),
-        )
-        return LabelledPair(
-            train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes)
-        )
 
     def _rows(self, reader: Reader) -> tuple[list[str], Tensor]:
         """The captions that count, and the image of each."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.dataset import labels_of, named_classes, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import Dataset, labels_of, named_classes, open_dataset
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.kmeans import kmeans
@@ -57,10 +57,17 @@ class Clustering(Suite):
         self.point = point
         self.seed = seed
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Dataset, list[str], Tensor]:
+        """The data, its classes and labels."""
         dataset = open_dataset(subject, self.data)
         classes = named_classes(dataset)
-        labels = labels_of(dataset.reader, classes)
+        return dataset, classes, labels_of(dataset.reader, classes)
+
+    def measures(self, opened: tuple[Dataset, list[str], Tensor]) -> Measures:
+        return Measures([opened[0].name], ["ami", "nmi", "ari", "accuracy"])
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset, classes, labels = self.open(subject)
         clusters = self.clusters or len(classes)
         features = normalise(embed_images(subject, dataset.reader, point=self.point))
         if len(features) < clusters:

@@ -16,7 +16,7 @@ from vlkd_cli.elevater.score import SetScore, average
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.results import DataIdentity, Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import PositiveInt
 
@@ -166,15 +166,24 @@ class ElevaterSuite(Suite):
             )
         return chosen
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Path, list[str]]:
+        """The root, and the data sets to evaluate."""
         root = Path(self.root).expanduser() if self.root is not None else subject.data_root
         if root is None:
             raise DataError(
                 "suite 'elevater' needs the folder with the data sets: pass --data ROOT, or set the"
                 " key `root`."
             )
+        return root, self._names(root)
+
+    def measures(self, opened: tuple[Path, list[str]]) -> Measures:
+        names = ["accuracy", "mean_per_class", "map_11_points", "roc_auc", "spread", "average"]
+        return Measures([*opened[1], "average"], names)
+
+    def run(self, subject: Subject) -> list[Result]:
+        root, names = self.open(subject)
         results, scores = [], []
-        for name in self._names(root):
+        for name in names:
             opened = SetRun(subject, root, name, self.plan)
             runs = [opened.evaluate(seed) for seed in self.seeds]
             score = SetScore(

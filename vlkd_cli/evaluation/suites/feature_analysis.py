@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import Dataset, captions_at, open_dataset
 from vlkd_cli.evaluation.metrics.geometry import (
     alignment,
     effective_rank,
@@ -18,7 +18,7 @@ from vlkd_cli.evaluation.metrics.geometry import (
     uniformity,
 )
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -47,8 +47,16 @@ class FeatureAnalysis(Suite):
         if items < 2:
             raise RecipeError("suite 'feature_analysis': items is at least 2.")
 
+    def open(self, subject: Subject) -> Dataset:
+        return open_dataset(subject, self.data)
+
+    def measures(self, opened: Dataset) -> Measures:
+        kinds = ("uniformity", "mean_positive_cosine", "mean_deviation", "effective_rank")
+        own = [f"{modality}_{kind}" for modality in ("image", "text") for kind in kinds]
+        return Measures([opened.name], ["pair_cosine", "alignment", "modality_gap", *own])
+
     def run(self, subject: Subject) -> list[Result]:
-        dataset = open_dataset(subject, self.data)
+        dataset = self.open(subject)
         reader = dataset.reader
         count = min(self.items, len(reader))
         if count < 2:

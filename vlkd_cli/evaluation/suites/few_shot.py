@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -58,10 +58,18 @@ class FewShot(Suite):
                 "suite 'few_shot': shots are at least 1, and there is at least one seed."
             )
 
+    def open(self, subject: Subject) -> LabelledPair:
+        return labelled_pair(subject, self.data, self.train_data)
+
+    def measures(self, opened: LabelledPair) -> Measures:
+        kinds = ("top1", "mean_per_class", "top1_spread")
+        names = [f"{shots}shot_{kind}" for shots in self.shots for kind in kinds]
+        return Measures([opened.test.name], names)
+
     def run(self, subject: Subject) -> list[Result]:
         from vlkd_cli.elevater.sampler import few_shot
 
-        pair = labelled_pair(subject, self.data, self.train_data)
+        pair = self.open(subject)
         labels = [(label,) for label in pair.train_labels.tolist()]
         draws = {
             (shots, seed): few_shot(labels, shots, seed)

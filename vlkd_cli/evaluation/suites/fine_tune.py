@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
 from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
 from vlkd_cli.evaluation.probes.fine_tuning import (
@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.probes.fine_tuning import (
 from vlkd_cli.evaluation.probes.probes import HeadSetting
 from vlkd_cli.evaluation.probes.wise_ft import interpolate_states
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.evaluation.suites.linear_probe import accuracies
 from vlkd_cli.features.encode import class_features
 from vlkd_cli.features.subject import Subject
@@ -93,9 +93,16 @@ class FineTune(Suite):
                 " compare."
             )
 
+    def open(self, subject: Subject) -> LabelledPair:
+        return labelled_pair(subject, self.data, self.train_data)
+
+    def measures(self, opened: LabelledPair) -> Measures:
+        between = [f"wise_ft_{alpha:g}_top1" for alpha in self.wise_ft]
+        return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *between])
+
     def run(self, subject: Subject) -> list[Result]:
         assert subject.image is not None
-        pair = labelled_pair(subject, self.data, self.train_data)
+        pair = self.open(subject)
         start = None
         if self.text_start:
             if subject.text is None:

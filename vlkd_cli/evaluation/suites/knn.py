@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.topk import top_k
@@ -52,12 +52,20 @@ class KNN(Suite):
         if self.k[0] < 1 or temperature < 0:
             raise RecipeError("suite 'knn': k is at least 1 and temperature at least 0.")
 
+    def open(self, subject: Subject) -> LabelledPair:
+        return labelled_pair(subject, self.data, self.train_data)
+
+    def measures(self, opened: LabelledPair) -> Measures:
+        ks = self._neighbours(len(opened.train_labels))
+        names = [f"k{k}_{name}" for k in ks for name in ("top1", "top5", "mean_per_class")]
+        return Measures([opened.test.name], names)
+
     def run(self, subject: Subject) -> list[Result]:
-        pair = labelled_pair(subject, self.data, self.train_data)
+        pair = self.open(subject)
         train = normalise(embed_images(subject, pair.train.reader, point=self.point))
         test = normalise(embed_images(subject, pair.test.reader, point=self.point))
         num_classes = len(pair.classes)
-        ks = tuple(k for k in self.k if k <= len(train)) or (len(train),)
+        ks = self._neighbours(len(train))
         votes = vote(
             train,
             pair.train_labels,
@@ -92,6 +100,9 @@ class KNN(Suite):
                 },
             )
         ]
+
+    def _neighbours(self, num_train: int) -> tuple[int, ...]:
+        return tuple(k for k in self.k if k <= num_train) or (num_train,)
 
 
 def vote(

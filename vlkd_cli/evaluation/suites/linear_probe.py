@@ -23,7 +23,7 @@ from vlkd_cli.evaluation.probes.linear import Linear, adamw_probe, logistic_regr
 from vlkd_cli.evaluation.probes.peak_search import search_peak
 from vlkd_cli.evaluation.probes.probes import HeadSetting, train_heads
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import class_features, embed_images, normalise
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -142,8 +142,18 @@ class LinearProbe(Suite):
                 " normalised."
             )
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> LabelledPair:
         pair = labelled_pair(subject, self.data, self.train_data)
+        if self.val_data is not None:
+            open_dataset(subject, self.val_data)
+        return pair
+
+    def measures(self, opened: LabelledPair) -> Measures:
+        best = ["best_epoch_on_test_top1"] if self.protocol == "sgd" else []
+        return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *best])
+
+    def run(self, subject: Subject) -> list[Result]:
+        pair = self.open(subject)
         features = self._features(subject, pair)
         num_classes = len(pair.classes)
         if self.protocol == "clip":

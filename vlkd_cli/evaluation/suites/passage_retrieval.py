@@ -25,7 +25,7 @@ from vlkd_cli.evaluation.datasets.text_files import file_hashes
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search
 from vlkd_cli.evaluation.results import DataIdentity, Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
 
@@ -100,10 +100,20 @@ class PassageRetrieval(Suite):
         self.chunk_size = chunk_size
         self.point: Point = point
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Collection, dict[str, str], Judged]:
+        """The collection, its queries, and their judgements."""
         collection = open_collection(self._folder(subject), self.split)
         queries = read_queries(collection)
-        judged = read_judgements(collection, queries)
+        return collection, queries, read_judgements(collection, queries)
+
+    def measures(self, opened: tuple[Collection, dict[str, str], Judged]) -> Measures:
+        cut = [f"{kind}@{k}" for kind in ("recall", "accuracy") for k in self.k]
+        # How many passages a limit leaves, which is part of the name, is known after reading all.
+        names = [opened[0].name] if self.max_passages is None else []
+        return Measures(names, ["mrr@10", "ndcg@10", "map@100", *cut])
+
+    def run(self, subject: Subject) -> list[Result]:
+        collection, queries, judged = self.open(subject)
         relevant = {
             passage.encode()
             for grades in judged.values()

@@ -7,7 +7,7 @@ import torch
 
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import captions_at, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import Dataset, captions_at, open_dataset
 from vlkd_cli.evaluation.metrics.ranks import (
     chance_mean_rank,
     chance_median_rank,
@@ -17,7 +17,7 @@ from vlkd_cli.evaluation.metrics.ranks import (
 )
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -60,15 +60,26 @@ class Retrieval(Suite):
         if self.k[0] < 1 or (captions_per_image is not None and captions_per_image < 1):
             raise RecipeError("suite 'retrieval': k and captions_per_image are at least 1.")
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Dataset, list[list[str]]]:
+        """The data, and the captions of each image."""
         dataset = open_dataset(subject, self.data)
         reader = dataset.reader
-        captions: list[str] = []
-        ends = np.zeros(len(reader), dtype=np.int64)
-        for index in range(len(reader)):
-            captions.extend(captions_at(reader, index, "retrieval")[: self.captions_per_image])
-            ends[index] = len(captions)
-        counts = np.diff(ends, prepend=0)
+        return dataset, [
+            captions_at(reader, index, "retrieval")[: self.captions_per_image]
+            for index in range(len(reader))
+        ]
+
+    def measures(self, opened: tuple[Dataset, list[list[str]]]) -> Measures:
+        kinds = [*(f"R@{k}" for k in self.k), "mean_rank", "median_rank"]
+        ways = ("image_to_text", "text_to_image")
+        names = [f"{way}_{kind}" for way in ways for kind in kinds]
+        return Measures([opened[0].name], [*names, "mean_recall"])
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset, own_captions = self.open(subject)
+        reader = dataset.reader
+        captions = [caption for own in own_captions for caption in own]
+        counts = np.array([len(own) for own in own_captions], dtype=np.int64)
         images = normalise(embed_images(subject, reader))
         texts = normalise(embed_texts(subject, captions))
         require_equal_widths(images.shape[1], texts.shape[1], "retrieval")

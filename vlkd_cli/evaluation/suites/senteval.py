@@ -29,7 +29,7 @@ from vlkd_cli.evaluation.probes.transfer import (
     nested_folds,
 )
 from vlkd_cli.evaluation.results import DataIdentity, Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
 
@@ -101,12 +101,21 @@ class SentEval(Suite):
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
         self.point: Point = point
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Path, list[str]]:
+        """The folder, and the tasks whose files are there."""
         below = ("senteval", "SentEval/data", "data", "sentences", "simcse_sts_data")
         root = find_folder(
             subject, self.data, "senteval", holds=("downstream", "probing"), below=below
         )
-        results = [self._evaluate(subject, root, name) for name in self._present(root)]
+        return root, self._present(root)
+
+    def measures(self, opened: tuple[Path, list[str]]) -> Measures:
+        names = ["accuracy", "dev_accuracy", "f1", "pearson", "spearman", "mse", "dev_pearson"]
+        return Measures([*opened[1], "average"], names)
+
+    def run(self, subject: Subject) -> list[Result]:
+        root, tasks = self.open(subject)
+        results = [self._evaluate(subject, root, name) for name in tasks]
         if all(any(result.dataset == name for result in results) for name in TABLE):
             table = [result for result in results if result.dataset in TABLE]
             results.append(self._average(subject, table))

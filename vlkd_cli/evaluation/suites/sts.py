@@ -21,7 +21,7 @@ from vlkd_cli.evaluation.datasets.text_files import (
 )
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
 from vlkd_cli.evaluation.results import DataIdentity, Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
 
@@ -103,10 +103,23 @@ class STS(Suite):
                     f" {', '.join(known)}."
                 )
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Path, dict[str, dict[str, Pairs]]]:
+        """The folder, and the subsets of each set that is there."""
         root = find_folder(subject, self.data, "sts", holds=("STS", "SICK"), below=_BELOW)
-        sets = self._present(root)
-        read = {name: _read(root, name) for name in sets}
+        return root, {name: _read(root, name) for name in self._present(root)}
+
+    def measures(self, opened: tuple[Path, dict[str, dict[str, Pairs]]]) -> Measures:
+        names = [
+            f"{kind}{ending}"
+            for kind in ("spearman", "pearson")
+            for ending in ("", "_all", "_mean", "_wmean")
+        ]
+        sets = list(opened[1])
+        table = [name for name in sets if name in TABLE]
+        return Measures([*sets, *([_average_name(table)] if len(table) > 1 else [])], names)
+
+    def run(self, subject: Subject) -> list[Result]:
+        root, read = self.open(subject)
         texts = [
             text
             for subsets in read.values()
@@ -196,11 +209,10 @@ class STS(Suite):
                 [round(100 * value, 2) / 100 for value in column] for column in (values, pearsons)
             )
         names = [result.dataset for result in table]
-        dataset = "average" if len(names) == len(TABLE) else f"average of {'+'.join(names)}"
         hashes = {file: digest for result in table for file, digest in result.hashes.items()}
         return self.result(
             subject,
-            DataIdentity(dataset, "test", hashes),
+            DataIdentity(_average_name(names), "test", hashes),
             protocol=table[0].protocol,
             metrics={"spearman": float(np.mean(values)), "pearson": float(np.mean(pearsons))},
             primary_metric="spearman",
@@ -209,6 +221,10 @@ class STS(Suite):
             num_skipped=sum(result.num_skipped for result in table),
             settings={"sets": names},
         )
+
+
+def _average_name(sets: Sequence[str]) -> str:
+    return "average" if len(sets) == len(TABLE) else f"average of {'+'.join(sets)}"
 
 
 def aggregate(

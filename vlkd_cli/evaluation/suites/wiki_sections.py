@@ -14,7 +14,7 @@ from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.sentence_encoder import SentenceEncoder
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point
 from vlkd_cli.features.subject import Subject
 
@@ -61,11 +61,18 @@ class WikiSections(Suite):
         self.similarity, self.margin = similarity, margin
         self.point: Point = point
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Path, list[Triplet]]:
+        """The file and its triplets."""
         file = f"{self.split}.csv"
         below = ("wiki_sections", "wikipedia-sections-triplets", "wikipedia-sections", "wiki")
         root = find_folder(subject, self.data, "wiki_sections", holds=(file,), below=below)
-        triplets = read_triplets(root / file, self.limit)
+        return root / file, read_triplets(root / file, self.limit)
+
+    def measures(self, opened: tuple[Path, list[Triplet]]) -> Measures:
+        return Measures(["wikipedia-sections"], ["accuracy"])
+
+    def run(self, subject: Subject) -> list[Result]:
+        path, triplets = self.open(subject)
         try:
             from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
         except ModuleNotFoundError:
@@ -95,7 +102,7 @@ class WikiSections(Suite):
         return [
             self.result(
                 subject,
-                DataIdentity("wikipedia-sections", split, file_hashes(root, [file])),
+                DataIdentity("wikipedia-sections", split, file_hashes(path.parent, [path.name])),
                 protocol=f"triplet_{self.similarity}",
                 metrics={"accuracy": max(accuracies.values())},
                 primary_metric="accuracy",

@@ -22,7 +22,7 @@ from vlkd_cli.evaluation.datasets.text_files import (
 )
 from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
 from vlkd_cli.evaluation.results import DataIdentity, Result
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import Point, embed_texts, normalise
 from vlkd_cli.features.subject import Subject
 
@@ -88,7 +88,8 @@ class WordSimilarity(Suite):
         self.oov, self.lowercase = oov, lowercase
         self.point: Point = point
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Path, dict[str, str]]:
+        """The folder, and the file of each set that is there."""
         holds = (
             tuple(self.files)
             if self.files
@@ -101,9 +102,14 @@ class WordSimilarity(Suite):
             holds=holds,
             below=("wordsim", "word_similarity", "word-sim"),
         )
-        return [
-            self._evaluate(subject, root, name, file) for name, file in self._chosen(root).items()
-        ]
+        return root, self._chosen(root)
+
+    def measures(self, opened: tuple[Path, dict[str, str]]) -> Measures:
+        return Measures(list(opened[1]), ["spearman", "coverage"])
+
+    def run(self, subject: Subject) -> list[Result]:
+        root, chosen = self.open(subject)
+        return [self._evaluate(subject, root, name, file) for name, file in chosen.items()]
 
     def _chosen(self, root: Path) -> dict[str, str]:
         if self.files:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import class_hash, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
 from vlkd_cli.evaluation.metrics.classification import (
     chance_average_precision,
@@ -21,7 +21,7 @@ from vlkd_cli.evaluation.metrics.classification import (
 )
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.shown import classification_items, classification_shown
-from vlkd_cli.evaluation.suite import Suite
+from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import (
     class_features,
     embed_images,
@@ -82,10 +82,19 @@ class ZeroShot(Suite):
         if self.topk[0] < 1:
             raise RecipeError("suite 'zero_shot': topk is at least 1.")
 
-    def run(self, subject: Subject) -> list[Result]:
+    def open(self, subject: Subject) -> tuple[Dataset, list[str], list[list[str]]]:
+        """The data, its class names, and the prompts of each."""
         dataset = open_dataset(subject, self.data)
         names = names_of(dataset, self.classes, self.data)
-        texts = prompts_of(dataset, names, self.templates, self.data)
+        return dataset, names, prompts_of(dataset, names, self.templates, self.data)
+
+    def measures(self, opened: tuple[Dataset, list[str], list[list[str]]]) -> Measures:
+        dataset, names, _ = opened
+        accuracies = [f"top{k}" for k in self._cut_offs(len(names))]
+        return Measures([dataset.name], [*accuracies, "mean_per_class", "mean_average_precision"])
+
+    def run(self, subject: Subject) -> list[Result]:
+        dataset, names, texts = self.open(subject)
         images = normalise(embed_images(subject, dataset.reader))
         classifier = class_features(subject, texts, self.ensemble)
         require_equal_widths(images.shape[1], classifier.shape[1], "zero_shot")
@@ -125,13 +134,15 @@ class ZeroShot(Suite):
             )
         ]
 
+    def _cut_offs(self, num_classes: int) -> list[int]:
+        """Those that say something: with k classes or fewer, every class is among the first k."""
+        return [k for k in self.topk if k == 1 or k < num_classes]
+
     def _single_label(
         self, scores: Tensor, labels: Tensor, names: list[str]
     ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
         predicted = scores.argmax(1)
-        ks = [
-            k for k in self.topk if k == 1 or k < len(names)
-        ]  # with k classes or fewer, top-k says nothing
+        ks = self._cut_offs(len(names))
         metrics = {f"top{k}": top_k_accuracy(scores, labels, k) for k in ks}
         chance = {f"top{k}": min(k / len(names), 1.0) for k in ks}
         metrics["mean_per_class"] = mean_per_class(predicted, labels)
