@@ -260,6 +260,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "simclr": Entry(
             "data.images.augment:SimCLRAugment", "small crops, flips, strong colours and blur"
         ),
+        "byol": Entry("data.images.augment:BYOLAugment", "as simclr, with solarization on request"),
+        "quarter_turns": Entry("data.images.augment:QuarterTurnsAugment", "a crop in four turns"),
+        "patch_grid": Entry("data.images.augment:PatchGridAugment", "nine patches of a crop"),
         "none": Entry(
             "data.images.augment:NoAugment",
             "the tower's evaluation transform, the same in every epoch",

@@ -57,6 +57,8 @@ class Training:
     cached: frozenset[str]
     composition: Composition
     loader: Loader
+    episode_loader: Loader
+    """Of what the start of an episode reads; the same as `loader` where a step reads that too."""
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int
     total_steps: int
@@ -113,7 +115,11 @@ def build_training(
         num_rows=len(reader) if isinstance(reader, Reader) else None,
         origins=origins,
     ).to(device)
-    loader = build_loader(recipe, composition.input_keys(), inputs, towers, device)
+    keys, episode_keys = composition.input_keys(), composition.input_keys(episode=True)
+    loader = build_loader(recipe, keys, inputs, towers, device)
+    episode_loader = loader
+    if not episode_keys.items() <= keys.items():
+        episode_loader = build_loader(recipe, episode_keys, inputs, towers, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
     if settings.channels_last:
@@ -126,6 +132,7 @@ def build_training(
         cached=frozenset(inputs.stored),
         composition=composition,
         loader=loader,
+        episode_loader=episode_loader,
         optimizer=build_optimizer(composition, recipe, Progress(0, steps_per_epoch, total_steps)),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,

@@ -16,7 +16,7 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
-from vlkd_cli.engine.trainer import Due, Hooks, Trainer
+from vlkd_cli.engine.trainer import Due, Hooks, Loads, Trainer
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.reports.sink import Sink
 from vlkd_cli.reports.state import StateFile
@@ -39,6 +39,7 @@ class Run(Hooks):
         folder: RunFolder,
         trainer: Trainer,
         *,
+        episode_loader: Loads,
         files: dict[str, bytes],
         evaluations: Evaluations,
         saves: Saves,
@@ -49,6 +50,7 @@ class Run(Hooks):
         saved_step: int | None = None,
     ) -> None:
         self.recipe, self.folder, self.trainer, self.files = recipe, folder, trainer, files
+        self.episode_loader = episode_loader
         self.evaluations, self.saves = evaluations, saves
         self.sinks, self.progress, self.interruption = sinks, progress, interruption
         self.state = state
@@ -65,7 +67,7 @@ class Run(Hooks):
         trainer = self.trainer
         if not has_episodes(trainer.composition):
             return
-        batches = (batch.to(trainer.device) for batch in trainer.loader.batches(epoch))
+        batches = (batch.to(trainer.device) for batch in self.episode_loader.batches(epoch))
         with (
             self.interruption.dropping(),
             autocast(trainer.settings.precision, trainer.device),

@@ -125,6 +125,7 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             job.recipe,
             folder,
             trainer,
+            episode_loader=training.episode_loader,
             files=made_files(training.towers.values()),
             evaluations=evaluations,
             saves=Saves(recipe.train, training.steps_per_epoch, training.total_steps),

@@ -25,7 +25,9 @@ class MLPHead(nn.Module):
             to `width`; none by default.
         norm: what normalises the hidden features.
         activation: after each hidden layer.
-        dropout: share of the hidden features that is dropped in training.
+        dropout: fraction of the hidden features that is dropped in training.
+        last_norm: batch norm after the last layer, which then has no bias; "batch_plain" has no
+            scale and shift.
 
     Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden
     2048, bottleneck 256, GELU, weights truncated normal with std 0.02, biases zero. Differs in
@@ -44,6 +46,7 @@ class MLPHead(nn.Module):
         norm: Literal["none", "batch", "layer"] = "none",
         activation: Literal["gelu", "relu", "silu"] = "gelu",
         dropout: Probability = 0.0,
+        last_norm: Literal["none", "batch", "batch_plain"] = "none",
     ) -> None:
         super().__init__()
         self.width = width
@@ -60,9 +63,12 @@ class MLPHead(nn.Module):
             if dropout:
                 self.layers.append(nn.Dropout(dropout))
             wide = hidden
-        self.layers.append(nn.Linear(wide, bottleneck or width))
+        plain = last_norm == "none"
+        self.layers.append(nn.Linear(wide, bottleneck or width, bias=plain or bool(bottleneck)))
         if bottleneck is not None:
             self.layers.append(nn.Linear(bottleneck, width, bias=False))
+        if not plain:
+            self.layers.append(nn.BatchNorm1d(width, affine=last_norm == "batch"))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -106,8 +106,9 @@ def _check_shapes(
     for call in arrow.calls:
         for address, output in uses(contract, call):
             kind = kind_of(recipe.towers, address)
-            fits = output.kind in (kind, "either") and kind != "selected"
-            if kind is None or fits or output.kind == kind:
+            # Positions are handed over flattened where selected ones are taken.
+            flattened = kind == "positions" and output.kind == "selected"
+            if kind is None or flattened or output.kind in (kind, "either"):
                 continue
             side = "student" if address in listed(call.student) else "teacher"
             yield Problem(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from vlkd_cli.builders.weights import fit_weights, write_weights
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.numerics.positions import sine_cosine
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import ModalityName
 
@@ -48,6 +49,8 @@ class Timm(Builder):
             it is dropped).
         image_size: side in pixels that the tower sees instead of the model's own.
         config: further arguments of timm's create_model, e.g. `{drop_path_rate: 0.1}`.
+        positions: "learned", or "sincos" for fixed sine-cosine positions of a vision transformer,
+            with 0 for the class token (MAE, MoCo v3).
         cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
     """
 
@@ -60,8 +63,10 @@ class Timm(Builder):
         pretrained: bool | str = False,
         image_size: int | None = None,
         config: dict[str, Any] | None = None,
+        positions: Literal["learned", "sincos"] = "learned",
         cache_dir: str | None = None,
     ) -> None:
+        self.positions = positions
         self.model = model
         self.pretrained = pretrained
         self.image_size = image_size
@@ -83,6 +88,8 @@ class Timm(Builder):
                 f"{what} gives a map and no feature of the whole image. Choose a classifier's name"
                 " without '_enc'."
             )
+        if self.positions == "sincos":
+            _fix_positions(network, what)
         settings = json.dumps(
             [self.model, self.image_size, self.config], sort_keys=True, default=str
         )
@@ -374,3 +381,23 @@ def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )
+
+
+@torch.no_grad()
+def _fix_positions(network: Any, what: str) -> None:
+    """Replace learned positions by fixed ones, which are no longer trained.
+
+    Raises:
+        RecipeError: the network has none that are added to a grid of patches.
+    """
+    table, grid = getattr(network, "pos_embed", None), getattr(network, "patch_embed", None)
+    size = getattr(grid, "grid_size", None)
+    if not isinstance(table, nn.Parameter) or size is None or table.ndim != 3:
+        raise RecipeError(
+            f"{what} has no learned positions of patches, so `positions: sincos` has no effect."
+            " Remove it, or choose a vision transformer."
+        )
+    fixed = sine_cosine(table.shape[2], *size)
+    table.zero_()
+    table[0, table.shape[1] - len(fixed) :] = fixed
+    table.requires_grad_(False)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vlkd_cli.data.images.resize import Box, crop, random_box, resize, shrink_for
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import NonNegative, Probability
+from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, PositiveInt, Probability
 
 
 class Augment:
@@ -65,6 +66,7 @@ class StandardAugment(Augment):
         grey: probability of dropping the colours.
         blur: probability of a Gaussian blur.
         blur_sigma: lowest and highest standard deviation of the blur, in pixels of a 224 px image.
+        solarize: probability of inverting every value from 128 on.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class StandardAugment(Augment):
         grey: Probability = 0.0,
         blur: Probability = 0.0,
         blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: Probability = 0.0,
     ) -> None:
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
         self.brightness, self.contrast, self.saturation, self.hue, self.jitter = (
@@ -91,6 +94,7 @@ class StandardAugment(Augment):
             jitter,
         )
         self.grey, self.blur, self.blur_sigma = grey, blur, (blur_sigma[0], blur_sigma[1])
+        self.solarize = solarize
 
     def region(self, size: tuple[int, int], draw: random.Random) -> Box:
         return random_box(size, scale=self.scale, ratio=self.ratio, draw=draw)
@@ -108,6 +112,8 @@ class StandardAugment(Augment):
             image = functional.rgb_to_grayscale(image, num_output_channels=3)
         if self.blur and draw.random() < self.blur:
             image = self._blur(image, draw)
+        if self.solarize and draw.random() < self.solarize:
+            image = torch.where(image >= 128, 255 - image, image)
         return image
 
     def _jitter(self, image: Tensor, draw: random.Random) -> Tensor:
@@ -180,6 +186,136 @@ class SimCLRAugment(StandardAugment):
             grey=grey,
             blur=blur,
         )
+
+
+class BYOLAugment(StandardAugment):
+    """The augmentation of BYOL: small crops, flips, strong color jitter, grayscale, blur, and
+    solarization on request.
+
+    BYOL's second view has `blur: 0.1, solarize: 0.2`.
+
+    Args:
+        scale: lowest and highest fraction of the area that is kept.
+        flip: probability of mirroring left and right.
+        jitter: probability of the color jitter (0.4, 0.4, 0.2, 0.1).
+        grey: probability of dropping the colors.
+        blur: probability of a Gaussian blur.
+        solarize: probability of inverting every value from 128 on.
+
+    Source: Grill et al., BYOL, NeurIPS 2020, arXiv:2006.07733, appendix B, table 6.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: Probability = 0.5,
+        jitter: Probability = 0.8,
+        grey: Probability = 0.2,
+        blur: Probability = 1.0,
+        solarize: Probability = 0.0,
+    ) -> None:
+        super().__init__(
+            scale=scale,
+            flip=flip,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.2,
+            hue=0.1,
+            jitter=jitter,
+            grey=grey,
+            blur=blur,
+            solarize=solarize,
+        )
+
+
+class QuarterTurnsAugment(StandardAugment):
+    """Four pictures of one crop, turned clockwise by 0, 90, 180 and 270 degrees.
+
+    Args:
+        scale: lowest and highest fraction of the area that is kept.
+        flip: probability of mirroring left and right.
+
+    Source: Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations,
+    ICLR 2018, arXiv:1803.07728, section 2.1.
+    """
+
+    pictures = 4
+
+    def __init__(
+        self, *, scale: tuple[float, float] = (0.08, 1.0), flip: Probability = 0.5
+    ) -> None:
+        super().__init__(scale=scale, flip=flip)
+
+    def apply(
+        self,
+        pixels: np.ndarray,
+        full: tuple[int, int],
+        box: Box,
+        expected: ImageInput,
+        draw: random.Random,
+    ) -> Sequence[Tensor]:
+        (picture,) = super().apply(pixels, full, box, expected, draw)
+        return tuple(picture.rot90(-turns, (1, 2)) for turns in range(4))
+
+
+_GRID = 3
+
+
+class PatchGridAugment(StandardAugment):
+    """The patches of a 3 x 3 grid on one square crop: the center first, then the others row by row.
+
+    Each patch is cut from its cell at a random place, so that edges do not tell where it lies.
+
+    Args:
+        cell_px: side of a cell.
+        jitter_px: by how much a patch is smaller than its cell.
+        grey: probability of dropping the colors, which would tell by their aberration.
+
+    Source: Doersch et al., Unsupervised Visual Representation Learning by Context Prediction,
+    ICCV 2015, arXiv:1505.05192, section 3.
+    """
+
+    pictures = 9
+
+    def __init__(
+        self,
+        *,
+        cell_px: PositiveInt = 85,
+        jitter_px: NonNegativeInt = 21,
+        grey: Probability = 0.66,
+    ) -> None:
+        super().__init__(scale=(1.0, 1.0), ratio=(1.0, 1.0), grey=grey)
+        if jitter_px >= cell_px:
+            raise ValueError(f"jitter_px {jitter_px} leaves nothing of cells of {cell_px} px")
+        self.cell_px, self.patch_px = cell_px, cell_px - jitter_px
+
+    def size(self, expected: ImageInput) -> tuple[int, int]:
+        return (self.patch_px, self.patch_px)
+
+    def shrink(self, box: Box, expected: ImageInput) -> int:
+        side = _GRID * self.cell_px
+        return shrink_for((box.height, box.width), (side, side))
+
+    def apply(
+        self,
+        pixels: np.ndarray,
+        full: tuple[int, int],
+        box: Box,
+        expected: ImageInput,
+        draw: random.Random,
+    ) -> Sequence[Tensor]:
+        side = _GRID * self.cell_px
+        whole = resize(crop(pixels, box, full), (side, side), expected.interpolation)
+        whole = self.finish(whole, draw)
+        room = self.cell_px - self.patch_px
+        patches = []
+        for cell in range(_GRID**2):
+            top, left = (place * self.cell_px for place in divmod(cell, _GRID))
+            top, left = top + draw.randint(0, room), left + draw.randint(0, room)
+            patches.append(whole[:, top : top + self.patch_px, left : left + self.patch_px])
+        center = patches.pop(len(patches) // 2)
+        return (center, *patches)
 
 
 class NoAugment:
