@@ -9,7 +9,7 @@ from pathlib import Path
 
 import vlkd_cli
 from vlkd_cli.builders.weight_files import first_line
-from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.errors import RecipeError, UserError, ran_out_of_memory
 
 
 @contextmanager
@@ -45,6 +45,10 @@ def of_tower(name: str) -> Iterator[None]:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if raised_in.is_relative_to(Path(vlkd_cli.__file__).parent):
             raise
+        if ran_out_of_memory(error):
+            raise RecipeError(
+                f"tower '{name}' needs more memory than there is. Choose smaller sizes."
+            ) from error
         raise RecipeError(
             f"tower '{name}': {_described(error)}. Correct its keys, or choose another model."
         ) from error
@@ -52,5 +56,6 @@ def of_tower(name: str) -> Iterator[None]:
 
 def _described(error: Exception) -> str:
     """The first line of a library's message, with the exception's name where that says more."""
-    name = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-    return name + first_line(error)
+    line = first_line(error)
+    name = type(error).__name__
+    return line if isinstance(error, (OSError, ValueError)) or line == name else f"{name}: {line}"

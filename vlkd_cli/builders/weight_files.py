@@ -114,7 +114,7 @@ def load_pickled(path: Path, *, mapped: bool = False) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, without terminal codes, at most 200 characters."""
     lines = TERMINAL_CODES.sub("", str(error)).strip().splitlines()
-    line = lines[0].strip().rstrip(".:") if lines else ""
+    line = lines[0].strip().rstrip(".:!") if lines else ""
     if len(line) > 200:
         line = line[:200].rpartition(" ")[0] + " ..."
     return line or type(error).__name__

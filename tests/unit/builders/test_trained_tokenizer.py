@@ -20,14 +20,14 @@ def build(**context: Any) -> Backbone:
 
 
 def ids(backbone: Backbone, *texts: str) -> list[list[int]]:
-    return backbone.tokenizer(list(texts))["input_ids"].tolist()
+    return backbone.input(list(texts))["input_ids"].tolist()
 
 
 def test_captions_of_any_case_give_the_ids_of_lower_case() -> None:
     backbone = build(captions=lambda: CAPTIONS)
     assert ids(backbone, "A Red SQUARE") == ids(backbone, "a red square")
     assert len(ids(backbone, "a red square")[0]) == 5
-    assert backbone.encoder.config.vocab_size == len(backbone.tokenizer.tokenizer) <= 120
+    assert backbone.encoder.config.vocab_size == len(backbone.input.tokenizer) <= 120
 
 
 def test_the_same_captions_give_the_same_tokenizer_in_any_order() -> None:
@@ -91,6 +91,6 @@ def test_captions_without_words_and_tiny_vocabularies_are_refused() -> None:
 
 def test_lone_surrogates_and_endless_words_are_taken() -> None:
     backbone = build(captions=lambda: ["smile \ud83d here", "a" * 300_000, *CAPTIONS])
-    unknown = backbone.tokenizer.tokenizer.unk_token_id
+    unknown = backbone.input.tokenizer.unk_token_id
     assert ids(backbone, "a" * 300_000)[0][1] == unknown
     assert len(ids(backbone, "here")[0]) >= 3

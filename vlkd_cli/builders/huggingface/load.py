@@ -92,7 +92,8 @@ def load_model(
         for name, parameter in network.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
-    return network.float()
+    encoder: nn.Module = network.float()
+    return encoder
 
 
 def _with_pooler(make: Callable[..., Any], pooling_layer: bool) -> Any:

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, ModelInfo
+from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.openclip.config import Source, describe, find_source
-from vlkd_cli.builders.openclip.towers import OpenClipImage, OpenClipText
+from vlkd_cli.builders.openclip.towers import OpenClipImage, OpenClipText, image_input
 from vlkd_cli.builders.openclip.weights import load_half
 from vlkd_cli.builders.places import unfetchable
+from vlkd_cli.builders.trial import try_images, try_texts, width_of
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.recipe.types import ModalityName
 
@@ -53,11 +55,18 @@ class OpenCLIP(Builder):
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         source = find_source(self.model, self.pretrained, self.config, modality, self.cache_dir)
         encoder = _build_half(source, modality)
+        what = f"openclip model '{source.name}'"
         if source.weights is not None:
             load_half(encoder, modality, source)
-        if modality == "image":
-            return OpenClipImage(encoder, source)
-        return OpenClipText(encoder, source, cache_dir=self.cache_dir)
+        if modality == "text":
+            backbone = OpenClipText(encoder, source, cache_dir=self.cache_dir)
+            try_texts(backbone, backbone.input(["a"]), what)
+            return backbone
+        with one_line(what, "Correct its preprocess_cfg."):
+            expected = image_input(encoder, source)
+        pooled = try_images(encoder, expected.size_px, lambda net, images: net(images), what)
+        width_of(pooled, what)
+        return OpenClipImage(encoder, source, expected)
 
     @classmethod
     def list_models(
@@ -96,12 +105,24 @@ def _build_half(source: Source, modality: str) -> nn.Module:
     wanted = section.get("hf_model_name") if modality == "text" else None
     if wanted:
         prepare_hub()
-    try:
-        return build(source.embed_dim, section, source.quick_gelu)
-    except OSError as error:
-        folder = cache_folder() / "hub"
-        raise unfetchable(
-            f"openclip model '{source.name}'",
-            files=f"config.json of hub id '{wanted}'",
-            folder=folder,
-        ) from error
+    what = f"openclip model '{source.name}'"
+    with one_line(what, "Correct the tower's `config`."):
+        try:
+            half: nn.Module = build(source.embed_dim, section, source.quick_gelu)
+        except OSError as error:
+            folder = cache_folder() / "hub"
+            raise unfetchable(
+                what, files=f"config.json of hub id '{wanted}'", folder=folder
+            ) from error
+        if modality == "image" and "timm_model_name" in section:
+            _resize_trunk(half)
+    return half
+
+
+def _resize_trunk(half: Any) -> None:
+    """Bring timm's network to the image size that the configuration says; open_clip builds it at
+    its own."""
+    patches = getattr(half.trunk, "patch_embed", None)
+    native = getattr(patches, "img_size", None)
+    if native is not None and tuple(native) != tuple(half.image_size):
+        half.trunk.set_input_size(img_size=tuple(half.image_size))

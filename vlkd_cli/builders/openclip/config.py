@@ -3,7 +3,6 @@ brought to one form."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +10,33 @@ from typing import Any, NamedTuple
 
 from vlkd_cli.builders.backbone import ModelInfo
 from vlkd_cli.builders.hub import prepare_hub
+from vlkd_cli.builders.huggingface.folders import (
+    check_model_folder,
+    read_json,
+    refuse_foreign_code,
+)
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
+from vlkd_cli.builders.sizes import check_sizes
+from vlkd_cli.builders.trial import refuse_keys
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 
 CONFIG_FILE = "open_clip_config.json"
+SIZES = (
+    *("layers", "width", "heads", "head_width", "embed_dim", "image_size", "patch_size"),
+    *("context_length", "vocab_size"),
+)
+SHORTEST_CONTEXT = 3
+"""Start, one token and end."""
+NOT_FOR_TOWERS = {
+    "hf_model_pretrained": "say `pretrained` beside `config`.",
+    "hf_tokenizer_name": "texts are split as the model does it. Remove it.",
+    "output_tokens": "towers give their tokens where something reads them. Remove it.",
+    "tokenizer_kwargs": "texts are split as the model does it. Remove it.",
+    "tokenizer_mode": "texts are split as the model does it. Remove it.",
+    "timm_model_pretrained": "say `pretrained` beside `config`.",
+}
 HUB = "hf-hub:"
 
 
@@ -83,6 +103,12 @@ def find_source(
         **{key: tag_settings[key] for key in tag_settings if key in PREPROCESSING},
     }
     vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
+    refuse_foreign_code(text, what, trust=False)
+    if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise RecipeError(
+            f"{what}: its text_cfg says `trust_remote_code`, which runs code of the model's author."
+            " Load the text encoder with builder 'huggingface' and `trust: true` if you trust it."
+        )
     top = _overlay(
         vision if modality == "image" else text, config, modality, from_scratch=model is None
     )
@@ -207,13 +233,23 @@ def _read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Any
             f"{what}: '{folder}' has no {CONFIG_FILE}. Name a model and give the folder's weights"
             " as `pretrained`."
         )
-    try:
-        content = json.loads(file.read_text())
-        settings = content.get("model_cfg", content)
-        settings["vision_cfg"], settings["text_cfg"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{what}: '{file}' is no open_clip configuration ({error}).") from error
-    return settings, content.get("preprocess_cfg", {})
+    check_model_folder(folder, what)
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            refuse_foreign_code(_mapping(read_json(folder / name, what)), what, trust=False)
+    content = _mapping(read_json(file, what))
+    settings = _mapping(content.get("model_cfg", content))
+    for name in ("vision_cfg", "text_cfg"):
+        if not isinstance(settings.get(name), dict):
+            raise RecipeError(
+                f"{what}: '{file}' is not a configuration of open_clip: it has no {name}. Replace"
+                " the file."
+            )
+    return settings, _mapping(content.get("preprocess_cfg"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _overlay(
@@ -232,6 +268,17 @@ def _overlay(
                 f"builder 'openclip': config has no key '{key}' for {modality}"
                 f" towers.{did_you_mean(key, known)}"
             )
+    refuse_keys(config, NOT_FOR_TOWERS, "builder 'openclip'")
+    check_sizes(
+        "openclip",
+        {key: value for key, value in config.items() if not isinstance(value, (list, tuple))},
+        SIZES,
+    )
+    if int(config.get("context_length", SHORTEST_CONTEXT)) < SHORTEST_CONTEXT:
+        raise RecipeError(
+            f"builder 'openclip': config.context_length: {config['context_length']} leaves no room"
+            f" for a text. Choose at least {SHORTEST_CONTEXT}."
+        )
     own = {key: value for key, value in config.items() if key not in above}
     if modality == "image":
         heads = own.pop("heads", None)

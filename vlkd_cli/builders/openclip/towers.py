@@ -37,7 +37,7 @@ class OpenClipImage(Backbone):
     modality = "image"
     input: ImageInput
 
-    def __init__(self, encoder: nn.Module, source: Source) -> None:
+    def __init__(self, encoder: nn.Module, source: Source, expected: ImageInput) -> None:
         super().__init__()
         from open_clip.modified_resnet import ModifiedResNet
         from open_clip.transformer import VisionTransformer
@@ -46,7 +46,7 @@ class OpenClipImage(Backbone):
         self.source = source
         quicken(encoder)
         self.width = source.embed_dim
-        self.input = _image_input(encoder, source)
+        self.input = expected
         self.settings = json.dumps(
             [source.embed_dim, source.vision, source.quick_gelu], sort_keys=True, default=str
         )
@@ -292,7 +292,7 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
         return PaddedTokenizer(
             open_clip.get_tokenizer(name, cache_dir=str(cache_folder(cache_dir) / "openclip"))
         )
-    # transformers raises many kinds of error where a tokenizer cannot be had; the remedy is one.
+    # transformers raises many kinds of error where a tokenizer cannot be read; the remedy is one.
     except Exception as error:
         wanted = source.text.get("hf_tokenizer_name", source.name)
         raise unfetchable(
@@ -303,7 +303,12 @@ def _tokenizer(source: Source, plain: bool, trims: bool, cache_dir: str | None) 
         ) from error
 
 
-def _image_input(encoder: nn.Module, source: Source) -> ImageInput:
+def image_input(encoder: nn.Module, source: Source) -> ImageInput:
+    """How a model's images are prepared.
+
+    Raises:
+        ValueError, TypeError: its preprocess_cfg does not say it in numbers.
+    """
     size = getattr(encoder, "image_size", source.preprocess.get("size", 224))
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     given = {
@@ -316,10 +321,10 @@ def _image_input(encoder: nn.Module, source: Source) -> ImageInput:
         size_px=(height, width),
         resize=mode if mode in ("shortest", "squash", "longest") else "shortest",
     )
-    given = {
-        key: tuple(value) if isinstance(value, (list, tuple)) else value
-        for key, value in given.items()
-    }
+    for key in ("mean", "std"):
+        if key in given:
+            red, green, blue = (float(value) for value in given[key])
+            given[key] = (red, green, blue)
     if given.get("interpolation") not in (None, "bicubic", "bilinear", "nearest"):
         del given["interpolation"]
     return expected._replace(**given)

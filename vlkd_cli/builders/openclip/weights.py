@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.openclip.config import Source
-from vlkd_cli.builders.weight_files import read_weights
+from vlkd_cli.builders.weight_files import check_file, read_weights
 from vlkd_cli.builders.weights import fit_weights
+from vlkd_cli.errors import WeightsError
 
 TEXT_NAMES = (
     "text_projection",
@@ -34,7 +38,9 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
     holder = nn.Module()
     holder.add_module("visual" if modality == "image" else "text", encoder)
     if source.weights.suffix == ".npz":
-        _load_big_vision(holder, modality, source)
+        check_file(source.weights, what)
+        with one_line(f"{what}: '{source.weights}'", "Replace the file.", WeightsError):
+            _load_big_vision(holder, modality, source)
         return
     state = convert_state_dict(holder, _without_prefix(read_weights(source.weights, what)))
     half = select_half(state, modality)
@@ -42,6 +48,8 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
         whole = {f"visual.{name}": tensor for name, tensor in half.items()}
         resize_pos_embed(whole, holder)
         half = {name.removeprefix("visual."): tensor for name, tensor in whole.items()}
+    if modality == "image":
+        _resize_trunk_positions(half, encoder)
     if modality == "text" and hasattr(encoder, "positional_embedding"):
         own = half.get("positional_embedding")
         if (
@@ -56,6 +64,22 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
         what,
         source=source.origin or str(source.weights),
         ignore=lambda name: name.endswith(("position_ids", "attn_mask")),
+    )
+
+
+def _resize_trunk_positions(half: dict[str, Tensor], encoder: Any) -> None:
+    """Fit the positions of timm's network to another number of patches."""
+    trunk, own = getattr(encoder, "trunk", None), half.get("trunk.pos_embed")
+    wanted = getattr(trunk, "pos_embed", None)
+    if trunk is None or own is None or wanted is None or own.shape == wanted.shape:
+        return
+    if own.ndim != 3 or own.shape[-1] != wanted.shape[-1] or not hasattr(trunk, "patch_embed"):
+        return
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
+    half["trunk.pos_embed"] = resample_abs_pos_embed(
+        own, new_size=trunk.patch_embed.grid_size, num_prefix_tokens=prefix
     )
 
 

@@ -243,9 +243,10 @@ class SentenceBackbone(Backbone):
         mask = inputs["attention_mask"]
         if not self.is_static:
             lengths = {"sentence_lengths": mask.sum(1)} if hasattr(self._first, "emb_layer") else {}
-            return self._first(
+            features: dict[str, Tensor] = self._first(
                 {"input_ids": inputs["input_ids"], "attention_mask": mask, **lengths}
             )
+            return features
         values = F.embedding(inputs["input_ids"], self._first.embedding.weight)
         return {
             "token_embeddings": values,

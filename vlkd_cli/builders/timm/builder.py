@@ -22,10 +22,12 @@ from vlkd_cli.builders.backbone import (
     ModelInfo,
     Tokens,
 )
+from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.hiding import Places
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.places import is_local, locate, unfetchable, weights_file
+from vlkd_cli.builders.trial import refuse_keys, try_images, width_of
 from vlkd_cli.builders.weight_files import check_file, first_line, read_weights
 from vlkd_cli.builders.weights import fit_weights, write_weights
 from vlkd_cli.cache_folder import cache_folder
@@ -33,8 +35,22 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.numerics.positions import sine_cosine
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
+NOT_FOR_TOWERS = {
+    "checkpoint_path": "a file of weights is the tower's `pretrained`.",
+    "cache_dir": "say `cache_dir` beside `config`.",
+    "features_only": "towers give one feature and its tokens. Remove it.",
+    "img_size": "say `image_size` beside `config`.",
+    "in_chans": "towers take RGB images. Remove it.",
+    "num_classes": "towers have no classifier. Remove it.",
+    "out_indices": "towers give one feature and its tokens. Remove it.",
+    "pretrained": "say `pretrained` beside `config`.",
+    "pretrained_cfg": "weights are named by the tower's `model` and `pretrained`. Remove it.",
+    "pretrained_cfg_overlay": "weights are named by the tower's `pretrained`. Remove it.",
+}
+"""Keys of timm's create_model that would make something else than a tower, or that the tower has
+already."""
 RESIZING = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
@@ -61,7 +77,7 @@ class Timm(Builder):
         *,
         model: str,
         pretrained: bool | str = False,
-        image_size: int | None = None,
+        image_size: PositiveInt | None = None,
         config: dict[str, Any] | None = None,
         positions: Literal["learned", "sincos"] = "learned",
         cache_dir: str | None = None,
@@ -76,9 +92,10 @@ class Timm(Builder):
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         name = self._name()
         what = f"timm model '{name}'"
+        refuse_keys(self.config, NOT_FOR_TOWERS, what)
         local = isinstance(self.pretrained, str) and is_local(self.pretrained)
         if self.pretrained is False or local:
-            network = self._create(name, what)
+            network = self._built(name, what)
             if local:
                 _load_file(network, str(self.pretrained), what)
         else:
@@ -169,10 +186,16 @@ class Timm(Builder):
             )
         return f"{base}.{tag}" if tag else base
 
+    def _built(self, name: str, what: str) -> nn.Module:
+        """The network with random weights."""
+        with one_line(what, "Correct the tower's `config` or `image_size`."):
+            return self._create(name, what)
+
     def _create(self, name: str, what: str, **options: Any) -> nn.Module:
         import timm
 
         self._arguments: dict[str, Any] = {"num_classes": 0, **self.config}
+        network: nn.Module
         try:
             if self.image_size is not None:
                 sized = {"img_size": self.image_size, **self._arguments}
@@ -185,11 +208,18 @@ class Timm(Builder):
                 else:
                     self._arguments = sized
                     return network
-            return timm.create_model(name, **self._arguments, **options)
+            network = timm.create_model(name, **self._arguments, **options)
         except TypeError as error:
-            raise RecipeError(f"{what}: {error}. Correct the tower's `config`.") from error
+            raise RecipeError(
+                f"{what}: {first_line(error)}. Correct the tower's `config`."
+            ) from error
+        return network
 
     def _published(self, name: str, what: str) -> nn.Module:
+        if not name.startswith("hf-hub:"):
+            # What is wrong with the keys is said before weights are looked for.
+            with torch.device("meta"):
+                self._built(name, what)
         folder = cache_folder(self.cache_dir) / "timm"
         for suffix in (".safetensors", ".pth", ".bin"):
             own = folder / f"{name.removeprefix('hf-hub:').replace('/', '--')}{suffix}"
@@ -208,6 +238,12 @@ class Timm(Builder):
             raise unfetchable(
                 what, files=f"its weights as {stem}.safetensors (or .pth, .bin)", folder=folder
             ) from error
+
+
+def _run(network: Any, images: Tensor) -> tuple[Any, Any]:
+    """Features before and after pooling."""
+    features = network.forward_features(images)
+    return features, network.forward_head(features)
 
 
 def _pools(network: Any) -> bool:
@@ -244,13 +280,9 @@ class TimmImage(Backbone):
         described: Any = network
         self.input = expected
         self.settings = settings
-        with torch.no_grad():
-            images = torch.zeros(1, 3, *expected.size_px)
-            network.eval()
-            features = described.forward_features(images)
-            pooled = described.forward_head(features)
-            network.train()
-        self.width = int(pooled.shape[-1])
+        what = f"timm model '{name}'"
+        features, pooled = try_images(network, expected.size_px, _run, what)
+        self.width = width_of(pooled, what)
         self._channels = int(described.num_features)
         if (
             isinstance(features, Tensor)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.errors import RecipeError
 
 UNUSUAL_CLASSES = 1009
@@ -173,9 +174,11 @@ def construct(model: str, arguments: dict[str, Any], *, initialise: bool = True)
             if "aux_logits" not in str(error):
                 raise
             return build(weights=None, **arguments)
-    except (TypeError, ValueError) as error:
+    # Constructors check their arguments each in its own way.
+    except Exception as error:
         raise RecipeError(
-            f"torchvision model '{model}': {str(error).rstrip('.')}. Correct the tower's `config`."
+            f"torchvision model '{model}': {first_line(error)}. Correct the tower's `config` or"
+            " `image_size`."
         ) from error
 
 

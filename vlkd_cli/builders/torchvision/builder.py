@@ -36,13 +36,25 @@ from vlkd_cli.builders.torchvision.anatomy import (
     open_without_memory,
     strip_classifier,
 )
+from vlkd_cli.builders.trial import refuse_keys, try_images, width_of
 from vlkd_cli.builders.weight_files import read_weights
 from vlkd_cli.builders.weights import below_prefix, fit_weights, write_weights
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.recipe.types import ModalityName, PositiveInt
+
+NOT_FOR_TOWERS = {
+    "aux_logits": "towers have no classifiers. Remove it.",
+    "image_size": "say `image_size` beside `config`.",
+    "init_weights": "weights start as torchvision starts them. Remove it.",
+    "num_classes": "towers have no classifier. Remove it.",
+    "progress": "it changes nothing. Remove it.",
+    "weights": "say `pretrained` beside `config`.",
+}
+"""Arguments of torchvision's constructors that would make something else than a tower, or that the
+tower has already."""
 
 
 class TorchVision(Builder):
@@ -66,7 +78,7 @@ class TorchVision(Builder):
         *,
         model: str,
         pretrained: bool | str = False,
-        image_size: int | None = None,
+        image_size: PositiveInt | None = None,
         config: dict[str, Any] | None = None,
         cache_dir: str | None = None,
     ) -> None:
@@ -79,6 +91,7 @@ class TorchVision(Builder):
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         self._check_name()
         what = f"torchvision model '{self.model}'"
+        refuse_keys(self.config, NOT_FOR_TOWERS, what)
         arguments = dict(self.config)
         if fixes_its_size(self.model):
             arguments.setdefault("image_size", self._image_input().size_px[0])
@@ -219,6 +232,9 @@ class TorchVisionImage(Backbone):
         self.input = expected
         self.model, self.arguments, self.classifier = model, arguments, anatomy.classifier
         self.settings = json.dumps([model, arguments], sort_keys=True, default=str)
+        what = f"torchvision model '{model}'"
+        pooled = try_images(network, expected.size_px, lambda net, images: net(images), what)
+        assert width_of(pooled, what) == self.width
         self.token_width, self._token_source = find_tokens(model, arguments, expected.size_px)
 
     def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
@@ -301,7 +317,8 @@ def names() -> list[str]:
     """Classification models of torchvision."""
     from torchvision import models
 
-    return models.list_models(module=models)
+    known: list[str] = models.list_models(module=models)
+    return known
 
 
 def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
@@ -315,8 +332,8 @@ def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
         size_px=(size, size),
         resize_px=int(preset.resize_size[0]),
         interpolation=str(preset.interpolation.value),  # type: ignore[arg-type]
-        mean=tuple(preset.mean),  # type: ignore[arg-type]
-        std=tuple(preset.std),  # type: ignore[arg-type]
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
     )
 
 

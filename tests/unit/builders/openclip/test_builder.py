@@ -242,3 +242,95 @@ def test_every_model_is_listed_for_both_modalities_without_building_any() -> Non
     assert len(rows) == 2 * len(open_clip.list_models()) >= 200
     row = next(row for row in rows if row.name == "RN50" and row.modality == "image")
     assert (row.width, row.image_size_px) == (1024, 224) and "openai" in row.pretrained
+
+
+TRUNK = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "embed_dim": 16}
+
+
+def test_a_trunk_of_timm_takes_another_image_size_with_its_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    native = OpenCLIP(config={**TRUNK, "image_size": 160}).build("image").eval()
+    torch.save(native.encoder.state_dict(), tmp_path / "native.pt")
+    small = {**TRUNK, "image_size": 64}
+    loaded = OpenCLIP(config=small, pretrained=str(tmp_path / "native.pt")).build("image").eval()
+    assert loaded.input.size_px == (64, 64)
+    native.encoder.trunk.set_input_size(img_size=(64, 64))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).feature, native.encoder(images))
+    torch.save(loaded.encoder.state_dict(), tmp_path / "small.pt")
+    again = OpenCLIP(config=small, pretrained=str(tmp_path / "small.pt")).build("image").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(images).feature, loaded(images).feature)
+
+
+def test_a_siglip_tower_is_built_for_another_image_size() -> None:
+    backbone = OpenCLIP(model="ViT-B-16-SigLIP", config={"image_size": 32}).build("image")
+    assert backbone.encoder.trunk.pos_embed.shape[1] == 4
+    assert backbone(torch.zeros(1, 3, 32, 32)).feature.shape == (1, backbone.width)
+
+
+@pytest.mark.parametrize(
+    ("modality", "config", "reason"),
+    [
+        ("image", {"image_size": 8}, "images of 8 x 8 pixels"),
+        ("image", {"image_size": 0}, r"config\.image_size: expected an integer above 0"),
+        ("image", {"heads": -1}, r"config\.heads: expected an integer above 0"),
+        ("image", {"pool_type": "no_such"}, "openclip model 'from scratch': "),
+        ("image", {"act_kwargs": 3}, "openclip model 'from scratch': TypeError"),
+        ("image", {"timm_model_name": "no_such"}, "no_such"),
+        ("image", {"output_tokens": True}, r"config\.output_tokens"),
+        ("text", {"context_length": 2}, r"config\.context_length: 2 leaves no room"),
+        ("text", {"context_length": -1}, r"config\.context_length: expected an integer above 0"),
+        ("text", {"width": "wide"}, r"config\.width: expected an integer above 0"),
+        ("text", {"pool_type": "no_such"}, "openclip model 'from scratch': "),
+        ("text", {"hf_tokenizer_name": "org/name"}, r"config\.hf_tokenizer_name"),
+        ("text", {"tokenizer_kwargs": {"trust_remote_code": True}}, r"config\.tokenizer_kwargs"),
+    ],
+)
+def test_what_a_tower_cannot_have_is_one_line_at_build(
+    modality: Any, config: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(RecipeError, match=reason) as error:
+        OpenCLIP(config={**overrides(modality), **config}).build(modality)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("open_clip_config.json", "", "is empty"),
+        ("open_clip_config.json", "{", "cannot be read"),
+        ("open_clip_config.json", "[1]", "is not a configuration of open_clip"),
+        ("open_clip_config.json", "[" * 5000, "cannot be read"),
+        ("config.json", '{"auto_map": {"AutoModel": "x"}}', "runs code of the model's author"),
+        ("tokenizer_config.json", '{"auto_map": {"a": "x"}}', "runs code of the model's author"),
+    ],
+)
+def test_a_folder_that_is_damaged_or_runs_code_is_one_line(
+    file: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    model = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    assert OpenCLIP(model=str(tmp_path)).build("text").width == 48
+    (tmp_path / file).write_text(content)
+    with pytest.raises((RecipeError, WeightsError), match=reason) as error:
+        OpenCLIP(model=str(tmp_path)).build("text")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_whose_tokenizer_would_run_code_is_refused(tmp_path: Path) -> None:
+    text = {**TEXT, "hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    model = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    with pytest.raises(RecipeError, match="`trust_remote_code`, which runs code"):
+        OpenCLIP(model=str(tmp_path)).build("text")
+
+
+@pytest.mark.parametrize("mean", ["bright", [0.5], [0.5, 0.5, "x"], 3])
+def test_a_preprocessing_without_numbers_is_one_line(mean: Any, tmp_path: Path) -> None:
+    model = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT}
+    content = {"model_cfg": model, "preprocess_cfg": {"mean": mean}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match="Correct its preprocess_cfg"):
+        OpenCLIP(model=str(tmp_path)).build("image")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -67,3 +68,37 @@ def test_mistakes_and_missing_weights_are_named_with_their_remedy(
         ),
     ):
         Timm(model="resnet10t", pretrained="c3_in1k", cache_dir=str(tmp_path)).build("image")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"config": {"in_chans": 1}}, r"config\.in_chans: towers take RGB images"),
+        ({"config": {"features_only": True}}, r"config\.features_only"),
+        ({"config": {"num_classes": 10}}, r"config\.num_classes: towers have no classifier"),
+        ({"config": {"img_size": 32}}, r"config\.img_size: say `image_size`"),
+        ({"config": {"pretrained": True}}, r"config\.pretrained"),
+        ({"config": {"checkpoint_path": "a.pth"}}, r"config\.checkpoint_path"),
+        ({"config": {"global_pool": ""}}, "not one feature"),
+        ({"config": {"act_layer": "no_such"}}, "no_such"),
+        ({"config": {"no_such": 1}}, "no_such"),
+        ({"image_size": 8}, "does not encode RGB images of 8 x 8 pixels"),
+    ],
+)
+def test_what_a_tower_cannot_have_is_one_line_at_build(keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^timm model 'test_vit': .*{reason}") as error:
+        Timm(model="test_vit", **{"image_size": 64, **keys}).build("image")
+    assert "\n" not in str(error.value)
+
+
+def test_wrapped_and_damaged_weights_of_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = Timm(model="test_vit").build("image").encoder
+    state = {f"model._orig_mod.{name}": value for name, value in own.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.scale": torch.ones(1)}}, tmp_path / "a.ckpt.pth")
+    loaded = Timm(model="test_vit", pretrained=str(tmp_path / "a.ckpt.pth")).build("image").encoder
+    assert all(value.equal(own.state_dict()[name]) for name, value in loaded.state_dict().items())
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(WeightsError, match="'test_vit.*a.npz") as error:
+        Timm(model="test_vit", pretrained=str(tmp_path / "a.npz")).build("image")
+    assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,41 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(
             "image"
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"model": "googlenet", "config": {"aux_logits": True}}, r"config\.aux_logits"),
+        ({"model": "resnet18", "config": {"num_classes": 9}}, r"config\.num_classes"),
+        ({"model": "resnet18", "config": {"weights": "DEFAULT"}}, r"config\.weights"),
+        ({"model": "vit_b_32", "config": {"image_size": 64}}, r"config\.image_size"),
+        ({"model": "resnet18", "config": {"norm_layer": "batch"}}, "not callable"),
+        ({"model": "inception_v3", "image_size": 32}, "images of 32 x 32 pixels"),
+        ({"model": "vit_b_32", "image_size": 40}, "indivisible by patch size"),
+        ({"model": "maxvit_t", "image_size": 64}, "images of 64 x 64 pixels"),
+    ],
+)
+def test_what_a_tower_cannot_have_is_one_line_at_build(keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^torchvision model '.*': .*{reason}") as error:
+        TorchVision(**keys).build("image")
+    assert "\n" not in str(error.value)
+
+
+def test_published_weights_are_read_as_tensors_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    whole = models.resnet18().state_dict()
+    folder = tmp_path / "torchvision" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(whole, folder / "resnet18-f37072fd.pth")
+    keys = {"model": "resnet18", "pretrained": True, "cache_dir": str(tmp_path)}
+    loaded = TorchVision(**keys).build("image").encoder.state_dict()
+    assert all(tensor.equal(whole[name]) for name, tensor in loaded.items())
+    torch.save({"state_dict": whole, "run": Path}, folder / "resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError, match=r"holds 'pathlib\S*\.Path' beside its tensors"):
+        TorchVision(**keys).build("image")
 
 
 @pytest.mark.shared
