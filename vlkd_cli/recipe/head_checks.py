@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, Address, pictures_of
 from vlkd_cli.recipe.arrow_checks import arrows_of
+from vlkd_cli.recipe.masks import mask_of, mask_varies
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.objectives import kind_of
-from vlkd_cli.recipe.params import attributes_of
-from vlkd_cli.recipe.schema import HeadSpec, Recipe, TowerSpec, ViewSpec
+from vlkd_cli.recipe.schema import HeadSpec, Recipe, TowerSpec
 
 SOURCES = ("input", "backbone", "tokens")
 """What a head may read beside other heads."""
@@ -140,11 +140,11 @@ def _check_use(
                     if key != "head"
                     else f"nothing reads it. Write '{name}' in a distiller, or remove it.",
                 )
-    masked = any(_mask_of(recipe, address.input) is not None for address in read)
+    masked = any(mask_of(recipe.data, address.input) is not None for address in read)
     for key, head in heads.items():
         place = head_place(tower, path, key)
         if head.at != "all" and read:
-            if kind_of(recipe.towers, Address(name, key)) == "rows":
+            if kind_of(recipe, Address(name, key)) == "rows":
                 yield Problem(
                     (*place, "at"), "has no effect on rows. Let the head read tokens or input."
                 )
@@ -165,28 +165,13 @@ def _check_use(
                     break
 
 
-def _mask_of(recipe: Recipe, view: str) -> ViewSpec | None:
-    """The view where it has a mask; a view written as null has none."""
-    if recipe.data is None:
-        return None
-    spec = recipe.data.augment if view == MAIN_VIEW else recipe.data.views.get(view)
-    return spec if spec is not None and spec.mask is not None else None
-
-
-def mask_varies(view: ViewSpec) -> bool:
-    """Whether a view's mask hides another number of positions in each picture."""
-    assert view.mask is not None
-    keys = attributes_of("mask", view.mask.name).get("varies_with", ())
-    return any(view.mask.keys.get(key) is not None for key in keys)
-
-
 def _check_masks(
     recipe: Recipe, name: str, tower: TowerSpec, read: list[Address]
 ) -> Iterator[Problem]:
     path: Path = ("towers", name, "masks")
     if tower.masks == "none" or not read:
         return
-    views = {address.input: _mask_of(recipe, address.input) for address in read}
+    views = {address.input: mask_of(recipe.data, address.input) for address in read}
     masked = {view: spec for view, spec in views.items() if spec is not None}
     if not masked:
         yield Problem(path, "has no effect: no view that the tower reads has a mask.")
@@ -205,7 +190,7 @@ def _check_unused_masks(recipe: Recipe, addresses: list[Address]) -> Iterator[Pr
     if data is None or not addresses:
         return
     for name in (MAIN_VIEW, *data.views):
-        if _mask_of(recipe, name) is None:
+        if mask_of(recipe.data, name) is None:
             continue
         readers = [recipe.towers[a.tower] for a in addresses if a.input == name]
         followed = [recipe.towers.get(tower.follows or "", tower) for tower in readers]

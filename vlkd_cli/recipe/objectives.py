@@ -8,8 +8,9 @@ from typing import Any
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
 from vlkd_cli.recipe.contract import Contract, Kind, Output, contract_of, form_for
+from vlkd_cli.recipe.masks import mask_of, mask_varies
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.params import REQUIRED, signature_of
+from vlkd_cli.recipe.params import REQUIRED, find_method, signature_of
 from vlkd_cli.recipe.schema import Component, DistillerSpec, HeadSpec, Recipe, TowerSpec
 
 Use = tuple[Address, Output]
@@ -103,25 +104,73 @@ def _check_order(recipe: Recipe, contract: Contract, arrow: Arrow, path: Path) -
 def _check_shapes(
     recipe: Recipe, spec: DistillerSpec, contract: Contract, arrow: Arrow, path: Path
 ) -> Iterator[Problem]:
+    """Rows where positions are wanted, the reverse, and selected positions of varying number where
+    each sample must have as many."""
     for call in arrow.calls:
         for address, output in uses(contract, call):
-            kind = kind_of(recipe.towers, address)
-            # Positions are handed over flattened where selected ones are taken.
-            flattened = kind == "positions" and output.kind == "selected"
-            if kind is None or flattened or output.kind in (kind, "either"):
+            kind = kind_of(recipe, address)
+            if kind is None or kind in _FITTING[output.kind]:
                 continue
             side = "student" if address in listed(call.student) else "teacher"
-            yield Problem(
-                (*path, side),
-                f"distiller '{spec.name}' takes {output} here; '{address}' has {kind}.",
-            )
+            has = "a varying number of positions" if kind == "selected" else kind
+            text = f"distiller '{spec.name}' takes {output} here; '{address}' has {has}."
+            yield Problem((*path, side), text)
             return
 
 
-def kind_of(towers: dict[str, TowerSpec], address: Address) -> Kind | None:
+_FITTING: dict[Kind, tuple[Kind, ...]] = {
+    "rows": ("rows",),
+    "positions": ("positions",),
+    "either": ("rows", "positions"),
+    "selected": ("positions", "selected"),
+}
+"""Outputs that fit what a distiller takes; a fixed number of positions is flattened as well."""
+
+
+def kind_of(recipe: Recipe, address: Address) -> Kind | None:
     """Whether an output has rows or positions, as far as the recipe tells."""
-    root = root_of(towers, address)
-    return {"backbone": "rows", "tokens": "positions"}.get(root or "")  # type: ignore[return-value]
+    tower = recipe.towers[address.tower]
+    heads = recipe.towers.get(tower.follows or "", tower).all_heads
+    kind, name, seen = None, address.output, list[str]()
+    while name in heads and name not in seen:
+        seen.append(name)
+        kind = _given_by(heads[name].name)
+        if kind is not None:
+            break
+        reads = heads[name].reads
+        name = (reads if isinstance(reads, str) else reads[0]).partition(".")[0]
+    else:
+        # A tower without a head called head gives its feature.
+        root = "backbone" if name == "head" and tower.run is None else name
+        kind = _BY_ROOT.get(root)
+    masked = mask_of(recipe.data, address.input)
+    if kind == "positions" and masked is not None and mask_varies(masked):
+        selects = any(heads[each].at != "all" for each in seen)
+        return "selected" if selects else kind
+    return kind
+
+
+_BY_ROOT: dict[str, Kind] = {"backbone": "rows", "tokens": "positions", "input": "positions"}
+
+
+def _given_by(head: str) -> Kind | None:
+    """What a head gives that takes positions or pictures; None for one that takes rows, or
+    positions one by one, and gives as many."""
+    try:
+        forward = find_method("head", head, "forward")
+    except RecipeError:
+        return None
+    arguments = [] if forward is None else forward.node.args.args[1:2]
+    if forward is None or not arguments or arguments[0].annotation is None:
+        return None
+    try:
+        takes = forward.value(arguments[0].annotation)
+        gives = None if forward.node.returns is None else forward.value(forward.node.returns)
+    except (NameError, AttributeError, TypeError, ValueError):
+        return None
+    if len(getattr(takes, "axes", ())) <= 2:
+        return None
+    return "rows" if len(getattr(gives, "axes", ())) == 2 else "positions"
 
 
 def root_of(towers: dict[str, TowerSpec], address: Address) -> str | None:

@@ -170,3 +170,51 @@ def test_labels_and_targets_that_no_reader_offers_are_told_at_the_distiller() ->
     labelled = DATA.replace("pairs.csv\n", "pairs.csv\n  label: kind\n")
     both = ("{name: cross_entropy, num_classes: 3}", "{name: infonce}", PROJECTED)
     assert lines(*both, data=labelled) == []
+
+
+MASKED = """\
+towers:
+  image:
+    builder: timm
+    model: vit_tiny_patch16_224
+    masks: replace
+    heads: {patch: {name: linear, width: 8, reads: tokens, at: hidden}}
+  image_key: {follows: image}
+distillers:
+  - {name: NAME, student: image.patch, teacher: image_key.patch}
+data: {reader: shapes, augment: {name: simclr, mask: MASK}}
+"""
+VARIES = "{name: block, share: [0.1, 0.5]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "expected"),
+    [
+        ("ibot", VARIES, None),
+        ("ibot", "{name: random}", None),
+        ("simreg", "{name: random}", None),
+        (
+            "simreg",
+            VARIES,
+            "student: distiller 'simreg' takes rows or positions here; 'image.patch' has a varying"
+            " number of positions.",
+        ),
+        (
+            "seed",
+            "{name: random}",
+            "student: distiller 'seed' takes rows here; 'image.patch' has positions.",
+        ),
+    ],
+)
+def test_selected_positions_go_where_any_number_of_them_is_taken(
+    name: str, mask: str, expected: str | None
+) -> None:
+    found = problems(MASKED.replace("NAME", name).replace("MASK", mask))
+    assert found == ([] if expected is None else [f"r.yaml:9: distillers[0].{expected}"])
+
+
+def test_rows_do_not_go_where_positions_are_taken() -> None:
+    (line,) = with_text("{name: ibot, student: image, teacher: image_key@second}")
+    assert line.endswith(
+        "student: distiller 'ibot' takes selected positions here; 'image' has rows."
+    )

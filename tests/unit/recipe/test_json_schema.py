@@ -39,6 +39,7 @@ def test_every_component_is_an_alternative_with_its_own_keys(schema):
             "weight",
             "student",
             "teacher",
+            "lr",
         } == set(one["properties"])
         assert one["additionalProperties"] is False
 
