@@ -191,7 +191,8 @@ class Backbone(nn.Module):
     def _hiding(self) -> Hiding:
         if "_hider" not in self.__dict__:
             self.__dict__["_hider"] = Hiding(self.places())
-        return self.__dict__["_hider"]
+        hider: Hiding = self.__dict__["_hider"]
+        return hider
 
     def layers(self) -> list[list[str]]:
         """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and

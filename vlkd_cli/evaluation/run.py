@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -110,7 +110,9 @@ def write_result(result: Result, folder: Path) -> Path:
         for kind, content in arrays.items():
             if content is not None:
                 with _replaced(folder / f"{result.key}.{kind}.npz") as file:
-                    np.savez_compressed(file, **content)
+                    # As Any: numpy 2 has a parameter beside the arrays, numpy 1 has none.
+                    named: dict[str, Any] = dict(content)
+                    np.savez_compressed(file, **named)
         with _replaced(path) as file:
             file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
     except OSError as error:

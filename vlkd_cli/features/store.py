@@ -68,10 +68,9 @@ class FeatureStore:
             done = load_npy(folder / "done.npy", mmap_mode="r")
         except (OSError, ValueError):
             return False
-        return (
-            features.shape == (self.rows, self.width)
-            and done.shape == (self.rows,)
-            and features.dtype == np.float32
+        shapes = (features.shape, done.shape)
+        return shapes == ((self.rows, self.width), (self.rows,)) and bool(
+            features.dtype == np.float32
         )
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float32]) -> None:
@@ -108,7 +107,8 @@ class FeatureStore:
         """All rows; on disk a copy-on-write mapping, so nobody can spoil the file."""
         if self.folder is None:
             return self._features
-        return load_npy(self.folder / "features.npy", mmap_mode="c")
+        features: np.ndarray = load_npy(self.folder / "features.npy", mmap_mode="c")
+        return features
 
 
 def _data_start(path: Path) -> int:

@@ -82,11 +82,13 @@ class DecoderHead(nn.Module):
             rows = whole.masked_scatter(visible, rows) + self.positions
         for block in self.blocks:
             rows = block(rows)
-        return self.outer(self.norm(rows))
+        predicted: Tensor = self.outer(self.norm(rows))
+        return predicted
 
     def _positions_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Positions of the places that the rows stand for: the hidden ones, else the visible
         ones."""
         chosen = hidden if int(hidden[0].sum()) == rows.shape[1] else ~hidden
         every = self.positions.expand(len(hidden), -1, -1)
-        return every[chosen].unflatten(0, (len(hidden), -1))
+        positions: Tensor = every[chosen].unflatten(0, (len(hidden), -1))
+        return positions

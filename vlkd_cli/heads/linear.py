@@ -34,7 +34,8 @@ class LinearHead(nn.Module):
         initialise(self)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        return self.linear(self.dropout(features))
+        projected: Tensor = self.linear(self.dropout(features))
+        return projected
 
 
 def initialise(module: nn.Module) -> None:

@@ -76,7 +76,8 @@ class MLPHead(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        return self.layers(features)
+        projected: Tensor = self.layers(features)
+        return projected
 
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}

@@ -61,7 +61,8 @@ class RegressorHead(nn.Module):
         queries = self.query.to(places.dtype).expand_as(there)
         for block in self.blocks:
             queries = block(queries, there, places, here)
-        return self.norm(queries)
+        predicted: Tensor = self.norm(queries)
+        return predicted
 
 
 class _Block(nn.Module):
@@ -88,7 +89,9 @@ class _Block(nn.Module):
             self._split(self.to_value(context)),
         )
         queries = queries + self.out(attended.transpose(1, 2).flatten(2))
-        return queries + self.inner(self.norm_inner(queries))
+        output: Tensor = queries + self.inner(self.norm_inner(queries))
+        return output
 
     def _split(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split

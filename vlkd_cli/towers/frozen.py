@@ -37,7 +37,7 @@ class Frozen:
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply what `nn.Module.to` applies to tensors; `Tower.to` calls it."""
-        self.backbone._apply(function)
+        torch.nn.Module._apply(self.backbone, function)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         return self

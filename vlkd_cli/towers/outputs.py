@@ -235,16 +235,16 @@ def _read(found: Output, source: Source, pictures: tuple[int, ...]) -> Output:
 
 
 def _row_by_row(module: nn.Module, values: Tensor) -> Tensor:
-    if values.ndim == 2:
-        return module(values)
-    return module(values.flatten(0, 1)).unflatten(0, values.shape[:2])
+    rows: Tensor = module(values if values.ndim == 2 else values.flatten(0, 1))
+    return rows if values.ndim == 2 else rows.unflatten(0, values.shape[:2])
 
 
 def _whole(module: nn.Module, values: Tensor, told: dict[str, Tensor | None]) -> Tensor:
     # A target has nothing to learn, and neither has the picture that it is made from.
     learns = getattr(module, "has_weights", True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-        return module(values, **told)
+        output: Tensor = module(values, **told)
+    return output
 
 
 def _selected(values: Tensor, hidden: Tensor, at: At) -> tuple[Tensor, Tensor | None]:

@@ -115,7 +115,8 @@ class Tower(nn.Module):
     def encode(self, inputs: Any, output: str = HEAD) -> Tensor:
         """One output of uint8 or standardized images `[B, 3, H, W]`, or of a TextInput; by default
         projected features `[B, width]`."""
-        return self(inputs, (output,))[output]
+        features: Tensor = self(inputs, (output,))[output]
+        return features
 
     def features(self, inputs: Any) -> Tensor:
         """Features `[B, feature_width]` before the heads."""
@@ -350,7 +351,7 @@ class Tower(nn.Module):
             self.get_submodule(name).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         if isinstance(self.backbone, Frozen):
             self.backbone.move(fn)
         return self

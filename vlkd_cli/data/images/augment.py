@@ -144,9 +144,10 @@ class StandardAugment(Augment):
         sigma = draw.uniform(*self.blur_sigma) * size / 224
         # A tenth of the image, as SimCLR takes it, and odd.
         kernel = max(3, size // 20 * 2 + 1)
-        return functional.gaussian_blur(
+        blurred: Tensor = functional.gaussian_blur(
             image, kernel_size=[kernel, kernel], sigma=[max(sigma, 1e-3)] * 2
         )
+        return blurred
 
 
 class SimCLRAugment(StandardAugment):

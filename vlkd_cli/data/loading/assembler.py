@@ -135,7 +135,8 @@ class Assembler:
         else:
             first, stop = np.zeros_like(starts), self.reader.caption_starts(rows + 1) - starts
         chosen = choices % np.maximum(stop - first, 1).astype(np.uint64)
-        return starts + first + chosen.astype(np.int64)
+        rows_of_captions: np.ndarray = starts + first + chosen.astype(np.int64)
+        return rows_of_captions
 
     def _readable(
         self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray

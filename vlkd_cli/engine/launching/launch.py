@@ -180,7 +180,7 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
     # Open as long as the process lives.
     log = open(Path(logs) / f"rank_{rank}.log", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
     if rank == 0:
-        sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+        sys.stderr = _Tee(sys.stderr, log)
     else:
         # Native libraries write past sys.stdout, so the descriptors themselves are turned.
         os.dup2(log.fileno(), 1)

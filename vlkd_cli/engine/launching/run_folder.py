@@ -152,7 +152,7 @@ class RunFolder:
                 text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
                 with contextlib.suppress(csv.Error):
                     rows = [row for row in csv.reader(text.split("\n")) if len(row) == 2]
-                    self._skipped[path] = dict(rows[1:])  # type: ignore[arg-type]
+                    self._skipped[path] = dict(rows[1:])
         return self._skipped[path]
 
     @contextlib.contextmanager

@@ -87,8 +87,8 @@ def found_alone(root: Path | None) -> dict[str, Any]:
             " data=NAME."
         )
     folders = sorted(path for path in root.iterdir() if path.is_dir() and is_data(path.name))
-    for split, names in SPLIT_FOLDERS.items():
-        inside = next((path for path in folders if path.name in names), None)
+    for split, folder_names in SPLIT_FOLDERS.items():
+        inside = next((path for path in folders if path.name in folder_names), None)
         if inside is not None and _holds_classes(inside):
             return {"reader": "classification", "path": str(root), "split": split}
     if _holds_classes(root):
