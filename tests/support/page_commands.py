@@ -205,7 +205,7 @@ def _try_checked(command: Command, folder: Path) -> None:
         patch.setattr(start_evaluation, "start_evaluation", take)
         patch.setattr(
             "vlkd_cli.elevater.submission.submit",
-            lambda *words, **keys: take(submitted=True) or _Done(),
+            lambda *words, **keys: take(submitted=True) or Done(),
         )
         patch.setattr("vlkd_cli.elevater.submission.prediction_folder", lambda run: run)
         assert leaves(words) == 0, command
@@ -225,7 +225,7 @@ def _try_checked(command: Command, folder: Path) -> None:
             start_evaluation.suite_specs(recipe, given["suites"], given["suite_settings"])
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """A submission that was not written."""
 
     path: str = ""

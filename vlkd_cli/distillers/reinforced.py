@@ -92,6 +92,11 @@ class Reinforced(ScaledDistiller):
         self.sigmoid_targets = sigmoid_targets
         if loss == "sigmoid":
             self.add_scalar("bias", logit_bias)
+        elif (logit_bias, *teacher_logit_biases, sigmoid_targets) != (-10.0, -10.0, "signed"):
+            raise RecipeError(
+                "distiller 'reinforced': logit_bias, teacher_logit_biases and sigmoid_targets have"
+                " no effect with loss: softmax. Remove them, or say loss: sigmoid."
+            )
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         assert teacher is not None
