@@ -43,10 +43,6 @@ class COCO(CaptionedImages):
         root = parent_of(path) if image_root is None else expanded(image_root)
         if image_root is not None and not is_url(root) and not os.path.isdir(root):
             raise DataError(f"data.image_root {image_root}: no such folder.")
-        if not restval and ("annotations" in content or has_place or split != "train"):
-            raise DataError(
-                "data.restval has no effect but on split: train of a Karpathy file. Remove it."
-            )
         if "annotations" not in content:
             pairs = _karpathy(content, path, None if has_place else split, restval)
         elif split is not None and not has_place:
