@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -48,11 +49,8 @@ BASE: dict[tuple[str, str], dict[str, Any]] = {
     ("builder", "torchvision"): {"model": "resnet18"},
     ("builder", "timm"): {"model": "resnet10t"},
     ("builder", "sbert"): {"model": "x"},
-    ("head", "linear"): {"width": 4},
     ("head", "mlp"): {"width": 4, "layers": 3},
     ("adapter", "mtl_lora"): {"tasks": ["a", "b"], "task": "a"},
-    ("distiller", "margin_softmax"): {"num_classes": 5},
-    ("distiller", "proxy_anchor"): {"num_classes": 5},
     ("sink", "wandb"): {"mode": "offline"},
 }
 """Keys that a component needs before another key of it can matter."""
@@ -88,6 +86,8 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("suite", "sts", "sets"): {"sets": ["STS12"]},
     ("suite", "senteval", "tasks"): {"tasks": ["MR"]},
     ("suite", "senteval", "dropout"): {"hidden": 5, "dropout": 0.1},
+    ("mask", "random", "unit_px"): {"unit_px": 32},
+    ("mask", "block", "probability"): {"share": [0.1, 0.5], "probability": 0.25},
     ("sink", "wandb", "mode"): {"mode": "disabled"},
 }
 """Keys, with the other keys that they need, whose types alone do not tell a value that matters."""
@@ -113,9 +113,26 @@ def made(kind: str, name: str, keys: dict[str, Any], folder: Path) -> Any:
     torch.manual_seed(0)
     if kind == "reader":
         return open_reader({"reader": name, **keys})
-    supplied = {"token_width": 8, "width_in": 8, "grid": GRID, "folder": folder}
+    supplied = {"token_width": 24, "width_in": 24, "grid": GRID, "folder": folder}
     taken = inspect.signature(catalog.load(kind, name)).parameters
     return make(kind, name, keys, *(value for key, value in supplied.items() if key in taken))
+
+
+def base_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
+    """Keys that a component can be made with: those of BASE, and the first values of its required
+    keys that go together."""
+    base = BASE.get((kind, name), {})
+    required = [
+        key for key in signature_of(kind, name).keys if key.required and key.name not in base
+    ]
+    for values in itertools.islice(itertools.product(*map(other_values, required)), 50):
+        keys = {**base, **{key.name: value for key, value in zip(required, values, strict=True)}}
+        try:
+            made(kind, name, keys, folder)
+        except (UserError, ValueError):
+            continue
+        return keys
+    return base
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +162,7 @@ def test_every_key_of_a_component_reaches_what_it_is_made_of(
     place = (kind, name, key.name)
     if place in EXCEPTIONS:
         pytest.skip(EXCEPTIONS[place])
-    keys = {**BASE.get((kind, name), {}), **(reader_keys[name] if kind == "reader" else {})}
+    keys = dict(reader_keys[name] if kind == "reader" else base_of(kind, name, tmp_path))
     keys |= {other: value for other, value in VALUES.get(place, {}).items() if other != key.name}
     try:
         before = parts_of(made(kind, name, keys, tmp_path))
