@@ -3,6 +3,8 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,36 @@ def test_a_full_disk_is_one_line_and_leaves_the_former_checkpoint_whole(
     )
     assert Checkpoint.load(tmp_path / "last.pt").step == 1
     assert not list(tmp_path.glob("*.partial"))
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.errors import CheckpointError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+weight = torch.zeros(100_000)
+try:
+    Checkpoint(
+        step=2, recipe="{}", world_size=1, global_batch=1, towers={"image": {"weight": weight}}
+    ).save(Path(sys.argv[1]))
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [200_000, 400_300])
+def test_the_reason_is_the_systems_and_not_a_position_of_torchs_writer(
+    tmp_path: Path, limit: int
+) -> None:
+    checkpoint(1).save(tmp_path)
+    command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith(f"could not save step_00000002.pt in {tmp_path}: File too large. Ear")
+    assert Checkpoint.load(resolve(tmp_path)).step == 1
 
 
 def test_a_kill_while_saving_leaves_the_former_checkpoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import importlib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -10,44 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.component import typed_keys
+from vlkd_cli.recipe.optimizers import ELSEWHERE
 from vlkd_cli.recipe.schema import GroupSpec, OptimizerSpec, Recipe, ScheduleSpec
 from vlkd_cli.recipe.types import NonNegativeSchedulable, Progress
 from vlkd_cli.towers.tower import Tower
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """adamw, sgd, lars, lion, or any class of torch.optim by its name in any case.
-
-    Raises:
-        RecipeError: no such optimizer.
-    """
-    if name in ("lars", "lion"):
-        from timm.optim import Lars, Lion
-
-        chosen: type[torch.optim.Optimizer] = Lars if name == "lars" else Lion
-        return chosen
-    classes = {
-        key.lower(): value
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value)
-        and issubclass(value, torch.optim.Optimizer)
-        and value is not torch.optim.Optimizer
-    }
-    # A closure, and sparse gradients, are things that a training step here does not give.
-    for unusable in ("lbfgs", "sparseadam"):
-        classes.pop(unusable, None)
-    if name.lower() not in classes:
-        choices = sorted([*classes, "lars", "lion"])
-        raise RecipeError(
-            f"optimizer.name: unknown optimizer '{name}'.{did_you_mean(name, choices)} Known:"
-            f" {', '.join(choices)}."
-        )
-    return classes[name.lower()]
+    """The class of an optimizer by its name in `optimizer_names()`, in any case."""
+    module, class_name = ELSEWHERE.get(name.lower(), ("torch.optim", name))
+    classes = vars(importlib.import_module(module)).items()
+    found: type[torch.optim.Optimizer] = next(
+        value for key, value in classes if key.lower() == class_name.lower()
+    )
+    return found
 
 
 class Trainable(NamedTuple):

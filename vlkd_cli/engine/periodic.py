@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +23,7 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.evaluation_data import with_data
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
+from vlkd_cli.reports.records import Metric
 from vlkd_cli.towers.tower import Tower
 
 
@@ -116,9 +119,9 @@ class Evaluations:
             for name, value in result.metrics.items()
         }
         watched = watched_value(self.recipe.train.best, results)
-        is_best = watched is not None and (self.best_value is None or watched > self.best_value)
-        if is_best:
-            self.best_value = watched
+        is_best = watched is not None and watched.improves_on(self.best_value)
+        if watched is not None and is_best:
+            self.best_value = watched.value
         return values, is_best
 
     def one_line(self, step: int) -> str:
@@ -222,8 +225,22 @@ def check_best(best: str | None, measured: Sequence[tuple[str, Measures | None]]
     )
 
 
-def watched_value(best: str | None, results: list[Result]) -> float | None:
-    """The value of `train.best` (suite.metric or suite.dataset.metric) in these results, or None
+class Watched(NamedTuple):
+    """The figure that `train.best` names."""
+
+    metric: str
+    value: float
+
+    def improves_on(self, best: float | None) -> bool:
+        """Whether it is better than the best so far; one that is not finite never is."""
+        if not math.isfinite(self.value) or best is None:
+            return math.isfinite(self.value)
+        is_lower = Metric("", "", self.metric).lower_is_better
+        return self.value < best if is_lower else self.value > best
+
+
+def watched_value(best: str | None, results: list[Result]) -> Watched | None:
+    """The figure of `train.best` (NAME.METRIC or NAME.DATASET.METRIC) in these results, or None
     where its suite was not due.
 
     Raises:
@@ -231,17 +248,15 @@ def watched_value(best: str | None, results: list[Result]) -> float | None:
     """
     if best is None:
         return None
-    suite, *middle, metric = best.split(".")
-    found = [
-        result
-        for result in results
-        if result.name == suite and (not middle or result.dataset == ".".join(middle))
-    ]
-    if not found:
-        return None
-    if metric not in found[0].metrics:
+    title, _, rest = best.partition(".")
+    own = [result for result in results if result.name == title]
+    for result in own:
+        for metric, value in result.metrics.items():
+            if rest in (metric, f"{result.dataset}.{metric}"):
+                return Watched(metric, value)
+    metrics = list(dict.fromkeys(metric for result in own for metric in result.metrics))
+    if own and not any(rest.endswith(f".{metric}") for metric in metrics):
         raise RecipeError(
-            f"train.best: suite '{suite}' has no metric '{metric}'. It has:"
-            f" {', '.join(found[0].metrics)}."
+            f"train.best: suite '{title}' has no metric '{rest}'. It has: {', '.join(metrics)}."
         )
-    return found[0].metrics[metric]
+    return None

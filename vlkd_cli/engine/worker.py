@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,43 +110,13 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             return 0
     if resumed is not None:
         trainer.restore(resumed)
-        evaluations.best_value = resumed.best
+        # A value of another result is no bar for the one that is watched now.
+        if recipe_from_json(resumed.recipe).train.best == recipe.train.best:
+            evaluations.best_value = resumed.best
         _say(job, f"Continuing {folder.path} at step {resumed.step} of {trainer.total_steps}.")
-    start, begin, finished = trainer.step_count, time.perf_counter(), False
-    with contextlib.ExitStack() as stack:
-        stack.callback(training.loader.close)
-        sinks, state = None, None
-        if runtime.is_main():
-            sinks = Sinks(folder.path, recipe.reports, resume_step=start if resumed else None)
-            stack.callback(sinks.finish)
-            state = StateFile(folder.path)
-        quiet = job.quiet or not runtime.is_main()
-        run = Run(
-            job.recipe,
-            folder,
-            trainer,
-            episode_loader=training.episode_loader,
-            files=made_files(training.towers.values()),
-            evaluations=evaluations,
-            saves=Saves(recipe.train, training.steps_per_epoch, training.total_steps),
-            sinks=sinks,
-            state=state,
-            progress=stack.enter_context(
-                console.training_progress(
-                    training.total_steps, training.steps_per_epoch, quiet, start_step=start
-                )
-            ),
-            interruption=interruption,
-            saved_step=None if resumed is None else resumed.step,
-        )
-        stack.enter_context(run)
-        try:
-            # After a resume, what was due when the run was stopped.
-            if resumed is None or not resumed.evaluated:
-                run.evaluate(start)
-            finished = trainer.fit(run)
-        except Interrupted:
-            run.ensure_saved()
+    begin, start = time.perf_counter(), trainer.step_count
+    with _opened(job, training, trainer, evaluations, resumed, interruption) as run:
+        finished = _fit(run, resumed)
     if not finished:
         _say(
             job,
@@ -162,6 +132,61 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
     _say_finished(job, recipe, trainer, time.perf_counter() - begin, steps)
     _refuse_diverged(trainer, steps)
     return 0
+
+
+@contextlib.contextmanager
+def _opened(
+    job: Job,
+    training: Training,
+    trainer: Trainer,
+    evaluations: Evaluations,
+    resumed: Checkpoint | None,
+    interruption: Interruption,
+) -> Iterator[Run]:
+    """The run with everything that it writes to, which is closed at the end."""
+    folder, recipe, start = RunFolder(Path(job.run)), training.recipe, trainer.step_count
+    with contextlib.ExitStack() as stack:
+        stack.callback(training.loader.close)
+        stack.callback(training.episode_loader.close)
+        sinks, state = None, None
+        if runtime.is_main():
+            resume_step = None if resumed is None else start
+            sinks = Sinks(folder.path, recipe.reports, resume_step=resume_step)
+            stack.callback(sinks.finish)
+            state = StateFile(folder.path)
+        progress = console.training_progress(
+            training.total_steps,
+            training.steps_per_epoch,
+            job.quiet or not runtime.is_main(),
+            start_step=start,
+        )
+        run = Run(
+            job.recipe,
+            folder,
+            trainer,
+            episode_loader=training.episode_loader,
+            files=made_files(training.towers.values()),
+            evaluations=evaluations,
+            saves=Saves(recipe.train, training.steps_per_epoch, training.total_steps),
+            sinks=sinks,
+            state=state,
+            progress=stack.enter_context(progress),
+            interruption=interruption,
+            saved_step=None if resumed is None else resumed.step,
+        )
+        yield stack.enter_context(run)
+
+
+def _fit(run: Run, resumed: Checkpoint | None) -> bool:
+    """Take the steps; whether the run is complete. One that is interrupted is saved."""
+    try:
+        # After a resume, what was due when the run was stopped.
+        if resumed is None or not resumed.evaluated:
+            run.evaluate(run.trainer.step_count)
+        return run.trainer.fit(run)
+    except Interrupted:
+        run.ensure_saved()
+        return False
 
 
 def _trainer(training: Training) -> Trainer:

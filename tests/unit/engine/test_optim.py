@@ -11,11 +11,13 @@ from vlkd_cli.engine.build import build_composition, build_towers
 from vlkd_cli.engine.optim import (
     build_optimizer,
     drop_waiting,
+    optimizer_class,
     optimizer_state,
     restore_optimizer,
     set_rates,
 )
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.optimizers import optimizer_names
 from vlkd_cli.recipe.schema import Recipe, ScheduleSpec
 from vlkd_cli.recipe.types import Progress
 
@@ -230,3 +232,33 @@ def test_state_of_other_parameters_is_refused() -> None:
         restore_optimizer(optimizer, {"image.x": {}})
     with pytest.raises(ValueError, match="exp_avg of 'image.backbone.encoder.proj' has another"):
         restore_optimizer(optimizer, {"image.backbone.encoder.proj": {"exp_avg": torch.ones(3)}})
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_continues_from_its_stored_state(name: str) -> None:
+    def made() -> torch.optim.Optimizer:
+        torch.manual_seed(0)
+        weight, bias = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(2))
+        named = [("a.weight", weight), ("a.bias", bias)]
+        keys = {"momentum": 0.9} if name in ("sgd", "lars") else {}
+        return optimizer_class(name)([{"params": named, "lr": 0.1}], lr=0.1, **keys)  # type: ignore[call-arg, arg-type]
+
+    def step(optimizer: torch.optim.Optimizer, seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        return [parameter.detach().clone() for parameter in parameters]
+
+    whole, resumed = made(), made()
+    weights = step(whole, 1)
+    saved = {key: dict(values) for key, values in optimizer_state(whole).items()}
+    for values in saved.values():
+        values.update({k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)})
+    for parameter, value in zip(resumed.param_groups[0]["params"], weights, strict=True):
+        parameter.data.copy_(value)
+    restore_optimizer(resumed, saved)
+    for seed in (2, 3):
+        pairs = zip(step(whole, seed), step(resumed, seed), strict=True)
+        assert all(a.equal(b) for a, b in pairs)

@@ -383,8 +383,26 @@ def test_the_best_checkpoint_is_of_the_watched_metric(tmp_path: Path) -> None:
 
 
 def test_a_watched_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="suite 'retrieval' has no metric 'top1'"):
+    with pytest.raises(RecipeError, match="train.best: 'retrieval' has no metric 'top1'"):
         train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.top1"}))
+
+
+def test_a_run_that_watches_another_result_from_now_on_begins_its_comparison_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watching(metric: str) -> dict[str, Any]:
+        return tiny_recipe(evals=SMALL_EVAL, train={"best": f"retrieval.{metric}"})
+
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 6)
+        with pytest.raises(_Killed):
+            train(tmp_path, watching("text_to_image_mean_rank"), "cut")
+    best = tmp_path / "cut" / "checkpoints" / "best.pt"
+    ranks = torch.load(best, weights_only=True)
+    assert ranks["step"] == 6 and ranks["best"] > 1
+    train(tmp_path, watching("text_to_image_R@10"), "cut", resume=str(tmp_path / "cut"))
+    recalls = torch.load(best, weights_only=True)
+    assert recalls["step"] == 12 and 0 < recalls["best"] <= 1
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
