@@ -142,6 +142,14 @@ class MomentumTower(nn.Module):
         self.tower.hold_frozen_parts()
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints of former versions hold all heads, those that nothing reads too.
+        own = self.state_dict(prefix=prefix, keep_vars=True)
+        for name in [name for name in state_dict if name.startswith(f"{prefix}tower.head")]:
+            if name not in own:
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _refuse_impossible(self) -> None:
         name, backbone = self.tower.name, self.tower.encoder
         masks = self.tower.masks

@@ -48,6 +48,8 @@ class Training:
     Args:
         towers: every tower as it was built; evaluations run these.
         cached: names of the towers whose features a step reads from the cache.
+        episode_loader: of what the start of an episode reads, in the same order; `loader` where a
+            step reads the same.
         steps_per_epoch, total_steps: in optimizer steps.
     """
 
@@ -58,7 +60,6 @@ class Training:
     composition: Composition
     loader: Loader
     episode_loader: Loader
-    """Of what the start of an episode reads; the same as `loader` where a step reads that too."""
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int
     total_steps: int

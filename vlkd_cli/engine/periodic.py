@@ -157,13 +157,18 @@ class Evaluations:
 
 def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device) -> Subject:
     """What is evaluated: the recipe's image and text tower. With several of a modality, the one
-    called like it, else one that learns."""
+    called like it, else one that is trained rather than following another or frozen."""
 
     def chosen(modality: str) -> Tower | None:
         candidates = [name for name, tower in towers.items() if tower.modality == modality]
         if not candidates:
             return None
-        return towers[min(candidates, key=lambda name: (name != modality, towers[name].is_frozen))]
+
+        def rank(name: str) -> tuple[bool, bool, bool]:
+            follows = recipe.towers[name].follows is not None
+            return name != modality, follows, towers[name].is_frozen
+
+        return towers[min(candidates, key=rank)]
 
     return Subject(
         image=chosen("image"),

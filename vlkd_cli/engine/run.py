@@ -27,6 +27,7 @@ class Run(Hooks):
 
     Args:
         recipe: as JSON, for its checkpoints.
+        episode_loader: gives the batches that the start of an episode reads.
         files: what its towers need beside weights, for its checkpoints.
         sinks: where values go; None on all ranks but the first.
         state: what is said of the run as a whole; None on all ranks but the first.
@@ -147,7 +148,8 @@ class Run(Hooks):
     def _share_statistics(self) -> None:
         """Batch-norm statistics differ between ranks while training; the first rank's are the
         run's."""
-        for tower in self.trainer.composition.towers.values():
+        composition = self.trainer.composition
+        for tower in (*composition.towers.values(), *composition.followers.values()):
             for buffer in tower.buffers():
                 collectives.broadcast_(buffer)
 

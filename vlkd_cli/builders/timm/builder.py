@@ -65,8 +65,8 @@ class Timm(Builder):
             it is dropped).
         image_size: side in pixels that the tower sees instead of the model's own.
         config: further arguments of timm's create_model, e.g. `{drop_path_rate: 0.1}`.
-        positions: "learned", or "sincos" for fixed sine-cosine positions of a vision transformer,
-            with 0 for the class token (MAE, MoCo v3).
+        positions: what a vision transformer adds to its patches: `learned`, as the model has them,
+            or `sincos`, a fixed table of sines and cosines (MAE, MoCo v3).
         cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
     """
 
@@ -87,6 +87,7 @@ class Timm(Builder):
         self.pretrained = pretrained
         self.image_size = image_size
         self.config = config or {}
+        self.positions = positions
         self.cache_dir = cache_dir
 
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
@@ -105,17 +106,16 @@ class Timm(Builder):
                 f"{what} gives a map and no feature of the whole image. Choose a classifier's name"
                 " without '_enc'."
             )
+        settings: list[Any] = [self.model, self.image_size, self.config]
         if self.positions == "sincos":
-            _fix_positions(network, what)
-        settings = json.dumps(
-            [self.model, self.image_size, self.config], sort_keys=True, default=str
-        )
+            _fix_positions(network, what, trained=self.pretrained is not False)
+            settings.append(self.positions)
         return TimmImage(
             network,
             _image_input(network, self.image_size),
             name=name,
             arguments=self._arguments,
-            settings=settings,
+            settings=json.dumps(settings, sort_keys=True, default=str),
         )
 
     @classmethod
@@ -319,7 +319,7 @@ class TimmImage(Backbone):
         file = "model.safetensors"
         write_weights(self.encoder.state_dict(), folder / file)
         options = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
-        sizes = {key: keys[key] for key in ("image_size", "config") if keys.get(key)}
+        sizes = {key: keys[key] for key in ("image_size", "config", "positions") if keys.get(key)}
         return Export(
             "timm",
             python=(
@@ -335,6 +335,32 @@ class TimmImage(Backbone):
             },
             feature="model(images)",
         )
+
+
+def _fix_positions(network: Any, what: str, *, trained: bool) -> None:
+    """Give a vision transformer sine-cosine positions that are not trained; class and register
+    tokens have zeros.
+
+    Raises:
+        RecipeError: it adds no positions of a grid, or its weights were trained with others.
+    """
+    table: Any = getattr(network, "pos_embed", None)
+    grid: Any = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if not isinstance(table, nn.Parameter) or table.ndim != 3 or grid is None:
+        raise RecipeError(
+            f"{what}: positions: sincos needs a vision transformer with learned positions. Remove"
+            " it."
+        )
+    fixed = torch.zeros_like(table)
+    prefix = table.shape[1] - grid[0] * grid[1]
+    fixed[0, prefix:] = sine_cosine(table.shape[2], *grid)
+    if trained and not torch.allclose(table[0, prefix:], fixed[0, prefix:], atol=1e-3):
+        raise RecipeError(
+            f"{what}: positions: sincos would replace the positions that its weights were trained"
+            " with. Remove it, or set `pretrained: false`."
+        )
+    table.data.copy_(fixed)
+    table.requires_grad_(False)
 
 
 def places_of(network: nn.Module) -> Places:
@@ -413,23 +439,3 @@ def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )
-
-
-@torch.no_grad()
-def _fix_positions(network: Any, what: str) -> None:
-    """Replace learned positions by fixed ones, which are no longer trained.
-
-    Raises:
-        RecipeError: the network has none that are added to a grid of patches.
-    """
-    table, grid = getattr(network, "pos_embed", None), getattr(network, "patch_embed", None)
-    size = getattr(grid, "grid_size", None)
-    if not isinstance(table, nn.Parameter) or size is None or table.ndim != 3:
-        raise RecipeError(
-            f"{what} has no learned positions of patches, so `positions: sincos` has no effect."
-            " Remove it, or choose a vision transformer."
-        )
-    fixed = sine_cosine(table.shape[2], *size)
-    table.zero_()
-    table[0, table.shape[1] - len(fixed) :] = fixed
-    table.requires_grad_(False)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from vlkd_cli.builders.timm.builder import Timm
 from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.numerics.positions import sine_cosine
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,29 @@ def test_wrapped_and_damaged_weights_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="'test_vit.*a.npz") as error:
         Timm(model="test_vit", pretrained=str(tmp_path / "a.npz")).build("image")
     assert "\n" not in str(error.value)
+
+
+VIT = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+
+
+def test_sine_cosine_positions_are_fixed_and_zero_for_the_class_token(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"model": "vit_tiny_patch16_224", "image_size": 64, "config": VIT}
+    backbone = Timm(**keys, positions="sincos").build("image")
+    table: Any = backbone.encoder.pos_embed  # type: ignore[union-attr]
+    assert not table.requires_grad and table[0, 0].eq(0).all()
+    torch.testing.assert_close(table[0, 1:], sine_cosine(32, 4, 4))
+    assert backbone.settings != Timm(**keys).build("image").settings
+    how = backbone.export(tmp_path, tmp_path, {**keys, "positions": "sincos"})
+    assert how.recipe["positions"] == "sincos"
+    again = {key: value for key, value in how.recipe.items() if key != "builder"}
+    assert Timm(**again).build("image").encoder.pos_embed.equal(table)  # type: ignore[union-attr]
+
+
+def test_positions_that_weights_were_trained_with_are_not_replaced(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"model": "vit_tiny_patch16_224", "image_size": 64, "config": VIT}
+    Timm(**keys).build("image").export(tmp_path, tmp_path, keys)
+    trained = {**keys, "pretrained": str(tmp_path / "model.safetensors"), "positions": "sincos"}
+    with pytest.raises(RecipeError, match="would replace the positions that its weights"):
+        Timm(**trained).build("image")
+    with pytest.raises(RecipeError, match="needs a vision transformer with learned positions"):
+        Timm(model="resnet10t", positions="sincos").build("image")
