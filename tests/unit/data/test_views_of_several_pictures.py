@@ -13,7 +13,7 @@ from vlkd_cli.data.images.augment import (
     QuarterTurnsAugment,
     StandardAugment,
 )
-from vlkd_cli.data.images.decode import Box
+from vlkd_cli.data.images.resize import Box
 from vlkd_cli.preprocessing import ImageInput
 
 EXPECTED = ImageInput(size_px=(32, 32))
