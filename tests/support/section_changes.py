@@ -86,6 +86,7 @@ CHANGES: dict[str, dict[str, Change]] = {
             towers({"head": HEAD}),
         ),
         "teacher": Change({"distillers": [{"name": "infonce", "teacher": "text.backbone"}]}),
+        "lr": Change({"distillers": [{"name": "infonce", "lr": 0.5}]}),
     },
     "data": {
         "reader": Change(one("data", reader="images", path=".")),
@@ -113,6 +114,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "clip_grad_norm": Change(one("train", clip_grad_norm=0.01)),
         "ema": Change(one("train", ema=0.9)),
         "seed": Change(one("train", seed=1)),
+        "chunk": Change(one("train", chunk=2)),
         "compile": Change(one("train", compile=True)),
         "channels_last": Change(one("train", channels_last=True)),
         "sync_batch_norm": Change(one("train", sync_batch_norm=True)),

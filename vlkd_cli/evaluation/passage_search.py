@@ -107,7 +107,7 @@ def _open_store(
         except UserError as error:
             problem = str(error)
     _fail_together(problem)
-    return store or FeatureStore(folder, len(corpus), width)
+    return store or FeatureStore(folder, len(corpus), width, verify=False)
 
 
 def _fail_together(problem: str) -> None:

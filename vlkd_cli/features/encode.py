@@ -226,7 +226,7 @@ def _open_together(folder: Path | None, rows: int, width: int) -> FeatureStore:
         except UserError as error:
             problem = str(error)
     _fail_together(problem)
-    return store or FeatureStore(folder, rows, width)
+    return store or FeatureStore(folder, rows, width, verify=False)
 
 
 def _fill(
@@ -261,7 +261,7 @@ def _fill(
                 if window:
                     values = torch.cat([next(stream) for _ in window])
                     indices = np.concatenate(window)
-                    _insist_on_numbers(tower, values)
+                    insist_on_numbers(tower, values)
             except UserError as error:
                 problem = str(error)
             _fail_together(problem)
@@ -273,7 +273,7 @@ def _fill(
                 if store.folder is None or local_rank() == 0 or world_size() == 1:
                     store.write(indices, values.cpu().numpy())
                 else:
-                    store.done[indices] = 1
+                    store.mark(indices)
             except UserError as error:
                 problem = str(error)
             _fail_together(problem)
@@ -298,11 +298,11 @@ def _project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
             projected[start : start + len(block)] = (
                 tower.project(block.to(subject.device)).float().cpu()
             )
-    _insist_on_numbers(tower, projected)
+    insist_on_numbers(tower, projected)
     return projected
 
 
-def _insist_on_numbers(tower: Tower, features: Tensor) -> None:
+def insist_on_numbers(tower: Tower, features: Tensor) -> None:
     """No suite says anything sensible about NaN and infinity, and some would fail without a word of
     the cause.
 

@@ -9,14 +9,17 @@ it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli import console
@@ -25,14 +28,17 @@ from vlkd_cli.data.loading.loader import in_order
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView
 from vlkd_cli.distributed import runtime
-from vlkd_cli.features.encode import evaluating
-from vlkd_cli.features.store import FeatureStore
+from vlkd_cli.features.encode import evaluating, insist_on_numbers
+from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import Precision
 from vlkd_cli.towers.tower import Tower
 
 SAMPLES_PER_WINDOW = 1024
+BROKEN = "broken.csv"
+"""Why samples could not be read; which they are is marked in the table."""
+NO_CAPTION = "has no caption"
 
 
 class Stored(NamedTuple):
@@ -72,10 +78,12 @@ def store_features(
         str(tower.feature_width),
     )
     place = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    if runtime.local_rank() == 0:
-        FeatureStore(place, rows, tower.feature_width)
+    # The first process of each machine creates and verifies the table before the others look.
+    store = FeatureStore(place, rows, tower.feature_width) if runtime.local_rank() == 0 else None
     runtime.barrier()
-    store = FeatureStore(place, rows, tower.feature_width)
+    if store is None:
+        store = FeatureStore(place, rows, tower.feature_width, verify=False)
+    assert store.folder is not None
     missing = [
         positions
         for positions in _windows(len(reader))
@@ -89,19 +97,20 @@ def store_features(
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if runtime.is_distributed() else 1
     # Every process must have read what is missing before one of them fills it in.
     runtime.barrier()
+    compute = _image_features if is_image else _caption_features
     with evaluating(tower), torch.no_grad():
         for positions in missing[runtime.local_rank() :: local_world]:
-            if is_image:
-                features = _image_features(
-                    tower, reader, positions, store.folder, device, precision, batch_size, workers
-                )
-            else:
-                features = _caption_features(
-                    tower, reader, positions, store.folder, device, precision, batch_size
-                )
-            store.write(np.arange(rows)[_rows_of(reader, positions, is_image)], features.numpy())
+            features, broken = compute(
+                tower, reader, positions, device, precision, batch_size, workers
+            )
+            _note(store.folder / BROKEN, broken)
+            own = np.arange(rows)[_rows_of(reader, positions, is_image)]
+            insist_on_numbers(tower, features)
+            store.write(own, features.numpy(), _rows_among(reader, positions, is_image, broken))
     runtime.barrier()
-    return Stored(place / "features.npy", _read_broken(place / "broken.csv"))
+    store = FeatureStore(place, rows, tower.feature_width, verify=False)
+    assert store.folder is not None
+    return Stored(store.folder / FEATURES, _broken_samples(store, reader, is_image))
 
 
 def _windows(count: int) -> list[range]:
@@ -121,16 +130,14 @@ def _image_features(
     tower: Tower,
     reader: Reader,
     positions: range,
-    folder: Path | None,
     device: torch.device,
     precision: Precision,
     batch_size: int,
     workers: int,
-) -> Tensor:
-    """`[len(positions), feature_width]`; zeros where an image cannot be read, which `broken.csv`
-    names."""
-    assert folder is not None
+) -> tuple[Tensor, dict[int, Skipped]]:
+    """`[len(positions), feature_width]`, zeros where an image cannot be read; and those images."""
     features = torch.zeros(len(positions), tower.feature_width)
+    broken: dict[int, Skipped] = {}
     for batch in in_order(
         reader,
         {"image": ImageView(tower.input, None)},
@@ -144,32 +151,27 @@ def _image_features(
             with autocast(precision, device):
                 features[rows] = tower.features(batch.to(device).inputs["image"]).float().cpu()
         if batch.skipped:
-            reasons = {skipped.name: skipped.reason for skipped in batch.skipped}
-            lost = [row for row in positions if reader.name(row) in reasons]
-            with (folder / "broken.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(
-                    (row, reader.name(row), reasons[reader.name(row)]) for row in lost
-                )
-    return features
+            named = {skipped.name: skipped for skipped in batch.skipped}
+            broken |= {row: named[name] for row in positions if (name := reader.name(row)) in named}
+    return features, broken
 
 
 def _caption_features(
     tower: Tower,
     reader: Reader,
     positions: range,
-    folder: Path | None,
     device: torch.device,
     precision: Precision,
     batch_size: int,
-) -> Tensor:
-    """Features of all captions of the samples; zeros where a sample has none that can be read,
-    which `broken.csv` names."""
-    assert folder is not None
+    workers: int,
+) -> tuple[Tensor, dict[int, Skipped]]:
+    """Features of all captions of the samples, zeros where a sample has none that can be read; and
+    those samples."""
     first = reader.caption_start(positions.start)
     captions: dict[int, str] = {}
-    lost: list[tuple[int, str, str]] = []
+    broken: dict[int, Skipped] = {}
     for position in positions:
-        reason = "has no caption"
+        reason = NO_CAPTION
         try:
             own = reader.captions(position)
         except Broken as error:
@@ -177,10 +179,7 @@ def _caption_features(
         if any(caption.strip() for caption in own):
             captions |= dict(enumerate(own, reader.caption_start(position) - first))
         else:
-            lost.append((position, reader.name(position), reason))
-    if lost:
-        with (folder / "broken.csv").open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lost)
+            broken[position] = Skipped(reader.name(position), reason)
     # Captions of similar length share a batch, so that little of it is padding.
     order = sorted(captions, key=lambda row: len(captions[row]))
     features = torch.zeros(reader.caption_start(positions.stop) - first, tower.feature_width)
@@ -192,11 +191,57 @@ def _caption_features(
         }
         with autocast(precision, device):
             features[chosen] = tower.features(tokens).float().cpu()
-    return features
+    return features, broken
 
 
-def _read_broken(path: Path) -> dict[int, Skipped]:
-    if not path.is_file():
+def _rows_among(
+    reader: Reader, positions: range, is_image: bool, broken: Mapping[int, Skipped]
+) -> NDArray[np.bool_]:
+    """Which rows of a window belong to samples that cannot be read."""
+    own = _rows_of(reader, positions, is_image)
+    marks = np.zeros(own.stop - own.start, dtype=np.bool_)
+    for position in broken:
+        lost = _rows_of(reader, range(position, position + 1), is_image)
+        marks[lost.start - own.start : lost.stop - own.start] = True
+    return marks
+
+
+def _broken_samples(store: FeatureStore, reader: Reader, is_image: bool) -> dict[int, Skipped]:
+    """The samples that cannot be read, from the marks of their rows; why, where it was noted."""
+    assert store.folder is not None
+    rows = np.flatnonzero(store.broken)
+    if not is_image:
+        starts = np.append(reader.caption_starts(np.arange(len(reader))), reader.num_captions)
+        # A sample without captions has no row that could be marked.
+        rows = np.union1d(
+            np.searchsorted(starts, rows, side="right") - 1, np.flatnonzero(np.diff(starts) == 0)
+        )
+    if not len(rows):
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row): Skipped(name, reason) for row, name, reason in csv.reader(file)}
+    noted = _noted(store.folder / BROKEN)
+    return {
+        row: noted.get(row)
+        or Skipped(reader.name(row), "could not be read" if is_image else NO_CAPTION)
+        for row in rows.tolist()
+    }
+
+
+def _note(path: Path, broken: Mapping[int, Skipped]) -> None:
+    if broken:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows((row, *skipped) for row, skipped in broken.items())
+
+
+def _noted(path: Path) -> dict[int, Skipped]:
+    """Names and reasons by position. Lines that are cut off or damaged are left out: which samples
+    are broken is known from the table."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return {}
+    found: dict[int, Skipped] = {}
+    for line in lines:
+        with contextlib.suppress(csv.Error, ValueError):
+            row, name, reason = next(csv.reader([line]))
+            found[int(row)] = Skipped(name, reason)
+    return found
