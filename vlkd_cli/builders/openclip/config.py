@@ -69,16 +69,7 @@ def find_source(
     """
     what = f"openclip model '{model}'" if model else "openclip model from scratch"
     if model is None:
-        if not config:
-            raise RecipeError(
-                "builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads:"
-                " ...}`."
-            )
-        if pretrained is True:
-            raise RecipeError(
-                "builder 'openclip': `pretrained: true` needs a `model`. Name one or give a file of"
-                " weights."
-            )
+        _refuse_nothing(pretrained, config)
     folder: Path | None = None
     weights: Path | None = None
     preprocess: dict[str, Any] = {}
@@ -138,6 +129,20 @@ def find_source(
         origin,
         folder,
     )
+
+
+def _refuse_nothing(pretrained: bool | str, config: Mapping[str, Any]) -> None:
+    """A tower without a model's name needs sizes, and has no published weights."""
+    if not config:
+        raise RecipeError(
+            "builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads:"
+            " ...}`."
+        )
+    if pretrained is True:
+        raise RecipeError(
+            "builder 'openclip': `pretrained: true` needs a `model`. Name one or give a file of"
+            " weights."
+        )
 
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "size")
