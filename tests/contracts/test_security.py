@@ -107,7 +107,7 @@ def test_a_tower_out_of_a_run_runs_nothing_unless_the_recipe_trusts_it(trap, cap
     Path("mine.yaml").write_text(json.dumps(recipe))
     line = said(["train", "mine.yaml", "--dry-run"], capsys)
     assert "towers.text.head.name: 'trap_package:Head' names code from outside vlkd." in line
-    assert "Add `trust: true` beside the `run:` of tower 'other'" in line
+    assert "Add `trust: true` next to the `run:` of tower 'other'" in line
     assert not Path("sprung").exists()
     said(["train", "mine.yaml", "--dry-run", "--set", "towers.other.trust=true"], capsys)
     assert Path("sprung").exists()
@@ -128,7 +128,7 @@ def test_trusting_the_command_does_not_trust_what_its_recipe_takes_from_elsewher
         ["eval", str(file), "--suite", "sts"],
         ["eval", str(file), "--trust", "--suite", "sts"],
     ):
-        assert "Add `trust: true` beside the `run:`" in said(words, capsys)
+        assert "Add `trust: true` next to the `run:`" in said(words, capsys)
     assert not Path("sprung").exists()
 
 
