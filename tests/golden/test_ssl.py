@@ -234,7 +234,7 @@ def test_view_order_of_a_rotation():
 
 def test_dino_over_crops():
     case = Case("dino/2+4_b3_K11")
-    keys = {"prototypes": None, "student_temp": 0.1, "teacher_temp": 0.04}
+    keys = {"num_prototypes": None, "student_temperature": 0.1, "teacher_temperature": 0.04}
     dino = ready("dino", keys, (11,) * 6, (11,) * 2)
     dino.center.copy_(case["center"])
     case.check(dino(tuple(case["student"]), tuple(case["teacher"])))
