@@ -3,6 +3,7 @@ its traceback."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -22,6 +23,13 @@ class DataError(UserError):
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split("\n")))
+
+
+class SubmissionError(DataError):
+    """Predictions that cannot be handed in. The text holds a headline and one line per problem."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        UserError.__init__(self, "\n".join(" ".join(line.split("\n")) for line in lines))
 
 
 class WeightsError(UserError):

@@ -13,7 +13,7 @@ from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets
 from vlkd_cli.elevater.checking import CheckedFile, check_file, check_together
 from vlkd_cli.elevater.predictions import KEYS, Row, header_text, read_predictions, row_text
 from vlkd_cli.elevater.score import SetScore, average
-from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.errors import DataError, SubmissionError, UserError
 
 MEMBER = "all_predictions.json"
 """Name of the one file inside the zip, whatever the zip is called."""
@@ -67,14 +67,8 @@ def submit(
     checked.sort(key=lambda file: (_place(sets, file.dataset), file.seeds))
     problems += check_together(checked, sets, partial=partial)
     if problems:
-        raise DataError(
-            "\n".join(
-                [
-                    f"submission refused, {len(problems)} problem{'s' * (len(problems) > 1)}:",
-                    *problems,
-                ]
-            )
-        )
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise SubmissionError([f"submission refused, {count}:", *problems])
     groups: dict[str, list[CheckedFile]] = {}
     for file in checked:
         groups.setdefault(file.dataset, []).append(file)
