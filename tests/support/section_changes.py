@@ -26,8 +26,6 @@ def one(section: str, **keys: Any) -> dict[str, Any]:
 HEAD = {"name": "linear", "width": 16}
 NEXT = {"follows": "image"}
 FROZEN = {**TEXT, "train": "none"}
-PENDING: set[tuple[str, str]] = {("optimizer", "groups")}
-"""Keys that the schema has and nothing reads yet."""
 SHAPES = {"reader": "shapes", "num_samples": 6, "size_px": 32}
 EVALS = [{"suite": "retrieval", "data": SHAPES}]
 SIMREG = [{"name": "simreg", "student": "image", "teacher": "next"}]
