@@ -44,7 +44,13 @@ def test_a_null_view_is_the_main_one_without_copies_and_mask() -> None:
 def test_each_view_has_its_copies_and_its_size() -> None:
     free = {**VIT, "config": {**SIZES, "dynamic_img_size": True}}
     views, masks = prepared(
-        towers={"image": free},
+        towers={
+            "image": free,
+            "text": {
+                "builder": "openclip",
+                "config": {"layers": 1, "width": 32, "heads": 2},
+            },
+        },
         data={
             "augment": {"name": "simclr", "copies": 2},
             "views": {"local": {"name": "simclr", "copies": 3, "size_px": 16}},

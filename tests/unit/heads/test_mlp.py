@@ -75,7 +75,7 @@ def test_heads_do_not_normalise() -> None:
 def test_a_last_norm_gives_outputs_of_unit_variance(last_norm, affine):
     torch.manual_seed(0)
     head = MLPHead(6, width=4, layers=2, hidden=8, last_norm=last_norm).train()
-    rows = head(torch.randn(64, 6))
+    rows = head(1e4 * torch.randn(64, 6))
     torch.testing.assert_close(rows.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(rows.var(0, unbiased=False), torch.ones(4), atol=1e-2, rtol=0)
     assert head.layers[-1].affine is affine and head.layers[-2].bias is None
