@@ -337,6 +337,7 @@ BASES: dict[str, tuple[str, ...]] = {
     "distiller": ("vlkd_cli.distillers.distiller:Distiller",),
     "reader": ("vlkd_cli.data.readers.reader:Reader", "vlkd_cli.data.readers.reader:StreamReader"),
     "augment": ("vlkd_cli.data.images.augment:Augment",),
+    "mask": ("vlkd_cli.data.masks:Mask",),
     "suite": ("vlkd_cli.evaluation.suite:Suite",),
     "sink": ("vlkd_cli.reports.sink:Sink",),
 }

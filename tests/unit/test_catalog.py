@@ -38,7 +38,8 @@ def test_an_unknown_name_lists_the_known():
         catalog.locate("sink", "tensorbord")
     assert (
         str(caught.value)
-        == "unknown sink 'tensorbord'. Did you mean 'tensorboard'? Known: csv, tensorboard, wandb."
+        == "unknown sink 'tensorbord'. Did you mean 'tensorboard'? Known: csv, html,"
+        " tensorboard, wandb."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from vlkd_cli.recipe.types import Positive, PositiveInt, Probability
 FRUITLESS_RECTANGLES = 10
 
 
-class Mask(Protocol):
+class Mask:
     """A mask over a grid; takes the grid from the engine and its recipe keys as keyword-only
     arguments.
 
@@ -24,13 +24,13 @@ class Mask(Protocol):
         ValueError: the keys do not fit the grid.
     """
 
-    varies_with: ClassVar[tuple[str, ...]]
+    varies_with: ClassVar[tuple[str, ...]] = ()
     """Keys that make the number of hidden places vary from picture to picture where they are
     set."""
 
     def __call__(self, draw: random.Random) -> Tensor:
         """`[T]` bool, True for hidden places."""
-        ...
+        raise NotImplementedError
 
 
 class ViewMask(NamedTuple):
@@ -40,7 +40,7 @@ class ViewMask(NamedTuple):
     pictures: int
 
 
-class RandomMask:
+class RandomMask(Mask):
     """Places chosen uniformly, always the same number.
 
     Args:
@@ -79,7 +79,7 @@ class RandomMask:
         return units.repeat_interleave(self.unit, 0).repeat_interleave(self.unit, 1).flatten()
 
 
-class BlockMask:
+class BlockMask(Mask):
     """Rectangles at random positions until enough places are hidden.
 
     Args:
