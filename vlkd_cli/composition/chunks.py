@@ -62,15 +62,21 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
     Raises:
         RecipeError: the tower has one in training mode; names it and what to do.
     """
+    was_training = tower.training
     tower.train()
-    for place, module in tower.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise RecipeError(
-                f"train.chunk: tower '{name}' has batch norms that learn ({place}), and their"
-                " statistics would be those of a chunk, not of the batch. Freeze them (train:"
-                f" ['!*bn*'] or train: none for '{name}'), use a head and a model without batch"
-                " norms, or remove train.chunk."
-            )
+    learning = [
+        place
+        for place, module in tower.named_modules()
+        if isinstance(module, _BatchNorm) and module.training
+    ]
+    tower.train(was_training)
+    if learning:
+        raise RecipeError(
+            f"train.chunk: tower '{name}' has batch norms that learn ({learning[0]}), and their"
+            " statistics would be those of a chunk, not of the batch. Freeze them (train:"
+            f" ['!*bn*'] or train: none for '{name}'), use a head and a model without batch"
+            " norms, or remove train.chunk."
+        )
 
 
 def _pieces(inputs: Any, hidden: Tensor | None, size: int) -> Iterator[tuple[Any, Tensor | None]]:

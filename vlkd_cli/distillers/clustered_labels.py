@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vlkd_cli.distillers.labelled_rows import mean_over_counted
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_ragged
 from vlkd_cli.errors import DataError
@@ -76,6 +78,18 @@ def balanced_weights(
     counts = torch.bincount(labels, minlength=num_clusters).double()
     weights = counts.clamp_min(1).pow(-balance) * (counts > 0)
     return weights * len(labels) / (weights * counts).sum()
+
+
+def classified(
+    logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], weights: Float[Tensor, " C"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy weighted by cluster, a mean over the rows of all ranks that have one (0 and
+    above)."""
+    has_cluster = labels >= 0
+    labels = labels.clamp_min(0)
+    per_row = F.cross_entropy(logits, labels, reduction="none")
+    weighted = per_row * weights.to(per_row.dtype)[labels] * has_cluster
+    return mean_over_counted(weighted.sum(), has_cluster.sum())
 
 
 def classifier_of(width: int, num_clusters: int, seed: int) -> nn.Linear:

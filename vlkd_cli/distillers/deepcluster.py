@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlkd_cli.distillers.clustered_labels import (
     balanced_weights,
+    classified,
     classifier_of,
     cluster,
     gather_samples,
     restart,
 )
 from vlkd_cli.distillers.distiller import Distiller, Widths
-from vlkd_cli.distillers.labelled_rows import mean_over_counted
 from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, PositiveInt, Progress
 
 
@@ -77,12 +76,7 @@ class DeepCluster(Distiller):
     def forward(
         self, student: Float[Tensor, "B D"], *, indices: Int[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        labels = self.labels[indices]
-        has_cluster = labels >= 0
-        labels = labels.clamp_min(0)
-        per_row = F.cross_entropy(self.classifier(student), labels, reduction="none")
-        weighted = per_row * self.weights.to(per_row.dtype)[labels] * has_cluster
-        return mean_over_counted(weighted.sum(), has_cluster.sum())
+        return classified(self.classifier(student), self.labels[indices], self.weights)
 
     @torch.no_grad()
     def start_episode(

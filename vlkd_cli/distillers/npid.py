@@ -77,10 +77,10 @@ class NPID(Distiller):
         progress: Progress = Progress(),
     ) -> Float[Tensor, ""]:
         features = unit(student)
-        self.stage(features, indices)
         bank = self.bank.to(features.dtype)
         own = bank[indices]
         if self.num_negatives is None:
+            self.stage(features, indices)
             return anchor_contrast(
                 features, own, bank, temperature=self.temperature, adds_positive=False
             )
@@ -88,9 +88,16 @@ class NPID(Distiller):
         positive = (features * own).sum(dim=1) / self.temperature
         negative = features @ others.T / self.temperature
         if self.estimator == "softmax":
+            self.stage(features, indices)
             logits = torch.cat([positive[:, None], negative], dim=1)
             return (logits.logsumexp(dim=1) - positive).mean()
-        return nce(positive, negative, self._normalizer(positive, negative), len(bank))
+        if self.normalizer > 0:
+            self.stage(features, indices)
+            return nce(positive, negative, self.normalizer.to(bank.dtype), len(bank))
+        products = torch.cat([positive[:, None], negative], dim=1).detach()
+        estimate = len(bank) * mean_without_grad(products.exp().mean())
+        self.stage(features, indices, estimate)
+        return nce(positive, negative, estimate, len(bank))
 
     def sampled(self, step: int) -> Int[Tensor, " K"]:
         """Rows of the bank that are negatives in a step, the same on every rank."""
@@ -112,15 +119,6 @@ class NPID(Distiller):
             self.bank[seen] = unit(mixed)[last[seen]].to(self.bank.dtype)
         if estimates and self.normalizer == 0:
             self.normalizer.copy_(torch.stack(estimates).mean())
-
-    def _normalizer(self, positive: Tensor, negative: Tensor) -> Tensor:
-        if self.normalizer > 0:
-            return self.normalizer.to(positive.dtype)
-        logits = torch.cat([positive[:, None], negative], dim=1).detach()
-        estimate = len(self.bank) * mean_without_grad(logits.exp().mean())
-        if self.training and self._staged:
-            self._staged[-1] = (*self._staged[-1], estimate)
-        return estimate
 
 
 def nce(
