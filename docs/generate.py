@@ -62,7 +62,7 @@ def filled(page: str) -> str:
 
 
 def parts_table() -> list[str]:
-    """README's table of what goes with what."""
+    """README's table of what works together."""
     images = "towers that give tokens; `eot` where the end of the text is marked"
     rows = [
         ("image builders", _offering("builder", "image"), "every text builder"),
@@ -93,7 +93,7 @@ def parts_table() -> list[str]:
         ("sinks", catalog.names("sink"), "every run; the csv is always written"),
     ]
     quoted = [(part, ", ".join(f"`{name}`" for name in names), fits) for part, names, fits in rows]
-    return _table(("part", "names", "goes with"), quoted)
+    return _table(("part", "names", "works with"), quoted)
 
 
 def suites_table() -> list[str]:

@@ -73,9 +73,8 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
     if learning:
         raise RecipeError(
             f"train.chunk: tower '{name}' has batch norms that learn ({learning[0]}), and their"
-            " statistics would be those of a chunk, not of the batch. Freeze them (train:"
-            f" ['!*bn*'] or train: none for '{name}'), use a head and a model without batch"
-            " norms, or remove train.chunk."
+            " statistics would be those of a chunk, not of the batch. Use a model and heads"
+            " without batch norms, freeze the model (train: head or none), or remove train.chunk."
         )
 
 

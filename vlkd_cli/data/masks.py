@@ -1,5 +1,5 @@
-"""Which places of a picture are hidden from a tower. Masks are made in the loader, from a seed of
-the sample, its view and its picture alone."""
+"""Which positions of a picture are hidden from a tower. Masks are made in the loader, from a seed
+of the sample, its view and its picture alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Mask:
     """
 
     varies_with: ClassVar[tuple[str, ...]] = ()
-    """Keys that make the number of hidden places vary from picture to picture where they are
+    """Keys that make the number of hidden positions vary from picture to picture where they are
     set."""
 
     def __call__(self, draw: random.Random) -> Tensor:
-        """`[T]` bool, True for hidden places."""
+        """`[T]` bool, True for hidden positions."""
         raise NotImplementedError
 
 
@@ -41,11 +41,11 @@ class ViewMask(NamedTuple):
 
 
 class RandomMask(Mask):
-    """Places chosen uniformly, always the same number.
+    """Positions chosen uniformly, always the same number.
 
     Args:
-        share: fraction of the places that is hidden; T - floor(T * (1 - share)) of T.
-        unit_px: hide squares of this side, a multiple of a place's; by default single places.
+        share: fraction of the positions that is hidden; T - floor(T * (1 - share)) of T.
+        unit_px: hide squares of this side, a multiple of a patch's; by default single positions.
 
     Source: He et al., Masked Autoencoders, arXiv:2111.06377, section 3; with units, Xie et al.,
         SimMIM, arXiv:2111.09886, section 3.2.
@@ -80,20 +80,20 @@ class RandomMask(Mask):
 
 
 class BlockMask(Mask):
-    """Rectangles at random positions until enough places are hidden.
+    """Rectangles at random positions until enough positions are hidden.
 
     Args:
-        hidden: number of hidden places, exactly; 75 where neither this nor `share` is given.
+        hidden: number of hidden positions, exactly; 75 where neither this nor `share` is given.
         share: instead, fractions between which the number is drawn for each picture; what
             rectangles leave over stays visible.
         probability: of hiding anything, with `share`.
-        smallest: area of the smallest rectangle, in places.
+        smallest: area of the smallest rectangle, in positions.
         aspect: lowest and highest height over width, drawn on a logarithmic scale.
 
     Source: Bao et al., BEiT, arXiv:2106.08254, algorithm 1; microsoft/unilm, beit/
         masking_generator.py; with `share`, Zhou et al., iBOT, arXiv:2111.07832, appendix E. Differs
-        in hiding single places after ten rectangles in a row that do not fit, so that `hidden` is
-        exact.
+        in hiding single positions after ten rectangles in a row that do not fit, so that `hidden`
+        is exact.
     """
 
     varies_with: ClassVar[tuple[str, ...]] = ("share",)
@@ -137,7 +137,7 @@ class BlockMask(Mask):
         return hidden.flatten()
 
     def _cover(self, hidden: Tensor, wanted: int, draw: random.Random) -> None:
-        """Hide rectangles until `wanted` places are hidden or ten in a row do not fit."""
+        """Hide rectangles until `wanted` positions are hidden or ten in a row do not fit."""
         fruitless = 0
         while (left := wanted - int(hidden.sum())) > 0 and fruitless < FRUITLESS_RECTANGLES:
             area = draw.uniform(self.smallest, max(left, self.smallest))
@@ -155,5 +155,5 @@ class BlockMask(Mask):
 
 
 def is_fixed(mask: Mask) -> bool:
-    """Whether a mask hides the same number of places in every picture."""
+    """Whether a mask hides the same number of positions in every picture."""
     return all(getattr(mask, key, None) is None for key in mask.varies_with)

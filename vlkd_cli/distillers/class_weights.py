@@ -1,4 +1,4 @@
-"""The learned row per class of `margin_softmax` and `proxy_anchor`."""
+"""What objectives with a learned row per class share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classification of places by a tokenizer's codes."""
+"""Classification of positions by a tokenizer's codes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from vlkd_cli.distillers.distiller import Distiller
 
 
 class Codes(Distiller):
-    """Cross-entropy of the student's logits to the teacher's most likely code, row by row or place
-    by place.
+    """Cross-entropy of the student's logits to the teacher's most likely code, row by row or
+    position by position.
 
     Source: Bao et al., BEiT, ICLR 2022, arXiv:2106.08254, equation 2; Chen et al., CAE, IJCV 2023,
     arXiv:2202.03026, equation 1.

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vlkd_cli.distillers.class_weights import require_num_classes
 from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.distributed.collectives import sum_without_grad
 from vlkd_cli.distributed.runtime import world_size
-from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
@@ -54,12 +54,8 @@ class CrossEntropy(Distiller):
 
     def check_data(self, facts: DataFacts) -> None:
         super().check_data(facts)
-        highest = facts.highest_label
-        if self.num_classes is not None and highest is not None and highest >= self.num_classes:
-            raise RecipeError(
-                f"the data has labels up to {highest}, distiller 'cross_entropy' only"
-                f" {self.num_classes} classes. Set num_classes: {highest + 1}."
-            )
+        if self.num_classes is not None:
+            require_num_classes("cross_entropy", self.num_classes, facts.highest_label)
 
     def forward(
         self, student: Float[Tensor, "B D"], *, labels: Int[Tensor, "B"]

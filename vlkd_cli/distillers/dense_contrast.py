@@ -1,4 +1,4 @@
-"""Contrast of places between two views (DenseCL)."""
+"""Contrast of positions between two views (DenseCL)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vlkd_cli.recipe.types import Positive, PositiveInt, Progress
 
 
 class DenseContrast(Distiller):
-    """Find, for each place of a view, the matching place of the other view among earlier keys.
+    """Contrast each position of a view with its match in the other view, among earlier keys.
 
-    Each side is two outputs over places, the projection that is contrasted and the features that
-    find the match: `student: [image.dense, image.tokens]`. The match of a student place is the
-    teacher place whose feature has the highest cosine. L = mean over places of CE([q . k_match,
-    q . queue] / temperature, 0). What enters the queue is the mean over places of a sample's keys,
-    at length 1.
+    Each side is two outputs over positions, the projection that is contrasted and the features that
+    find the match: `student: [image.dense, image.tokens]`. The match of a student position is the
+    teacher position whose feature has the highest cosine. L = mean over positions of CE([q .
+    k_match, q . queue] / temperature, 0). What enters the queue is the mean over positions of a
+    sample's keys, at length 1.
 
     Args:
         queue_size: keys in the queue.

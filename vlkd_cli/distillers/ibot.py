@@ -18,12 +18,12 @@ from vlkd_cli.recipe.types import (
 
 
 class IBOT(Distiller):
-    """Match the assignment of hidden places to prototypes with the teacher's, which sees them.
+    """Match the assignment of hidden positions to prototypes with the teacher's, which sees them.
 
-    Rows are the hidden places of all samples, logits of heads `prototypes` that read the tokens
-    with `at: hidden`. L = mean over samples of the mean over their hidden places of
+    Rows are the hidden positions of all samples, logits of heads `prototypes` that read the tokens
+    with `at: hidden`. L = mean over samples of the mean over their hidden positions of
     CE(softmax((t - center) / teacher_temperature), s / student_temperature); a sample without
-    hidden places counts 0. After each step the center follows the mean of the teacher's rows of
+    hidden positions counts 0. After each step the center follows the mean of the teacher's rows of
     all ranks.
 
     Args:

@@ -14,7 +14,7 @@ from vlkd_cli.distillers.distiller import Distiller
 class Regress(Distiller):
     """Mean distance of every entry to the teacher's, nothing normalized.
 
-    Rows or places; for masked image modeling the teacher is a head that reads the input:
+    Rows or positions; for masked image modeling the teacher is a head that reads the input:
     `student: image.paint, teacher: image.pixels`, both with `at: hidden`.
 
     Args:

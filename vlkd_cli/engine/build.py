@@ -27,7 +27,7 @@ from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
-from vlkd_cli.errors import RecipeError, UserError, ran_out_of_memory
+from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.contract import contract_of
@@ -174,37 +174,16 @@ def build_towers(
             continue
         # Every rank builds at once: libraries lock what they download, and a tokenizer is trained
         # by the first rank and broadcast.
-        with _in_one_line(name):
-            towers[name] = assemble(
-                name,
-                spec,
-                outputs=outputs[name],
-                captions=captions,
-                cache_dir=cache_dir,
-                run_folder=run_folder,
-                files=files,
-            )
+        towers[name] = assemble(
+            name,
+            spec,
+            outputs=outputs[name],
+            captions=captions,
+            cache_dir=cache_dir,
+            run_folder=run_folder,
+            files=files,
+        )
     return {name: towers[name] for name in recipe.towers}
-
-
-@contextlib.contextmanager
-def _in_one_line(name: str) -> Iterator[None]:
-    """What a library raises over sizes that do not go together, as a mistake of the recipe."""
-    try:
-        yield
-    except UserError:
-        raise
-    # Libraries check little: a width of 0 may be a division by zero, an index or an assertion.
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise RecipeError(
-                f"tower '{name}' needs more memory than there is. Choose smaller sizes."
-            ) from error
-        reason = " ".join(str(error).split()) or "no reason given"
-        raise RecipeError(
-            f"tower '{name}' cannot be built ({type(error).__name__}: {reason[:200]}). Check the"
-            " sizes in its config, head and pooler."
-        ) from error
 
 
 def outputs_read(recipe: Recipe) -> dict[str, set[str]]:

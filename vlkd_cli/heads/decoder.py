@@ -1,4 +1,4 @@
-"""A transformer over all places, from those that an encoder saw."""
+"""A transformer over all positions, from those that an encoder saw."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vlkd_cli.recipe.types import PositiveInt
 
 
 class DecoderHead(nn.Module):
-    """Transformer blocks over the places of a tower whose hidden places are learned tokens.
+    """Transformer blocks over the positions of a tower whose hidden positions are learned tokens.
 
     `paint: {name: decoder, reads: tokens, width: 768, at: hidden}` with `masks: drop` is MAE's
     decoder.
 
     Args:
-        width: of the output at each place.
+        width: of the output at each position.
         width_inner: of the blocks; a multiple of 4 and of `heads`.
         layers: blocks.
         heads: attention heads of a block.
-        fill: add a learned token at each hidden place; false for features that already stand for
-            the hidden places, such as those of head `regressor`.
+        fill: add a learned token at each hidden position; false for features that already stand for
+            the hidden positions, such as those of head `regressor`.
 
     Source: He et al., MAE, CVPR 2022, arXiv:2111.06377, section 3 (decoder width 512, 8 blocks, 16
     heads); facebookresearch/mae, models_mae.py. Differs in leaving out the class token.
@@ -47,7 +47,7 @@ class DecoderHead(nn.Module):
 
         super().__init__()
         if grid is None:
-            raise ValueError("the tower has no places to decode")
+            raise ValueError("the tower has no positions to decode")
         if width_inner % heads:
             raise ValueError(f"width_inner {width_inner} is not a multiple of {heads} heads")
         self.width = width
@@ -86,7 +86,7 @@ class DecoderHead(nn.Module):
         return predicted
 
     def _positions_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Positions of the places that the rows stand for: the hidden ones, else the visible
+        """Position embeddings of what the rows stand for: the hidden ones, else the visible
         ones."""
         chosen = hidden if int(hidden[0].sum()) == rows.shape[1] else ~hidden
         every = self.positions.expand(len(hidden), -1, -1)

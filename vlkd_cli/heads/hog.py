@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients of each place, a target for masked image modeling."""
+"""Histograms of oriented gradients of each patch, a target for masked image modeling."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 
 
 class HOGHead(nn.Module):
-    """Histograms of gradient directions of each place, without weights: `reads: input`.
+    """Histograms of gradient directions of each patch, without weights: `reads: input`.
 
     Of each channel and cell the gradient magnitudes by direction, at length 1 over the directions.
-    A place's vector is channel, direction, row of the cell, column of the cell.
+    A patch's vector is channel, direction, row of the cell, column of the cell.
 
     Args:
         bins: directions in half a turn.
-        cell: side of a cell in pixels; the side of a place is a multiple of it.
+        cell: side of a cell in pixels; the side of a patch is a multiple of it.
         window: side in pixels of the Gaussian that weights magnitudes, repeated over the picture,
             with a standard deviation of half its side; 0 for none.
 
@@ -46,7 +46,7 @@ class HOGHead(nn.Module):
             raise ValueError("this encoder has no grid of positions")
         self.patch_px = grid.patch_px
         if self.patch_px % cell:
-            raise ValueError(f"cells of {cell} px do not fill places of {self.patch_px} px")
+            raise ValueError(f"cells of {cell} px do not fill patches of {self.patch_px} px")
         self.width = 3 * bins * (self.patch_px // cell) ** 2
 
     def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T E"]:

@@ -10,13 +10,13 @@ from vlkd_cli.recipe.types import PositiveInt
 
 
 class PatchHead(nn.Module):
-    """The pixels of each place of a picture, standardized as the encoder sees them. Has no weights.
+    """The pixels of each patch of a picture, standardized as the encoder sees them. Has no weights.
 
-    The values of a place are in the order row, column, channel.
+    The values of a patch are in the order row, column, channel.
 
     Args:
-        patch_px: side of a place in pixels; by default that of the encoder's grid.
-        normalize: subtract each place's mean and divide by its standard deviation, all channels
+        patch_px: side of a patch in pixels; by default that of the encoder's grid.
+        normalize: subtract each patch's mean and divide by its standard deviation, all channels
             together.
 
     Source: He et al., Masked Autoencoders, arXiv:2111.06377, section 3; facebookresearch/mae,

@@ -1,4 +1,4 @@
-"""Features of hidden places, predicted from those of the visible ones."""
+"""Features of hidden positions, predicted from those of the visible ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vlkd_cli.recipe.types import PositiveInt
 
 
 class RegressorHead(nn.Module):
-    """Cross-attention from learned tokens at the hidden places to the visible places.
+    """Cross-attention from learned tokens at the hidden positions to the visible positions.
 
     Reads the tokens of a tower with `masks: drop`, gives `[B, m, D]`, one row for each hidden
-    place, of the width that it reads.
+    position, of the width that it reads.
 
     Args:
         layers: blocks.
         heads: attention heads of a block.
 
     Source: Chen et al., Context Autoencoder, IJCV 2023, arXiv:2202.03026, section 3.1 (latent
-    contextual regressor): keys are the visible places and the queries themselves.
+    contextual regressor): keys are the visible positions and the queries themselves.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RegressorHead(nn.Module):
     ) -> None:
         super().__init__()
         if grid is None:
-            raise ValueError("the tower has no places to predict")
+            raise ValueError("the tower has no positions to predict")
         if width_in % heads:
             raise ValueError(f"features of width {width_in} are not a multiple of {heads} heads")
         self.width = width_in

@@ -9,7 +9,7 @@ from vlkd_cli.preprocessing import Grid
 
 
 class SelectHead(nn.Module):
-    """Gives what it reads, so that `at:` can select places of a tower without any head of its own.
+    """Give what is read, so that `at:` can select positions of a tower that has no other head.
 
     It has no weights, so a frozen tower can carry it: `code: {name: select, reads: tokens, at:
     hidden}`.

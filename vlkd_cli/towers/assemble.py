@@ -72,14 +72,15 @@ def assemble(
 
         return take_from_run(name, spec, outputs=outputs, cache_dir=cache_dir)
     context = BuildContext(name, captions, files, run_folder, spec.adapter)
-    backbone = _backbone(spec, context, cache_dir)
-    prepare_masks(name, spec, backbone)
-    pooler = _pooler(name, spec, backbone)
-    heads = build_heads(name, spec.all_heads, backbone, pooler)
-    choose_parameters(
-        name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
-    )
-    tower = connect(name, backbone, pooler, heads, spec.masks)
+    with of_tower(name):
+        backbone = _backbone(spec, context, cache_dir)
+        prepare_masks(name, spec, backbone)
+        pooler = _pooler(name, spec, backbone)
+        heads = build_heads(name, spec.all_heads, backbone, pooler)
+        choose_parameters(
+            name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
+        )
+        tower = connect(name, backbone, pooler, heads, spec.masks)
     tower.section = spec
     return tower
 
@@ -162,8 +163,7 @@ def _backbone(spec: TowerSpec, context: BuildContext, cache_dir: Path | str | No
             f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters'"
             " or remove it."
         )
-    with of_tower(name):
-        backbone = builder.build(modality, context)
+    backbone = builder.build(modality, context)
     if spec.prompt is not None:
         if not backbone.takes_prompts:
             raise RecipeError(
