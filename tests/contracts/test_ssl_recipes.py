@@ -78,6 +78,9 @@ def fitted(name: str, recipe: dict[str, Any]) -> None:
     """Widths of targets and numbers of hidden positions of the tiny towers."""
     heads = recipe["towers"]["image"].get("heads") or {}
     mask = (recipe["data"].get("augment") or {}).get("mask")
+    if name == "ssl/barlow_twins":
+        # Eight rows correlate almost all of 8192 features, and the loss sums their squares.
+        heads["project"]["width"] = 64
     if name == "ssl/mae":
         heads["paint"]["width"] = 3 * 8 * 8
     if name == "ssl/maskfeat":
