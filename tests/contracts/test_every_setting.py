@@ -201,6 +201,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
         "train",
         "compile",
     ): "the same numbers, faster; see test_a_compiled_composition_trains_the_same",
+    ("train", "heartbeat_seconds"): "of several processes; see tests/unit/engine/test_nodes.py",
     ("train", "chunk"): "the same numbers in less memory; see tests/contracts/test_chunks.py",
     ("train", "channels_last"): "the same numbers up to rounding, faster on GPUs; see tests/gpu",
 }

@@ -24,6 +24,7 @@ from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import DataFacts, Distiller
 from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
@@ -95,7 +96,8 @@ def build_training(
     settings = recipe.train
     _refuse_untrainable(recipe, device)
     assert recipe.data is not None
-    reader = open_reader(recipe.data)
+    data = recipe.data
+    reader = open_everywhere(lambda: open_reader(data))
     towers = build_towers(
         recipe,
         captions=captions_of(reader) if resumed is None else None,
@@ -105,6 +107,10 @@ def build_training(
     )
     if not quiet:
         say_sources(tower for tower in towers.values() if isinstance(tower, Tower))
+    if runtime.world_size() > 1:
+        refuse_other_weights(
+            {name: tower.digest() for name, tower in towers.items() if isinstance(tower, Tower)}
+        )
     for tower in towers.values():
         if settings.sync_batch_norm and runtime.world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)

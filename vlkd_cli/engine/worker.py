@@ -16,6 +16,7 @@ import torch
 from vlkd_cli import console
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.agreement import refuse_other_recipes
 from vlkd_cli.engine.build import Training, build_training, made_files
 from vlkd_cli.engine.dry_run import dry_run
 from vlkd_cli.engine.failures import explained
@@ -85,6 +86,8 @@ def train(job: Job) -> int:
 
 
 def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
+    # Before any other collective: another recipe is another order of collectives.
+    refuse_other_recipes(job.recipe, device)
     recipe, folder = recipe_from_json(job.recipe), RunFolder(Path(job.run))
     with interruption.dropping():
         resumed = _checkpoint_to_resume(folder) if job.resume else None

@@ -270,6 +270,13 @@ class TrainSpec(Section):
     log_every_steps: PositiveInt = Field(
         10, description="optimizer steps between two logged values"
     )
+    heartbeat_seconds: Annotated[float, Field(ge=5)] | None = Field(
+        30,
+        description=(
+            "the run ends when a process has been silent for this long, frozen or cut off; null:"
+            " wait half an hour, as torch does"
+        ),
+    )
     cache_dir: str | None = Field(
         None,
         description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd",

@@ -3,6 +3,7 @@ SLURM job that is already there."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ from vlkd_cli.ranks import joins_running_job
 
 ANSWER_SECONDS = 3.0
 """How long a worker that was stopped offers its answer; agents look ten times a second."""
+GOODBYE_SECONDS = 5.0
+"""How long the agents of several nodes wait for each other at the end; torch's default of 300 s
+keeps a command running long after its own workers are done."""
+SAVE_SECONDS = 600
+"""How long a worker may take after a signal, for its step and its checkpoint, before it is
+killed."""
+LOST = "NodeLost"
+"""How a record calls what the heartbeat noticed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Placement:
         nodes, node_rank, rendezvous: machines of the job, this one's number, and HOST:PORT of the
             first.
         max_restarts: how often a failed group is started again from its last checkpoint.
+        heartbeat_seconds: how long a worker may be silent before the run ends; None: no limit.
     """
 
     workers: int = 1
@@ -42,6 +52,11 @@ class Placement:
     node_rank: int = 0
     rendezvous: str | None = None
     max_restarts: int = 0
+    heartbeat_seconds: float | None = 30.0
+
+
+class ConnectionLost(UserError):
+    """A collective failed because a process of another node is gone; names the node."""
 
 
 class WorkerFailed(UserError):
@@ -71,7 +86,7 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
         WorkerFailed: a worker died; names rank, step and cause.
     """
     if joins_running_job():
-        return _join(target, job)
+        return _join(target, job, placement)
     if placement.workers == 1 and placement.nodes == 1 and placement.max_restarts == 0:
         try:
             return target(job)
@@ -85,7 +100,7 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     return _spawn(target, job, placement, logs)
 
 
-def _join(target: Callable[[Any], int], job: Any) -> int:
+def _join(target: Callable[[Any], int], job: Any, placement: Placement) -> int:
     if "RANK" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
@@ -101,7 +116,13 @@ def _join(target: Callable[[Any], int], job: Any) -> int:
         os.environ.setdefault(
             "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
         )
-    return _in_group(target, job)
+
+    def report(line: str) -> None:
+        console.error(line)
+        sys.stderr.flush()
+        os._exit(2)
+
+    return _in_group(target, job, placement.heartbeat_seconds, report)
 
 
 def first_host(nodelist: str) -> str:
@@ -114,50 +135,104 @@ def first_host(nodelist: str) -> str:
     return prefix + inside.split(",")[0].split("-")[0] + suffix.split(",")[0]
 
 
-def _in_group(target: Callable[[Any], int], job: Any) -> int:
+def _in_group(
+    target: Callable[[Any], int],
+    job: Any,
+    heartbeat_seconds: float | None,
+    on_loss: Callable[[str], None],
+) -> int:
+    from vlkd_cli.distributed.heartbeat import beating, describe_broken
     from vlkd_cli.distributed.runtime import pick_device, process_group
 
-    with process_group(pick_device(getattr(job, "device", "auto"))):
-        return target(job)
+    with (
+        process_group(pick_device(getattr(job, "device", "auto"))),
+        beating(heartbeat_seconds, on_loss) as members,
+    ):
+        try:
+            return target(job)
+        except RuntimeError as error:
+            line = describe_broken(error, members)
+            if line is None:
+                raise
+            raise ConnectionLost(line) from error
 
 
 def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: Path) -> int:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing import SignalException
 
     console.take_back()
     logs.mkdir(parents=True, exist_ok=True)
     _log_agent(logs / "agent.log")
     for old in logs.glob("failure_rank_*.json"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     # One thread each unless the user says otherwise: workers that all use every core are slower
     # than one.
     os.environ.setdefault(
         "OMP_NUM_THREADS",
         str(max(1, (os.cpu_count() or 1) // placement.workers) if placement.device == "cpu" else 1),
     )
-    config = LaunchConfig(
-        min_nodes=placement.nodes,
-        max_nodes=placement.nodes,
-        nproc_per_node=placement.workers,
-        run_id="vlkd",
-        rdzv_backend="c10d" if placement.nodes == 1 else "static",
-        rdzv_endpoint=placement.rendezvous or "127.0.0.1:0",
-        rdzv_configs={"rank": placement.node_rank, "timeout": 600},
-        max_restarts=placement.max_restarts,
-        monitor_interval=0.1,
-        start_method="spawn",
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
-        local_addr="127.0.0.1" if placement.nodes == 1 else None,
-    )
+    agent = _agent(placement, logs, (target, job, str(logs), placement.heartbeat_seconds))
+    rendezvous = agent.get_worker_group().spec.rdzv_handler
     try:
-        answers = elastic_launch(config, _member)(target, job, str(logs))
-    except ChildFailedError as error:
-        raise _explain(error, logs) from None
+        result = agent.run()
     except SignalException as error:
         return int(error.sigval)
+    except BaseException:
+        rendezvous.shutdown()
+        raise
+    rendezvous.shutdown()
+    if result.is_failed():
+        raise _explain(result.failures, logs, placement.node_rank)
+    answers = result.return_values
     return int(answers.get(0, next(iter(answers.values()), 0)) or 0)
+
+
+def _agent(placement: Placement, logs: Path, arguments: tuple[Any, ...]) -> Any:
+    """The elastic agent of torch, made here because `elastic_launch` does not let us set how long
+    agents wait for each other."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    is_alone = placement.nodes == 1
+    endpoint = placement.rendezvous or "127.0.0.1:0"
+    address, _, port = endpoint.rpartition(":")
+    local_address = "127.0.0.1" if is_alone else None
+    handler = get_rendezvous_handler(
+        RendezvousParameters(
+            backend="c10d" if is_alone else "static",
+            endpoint=endpoint,
+            run_id="vlkd",
+            min_nodes=placement.nodes,
+            max_nodes=placement.nodes,
+            local_addr=local_address,
+            rank=placement.node_rank,
+            timeout=600,
+        )
+    )
+    spec = WorkerSpec(
+        role="default",
+        local_world_size=placement.workers,
+        rdzv_handler=handler,
+        entrypoint=_member,
+        args=arguments,
+        max_restarts=placement.max_restarts,
+        monitor_interval=0.1,
+        master_addr=None if is_alone else address,
+        master_port=None if is_alone else int(port),
+        local_addr=local_address,
+    )
+    # Not an argument in older versions of torch.
+    has_limit = "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters
+    limit: dict[str, Any] = {"shutdown_timeout": SAVE_SECONDS} if has_limit else {}
+    return LocalElasticAgent(
+        spec,
+        DefaultLogsSpecs(log_dir=str(logs)),
+        exit_barrier_timeout=GOODBYE_SECONDS,
+        **limit,
+    )
 
 
 def _log_agent(path: Path) -> None:
@@ -173,7 +248,9 @@ def _log_agent(path: Path) -> None:
         logger.propagate = False
 
 
-def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
+def _member(
+    target: Callable[[Any], int], job: Any, logs: str, heartbeat_seconds: float | None
+) -> int:
     """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the
     terminal too."""
     rank = int(os.environ["RANK"])
@@ -185,42 +262,59 @@ def _member(target: Callable[[Any], int], job: Any, logs: str) -> int:
         # Native libraries write past sys.stdout, so the descriptors themselves are turned.
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    try:
-        answer = _in_group(target, job)
-        if answer:
-            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an
-            # agent that got the signal too reads none, but waits half a minute and kills.
-            leave = threading.Timer(ANSWER_SECONDS, os._exit, (0,))
-            leave.daemon = True
-            leave.start()
-        return answer
-    except BaseException as error:
-        text = console.without_secrets(traceback.format_exc())
-        log.write(text)
-        record = {
-            "rank": rank,
-            "time": time.time(),
-            "where": next(iter(getattr(error, "__notes__", [])), None),
-            "cause": console.without_secrets(str(error) or type(error).__name__).strip(),
-            "kind": type(error).__name__,
-            "is_user_error": isinstance(error, UserError),
-        }
-        (Path(logs) / f"failure_rank_{rank}.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def fail(record: dict[str, Any]) -> None:
+        path = Path(logs) / f"failure_rank_{rank}.json"
+        path.write_text(json.dumps({"rank": rank, "time": time.time(), **record}), encoding="utf-8")
         # Leave without the interpreter's own report (it is in the log) and without destructors that
         # wait for the other ranks.
         sys.stderr.flush()
         os._exit(1)
 
+    node = int(os.environ.get("GROUP_RANK", "0"))
 
-def _explain(error: Any, logs: Path) -> UserError:
+    def lose(line: str) -> None:
+        log.write(line + "\n")
+        fail({"node": node, "where": None, "cause": line, "kind": LOST, "is_user_error": True})
+
+    try:
+        answer = _in_group(target, job, heartbeat_seconds, lose)
+        if answer:
+            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an
+            # agent that got the signal too reads none, but waits and kills.
+            leave = threading.Timer(ANSWER_SECONDS, os._exit, (0,))
+            leave.daemon = True
+            leave.start()
+        return answer
+    except BaseException as error:
+        log.write(console.without_secrets(traceback.format_exc()))
+        fail(
+            {
+                "node": node,
+                "where": next(iter(getattr(error, "__notes__", [])), None),
+                "cause": console.without_secrets(str(error) or type(error).__name__).strip(),
+                "kind": type(error).__name__,
+                "is_user_error": isinstance(error, UserError),
+            }
+        )
+        raise
+
+
+def _explain(failures: Mapping[int, Any], logs: Path, node: int) -> UserError:
     """One line from the failures that the workers wrote, the earliest being the cause of the
-    others."""
+    others.
+
+    Nodes share the folder: what another node says of a lost node may be said of this one. A lost
+    connection is the echo of whatever else was written.
+    """
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in logs.glob("failure_rank_*.json")
     ]
-    killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
+    records = [each for each in records if each["node"] == node or each["kind"] != LOST]
+    causes = [each for each in records if each["kind"] != ConnectionLost.__name__]
+    killed = [(rank, failure) for rank, failure in failures.items() if failure.exitcode < 0]
     own = [(rank, failure) for rank, failure in killed if failure.exitcode not in (-15, -2)]
-    if own and not any(record["is_user_error"] for record in records):
+    if own and not any(record["is_user_error"] for record in causes):
         rank, failure = own[0]
         name = (
             failure.signal_name()
@@ -229,15 +323,19 @@ def _explain(error: Any, logs: Path) -> UserError:
         )
         hint = " (often: out of memory)" if failure.exitcode == -9 else ""
         return WorkerFailed(
-            f"worker {rank} was killed by {name}{hint}. Output of every worker: {logs}. Go on with"
-            " --resume."
+            f"worker {rank} was killed by {name}{hint}. Output of every worker: {logs}. Continue"
+            " with --resume."
         )
     if not records:
+        rank, failure = next(iter(failures.items()))
         return WorkerFailed(
-            f"a worker failed: {str(error).strip().splitlines()[0]}. Output of every worker:"
+            f"worker {rank} ended with exit code {failure.exitcode}. Output of every worker:"
             f" {logs}."
         )
-    first = min(records, key=lambda record: (not record["is_user_error"], record["time"]))
+    first = min(
+        causes or records,
+        key=lambda record: (record["kind"] != LOST, not record["is_user_error"], record["time"]),
+    )
     if first["is_user_error"]:
         return UserError(first["cause"])
     where = "" if first["where"] is None else f" at {first['where']}"

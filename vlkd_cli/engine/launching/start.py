@@ -17,6 +17,7 @@ from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_
 from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.ranks import is_first, joins_running_job, num_processes
+from vlkd_cli.recipe.difference import first_difference
 from vlkd_cli.recipe.load import load_recipe, load_unchecked, origins_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
@@ -36,6 +37,7 @@ FREE_TRAIN_KEYS = {
     "best",
     "log_every_steps",
     "cache_dir",
+    "heartbeat_seconds",
 }
 
 
@@ -81,13 +83,16 @@ def start_training(request: TrainRequest) -> int:
     recipe, folder = _recipe_and_folder(request)
     if not request.verbose:
         quieten_libraries()
-    placement = choose_placement(
-        request.gpus,
-        request.cpu_workers,
-        request.nodes,
-        request.node_rank,
-        request.rendezvous,
-        request.max_restarts,
+    placement = replace(
+        choose_placement(
+            request.gpus,
+            request.cpu_workers,
+            request.nodes,
+            request.node_rank,
+            request.rendezvous,
+            request.max_restarts,
+        ),
+        heartbeat_seconds=recipe.train.heartbeat_seconds,
     )
     # Stopped before its first save, a run starts again from its beginning.
     resumes = request.resume is not None and any(folder.checkpoints.glob("*.pt"))
@@ -278,31 +283,6 @@ def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> Non
             f" the run's own recipe (vlkd train --resume {folder.path}), or start a new run without"
             " --resume."
         )
-
-
-def first_difference(
-    before: object, now: object, key: str = ""
-) -> tuple[str, object, object] | None:
-    """Key path and both values of the first place where two trees of plain values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in [*before, *(name for name in now if name not in before)]:
-            found = first_difference(
-                before.get(name), now.get(name), f"{key}.{name}" if key else str(name)
-            )
-            if found is not None:
-                return found
-        return None
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True))
-        return next(
-            (
-                found
-                for n, (a, b) in pairs
-                if (found := first_difference(a, b, f"{key}[{n}]")) is not None
-            ),
-            None,
-        )
-    return None if before == now else (key, before, now)
 
 
 def _fixed(recipe: Recipe) -> dict[str, object]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlkd_cli.engine.launching.launch import first_host
-from vlkd_cli.engine.launching.start import choose_placement, first_difference
+from vlkd_cli.engine.launching.start import choose_placement
 from vlkd_cli.errors import UserError
 
 
@@ -36,9 +36,3 @@ def test_several_nodes_need_a_meeting_point() -> None:
         choose_placement(None, 2, nodes=2)
     with pytest.raises(UserError, match="counts from 0"):
         choose_placement(None, 2, nodes=2, node_rank=2, rendezvous="a:1")
-
-
-def test_the_first_difference_is_named_by_its_path() -> None:
-    assert first_difference({"a": [{"b": 1}]}, {"a": [{"b": 2}]}) == ("a[0].b", 1, 2)
-    assert first_difference({"a": 1}, {"a": 1}) is None
-    assert first_difference({}, {"c": 3}) == ("c", None, 3)
