@@ -81,7 +81,7 @@ def check_recipes(
     failed = []
     for path in paths:
         try:
-            load_recipe(path, set_ or [], to_train=True)
+            load_recipe(path, set_ or [], to_train=1)
         except RecipeError as error:
             failed.append(str(error))
         else:

@@ -14,6 +14,7 @@ from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
 from vlkd_cli.towers.outputs import HEAD, Wanted
 from vlkd_cli.towers.tower import Tower
@@ -165,8 +166,9 @@ class MomentumTower(nn.Module):
                 " has none. Set `masks: replace` there as well."
             )
         selects = any(link.at != "all" for link in self.tower.graph.links.values())
-        if self.shuffle and (self.modality != "image" or selects):
-            what = "selects positions of masked views" if selects else "does not take images"
+        if self.shuffle and (not FACTS[self.modality].has_views or selects):
+            reads = FACTS[self.modality].plural
+            what = "selects positions of masked views" if selects else f"reads {reads}"
             raise RecipeError(f"tower '{name}': shuffle: it {what}. Remove shuffle.")
 
 

@@ -24,7 +24,7 @@ class Sample:
     """
 
     index: int
-    image: bytes | str | Image.Image | None
+    image: bytes | str | Image.Image | None = None
     captions: Sequence[str] = ()
     """All texts of the sample, its captions proper and those of every other name."""
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -1,15 +1,19 @@
-"""What is known of each modality, in one object each; no other file compares their names."""
+"""What is known of each modality, in one object each; no other file compares their names.
+
+`recipe.modality` says what recipes may ask of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.images.resize import fit
@@ -27,8 +31,25 @@ class Modality(Protocol):
     """What towers of one modality have in common."""
 
     name: ModalityName
-    table: Literal["sample", "text"]
-    """What a row of its cached features belongs to: a sample, or one of the samples' texts."""
+
+    def read(self, sample: Sample, reader: Reader) -> None:
+        """Give a sample what the reader has for this modality; nothing is decoded here.
+
+        Raises:
+            Broken: this one sample cannot be read.
+        """
+        ...
+
+    def require(self, sample: Sample, texts: Sequence[str]) -> None:
+        """Insist on what towers read of a sample.
+
+        Args:
+            texts: the names of the texts that are read.
+
+        Raises:
+            Broken: the sample lacks it.
+        """
+        ...
 
     def view(
         self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
@@ -43,8 +64,8 @@ class Modality(Protocol):
         """
         ...
 
-    def rows(self, reader: Reader) -> int:
-        """Rows of a table of cached features of all of a reader's data."""
+    def rows(self, reader: Reader, positions: range) -> range:
+        """Rows of these samples in a table of cached features of all of a reader's data."""
         ...
 
     def prepare(self, inputs: Any, expected: InputSpec) -> Any:
@@ -64,7 +85,13 @@ class ImageModality:
     """Pictures: files, encoded bytes, PIL images or `[H, W, 3]` uint8 arrays."""
 
     name: ModalityName = "image"
-    table: Literal["sample", "text"] = "sample"
+
+    def read(self, sample: Sample, reader: Reader) -> None:
+        sample.image = reader.image(sample.index)
+
+    def require(self, sample: Sample, texts: Sequence[str]) -> None:
+        if sample.image is None:
+            raise Broken(sample.problem or "has no image")
 
     def view(
         self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
@@ -72,8 +99,8 @@ class ImageModality:
         assert isinstance(expected, ImageInput)
         return ImageView(expected, augment, copies=copies)
 
-    def rows(self, reader: Reader) -> int:
-        return len(reader)
+    def rows(self, reader: Reader, positions: range) -> range:
+        return positions
 
     def prepare(self, inputs: Any, expected: InputSpec) -> Tensor:
         assert isinstance(expected, ImageInput)
@@ -88,7 +115,16 @@ class TextModality:
     """Strings."""
 
     name: ModalityName = "text"
-    table: Literal["sample", "text"] = "text"
+
+    def read(self, sample: Sample, reader: Reader) -> None:
+        sample.captions = reader.captions(sample.index)
+
+    def require(self, sample: Sample, texts: Sequence[str]) -> None:
+        for text in texts:
+            first, stop = sample.spans.get(text, (0, len(sample.captions)))
+            if first == stop or not sample.captions[sample.text(text)].strip():
+                missing = "caption" if text == MAIN else f"text '{text}'"
+                raise Broken(sample.problem or f"has no {missing}")
 
     def view(
         self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
@@ -96,8 +132,8 @@ class TextModality:
         assert not isinstance(expected, ImageInput)
         return TextView(expected, text or MAIN)
 
-    def rows(self, reader: Reader) -> int:
-        return reader.num_captions
+    def rows(self, reader: Reader, positions: range) -> range:
+        return range(reader.caption_start(positions.start), reader.caption_start(positions.stop))
 
     def prepare(self, inputs: Any, expected: InputSpec) -> TextInput:
         prepared: TextInput = inputs

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from vlkd_cli.data.images.decode import Picture
 from vlkd_cli.data.images.resize import Box, fit
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.recipe.modality import Table
 
 
 class ImageView:
@@ -138,9 +139,7 @@ class FeatureView:
         text: of texts, which one.
     """
 
-    def __init__(
-        self, path: str | Path, table: Literal["sample", "text"], text: str = MAIN
-    ) -> None:
+    def __init__(self, path: str | Path, table: Table, text: str = MAIN) -> None:
         self.path, self.table, self.text = Path(path), table, text
         # Of other texts some samples may have none.
         self.needs = frozenset({"text"}) if text != MAIN else frozenset()

@@ -81,6 +81,7 @@ def build_training(
     resumed: Checkpoint | None = None,
     quiet: bool = False,
     origins: Mapping[Place, str] = MappingProxyType({}),
+    features: Path | None = None,
 ) -> Training:
     """Build everything that the recipe's `towers`, `distillers`, `data`, `optimizer` and `train`
     describe.
@@ -89,6 +90,7 @@ def build_training(
         resumed: what the run will continue from; its files are used instead of making new ones.
         quiet: print nothing.
         origins: `file:line` of the recipe's towers and distillers, for messages.
+        features: folder of cached features; by default that of `train.cache_dir`.
 
     Raises:
         UserError: something does not fit; said before the first step.
@@ -115,7 +117,9 @@ def build_training(
         if settings.sync_batch_norm and runtime.world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)
         tower.to(device)
-    inputs = prepare_inputs(recipe, reader, towers, device)
+    inputs = prepare_inputs(
+        recipe, reader, towers, device, features or cache_folder(settings.cache_dir)
+    )
     composition = build_composition(
         recipe,
         inputs.towers,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.modality import MODALITIES
@@ -19,6 +19,7 @@ from vlkd_cli.engine.views import addresses, build_augment, build_masks, build_v
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.training_cache import Stored, store_features
 from vlkd_cli.recipe.address import MAIN_VIEW, pictures_of, text_names
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.outputs import INPUT, TOKENS
 from vlkd_cli.towers.tower import Tower
@@ -36,10 +37,17 @@ class Inputs:
 
 
 def prepare_inputs(
-    recipe: Recipe, reader: Reader | StreamReader, towers: Towers, device: torch.device
+    recipe: Recipe,
+    reader: Reader | StreamReader,
+    towers: Towers,
+    device: torch.device,
+    folder: Path,
 ) -> Inputs:
     """Store the features of towers whose input never changes, where the recipe asks for it or it
     saves work.
+
+    Args:
+        folder: where they are stored.
 
     Raises:
         RecipeError: the recipe asks for it and it cannot be.
@@ -52,7 +60,7 @@ def prepare_inputs(
             inputs.stored[name] = store_features(
                 tower,
                 reader,
-                cache_folder(recipe.train.cache_dir),
+                folder,
                 device=device,
                 precision=recipe.train.precision,
                 batch_size=recipe.train.batch_size,
@@ -84,7 +92,7 @@ def build_loader(
             text = key.partition("@")[2]
             views[key] = FeatureView(
                 inputs.stored[name].path,
-                MODALITIES[towers[name].modality].table,
+                FACTS[towers[name].modality].table,
                 text if text in text_names(data) else MAIN_VIEW,
             )
     loader = Loader(
@@ -124,7 +132,7 @@ def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, towe
     if asked is not None or obstacle:
         return bool(asked)
     assert isinstance(reader, Reader) and recipe.data is not None
-    rows = MODALITIES[tower.modality].rows(reader)
+    rows = len(MODALITIES[tower.modality].rows(reader, range(len(reader))))
     # Worth it only where the run would otherwise encode more than there is to encode.
     return rows <= (recipe.data.episode_samples or len(reader)) * recipe.train.epochs
 
@@ -138,7 +146,7 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
     needed = tower.graph.closure({address.output for address in read}) & {INPUT, TOKENS}
     if needed:
         return f"'{min(needed)}' is read of it, and only features are cached"
-    if MODALITIES[tower.modality].table == "text":
+    if not FACTS[tower.modality].has_views:
         return None
     views = {address.input for address in read}
     if any(build_augment(recipe, view) is not None for view in views):

@@ -23,6 +23,7 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.evaluation_data import with_data
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
+from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName
 from vlkd_cli.reports.records import Metric
 from vlkd_cli.towers.tower import Tower
 
@@ -156,10 +157,10 @@ class Evaluations:
 
 
 def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device) -> Subject:
-    """What is evaluated: the recipe's image and text tower. With several of a modality, the one
+    """What is evaluated: the recipe's tower of each modality. With several of a modality, the one
     called like it, else one that is trained rather than following another or frozen."""
 
-    def chosen(modality: str) -> Tower | None:
+    def chosen(modality: ModalityName) -> Tower | None:
         candidates = [name for name, tower in towers.items() if tower.modality == modality]
         if not candidates:
             return None
@@ -170,9 +171,9 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
 
         return towers[min(candidates, key=rank)]
 
-    return Subject(
-        image=chosen("image"),
-        text=chosen("text"),
+    subject = Subject(
+        image=None,
+        text=None,
         towers=dict(towers),
         device=device,
         precision=recipe.train.precision,
@@ -180,6 +181,9 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
         workers=recipe.data.workers if recipe.data else 0,
         cache=None,
     )
+    for tower in map(chosen, MODALITY_NAMES):
+        subject = subject if tower is None else subject.with_tower(tower)
+    return subject
 
 
 def _with_place(message: str, number: int, spec: EvalSpec) -> str:

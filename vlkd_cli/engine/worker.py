@@ -32,6 +32,7 @@ from vlkd_cli.recipe.address import modality_of
 from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.messages import Path as Place
+from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
 from vlkd_cli.reports.state import StateFile
@@ -49,6 +50,7 @@ class Job:
         dry_run: build everything, take one step, report sizes, write no checkpoint.
         quiet: print results and errors only.
         origins: `file:line` of the recipe's towers and distillers.
+        features: folder of cached features; by default that of the recipe's `train.cache_dir`.
     """
 
     recipe: str
@@ -58,6 +60,7 @@ class Job:
     dry_run: bool = False
     quiet: bool = False
     origins: Mapping[Place, str] = field(default_factory=dict)
+    features: str | None = None
 
 
 def train(job: Job) -> int:
@@ -98,6 +101,7 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             resumed=resumed,
             quiet=job.quiet,
             origins=job.origins,
+            features=None if job.features is None else Path(job.features),
         )
         trainer = _trainer(training)
         evaluations = Evaluations(
@@ -244,7 +248,8 @@ def _next_command(recipe: Recipe, run: str) -> str:
     if recipe.evals:
         return f"eval {run}"
     modalities = {modality_of(recipe.towers, name) for name in recipe.towers}
-    for suite, needed in (("retrieval", {"image", "text"}), ("knn", {"image"})):
+    for suite in ("retrieval", "knn"):
+        needed = attributes_of("suite", suite)["modalities"]
         if needed <= modalities and default_data(recipe, suite):
             return f"eval {run} --suite {suite}"
     return f"export {run} towers"

@@ -22,6 +22,7 @@ from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.recipe.types import MODALITY_NAMES
 
 
 def run_suites(
@@ -66,9 +67,7 @@ def with_tower(subject: Subject, name: str | None) -> Subject:
             f"evals: no tower '{name}'.{did_you_mean(name, subject.towers)} Towers:"
             f" {', '.join(subject.towers)}."
         )
-    chosen = replace(subject)
-    setattr(chosen, subject.towers[name].modality, subject.towers[name])
-    return chosen
+    return subject.with_tower(subject.towers[name])
 
 
 def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
@@ -78,11 +77,7 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
         RecipeError: see `run_suites`.
     """
     suite: Suite = make("suite", spec.suite, spec.keys)
-    have = {
-        name
-        for name, tower in (("image", subject.image), ("text", subject.text))
-        if tower is not None
-    }
+    have = {name for name in MODALITY_NAMES if subject.tower(name) is not None}
     missing = sorted(suite.modalities - have)
     if missing:
         needs = " and ".join(sorted(suite.modalities))

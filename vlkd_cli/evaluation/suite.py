@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.features.subject import Subject
+from vlkd_cli.recipe.types import ModalityName
 
 if TYPE_CHECKING:
     from vlkd_cli.evaluation.shown import Arrays, Shown
@@ -31,8 +32,8 @@ class Suite:
     so.
     """
 
-    modalities: ClassVar[frozenset[str]]
-    """The towers that it needs: "image", "text" or both."""
+    modalities: ClassVar[frozenset[ModalityName]]
+    """The modalities whose towers it needs."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What its readers must offer: words out of image, text, label."""
     data_keys: ClassVar[frozenset[str]] = frozenset({"data", "train_data", "val_data"})
@@ -42,7 +43,7 @@ class Suite:
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that its numbers depend on, beside NumPy and PyTorch."""
 
-    uses: frozenset[str]
+    uses: frozenset[ModalityName]
     """The towers that its numbers depend on: those it needs, and the text tower where a key asks
     for it."""
     keys: dict[str, Any]

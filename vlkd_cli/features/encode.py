@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vlkd_cli.data.loading.loader import in_order
+from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import ImageView
 from vlkd_cli.distributed.collectives import gather_objects, gather_ragged
 from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
 from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.precision import autocast
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.recipe.types import ModalityName
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -69,18 +70,17 @@ def embed_images(
             "this data can only be read as a stream; evaluation needs every sample at its place."
             " Use local shards or files."
         )
-    tower = _needed(subject.image, "image")
+    tower = _needed(subject, "image")
     expected = tower.input
-    assert isinstance(expected, ImageInput)
     key = _digest(tower.digest(), reader.fingerprint(), repr(tuple(expected)), subject.precision)
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         positions = [int(position) for batch in batches for position in batch]
-        views = {"image": ImageView(expected, None)}
+        views = {tower.name: MODALITIES[tower.modality].view(expected, None, None)}
         for batch in in_order(
             reader, views, positions, batch_size=subject.batch_size, workers=subject.workers
         ):
-            yield _features(subject, tower, batch.to(subject.device).inputs["image"])
+            yield _features(subject, tower, batch.to(subject.device).inputs[tower.name])
 
     wanted = np.arange(len(reader)) if indices is None else np.asarray(indices, dtype=np.int64)
     return _embed(subject, tower, key, len(reader), wanted, compute, _in_order_batches, point)
@@ -93,7 +93,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
     Returns:
         `[M, D]` float32 on the CPU.
     """
-    tower = _needed(subject.text, "text")
+    tower = _needed(subject, "text")
     rows: dict[str, int] = {}
     wanted = np.fromiter(
         (rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts)
@@ -155,7 +155,7 @@ def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
     Returns:
         `[M, feature_width]` float32 on the CPU, in the order of the texts.
     """
-    tower = _needed(subject.text, "text")
+    tower = _needed(subject, "text")
     features = torch.empty(len(texts), tower.feature_width)
     order = np.argsort([-len(text) for text in texts], kind="stable")
     with evaluating(tower):
@@ -169,7 +169,7 @@ def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
 def project_texts(subject: Subject, features: Tensor) -> Tensor:
     """Features `[M, feature_width]` of the text tower's backbone through its head, float32 on the
     CPU."""
-    tower = _needed(subject.text, "text")
+    tower = _needed(subject, "text")
     return features if isinstance(tower.head, nn.Identity) else _project(subject, tower, features)
 
 
@@ -345,9 +345,12 @@ def _split(rows: Rows, size: int) -> list[Rows]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _needed(tower: Tower | None, modality: str) -> Tower:
+def _needed(subject: Subject, modality: ModalityName) -> Tower:
+    tower = subject.tower(modality)
     if tower is None:
-        raise UserError(f"this evaluation needs a tower for {modality}s, and there is none.")
+        raise UserError(
+            f"this evaluation needs a tower for {FACTS[modality].plural}, and there is none."
+        )
     return tower
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.features.store import FeatureStore
-from vlkd_cli.recipe.types import Precision
+from vlkd_cli.recipe.types import ModalityName, Precision
 
 if TYPE_CHECKING:
     from vlkd_cli.checkpoint import Source
@@ -58,6 +58,7 @@ class Subject:
     """The image tower before training, for WiSE-FT."""
     tables: OpenTables = field(default_factory=OpenTables, repr=False, compare=False)
     """What suites share; `run_suites` gives its suites tables of their own."""
+    mesh: Tower | None = None
 
     def source_facts(self) -> dict[str, Any]:
         """Run, checkpoint, step and averaging of the weights; nulls where nothing was trained."""
@@ -70,10 +71,22 @@ class Subject:
             "averaged": self.model.averaged,
         }
 
-    def tower_facts(self, modality: str) -> dict[str, str]:
+    def tower(self, modality: ModalityName) -> Tower | None:
+        """The tower of a modality that is evaluated."""
+        tower: Tower | None = getattr(self, modality)
+        return tower
+
+    def with_tower(self, tower: Tower) -> Subject:
+        """The subject with this tower in place of the one of its modality."""
+        chosen = replace(self)
+        setattr(chosen, tower.modality, tower)
+        return chosen
+
+    def tower_facts(self, modality: ModalityName) -> dict[str, str]:
         """Name, digest and, of a tower out of another run, checkpoint of the tower that is
         evaluated."""
-        tower: Tower = getattr(self, modality)
+        tower = self.tower(modality)
+        assert tower is not None
         # A follower is a copy that has the name of the tower it follows.
         name = next((key for key, own in self.towers.items() if own is tower), tower.name)
         facts = {"name": name, "weights": self.weights_digest(tower)}

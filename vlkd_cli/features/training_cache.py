@@ -14,25 +14,26 @@ import csv
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli import console
 from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.loading.loader import in_order
+from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import ImageView
 from vlkd_cli.distributed import runtime
 from vlkd_cli.features.encode import evaluating, insist_on_numbers
 from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import Precision
+from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.recipe.types import ModalityName, Precision
 from vlkd_cli.towers.tower import Tower
 
 SAMPLES_PER_WINDOW = 1024
@@ -61,14 +62,15 @@ def store_features(
 ) -> Stored:
     """Fill the table of a tower's features over a data set.
 
-    Rows are the images in the reader's order, or all captions (`Reader.caption_start`). The
+    Rows are the samples in the reader's order, or all captions (`Modality.rows`). The
     processes of one machine share the work; each machine fills the table of its own cache folder.
 
     Returns:
         The table `[rows, feature_width]` float32, complete on return, on every rank.
     """
-    is_image = tower.modality == "image"
-    rows = len(reader) if is_image else reader.num_captions
+    facts = FACTS[tower.modality]
+    rows_of = partial(MODALITIES[tower.modality].rows, reader)
+    rows = len(rows_of(range(len(reader))))
     parts = (
         tower.digest(),
         reader.fingerprint(),
@@ -87,30 +89,33 @@ def store_features(
     missing = [
         positions
         for positions in _windows(len(reader))
-        if not store.done[_rows_of(reader, positions, is_image)].all()
+        if not store.done[_slice(rows_of(positions))].all()
     ]
     if missing and runtime.is_main():
         console.say(
-            f"Computing the features of tower '{tower.name}' once: {rows:,}"
-            f" {'images' if is_image else 'captions'}."
+            f"Computing the features of tower '{tower.name}' once: {rows:,} {facts.offered}."
         )
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if runtime.is_distributed() else 1
     # Every process must have read what is missing before one of them fills it in.
     runtime.barrier()
-    compute = _image_features if is_image else _caption_features
+    compute = _sample_features if facts.has_views else _caption_features
     with evaluating(tower), torch.no_grad():
         for positions in missing[runtime.local_rank() :: local_world]:
             features, broken = compute(
                 tower, reader, positions, device, precision, batch_size, workers
             )
             _note(store.folder / BROKEN, broken)
-            own = np.arange(rows)[_rows_of(reader, positions, is_image)]
+            own = rows_of(positions)
             insist_on_numbers(tower, features)
-            store.write(own, features.numpy(), _rows_among(reader, positions, is_image, broken))
+            marks = np.zeros(len(own), dtype=np.bool_)
+            for position in broken:
+                lost = rows_of(range(position, position + 1))
+                marks[lost.start - own.start : lost.stop - own.start] = True
+            store.write(np.array(own), features.numpy(), marks)
     runtime.barrier()
     store = FeatureStore(place, rows, tower.feature_width, verify=False)
     assert store.folder is not None
-    return Stored(store.folder / FEATURES, _broken_samples(store, reader, is_image))
+    return Stored(store.folder / FEATURES, _broken_samples(store, reader, tower.modality))
 
 
 def _windows(count: int) -> list[range]:
@@ -120,13 +125,11 @@ def _windows(count: int) -> list[range]:
     ]
 
 
-def _rows_of(reader: Reader, positions: range, is_image: bool) -> slice:
-    if is_image:
-        return slice(positions.start, positions.stop)
-    return slice(reader.caption_start(positions.start), reader.caption_start(positions.stop))
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
 
 
-def _image_features(
+def _sample_features(
     tower: Tower,
     reader: Reader,
     positions: range,
@@ -135,12 +138,12 @@ def _image_features(
     batch_size: int,
     workers: int,
 ) -> tuple[Tensor, dict[int, Skipped]]:
-    """`[len(positions), feature_width]`, zeros where an image cannot be read; and those images."""
+    """`[len(positions), feature_width]`, zeros where a sample cannot be read; and those samples."""
     features = torch.zeros(len(positions), tower.feature_width)
     broken: dict[int, Skipped] = {}
     for batch in in_order(
         reader,
-        {"image": ImageView(tower.input, None)},
+        {tower.name: MODALITIES[tower.modality].view(tower.input, None, None)},
         positions,
         batch_size=batch_size,
         workers=workers,
@@ -149,7 +152,7 @@ def _image_features(
         rows = batch.indices - positions.start
         if len(rows):
             with autocast(precision, device):
-                features[rows] = tower.features(batch.to(device).inputs["image"]).float().cpu()
+                features[rows] = tower.features(batch.to(device).inputs[tower.name]).float().cpu()
         if batch.skipped:
             named = {skipped.name: skipped for skipped in batch.skipped}
             broken |= {row: named[name] for row in positions if (name := reader.name(row)) in named}
@@ -194,23 +197,14 @@ def _caption_features(
     return features, broken
 
 
-def _rows_among(
-    reader: Reader, positions: range, is_image: bool, broken: Mapping[int, Skipped]
-) -> NDArray[np.bool_]:
-    """Which rows of a window belong to samples that cannot be read."""
-    own = _rows_of(reader, positions, is_image)
-    marks = np.zeros(own.stop - own.start, dtype=np.bool_)
-    for position in broken:
-        lost = _rows_of(reader, range(position, position + 1), is_image)
-        marks[lost.start - own.start : lost.stop - own.start] = True
-    return marks
-
-
-def _broken_samples(store: FeatureStore, reader: Reader, is_image: bool) -> dict[int, Skipped]:
+def _broken_samples(
+    store: FeatureStore, reader: Reader, modality: ModalityName
+) -> dict[int, Skipped]:
     """The samples that cannot be read, from the marks of their rows; why, where it was noted."""
     assert store.folder is not None
     rows = np.flatnonzero(store.broken)
-    if not is_image:
+    by_sample = FACTS[modality].has_views
+    if not by_sample:
         starts = np.append(reader.caption_starts(np.arange(len(reader))), reader.num_captions)
         # A sample without captions has no row that could be marked.
         rows = np.union1d(
@@ -221,7 +215,7 @@ def _broken_samples(store: FeatureStore, reader: Reader, is_image: bool) -> dict
     noted = _noted(store.folder / BROKEN)
     return {
         row: noted.get(row)
-        or Skipped(reader.name(row), "could not be read" if is_image else NO_CAPTION)
+        or Skipped(reader.name(row), "could not be read" if by_sample else NO_CAPTION)
         for row in rows.tolist()
     }
 

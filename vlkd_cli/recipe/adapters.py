@@ -18,6 +18,7 @@ from typing import Any
 from vlkd_cli import catalog
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import MissingPackageError, UserError
+from vlkd_cli.recipe.modality import FACTS, has_views
 
 ENCODERS: tuple[str, ...] = (
     "bert",
@@ -229,10 +230,10 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
             ]
         return []
     if tower.get("builder") == "openclip":
-        if tower.get("modality") == "image":
+        if has_views(tower.get("modality")):
             return [
-                "prompt: learned prompt vectors stand before captions, and this tower takes images."
-                " Remove it."
+                "prompt: learned prompt vectors stand before captions, and this tower takes"
+                f" {FACTS[tower['modality']].plural}. Remove it."
             ]
         if train in ("none", "head"):
             return [

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlkd_cli.recipe.contract import Contract, Form, contract_of, form_for
+from vlkd_cli.recipe.modality import LEADING, PAIR, is_named
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName
 
@@ -188,10 +189,10 @@ def addresses_of(recipe: Recipe, side: str | Sequence[str]) -> tuple[Address, ..
     found: list[Address] = []
     for text in [side] if isinstance(side, str) else side:
         written = parse_address(text)
-        reads_text = written.tower in recipe.towers and (
-            modality_of(recipe.towers, written.tower) == "text"
+        by_name = written.tower in recipe.towers and is_named(
+            modality_of(recipe.towers, written.tower)
         )
-        found += written.expand(1 if reads_text else pictures_of(recipe.data, written.input))
+        found += written.expand(1 if by_name else pictures_of(recipe.data, written.input))
     return tuple(found)
 
 
@@ -281,9 +282,9 @@ def _with_defaults(
 ) -> tuple[tuple[Address, ...], tuple[Address, ...] | None]:
     first = contract.student[0]
     if first.is_tuple and all(output.kind == "rows" for output in first.outputs):
-        student = student or _present(recipe, ("image", "text"), "student")
+        student = student or _present(recipe, PAIR, "student")
         if teacher is None and contract.needs_teacher:
-            teacher = _present(recipe, ("teacher_image", "teacher_text"), "teacher")
+            teacher = _present(recipe, [f"teacher_{name}" for name in PAIR], "teacher")
         return student, teacher
     for side, given in (("student", student), ("teacher", teacher)):
         kinds = {output.kind for form in contract.forms(side)[:1] for output in form.outputs}
@@ -304,7 +305,7 @@ def _only_learner(recipe: Recipe) -> tuple[Address, ...]:
         for name, tower in recipe.towers.items()
         if tower.follows is None and tower.train != "none"
     ]
-    image = _only(recipe, "image")
+    image = _only(recipe, PAIR[0])
     if len(learners) != 1 and image is None:
         raise SideError("student", "say which tower learns; there is no single one to choose")
     return addresses_of(recipe, learners[0] if len(learners) == 1 else str(image))
@@ -346,11 +347,11 @@ def _followed(recipe: Recipe, name: str) -> str:
 
 def _pair_of(recipe: Recipe) -> tuple[str | None, str | None]:
     """The mesh tower and the only other one, else the image and the text tower."""
-    mesh = _only(recipe, "mesh")
+    mesh = _only(recipe, LEADING)
     others = [name for name, tower in recipe.towers.items() if name != mesh and not tower.follows]
     if mesh is not None and len(others) == 1:
         return mesh, others[0]
-    return _only(recipe, "image"), _only(recipe, "text")
+    return _only(recipe, PAIR[0]), _only(recipe, PAIR[1])
 
 
 def _only(recipe: Recipe, modality: ModalityName) -> str | None:
@@ -365,7 +366,7 @@ def _only(recipe: Recipe, modality: ModalityName) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _present(recipe: Recipe, towers: tuple[str, ...], side: str) -> tuple[Address, ...]:
+def _present(recipe: Recipe, towers: Sequence[str], side: str) -> tuple[Address, ...]:
     missing = [name for name in towers if name not in recipe.towers]
     if missing:
         raise SideError(

@@ -19,6 +19,7 @@ from vlkd_cli.recipe.address import (
     text_names,
 )
 from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.modality import FACTS, is_named
 from vlkd_cli.recipe.objectives import check_objective, listed
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
@@ -121,22 +122,23 @@ def _check_input(recipe: Recipe, address: Address, path: Path) -> Iterator[Probl
     assert data is not None
     texts = text_names(data)
     modality = modality_of(recipe.towers, address.tower)
+    takes_names = is_named(modality)
     if name != MAIN_VIEW and name not in data.views and name not in texts:
-        known = [*data.views, *(texts if modality == "text" else [])]
-        what = "view or text" if texts and modality == "text" else "view"
+        known = [*data.views, *(texts if takes_names else [])]
+        what = "view or text" if texts and takes_names else "view"
         listing = f"Known: {', '.join(known)}." if known else "Name it under data.views."
         yield Problem(path, f"no {what} '{name}'.{did_you_mean(name, known)} {listing}")
         return
     if name in texts and name not in data.views:
-        if modality not in (None, "text"):
+        if modality is not None and not takes_names:
             yield Problem(
                 path,
                 f"'{name}' is a text of the samples, and tower '{address.tower}' reads"
-                f" {_PLURAL[modality]}. Name a view.",
+                f" {FACTS[modality].plural}. Name a view.",
             )
         return
     pictures = pictures_of(data, name)
-    if modality == "text" and (pictures > 1 or address.picture > 1):
+    if takes_names and (pictures > 1 or address.picture > 1):
         yield Problem(
             path,
             f"view '{name}' has {pictures} pictures of each image, and tower '{address.tower}'"
@@ -148,9 +150,6 @@ def _check_input(recipe: Recipe, address: Address, path: Path) -> Iterator[Probl
             f"view '{name}' has {pictures} picture{'s' * (pictures > 1)}, and '{address}' is"
             f" beyond. Set copies: {address.picture} there, or write a number up to {pictures}.",
         )
-
-
-_PLURAL = {"image": "images", "mesh": "meshes"}
 
 
 def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) -> Iterator[Problem]:

@@ -42,6 +42,19 @@ def check_sinks(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("reports", number), str(MissingPackageError(f"sink '{name}'", extra)))
 
 
+def check_batch(recipe: Recipe, processes: int) -> Iterator[Problem]:
+    """Distillers that need more samples a step than so many processes read together."""
+    batch = recipe.train.batch_size * processes
+    for number, spec in enumerate(recipe.distillers):
+        least = attributes_of("distiller", spec.name).get("minimum_batch", 1)
+        if batch < least:
+            yield Problem(
+                ("distillers", number),
+                f"distiller '{spec.name}' needs at least {least} samples a step over all processes"
+                f" and gets {batch}. Raise train.batch_size, or train on more processes.",
+            )
+
+
 def _check_data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     if data is None:

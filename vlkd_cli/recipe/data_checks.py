@@ -10,10 +10,9 @@ from vlkd_cli.recipe.address import Address, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import DataSpec, Recipe
-
-_WORDS = {"image": "images", "text": "captions", "mesh": "meshes"}
 
 
 def check_offers(recipe: Recipe) -> Iterator[Problem]:
@@ -70,11 +69,10 @@ def _check_modalities(
         for reader, keys, place in readers_of(data):
             offers = offers_of(reader, keys)
             if offers is not None and modality is not None and modality not in offers:
-                word = _WORDS.get(modality, modality)
                 yield Problem(
                     place,
-                    f"reader '{reader}' has no {word} as written, and tower '{name}' reads them."
-                    f"{_remedy(reader, modality)}",
+                    f"reader '{reader}' has no {FACTS[modality].offered} as written, and tower"
+                    f" '{name}' reads them.{_remedy(reader, modality)}",
                 )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from vlkd_cli import catalog, console
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.recipe.checks import check_recipe, check_sinks
+from vlkd_cli.recipe.checks import check_batch, check_recipe, check_sinks
 from vlkd_cli.recipe.former_names import replace_former_names
 from vlkd_cli.recipe.messages import Path, Problem, report
 from vlkd_cli.recipe.overrides import apply_overrides
@@ -38,7 +39,7 @@ def load_recipe(
     *,
     foreign: bool = False,
     remedy: str = TRUST_OPTION,
-    to_train: bool = False,
+    to_train: int = 0,
 ) -> Recipe:
     """The recipe in a file, or shipped under a name, with `--set` options applied and everything
     checked.
@@ -64,7 +65,7 @@ def parse_recipe(
     *,
     foreign: bool = False,
     remedy: str = TRUST_OPTION,
-    to_train: bool = False,
+    to_train: int = 0,
 ) -> Recipe:
     """The recipe in a YAML text.
 
@@ -73,7 +74,8 @@ def parse_recipe(
         foreign: whether it comes with a run, a checkpoint or an exported folder and so may name
             components of the catalogue only, see `recipe.trust`. The overrides are the user's own.
         remedy: what to do for someone who trusts it.
-        to_train: whether the packages of its sinks must be there too.
+        to_train: number of processes that are to train it, for checks that only training needs:
+            the packages of its sinks, and the size of a step. 0: it is not to be trained.
 
     Raises:
         RecipeError: its text has every problem, one line each.
@@ -81,7 +83,9 @@ def parse_recipe(
     document = read_document(text, name)
     if foreign and (problems := check_foreign(document.value, remedy)):
         raise RecipeError(report(document.origins, problems, name))
-    checks = (check_recipe, check_sinks) if to_train else (check_recipe,)
+    checks: list[Check] = [check_recipe]
+    if to_train:
+        checks += [check_sinks, partial(check_batch, processes=to_train)]
     return _checked(document, name, overrides, checks)
 
 

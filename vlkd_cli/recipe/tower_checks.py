@@ -14,6 +14,7 @@ from vlkd_cli.recipe.arrow_checks import arrows_of, learns
 from vlkd_cli.recipe.data_checks import readers_of, streams_of
 from vlkd_cli.recipe.head_checks import head_place
 from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.modality import FACTS, has_views
 from vlkd_cli.recipe.objectives import root_of
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe, TowerSpec
@@ -73,10 +74,11 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             if getattr(tower, key) != TowerSpec.model_fields[key].default:
                 yield Problem((*path, key), "has no effect without `follows:`.")
         if tower.builder is not None and modality_of(recipe.towers, name) is None:
+            offered = attributes_of("builder", tower.builder).get("modalities", MODALITY_NAMES)
             yield Problem(
                 path,
-                "say `modality: image` or `modality: text`; neither the tower's name nor its"
-                " builder tells.",
+                f"say {' or '.join(f'`modality: {word}`' for word in offered)}; neither the"
+                " tower's name nor its builder tells.",
             )
         yield from _check_modality(name, tower, path)
         return
@@ -105,6 +107,13 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
                 (*path, key),
                 f"has no effect on a tower that follows another. Set it on '{tower.follows}'.",
             )
+    modality = modality_of(recipe.towers, name)
+    if tower.shuffle and modality is not None and not FACTS[modality].has_views:
+        yield Problem(
+            (*path, "shuffle"),
+            f"mixes the images of several processes, and this tower reads {FACTS[modality].plural}."
+            " Remove it.",
+        )
     if tower.train != "all":
         yield Problem(
             (*path, "train"), "has no effect on a tower that follows another: it only ever follows."
@@ -248,7 +257,7 @@ def _cache_obstacle(
                 f"'{address}' reads {root}, and one feature of each sample is cached. Remove cache,"
                 " or read the backbone."
             )
-    if modality_of(recipe.towers, name) != "image" or recipe.data is None:
+    if not has_views(modality_of(recipe.towers, name)) or recipe.data is None:
         return None
     for view in dict.fromkeys([address.input for address in addresses] or [MAIN_VIEW]):
         augment = recipe.data.views.get(view) or recipe.data.augment

@@ -155,7 +155,7 @@ def test_what_it_cannot_do_is_one_line() -> None:
             {"builder": "openclip", "config": {"layers": 1, "width": 16, "heads": 2}}
         ),
     )
-    with pytest.raises(RecipeError, match="shuffle: it does not take images"):
+    with pytest.raises(RecipeError, match="shuffle: it reads texts"):
         MomentumTower(text, follows="text", shuffle=True)
 
 

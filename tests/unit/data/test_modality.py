@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.preprocessing import ImageInput
@@ -14,8 +14,34 @@ from vlkd_cli.preprocessing import ImageInput
 
 def test_features_have_a_row_per_image_or_per_caption():
     reader = Shapes(num_samples=5, size_px=16)
-    assert MODALITIES["image"].rows(reader) == 5
-    assert MODALITIES["text"].rows(reader) == 5 * len(reader.captions(0))
+    captions = len(reader.captions(0))
+    assert MODALITIES["image"].rows(reader, range(1, 5)) == range(1, 5)
+    assert MODALITIES["text"].rows(reader, range(1, 5)) == range(captions, 5 * captions)
+
+
+def test_every_modality_reads_its_own_part_of_a_sample():
+    reader = Shapes(num_samples=5, size_px=16)
+    sample = Sample(3)
+    for modality in MODALITIES.values():
+        with pytest.raises(Broken):
+            modality.require(sample, ["main"])
+        modality.read(sample, reader)
+        modality.require(sample, ["main"])
+    assert sample.image == reader.image(3)
+    assert sample.captions == reader.captions(3)
+
+
+def test_what_a_sample_lacks_is_said_with_its_readers_reason():
+    with pytest.raises(Broken, match="has no image"):
+        MODALITIES["image"].require(Sample(0), [])
+    with pytest.raises(Broken, match="file is gone"):
+        MODALITIES["image"].require(Sample(0, problem="file is gone"), [])
+    blank = Sample(0, captions=["a cat", " "], spans={"main": (0, 1), "answer": (1, 2)})
+    MODALITIES["text"].require(blank, ["main"])
+    with pytest.raises(Broken, match="has no text 'answer'"):
+        MODALITIES["text"].require(blank, ["main", "answer"])
+    with pytest.raises(Broken, match="has no caption"):
+        MODALITIES["text"].require(Sample(0, captions=[""]), ["main"])
 
 
 def test_images_are_loaded_at_the_size_that_a_tower_expects():

@@ -482,6 +482,19 @@ def test_sinks_without_their_package_are_refused_where_the_recipe_is_to_be_train
     parse_recipe(text.replace("epochs: x", "epochs: 1"), "r.yaml")
 
 
+def test_a_step_too_small_for_a_distiller_is_refused_where_it_is_to_be_trained():
+    text = SMALL + "train: {batch_size: 1}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml", to_train=1)
+    line = 1 + SMALL.splitlines().index(next(x for x in SMALL.splitlines() if "infonce" in x))
+    assert str(caught.value) == (
+        f"r.yaml:{line}: distillers[0]: distiller 'infonce' needs at least 2 samples a step over"
+        " all processes and gets 1. Raise train.batch_size, or train on more processes."
+    )
+    parse_recipe(text, "r.yaml", to_train=2)
+    parse_recipe(text, "r.yaml")
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

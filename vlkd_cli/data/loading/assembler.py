@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
-from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
 from vlkd_cli.data.masks import ViewMask
+from vlkd_cli.data.modality import MODALITIES, TextModality
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import FeatureView, ImageView, TextView, render, seed_of
 from vlkd_cli.errors import DataError
@@ -67,7 +67,7 @@ class Assembler:
     def reads_samples(self) -> bool:
         """Whether a sample is looked at; otherwise rows of tables are enough."""
         views = self.views
-        return bool(views.needs or views.masks) or views.others.keys() != views.features.keys()
+        return bool(views.modalities or views.masks) or views.others.keys() != views.features.keys()
 
     def __getitem__(self, request: Request) -> Batch:
         positions = self._positions(request.number)
@@ -117,7 +117,7 @@ class Assembler:
     def _gathered(self, rows: np.ndarray, choices: np.ndarray) -> Batch:
         """A batch of cached features only: no sample is looked at."""
         texts = rows
-        if any(view.table == "text" for view in self.views.features.values()):
+        if any(view.table != "sample" for view in self.views.features.values()):
             texts = self._main_texts(rows, choices)
         inputs: dict[str, Tensor | TextInput] = {
             key: view.gather(rows if view.table == "sample" else texts)
@@ -171,19 +171,20 @@ class Assembler:
         if row in self.broken:
             raise Broken(self.broken[row].reason)
         spans = {}
-        if views.texts and (reader.text_names or "text" not in views.needs):
+        if views.texts and (reader.text_names or not views.reads_captions):
             spans = {name: reader.text_span(row, name) for name in views.texts}
-        return Sample(
+        sample = Sample(
             row,
-            reader.image(row) if "image" in views.needs else None,
-            reader.captions(row) if "text" in views.needs else (),
-            spans,
-            choice,
-            reader.caption_start(row) if views.features else 0,
+            spans=spans,
+            choice=choice,
+            first_row=reader.caption_start(row) if views.features else 0,
             label=reader.label(row),
             seed=seed,
             salvage=reader.salvages,
         )
+        for modality in views.modalities:
+            modality.read(sample, reader)
+        return sample
 
     def _with_targets(self, batch: Batch) -> Batch:
         if not self.reader.num_targets:
@@ -210,9 +211,11 @@ class SortedViews:
         # their own.
         self.salts = [_number_of(key.partition("@")[2]) for key in self.images]
         self.masks = {name: (_number_of(name), mask) for name, mask in masks.items()}
-        self.needs = frozenset().union(*(view.needs for view in views.values()))
+        needs = frozenset[str]().union(*(view.needs for view in views.values()))
+        self.modalities = [modality for name, modality in MODALITIES.items() if name in needs]
+        self.reads_captions = TextModality.name in needs
         read = [view.text for view in views.values() if isinstance(view, TextView)]
-        read += [view.text for view in self.features.values() if view.table == "text"]
+        read += [view.text for view in self.features.values() if view.table != "sample"]
         self.texts = tuple(dict.fromkeys(read))
 
 
@@ -235,14 +238,8 @@ class Filling:
         Raises:
             Broken: it cannot be read.
         """
-        needs = self.views.needs
-        if "image" in needs and sample.image is None:
-            raise Broken(sample.problem or "has no image")
-        for text in self.views.texts if "text" in needs else ():
-            first, stop = sample.spans.get(text, (0, len(sample.captions)))
-            if first == stop or not sample.captions[sample.text(text)].strip():
-                missing = "caption" if text == MAIN else f"text '{text}'"
-                raise Broken(sample.problem or f"has no {missing}")
+        for modality in self.views.modalities:
+            modality.require(sample, self.views.texts)
         if self.images:
             views, rooms = list(self.views.images.values()), [room[slot] for room in self.images]
             render(sample, views, rooms, self.views.salts)

@@ -145,7 +145,12 @@ def _last_loss(recipe: Recipe) -> float:
 
     with tempfile.TemporaryDirectory(prefix="vlkd-smoke-") as folder:
         run = RunFolder(Path(folder) / "run").create()
-        job = worker.Job(recipe=recipe_to_json(recipe), run=str(run.path), quiet=True)
+        job = worker.Job(
+            recipe=recipe_to_json(recipe),
+            run=str(run.path),
+            quiet=True,
+            features=str(Path(folder) / "features"),
+        )
         for each in (replace(job, dry_run=True), job):
             # What a run prints is not of interest here, only how it ends.
             with contextlib.redirect_stdout(io.StringIO()):

@@ -67,6 +67,13 @@ class TrainRequest:
         return "" if self.recipe is None else Path(self.recipe).stem
 
     @property
+    def num_processes(self) -> int:
+        """How many processes train together."""
+        if joins_running_job():
+            return num_processes()
+        return (self.gpus or self.cpu_workers or 1) * self.nodes
+
+    @property
     def writes_the_folder(self) -> bool:
         """Whether this command is the one that prepares the run folder and holds its lock."""
         return is_first() and self.node_rank == 0
@@ -172,7 +179,7 @@ def _refuse_idle_options(request: TrainRequest) -> None:
 
 def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
     recipe = (
-        load_recipe(request.recipe, request.overrides, to_train=True)
+        load_recipe(request.recipe, request.overrides, to_train=request.num_processes)
         if request.recipe is not None
         else None
     )
@@ -180,7 +187,10 @@ def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
         folder = run_to_resume(request.resume, request.run, request.runs, request.name)
         if recipe is None:
             recipe = load_recipe(
-                folder.recipe, request.overrides, foreign=not request.trust, to_train=True
+                folder.recipe,
+                request.overrides,
+                foreign=not request.trust,
+                to_train=request.num_processes,
             )
         refuse_another_recipe(load_unchecked(folder.recipe), recipe, folder)
         return recipe, folder

@@ -41,6 +41,15 @@ def test_nothing_is_left_and_nothing_else_is_printed(tmp_path, monkeypatch, capf
     assert capfd.readouterr().out == ""
 
 
+def test_features_are_cached_in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    towers = {"image": {**IMAGE, "train": "none", "cache": True}, "text": TEXT}
+    data = {**TABLE, "augment": {"name": "none"}}
+    outcome = smoke_test(recipe_of_users(tmp_path, towers=towers, data=data))
+    assert "fine, 2 steps" in outcome.text
+    assert not list(tmp_path.rglob("train_features"))
+
+
 def test_towers_views_and_optimizer_are_the_recipes_and_the_rest_is_small(tmp_path):
     data = {**TABLE, "augment": {"name": "none"}, "views": {"second": None}, "workers": 8}
     train = {"epochs": 90, "batch_size": 512, "accumulate": 8, "compile": True, "best": "knn.top1"}
