@@ -3,9 +3,9 @@ that the user has."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from vlkd_cli.data.files.texts import parse_json, read_text
 from vlkd_cli.data.readers.elevater import Elevater
 from vlkd_cli.data.readers.elevater_index import check_class_order
 from vlkd_cli.errors import DataError
@@ -58,7 +58,7 @@ def _in_column_order(own: list[str | list[str]], names: list[str], where: str) -
 
 def _table(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from error
+        found = parse_json(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
     return found if isinstance(found, dict) else {}

@@ -449,7 +449,7 @@ def test_a_list_of_class_names_is_read_without_marks_or_refused(tmp_path: Path) 
         reader = Classification(path=str(tmp_path / "data"), classes=str(names))
         assert reader.classes == ["cat", "dog"]
     names.write_bytes(b"caf\xe9\ndog\n")
-    with pytest.raises(DataError, match=r"names.txt: byte 3 \(0xe9\) is not utf-8 text"):
+    with pytest.raises(DataError, match=r"names.txt:1: byte 3 \(0xe9\) is not utf-8 text"):
         Classification(path=str(tmp_path / "data"), classes=str(names))
 
 

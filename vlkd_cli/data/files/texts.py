@@ -3,6 +3,7 @@ surrogates, line ends and JSON."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -20,17 +21,30 @@ _KINDS = {
 }
 
 
+class NotText(ValueError):
+    """Bytes that are not text of an encoding; `line` is where, counted from 1."""
+
+    def __init__(self, text: str, line: int) -> None:
+        super().__init__(text)
+        self.line = line
+
+
 def decode_text(content: bytes, encoding: str = "utf-8") -> str:
     """The text of some bytes, cleaned as `clean_text` does.
 
     Raises:
-        ValueError: the bytes are not in this encoding, or the encoding is unknown.
+        ValueError: the encoding is unknown.
+        NotText: the bytes are not in this encoding.
     """
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
         return clean_text(content.decode(encoding))
     except UnicodeDecodeError as error:
         byte = content[error.start] if error.start < len(content) else 0
-        raise ValueError(f"byte {error.start} (0x{byte:02x}) is not {encoding} text") from None
+        raise NotText(
+            f"byte {error.start} (0x{byte:02x}) is not {encoding} text",
+            1 + content.count(b"\n", 0, error.start),
+        ) from None
     except LookupError:
         raise ValueError(f"the encoding '{encoding}' is unknown") from None
 
@@ -137,14 +151,25 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
     """The text of a file, cleaned as `clean_text` does.
 
     Raises:
-        DataError: it cannot be read, or it is not in this encoding.
+        DataError: it cannot be read, is not in this encoding, or holds NUL characters, as UTF-16
+            that is read in another encoding does; says in which line.
     """
     try:
-        return decode_text(read_file(path), encoding)
+        text = decode_text(read_file(path), encoding)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except NotText as error:
+        raise DataError(f"{path}:{error.line}: {error}. Save the file as {encoding}.") from None
     except ValueError as error:
-        raise DataError(f"{path}: {error}. Save the file as UTF-8.") from None
+        raise DataError(f"{path}: {error}.") from None
+    before, nul, _ = text.partition("\0")
+    if nul:
+        line = 1 + before.count("\n")
+        raise DataError(
+            f"{path}:{line}: holds a NUL character, so it is not {encoding} text. Save the file as"
+            f" {encoding}."
+        )
+    return text
 
 
 def read_entries(path: str | os.PathLike[str], encoding: str = "utf-8") -> list[str]:

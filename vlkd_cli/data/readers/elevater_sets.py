@@ -159,6 +159,12 @@ def _registered(entry: dict[str, Any]) -> SetFacts:
         if multi_label != known.multi_label:
             expected = "multilabel" if known.multi_label else "multiclass"
             raise ValueError(f"type of '{name}' is '{kind}', and ELEVATER's set is {expected}")
+        for key in ("num_classes", "metric"):
+            if entry.get(key) not in (None, getattr(known, key)):
+                raise ValueError(
+                    f"{key} of '{name}' is {entry[key]!r}, and ELEVATER's set has"
+                    f" {getattr(known, key)!r}"
+                )
         return replace(known, folder=folder, label_map=label_map, splits=splits, is_registered=True)
     wanted = entry.get("metric") or ("11point_mAP" if multi_label else "accuracy")
     metric: Metric | None = next((each for each in get_args(Metric) if each == wanted), None)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import json
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkd_cli.data.files.texts import clean_text, decode_text, kind_of, parse_json
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.text_files import number, read_lines
 
@@ -20,6 +20,17 @@ MARCO = ("collection.tsv", "queries.dev.small.tsv")
 BEIR = ("corpus.jsonl", "queries.jsonl")
 
 Judged = dict[str, dict[str, float]]
+
+
+class Undecoded(NamedTuple):
+    """A passage of MS MARCO as its file holds it."""
+
+    line: int
+    text: bytes
+
+
+Passage = Undecoded | dict[str, str]
+"""A passage as it is read: text that is decoded where it is wanted, or a record of BEIR."""
 
 
 class Collection(NamedTuple):
@@ -105,7 +116,7 @@ def read_queries(collection: Collection) -> dict[str, str]:
                 raise DataError(f"{path}:{place}: expected a query id, a TAB and the query.")
         else:
             record = _record(line, path, place)
-            query, text = str(record["_id"]), record["text"]
+            query, text = record["_id"], record["text"]
         query = query.strip()
         if query in queries:
             raise DataError(f"{path}:{place}: query id '{query}' occurs more than once.")
@@ -227,22 +238,14 @@ class Corpus:
                 for _ in rows:
                     pass
 
-    def _text(self, content: Any) -> str:
-        if isinstance(content, bytes):
-            return self._decoded(content).strip()
-        title = str(content.get("title") or "") if self._title else ""
+    def _text(self, content: Passage) -> str:
+        if isinstance(content, Undecoded):
+            return _decoded(content.text, self.path, content.line).strip()
+        title = content["title"] if self._title else ""
         return f"{title} {content['text']}".strip()
 
-    def _decoded(self, content: bytes) -> str:
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.path}: is not UTF-8 text: {content[:40]!r}. Restore the original file."
-            ) from error
-
-    def _rows(self) -> Iterator[tuple[bytes, Any]]:
-        """Id and content of every passage: the undecoded text (MS MARCO) or the record (BEIR)."""
+    def _rows(self) -> Iterator[tuple[bytes, Passage]]:
+        """Id and content of every passage."""
         with open(self.path, "rb") as file:
             for place, line in enumerate(file, start=1):
                 if not line.strip():
@@ -255,24 +258,41 @@ class Corpus:
                         raise DataError(
                             f"{self.path}:{place}: expected a passage id, a TAB and the passage."
                         )
-                    yield passage.strip(), text
+                    if "\0" in _decoded(passage, self.path, place):
+                        raise DataError(
+                            f"{self.path}:{place}: the passage id holds a NUL character, so this is"
+                            " not UTF-8 text. Restore the original file."
+                        )
+                    yield passage.strip(), Undecoded(place, text)
                 else:
                     record = _record(line, self.path, place)
-                    yield str(record["_id"]).strip().encode(), record
+                    yield record["_id"].strip().encode(), record
 
 
-def _record(line: str | bytes, path: Path, place: int) -> dict[str, Any]:
+def _decoded(content: bytes, path: Path, line: int) -> str:
     try:
-        record = json.loads(line)
+        return decode_text(content)
     except ValueError as error:
-        raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from error
+        raise DataError(f"{path}:{line}: {error}. Restore the original file.") from None
+
+
+def _record(line: str | bytes, path: Path, place: int) -> dict[str, str]:
+    """`_id`, `title` (empty where there is none) and `text` of a BEIR record."""
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from None
     if (
         not isinstance(record, dict)
         or not isinstance(record.get("_id"), (str, int))
         or not isinstance(record.get("text"), str)
     ):
         raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a text.")
-    return record
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise DataError(f"{path}:{place}: 'title' is {kind_of(title)}; expected a text.")
+    found = {"_id": str(record["_id"]), "title": title, "text": record["text"]}
+    return {key: clean_text(value) for key, value in found.items()}
 
 
 def _pieces(items: Iterator[bytes], size: int) -> Iterator[list[bytes]]:

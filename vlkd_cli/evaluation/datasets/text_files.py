@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vlkd_cli.data.files.texts import read_text, split_lines
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.subject import Subject
 
@@ -69,17 +70,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     Raises:
         DataError: unreadable, or not in this encoding.
     """
-    try:
-        with open(
-            path, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n"
-        ) as file:
-            return [line.removesuffix("\n").removesuffix("\r") for line in file]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not {encoding} text (byte {error.start}). Restore the original file."
-        ) from error
+    return split_lines(read_text(path, encoding))
 
 
 def number(text: str, path: Path, line: int, what: str) -> float:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from vlkd_cli.data.files.texts import read_text
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES
@@ -152,10 +153,10 @@ def _opened(path: Path) -> Iterator[Iterator[list[str]]]:
             yield csv.reader(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not utf-8 text (byte {error.start}). Restore the original file."
-        ) from error
+    except UnicodeDecodeError:
+        # The table is read in pieces, and the error counts from the start of one of them.
+        read_text(path)
+        raise
     except csv.Error as error:
         raise DataError(
             f"{path}: is not a comma-separated table: {error}. Restore the original file."

@@ -36,6 +36,12 @@ def test_a_byte_order_mark_is_not_part_of_a_text() -> None:
     assert parse_json('\ufeff"cat"') == parse_json('"cat"'.encode("utf-16")) == "cat"
 
 
+def test_a_file_in_utf_16_is_refused_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"cat\n" + "dog\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"names.txt:2: holds a NUL character, so it is not utf-8"):
+        read_entries(tmp_path / "names.txt")
+
+
 def test_lone_surrogates_are_replaced_and_pairs_joined() -> None:
     assert clean_text("smile \ud83d here") == "smile \ufffd here"
     assert clean_text("\ude00\ud83d\ude00") == "\ufffd\U0001f600"
@@ -82,7 +88,9 @@ def test_bytes_of_another_encoding_are_told_with_their_place(tmp_path: Path) -> 
         decode_text(b"cafe", "utf-9")
     assert decode_text(b"caf\xe9", "latin-1") == "caf\xe9"
     (tmp_path / "names.txt").write_bytes(b"caf\xe9\ndog\n")
-    with pytest.raises(DataError, match=r"names.txt: byte 3 .* Save the file as UTF-8.") as caught:
+    with pytest.raises(
+        DataError, match=r"names.txt:1: byte 3 .* Save the file as utf-8."
+    ) as caught:
         read_entries(tmp_path / "names.txt")
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"no.txt: cannot be read: No such file"):

@@ -106,7 +106,7 @@ def test_captions_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     (tmp_path / "dataset_type.txt").unlink()
     (tmp_path / "classnames.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match=r"classnames.txt: byte 3 .* is not utf-8 text"):
+    with pytest.raises(DataError, match=r"classnames.txt:1: byte 3 .* is not utf-8 text"):
         ClipBenchmark(path=str(tmp_path))
 
 

@@ -188,6 +188,21 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
             {"name": "dtd", "type": "classification_multilabel"},
             "ELEVATER's set is multi",
         ),
+        (
+            "dtd",
+            {"name": "dtd", "type": "classification_multiclass", "num_classes": 46},
+            "num_classes of 'dtd' is 46, and ELEVATER's set has 47",
+        ),
+        (
+            "dtd",
+            {
+                "name": "dtd",
+                "type": "classification_multiclass",
+                "num_classes": 47,
+                "metric": "roc_auc",
+            },
+            "metric of 'dtd' is 'roc_auc', and ELEVATER's set has 'accuracy'",
+        ),
         ("toy-colours", {"type": "object_detection"}, "unknown ELEVATER data set 'toy-colours'"),
     ],
 )

@@ -311,6 +311,50 @@ def test_a_damaged_line_is_told_with_its_place(
         PassageRetrieval(data=str(root)).run(perfect_subject())
 
 
+def test_lone_surrogates_of_a_beir_folder_are_replaced(tmp_path: Path) -> None:
+    root = write_beir(tmp_path)
+    for file, key, lone in (
+        ("corpus.jsonl", '"_id": "d1"', '"_id": "d1\\ud83d"'),
+        ("corpus.jsonl", '"text": "', '"title": "\\ude00", "text": "\\ud83d '),
+        ("queries.jsonl", '"text": "', '"text": "\\ud83d '),
+    ):
+        (root / file).write_text((root / file).read_text().replace(key, lone))
+    path = root / "qrels/test.tsv"
+    path.write_text(path.read_text().replace("\td1\t", "\td1\ufffd\t"), encoding="utf-8")
+    collection = open_collection(root, None)
+    assert all("\ufffd" in text for text in read_queries(collection).values())
+    corpus = Corpus(collection)
+    assert "d1\ufffd" in {corpus.id_of(key) for key in range(len(corpus))}
+    [(_, texts)] = corpus.texts(len(corpus), lambda _: True)
+    assert all(text.startswith("\ufffd \ufffd ") for text in texts)
+    assert PassageRetrieval(data=str(root)).run(perfect_subject())[0].num_items
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+@pytest.mark.parametrize("file", ["queries.jsonl", "corpus.jsonl", "qrels/test.tsv"])
+def test_a_beir_file_in_another_encoding_is_named_with_the_line(
+    tmp_path: Path, file: str, encoding: str
+) -> None:
+    path = write_beir(tmp_path) / file
+    line, other = ('{"_id": "é", "text": "é"}', "é\td1\t1")[file.endswith("tsv")], path.read_text()
+    path.write_bytes(f"{other}{line}\n".encode(encoding))
+    number = other.count("\n") + 1 if encoding == "latin-1" else 1
+    with pytest.raises(DataError, match=rf"{path.name}:{number}: [^\n]*$"):
+        PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
+
+
+@pytest.mark.parametrize("row", [b"caf\xe9\ta text\n", b"99\tcaf\xe9\n", b"9\x009\ta text\n"])
+def test_a_marco_file_in_another_encoding_is_named_with_the_line(
+    tmp_path: Path, row: bytes
+) -> None:
+    path = write_marco(tmp_path) / "collection.tsv"
+    number = path.read_bytes().count(b"\n") + 1
+    with open(path, "ab") as file:
+        file.write(row)
+    with pytest.raises(DataError, match=rf"collection\.tsv:{number}: "):
+        PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
+
+
 def test_judgements_of_other_queries_only_are_refused(tmp_path: Path) -> None:
     root = write_beir(tmp_path)
     (root / "queries.jsonl").write_text('{"_id": "other", "text": "a"}\n')

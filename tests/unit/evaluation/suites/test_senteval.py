@@ -76,6 +76,23 @@ def test_latin_1_is_read_and_the_byte_order_mark_is_not_a_label(root: Path) -> N
     ) == [0, 1]
 
 
+def test_a_file_in_utf_16_is_named_with_the_line(tmp_path: Path) -> None:
+    root = write_senteval(tmp_path, items=12)
+    for task in ("MR", "SST2", "TREC", "MRPC", "SICK-E", "Tense"):
+        path = root / TASKS[task].files[0]
+        path.write_text(path.read_text(encoding="latin-1"), encoding="utf-16")
+        with pytest.raises(DataError, match=rf"{path.name}:1: "):
+            SentEval(data=str(root), tasks=[task]).run(random_subject())
+
+
+def test_the_byte_order_mark_of_utf_8_is_not_part_of_a_sentence(tmp_path: Path) -> None:
+    root = write_senteval(tmp_path, items=12)
+    files = [root / file for file in TASKS["MR"].files]
+    before = TASKS["MR"].read(files)[0].first
+    files[0].write_bytes(b"\xef\xbb\xbf" + files[0].read_bytes())
+    assert TASKS["MR"].read(files)[0].first == before
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     root = write_senteval(tmp_path, items=12)
     (root / "probing/past_present.txt").unlink()

@@ -64,6 +64,27 @@ def test_results_name_protocol_aggregation_files_and_versions(root: Path) -> Non
     assert json.loads(json.dumps(result.to_json())) == result.to_json()
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("STS/STS12-en-test/STS.input.MSRvid.txt", "STS12"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "STS12"),
+        ("STS/STSBenchmark/sts-test.csv", "STSB"),
+        ("SICK/SICK_test_annotated.txt", "SICKR"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named_with_the_line(
+    tmp_path: Path, file: str, name: str
+) -> None:
+    path = write_sts(tmp_path) / "downstream" / file
+    text = path.read_text(encoding="utf-8")
+    last = text.count("\n") + 1
+    for encoding, added, line in (("utf-16", "", 1), ("latin-1", "caf\xe9\n", last)):
+        path.write_text(text + added, encoding=encoding)
+        with pytest.raises(DataError, match=rf"{path.name}:{line}: .* is not utf-8 text"):
+            STS(data=str(tmp_path), sets=[name]).run(perfect_subject())
+
+
 def test_sets_that_are_not_there_are_named_and_the_others_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
