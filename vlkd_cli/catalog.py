@@ -36,6 +36,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "image classifiers of torchvision without their classifier",
         ),
         "timm": Entry("builders.timm.builder:Timm", "image models of timm"),
+        "dvae": Entry(
+            "builders.dvae:DVAE",
+            "DALL-E's image tokenizer, a frozen target of masked image modeling",
+        ),
         "huggingface": Entry(
             "builders.huggingface.builder:HuggingFace",
             "text encoders that transformers' AutoModel loads",

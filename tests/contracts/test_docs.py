@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,24 @@ def test_the_tutorial_shows_the_recipe_as_it_is():
             assert recipe[section] == value, (
                 f"{block}: recipes/quickstart.yaml says {section}: {recipe[section]}"
             )
+
+
+@pytest.mark.parametrize("name", ["simclr", "mae"])
+def test_what_users_of_mmselfsup_are_shown_is_the_shipped_recipe(name):
+    (block,) = [
+        block
+        for block in blocks_of(ROOT / "docs" / "from_mmselfsup.md")
+        if block.file_name == f"{name}.yaml"
+    ]
+    shown = yaml.safe_load(block.text)
+    shipped = yaml.safe_load((ROOT / "recipes" / "ssl" / f"{name}.yaml").read_text("utf-8"))
+    for section in ("towers", "distillers", "optimizer", "schedule"):
+        assert shown[section] == shipped[section], section
+    assert shown["data"] == {**shipped["data"], "path": "data/imagenet/train"}
+    config: dict[str, Any] = {}
+    exec((SNIPPETS / f"mmselfsup_{name}.py").read_text(encoding="utf-8"), config)
+    assert config["train_cfg"]["max_epochs"] == shown["train"]["epochs"]
+    assert config["optim_wrapper"]["optimizer"]["lr"] == shown["optimizer"]["lr"]
 
 
 @pytest.fixture(scope="module")
