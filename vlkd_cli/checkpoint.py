@@ -26,6 +26,8 @@ from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 
 FORMAT = 2
+BEFORE_COOLDOWN = "before_cooldown.pt"
+"""Where a longer run goes on: the last checkpoint whose rates do not depend on the length."""
 State = dict[str, Tensor]
 Choice = Literal["best", "last"]
 
@@ -57,6 +59,7 @@ class Checkpoint:
         global_batch: samples of one batch over all processes.
         evaluated: whether what was due at this step has been evaluated.
         best: value of `train.best` so far.
+        waited: evaluations of `train.best` in a row that were no better.
         towers: of each tower that learns, by its name, what learns and its buffers.
         followers, distillers: state dicts of the composition's parts.
         ema: averages of the trainable parameters, by their names in the composition; empty without.
@@ -78,6 +81,7 @@ class Checkpoint:
     files: dict[str, bytes] = field(default_factory=dict)
     evaluated: bool = True
     best: float | None = None
+    waited: NonNegativeInt = 0
     skipped_steps: NonNegativeInt = 0
     format: int = FORMAT
     version: str = vlkd_cli.__version__
@@ -119,9 +123,11 @@ class Checkpoint:
                 f"{path} is damaged: {_problem(error)}.{_others(path)}"
             ) from error
 
-    def save(self, folder: Path, *, is_best: bool = False, keep: int = 1) -> Path:
-        """Write `step_N.pt` and point `last.pt` (and `best.pt`) at it; of the `step_*.pt` files the
-        newest `keep` stay.
+    def save(
+        self, folder: Path, *, is_best: bool = False, before_cooldown: bool = False, keep: int = 1
+    ) -> Path:
+        """Write `step_N.pt` and point `last.pt` (and `best.pt`, `before_cooldown.pt`) at it; of the
+        `step_*.pt` files the newest `keep` stay.
 
         A file appears under its name only when it is whole: a kill or a full disk while saving
         leaves the former ones as they were.
@@ -143,8 +149,9 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
-            for name in ["last.pt", *(["best.pt"] if is_best else [])]:
-                _point(folder / name, target)
+            names = {"last.pt": True, "best.pt": is_best, BEFORE_COOLDOWN: before_cooldown}
+            for name in (name for name, applies in names.items() if applies):
+                point(folder / name, target)
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 _remove_partial_files(folder)
@@ -295,7 +302,7 @@ def _remove_partial_files(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _point(name: Path, target: Path) -> None:
+def point(name: Path, target: Path) -> None:
     """Make `name` the same file as `target`, atomically; a hard link where the file system has
     them, else a copy."""
     partial = name.with_suffix(".partial")

@@ -26,6 +26,12 @@ SMALL = [
     "evals[0].data.num_samples=48", "evals[1].data.num_samples=48",
 ]  # fmt: skip
 TINY = [word for setting in SMALL for word in ("--set", setting)]
+LENGTH = ["schedule.warmup_steps=1", "schedule.cooldown_steps=2", "train.epochs=2"]
+LONG = [
+    word
+    for setting in [*(each for each in SMALL if "train.steps" not in each), *LENGTH]
+    for word in ("--set", setting)
+]
 TINY_SUITES = ["--with", "data={reader: shapes, split: val, num_samples: 48, size_px: 64}"]
 
 # Trained and evaluated for real, in the pages' order and in one folder for each page, with these
@@ -43,6 +49,9 @@ RUN: dict[str, list[str]] = {
     "vlkd compare runs/first runs/second": [],
     "vlkd compare runs --metric zero_shot.top1 --at last --table compare.md": [],
     "vlkd train --resume runs/first": [],
+    "vlkd train quickstart --run runs/long --set schedule.name=wsd"
+    " --set schedule.cooldown_steps=80": LONG,
+    "vlkd train --resume runs/long --set train.epochs=10": [],
     "vlkd eval": [],
     "vlkd eval runs/first --suite retrieval,feature_analysis": TINY_SUITES,
     "vlkd eval runs/first/checkpoints/last.pt --suite zero_shot --output results.json": TINY_SUITES,

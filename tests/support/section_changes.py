@@ -37,6 +37,12 @@ def evals(**keys: Any) -> dict[str, Any]:
     return {"evals": [{**EVALS[0], **keys}], "train": LONG}
 
 
+def patient(patience: int | None) -> dict[str, Any]:
+    """A run that cannot improve."""
+    watching = {"best": "retrieval.mean_recall", "patience": patience}
+    return {**evals(every_steps=1), "optimizer": {"lr": 1e-30}, "train": {**LONG, **watching}}
+
+
 CHANGES: dict[str, dict[str, Change]] = {
     "towers": {
         "builder": Change(towers({"builder": "timm", "model": "resnet10t", "config": {}})),
@@ -127,6 +133,8 @@ CHANGES: dict[str, dict[str, Change]] = {
         "best": Change(
             {"train": {"best": "retrieval.mean_recall"}, "evals": EVALS}, {"evals": EVALS}
         ),
+        "patience": Change(patient(1), patient(None)),
+        "min_delta": Change(one("train", min_delta=0.1)),
         "max_nonfinite_steps": Change(
             {**one("train", max_nonfinite_steps=1), "optimizer": {"lr": 1e30}},
             one("optimizer", lr=1e30),
@@ -149,6 +157,19 @@ CHANGES: dict[str, dict[str, Change]] = {
         "warmup_steps": Change(one("schedule", warmup_steps=2)),
         "warmup_epochs": Change(one("schedule", warmup_epochs=1)),
         "end_factor": Change(one("schedule", end_factor=0.5)),
+        "cooldown_steps": Change(
+            one("schedule", name="constant", cooldown_steps=1), one("schedule", name="constant")
+        ),
+        "cooldown_epochs": Change(
+            one("schedule", name="constant", cooldown_epochs=1), one("schedule", name="constant")
+        ),
+        "cooldown_shape": Change(
+            one("schedule", name="constant", cooldown_steps=2, cooldown_shape="sqrt"),
+            one("schedule", name="constant", cooldown_steps=2),
+        ),
+        "timescale": Change(
+            one("schedule", name="rsqrt", timescale=9), one("schedule", name="rsqrt")
+        ),
         "milestones": Change(
             {"schedule": {"name": "steps", "milestones": [1]}, "train": LONG},
             {"schedule": {"name": "constant"}, "train": LONG},

@@ -28,6 +28,7 @@ from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
+from vlkd_cli.engine.schedules import cooldown_start
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
@@ -52,6 +53,7 @@ class Training:
         episode_loader: of what the start of an episode reads, in the same order; `loader` where a
             step reads the same.
         steps_per_epoch, total_steps: in optimizer steps.
+        cooldown_start: step at which the first cooldown of a schedule starts, if there is one.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int
     total_steps: int
+    cooldown_start: int | None
 
     def evaluated_towers(self) -> dict[str, Tower]:
         """The towers that suites may run, those that follow another among them."""
@@ -133,6 +136,7 @@ def build_training(
         episode_loader = build_loader(recipe, episode_keys, inputs, towers, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
+    run = Progress(0, steps_per_epoch, total_steps)
     if settings.channels_last:
         composition.to(memory_format=torch.channels_last)
     _check_data(composition, reader, loader, settings.batch_size * runtime.world_size())
@@ -144,9 +148,10 @@ def build_training(
         composition=composition,
         loader=loader,
         episode_loader=episode_loader,
-        optimizer=build_optimizer(composition, recipe, Progress(0, steps_per_epoch, total_steps)),
+        optimizer=build_optimizer(composition, recipe, run),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        cooldown_start=cooldown_start(recipe, run),
     )
 
 

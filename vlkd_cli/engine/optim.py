@@ -225,8 +225,7 @@ def _group(spec: OptimizerSpec, settings: Settings, run: Progress) -> dict[str, 
         return plain
     group = spec.groups[settings.group]
     if group.schedule is not None:
-        named = isinstance(group.schedule, str)
-        plain["schedule"] = ScheduleSpec(name=group.schedule) if named else group.schedule
+        plain["schedule"] = group.own_schedule
     if group.from_ is not None:
         plain["start"] = _start(group, run)
     return {**plain, **typed_keys("optimizer", spec.name, group.keys)}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
-from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Source
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.launching.run_folder import RunFolder
-from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.engine.watching import Watch, check_best
+from vlkd_cli.errors import UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import build_suite, print_results, run_suites, with_tower
 from vlkd_cli.evaluation.suite import Measures
@@ -24,26 +22,28 @@ from vlkd_cli.recipe.evaluation_data import with_data
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TrainSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName
-from vlkd_cli.reports.records import Metric
 from vlkd_cli.towers.tower import Tower
 
 
 class Saves:
-    """When checkpoints are due."""
+    """When checkpoints are due: as `train` says, at the end, and before the cooldown."""
 
-    def __init__(self, settings: TrainSpec, steps_per_epoch: int, total_steps: int) -> None:
-        self.settings, self.steps_per_epoch, self.total_steps = (
-            settings,
-            steps_per_epoch,
-            total_steps,
-        )
+    def __init__(
+        self,
+        settings: TrainSpec,
+        steps_per_epoch: int,
+        total_steps: int,
+        cooldown_start: int | None = None,
+    ) -> None:
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        self.total_steps, self.cooldown_start = total_steps, cooldown_start
         self._last_save = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether to save after this many steps; minutes go by this process's clock."""
         settings = self.settings
         return (
-            step == self.total_steps
+            step in (self.total_steps, self.cooldown_start)
             or (settings.save_every_steps is not None and step % settings.save_every_steps == 0)
             or (
                 settings.save_every_epochs is not None
@@ -75,7 +75,7 @@ class Evaluations:
     ) -> None:
         self.recipe, self.folder = recipe, folder
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.best_value: float | None = None
+        self.watch = Watch(recipe.train)
         self.last: list[Result] = []
         self._subject = subject_of(recipe, towers, device)
         self.specs = [with_data(recipe, spec) for spec in recipe.evals]
@@ -99,9 +99,8 @@ class Evaluations:
         """The suites to run after this many steps."""
         return [spec for spec in self.specs if self._is_due(spec, step)]
 
-    def run(self, step: int) -> tuple[dict[str, float], bool]:
-        """Evaluate what is due; the metrics as logged, and whether `train.best` reached a new best
-        value."""
+    def run(self, step: int, specs: Sequence[EvalSpec]) -> dict[str, float]:
+        """Run these suites after this many steps; the metrics as logged."""
         weights = Source(
             run=str(self.folder.path),
             file="",
@@ -110,20 +109,21 @@ class Evaluations:
         )
         results = run_suites(
             replace(self._subject, model=weights),
-            self.due(step),
+            specs,
             folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None,
         )
         self.last = results
-        values = {
+        return {
             f"eval/{result.name}.{result.dataset}.{name}": value
             for result in results
             for name, value in result.metrics.items()
         }
-        watched = watched_value(self.recipe.train.best, results)
-        is_best = watched is not None and watched.improves_on(self.best_value)
-        if watched is not None and is_best:
-            self.best_value = watched.value
-        return values, is_best
+
+    def end_at(self, step: int) -> list[EvalSpec]:
+        """The run ends with this step; the suites of the end that were not due at it."""
+        before = self.due(step)
+        self.total_steps = step
+        return [spec for spec in self.due(step) if spec not in before]
 
     def one_line(self, step: int) -> str:
         """The newest results in short: the primary metric of each suite, and what chance would
@@ -194,78 +194,3 @@ def _with_place(message: str, number: int, spec: EvalSpec) -> str:
         message = re.sub(rf"(?<![\w./])data\.{key}\b", f"evals[{number}].data.{key}", message)
     here = f"evals[{number}]"
     return message if here in message else f"{here}: {message}"
-
-
-def check_best(best: str | None, measured: Sequence[tuple[str, Measures | None]]) -> None:
-    """Whether `train.best` (NAME.METRIC or NAME.DATASET.METRIC) names a metric that an entry of
-    `evals:` gives.
-
-    Args:
-        measured: title of each entry, and what it gives, where that is known.
-
-    Raises:
-        RecipeError: it names none.
-    """
-    if best is None:
-        return
-    title, _, rest = best.partition(".")
-    own = [measures for name, measures in measured if name == title]
-    known = [measures for measures in own if measures is not None]
-    if not own or len(known) < len(own):
-        return  # checked with the recipe, or by nobody but the suite
-    metrics = list(dict.fromkeys(metric for measures in known for metric in measures.metrics))
-    for measures in known:
-        middle = {rest.removesuffix(metric) for metric in measures.metrics if rest.endswith(metric)}
-        if "" in middle or any(
-            dataset.endswith(".") and (not measures.datasets or dataset[:-1] in measures.datasets)
-            for dataset in middle
-        ):
-            return
-    datasets = list(dict.fromkeys(name for measures in known for name in measures.datasets))
-    dataset, _, metric = rest.rpartition(".")
-    if metric in metrics and datasets:
-        raise RecipeError(
-            f"train.best: '{title}' does not measure data '{dataset}'."
-            f"{did_you_mean(dataset, datasets)} It measures: {', '.join(datasets)}."
-        )
-    raise RecipeError(
-        f"train.best: '{title}' has no metric '{metric}'.{did_you_mean(metric, metrics)} It has:"
-        f" {', '.join(metrics)}."
-    )
-
-
-class Watched(NamedTuple):
-    """The figure that `train.best` names."""
-
-    metric: str
-    value: float
-
-    def improves_on(self, best: float | None) -> bool:
-        """Whether it is better than the best so far; one that is not finite never is."""
-        if not math.isfinite(self.value) or best is None:
-            return math.isfinite(self.value)
-        is_lower = Metric("", "", self.metric).lower_is_better
-        return self.value < best if is_lower else self.value > best
-
-
-def watched_value(best: str | None, results: list[Result]) -> Watched | None:
-    """The figure of `train.best` (NAME.METRIC or NAME.DATASET.METRIC) in these results, or None
-    where its suite was not due.
-
-    Raises:
-        RecipeError: the suite ran and has no such metric.
-    """
-    if best is None:
-        return None
-    title, _, rest = best.partition(".")
-    own = [result for result in results if result.name == title]
-    for result in own:
-        for metric, value in result.metrics.items():
-            if rest in (metric, f"{result.dataset}.{metric}"):
-                return Watched(metric, value)
-    metrics = list(dict.fromkeys(metric for result in own for metric in result.metrics))
-    if own and not any(rest.endswith(f".{metric}") for metric in metrics):
-        raise RecipeError(
-            f"train.best: suite '{title}' has no metric '{rest}'. It has: {', '.join(metrics)}."
-        )
-    return None

@@ -18,6 +18,7 @@ from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.trainer import Due, Hooks, Loads, Trainer
 from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.sink import Sink
 from vlkd_cli.reports.state import StateFile
 
@@ -109,36 +110,58 @@ class Run(Hooks):
         """Write a checkpoint; what is due to be evaluated at this step still is."""
         self._write(step, evaluated=not self.evaluations.due(step), is_best=False)
 
-    def evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> bool:
         """Run the suites that are due, and note the outcome in the checkpoint of this step.
 
-        Where they fail, the step is saved first.
+        Where they fail, the step is saved first. Where `train.patience` ends the run, the step is
+        saved and the suites of the end are run.
         """
-        if not self.evaluations.due(step):
-            return
+        evaluations = self.evaluations
+        if not evaluations.due(step):
+            return False
         try:
-            is_best = self._run_suites(step)
+            is_best = self._run_suites(step, evaluations.due(step))
+            if not self.ends_early:
+                if is_best or self._saved_step == step:
+                    self._write(step, evaluated=True, is_best=is_best)
+                return False
+            self._write(step, evaluated=False, is_best=False)
+            rest = evaluations.end_at(step)
+            if rest:
+                results = evaluations.last
+                self._run_suites(step, rest)
+                evaluations.last = [*results, *evaluations.last]
         except Exception:
             self.ensure_saved()
             raise
-        if is_best or self._saved_step == step:
-            self._write(step, evaluated=True, is_best=is_best)
+        self._write(step, evaluated=True, is_best=False)
+        return True
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether `train.patience` ends the run before its last step."""
+        return self.evaluations.watch.is_over and (
+            self.trainer.step_count < self.trainer.total_steps
+        )
 
     def ensure_saved(self) -> None:
         """Write a checkpoint of the last step unless there is one."""
         if self._saved_step != self.trainer.step_count:
             self.save(self.trainer.step_count)
 
-    def _run_suites(self, step: int) -> bool:
+    def _run_suites(self, step: int, specs: Sequence[EvalSpec]) -> bool:
+        """Evaluate; whether `train.best` reached a new best value."""
         self._share_statistics()
         ema = self.trainer.ema
         with self.interruption.dropping(), ema.applied() if ema else contextlib.nullcontext():
-            values, is_best = self.evaluations.run(step)
+            values = self.evaluations.run(step, specs)
+        watch = self.evaluations.watch
+        is_best = watch.note(self.evaluations.last)
         if self.sinks is not None:
             self.sinks.log(step, values)
             self.progress.say(self.evaluations.one_line(step))
-        if is_best and self.state is not None and self.evaluations.best_value is not None:
-            self.state.note_best(self.evaluations.best_value, step)
+        if is_best and self.state is not None and watch.best is not None:
+            self.state.note_best(watch.best, step)
         return is_best
 
     def _note_progress(self, step: int, *, write: bool = False) -> None:
@@ -160,8 +183,13 @@ class Run(Hooks):
             checkpoint = self.trainer.checkpoint(
                 recipe=self.recipe,
                 evaluated=evaluated,
-                best=self.evaluations.best_value,
+                best=self.evaluations.watch.best,
+                waited=self.evaluations.watch.waited,
                 files=self.files,
             )
-            keep = self.trainer.settings.keep
-            checkpoint.save(self.folder.checkpoints, is_best=is_best, keep=keep)
+            checkpoint.save(
+                self.folder.checkpoints,
+                is_best=is_best,
+                before_cooldown=step == self.saves.cooldown_start,
+                keep=self.trainer.settings.keep,
+            )

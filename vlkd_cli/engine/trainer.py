@@ -61,8 +61,10 @@ class Hooks:
     def save(self, step: int) -> None:
         """Write a checkpoint."""
 
-    def evaluate(self, step: int) -> None:
-        """Evaluate what is due; a run that stops here does so when it is resumed."""
+    def evaluate(self, step: int) -> bool:
+        """Evaluate what is due; a run that stops here does so when it is resumed. Whether the run
+        is over before its last step, the same on every rank."""
+        return False
 
 
 @dataclass
@@ -109,8 +111,8 @@ class Trainer:
         return Progress(self.step_count, self.steps_per_epoch, self.total_steps)
 
     def fit(self, hooks: Hooks) -> bool:
-        """Train from `step_count` to `total_steps`; False if a hook asked to stop before. What goes
-        wrong in a step is raised with its number as a note."""
+        """Train from `step_count` to `total_steps`, or until an evaluation ends the run; False if a
+        hook asked to stop before. What goes wrong in a step is raised with its number as a note."""
         meter = _Meter()
         for batches in self._batches(hooks, meter):
             with _noting(self.step_count + 1):
@@ -123,7 +125,8 @@ class Trainer:
                 hooks.save(self.step_count)
             if due.stop:
                 return False
-            hooks.evaluate(self.step_count)
+            if hooks.evaluate(self.step_count):
+                break
         return True
 
     def step(self, batches: Sequence[Batch]) -> tuple[StepOutput, float]:
@@ -150,7 +153,13 @@ class Trainer:
         return total, self._update(total.loss)
 
     def checkpoint(
-        self, *, recipe: str, evaluated: bool, best: float | None, files: dict[str, bytes]
+        self,
+        *,
+        recipe: str,
+        evaluated: bool,
+        best: float | None,
+        waited: int,
+        files: dict[str, bytes],
     ) -> Checkpoint:
         """What resuming needs; see `Checkpoint` for the arguments."""
         composition = self.composition
@@ -168,6 +177,7 @@ class Trainer:
             files=files,
             evaluated=evaluated,
             best=best,
+            waited=waited,
             skipped_steps=self.skipped_steps,
         )
 

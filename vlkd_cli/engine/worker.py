@@ -35,6 +35,8 @@ from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
+from vlkd_cli.reports.outcome import outcome_line
+from vlkd_cli.reports.records import read_run
 from vlkd_cli.reports.state import StateFile
 
 
@@ -117,9 +119,11 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             return 0
     if resumed is not None:
         trainer.restore(resumed)
-        # A value of another result is no bar for the one that is watched now.
+        # A value of another result, or one whose checkpoint is gone, is no bar for later ones.
         if recipe_from_json(resumed.recipe).train.best == recipe.train.best:
-            evaluations.best_value = resumed.best
+            evaluations.watch.waited = resumed.waited
+            if (folder.checkpoints / "best.pt").exists():
+                evaluations.watch.best = resumed.best
         _say(job, f"Continuing {folder.path} at step {resumed.step} of {trainer.total_steps}.")
     begin, start = time.perf_counter(), trainer.step_count
     with _opened(job, training, trainer, evaluations, resumed, interruption) as run:
@@ -136,6 +140,14 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
         if unread := folder.skipped_summary():
             console.warn(unread)
     steps = trainer.step_count - start
+    if run.ends_early:
+        waited = evaluations.watch.waited
+        _say(
+            job,
+            f"stopped early at step {trainer.step_count:,} of {trainer.total_steps:,}: no"
+            f" improvement in {waited} evaluation{'s' if waited > 1 else ''}"
+            + ("" if steps else ". Raise train.patience to go on."),
+        )
     _say_finished(job, recipe, trainer, time.perf_counter() - begin, steps)
     _refuse_diverged(trainer, steps)
     return 0
@@ -174,7 +186,12 @@ def _opened(
             episode_loader=training.episode_loader,
             files=made_files(training.towers.values()),
             evaluations=evaluations,
-            saves=Saves(recipe.train, training.steps_per_epoch, training.total_steps),
+            saves=Saves(
+                recipe.train,
+                training.steps_per_epoch,
+                training.total_steps,
+                training.cooldown_start,
+            ),
             sinks=sinks,
             state=state,
             progress=stack.enter_context(progress),
@@ -190,7 +207,7 @@ def _fit(run: Run, resumed: Checkpoint | None) -> bool:
         # After a resume, what was due when the run was stopped.
         if resumed is None or not resumed.evaluated:
             run.evaluate(run.trainer.step_count)
-        return run.trainer.fit(run)
+        return run.ends_early or run.trainer.fit(run)
     except Interrupted:
         run.ensure_saved()
         return False
@@ -238,6 +255,8 @@ def _say_finished(job: Job, recipe: Recipe, trainer: Trainer, seconds: float, st
     rate = f", {steps / seconds:.1f} steps/s" if steps and seconds else ""
     skipped = f"; {trainer.skipped_steps} were skipped" if trainer.skipped_steps else ""
     _say(job, f"Trained {steps} steps in {seconds:.0f} s{rate}{skipped}.")
+    if runtime.is_main() and (outcome := outcome_line(read_run(Path(job.run)))):
+        _say(job, outcome)
     _say(job, f"Run folder: {job.run}")
     metrics = shlex.quote(str(Path(job.run) / "metrics.csv"))
     _say(job, f"Next: vlkd {_next_command(recipe, shlex.quote(job.run))}    or look into {metrics}")

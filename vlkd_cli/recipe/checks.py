@@ -15,6 +15,7 @@ from vlkd_cli.recipe.evaluation_data import check_evaluation_data
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.schedules import check_schedules
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, Start
 from vlkd_cli.recipe.tower_checks import check_towers, trains_backbone
 
@@ -97,23 +98,9 @@ def _check_chunk(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
-    schedule, optimizer = recipe.schedule, recipe.optimizer
+    optimizer = recipe.optimizer
     yield from _check_chunk(recipe)
-    if schedule.warmup_steps and schedule.warmup_epochs:
-        yield Problem(
-            ("schedule", "warmup_epochs"),
-            "warm-up lasts for warmup_steps or for warmup_epochs, not both. Remove one.",
-        )
-    if schedule.name in ("constant", "steps") and schedule.end_factor:
-        yield Problem(("schedule", "end_factor"), f"has no effect with name: {schedule.name}.")
-    if schedule.name == "steps" and not schedule.milestones:
-        yield Problem(
-            ("schedule", "name"),
-            "steps needs the epochs at which the rate falls: `milestones: [30, 60]`.",
-        )
-    for key in ("milestones", "factor") if schedule.name != "steps" else ():
-        if getattr(schedule, key) != type(schedule)().model_dump()[key]:
-            yield Problem(("schedule", key), "has no effect without name: steps.")
+    yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")
     for number, group in enumerate(optimizer.groups):
@@ -128,10 +115,33 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
             else "Add its suite under evals."
         )
         yield Problem(("train", "best"), f"no entry of evals gives '{best}'.{guess} {known}")
+    yield from _check_patience(recipe)
     names = [report if isinstance(report, str) else report.name for report in recipe.reports]
     for name, count in Counter(names).items():
         if count > 1:
             yield Problem(("reports",), f"'{name}' is listed {count} times.")
+
+
+def _check_patience(recipe: Recipe) -> Iterator[Problem]:
+    """Early stopping that never could."""
+    train = recipe.train
+    if train.patience is None:
+        if train.min_delta:
+            yield Problem(("train", "min_delta"), "has no effect without train.patience.")
+        return
+    if train.best is None:
+        yield Problem(
+            ("train", "patience"),
+            "needs train.best, the result that it watches: `best: retrieval.mean_recall`.",
+        )
+        return
+    watched = [entry for entry in recipe.evals if entry.title == train.best.partition(".")[0]]
+    if watched and not any(entry.every_epochs or entry.every_steps for entry in watched):
+        yield Problem(
+            ("train", "patience"),
+            f"has no effect: '{watched[0].title}' is evaluated at the ends of the run only. Add"
+            " `every_epochs: 1` to its entry of evals.",
+        )
 
 
 def _check_start(recipe: Recipe, start: Start | None, path: Path) -> Iterator[Problem]:

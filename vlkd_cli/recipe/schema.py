@@ -264,6 +264,13 @@ class TrainSpec(Section):
             "result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric"
         ),
     )
+    patience: PositiveInt | None = Field(
+        None,
+        description="evaluations of train.best in a row without improvement that end the run",
+    )
+    min_delta: NonNegative = Field(
+        0, description="with patience: by how much a better value must exceed the best"
+    )
     max_nonfinite_steps: PositiveInt = Field(
         10, description="the run stops after this many non-finite steps in a row"
     )
@@ -286,13 +293,27 @@ class TrainSpec(Section):
 class ScheduleSpec(Section):
     """The learning rate over time."""
 
-    name: Literal["cosine", "linear", "constant", "steps"] = Field(
+    name: Literal["cosine", "linear", "constant", "steps", "wsd", "rsqrt"] = Field(
         "cosine", description="decay shape after the warm-up"
     )
     warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
     warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
     end_factor: NonNegative = Field(
         0.0, description="final learning rate as a fraction of the peak"
+    )
+    cooldown_steps: NonNegativeInt = Field(
+        0, description="of constant, wsd, rsqrt: last optimizer steps, which fall to end_factor"
+    )
+    cooldown_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
+    cooldown_shape: Literal["linear", "sqrt", "cosine"] | None = Field(
+        None, description="decay shape of the cooldown; by default sqrt for wsd, else linear"
+    )
+    timescale: PositiveInt | None = Field(
+        None,
+        description=(
+            "of rsqrt: optimizer steps after the warm-up until the rate is divided by sqrt(2);"
+            " by default as many as the warm-up has"
+        ),
     )
     milestones: list[NonNegative] = Field(
         default_factory=list, description="of name: steps, the epochs at which the rate falls"
@@ -328,12 +349,18 @@ class GroupSpec(Open):
     weight_decay: NonNegativeSchedulable | None = Field(
         None, description="their weight decay instead of the optimizer's"
     )
-    schedule: ScheduleSpec | Literal["cosine", "linear", "constant"] | None = Field(
+    schedule: ScheduleSpec | Literal["cosine", "linear", "constant", "rsqrt"] | None = Field(
         None, description="their schedule instead of the recipe's"
     )
     from_: Start | None = Field(
         None, alias="from", description="when they start to be trained; by default at once"
     )
+
+    @property
+    def own_schedule(self) -> ScheduleSpec | None:
+        """Their schedule with its keys."""
+        named = isinstance(self.schedule, str)
+        return ScheduleSpec(name=self.schedule) if named else self.schedule  # type: ignore[return-value]
 
 
 class OptimizerSpec(Component):

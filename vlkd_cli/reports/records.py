@@ -19,6 +19,8 @@ from vlkd_cli.reports.csv import read_metrics
 from vlkd_cli.reports.state import RunState, read_state
 
 Series = list[tuple[int, float]]
+BEFORE_EXTENSION = "before_extension"
+"""Folders of this name and a number hold results from before a run was extended."""
 LOWER_IS_BETTER = {"rank", "loss", "mae", "mse", "error", "perplexity", "uniformity", "gap"}
 # What may differ between two runs of one group: it changes no number that is trained.
 IGNORED_SECTIONS = {"evals", "reports"}
@@ -276,6 +278,8 @@ def _read_results(record: RunRecord) -> None:
     folder = record.path / "results"
     found: list[StoredResult] = []
     for path in sorted(folder.rglob("*.json")):
+        if path.relative_to(folder).parts[0].startswith(BEFORE_EXTENSION):
+            continue
         step = re.fullmatch(r"step_(\d+)", path.parent.name)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

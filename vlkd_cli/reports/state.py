@@ -78,6 +78,11 @@ class StateFile:
         self._state = replace(self._state, step=step, best=value, best_step=step)
         self._write()
 
+    def forget_best(self) -> None:
+        """The checkpoint with the best value is no longer part of the run."""
+        self._state = replace(self._state, best=None, best_step=None)
+        self._write()
+
     def end(self, state: StateName, error: str | None = None) -> None:
         """The run is over; `error` is the line that a failed one ended with."""
         self._state = replace(self._state, state=state, error=error)

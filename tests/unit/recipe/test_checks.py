@@ -368,7 +368,18 @@ def test_towers_alone_are_fine_for_evaluation():
         ),
         (
             ["schedule={name: constant, end_factor: 0.1}"],
-            "schedule.end_factor: has no effect with name: constant.",
+            "schedule.end_factor: has no effect with name: constant without a cooldown. Add"
+            " cooldown_steps, or remove it.",
+        ),
+        (
+            ["train.patience=2"],
+            "needs train.best, the result that it watches: `best: retrieval.mean_recall`.",
+        ),
+        (["train.min_delta=0.1"], "has no effect without train.patience."),
+        (
+            ["train={patience: 2, best: zero_shot.top1}", "evals=[{suite: zero_shot}]"],
+            "train.patience: has no effect: 'zero_shot' is evaluated at the ends of the run only."
+            " Add `every_epochs: 1` to its entry of evals.",
         ),
         (
             ["optimizer={weight_decay: 0, decay_all: true}"],

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.schema import Recipe
-from vlkd_cli.recipe.snapshot import write_snapshot
+from vlkd_cli.recipe.snapshot import recipe_to_yaml, write_snapshot
 
 if TYPE_CHECKING:
     from vlkd_cli.data.batch import Skipped
@@ -108,6 +108,17 @@ class RunFolder:
         """
         with self._writing():
             write_snapshot(recipe, self.path)
+
+    def rewrite_recipe(self, recipe: Recipe) -> None:
+        """Replace `recipe.yaml`; `versions.json` still says how the run was started.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        partial = self.recipe.with_suffix(".partial")
+        with self._writing():
+            partial.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+            partial.replace(self.recipe)
 
     def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
         """Append samples that could not be read to `skipped.csv` (of this rank, where there are

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd_cli import console
+from vlkd_cli.engine.launching.extension import (
+    LENGTHS,
+    extend,
+    is_extension,
+    refuse_extension,
+    wait_for_extension,
+)
 from vlkd_cli.engine.launching.launch import Placement, quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
@@ -38,6 +45,8 @@ FREE_TRAIN_KEYS = {
     "log_every_steps",
     "cache_dir",
     "heartbeat_seconds",
+    "patience",
+    "min_delta",
 }
 
 
@@ -108,6 +117,8 @@ def start_training(request: TrainRequest) -> int:
     from vlkd_cli.engine import worker
 
     with _prepared(folder, recipe, request):
+        if resumes:
+            _extend_if_longer(folder, recipe, request)
         if request.resume is not None and not resumes:
             console.say(f"{folder.path} has no checkpoint yet: starting from the beginning.")
         job = worker.Job(
@@ -218,6 +229,16 @@ def _prepared(folder: RunFolder, recipe: Recipe, request: TrainRequest) -> Itera
             shutil.rmtree(folder.path, ignore_errors=True)
 
 
+def _extend_if_longer(folder: RunFolder, recipe: Recipe, request: TrainRequest) -> None:
+    before = load_unchecked(folder.recipe)
+    if not is_extension(before, recipe):
+        return
+    if request.writes_the_folder:
+        extend(folder, before, recipe)
+    else:
+        wait_for_extension(folder, recipe)
+
+
 def _refuse_other_processes(folder: RunFolder, placement: Placement) -> None:
     from vlkd_cli.checkpoint import Checkpoint, resolve
 
@@ -285,7 +306,8 @@ def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> Non
         CheckpointError: they differ in something that changes the numbers; names the first such
             key.
     """
-    different = first_difference(_fixed(before), _fixed(now))
+    longer = is_extension(before, now)
+    different = first_difference(_fixed(before, longer), _fixed(now, longer))
     if different is not None:
         key, was, is_now = different
         raise CheckpointError(
@@ -293,17 +315,18 @@ def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> Non
             f" the run's own recipe (vlkd train --resume {folder.path}), or start a new run without"
             " --resume."
         )
+    if longer:
+        refuse_extension(before, now, folder)
 
 
-def _fixed(recipe: Recipe) -> dict[str, object]:
+def _fixed(recipe: Recipe, longer: bool) -> dict[str, object]:
+    free = {*FREE_TRAIN_KEYS, *(LENGTHS if longer else ())}
     plain = {
         key: value
         for key, value in recipe.model_dump(mode="json").items()
         if key not in FREE_TO_CHANGE
     }
-    plain["train"] = {
-        key: value for key, value in plain["train"].items() if key not in FREE_TRAIN_KEYS
-    }
+    plain["train"] = {key: value for key, value in plain["train"].items() if key not in free}
     if plain.get("data"):
         plain["data"] = {
             key: value for key, value in plain["data"].items() if key not in ("workers", "prefetch")
