@@ -185,18 +185,23 @@ class Checkpoint:
             )
         return follower
 
-    def refuse_other_processes(self, processes: int) -> None:
-        """A run goes on with the number of processes that it was trained on.
+    def rows_per_process(self, processes: int) -> int:
+        """Rows of a batch on each process when the run continues on so many: the global batches
+        stay as they were.
 
         Raises:
-            CheckpointError: there are more or fewer.
+            CheckpointError: they cannot be divided evenly.
         """
-        if self.world_size != processes:
+        rows, rest = divmod(self.global_batch, processes)
+        if rest:
+            possible = [n for n in range(1, self.global_batch + 1) if self.global_batch % n == 0]
+            near = sorted(sorted(possible, key=lambda n: abs(n - processes))[:4])
             raise CheckpointError(
-                f"the run was trained on {self.world_size} processes and would continue on"
-                f" {processes}; the batches would not be the same. Start it with"
-                f" {self.world_size} processes."
+                f"the run's batches of {self.global_batch} samples cannot be divided among"
+                f" {processes} processes. It was trained on {self.world_size}; resume it with"
+                f" {', '.join(map(str, near))}."
             )
+        return rows
 
     def read_recipe(
         self, overrides: Sequence[str] = (), *, trust: bool = False, remedy: str = TRUST_OPTION

@@ -28,6 +28,7 @@ from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
+from vlkd_cli.engine.regroup import refuse_other_group
 from vlkd_cli.engine.schedules import cooldown_start
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, arrow_of
@@ -103,6 +104,8 @@ def build_training(
     assert recipe.data is not None
     data = recipe.data
     reader = open_everywhere(lambda: open_reader(data))
+    if resumed is not None and isinstance(reader, StreamReader):
+        refuse_other_group(resumed)
     towers = build_towers(
         recipe,
         captions=captions_of(reader) if resumed is None else None,

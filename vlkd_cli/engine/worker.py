@@ -25,6 +25,7 @@ from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.parallel import wrap_for_this_group
 from vlkd_cli.engine.periodic import Evaluations, Saves
+from vlkd_cli.engine.regroup import changes_of_group, on_this_group
 from vlkd_cli.engine.run import Run
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.errors import UserError
@@ -95,7 +96,9 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
     refuse_other_recipes(job.recipe, device)
     recipe, folder = recipe_from_json(job.recipe), RunFolder(Path(job.run))
     with interruption.dropping():
-        resumed = _checkpoint_to_resume(folder) if job.resume else None
+        resumed = Checkpoint.load(resolve(folder.path, "last")) if job.resume else None
+        if resumed is not None:
+            recipe = on_this_group(recipe, resumed)
         training = build_training(
             recipe,
             device,
@@ -125,6 +128,8 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             if (folder.checkpoints / "best.pt").exists():
                 evaluations.watch.best = resumed.best
         _say(job, f"Continuing {folder.path} at step {resumed.step} of {trainer.total_steps}.")
+        for line in changes_of_group(training, resumed):
+            _say(job, line)
     begin, start = time.perf_counter(), trainer.step_count
     with _opened(job, training, trainer, evaluations, resumed, interruption) as run:
         finished = _fit(run, resumed)
@@ -226,12 +231,6 @@ def _trainer(training: Training) -> Trainer:
         training.total_steps,
         wrap=wrap_for_this_group(compile=settings.compile),
     )
-
-
-def _checkpoint_to_resume(folder: RunFolder) -> Checkpoint:
-    checkpoint = Checkpoint.load(resolve(folder.path, "last"))
-    checkpoint.refuse_other_processes(runtime.world_size())
-    return checkpoint
 
 
 def _refuse_diverged(trainer: Trainer, steps: int) -> None:

@@ -113,7 +113,7 @@ def start_training(request: TrainRequest) -> int:
     # Stopped before its first save, a run starts again from its beginning.
     resumes = request.resume is not None and any(folder.checkpoints.glob("*.pt"))
     if resumes:
-        _refuse_other_processes(folder, placement)
+        _refuse_uneven_batches(folder, placement)
     from vlkd_cli.engine import worker
 
     with _prepared(folder, recipe, request):
@@ -239,11 +239,11 @@ def _extend_if_longer(folder: RunFolder, recipe: Recipe, request: TrainRequest) 
         wait_for_extension(folder, recipe)
 
 
-def _refuse_other_processes(folder: RunFolder, placement: Placement) -> None:
+def _refuse_uneven_batches(folder: RunFolder, placement: Placement) -> None:
     from vlkd_cli.checkpoint import Checkpoint, resolve
 
     checkpoint = Checkpoint.load(resolve(folder.path, "last"))
-    checkpoint.refuse_other_processes(
+    checkpoint.rows_per_process(
         num_processes() if joins_running_job() else placement.workers * placement.nodes
     )
 
