@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -69,7 +70,19 @@ def standardize(images: Tensor, expected: ImageInput) -> Tensor:
     """
     if images.is_floating_point():
         return images
-    mean = images.new_tensor(expected.mean, dtype=torch.float32).view(1, 3, 1, 1) * 255
-    std = images.new_tensor(expected.std, dtype=torch.float32).view(1, 3, 1, 1) * 255
+    # Copies from the host would wait for a GPU at every step; a compiled graph has constants.
+    is_copied = images.is_cuda and not torch.compiler.is_compiling()
+    of_device = _scaling if is_copied else _scaling.__wrapped__
+    mean, std = of_device(expected.mean, expected.std, images.device)
     # In place: three images' worth of memory traffic less.
     return images.to(torch.float32).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=64)
+def _scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the values 0 to 255, `[1, 3, 1, 1]`."""
+    both = torch.tensor([mean, std], dtype=torch.float32, device=device) * 255
+    first, second = both.view(2, 1, 3, 1, 1)
+    return first, second

@@ -59,11 +59,11 @@ MUTANTS = {
     "commit before the optimizer's step": Mutant({STEP: COMMIT, COMMIT: STEP}, "queue"),
     "commit left out": Mutant({COMMIT: "pass"}, "queue"),
     "gradients kept": Mutant(
-        {"            parameter.grad = None\n        if self": "            pass\n        if self"},
+        {"            parameter.grad = None\n        self": "            pass\n        self"},
         "infonce",
     ),
     "gradients not unscaled": Mutant({"self.scaler.unscale_(self.optimizer)": "pass"}, None),
-    "non-finite steps taken": Mutant({"if finite:": "if True:"}, None),
+    "non-finite steps taken": Mutant({"if math.isfinite(norm):": "if True:"}, None),
     "random numbers the same at every step": Mutant(
         {'"step", self.step_count, position': '"step", 0, position'}, "infonce"
     ),

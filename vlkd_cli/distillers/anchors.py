@@ -59,14 +59,12 @@ class AnchorQueue(nn.Module):
         end."""
         features = gather_without_grad(local).to(self.rows.dtype)
         size = len(self.rows)
-        start = int(self.position.item())
-        # Of more rows than fit only the last ones stay, where they would have landed.
+        # Of more rows than fit only the last ones stay, where they would have landed. The position
+        # is not read, which would wait for a GPU.
         surplus = max(len(features) - size, 0)
-        slots = (
-            start + surplus + torch.arange(len(features) - surplus, device=features.device)
-        ) % size
-        self.rows.index_copy_(0, slots, features[surplus:])
-        self.position.fill_((start + len(features)) % size)
+        offsets = torch.arange(surplus, len(features), device=features.device)
+        self.rows.index_copy_(0, (self.position + offsets) % size, features[surplus:])
+        self.position.add_(len(features)).remainder_(size)
 
 
 class _Running:

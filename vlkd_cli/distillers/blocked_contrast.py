@@ -37,6 +37,9 @@ loss holds."""
 SMALL_ENTRIES = 512 * 512
 TILE_ROWS = 1024
 TILE_COLUMNS = 1024
+"""On the CPU, where a tile should stay near the cache."""
+LARGEST_TILE_ON_GPU = 8192
+"""Rows and columns. Small tiles would cost more in launches than in products."""
 SAFE_NATS = 60.0
 """A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift:
 e^-60 is far above float32's smallest normal number, and what underflows beside it is below a
@@ -99,13 +102,13 @@ class _Matrix(NamedTuple):
         The first tiles are those kept. As many entries as there is `room` for become memory of
         their own, which the caller may keep.
         """
-        number = 0
-        for top in range(0, len(self.rows), TILE_ROWS):
-            bottom = min(top + TILE_ROWS, len(self.rows))
+        number, (height, width) = 0, _tile_size(self.rows.device)
+        for top in range(0, len(self.rows), height):
+            bottom = min(top + height, len(self.rows))
             row_block = self.rows[top:bottom] * self.row_inverse[top:bottom]
             scaled = row_block * self.scale
-            for left in range(0, len(self.columns), TILE_COLUMNS):
-                right = min(left + TILE_COLUMNS, len(self.columns))
+            for left in range(0, len(self.columns), width):
+                right = min(left + width, len(self.columns))
                 column_block = scratch.of(
                     "columns", self.columns, right - left, self.columns.shape[1]
                 )
@@ -165,6 +168,16 @@ class _Matrix(NamedTuple):
         return of_rows, of_columns, of_scale if ctx.needs_input_grad[2] else None
 
 
+def _tile_size(device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile. On a GPU four tiles take at most 1/64 of its memory."""
+    if device.type != "cuda":
+        return TILE_ROWS, TILE_COLUMNS
+    side, memory = LARGEST_TILE_ON_GPU, torch.cuda.get_device_properties(device).total_memory
+    while side > TILE_ROWS and 4 * side**2 * torch.float32.itemsize > memory // 64:
+        side //= 2
+    return side, side
+
+
 def _inverse_lengths(features: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     inverse: Tensor = 1 / lengths.masked_fill(lengths <= 1e-12, torch.inf)
@@ -175,8 +188,9 @@ def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor
     """Turn gradients to unit rows into gradients to the rows, times a factor, in place; the sum of
     <unit row, gradient> before."""
     total = torch.zeros((), dtype=torch.float64, device=gradient.device)
-    for top in range(0, len(features), TILE_COLUMNS):
-        some = slice(top, top + TILE_COLUMNS)
+    _, height = _tile_size(features.device)
+    for top in range(0, len(features), height):
+        some = slice(top, top + height)
         unit_rows = features[some] * inverse[some]
         along = torch.linalg.vecdot(unit_rows, gradient[some])[:, None]
         total += along.double().sum()

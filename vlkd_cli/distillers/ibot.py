@@ -73,7 +73,7 @@ class IBOT(Distiller):
         logits = student / self.student_temperature
         per_row = logits.logsumexp(dim=1) - (targets * logits).sum(dim=1)
         rows_of = torch.bincount(samples, minlength=len(indices))
-        self.stage(teacher.sum(dim=0), teacher.new_tensor(len(teacher)))
+        self.stage(teacher.sum(dim=0), teacher.new_full((), len(teacher)))
         return (per_row / rows_of[samples]).sum() / len(indices)
 
     def commit(self, progress: Progress) -> None:
@@ -82,6 +82,6 @@ class IBOT(Distiller):
             return
         total = sum_without_grad(torch.stack([rows for rows, _ in staged]).sum(dim=0))
         count = sum_without_grad(torch.stack([count for _, count in staged]).sum())
-        if count > 0:
-            mean = (total / count).to(self.center.dtype)
-            self.center.lerp_(mean, 1 - self.center_momentum)
+        # Without a hidden position the center stays.
+        mean = torch.where(count > 0, (total / count).to(self.center.dtype), self.center)
+        self.center.lerp_(mean, 1 - self.center_momentum)

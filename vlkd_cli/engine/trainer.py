@@ -17,6 +17,7 @@ from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
+from vlkd_cli.engine.device_update import DeviceUpdate, suits
 from vlkd_cli.engine.ema import EMA
 from vlkd_cli.engine.optim import drop_waiting, optimizer_state, restore_optimizer, set_rates
 from vlkd_cli.engine.parallel import Wrap, plain
@@ -77,7 +78,9 @@ class Trainer:
         loader: gives every rank batches of equal size.
         total_steps, steps_per_epoch: in optimizer steps.
         wrap: how the composition is called on this process and others.
-        skipped_steps: steps whose gradient was not finite, in the whole run.
+        skipped_steps: steps whose gradient was not finite, in the whole run. On a GPU this and the
+            next two are read when a step is logged or saved.
+        nonfinite_in_a_row: how many of the last steps were such.
         diverged_steps: those of this process for which the scale of fp16 was not the reason.
     """
 
@@ -98,6 +101,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.scaler = grad_scaler(self.settings.precision, self.device)
         self.ema = EMA(self.composition, decay=self.settings.ema) if self.settings.ema else None
+        self.device_update: DeviceUpdate | None = None
+        if suits(self.composition, self.optimizer, self.device):
+            self.device_update = DeviceUpdate(
+                self.composition, self.optimizer, self.ema, self.settings, self.device
+            )
+        self._skipped_before = self.skipped_steps
         self._wrapped = self.wrap(self.composition)
         self._parameters = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
@@ -119,9 +128,11 @@ class Trainer:
                 output, norm = self.step(batches)
             self.step_count += 1
             if self._is_logged(self.step_count):
+                self._read_skipped()
                 hooks.log(self.step_count, self._values(output, norm, meter))
             due = hooks.due(self.step_count)
             if due.save or due.stop:
+                self._read_skipped()
                 hooks.save(self.step_count)
             if due.stop:
                 return False
@@ -129,14 +140,16 @@ class Trainer:
                 break
         return True
 
-    def step(self, batches: Sequence[Batch]) -> tuple[StepOutput, float]:
+    def step(self, batches: Sequence[Batch]) -> tuple[StepOutput, Tensor]:
         """One optimizer step over the batches of an accumulation; returns the mean output and the
         gradient norm.
 
-        A step whose gradient is not finite leaves weights, queues and averages as they were.
+        A step whose gradient is not finite leaves weights, queues and averages as they were. On a
+        GPU the host does not wait for the outcome.
 
         Raises:
-            UserError: too many such steps in a row.
+            UserError: too many such steps in a row; on a GPU `fit` raises it at the next step that
+                is logged or saved, and nothing changes until then.
         """
         self._set_training()
         set_rates(self.optimizer, self.schedule, self.progress)
@@ -163,6 +176,7 @@ class Trainer:
     ) -> Checkpoint:
         """What resuming needs; see `Checkpoint` for the arguments."""
         composition = self.composition
+        self._read_skipped()
         return Checkpoint(
             step=self.step_count,
             recipe=recipe,
@@ -203,7 +217,7 @@ class Trainer:
                 " with the recipe that the run was started with."
             ) from error
         self.step_count = checkpoint.step
-        self.skipped_steps = checkpoint.skipped_steps
+        self.skipped_steps = self._skipped_before = checkpoint.skipped_steps
 
     def _batches(self, hooks: Hooks, meter: _Meter) -> Iterator[list[Batch]]:
         """The batches of each step to come."""
@@ -241,21 +255,29 @@ class Trainer:
         if not all(part.training for part in parts):
             composition.train()
 
-    def _update(self, loss: Tensor) -> float:
+    def _update(self, loss: Tensor) -> Tensor:
         drop_waiting(self.optimizer, self.step_count)
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self.device_update is None:
+            self._update_if_finite(norm, loss)
+        else:
+            self.device_update(norm, loss, self._commit)
+        self.scaler.update()
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._refuse_divergence(self.step_count + 1)
+        return norm
+
+    def _update_if_finite(self, total: Tensor, loss: Tensor) -> None:
         norm, limit = total.item(), self.settings.clip_grad_norm
-        finite = math.isfinite(norm)
-        if finite:
+        if math.isfinite(norm):
             # Where nothing is cut, scaling by 1 would still read and write every gradient.
             if limit is not None and norm > 0.999 * limit:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, total, foreach=True)
             self.scaler.step(self.optimizer)
-            self.composition.commit(self.progress)
-            if self.ema is not None:
-                self.ema.update()
+            self._commit()
             self.nonfinite_in_a_row = 0
         else:
             self.composition.discard()
@@ -264,19 +286,33 @@ class Trainer:
             # A scale that is too large for fp16 is halved until the gradient is finite again.
             is_overflow = self.settings.precision == "fp16" and bool(loss.isfinite())
             self.diverged_steps += not is_overflow
-        self.scaler.update()
-        for parameter in self._parameters:
-            parameter.grad = None
-        if self.nonfinite_in_a_row >= self.settings.max_nonfinite_steps:
+
+    def _commit(self) -> None:
+        self.composition.commit(self.progress)
+        if self.ema is not None:
+            self.ema.update()
+
+    def _read_skipped(self) -> None:
+        if self.device_update is not None:
+            skipped = self.device_update.read()
+            self.skipped_steps = self._skipped_before + skipped.steps
+            self.nonfinite_in_a_row = skipped.in_a_row
+            self.diverged_steps = skipped.diverged
+            self._refuse_divergence(self.step_count)
+
+    def _refuse_divergence(self, step: int) -> None:
+        most = self.settings.max_nonfinite_steps
+        # Read late, the count includes the steps that were skipped because of the others.
+        surplus = self.nonfinite_in_a_row - most
+        if surplus >= 0:
             raise UserError(
-                f"loss or gradient was not finite for {self.nonfinite_in_a_row} steps in a row,"
-                f" the last at step {self.step_count + 1}. Lower optimizer.lr, set"
+                f"loss or gradient was not finite for {most} steps in a row, the last at step"
+                f" {step - surplus}. Lower optimizer.lr, set"
                 " train.clip_grad_norm, or use train.precision: bf16 or fp32; the last good"
                 " checkpoint is kept."
             )
-        return norm
 
-    def _values(self, output: StepOutput, norm: float, meter: _Meter) -> dict[str, float]:
+    def _values(self, output: StepOutput, norm: Tensor, meter: _Meter) -> dict[str, float]:
         names = ["loss", *output.terms]
         values = torch.stack(
             [output.loss.detach().float(), *(term.float() for term in output.terms.values())]
@@ -289,7 +325,7 @@ class Trainer:
         return {
             **scales,
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-            "train/gradient_norm": norm,
+            "train/gradient_norm": float(norm),
             "train/epoch": self.step_count / self.steps_per_epoch,
             "train/skipped_steps": float(self.skipped_steps),
             **meter.read(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,16 @@ def test_scale_is_clamped_in_commit_only() -> None:
     assert loss.log_scale.exp().item() > 200
     loss.commit(Progress())
     assert loss.log_scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gib", "side"), [(139, 8192), (79, 8192), (23, 4096), (8, 2048), (1, 1024)]
+)
+def test_tiles_on_a_gpu_are_as_large_as_its_memory_allows(
+    gib: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30)
+    )
+    assert blocked_contrast._tile_size(torch.device("cuda")) == (side, side)
+    assert blocked_contrast._tile_size(torch.device("cpu")) == (1024, 1024)
