@@ -56,10 +56,12 @@ def ddp(composition: Composition) -> Wrapped:
 
 
 def compiled(wrap: Wrap) -> Wrap:
-    """The same with the composition compiled first."""
+    """The same with the towers compiled first. Distillers are not: theirs are few large operations,
+    and some of them decide by numbers."""
 
     def wrap_compiled(composition: Composition) -> Wrapped:
-        composition.compile()
+        for tower in composition.all_towers.values():
+            tower.compile()
         return wrap(composition)
 
     return wrap_compiled
