@@ -73,6 +73,13 @@ def say(text: str) -> None:
         print(_printable(text, sys.stdout), flush=True)
 
 
+def note(text: str) -> None:
+    """One line on standard error, for commands whose standard output is data."""
+    if is_first():
+        take_back()
+        print(_visible(text), file=sys.stderr, flush=True)
+
+
 def warn(text: str) -> None:
     """A warning on standard error: one line that says what is unusual and what to do."""
     if is_first():

@@ -25,7 +25,7 @@ ROWS = [
     {"features"},
     {"evaluation", "elevater", "reports"},
     {"engine"},
-    {"commands", "app"},
+    {"commands", "app", "api"},
 ]
 ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
 

@@ -103,7 +103,7 @@ def _evaluate(job: EvalJob, device: Any) -> None:
 
 
 def load_towers(
-    recipe: Recipe, folder: Path, checkpoint: Checkpoint | None, *, trained: bool = True
+    recipe: Recipe, folder: Path | None, checkpoint: Checkpoint | None, *, trained: bool = True
 ) -> dict[str, Tower]:
     """The towers of a recipe, with the trained weights of a checkpoint (their average where the run
     kept one).

@@ -72,7 +72,9 @@ def embed_images(
         )
     tower = _needed(subject, "image")
     expected = tower.input
-    key = _digest(tower.digest(), reader.fingerprint(), repr(tuple(expected)), subject.precision)
+    key = _digest(
+        subject.digest(tower), reader.fingerprint(), repr(tuple(expected)), subject.precision
+    )
 
     def compute(batches: list[Rows]) -> Iterator[Tensor]:
         positions = [int(position) for batch in batches for position in batch]
@@ -103,7 +105,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
     for text in unique:
         encoded = text.encode("utf-8", "surrogatepass")
         fingerprint.update(f"{len(encoded)}:".encode() + encoded)
-    key = _digest(tower.digest(), fingerprint.hexdigest(), "text", subject.precision)
+    key = _digest(subject.digest(tower), fingerprint.hexdigest(), "text", subject.precision)
     lengths = np.fromiter((len(text) for text in unique), dtype=np.int64, count=len(unique))
 
     def by_length(missing: Rows, batch_size: int) -> list[list[Rows]]:

@@ -25,8 +25,10 @@ class OpenTables:
 
     stores: dict[str, FeatureStore] = field(default_factory=dict)
     projected: dict[str, Tensor] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+    """What `Tower.digest` gave, by `id`: towers do not change while their tables are open."""
     weights: dict[int, str] = field(default_factory=dict)
-    """Digests of towers, by `id`."""
+    """Digests of towers with their heads, by `id`."""
 
 
 @dataclass
@@ -93,10 +95,16 @@ class Subject:
         source = getattr(tower, "source", None)
         return facts if source is None else {**facts, "source": str(source)}
 
+    def digest(self, tower: Tower) -> str:
+        """`Tower.digest`, computed once."""
+        if id(tower) not in self.tables.digests:
+            self.tables.digests[id(tower)] = tower.digest()
+        return self.tables.digests[id(tower)]
+
     def weights_digest(self, tower: Tower) -> str:
         """sha256 over all that determines what a tower gives, heads included."""
         if id(tower) not in self.tables.weights:
-            digest = hashlib.sha256(tower.digest().encode())
+            digest = hashlib.sha256(self.digest(tower).encode())
             for name, tensor in tower.state_dict().items():
                 if name.startswith(("head.", "heads.")):
                     digest.update(f"\0{name}\0".encode())

@@ -47,6 +47,8 @@ def start_evaluation(
     """
     quieten_libraries()
     recipe, folder, checkpoint = find_target(target, overrides, runs, trust)
+    if not folder.recipe.is_file():
+        folder.create()
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data {data_root}: no such folder.")
     specs = suite_specs(recipe, suites, suite_settings, data_root)
@@ -69,7 +71,8 @@ def start_evaluation(
 def find_target(
     target: str | None, overrides: Sequence[str], runs: Path, trust: bool = False
 ) -> tuple[Recipe, RunFolder, Path | None]:
-    """The recipe, the folder for results, and the checkpoint, if what is meant was trained.
+    """The recipe, the folder for results (not made here), and the checkpoint, if what is meant was
+    trained.
 
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
     """
@@ -83,10 +86,9 @@ def find_target(
         if trust:
             raise UserError(_NO_TRUST_NEEDED)
         recipe = parse_recipe(json.dumps({"towers": named}), "--set", overrides)
-        return recipe, RunFolder(runs / "eval").create(), None
+        return recipe, RunFolder(runs / "eval"), None
     if target is None or _is_trained(target, runs):
-        recipe, folder, checkpoint = find_trained(target, overrides, runs, trust)
-        return recipe, folder if folder.recipe.is_file() else folder.create(), checkpoint
+        return find_trained(target, overrides, runs, trust)
     if trust:
         raise UserError(_NO_TRUST_NEEDED)
     path = Path(target)
@@ -101,7 +103,7 @@ def find_target(
             "run folder, checkpoint or recipe",
             " `vlkd recipes list` shows the shipped recipes.",
         ) from None
-    return recipe, RunFolder(runs / f"eval-{path.stem}").create(), None
+    return recipe, RunFolder(runs / f"eval-{path.stem}"), None
 
 
 def find_trained(

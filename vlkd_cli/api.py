@@ -1,0 +1,57 @@
+"""What Python programs call: `import vlkd_cli`, then `vlkd_cli.load(...)`. Importing this module
+imports neither torch nor anything else that is slow; calling does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vlkd_cli.engine.encoder import Encoder
+    from vlkd_cli.recipe.types import Precision
+
+__all__ = ["load"]
+
+
+def load(
+    target: str | Path,
+    tower: str | None = None,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision | None = None,
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    trust: bool = False,
+) -> Encoder:
+    """The encoders of what was trained or pretrained, for `encode`.
+
+    Prints one line on standard error that says which weights these are: of a run, the best
+    checkpoint where it has one, else the last, averaged where the run kept an average.
+
+    Args:
+        target: a run (its folder, or its name below `runs`), a checkpoint, a folder that
+            `vlkd export` wrote, a recipe, or a model as `BUILDER:MODEL[:PRETRAINED]`, e.g.
+            `openclip:ViT-B-32:openai`.
+        tower: by name, or `image` or `text`; by default each call of `encode` takes the tower that
+            fits its items.
+        device: `auto` is a GPU where there is one.
+        precision: of the forward pass; by default the recipe's, which its suites use too.
+        overrides: changes of the recipe, e.g. `["towers.text.model=/models/bert"]`.
+        runs: the folder of runs.
+        trust: let what comes with a run or an exported folder run code from outside vlkd.
+
+    Raises:
+        UserError: there is no such target or tower, or its weights cannot be loaded.
+    """
+    from vlkd_cli.engine.encoder import load_encoder
+
+    return load_encoder(
+        str(target),
+        tower,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+        runs=Path(runs),
+        trust=trust,
+    )

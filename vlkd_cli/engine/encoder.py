@@ -1,0 +1,253 @@
+"""Encoders for Python programs: items in, vectors out, as the suites have them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.distributed.runtime import pick_device
+from vlkd_cli.engine.periodic import subject_of
+from vlkd_cli.engine.target import Target, open_target
+from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.evaluation.run import with_tower
+from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.subject import OpenTables, Subject
+from vlkd_cli.recipe.types import ModalityName, Precision
+
+if TYPE_CHECKING:
+    from vlkd_cli.towers.tower import Tower
+
+
+class Encoder:
+    """The towers of a target, of which one may be chosen.
+
+    Args:
+        subject: the towers, their device and precision.
+        name: of the chosen tower; None: each call of `encode` takes the one that fits its items.
+    """
+
+    def __init__(self, subject: Subject, name: str | None = None) -> None:
+        self._subject, self._name = subject, name
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of all towers."""
+        return tuple(self._subject.towers)
+
+    def __getitem__(self, tower: str) -> Encoder:
+        """The encoder of one tower, by its name or as `image` or `text`.
+
+        Raises:
+            UserError: there is no such tower.
+        """
+        return Encoder(self._subject, self._named(tower))
+
+    def __repr__(self) -> str:
+        return f"Encoder(towers={list(self.towers)}, tower={self._name!r})"
+
+    @property
+    def name(self) -> str:
+        """Of the chosen tower."""
+        return self._only()
+
+    @property
+    def width(self) -> int:
+        """Values of a vector."""
+        return self._tower.width
+
+    @property
+    def modality(self) -> ModalityName:
+        """What the chosen tower encodes."""
+        return self._tower.modality
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all that determines the vectors: weights, heads, preprocessing."""
+        return self._subject.weights_digest(self._tower)
+
+    def encode(
+        self,
+        items: Any,
+        tower: str | None = None,
+        *,
+        batch_size: int | None = None,
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """Vectors `[N, width]` of N items, or `[1, width]` of a single one.
+
+        On a CPU they equal the features that suites compute, bit for bit, for the same items in
+        the same order.
+
+        Args:
+            items: strings for a text tower; for an image tower paths, encoded bytes, PIL images or
+                `[H, W, 3]` (or `[H, W]`) uint8 arrays.
+            tower: by name, or `image` or `text`; by default the chosen one, else the one that fits
+                the first item, where a string is a text if there is a text tower.
+            batch_size: by default that of the suites: the recipe's, at least 64.
+            normalize: scale the vectors to unit length.
+
+        Raises:
+            UserError: an item is of another kind, or cannot be read, or no tower fits.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it is at least 1.")
+        listed = [items] if _is_single(items) else list(items)
+        name = self._chosen(tower, listed)
+        chosen = self._subject.towers[name]
+        known = self._subject.tables
+        subject = replace(
+            with_tower(self._subject, name),
+            batch_size=batch_size or self._subject.batch_size,
+            tables=OpenTables(digests=known.digests, weights=known.weights),
+        )
+        if not listed:
+            return np.zeros((0, chosen.width), dtype=np.float32)
+        if chosen.modality == "text":
+            features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
+        else:
+            features = embed_images(subject, _Pictures(listed, name))
+        vectors: NDArray[np.float32] = (normalise(features) if normalize else features).numpy()
+        return vectors
+
+    @property
+    def _tower(self) -> Tower:
+        return self._subject.towers[self._only()]
+
+    def _only(self) -> str:
+        if self._name is not None:
+            return self._name
+        if len(self.towers) == 1:
+            return self.towers[0]
+        raise UserError(
+            f"there are several towers: {', '.join(self.towers)}. Choose one, e.g."
+            f" encoder['{self.towers[0]}']."
+        )
+
+    def _named(self, tower: str) -> str:
+        towers = self._subject.towers
+        if tower in towers:
+            return tower
+        usual = {"image": self._subject.image, "text": self._subject.text}.get(tower)
+        for name, own in towers.items():
+            if own is usual:
+                return name
+        words = [*towers, *{own.modality for own in towers.values()}]
+        raise UserError(
+            f"there is no tower '{tower}'.{did_you_mean(tower, words)} Towers: {', '.join(towers)}."
+        )
+
+    def _chosen(self, tower: str | None, items: Sequence[Any]) -> str:
+        """The name of the tower for these items."""
+        if tower is not None:
+            return self._named(tower)
+        if self._name is not None or len(self.towers) == 1 or not items:
+            return self._only()
+        first = items[0]
+        if isinstance(first, str) and self._subject.text is not None:
+            if self._subject.image is not None and Path(first).is_file():
+                raise UserError(
+                    f"'{first}' is a text and the name of a file. Say which is meant by tower=, or"
+                    " give a pathlib.Path."
+                )
+            return self._named("text")
+        return self._named("image")
+
+
+class _Pictures(Reader):
+    """Pictures that a caller has at hand, by position."""
+
+    def __init__(self, items: Sequence[Any], tower: str) -> None:
+        self._items: list[bytes | str | Image.Image] = [
+            _picture(item, n, tower) for n, item in enumerate(items)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def image(self, index: int) -> bytes | str | Image.Image:
+        return self._items[index]
+
+    def name(self, index: int) -> str:
+        item = self._items[index]
+        return item if isinstance(item, str) else f"item {index}"
+
+    def fingerprint(self) -> str:
+        # Their features are kept for one call only.
+        return "items of one call"
+
+
+def _is_single(items: Any) -> bool:
+    """Whether a caller gave one item instead of several."""
+    if isinstance(items, np.ndarray):
+        return items.ndim in (2, 3) and items.dtype != object
+    return isinstance(items, (str, bytes, os.PathLike, Image.Image))
+
+
+def _text(item: Any, number: int, tower: str) -> str:
+    if isinstance(item, str):
+        return item
+    raise DataError(f"item {number} is a {type(item).__name__}; tower '{tower}' takes strings.")
+
+
+def _picture(item: Any, number: int, tower: str) -> bytes | str | Image.Image:
+    if isinstance(item, (str, bytes, Image.Image)):
+        return item
+    if isinstance(item, os.PathLike):
+        return str(os.fspath(item))
+    if isinstance(item, np.ndarray):
+        if item.dtype == np.uint8 and (item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)):
+            return Image.fromarray(np.ascontiguousarray(item))
+        raise DataError(
+            f"item {number} is an array of {item.dtype} {list(item.shape)}; tower '{tower}' takes"
+            " uint8 arrays [height, width, 3]."
+        )
+    raise DataError(
+        f"item {number} is a {type(item).__name__}; tower '{tower}' takes paths, bytes, PIL images"
+        " or arrays."
+    )
+
+
+def load_encoder(
+    target: str | None,
+    tower: str | None = None,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision | None = None,
+    overrides: Sequence[str] = (),
+    runs: Path = Path("runs"),
+    trust: bool = False,
+) -> Encoder:
+    """See `api.load`; without a target, the newest run."""
+    opened = open_target(target, overrides, runs=runs, trust=trust)
+    console.note(f"Encoding with {opened.described}")
+    encoder = Encoder(subject_for(opened, device, precision))
+    return encoder if tower is None else encoder[tower]
+
+
+def subject_for(
+    opened: Target,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision | None = None,
+) -> Subject:
+    """The towers of a target on a device, as suites would run them."""
+    place = pick_device(device)
+    if device == "cuda" and place.type != "cuda":
+        raise UserError("device: there is no GPU on this machine. Use `cpu` or `auto`.")
+    towers: Mapping[str, Tower] = opened.towers
+    for each in towers.values():
+        each.to(place)
+    subject = subject_of(opened.recipe, towers, place)
+    subject.model = opened.source
+    if precision is not None:
+        subject.precision = precision
+    return subject

@@ -1,0 +1,120 @@
+"""What the TARGET of a command stands for: a run, a checkpoint, an exported folder, a recipe or a
+model by name; and the towers that it gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_cli import catalog
+from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.checkpoint import Checkpoint, Source
+from vlkd_cli.engine.evaluate import load_towers
+from vlkd_cli.engine.launching.start_evaluation import find_target
+from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.towers.exported import exported_folders, load_exported
+from vlkd_cli.towers.tower import Tower
+
+
+class Target(NamedTuple):
+    """The towers of a target, on the CPU in eval mode.
+
+    Args:
+        recipe: what describes them.
+        towers: by name.
+        source: the checkpoint that their weights are from; None where nothing was trained.
+        folder: of the run; None where there is none.
+        described: the target in a line, with file and step of a checkpoint.
+    """
+
+    recipe: Recipe
+    towers: Mapping[str, Tower]
+    source: Source | None
+    folder: Path | None
+    described: str
+
+
+def open_target(
+    target: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    runs: Path = Path("runs"),
+    trust: bool = False,
+) -> Target:
+    """The towers that a target stands for.
+
+    Args:
+        target: see `api.load`; None: the newest run.
+        overrides: changes of the recipe, as `--set` has them.
+
+    Raises:
+        UserError: there is no such target, or it cannot be loaded.
+    """
+    exported = {} if target is None else _exported(Path(target))
+    if exported:
+        assert target is not None
+        return _open_exported(target, exported, overrides, trust)
+    if target is not None and (model := _sections(target)) is not None:
+        recipe = parse_recipe(json.dumps({"towers": model}), target, overrides)
+        folder, checkpoint = None, None
+    else:
+        recipe, run, path = find_target(target, overrides, runs, trust)
+        folder = None if path is None else run.path
+        checkpoint = None if path is None else Checkpoint.load(path)
+    towers = load_towers(recipe, folder, checkpoint)
+    for tower in towers.values():
+        tower.eval()
+    if checkpoint is not None:
+        return Target(recipe, towers, checkpoint.source, folder, str(checkpoint.source))
+    sources = [f"{tower.name}: {tower.source}" for tower in towers.values() if tower.source]
+    described = f"{target or 'towers of --set'}, not trained here"
+    return Target(recipe, towers, None, folder, "; ".join([described, *sources]))
+
+
+def _exported(path: Path) -> dict[str, Path]:
+    is_run = (path / "recipe.yaml").is_file()
+    return exported_folders(path) if path.is_dir() and not is_run else {}
+
+
+def _open_exported(
+    target: str, folders: Mapping[str, Path], overrides: Sequence[str], trust: bool
+) -> Target:
+    if overrides:
+        raise UserError(
+            f"--set has no effect on {target}, which was exported. Set keys of its run instead."
+        )
+    towers = {
+        tower.name: tower.eval()
+        for folder in folders.values()
+        for tower in [load_exported(folder, trust=trust, cache_dir=cache_folder())]
+    }
+    recipe = Recipe.model_validate({"towers": {name: {"train": "none"} for name in towers}})
+    return Target(recipe, towers, None, None, f"{target}, as it was exported")
+
+
+def _sections(target: str) -> dict[str, dict[str, Any]] | None:
+    """The towers of a model by name, BUILDER:MODEL[:PRETRAINED]; None where a target is not one."""
+    builder, _, rest = target.partition(":")
+    path, known = Path(target), catalog.names("builder")
+    if not rest or len(builder) == 1 or path.exists() or path.suffix in (".yaml", ".yml", ".pt"):
+        return None
+    if builder not in known:
+        raise UserError(
+            f"'{target}': no builder '{builder}'.{catalog.did_you_mean(builder, known)} A model by"
+            f" name is BUILDER:MODEL[:PRETRAINED]; builders: {', '.join(known)}."
+        )
+    keys = {key.name: key for key in signature_of("builder", builder).keys}
+    model, _, tag = rest.partition(":")
+    section: dict[str, Any] = {"builder": builder, "model": model, "train": "none"}
+    if tag:
+        section["pretrained"] = {"true": True, "false": False}.get(tag, tag)
+    elif keys["pretrained"].default is False:
+        # A model that somebody names is one with weights, unlike a tower of a recipe.
+        section["pretrained"] = True
+    modalities = catalog.load("builder", builder).modalities
+    return {modality: dict(section) for modality in modalities}

@@ -1,0 +1,116 @@
+"""A tower out of a folder that `vlkd export` wrote, wherever that folder is now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vlkd_cli.builders.weight_files import read_weights
+from vlkd_cli.errors import RecipeError, WeightsError
+from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.load import TRUST_OPTION
+from vlkd_cli.recipe.messages import report
+from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.recipe.trust import check_foreign
+from vlkd_cli.towers.assemble import assemble
+from vlkd_cli.towers.export import PAGE
+from vlkd_cli.towers.tower import Tower
+
+_PLACES = ("model", "pretrained")
+"""Keys of a builder that may hold the place of exported files."""
+
+
+def exported_folders(path: Path) -> dict[str, Path]:
+    """The folders of exported towers by the towers' names: the folder itself, or those in it; none
+    where nothing was exported there."""
+    if (path / PAGE).is_file():
+        return {path.resolve().name: path}
+    return {page.parent.name: page.parent for page in sorted(path.glob(f"*/{PAGE}"))}
+
+
+def load_exported(
+    folder: Path,
+    *,
+    trust: bool = False,
+    remedy: str = TRUST_OPTION,
+    cache_dir: Path | None = None,
+) -> Tower:
+    """The tower, with its pooler and heads, and images prepared as in the run that it is from.
+
+    Args:
+        trust: let its page name code from outside vlkd.
+        remedy: what to do for someone who trusts its author.
+
+    Raises:
+        RecipeError: its page is damaged, or names code that is not trusted.
+        WeightsError: its weights are missing or do not fit.
+    """
+    file = folder / PAGE
+    page = _read(file)
+    name = str(page["tower"])
+    section = {
+        **{key: _moved(key, value, folder, name) for key, value in page["recipe"].items()},
+        **{key: page[key] for key in ("modality", "head", "heads") if key in page},
+        "train": "none",
+    }
+    if not trust and (problems := check_foreign({"towers": {name: section}}, remedy)):
+        raise RecipeError(report({}, problems, str(file)))
+    try:
+        spec = TowerSpec.model_validate(section)
+    except ValidationError as error:
+        raise _damaged(file, error.errors()[0]["msg"]) from error
+    tower = assemble(name, spec, cache_dir=cache_dir)
+    if "images" in page:
+        tower.input = ImageInput(**_tuples(page["images"]))
+    if "weights_of_pooler_and_head" in page:
+        _load_added(tower, folder / str(page["weights_of_pooler_and_head"]))
+    return tower
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        page = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(file, type(error).__name__) from error
+    if not isinstance(page, dict) or not isinstance(page.get("recipe"), dict):
+        raise _damaged(file, "it holds no recipe")
+    if "tower" not in page:
+        raise _damaged(file, "it names no tower")
+    return page
+
+
+def _damaged(file: Path, problem: str) -> RecipeError:
+    return RecipeError(f"{file} is damaged: {problem.rstrip('.')}. Export the run again.")
+
+
+def _moved(key: str, value: Any, folder: Path, name: str) -> Any:
+    """A value of the page; the place of exported files is where the folder is now."""
+    if key not in _PLACES or not isinstance(value, str):
+        return value
+    last = Path(value).name
+    if (folder / last).is_file():
+        return str(folder / last)
+    return str(folder) if last == name else value
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(own) if isinstance(own, list) else own for key, own in values.items()}
+
+
+def _load_added(tower: Tower, file: Path) -> None:
+    """Weights of the pooler and the heads; the mask token, which no encoding reads, is left out."""
+    state = {
+        key: value
+        for key, value in read_weights(file, f"tower '{tower.name}'").items()
+        if key != "mask_token"
+    }
+    parts = ("pooler.", "head.", "heads.")
+    own = {key: value for key, value in tower.state_dict().items() if key.startswith(parts)}
+    for key in [*own, *state]:
+        if key not in state or key not in own or state[key].shape != own[key].shape:
+            raise WeightsError(f"{file} does not fit its page: '{key}' differs. Export it again.")
+    tower.load_state_dict(state, strict=False)
