@@ -22,7 +22,8 @@ from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.run import with_tower
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise
 from vlkd_cli.features.subject import OpenTables, Subject
-from vlkd_cli.recipe.types import ModalityName, Precision
+from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -112,7 +113,7 @@ class Encoder:
         )
         if not listed:
             return np.zeros((0, chosen.width), dtype=np.float32)
-        if chosen.modality == "text":
+        if not FACTS[chosen.modality].has_views:
             features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
         else:
             features = embed_images(subject, _Pictures(listed, name))
@@ -137,10 +138,10 @@ class Encoder:
         towers = self._subject.towers
         if tower in towers:
             return tower
-        usual = {"image": self._subject.image, "text": self._subject.text}.get(tower)
-        for name, own in towers.items():
-            if own is usual:
-                return name
+        for modality in MODALITY_NAMES:
+            usual = self._subject.tower(modality)
+            if tower == modality and usual is not None:
+                return next(name for name, own in towers.items() if own is usual)
         words = [*towers, *{own.modality for own in towers.values()}]
         raise UserError(
             f"there is no tower '{tower}'.{did_you_mean(tower, words)} Towers: {', '.join(towers)}."

@@ -28,7 +28,7 @@ from vlkd_cli.data.loading.loader import in_order
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed import runtime
-from vlkd_cli.features.encode import evaluating, insist_on_numbers
+from vlkd_cli.features.forward import evaluating, insist_on_numbers
 from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.preprocessing import ImageInput

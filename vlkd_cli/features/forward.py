@@ -1,0 +1,68 @@
+"""Inputs through a tower that is evaluated: without gradients, in the precision asked for, and with
+finite numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.features.subject import Subject
+from vlkd_cli.numerics.precision import autocast
+
+if TYPE_CHECKING:
+    from vlkd_cli.towers.tower import Tower
+
+PROJECTED_AT_ONCE = 4096
+
+
+def features_of(subject: Subject, tower: Tower, inputs: object) -> Tensor:
+    """Features of the backbone, `[B, feature_width]` float32 on the CPU."""
+    with torch.no_grad(), autocast(subject.precision, subject.device):
+        return tower.features(inputs).float().cpu()
+
+
+def project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
+    """Kept backbone features through the head, in large batches; done on every rank, since it costs
+    less than an exchange."""
+    projected = torch.empty(len(features), tower.width)
+    with evaluating(tower), torch.no_grad(), autocast(subject.precision, subject.device):
+        for start in range(0, len(features), PROJECTED_AT_ONCE):
+            block = features[start : start + PROJECTED_AT_ONCE]
+            projected[start : start + len(block)] = (
+                tower.project(block.to(subject.device)).float().cpu()
+            )
+    insist_on_numbers(tower, projected)
+    return projected
+
+
+def insist_on_numbers(tower: Tower, features: Tensor) -> None:
+    """No suite says anything sensible about NaN and infinity, and some would fail without a word of
+    the cause.
+
+    Raises:
+        DataError: some are not finite.
+    """
+    wrong = int((~torch.isfinite(features).all(1)).sum())
+    if wrong:
+        raise DataError(
+            f"{wrong} of {len(features)} features of tower '{tower.name}' hold NaN or infinity: its"
+            " weights have diverged, or the precision is too low. Evaluate an earlier checkpoint,"
+            " or with `--set train.precision=fp32`."
+        )
+
+
+@contextmanager
+def evaluating(tower: nn.Module) -> Iterator[None]:
+    """The tower in eval mode for a while; afterwards every part is in the mode that it was in."""
+    modes = [(module, module.training) for module in tower.modules()]
+    tower.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
