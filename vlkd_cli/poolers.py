@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vlkd_cli.recipe.types import Positive, PositiveInt
+from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 
 
 class Pooler(nn.Module):
@@ -171,7 +171,9 @@ class AttentionPooler(Pooler):
 
     starts_random: ClassVar[bool] = True
 
-    def __init__(self, token_width: int, *, heads: PositiveInt = 8, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, token_width: int, *, heads: PositiveInt = 8, mlp_ratio: NonNegative = 4.0
+    ) -> None:
         super().__init__(token_width)
         if token_width % heads:
             raise ValueError(

@@ -63,6 +63,15 @@ def try_texts(backbone: nn.Module, inputs: TextInput, what: str) -> None:
                 backbone(inputs)
 
 
+def without_gradient(network: nn.Module, run: Callable[[], Tensor]) -> list[str]:
+    """Names of the parameters that are to be trained and that the output of `run` does not depend
+    on, such as those of a module whose weight is read without calling it."""
+    names = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    with probing(network), torch.enable_grad():
+        found = torch.autograd.grad(run().sum(), list(names.values()), allow_unused=True)
+    return [name for name, gradient in zip(names, found, strict=True) if gradient is None]
+
+
 def _without_memory(
     network: nn.Module, size_px: tuple[int, int], run: Callable[[Any, Tensor], Found]
 ) -> Found:

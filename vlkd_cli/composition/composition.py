@@ -19,6 +19,7 @@ from vlkd_cli.recipe.address import Address, Arrow, Call, Side
 from vlkd_cli.recipe.contract import Contract
 from vlkd_cli.recipe.objectives import listed, uses
 from vlkd_cli.recipe.types import Progress, Schedulable
+from vlkd_cli.towers.named_modules import NamedModules
 from vlkd_cli.towers.tower import Tower
 
 
@@ -86,14 +87,14 @@ class Composition(nn.Module):
     ) -> None:
         super().__init__()
         self.chunk = chunk
-        self.towers = nn.ModuleDict(
+        self.towers = NamedModules(
             {
                 name: tower
                 for name, tower in towers.items()
                 if isinstance(tower, Tower) and not tower.is_frozen
             }
         )
-        self.followers = nn.ModuleDict(
+        self.followers = NamedModules(
             {name: tower for name, tower in towers.items() if isinstance(tower, MomentumTower)}
         )
         # A plain dict in a tuple keeps the frozen towers out of nn.Module's registration.
@@ -104,7 +105,7 @@ class Composition(nn.Module):
                 if isinstance(tower, Tower) and tower.is_frozen
             },
         )
-        self.distillers = nn.ModuleDict(
+        self.distillers = NamedModules(
             {objective.name: objective.distiller for objective in objectives}
         )
         self.objectives = tuple(objectives)

@@ -17,7 +17,7 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
 from vlkd_cli.towers.outputs import HEAD, Wanted
-from vlkd_cli.towers.tower import Tower
+from vlkd_cli.towers.tower import TOKENS_AT, Tower
 
 
 class MomentumTower(nn.Module):
@@ -165,6 +165,10 @@ class MomentumTower(nn.Module):
                 f"tower '{name}': masks: replace needs the mask token of '{self.follows}', which"
                 " has none. Set `masks: replace` there as well."
             )
+        try:
+            self.tower.graph.refuse_lost_positions(TOKENS_AT[masks])
+        except ValueError as error:
+            raise RecipeError(f"tower '{name}': {error}. Change its `masks`.") from error
         selects = any(link.at != "all" for link in self.tower.graph.links.values())
         if self.shuffle and (not FACTS[self.modality].has_views or selects):
             reads = FACTS[self.modality].plural

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,29 +67,40 @@ class DecoderHead(nn.Module):
         if self.mask_token is not None:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
 
+    @property
+    def gives_at(self) -> Literal["all"] | None:
+        """All positions where the others are filled in, else those that it reads."""
+        return None if self.mask_token is None else "all"
+
     def forward(
         self,
         places: Float[Tensor, "B T D"],
         hidden: Bool[Tensor, "B P"] | None = None,
+        at: Literal["all", "hidden", "visible"] = "visible",
     ) -> Float[Tensor, "B Q E"]:
+        """Rows for the positions of `gives_at`.
+
+        Args:
+            hidden: which positions are hidden; None: none is.
+            at: the positions that the rows stand for, where some are hidden.
+        """
         rows = self.inner(places)
-        if hidden is None or rows.shape[1] == hidden.shape[1]:
+        if hidden is None or at == "all":
             rows = rows + self.positions
-        elif self.mask_token is None:
-            rows = rows + self._positions_at(hidden, rows)
         else:
-            whole = self.mask_token.to(rows.dtype).expand(*hidden.shape, -1)
-            visible = (~hidden)[:, :, None].expand_as(whole)
-            rows = whole.masked_scatter(visible, rows) + self.positions
+            rows = self._placed(rows, hidden if at == "hidden" else ~hidden)
         for block in self.blocks:
             rows = block(rows)
         predicted: Tensor = self.outer(self.norm(rows))
         return predicted
 
-    def _positions_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Position embeddings of what the rows stand for: the hidden ones, else the visible
-        ones."""
-        chosen = hidden if int(hidden[0].sum()) == rows.shape[1] else ~hidden
-        every = self.positions.expand(len(hidden), -1, -1)
-        positions: Tensor = every[chosen].unflatten(0, (len(hidden), -1))
-        return positions
+    def _placed(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Rows that stand for the chosen positions, with the embeddings of these, and with the
+        learned token at the others."""
+        if self.mask_token is None:
+            every = self.positions.expand(len(rows), -1, -1)
+            here: Tensor = every[chosen].unflatten(0, (len(rows), -1))
+            return rows + here
+        whole = self.mask_token.to(rows.dtype).expand(*chosen.shape, -1)
+        filled: Tensor = whole.masked_scatter(chosen[:, :, None].expand_as(whole), rows)
+        return filled + self.positions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -26,6 +28,9 @@ class RegressorHead(nn.Module):
     Source: Chen et al., Context Autoencoder, IJCV 2023, arXiv:2202.03026, section 3.1 (latent
     contextual regressor): keys are the visible positions and the queries themselves.
     """
+
+    reads_at: ClassVar[Literal["visible"]] = "visible"
+    gives_at: ClassVar[Literal["hidden"]] = "hidden"
 
     def __init__(
         self,

@@ -143,7 +143,9 @@ def connect(
     try:
         return Tower(name, backbone, pooler=pooler, heads=heads, masks=masks)
     except ValueError as error:
-        raise RecipeError(f"tower '{name}': {error}. Correct its `reads`.") from error
+        raise RecipeError(
+            f"tower '{name}': {error}. Correct its `reads`, `at` or the tower's `masks`."
+        ) from error
 
 
 def _backbone(spec: TowerSpec, context: BuildContext, cache_dir: Path | str | None) -> Backbone:

@@ -50,14 +50,19 @@ class Link(NamedTuple):
     Args:
         takes: dimensions of its input: 2 for rows, 3 for places, 4 for pictures.
         gives: dimensions of its output where it takes no rows: 2 for rows, else 3.
-        told: whether its `forward` names `hidden`.
+        told: what of `hidden` and `at` its `forward` names: which positions are hidden, and which
+            of them its rows stand for.
+        reads_at: the positions that its rows must stand for; None: any.
+        gives_at: the positions that its output stands for; None: those of its input.
     """
 
     reads: tuple[Source, ...]
     at: At
     takes: int
     gives: int
-    told: bool
+    told: frozenset[str]
+    reads_at: At | None
+    gives_at: At | None
 
 
 def read_sources(reads: str | Sequence[str]) -> tuple[Source, ...]:
@@ -95,11 +100,13 @@ class Output(NamedTuple):
         values: `[N, ...]`, N = samples * pictures; or `[M, E]` with `counts`.
         pictures: which pictures of a view, from 1.
         counts: `[N]` int64: how many of the M rows belong to each picture, where that varies.
+        at: which positions of the view the rows stand for, where there is one for each position.
     """
 
     values: Tensor
     pictures: tuple[int, ...] = (1,)
     counts: Tensor | None = None
+    at: At = "all"
 
     def of(self, pictures: tuple[int, ...]) -> Output:
         """The same of these pictures, in this order."""
@@ -108,7 +115,7 @@ class Output(NamedTuple):
         columns = [self.pictures.index(picture) for picture in pictures]
         if self.counts is None:
             split = self.values.unflatten(0, (-1, len(self.pictures)))
-            return Output(split[:, columns].flatten(0, 1), pictures)
+            return Output(split[:, columns].flatten(0, 1), pictures, at=self.at)
         starts = self.counts.cumsum(0) - self.counts
         chosen = [
             part.unflatten(0, (-1, len(self.pictures)))[:, columns].flatten()
@@ -117,7 +124,7 @@ class Output(NamedTuple):
         shift = chosen[0] - (chosen[1].cumsum(0) - chosen[1])
         rows = shift.repeat_interleave(chosen[1])
         rows = rows + torch.arange(len(rows), device=rows.device)
-        return Output(self.values[rows], pictures, chosen[1])
+        return Output(self.values[rows], pictures, chosen[1], self.at)
 
 
 class Outputs:
@@ -141,8 +148,15 @@ class Outputs:
                 what = "pictures" if takes == 4 else "features"
                 raise ValueError(f"head '{name}' takes {what} and reads {', '.join(inputs)}")
             gives = 2 if _dimensions(kind, first=False) == 2 else 3
-            told = "hidden" in _parameters(kind)
-            self.links[name] = Link(reads, heads[name].at, takes, gives, told)
+            self.links[name] = Link(
+                reads,
+                heads[name].at,
+                takes,
+                gives,
+                told=frozenset({"hidden", "at"} & set(_parameters(kind))),
+                reads_at=getattr(heads[name].module, "reads_at", None),
+                gives_at=getattr(heads[name].module, "gives_at", None),
+            )
 
     def resolved(self, output: str) -> str:
         """The output itself; the backbone's feature stands for a head called `head` that is not
@@ -190,6 +204,32 @@ class Outputs:
         """Whether a head is told which places are hidden, or selects by it."""
         return any(link.at != "all" or link.told for link in self.links.values())
 
+    def refuse_lost_positions(self, tokens_at: At) -> None:
+        """Refuse heads at positions that what they read does not have.
+
+        Args:
+            tokens_at: the positions that the backbone's tokens stand for where some are hidden.
+
+        Raises:
+            ValueError: naming the first such head.
+        """
+        found: dict[str, At] = {INPUT: "all", BACKBONE: "all", TOKENS: tokens_at}
+        for name, link in self.links.items():
+            at = _together([found[source.output] for source in link.reads], name)
+            reads = " and ".join(source.output for source in link.reads)
+            if link.reads_at not in (None, at):
+                raise ValueError(
+                    f"head '{name}' takes the {link.reads_at} positions alone, and '{reads}' stands"
+                    f" for {_words(at)}"
+                )
+            at = link.gives_at or at
+            if link.at not in ("all", at) and at != "all" and not self.is_row(name):
+                raise ValueError(
+                    f"head '{name}' is at the {link.at} positions, and '{reads}' stands for"
+                    f" {_words(at)}"
+                )
+            found[name] = at if link.at == "all" else link.at
+
     def run(
         self,
         modules: Mapping[str, nn.Module],
@@ -211,7 +251,7 @@ class Outputs:
             module, pictures = modules[name], needed[name]
             own = None if hidden is None else hidden.of(pictures).values
             parts = [_read(found[source.output], source, pictures) for source in link.reads]
-            counts = parts[0].counts
+            counts, at = parts[0].counts, _together([part.at for part in parts], name)
             values = (
                 parts[0].values
                 if len(parts) == 1
@@ -219,13 +259,15 @@ class Outputs:
             )
             if link.takes == 2:
                 if values.ndim == 3 and own is not None:
-                    values, counts = _selected(values, own, link.at)
+                    values, counts, at = _selected(values, own, link.at, at)
                 values = _row_by_row(module, values)
             else:
-                values = _whole(module, values, {"hidden": own} if link.told else {})
+                known = {"hidden": own, "at": at}
+                values = _whole(module, values, {key: known[key] for key in link.told})
                 if own is not None and values.ndim == 3:
-                    values, counts = _selected(values, own, link.at)
-            found[name] = Output(values, pictures, counts)
+                    at = link.gives_at or at
+                    values, counts, at = _selected(values, own, link.at, at)
+            found[name] = Output(values, pictures, counts, at)
         return found
 
 
@@ -239,7 +281,18 @@ def _row_by_row(module: nn.Module, values: Tensor) -> Tensor:
     return rows if values.ndim == 2 else rows.unflatten(0, values.shape[:2])
 
 
-def _whole(module: nn.Module, values: Tensor, told: dict[str, Tensor | None]) -> Tensor:
+def _together(places: Sequence[At], head: str) -> At:
+    """The positions that rows which are joined stand for."""
+    if len(set(places)) > 1:
+        raise ValueError(f"head '{head}' joins rows of {' and '.join(map(_words, places))}")
+    return places[0]
+
+
+def _words(at: At) -> str:
+    return "all positions" if at == "all" else f"the {at} positions alone"
+
+
+def _whole(module: nn.Module, values: Tensor, told: Mapping[str, Any]) -> Tensor:
     # A target has nothing to learn, and neither has the picture that it is made from.
     learns = getattr(module, "has_weights", True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
@@ -247,17 +300,23 @@ def _whole(module: nn.Module, values: Tensor, told: dict[str, Tensor | None]) ->
     return output
 
 
-def _selected(values: Tensor, hidden: Tensor, at: At) -> tuple[Tensor, Tensor | None]:
-    """The chosen places of `[N, T, E]`: `[N, m, E]`, or `[M, E]` and counts `[N]` where their
-    number varies."""
-    # A backbone that dropped places gives the chosen ones alone.
-    if at == "all" or values.shape[1] != hidden.shape[1]:
-        return values, None
-    chosen = hidden if at == "hidden" else ~hidden
+def _selected(
+    values: Tensor, hidden: Tensor, wanted: At, at: At
+) -> tuple[Tensor, Tensor | None, At]:
+    """The wanted positions of `[N, T, E]`: `[N, m, E]`, or `[M, E]` and counts `[N]` where their
+    number varies; and what they are.
+
+    Args:
+        at: the positions that the values stand for.
+    """
+    if wanted in ("all", at):
+        return values, None, at
+    assert at == "all", "see Outputs.refuse_lost_positions"
+    chosen = hidden if wanted == "hidden" else ~hidden
     try:
-        return gather(values, positions(chosen)), None
+        return gather(values, positions(chosen)), None, wanted
     except ValueError:
-        return values[chosen], chosen.sum(1)
+        return values[chosen], chosen.sum(1), wanted
 
 
 def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:

@@ -19,7 +19,26 @@ from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
-from vlkd_cli.towers.outputs import BACKBONE, HEAD, INPUT, TOKENS, Head, Output, Outputs, Wanted
+from vlkd_cli.towers.named_modules import NamedModules
+from vlkd_cli.towers.outputs import (
+    BACKBONE,
+    HEAD,
+    INPUT,
+    TOKENS,
+    At,
+    Head,
+    Output,
+    Outputs,
+    Wanted,
+)
+
+TOKENS_AT: dict[Masks, At] = {
+    "none": "all",
+    "replace": "all",
+    "drop": "visible",
+    "complement": "hidden",
+}
+"""The positions that tokens stand for where some are hidden, by `masks:`."""
 
 
 class Tower(nn.Module):
@@ -69,8 +88,9 @@ class Tower(nn.Module):
         self.pooler = pooler
         every = {**({} if head is None else {HEAD: Head(head)}), **(heads or {})}
         self.head: nn.Module = every[HEAD].module if HEAD in every else nn.Identity()
-        self.heads = nn.ModuleDict({key: one.module for key, one in every.items() if key != HEAD})
+        self.heads = NamedModules({key: one.module for key, one in every.items() if key != HEAD})
         self.graph = Outputs(every)
+        self.graph.refuse_lost_positions(TOKENS_AT[masks])
         self._layer_of = layer_index(backbone)
         self._num_backbone_layers = max(self._layer_of.values(), default=0) + 1
         self._digest: str | None = None
@@ -188,7 +208,8 @@ class Tower(nn.Module):
         if TOKENS in needed:
             assert encoded.tokens is not None, f"tower '{self.name}' has no tokens"
             values = encoded.tokens.values[:, encoded.tokens.prefix :]
-            found[TOKENS] = Output(values, pictures)
+            at = "all" if hidden is None else TOKENS_AT[self.masks]
+            found[TOKENS] = Output(values, pictures, at=at)
         return found
 
     def _pooled(self, encoded: Encoded) -> Tensor:
@@ -278,8 +299,9 @@ class Tower(nn.Module):
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
             name for name, _ in self.named_buffers()
         }
+        modules = dict(self.named_modules())
         for part in self._held:
-            kept -= {f"{part}.{name}" for name, _ in self.get_submodule(part).named_buffers()}
+            kept -= {f"{part}.{name}" for name, _ in modules[part].named_buffers()}
         return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
@@ -306,7 +328,7 @@ class Tower(nn.Module):
         needed = self.graph.closure(outputs)
         parts = {name: part for name, part in self.parts().items() if name in needed}
         self.head = parts[HEAD].module if HEAD in parts else nn.Identity()
-        self.heads = nn.ModuleDict({key: one.module for key, one in parts.items() if key != HEAD})
+        self.heads = NamedModules({key: one.module for key, one in parts.items() if key != HEAD})
         self.graph = Outputs(parts)
         modules = dict(self.named_modules())
         self._held = [name for name in self._held if name in modules]
@@ -347,8 +369,9 @@ class Tower(nn.Module):
 
     def hold_frozen_parts(self) -> None:
         """Put the parts without trainable parameters into eval mode."""
+        modules = dict(self.named_modules())
         for name in self._held:
-            self.get_submodule(name).eval()
+            modules[name].eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:
         nn.Module._apply(self, fn, recurse)

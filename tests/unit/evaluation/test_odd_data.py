@@ -65,6 +65,16 @@ def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> Non
         run(subject, suite, data={"reader": COLOURED, "num_samples": 128})
 
 
+def test_results_over_another_number_of_images_have_files_of_their_own():
+    subject = Subject(
+        FakeTower("image", class_of_picture, 8), FakeTower("text", random_feature(8), 8)
+    )
+    data = {"reader": COLOURED, "num_samples": 16}
+    results = [run(subject, "feature_analysis", data=data, items=items) for items in (8, 12)]
+    assert len({result.key for result in results}) == 2
+    assert [result.settings["items"] for result in results] == [8, 12]
+
+
 @pytest.mark.parametrize("suite", ["retrieval", "feature_analysis"])
 @pytest.mark.parametrize(
     ("odd", "message"),

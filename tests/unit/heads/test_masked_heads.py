@@ -72,11 +72,26 @@ def test_a_decoder_puts_visible_places_where_they_belong():
 
 
 def test_a_decoder_without_filling_keeps_the_places_that_it_is_given():
+    torch.manual_seed(0)
     decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2, fill=False)
     hidden = torch.zeros(2, 16, dtype=torch.bool)
     hidden[:, 4:] = True
-    assert decoder(torch.randn(2, 12, 12), hidden).shape == (2, 12, 10)
-    assert decoder.mask_token is None
+    assert decoder(torch.randn(2, 12, 12), hidden, "hidden").shape == (2, 12, 10)
+    assert (decoder.mask_token, decoder.gives_at) == (None, None)
+
+
+@pytest.mark.parametrize("fill", [True, False])
+def test_a_decoder_does_not_guess_positions_from_their_number(fill):
+    torch.manual_seed(0)
+    decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2, fill=fill)
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 8:] = True
+    rows = torch.randn(2, 8, 12)
+    visible = decoder(rows, hidden, "visible")
+    assert torch.equal(decoder(rows, ~hidden, "hidden"), visible)
+    assert not torch.allclose(decoder(rows, hidden, "hidden"), visible, atol=1e-3)
+    whole = torch.randn(2, 16, 12)
+    assert torch.equal(decoder(whole, hidden, "all"), decoder(whole))
 
 
 def test_a_regressor_gives_a_row_for_each_hidden_place_and_reads_visible_ones_alone():

@@ -168,6 +168,119 @@ def test_a_head_of_places_is_told_what_is_hidden_and_selected_afterwards() -> No
     torch.testing.assert_close(found["paint"].flatten(0, 1), found["tokens"][HIDDEN] + 1)
 
 
+class Placed(Whole):
+    """A head of places that is told which its rows stand for."""
+
+    def forward(
+        self,
+        places: Float[Tensor, "B T D"],
+        hidden: Bool[Tensor, "B P"] | None = None,
+        at: str = "none",
+    ) -> Float[Tensor, "B T D"]:
+        self.told = at
+        return places
+
+
+class Predicted(Placed):
+    """A head that gives the hidden places from the visible ones."""
+
+    reads_at, gives_at = "visible", "hidden"
+
+
+class Hiding(Squares):
+    """Squares that leave out or keep what is hidden, as told."""
+
+    def forward(
+        self, inputs: Tensor, hidden: Any = None, masks: Any = "none", *, tokens: bool = True
+    ) -> Encoded:
+        values = self.run(inputs, tokens=tokens).tokens.values  # type: ignore[union-attr]
+        if hidden is not None and masks != "none":
+            chosen = hidden if masks == "complement" else ~hidden
+            values = values[chosen].unflatten(0, (len(values), -1))
+        return Encoded(values.mean(1), Tokens.of_places(values))
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"), [("none", "all"), ("drop", "visible"), ("complement", "hidden")]
+)
+def test_a_head_is_told_which_places_its_rows_stand_for(masks: Any, expected: str) -> None:
+    head, after = Placed(), Placed()
+    heads = {
+        "first": Head(head, (Source("tokens"),)),
+        "second": Head(after, (Source("first"),)),
+    }
+    both = Tower("image", Hiding(), heads=heads, masks=masks)
+    # Two of four are hidden: their number alone tells nothing.
+    both(images(1), ("second",), hidden=torch.tensor([[True, False, True, False]]))
+    assert (head.told, after.told) == (expected, expected)
+    both(images(1), ("second",))
+    assert head.told == "all"
+
+
+def test_rows_that_a_head_gives_at_other_places_are_told_to_the_next() -> None:
+    after = Placed()
+    heads = {
+        "predict": Head(Predicted(), (Source("tokens"),)),
+        "paint": Head(after, (Source("predict"),), "hidden"),
+    }
+    both = Tower("image", Hiding(), heads=heads, masks="drop")
+    outputs = both(images(1), ("paint",), hidden=torch.tensor([[True, False, True, False]]))
+    assert after.told == "hidden"
+    assert outputs["paint"].shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "masks", "message"),
+    [
+        (
+            {"pick": Head(Counted(), (Source("tokens"),), "hidden")},
+            "drop",
+            "'pick' is at the hidden positions, and 'tokens' stands for the visible positions",
+        ),
+        (
+            {"pick": Head(Placed(), (Source("tokens"),), "visible")},
+            "complement",
+            "'pick' is at the visible positions, and 'tokens' stands for the hidden positions",
+        ),
+        (
+            {"guess": Head(Predicted(), (Source("tokens"),))},
+            "replace",
+            "'guess' takes the visible positions alone, and 'tokens' stands for all positions",
+        ),
+        (
+            {
+                "a": Head(Predicted(), (Source("tokens"),)),
+                "b": Head(Counted(width=6), (Source("a"), Source("tokens"))),
+            },
+            "drop",
+            "'b' joins rows of the hidden positions alone and the visible positions alone",
+        ),
+    ],
+)
+def test_positions_that_masks_leave_out_are_refused(
+    heads: dict[str, Head], masks: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tower("image", Hiding(), heads=heads, masks=masks)
+
+
+@pytest.mark.parametrize("name", ["keys", "items", "pop", "train", "forward", "_modules"])
+def test_a_head_may_be_called_like_a_method_of_a_module(name: str) -> None:
+    both = tower({name: Head(LinearHead(3, width=2)), "keys_of": Head(Counted(), (Source(name),))})
+    batch = images(2)
+    expected = both(batch, (name,))[name]
+    assert expected.shape == (2, 2)
+    state = both.state_dict()
+    weights = {key for key in state if key.startswith(f"heads.{name}.")}
+    assert weights
+    other = copy.deepcopy(both)
+    other.load_state_dict(state)
+    other.train()
+    assert torch.equal(other(batch, (name,))[name], expected)
+    other.leave_out_heads([name])
+    assert set(other.heads) == {name} and set(both.trainable_state()) >= weights
+
+
 def test_a_target_is_made_of_the_picture_without_gradient() -> None:
     built = tower({"pixels": Head(Pixels(), (Source("input"),), "hidden")})
     pictures = images(2).requires_grad_()

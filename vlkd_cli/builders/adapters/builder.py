@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlkd_cli import catalog
-from vlkd_cli.builders.adapters.attach import attach, encoder_model
+from vlkd_cli.builders.adapters.attach import NAME, attach, encoder_model
 from vlkd_cli.builders.adapters.files import (
     encoder_tensors,
     export_merged,
@@ -27,6 +28,7 @@ from vlkd_cli.builders.backbone import Backbone, BuildContext, Export, ModelInfo
 from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
 from vlkd_cli.builders.huggingface.configs import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
+from vlkd_cli.builders.trial import without_gradient
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe import adapters as adapter_rules
@@ -108,6 +110,7 @@ class Adapters(HuggingFace):
         backbone.files = plain.files
         if self.adapter_weights is not None:
             load_adapter(backbone, self.adapter_weights)
+        _refuse_dead(backbone, f"tower '{context.tower}': adapter '{adapter.name}'")
         return backbone
 
     def attention(self, config: Any, context: BuildContext) -> str | None:
@@ -242,6 +245,27 @@ class AdaptedText(HuggingFaceText):
             if self.own_pooler:
                 output.pooler_output = output.pooler_output + 0 * absent
         return output
+
+
+def _refuse_dead(backbone: AdaptedText, what: str) -> None:
+    """Refuse an adapter with weights that no output depends on.
+
+    Raises:
+        RecipeError: naming the first such weight.
+    """
+
+    def run() -> Tensor:
+        encoded = backbone(backbone.input(["a text"]))
+        parts = [encoded.feature, None if encoded.tokens is None else encoded.tokens.values]
+        return torch.stack([part.sum() for part in parts if part is not None])
+
+    dead = without_gradient(backbone, run)
+    if dead:
+        name = dead[0].removeprefix("encoder.").partition(f".{NAME}")[0]
+        raise RecipeError(
+            f"{what}: has no effect at '{name}': no output depends on its weights there, so they"
+            " get no gradient. Leave that module out of the adapter's keys."
+        )
 
 
 def all_keys(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:

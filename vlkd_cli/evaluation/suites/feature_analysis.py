@@ -41,6 +41,7 @@ class FeatureAnalysis(Suite):
 
     modalities = frozenset({"image", "text"})
     needs = frozenset({"image", "text"})
+    report_keys = frozenset()  # its `items` counts the images that are measured
 
     def __init__(self, *, data: DataSource = None, items: int = 10_000) -> None:
         self.data, self.items = data, items

@@ -15,6 +15,7 @@ import torch
 from tests.support.adapters import METHODS, STARTS_AS_IDENTITY, adapted, embed, shake, take_step
 from tests.support.encoders import SENTENCES, write_encoder
 from vlkd_cli.builders.adapters.files import load_adapter, save_adapter
+from vlkd_cli.builders.huggingface.builder import HuggingFace
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.recipe import adapters as adapter_rules
@@ -52,6 +53,24 @@ TRAINED = {
     "mix_and_match": 267360,
     "unipelt": 171024,
 }
+
+
+def test_an_adapter_that_no_output_depends_on_is_refused(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = HuggingFace.build
+
+    def with_an_idle_layer(self: HuggingFace, *arguments: Any) -> Any:
+        backbone: Any = build(self, *arguments)
+        backbone.encoder.idle = torch.nn.Linear(64, 64)
+        return backbone
+
+    monkeypatch.setattr(HuggingFace, "build", with_an_idle_layer)
+    section = {"builder": "adapters", "model": str(bert), "head": HEAD}
+    alive, dead = ({"name": "lora", "targets": targets} for targets in (["q"], ["q", "idle"]))
+    assemble("text", TowerSpec.model_validate({**section, "adapter": alive}))
+    with pytest.raises(RecipeError, match=r"adapter 'lora': has no effect at 'idle\.lora_A'"):
+        assemble("text", TowerSpec.model_validate({**section, "adapter": dead}))
 
 
 @pytest.fixture(scope="module")
