@@ -124,6 +124,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
     },
     "pooler": {
         "cls": Entry("poolers:CLSPooler", "the first token"),
+        "cls_mean": Entry(
+            "poolers:ClassMeanPooler", "the class token joined with the mean of the patches"
+        ),
         "mean": Entry("poolers:MeanPooler", "mean over the real tokens"),
         "max": Entry("poolers:MaxPooler", "maximum over the real tokens"),
         "last": Entry("poolers:LastPooler", "the last real token"),
@@ -145,6 +148,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "hog": Entry("heads.hog:HOGHead", "histograms of gradients of each position, a target"),
         "decoder": Entry("heads.decoder:DecoderHead", "a transformer over all positions (MAE)"),
         "regressor": Entry("heads.regressor:RegressorHead", "hidden positions from visible ones"),
+        "glu": Entry("heads.glu:GLUHead", "a gated layer between two linear ones (SAIL)"),
+        "blocks": Entry("heads.blocks:BlocksHead", "transformer layers over the tokens (dino.txt)"),
         "select": Entry("heads.select:SelectHead", "what it reads, at some positions"),
     },
     "distiller": {

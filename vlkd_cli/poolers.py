@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 
 
@@ -23,6 +24,8 @@ class Pooler(nn.Module):
     width: int
     needs_eot: bool = False
     """Whether the encoder must say where the text ends."""
+    needs_class_token: bool = False
+    """Whether `forward` also takes `prefix`, the number of class and register tokens."""
 
     starts_random: ClassVar[bool] = False
     """Whether it has weights that must be trained before its feature means anything."""
@@ -55,6 +58,33 @@ class CLSPooler(Pooler):
         # Padding may stand on the left (decoder-style tokenizers), so the first token is the first
         # real one.
         return _pick(tokens, mask.int().argmax(1))
+
+
+class ClassMeanPooler(Pooler):
+    """The class token joined with the mean of the patches, without registers: width 2 D.
+
+    Source: Zhang et al., SAIL, CVPR 2025, arXiv:2412.04616, section 4.
+    """
+
+    needs_class_token = True
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__(token_width)
+        self.width = 2 * token_width
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T"],
+        eot: Int[Tensor, " B"] | None = None,
+        prefix: int = 0,
+    ) -> Float[Tensor, "B E"]:
+        if not prefix:
+            raise RecipeError(
+                "pooler 'cls_mean' needs a class token, and the tower's model has none. Use"
+                " `pooler: {name: mean}`."
+            )
+        return torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1)
 
 
 class MeanPooler(Pooler):

@@ -50,6 +50,7 @@ BASE: dict[tuple[str, str], dict[str, Any]] = {
     ("builder", "timm"): {"model": "resnet10t"},
     ("builder", "sbert"): {"model": "x"},
     ("head", "mlp"): {"width": 4, "layers": 3},
+    ("head", "blocks"): {"heads": 2},
     ("adapter", "mtl_lora"): {"tasks": ["a", "b"], "task": "a"},
     ("sink", "wandb"): {"mode": "offline"},
 }

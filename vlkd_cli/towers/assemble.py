@@ -235,6 +235,11 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
             f"tower '{name}': this model marks no end of text for pooler '{spec.pooler.name}'. Use"
             " `last` or `mean`."
         )
+    if getattr(pooler, "needs_class_token", False) and not isinstance(backbone.input, ImageInput):
+        raise RecipeError(
+            f"tower '{name}': pooler '{spec.pooler.name}' joins the class token and the patches of"
+            " an image. Use `mean`, `cls` or `eot` for texts."
+        )
     return pooler
 
 

@@ -50,8 +50,8 @@ class Link(NamedTuple):
     Args:
         takes: dimensions of its input: 2 for rows, 3 for places, 4 for pictures.
         gives: dimensions of its output where it takes no rows: 2 for rows, else 3.
-        told: what of `hidden` and `at` its `forward` names: which positions are hidden, and which
-            of them its rows stand for.
+        told: what of `hidden`, `at` and `prefix` its `forward` names: which positions are hidden,
+            which of them its rows stand for, and an encoder's class and register tokens.
         reads_at: the positions that its rows must stand for; None: any.
         gives_at: the positions that its output stands for; None: those of its input.
     """
@@ -101,12 +101,14 @@ class Output(NamedTuple):
         pictures: which pictures of a view, from 1.
         counts: `[N]` int64: how many of the M rows belong to each picture, where that varies.
         at: which positions of the view the rows stand for, where there is one for each position.
+        prefix: `[N, P, D]`, an encoder's class and register tokens; None for other outputs.
     """
 
     values: Tensor
     pictures: tuple[int, ...] = (1,)
     counts: Tensor | None = None
     at: At = "all"
+    prefix: Tensor | None = None
 
     def of(self, pictures: tuple[int, ...]) -> Output:
         """The same of these pictures, in this order."""
@@ -114,8 +116,13 @@ class Output(NamedTuple):
             return self
         columns = [self.pictures.index(picture) for picture in pictures]
         if self.counts is None:
-            split = self.values.unflatten(0, (-1, len(self.pictures)))
-            return Output(split[:, columns].flatten(0, 1), pictures, at=self.at)
+
+            def chosen_of(values: Tensor) -> Tensor:
+                split: Tensor = values.unflatten(0, (-1, len(self.pictures)))
+                return split[:, columns].flatten(0, 1)
+
+            prefix = None if self.prefix is None else chosen_of(self.prefix)
+            return Output(chosen_of(self.values), pictures, at=self.at, prefix=prefix)
         starts = self.counts.cumsum(0) - self.counts
         chosen = [
             part.unflatten(0, (-1, len(self.pictures)))[:, columns].flatten()
@@ -153,7 +160,7 @@ class Outputs:
                 heads[name].at,
                 takes,
                 gives,
-                told=frozenset({"hidden", "at"} & set(_parameters(kind))),
+                told=frozenset({"hidden", "at", "prefix"} & set(_parameters(kind))),
                 reads_at=getattr(heads[name].module, "reads_at", None),
                 gives_at=getattr(heads[name].module, "gives_at", None),
             )
@@ -202,7 +209,7 @@ class Outputs:
     @property
     def reads_hidden(self) -> bool:
         """Whether a head is told which places are hidden, or selects by it."""
-        return any(link.at != "all" or link.told for link in self.links.values())
+        return any(link.at != "all" or "hidden" in link.told for link in self.links.values())
 
     def refuse_lost_positions(self, tokens_at: At) -> None:
         """Refuse heads at positions that what they read does not have.
@@ -262,7 +269,7 @@ class Outputs:
                     values, counts, at = _selected(values, own, link.at, at)
                 values = _row_by_row(module, values)
             else:
-                known = {"hidden": own, "at": at}
+                known = {"hidden": own, "at": at, "prefix": parts[0].prefix}
                 values = _whole(module, values, {key: known[key] for key in link.told})
                 if own is not None and values.ndim == 3:
                     at = link.gives_at or at

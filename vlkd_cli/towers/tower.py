@@ -207,9 +207,9 @@ class Tower(nn.Module):
             found[BACKBONE] = Output(self._pooled(encoded), pictures)
         if TOKENS in needed:
             assert encoded.tokens is not None, f"tower '{self.name}' has no tokens"
-            values = encoded.tokens.values[:, encoded.tokens.prefix :]
+            values, split = encoded.tokens.values, encoded.tokens.prefix
             at = "all" if hidden is None else TOKENS_AT[self.masks]
-            found[TOKENS] = Output(values, pictures, at=at)
+            found[TOKENS] = Output(values[:, split:], pictures, at=at, prefix=values[:, :split])
         return found
 
     def _pooled(self, encoded: Encoded) -> Tensor:
@@ -217,7 +217,10 @@ class Tower(nn.Module):
             assert encoded.feature is not None, f"tower '{self.name}' has no feature"
             return encoded.feature
         assert encoded.tokens is not None
-        pooled: Tensor = self.pooler(*encoded.tokens[:3])
+        told = {}
+        if getattr(self.pooler, "needs_class_token", False):
+            told["prefix"] = encoded.tokens.prefix
+        pooled: Tensor = self.pooler(*encoded.tokens[:3], **told)
         return pooled
 
     @property

@@ -113,6 +113,34 @@ def test_the_end_of_text_pooler_needs_a_marked_end() -> None:
         assemble("image", spec(**IMAGE, pooler={"name": "eot"}))
 
 
+def test_class_and_patches_pool_a_vit_and_refuse_texts_and_convolutions() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    vit = assemble("image", spec(**IMAGE, pooler={"name": "cls_mean"}))
+    tokens = vit.encoder(images, tokens=True).tokens
+    assert tokens is not None and tokens.prefix == 1
+    pooled = torch.cat([tokens.values[:, 0], tokens.values[:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(vit.encode(images), pooled)
+    with pytest.raises(RecipeError, match="joins the class token and the patches of an image"):
+        assemble("text", spec(**TEXT, pooler={"name": "cls_mean"}))
+    resnet = {"builder": "torchvision", "model": "resnet18", "pooler": {"name": "cls_mean"}}
+    with pytest.raises(RecipeError, match="needs a class token"):
+        assemble("image", spec(**resnet)).encode(images)
+
+
+def test_blocks_read_the_class_token_of_a_vit() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    keys = {"name": "blocks", "reads": "tokens", "heads": 2, "width": 6}
+    vit = assemble("image", spec(**IMAGE, train="head", head=keys)).eval()
+    tokens = vit.encoder(images, tokens=True).tokens
+    assert tokens is not None
+    expected = vit.head(tokens.values[:, 1:], prefix=tokens.values[:, :1])
+    torch.testing.assert_close(vit.encode(images), expected)
+    # Pictures of a view: each sample's tokens stay its own.
+    views = torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
+    second = vit(views, {"head": (2,)}, pictures=2)["head"]
+    torch.testing.assert_close(second, vit.encode(images.flip(3)))
+
+
 def saved_run(
     folder: Path,
     towers: dict[str, dict[str, Any]],

@@ -1,0 +1,96 @@
+"""Transformer layers over a tower's tokens, and the class token with the mean of the patches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import Grid
+from vlkd_cli.recipe.types import PositiveInt, Probability
+
+EPS = 1e-5
+
+
+class BlocksHead(nn.Module):
+    """Transformer blocks over all tokens of a frozen image encoder; the feature is the class token
+    joined with the mean of the patches, without registers.
+
+    `{name: blocks, reads: tokens}` on a frozen DINOv2 is the image side of dino.txt.
+
+    Args:
+        layers: blocks.
+        heads: attention heads of a block.
+        width: of the feature; twice the width of the tokens leaves out the projection of both
+            halves, and is the default.
+        hidden: width inside the gated MLP; by default 8/3 of the tokens' width, rounded up to a
+            multiple of 64.
+        drop_path: rate of stochastic depth in each block.
+
+    Raises:
+        RecipeError: the tower has no class token.
+
+    Source: Jose et al., DINOv2 Meets Text (dino.txt), CVPR 2025, arXiv:2412.16334, section 3.2:
+    blocks of DINOv2 without a bias of queries, keys and values, LayerScale from 1e-5, SwiGLU.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        grid: Grid | None = None,
+        *,
+        layers: PositiveInt = 2,
+        heads: PositiveInt = 16,
+        width: PositiveInt | None = None,
+        hidden: PositiveInt | None = None,
+        drop_path: Probability = 0.3,
+    ) -> None:
+        from timm.layers import SwiGLU
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        if grid is None:
+            raise ValueError("head 'blocks' reads the tokens of an image tower")
+        if width_in % heads:
+            raise ValueError(f"tokens of width {width_in} are not a multiple of {heads} heads")
+        self.width = width or 2 * width_in
+        if self.width % 2:
+            raise ValueError(f"width {width} is odd: half of it is the class token's")
+        hidden = hidden or -(-int(8 * width_in / 3) // 64) * 64
+        norm = partial(nn.LayerNorm, eps=EPS)
+        self.blocks = nn.ModuleList(
+            Block(
+                width_in,
+                heads,
+                mlp_ratio=hidden / width_in,
+                init_values=1e-5,
+                drop_path=drop_path,
+                norm_layer=norm,
+                mlp_layer=SwiGLU,
+                act_layer=nn.SiLU,
+            )
+            for _ in range(layers)
+        )
+        self.norm = norm(width_in)
+        is_whole = self.width == 2 * width_in
+        self.out = nn.Identity() if is_whole else nn.Linear(width_in, self.width // 2, bias=False)
+
+    def forward(
+        self,
+        patches: Float[Tensor, "B T D"],
+        prefix: Float[Tensor, "B P D"] | None = None,
+    ) -> Float[Tensor, "B E"]:
+        if prefix is None or not prefix.shape[1]:
+            raise RecipeError(
+                "head 'blocks' needs a class token, and the tower's model has none. Use another"
+                " model, or a head that reads the feature."
+            )
+        tokens = torch.cat([prefix, patches], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.out(self.norm(tokens))
+        mean = tokens[:, prefix.shape[1] :].mean(dim=1)
+        return torch.cat([tokens[:, 0], mean], dim=1)
