@@ -162,7 +162,7 @@ def _add_rate(
 SECTIONS: dict[str, tuple[Callable[[Table, bool], None], float]] = {
     "rates": (rates, 20),
     "steps": (steps, 110),
-    "losses": (losses, 40),
+    "losses": (losses, 35),
     "search": (search, 25),
     "one_frozen": (one_frozen, 25),
     "chunks": (chunks, 50),

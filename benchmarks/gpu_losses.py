@@ -31,7 +31,8 @@ def losses(table: Table, tiny: bool) -> None:
                 for side, loss in sides(table.device).items():
                     with table.case(what, side):
                         call = _both(loss, dtype, features)
-                        table.add(what, side, measure(call, table.device))
+                        timing = measure(call, table.device, warm_up=1, calls=1)
+                        table.add(what, side, timing)
 
 
 def _infonce(device: torch.device) -> dict[str, Loss]:
