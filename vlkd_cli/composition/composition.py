@@ -158,10 +158,18 @@ class Composition(nn.Module):
         found = encode(self.passes, self.all_towers, self.towers, batch, progress, self.chunk)
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
+        offered = {
+            "labels": batch.labels,
+            "targets": batch.targets,
+            "indices": batch.indices,
+            "progress": progress,
+        }
         for objective in self.objectives:
+            # Nothing stands between this line and the distiller, so that a traceback shows both.
             calls = [
-                self._call(objective, call, found, batch, progress)
+                objective.distiller(student, teacher, samples=samples, **offered)
                 for call in objective.arrow.calls
+                for student, teacher, samples in [_delivered(objective, call, found)]
             ]
             term = calls[0] if len(calls) == 1 else torch.stack(calls).mean()
             terms[objective.name] = term.detach()
@@ -190,36 +198,6 @@ class Composition(nn.Module):
             tower.to(*args, **kwargs)
         return self
 
-    def _call(
-        self,
-        objective: Objective,
-        call: Call,
-        found: Mapping[Address, Rows],
-        batch: Batch,
-        progress: Progress,
-    ) -> Tensor:
-        selected = objective.selected(call)
-
-        def read(side: Side) -> Tensor | tuple[Tensor, ...]:
-            # An address is itself a tuple, so it is asked for first.
-            if isinstance(side, Address):
-                return found[side].flat() if side in selected else found[side].values
-            return tuple(
-                found[one].flat() if one in selected else found[one].values for one in side
-            )
-
-        assert call.student is not None
-        loss: Tensor = objective.distiller(
-            read(call.student),
-            None if call.teacher is None else read(call.teacher),
-            labels=batch.labels,
-            targets=batch.targets,
-            indices=batch.indices,
-            samples=found[selected[0]].samples() if selected else None,
-            progress=progress,
-        )
-        return loss
-
     def _widths(self, side: Side) -> Widths:
         if isinstance(side, Address):
             return self.width_of(side)
@@ -228,6 +206,31 @@ class Composition(nn.Module):
     def width_of(self, address: Address) -> int:
         """Width of an output."""
         return self.tower(address.tower).width_of(address.output)
+
+
+class _Delivered(NamedTuple):
+    """What a distiller is given of the outputs; `samples` says whose each selected position is."""
+
+    student: Tensor | tuple[Tensor, ...]
+    teacher: Tensor | tuple[Tensor, ...] | None
+    samples: Tensor | None
+
+
+def _delivered(objective: Objective, call: Call, found: Mapping[Address, Rows]) -> _Delivered:
+    selected = objective.selected(call)
+
+    def read(side: Side) -> Tensor | tuple[Tensor, ...]:
+        # An address is itself a tuple, so it is asked for first.
+        if isinstance(side, Address):
+            return found[side].flat() if side in selected else found[side].values
+        return tuple(found[one].flat() if one in selected else found[one].values for one in side)
+
+    assert call.student is not None
+    return _Delivered(
+        read(call.student),
+        None if call.teacher is None else read(call.teacher),
+        found[selected[0]].samples() if selected else None,
+    )
 
 
 def _reader(towers: Mapping[str, Tower | MomentumTower], name: str) -> str:
