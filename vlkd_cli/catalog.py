@@ -42,7 +42,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "huggingface": Entry(
             "builders.huggingface.builder:HuggingFace",
-            "text encoders that transformers' AutoModel loads",
+            "vision and text encoders that transformers' AutoModel loads",
         ),
         "sbert": Entry(
             "builders.sbert.builder:SBERT",

@@ -13,24 +13,43 @@ from torch import Tensor
 class ImageInput(NamedTuple):
     """How an image becomes an image tower's input for evaluation.
 
-    The loader delivers uint8 `[B, 3, H, W]`; the tower scales to 0..1 and standardizes with `mean`
-    and `std` on its own device.
+    The loader delivers uint8 RGB `[B, 3, H, W]`; the tower scales to 0..1 and standardizes with
+    `mean` and `std` on its own device.
     """
 
     size_px: tuple[int, int] = (224, 224)
     """Height and width that the tower sees."""
-    resize_px: int | None = None
-    """Length of the shorter side before the centre crop; None: the crop's size."""
-    resize: Literal["shortest", "squash", "longest"] = "shortest"
-    """Shorter side then centre crop; both sides at once; or longer side then padding."""
+    resize_px: int | tuple[int, int] | None = None
+    """Length of the shorter side before the center crop, or height and width with `squash`; None:
+    the crop's size."""
+    resize: Literal["shortest", "squash", "longest", "none"] = "shortest"
+    """Shorter side then center crop; both sides at once, then center crop; longer side then
+    padding; or center crop alone."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    crop: Literal["round", "floor"] = "round"
+    """Top of the center crop: (H - h) / 2, half to even as torchvision, or rounded down as
+    transformers. They differ by a pixel where H - h is 3 mod 4."""
+    backend: Literal["pil", "torchvision"] | None = None
+    """Whose resize, which differ by a gray level; None: within one level of PIL, whichever is
+    faster."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order in which the encoder takes the channels; mean and std are in it."""
+    rescales_first: bool = False
+    """Resize the floats 0..1 instead of 256 gray levels. The loader then delivers standardized
+    float32 for the evaluation transform."""
 
     def at_size(self, size_px: int) -> ImageInput:
         """The same for square pictures of another size."""
         resize_px = self.resize_px
-        if resize_px is not None:
+        if isinstance(resize_px, tuple):
+            height, width = (
+                round(side * size_px / own)
+                for side, own in zip(resize_px, self.size_px, strict=True)
+            )
+            resize_px = height, width
+        elif resize_px is not None:
             resize_px = round(resize_px * size_px / min(self.size_px))
         return self._replace(size_px=(size_px, size_px), resize_px=resize_px)
 
@@ -74,6 +93,8 @@ def standardize(images: Tensor, expected: ImageInput) -> Tensor:
     is_copied = images.is_cuda and not torch.compiler.is_compiling()
     of_device = _scaling if is_copied else _scaling.__wrapped__
     mean, std = of_device(expected.mean, expected.std, images.device)
+    if expected.channels == "bgr":
+        images = images.flip(1)
     # In place: three images' worth of memory traffic less.
     return images.to(torch.float32).sub_(mean).div_(std)
 

@@ -24,6 +24,7 @@ IMAGE_TOWERS: dict[str, dict[str, Any]] = {
     "torchvision": {"model": "mobilenet_v2", "config": {"width_mult": 0.1}, "image_size": 64},
     "timm": {"model": "test_vit", "image_size": 64},
     "dvae": {"image_size": 32, "config": {"width": 8, "layers": 1, "codes": 16}},
+    "huggingface": {"modality": "image", "config": {**SIZES, "image_size": 32, "patch_size": 16}},
 }
 TEXT_TOWERS: dict[str, dict[str, Any]] = {
     "openclip": {"config": {**SIZES, "context_length": 16, "vocab_size": 600}},

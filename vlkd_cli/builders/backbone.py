@@ -257,6 +257,10 @@ class Builder:
     """Base of the builders: keyword-only constructor arguments are the tower's recipe keys."""
 
     modalities: tuple[str, ...] = ("image", "text")
+    assumed_modality: str | None = None
+    """The modality of a tower where its section and its name do not tell; None: it must."""
+    keys_of_modality: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Keys that towers of one modality alone have."""
     takes_adapters: bool = False
     """Whether the tower may have an `adapter:` section."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import vlkd_cli
 from vlkd_cli import catalog
+from vlkd_cli.builders.huggingface import known
 from vlkd_cli.cache_folder import cache_folder
 
 LIBRARIES = {
@@ -39,9 +40,11 @@ def rows_of(builder: str) -> list[dict[str, Any]]:
     Raises:
         MissingPackageError: the builder's library is not installed.
     """
+    if builder == "huggingface":
+        return _of_transformers()
     file = _file(builder)
-    for known in (shipped(builder), file):
-        remembered = _read(known)
+    for place in (shipped(builder), file):
+        remembered = _read(place)
         if remembered is not None:
             return remembered
     rows = computed(builder)
@@ -52,6 +55,21 @@ def rows_of(builder: str) -> list[dict[str, Any]]:
         _write(partial, rows)
         os.replace(partial, file)
     return rows
+
+
+def _of_transformers() -> list[dict[str, Any]]:
+    """The types of transformers' encoders, then the models that are on disk."""
+    rows: list[dict[str, Any]] = [
+        {"name": name, "builder": "huggingface", "modality": modality}
+        for modality in ("image", "text")
+        for name in known.types_of(modality)
+    ]
+    rows += [
+        {**row, "builder": "huggingface", "modality": modality, "pretrained": [known.ON_DISK]}
+        for modality in ("image", "text")
+        for row in known.on_disk(modality)
+    ]
+    return [{**dict.fromkeys(FIELDS), "pretrained": [], **row} for row in rows]
 
 
 def computed(builder: str) -> list[dict[str, Any]]:

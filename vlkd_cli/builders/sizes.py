@@ -22,10 +22,17 @@ def check_sizes(builder: str, config: Mapping[str, Any], names: Collection[str])
     """
     for name in names:
         value = config.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_size(value):
             raise RecipeError(
                 f"builder '{builder}': config.{name}: expected an integer above 0, got {value!r}."
             )
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is an integer above 0, or a list of them, one for each stage."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def check_max_length(builder: str, max_length: int | None, *, least: int, most: int | None) -> None:

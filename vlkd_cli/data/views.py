@@ -24,7 +24,7 @@ from vlkd_cli.recipe.modality import Table
 
 class ImageView:
     """uint8 images `[B, 3, H, W]` at the tower's size; `[B, V, 3, H, W]` where a view has V > 1
-    pictures.
+    pictures. Standardized float32 where the tower resizes floats and there is no augmentation.
 
     Args:
         expected: what the tower expects.
@@ -51,7 +51,9 @@ class ImageView:
     def empty(self, count: int) -> Tensor:
         """Room for the pictures of that many samples."""
         several = () if self.pictures == 1 else (self.pictures,)
-        return torch.empty(count, *several, 3, *self.size_px, dtype=torch.uint8)
+        is_float = self.expected.rescales_first and self.augment is None
+        kind = torch.float32 if is_float else torch.uint8
+        return torch.empty(count, *several, 3, *self.size_px, dtype=kind)
 
 
 class _Plan(NamedTuple):

@@ -135,7 +135,8 @@ def parse_address(text: str) -> Written:
 
 def modality_of(towers: Mapping[str, TowerSpec], name: str) -> ModalityName | None:
     """A tower's modality as far as the recipe tells: `modality:`, else its builder's only one, else
-    a word of its name ("teacher_text"), else that of the tower it follows."""
+    a word of its name ("teacher_text"), else that of the tower it follows, else the one that its
+    builder assumes."""
     tower = towers[name]
     if tower.modality is not None:
         return tower.modality
@@ -147,7 +148,9 @@ def modality_of(towers: Mapping[str, TowerSpec], name: str) -> ModalityName | No
     leader = tower.follows
     if found is None and leader is not None and leader in towers and towers[leader].follows is None:
         return modality_of(towers, leader)
-    return found
+    return found or (
+        attributes_of("builder", tower.builder).get("assumed_modality") if tower.builder else None
+    )
 
 
 def pictures_of(data: DataSpec | None, view: str = MAIN_VIEW) -> int:

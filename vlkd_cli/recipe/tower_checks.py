@@ -81,6 +81,7 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
                 " tower's name nor its builder tells.",
             )
         yield from _check_modality(name, tower, path)
+        yield from _check_keys_of_modality(recipe, name, tower, path)
         return
     if tower.follows not in recipe.towers or tower.follows == name:
         others = [other for other in recipe.towers if other != name]
@@ -137,6 +138,24 @@ def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem
         remedy += f"; or rename the tower, or say `modality: {offered[0]}`"
     builds = f"builder '{tower.builder}' builds {' and '.join(offered)} towers"
     yield Problem((*path, "builder"), f"{builds}, not {wanted[0]} towers. {remedy}.")
+
+
+def _check_keys_of_modality(
+    recipe: Recipe, name: str, tower: TowerSpec, path: Path
+) -> Iterator[Problem]:
+    """Whether its keys are those of towers of its modality."""
+    own = modality_of(recipe.towers, name)
+    if own is None or tower.builder is None:
+        return
+    known = attributes_of("builder", tower.builder)
+    for modality, keys in known.get("keys_of_modality", {}).items():
+        for key in keys if modality != own else ():
+            if tower.keys.get(key) is not None:
+                yield Problem(
+                    (*path, key),
+                    f"is for {modality} towers, and this one takes {FACTS[own].plural}. Remove it,"
+                    f" or set `modality: {modality}`.",
+                )
 
 
 def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +10,7 @@ import pytest
 
 from vlkd_cli import catalog
 from vlkd_cli.builders import listing
+from vlkd_cli.builders.huggingface import known
 
 ROW = {
     "name": "x",
@@ -100,3 +103,39 @@ def _shipped_or_skip(builder: str) -> Path:
     if not brought.is_file():
         pytest.skip(f"another {builder} than the pinned one is installed")
     return brought
+
+
+def test_models_of_transformers_are_its_types_and_what_is_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "shared"))
+    own = tmp_path / "huggingface" / "me" / "my-clip"
+    snapshot = tmp_path / "shared" / "models--you--a-vit" / "snapshots" / "0123"
+    for folder, config in (
+        (own, {"model_type": "clip", "projection_dim": 8, "vision_config": {"image_size": 64}}),
+        (snapshot, {"model_type": "vit", "hidden_size": 16, "image_size": 32}),
+        (tmp_path / "huggingface" / "me" / "words", {"model_type": "bert", "hidden_size": 4}),
+        (tmp_path / "huggingface" / "me" / "damaged", {}),
+    ):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+    rows = [row for row in listing.rows_of("huggingface") if row["modality"] == "image"]
+    here = {row["name"]: row for row in rows if row["pretrained"] == ["on disk"]}
+    assert set(here) == {"me/my-clip", "you/a-vit"}
+    assert [here["you/a-vit"][key] for key in ("width", "image_size_px")] == [16, 32]
+    assert [here["me/my-clip"][key] for key in ("width", "image_size_px")] == [8, 64]
+    names = {row["name"] for row in rows} - set(here)
+    assert {"vit", "dinov2", "siglip2", "clip", "swin", "resnet"} <= names and len(names) > 40
+    texts = {row["name"] for row in listing.rows_of("huggingface") if row["modality"] == "text"}
+    assert "bert" in texts and "vit" not in texts and "me/words" in texts
+    assert set(rows[0]) == set(listing.FIELDS)
+    assert known.types_of("image") == sorted(names)
+
+
+def test_models_of_transformers_are_listed_without_importing_torch() -> None:
+    code = (
+        "import sys; from vlkd_cli.builders.listing import rows_of;"
+        " assert len(rows_of('huggingface')) > 200; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

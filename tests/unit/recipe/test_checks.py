@@ -455,10 +455,10 @@ def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine
     ("tower", "expected"),
     [
         (
-            "image={builder: huggingface}",
-            "towers.image.builder: builder 'huggingface' builds text towers, not image towers."
-            " Choose one of: openclip, torchvision, timm; or rename the tower, or say"
-            " `modality: text`.",
+            "image={builder: adapters, adapter: {name: lora}}",
+            "towers.image.builder: builder 'adapters' builds text towers, not image towers."
+            " Choose one of: openclip, torchvision, timm, dvae, huggingface; or rename the tower,"
+            " or say `modality: text`.",
         ),
         (
             "student_text={builder: timm, model: resnet18}",
@@ -469,9 +469,10 @@ def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine
         (
             "b={builder: sbert, model: x, modality: image}",
             "towers.b.builder: builder 'sbert' builds text towers, not image towers."
-            " Choose one of: openclip, torchvision, timm.",
+            " Choose one of: openclip, torchvision, timm, dvae, huggingface.",
         ),
         ("image={builder: huggingface, model: x, modality: text}", None),
+        ("image={builder: huggingface, model: x}", None),
         ("b={builder: timm, model: resnet18}", None),
         ("image_to_text={builder: timm, model: resnet18}", None),
     ],
@@ -567,3 +568,27 @@ def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fi
 def test_a_chunk_without_effect_is_refused(options, expected):
     heads = [f"towers.{name}.head={{name: linear, width: 8}}" for name in ("image", "text")]
     assert any(expected in line for line in problems_with(*heads, *options))
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"),
+    [
+        (
+            "image={builder: huggingface, model: x, max_length: 8}",
+            "towers.image.max_length: is for text towers, and this one takes images. Remove it, or"
+            " set `modality: text`.",
+        ),
+        (
+            "b={builder: huggingface, model: x, image_size: 64}",
+            "towers.b.image_size: is for image towers, and this one takes texts. Remove it, or set"
+            " `modality: image`.",
+        ),
+        ("b={builder: huggingface, model: x, max_length: 8}", None),
+        ("b={builder: huggingface, model: x, modality: image, image_size: 64}", None),
+    ],
+)
+def test_keys_of_the_other_modality_are_refused(tower: str, expected: str | None) -> None:
+    name = tower.partition("=")[0]
+    lines = problems_with(f"towers.{tower}", f"towers.{name}.train=none", "distillers=[]")
+    found = [line for line in lines if "towers" in line and "is for" in line]
+    assert found == ([expected] if expected else [])

@@ -1,4 +1,4 @@
-"""Text encoders of transformers."""
+"""Vision and text encoders of transformers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ from vlkd_cli.builders.backbone import (
 )
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.huggingface.configs import (
+    Section,
     apply_sizes,
     load_config,
     longest_input,
     num_positions,
     scratch_config,
 )
+from vlkd_cli.builders.huggingface.families import family_of
+from vlkd_cli.builders.huggingface.image import HuggingFaceImage, settings_of
+from vlkd_cli.builders.huggingface.known import types_of
 from vlkd_cli.builders.huggingface.load import load_model, load_tokenizer
+from vlkd_cli.builders.huggingface.processors import at_size, load_processor
 from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.padding import Outputs, by_length, leaks, probing
@@ -37,7 +42,7 @@ from vlkd_cli.builders.trained_tokenizer import trained_tokenizer
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
-from vlkd_cli.recipe.types import ModalityName, TextLength
+from vlkd_cli.recipe.types import ModalityName, PositiveInt, TextLength
 
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
@@ -47,28 +52,35 @@ EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
 
 
 class HuggingFace(Builder):
-    """Any text encoder that transformers' AutoModel loads; of an encoder-decoder, the encoder.
+    """Any vision or text encoder that transformers' AutoModel loads; of an encoder-decoder, the
+    encoder.
 
-    Its feature is the mean of the last layer over the real tokens, as sentence encoders have it;
-    the tower's `pooler:` replaces that.
+    The feature of a text is the mean of the last layer over the real tokens, as sentence encoders
+    have it. The feature of a picture is the one of the model's family: class token, mean of the
+    places, or the pooled output (see `vlkd_cli.builders.huggingface.families`); pictures are
+    prepared as the model's image processor does. The tower's `pooler:` replaces the feature.
 
     Args:
         model: hub id, folder, or `package:NAME` for a model inside an installed package.
         pretrained: true where `model` is given: its weights; false: the same architecture with
             random weights; or another hub id or folder to take the weights from.
         config: sizes that replace the model's own, or that make up an encoder from scratch: type
-            (bert), layers, width, heads, hidden, vocab_size, max_length, and any other key of the
-            type's configuration. Fewer `layers` keep a pretrained model's first ones.
+            (bert, for images vit), layers, width, heads, hidden, vocab_size, max_length, and any
+            other key of the type's configuration. Fewer `layers` keep a pretrained model's first
+            ones.
+        image_size: side in pixels that an image tower sees instead of the model's own.
         tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces of the captions at hand,
             kept in the run folder), or a hub id or folder; by default the model's own, and `clip`
             from scratch.
         max_length: longest caption in tokens; by default what the encoder takes.
-        own_pooler: use the model's own pooled output, e.g. BERT's, instead of the mean.
+        own_pooler: use the model's own pooled output, e.g. BERT's or ViT's, as the feature.
         trust: run code that comes with the model.
         cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
     """
 
-    modalities = ("text",)
+    modalities: tuple[str, ...] = ("image", "text")
+    assumed_modality = "text"
+    keys_of_modality = {"image": ("image_size",), "text": ("tokenizer", "max_length")}
 
     def __init__(
         self,
@@ -76,6 +88,7 @@ class HuggingFace(Builder):
         model: str | None = None,
         pretrained: bool | str | None = None,
         config: dict[str, Any] | None = None,
+        image_size: PositiveInt | None = None,
         tokenizer: str | None = None,
         max_length: TextLength | None = None,
         own_pooler: bool = False,
@@ -85,6 +98,7 @@ class HuggingFace(Builder):
         self.model = model
         self.pretrained = pretrained
         self.config = config or {}
+        self.image_size = image_size
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.own_pooler = own_pooler
@@ -92,27 +106,14 @@ class HuggingFace(Builder):
         self.cache_dir = cache_dir
 
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
+        if modality == "image":
+            return self._build_image()
         place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
-        if self.model is None:
-            config = scratch_config(
-                {key: value for key, value in self.config.items() if key != "vocab_size"}
-            )
-        else:
-            if "type" in self.config:
-                raise RecipeError(
-                    "builder 'huggingface': config: `type` is the model's own. Remove it, or remove"
-                    " `model`."
-                )
-            sizes = {
-                key: value
-                for key, value in self.config.items()
-                if key != "vocab_size" or self._makes_tokenizer()
-            }
-            config = apply_sizes(
-                load_config(self.model, **place),
-                {key: value for key, value in sizes.items() if key != "vocab_size"},
-            )
+        # The tokenizer says the size of the vocabulary.
+        config = self._config(
+            "text_config", {key: value for key, value in self.config.items() if key != "vocab_size"}
+        )
         tokenizer, files = self._tokenizer(config, weights, context)
         encoder = load_model(
             weights,
@@ -131,20 +132,64 @@ class HuggingFace(Builder):
         backbone.files = files
         return backbone
 
+    def _build_image(self) -> Backbone:
+        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        weights = self._weights()
+        config = self._config("vision_config", self.config)
+        if config.model_type == "vit_mae":
+            # In eval mode too it would hide three quarters of every picture.
+            config.mask_ratio = 0.0
+        if weights is None and self.image_size is not None and hasattr(config, "image_size"):
+            config.image_size = self.image_size
+        family = family_of(config)
+        encoder = load_model(
+            weights,
+            config,
+            pretrained=weights is not None,
+            pooling_layer=self.own_pooler or family is None or family.feature == "pooled",
+            **place,
+        )
+        if getattr(encoder, "main_input_name", "pixel_values") != "pixel_values":
+            raise RecipeError(
+                f"builder 'huggingface': models of type '{config.model_type}' take no pictures."
+                " Choose a vision encoder, or say `modality: text`."
+            )
+        processor = load_processor(self.model or weights, config, **place)
+        if self.image_size is not None:
+            processor = at_size(processor, self.image_size)
+        return HuggingFaceImage(
+            encoder,
+            config,
+            processor,
+            own_pooler=self.own_pooler,
+            settings=settings_of(self.model, self.config, self.own_pooler, self.image_size),
+        )
+
+    def _config(self, section: Section, sizes: Mapping[str, Any]) -> Any:
+        """The encoder's configuration with the recipe's sizes."""
+        if self.model is None:
+            return scratch_config(sizes, section=section)
+        if "type" in sizes:
+            raise RecipeError(
+                "builder 'huggingface': config: `type` is the model's own. Remove it, or remove"
+                " `model`."
+            )
+        config = load_config(
+            self.model, trust=self.trust, cache_dir=self.cache_dir, section=section
+        )
+        return apply_sizes(config, sizes)
+
     @classmethod
     def list_models(
         cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
     ) -> list[ModelInfo]:
         """The types that `config: {type: ...}` takes; the hub's models are too many to list."""
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-        if modality == "image" or pretrained_only:
-            return []
-        text = sorted(name for name in MODEL_MAPPING_NAMES if _reads_words(name))
+        modalities: tuple[ModalityName, ...] = ("image", "text")
         return [
-            ModelInfo(name, "huggingface", "text")
-            for name in text
-            if fnmatch(name, pattern.lower())
+            ModelInfo(name, "huggingface", own)
+            for own in modalities
+            for name in types_of(own)
+            if modality in (None, own) and fnmatch(name, pattern.lower()) and not pretrained_only
         ]
 
     def attention(self, config: Any, context: BuildContext) -> str | None:
@@ -351,9 +396,3 @@ def set_vocabulary(config: Any, size: int, special: Mapping[str, int | None]) ->
     for key, value in special.items():
         if hasattr(config, key) and value is not None:
             setattr(config, key, value)
-
-
-def _reads_words(kind: str) -> bool:
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-
-    return kind in TOKENIZER_MAPPING_NAMES

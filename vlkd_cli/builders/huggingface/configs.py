@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.huggingface.folders import (
@@ -14,7 +14,7 @@ from vlkd_cli.builders.huggingface.folders import (
     missing,
     refuse_foreign_code,
 )
-from vlkd_cli.builders.sizes import check_sizes
+from vlkd_cli.builders.sizes import check_sizes, is_size
 from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
@@ -41,6 +41,12 @@ COUNTS_FROM_PADDING = (
 )
 """Types that number positions from the padding id on, as RoBERTa does, so that the first rows of
 their table are never used."""
+_WIDTH_AND_HEADS = ("hidden_size", "num_attention_heads")
+_NAMES_OF_STAGES = ("out_features", "out_indices", "stage_names")
+_FROM_DEPTHS = ("num_hidden_layers", "num_layers")
+"""What configurations compute from the number of their layers."""
+Section = Literal["text_config", "vision_config"]
+"""Where a model with several towers has the configuration of one."""
 CONFIG_NAMES = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -53,9 +59,14 @@ further."""
 
 
 def load_config(
-    model: str, *, builder: str = "huggingface", trust: bool = False, cache_dir: str | None = None
+    model: str,
+    *,
+    builder: str = "huggingface",
+    trust: bool = False,
+    cache_dir: str | None = None,
+    section: Section = "text_config",
 ) -> Any:
-    """The text encoder's configuration; of models with several towers, the text tower's.
+    """An encoder's configuration; of models with several towers, the tower's own section.
 
     Raises:
         WeightsError: it is neither on disk nor to be had.
@@ -94,13 +105,13 @@ def load_config(
             f"{what}: its config.json ({kind}) does not describe a model that this version of"
             f" transformers knows ({first_line(error)}). Correct the file, or choose another model."
         ) from error
-    config = getattr(config, "text_config", None) or config
+    config = getattr(config, section, None) or config
     if _encodes_and_decodes(type(config)):
         # A class of the encoder alone saves `false`, though the type is still the same.
         config.is_encoder_decoder = True
     for name in SIZES:
         value = getattr(config, name, 1)
-        if value is not None and (not isinstance(value, int) or value in (0, False)):
+        if value is not None and not is_size(value):
             raise WeightsError(
                 f"{what}: config.json: {name}: expected an integer above 0, got {value!r}. Correct"
                 " the file."
@@ -117,35 +128,37 @@ def _encodes_and_decodes(kind: type[Any]) -> bool:
         return False
 
 
-def scratch_config(sizes: Mapping[str, Any]) -> Any:
+def scratch_config(sizes: Mapping[str, Any], *, section: Section = "text_config") -> Any:
     """A configuration from the recipe's sizes: `{type: bert, layers: 4, width: 128, heads: 4,
-    vocab_size: 8192, max_length: 64}`.
+    vocab_size: 8192, max_length: 64}`; pictures are encoded by `type: vit` unless another is named.
 
     Raises:
         RecipeError: the type or a key is unknown.
     """
     from transformers import CONFIG_MAPPING
 
-    kind = str(sizes.get("type", "bert"))
+    kind = str(sizes.get("type", "bert" if section == "text_config" else "vit"))
     if kind not in CONFIG_MAPPING:
         raise RecipeError(
             "builder 'huggingface': config: transformers knows no type"
             f" '{kind}'.{did_you_mean(kind, CONFIG_MAPPING.keys())}"
         )
     return apply_sizes(
-        _default_config(kind), {key: value for key, value in sizes.items() if key != "type"}
+        _default_config(kind, section),
+        {key: value for key, value in sizes.items() if key != "type"},
     )
 
 
-def _default_config(kind: str) -> Any:
+def _default_config(kind: str, section: Section) -> Any:
     from transformers import CONFIG_MAPPING
 
+    encoder = "text encoder" if section == "text_config" else "image encoder"
     with one_line(
-        f"builder 'huggingface': config: type '{kind}' has no text encoder of its own",
+        f"builder 'huggingface': config: type '{kind}' has no {encoder} of its own",
         "Choose another `type`.",
     ):
         config = CONFIG_MAPPING[kind]()
-    return getattr(config, "text_config", None) or config
+    return getattr(config, section, None) or config
 
 
 def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
@@ -163,7 +176,14 @@ def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
     )
     if "num_attention_heads" in changed and groups is not None and groups == heads:
         changed.setdefault("num_key_value_heads", changed["num_attention_heads"])
+    known = config.to_dict()
+    staged = "depths" in known
     for key, value in changed.items():
+        if staged and key == "num_hidden_layers":
+            raise RecipeError(
+                f"builder 'huggingface': config.layers: models of type '{config.model_type}' have"
+                " stages. Say `depths`, the number of layers of each."
+            )
         if not hasattr(config, key):
             known = [
                 *CONFIG_NAMES,
@@ -175,13 +195,22 @@ def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
             )
         with one_line(f"builder 'huggingface': config.{key}", "Correct its value."):
             setattr(config, key, value)
-    width, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
-    if width % heads and {"hidden_size", "num_attention_heads"} & set(changed):
+    width, heads = (getattr(config, key, 1) for key in ("hidden_size", "num_attention_heads"))
+    if isinstance(heads, int) and width % heads and set(changed) & set(_WIDTH_AND_HEADS):
         raise RecipeError(
             f"builder 'huggingface': config: {heads} heads do not divide width {width}. Set"
             " `heads`."
         )
-    return config
+    return _rebuilt(config) if staged or "stage_names" in known else config
+
+
+def _rebuilt(config: Any) -> Any:
+    """The same configuration with the values that its class computes from others."""
+    values = config.to_dict()
+    computed = _NAMES_OF_STAGES + (_FROM_DEPTHS if "depths" in values else ())
+    values = {key: value for key, value in values.items() if key not in computed}
+    with one_line("builder 'huggingface': config", "Correct its values."):
+        return type(config).from_dict(values)
 
 
 def num_positions(config: Any) -> int | None:

@@ -205,7 +205,8 @@ class TorchVision(Builder):
         expected = image_input(self.model, tag)
         if self.image_size is None:
             return expected
-        ratio = (expected.resize_px or expected.size_px[0]) / expected.size_px[0]
+        shorter = expected.resize_px if isinstance(expected.resize_px, int) else None
+        ratio = (shorter or expected.size_px[0]) / expected.size_px[0]
         return expected._replace(
             size_px=(self.image_size, self.image_size), resize_px=round(self.image_size * ratio)
         )

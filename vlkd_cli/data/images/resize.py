@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,10 +52,7 @@ def resize(
     if interpolation == "nearest" or (
         exact and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1])
     ):
-        resized = Image.fromarray(pixels).resize(
-            size[::-1], Image.Resampling[interpolation.upper()]
-        )
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        return _by_pil(pixels, size, interpolation)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return functional.interpolate(
         image, size=size, mode=interpolation, antialias=True, align_corners=False
@@ -79,33 +76,71 @@ def crop(pixels: np.ndarray, box: Box, full: tuple[int, int]) -> np.ndarray:
 
 
 def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
-    """The evaluation transform of a tower: `[h, w, 3]` to `[3, H, W]`, both uint8.
+    """The evaluation transform of a tower: `[h, w, 3]` uint8 to `[3, H, W]`, uint8; standardized
+    float32 where the tower `rescales_first`.
 
     `shortest` scales until both sides cover the crop (the shorter side to `resize_px` where that is
-    set) and crops the centre; `squash` ignores the aspect ratio; `longest` scales until both sides
-    fit and pads with black.
+    set) and crops the center; `squash` ignores the aspect ratio; `longest` scales until both sides
+    fit and pads with black; `none` crops alone.
     """
-    height, width = pixels.shape[:2]
+    size = resized_size((pixels.shape[0], pixels.shape[1]), expected)
+    if size[0] * size[1] > _LARGEST_RESIZED:
+        image = _middle(pixels, size, expected)
+    else:
+        image = _resized(pixels, size, expected)
+    image = centred(image, expected.size_px, rule=expected.crop, backend=expected.backend)
+    if not expected.rescales_first:
+        return image
+    # Only now standardized: padding is black.
+    scaled = image if image.is_floating_point() else image / 255
+    mean, std = (
+        scaled.new_tensor(values).view(3, 1, 1) for values in (expected.mean, expected.std)
+    )
+    return ((scaled.flip(0) if expected.channels == "bgr" else scaled) - mean) / std
+
+
+def resized_size(size: tuple[int, int], expected: ImageInput) -> tuple[int, int]:
+    """Height and width that a picture is resized to before the center crop or the padding."""
+    height, width = size
     target_height, target_width = expected.size_px
+    if expected.resize == "none":
+        return size
     if expected.resize == "squash":
-        return resize(pixels, expected.size_px, expected.interpolation, exact=True)
+        sides = expected.resize_px or expected.size_px
+        return sides if isinstance(sides, tuple) else (sides, sides)
     if expected.resize == "longest":
         factor = min(target_height / height, target_width / width)
-        size = max(1, round(height * factor)), max(1, round(width * factor))
-    elif expected.resize_px is not None or target_height == target_width:
+        return max(1, round(height * factor)), max(1, round(width * factor))
+    if isinstance(expected.resize_px, int) or target_height == target_width:
         # torchvision's Resize(int): the longer side is truncated, not rounded.
-        shorter = expected.resize_px or target_height
-        size = (
-            (shorter, int(shorter * width / height))
-            if height <= width
-            else (int(shorter * height / width), shorter)
-        )
-    else:
-        factor = max(target_height / height, target_width / width)
-        size = round(height * factor), round(width * factor)
-    if size[0] * size[1] > _LARGEST_RESIZED:
-        return centred(_middle(pixels, size, expected), expected.size_px)
-    return centred(resize(pixels, size, expected.interpolation, exact=True), expected.size_px)
+        shorter = expected.resize_px if isinstance(expected.resize_px, int) else target_height
+        if height <= width:
+            return shorter, int(shorter * width / height)
+        return int(shorter * height / width), shorter
+    factor = max(target_height / height, target_width / width)
+    return round(height * factor), round(width * factor)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> Tensor:
+    if expected.backend == "pil":
+        return _by_pil(pixels, size, expected.interpolation)
+    if expected.backend is None:
+        return resize(pixels, size, expected.interpolation, exact=True)
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize as resize_by_torchvision
+
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if expected.rescales_first:
+        image = image * (1 / 255)
+    name = expected.interpolation.upper()
+    mode = InterpolationMode["NEAREST_EXACT" if name == "NEAREST" else name]
+    resized: Tensor = resize_by_torchvision(image, list(size), interpolation=mode, antialias=True)
+    return resized
+
+
+def _by_pil(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
+    resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> Tensor:
@@ -114,7 +149,7 @@ def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> 
     shown = min(size[0], expected.size_px[0]), min(size[1], expected.size_px[1])
     edges = []
     for own, part, full in zip(size, shown, pixels.shape, strict=False):
-        start = round((own - part) / 2)
+        start = crop_start(own, part, expected.crop)
         edges.append((start * full / own, (start + part) * full / own))
     (top, bottom), (left, right) = edges
     resized = Image.fromarray(pixels).resize(
@@ -125,15 +160,35 @@ def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> 
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the centre of `[3, h, w]`, or pad with black around it where it is smaller."""
+def centred(
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    rule: Literal["round", "floor"] = "round",
+    backend: Literal["pil", "torchvision"] | None = None,
+) -> Tensor:
+    """Crop the center of `[3, h, w]`, or pad with black around it where it is smaller.
+
+    Args:
+        rule: how half a pixel is rounded, see `ImageInput.crop`.
+        backend: with `pil`, the odd row and column of padding are at the top and left, as the slow
+            processors of transformers have them; else at the bottom and right.
+    """
     height, width = image.shape[-2:]
     if height < size[0] or width < size[1]:
         down, right = max(size[0] - height, 0), max(size[1] - width, 0)
-        image = functional.pad(image, (right // 2, right - right // 2, down // 2, down - down // 2))
+        above, before = down // 2, right // 2
+        if backend == "pil":
+            above, before = down - above, right - before
+        image = functional.pad(image, (before, right - before, above, down - above))
         height, width = image.shape[-2:]
-    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    top, left = crop_start(height, size[0], rule), crop_start(width, size[1], rule)
     return image[:, top : top + size[0], left : left + size[1]]
+
+
+def crop_start(full: int, part: int, rule: Literal["round", "floor"]) -> int:
+    """The first row or column of a center crop."""
+    return (full - part) // 2 if rule == "floor" else round((full - part) / 2)
 
 
 def random_box(

@@ -1,0 +1,216 @@
+"""Vision encoders of transformers as backbones."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli import console
+from vlkd_cli.builders.backbone import Backbone, Encoded, Export, Tokens
+from vlkd_cli.builders.guard import one_line
+from vlkd_cli.builders.hiding import Places
+from vlkd_cli.builders.huggingface.families import Family, as_rows, family_of, patch_embedding
+from vlkd_cli.builders.huggingface.processors import read_processor
+from vlkd_cli.builders.huggingface.save import save_encoder
+from vlkd_cli.builders.layers import find_layers
+from vlkd_cli.builders.padding import probing
+from vlkd_cli.builders.trial import try_images, width_of
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import ImageInput
+
+UNLISTED = Family("pooled", None)
+"""What is tried for a type that no family is known of."""
+_READS = {
+    "cls": "last_hidden_state[:, 0]",
+    "mean": "the mean of last_hidden_state over the places",
+    "pooled": "pooler_output",
+}
+
+
+class HuggingFaceImage(Backbone):
+    """A vision encoder of transformers; its feature is what its family's checkpoints were trained
+    to have there (see `families`), its tokens are normed where the library has a norm for them.
+
+    Args:
+        encoder: takes `pixel_values`, returns an output with `last_hidden_state`.
+        config: its configuration.
+        processor: its image processor.
+        own_pooler: the feature is `pooler_output` whatever the family.
+    """
+
+    modality = "image"
+    input: ImageInput
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: Any,
+        processor: Any,
+        *,
+        own_pooler: bool = False,
+        settings: str = "",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config, self.processor = config, processor
+        self.own_pooler, self.settings = own_pooler, settings
+        what = f"huggingface model of type '{config.model_type}'"
+        self.input = read_processor(processor, what)
+        known = family_of(config)
+        self.family = known or UNLISTED
+        if own_pooler:
+            self.family = self.family._replace(feature="pooled")
+        size = getattr(config, "image_size", None)
+        self.native = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        self.interpolates = "interpolate_pos_encoding" in _keys_of(encoder)
+        states, pooled = try_images(encoder, self.input.size_px, self._measured, what)
+        if pooled is None and self.family.feature == "pooled":
+            if own_pooler:
+                raise RecipeError(f"{what}: it has no pooler of its own. Remove `own_pooler`.")
+            self.family = self.family._replace(feature="mean")
+        if self.family.prefix is None:
+            self.family = self.family._replace(prefix=self._unplaced(states))
+        if known is None:
+            console.warn(
+                f"{what} is not known to vlkd; its feature is {_READS[self.family.feature]}."
+            )
+        self.token_width = int(states.shape[-1])
+        self.width = width_of(pooled, what) if self.family.feature == "pooled" else self.token_width
+        self._hold_unread(what)
+
+    def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
+        """Tokens are the places of the last layer, class and register tokens first."""
+        output = self._output(self.encoder, inputs)
+        states = as_rows(output.last_hidden_state)
+        if self.family.norm:
+            states = self.encoder.get_submodule(self.family.norm)(states)
+        if self.family.feature == "cls":
+            feature = states[:, 0]
+        elif self.family.feature == "mean":
+            feature = states[:, self.family.prefix or 0 :].mean(1)
+        else:
+            feature = output.pooler_output.flatten(1)
+        return Encoded(feature, Tokens.of_places(states, self.family.prefix or 0))
+
+    def places(self) -> Places:
+        embedding = patch_embedding(self.encoder)
+        if embedding is None or self.family.hides is None:
+            return Places()
+        dropping = self.encoder.get_submodule(self.family.hides) if self.family.hides else None
+        return Places(embedding, embedding.out_channels, channels_first=True, dropping=dropping)
+
+    def layers(self) -> list[list[str]]:
+        return find_layers(self.encoder)
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        save_encoder(self.encoder, self.config, folder)
+        return self.exported(folder, place, keys)
+
+    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        """The image processor beside an encoder that is written, and how to load the two."""
+        self.processor.save_pretrained(folder)
+        trusted = ", trust_remote_code=True" if keys.get("trust") else ""
+        return Export(
+            "Hugging Face",
+            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted})",
+            recipe={
+                "builder": "huggingface",
+                "modality": "image",
+                "model": str(place),
+                **{key: keys[key] for key in ("own_pooler", "trust") if keys.get(key)},
+            },
+            feature=_READS[self.family.feature],
+        )
+
+    def _output(self, encoder: Any, images: Tensor) -> Any:
+        """What the library gives for standardized pictures `[B, 3, H, W]`."""
+        kind = self.config.model_type
+        extra: dict[str, Any] = {}
+        if kind == "siglip2_vision_model":
+            return encoder(**patchified(images, self.config.patch_size))
+        if self.interpolates and tuple(images.shape[-2:]) != self.native:
+            extra["interpolate_pos_encoding"] = True
+        if kind == "vit_mae":
+            # It shuffles patches by the order of this noise, and hides none (mask_ratio 0).
+            patch = self.config.patch_size
+            places = (images.shape[-2] // patch) * (images.shape[-1] // patch)
+            order = torch.arange(places, device=images.device, dtype=images.dtype)
+            extra["noise"] = order.expand(len(images), -1)
+        return encoder(pixel_values=images, **extra)
+
+    def _measured(self, encoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        output = self._output(encoder, images)
+        pooled = getattr(output, "pooler_output", None)
+        return as_rows(output.last_hidden_state), None if pooled is None else pooled.flatten(1)
+
+    def _unplaced(self, states: Tensor) -> int:
+        """How many of an unlisted type's tokens are more than a grid of patches holds."""
+        patch = getattr(self.config, "patch_size", None)
+        if not isinstance(patch, int):
+            return 0
+        height, width = self.input.size_px
+        extra = int(states.shape[1]) - (height // patch) * (width // patch)
+        return extra if 0 <= extra < states.shape[1] else 0
+
+    def _hold_unread(self, what: str) -> None:
+        """Take the parameters that neither feature nor tokens depend on out of training: processes
+        of a distributed run would wait for their gradients."""
+        parameters = list(self.parameters())
+        try:
+            with torch.device("meta"):
+                memo: dict[int, Any] = {
+                    id(each): each.detach().to("meta").requires_grad_() for each in parameters
+                }
+                leaves = list(memo.values())
+                memo |= {id(tensor): tensor.to("meta") for tensor in self.buffers()}
+                grads = _gradients(copy.deepcopy(self, memo), leaves)
+        # What a library keeps outside of parameters and buffers does not follow; a real run does.
+        except Exception:
+            with one_line(f"{what}: cannot be trained", "Choose another model."):
+                grads = _gradients(self, parameters)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if grad is None:
+                parameter.requires_grad_(False)
+        # Some networks keep what they computed in eval mode until they are trained.
+        self.train()
+
+
+def _gradients(backbone: HuggingFaceImage, leaves: list[Any]) -> list[Tensor | None]:
+    """The gradients of all outputs for one picture with respect to the parameters."""
+    with probing(backbone), torch.enable_grad():
+        picture = torch.zeros(1, 3, *backbone.input.size_px, device=leaves[0].device)
+        feature, tokens = backbone.run(picture, tokens=True)
+        assert feature is not None and tokens is not None
+        total = feature.sum() + tokens.values.sum()
+        return list(torch.autograd.grad(total, leaves, allow_unused=True))
+
+
+def patchified(images: Tensor, patch_px: int) -> dict[str, Tensor]:
+    """The inputs of a siglip2 encoder: the patches of standardized pictures `[B, 3, H, W]` row by
+    row, channels last within a patch, with their grid."""
+    rows, columns = images.shape[-2] // patch_px, images.shape[-1] // patch_px
+    cut = images[..., : rows * patch_px, : columns * patch_px]
+    cut = cut.reshape(len(images), 3, rows, patch_px, columns, patch_px)
+    patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    shape = torch.tensor([[rows, columns]], device=images.device)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(patches.shape[:2], device=images.device).int(),
+        "spatial_shapes": shape.expand(len(images), -1),
+    }
+
+
+def settings_of(*values: Any) -> str:
+    """What of a recipe's keys determines an encoder's output, as text."""
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _keys_of(encoder: nn.Module) -> set[str]:
+    return set(inspect.signature(encoder.forward).parameters)
