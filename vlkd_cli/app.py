@@ -30,8 +30,9 @@ class Command(NamedTuple):
     panel: str
 
 
-TRAIN, COMPARE, LOOK, SUBMIT = (
+TRAIN, USE, COMPARE, LOOK, SUBMIT = (
     "Train, evaluate, export",
+    "Use what was trained",
     "Runs and reports",
     "Look up",
     "Hand in",
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train", "train", TRAIN),
     "eval": Command("evaluate", "evaluate", TRAIN),
     "export": Command("export", "export", TRAIN),
+    "encode": Command("encode", "encode", USE),
     "runs": Command("runs", "runs", COMPARE),
     "compare": Command("compare", "compare", COMPARE),
     "report": Command("report", "report", COMPARE),

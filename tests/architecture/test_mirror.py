@@ -91,6 +91,7 @@ THROUGH = {
     "unit/evaluation/suites/test_elevater.py": ["elevater.templates"],
     "unit/engine/launching/test_host_memory.py": ["engine.launching.host_memory"],
     "unit/engine/launching/test_start_evaluation.py": ["engine.launching.suite_specs"],
+    "unit/engine/test_encode.py": ["commands.encode", "engine.items"],
     "unit/engine/test_encoder.py": ["api", "engine.target"],
     "unit/engine/test_trainer.py": ["engine.ema", "numerics.precision"],
     "unit/engine/test_training.py": [

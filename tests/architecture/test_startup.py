@@ -49,6 +49,7 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("runs", "--help"),
         ("compare", "--help"),
         ("report", "--help"),
+        ("encode", "--help"),
     ],
 )
 def test_looking_things_up_needs_no_torch(words):

@@ -272,6 +272,7 @@ def test_every_key_of_a_section_changes_a_run_or_ends_in_one_line(
 # -- the options of commands -----------------------------------------------------------------------
 
 TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
+ENCODE = "encode runs/a words.txt out.npy"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "train": {
@@ -316,6 +317,22 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--force": ("export runs/a full", "export runs/a full --force"),
         "--trust": ("export hostile out", "export hostile out --trust"),
         "--runs": ("export out", "export out --runs here"),
+    },
+    "encode": {
+        "target": ("encode words.txt out.npy", "encode runs/b words.txt out.npy"),
+        "input_": (ENCODE, "encode runs/a other.txt out.npy"),
+        "output": (ENCODE, "encode runs/a words.txt other.npy"),
+        "--tower": (ENCODE, f"{ENCODE} --tower image"),
+        "--column": (ENCODE, f"{ENCODE} --column x"),
+        "--reader": (ENCODE, f"{ENCODE} --reader x=1"),
+        "--normalize": (ENCODE, f"{ENCODE} --raw"),
+        "--dtype": (ENCODE, f"{ENCODE} --dtype float16"),
+        "--precision": (ENCODE, f"{ENCODE} --precision bf16"),
+        "--set": (ENCODE, f"{ENCODE} --set train.precision=bf16"),
+        "--gpus": (ENCODE, f"{ENCODE} --gpus 64"),
+        "--cpu-workers": (ENCODE, f"{ENCODE} --cpu-workers 3"),
+        "--trust": ("encode hostile words.txt out.npy", "encode hostile words.txt out.npy --trust"),
+        "--runs": ("encode words.txt out.npy", "encode words.txt out.npy --runs here"),
     },
     "runs": {
         "folder": ("runs", "runs here"),
@@ -410,6 +427,8 @@ def bench(tmp_path_factory) -> Path:
     other = "suite: 'docs.snippets.my_suite:TwoCaptions'"
     (folder / "hostile" / "recipe.yaml").write_text(text.replace("suite: retrieval", other))
     (folder / "runs" / "b" / "x-zero_shot.json").touch()
+    (folder / "words.txt").write_text("a red disc\na blue square\n")
+    (folder / "other.txt").write_text("a green square\n")
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
     return folder
@@ -423,8 +442,8 @@ def outcome(words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -
         started.append(repr((target.__name__, job, placement)))
         return 0
 
-    for module in ("start", "start_evaluation"):
-        monkeypatch.setattr(f"vlkd_cli.engine.launching.{module}.run_workers", run_workers)
+    for module in ("launching.start", "launching.start_evaluation", "encode"):
+        monkeypatch.setattr(f"vlkd_cli.engine.{module}.run_workers", run_workers)
 
     def submit(*words: Any, **keys: Any) -> Done:
         started.append(repr((words, keys)))

@@ -90,7 +90,7 @@ def test_a_recipe_and_a_model_by_name_give_their_untrained_towers(home, tmp_path
 @pytest.mark.parametrize(
     ("target", "line"),
     [
-        ("nowhere", "'nowhere' is no run folder, checkpoint or recipe"),
+        ("nowhere", "run folder, checkpoint or recipe"),
         ("opencilp:ViT-B-32", "no builder 'opencilp'. Did you mean 'openclip'?"),
         ("torchvision:resnet81:false", "resnet81"),
     ],

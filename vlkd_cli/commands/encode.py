@@ -1,0 +1,120 @@
+"""`vlkd encode [TARGET] INPUT OUT`: vectors of images or texts into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def encode(
+    *,
+    target: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN | CHECKPOINT | FOLDER | RECIPE | MODEL",
+            help=(
+                "What encodes: a run, a checkpoint, a folder of `vlkd export`, a recipe, or"
+                " BUILDER:MODEL[:PRETRAINED]; by default the newest run here."
+            ),
+        ),
+    ] = None,
+    input_: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help=(
+                "A folder of images, a .csv or .tsv table, a .txt file with a text (or the path of"
+                " an image) in each line, a BEIR folder or .jsonl file, or - for texts from"
+                " standard input."
+            ),
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="A .npy or .parquet file, or - for standard output (npy)."
+        ),
+    ],
+    tower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A tower, or image or text; by default the one that fits INPUT."
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which column of a table is encoded.")
+    ] = None,
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Set a key of the reader of INPUT, e.g. sep=';'; reader=NAME chooses another."
+            " Repeatable.",
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize/--raw", help="Scale vectors to unit length, or not.")
+    ] = True,
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Type of the numbers in OUT.")
+    ] = "float32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Of the forward pass; by default the recipe's."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
+    ] = None,
+    cpu_workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let the run's recipe run code from outside vlkd.",
+        ),
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+) -> None:
+    """Encode images or texts, as the suites do. Items that cannot be read are listed and left out;
+    the same command resumes what was interrupted."""
+    from vlkd_cli.errors import UserError
+
+    # The only form of an optional word before required ones that option parsers know is a list.
+    targets = target or []
+    if len(targets) > 1:
+        raise UserError(
+            f"give one target, one input and one output, not {len(targets) + 2} words:"
+            f" {' '.join([*targets, input_, output])}."
+        )
+    from vlkd_cli import console
+
+    console.announce("Loading torch ...")
+    from vlkd_cli.engine.encode import EncodeJob, start_encoding
+    from vlkd_cli.engine.items import parse_keys
+
+    status = start_encoding(
+        EncodeJob(
+            target=targets[0] if targets else None,
+            source=(input_, column, parse_keys(reader or [])),
+            output=output,
+            tower=tower,
+            overrides=tuple(set_ or []),
+            runs=str(runs),
+            trust=trust,
+            normalize=normalize,
+            dtype=dtype,
+            precision=precision,
+        ),
+        gpus=gpus,
+        cpu_workers=cpu_workers,
+    )
+    if status:
+        raise typer.Exit(128 + status)

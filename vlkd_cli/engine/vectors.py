@@ -1,0 +1,205 @@
+"""Files of vectors: a `.npy` array with a page beside it that says what its rows are, or a parquet
+table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import vlkd_cli
+from vlkd_cli.data.batch import Skipped
+from vlkd_cli.errors import DataError, MissingPackageError, UserError
+from vlkd_cli.numerics.npy import load_npy
+from vlkd_cli.recipe.types import ModalityName
+
+FORMAT = 1
+KINDS = (".npy", ".parquet")
+
+
+class Page(NamedTuple):
+    """What the rows of a file of vectors are.
+
+    Args:
+        target: what the model was called in the command; `overrides` changed its recipe.
+        model: run, checkpoint, step and averaging of the weights; nulls where nothing was trained.
+        tower: its name; `modality`, `digest` and `width` are its own.
+        normalized: whether rows have unit length.
+        input: where the items were, see `items.Input`; `fingerprint` tells whether they changed.
+        skipped: positions of pictures in the input that have no row.
+        ids: of the rows.
+        texts: of the rows, where they came through standard input.
+    """
+
+    target: str
+    overrides: list[str]
+    model: dict[str, Any]
+    tower: str
+    modality: ModalityName
+    digest: str
+    width: int
+    normalized: bool
+    dtype: str
+    precision: str
+    input: dict[str, Any]
+    fingerprint: str
+    skipped: list[int]
+    ids: list[str]
+    texts: list[str] | None = None
+
+
+class Writer(Protocol):
+    """Takes blocks of rows in order."""
+
+    def write(self, ids: Sequence[str], block: NDArray[Any]) -> None: ...
+
+
+def page_of(path: Path) -> Path:
+    """Where the page of a file of vectors is."""
+    return path.with_name(f"{path.name}.json")
+
+
+def skipped_of(path: Path) -> Path:
+    """Where the list of items without a row is."""
+    return path.with_name(f"{path.name}.skipped.csv")
+
+
+def check_output(output: str) -> None:
+    """Whether vectors can be written there.
+
+    Raises:
+        UserError: the name is not one of a kind of file, or its folder does not exist.
+        MissingPackageError: pyarrow is needed and not installed.
+    """
+    if output == "-":
+        if sys.stdout.isatty():
+            raise UserError(
+                "OUT - writes a .npy array to standard output, which is a terminal. Redirect it."
+            )
+        return
+    path = Path(output)
+    if path.suffix not in KINDS:
+        raise UserError(f"OUT {path}: vectors are written to {' or '.join(KINDS)} files, or to -.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = "it is a folder" if path.is_dir() else f"no folder {path.absolute().parent}"
+        raise UserError(f"OUT {path}: {what}. Name a file in a folder that exists.")
+    if path.suffix == ".parquet":
+        _pyarrow()
+
+
+@contextmanager
+def npy_writer(file: IO[bytes], rows: int, width: int, dtype: str) -> Iterator[Writer]:
+    """Writes an array `[rows, width]` to a file or a pipe."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (rows, width),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+
+    class Npy:
+        def write(self, ids: Sequence[str], block: NDArray[Any]) -> None:
+            file.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
+
+    yield Npy()
+    file.flush()
+
+
+@contextmanager
+def parquet_writer(
+    path: Path, width: int, dtype: str, about: Mapping[str, Any]
+) -> Iterator[Writer]:
+    """Writes a table of `id` and `vector`, a list of fixed size; `about` is in its metadata."""
+    arrow, parquet = _pyarrow()
+    value = arrow.from_numpy_dtype(np.dtype(dtype))
+    schema = arrow.schema(
+        [("id", arrow.string()), ("vector", arrow.list_(value, width))],
+        metadata={"vlkd": json.dumps(about)},
+    )
+    with parquet.ParquetWriter(path, schema) as table:
+
+        class Parquet:
+            def write(self, ids: Sequence[str], block: NDArray[Any]) -> None:
+                flat = arrow.array(np.ascontiguousarray(block, dtype=dtype).reshape(-1))
+                vectors = arrow.FixedSizeListArray.from_arrays(flat, width)
+                # Names of files may hold bytes that are no text.
+                names = [name.encode(errors="backslashreplace").decode() for name in ids]
+                table.write_table(arrow.table([arrow.array(names), vectors], schema=schema))
+
+        yield Parquet()
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Write what the rows are, at once or not at all."""
+    content = {"format": FORMAT, "version": vlkd_cli.__version__, **page._asdict()}
+    _replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
+    """List the items that have no row, or remove the list where there are none."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows([("item", "reason"), *skipped])
+    os.replace(partial, path)
+
+
+def read_vectors(path: Path) -> tuple[NDArray[Any], Page]:
+    """An array, mapped into memory, and its page.
+
+    Raises:
+        DataError: one of the two is missing, damaged, or of another version, or they do not fit.
+    """
+    if path.suffix != ".npy":
+        raise DataError(f"INDEX {path}: an index is a .npy file that `vlkd encode` wrote.")
+    again = f"Write it again: vlkd encode TARGET INPUT {path}"
+    try:
+        rows: NDArray[Any] = load_npy(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise DataError(
+            f"INDEX {path}: no such file. `vlkd encode TARGET INPUT {path}` writes it."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"INDEX {path} cannot be read ({error}). {again}.") from None
+    try:
+        content = json.loads(page_of(path).read_text(encoding="utf-8"))
+        found, version = content.pop("format"), content.pop("version")
+        page = Page(**content)
+        fits = rows.shape == (len(page.ids), page.width) and str(rows.dtype) == page.dtype
+    except FileNotFoundError:
+        raise DataError(f"INDEX {path} has no {page_of(path).name} beside it. {again}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{page_of(path)} is damaged. {again}.") from None
+    if found != FORMAT:
+        raise DataError(f"{page_of(path)} was written by vlkd {version}. {again}.")
+    if not fits:
+        raise DataError(
+            f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page says"
+            f" {[len(page.ids), page.width]} {page.dtype}. {again}."
+        )
+    return rows, page
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError("OUT .parquet", "parquet") from None
+    return pyarrow, pyarrow.parquet
