@@ -18,7 +18,7 @@ LEAK = 1e-4
 """Largest difference, as a fraction of the largest value, that is put down to rounding."""
 
 
-def pad(rows: Sequence[Sequence[int]], number: int = 0) -> TextInput:
+def pad(rows: Sequence[Sequence[int]], number: int = 0, least: int = 1) -> TextInput:
     """Ids and mask, padded on the right to the longest row; at least one column, so that poolers
     have something to mask.
 
@@ -28,8 +28,9 @@ def pad(rows: Sequence[Sequence[int]], number: int = 0) -> TextInput:
     Args:
         rows: token ids of each text.
         number: the id that fills up; the mask hides it.
+        least: fewest columns.
     """
-    length = max([1, *map(len, rows)])
+    length = max([least, *map(len, rows)])
     filled = [[*row, *[number] * (length - len(row))] for row in rows]
     lengths = torch.tensor([len(row) for row in rows]).view(-1, 1)
     return {

@@ -161,11 +161,15 @@ class PretrainedTokenizer:
             whatever fills up.
         max_length: longest caption in tokens; longer ones are cut.
         lower: lower-case the texts first (some sentence encoders ask for it).
+        fills: pad every caption to `max_length`.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int, lower: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, max_length: int, lower: bool = False, fills: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.fills = fills
         self.lower = lower
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0
 
@@ -178,7 +182,8 @@ class PretrainedTokenizer:
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
-        return pad([row or [self.pad] for row in rows], self.pad)
+        rows = [row or [self.pad] for row in rows]
+        return pad(rows, self.pad, least=self.max_length if self.fills else 1)
 
 
 class PaddedTokenizer:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli import console
 from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.recipe.types import Positive, Progress
 
+FROM_TOWERS = "from towers"
 CLIP_SCALE = 1 / 0.07
 """The factor that CLIP starts from."""
 
@@ -20,7 +23,8 @@ class ScaledDistiller(Distiller):
     It is a parameter where it learns, else a buffer, so that checkpoints look the same.
 
     Args:
-        logit_scale: initial factor on the cosines (not its logarithm).
+        logit_scale: initial factor on the cosines (not its logarithm); `from towers`: the one that
+            the dual encoder was trained to whose halves are compared.
         learnable: whether the factor is trained; it then stays within [1, max_logit_scale] after
             each step.
         max_logit_scale: highest factor; null leaves it unbounded.
@@ -31,13 +35,15 @@ class ScaledDistiller(Distiller):
     def __init__(
         self,
         *,
-        logit_scale: Positive = CLIP_SCALE,
+        logit_scale: Positive | Literal["from towers"] = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
     ) -> None:
         super().__init__()
         self.learnable, self.max_logit_scale = learnable, max_logit_scale
-        self.add_scalar("log_scale", math.log(logit_scale))
+        self.starts_from_towers = logit_scale == FROM_TOWERS
+        value = CLIP_SCALE if isinstance(logit_scale, str) else logit_scale
+        self.add_scalar("log_scale", math.log(value))
 
     def add_scalar(self, name: str, value: float) -> None:
         """A number that is trained where the factor is."""
@@ -45,6 +51,21 @@ class ScaledDistiller(Distiller):
             self.register_parameter(name, nn.Parameter(torch.tensor(float(value))))
         else:
             self.register_buffer(name, torch.tensor(float(value)))
+
+    @torch.no_grad()
+    def start_from(self, scale: float, bias: float | None) -> None:
+        """Start where the towers' own dual encoder ended. A factor above the bound removes it.
+
+        Args:
+            bias: of the logits; None where that encoder has none.
+        """
+        if self.max_logit_scale is not None and scale > self.max_logit_scale:
+            console.warn(
+                f"the towers' own factor on cosines, {scale:.4g}, is above max_logit_scale"
+                f" {self.max_logit_scale:g}, which is left out."
+            )
+            self.max_logit_scale = None
+        self.log_scale.fill_(math.log(scale))
 
     @property
     def scale(self) -> Tensor:

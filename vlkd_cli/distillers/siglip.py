@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +21,9 @@ class SigLIP(ScaledDistiller):
     frozen.
 
     Args:
-        logit_bias: initial bias of the logits.
+        logit_scale: initial factor on the cosines (not its logarithm); `from towers`: factor and
+            bias that the dual encoder was trained to whose halves are compared.
+        logit_bias: initial bias of the logits; without effect where the towers bring theirs.
         learnable: whether scale and bias are trained; the scale then stays within [1,
             max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale
@@ -38,7 +43,7 @@ class SigLIP(ScaledDistiller):
     def __init__(
         self,
         *,
-        logit_scale: Positive = 10.0,
+        logit_scale: Positive | Literal["from towers"] = 10.0,
         logit_bias: float = -10.0,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
@@ -47,6 +52,12 @@ class SigLIP(ScaledDistiller):
             logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
         )
         self.add_scalar("bias", logit_bias)
+
+    @torch.no_grad()
+    def start_from(self, scale: float, bias: float | None) -> None:
+        super().start_from(scale, bias)
+        if bias is not None:
+            self.bias.fill_(bias)
 
     def forward(
         self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]

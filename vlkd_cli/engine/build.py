@@ -281,12 +281,35 @@ def build_composition(
     """
     objectives = build_objectives(recipe)
     problems = list(_unequal_widths(recipe, objectives, towers))
+    problems += _start_from_towers(objectives, towers)
     if not problems:
         try:
             return Composition(towers, objectives, num_rows=num_rows, chunk=recipe.train.chunk)
         except SetupError as error:
             problems = [Problem(("distillers", error.number), str(error))]
     raise RecipeError(report(origins, problems, "the recipe"))
+
+
+def _start_from_towers(objectives: list[Objective], towers: Towers) -> Iterator[Problem]:
+    """Set objectives with `logit_scale: from towers` to the start that both towers agree on."""
+    for number, objective in enumerate(objectives):
+        distiller = objective.distiller
+        if not getattr(distiller, "starts_from_towers", False):
+            continue
+        found = {
+            getattr(getattr(tower.encoder, "origin", None), "start", None)
+            for address in objective.arrow.addresses()
+            for tower in [towers[address.tower]]
+        }
+        start = next(iter(found))
+        if len(found) > 1 or start is None:
+            reason = "differ in it" if None not in found else "are no halves of a dual encoder"
+            yield Problem(
+                ("distillers", number, "logit_scale"),
+                f"'from towers': its towers {reason}. Write a number.",
+            )
+        else:
+            distiller.start_from(*start)  # type: ignore[operator]
 
 
 def _unequal_widths(

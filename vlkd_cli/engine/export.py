@@ -17,7 +17,7 @@ from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.start_evaluation import find_trained
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.schema import Recipe
-from vlkd_cli.towers.export import ExportedTower, export_tower
+from vlkd_cli.towers.export import DUAL, ExportedTower, export_pair, export_tower
 
 UNFINISHED = ".unfinished"
 
@@ -61,7 +61,15 @@ def export(
             written.append(
                 export_tower(built[name].eval(), unfinished / name, output / name, name=name)
             )
-        for name in chosen:
+        pair = export_pair(
+            [built[name] for name in chosen],
+            checkpoint.distillers,
+            unfinished / DUAL,
+            output / DUAL,
+        )
+        if pair is not None:
+            written.append(pair)
+        for name in [tower.name for tower in written]:
             if (output / name).exists():
                 shutil.rmtree(output / name)
             (unfinished / name).replace(output / name)

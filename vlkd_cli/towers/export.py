@@ -3,7 +3,9 @@ and a page that says how to use both."""
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +14,15 @@ from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
+from vlkd_cli.builders.huggingface.dual import LogitStart
 from vlkd_cli.builders.weights import write_weights
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.towers.tower import Tower
 
 PAGE = "vlkd_tower.yaml"
 ADDED = "head.safetensors"
+DUAL = "dual_encoder"
+"""Folder of a pair of halves in the library's own format."""
 
 
 class ExportedTower(NamedTuple):
@@ -74,6 +79,42 @@ def export_tower(
         shutil.copymode(folder / PAGE, file)
     paths = [file.relative_to(folder).as_posix() for file in files]
     return ExportedTower(name, how, paths, _count(tower, merged=how.adapter == "merged"))
+
+
+def export_pair(
+    towers: Sequence[Tower], state: Mapping[str, Tensor], folder: Path, place: Path
+) -> ExportedTower | None:
+    """Write the halves of one dual encoder of transformers together, with tokenizer and image
+    processor; None where these towers are not a pair of halves without pooler and heads.
+
+    Args:
+        state: of the run's distillers; the factor on cosines (and bias) of the only one that has
+            them is written too.
+        folder: where to write; made where there is a pair.
+    """
+    halves: list[Any] = [
+        tower.encoder for tower in towers if getattr(tower.encoder, "origin", None)
+    ]
+    plain = all(tower.pooler is None and not tower.parts() for tower in towers)
+    if len(towers) != 2 or len(halves) != 2 or not plain:
+        return None
+    first, second = halves
+    own, other = (half.origin for half in halves)
+    if first.modality == second.modality or own.config.to_dict() != other.config.to_dict():
+        return None
+    folder.mkdir()
+    scales = [name for name in state if name.rpartition(".")[2] == "log_scale"]
+    start = None
+    if len(scales) == 1:
+        bias = state.get(scales[0].replace("log_scale", "bias"))
+        factor = math.exp(float(state[scales[0]]))
+        start = LogitStart(factor, None if bias is None else float(bias))
+    own.write(folder, first.encoder, second.encoder, start=start)
+    hows = [half.exported(folder, place, {}) for half in halves]
+    recipe = {key: value for key, value in hows[0].recipe.items() if key != "modality"}
+    how = hows[0]._replace(note="", recipe=recipe)
+    files = sorted(path.name for path in folder.iterdir())
+    return ExportedTower(DUAL, how, files, sum(_count(tower, merged=False) for tower in towers))
 
 
 def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Adapters(HuggingFace):
 
     modalities = ("text",)
     takes_adapters = True
+    takes_halves = False
 
     def __init__(
         self,

@@ -28,6 +28,15 @@ from vlkd_cli.builders.huggingface.configs import (
     num_positions,
     scratch_config,
 )
+from vlkd_cli.builders.huggingface.dual import (
+    AS_LOADED,
+    DUALS,
+    PROJECTED,
+    Half,
+    Origin,
+    load_whole,
+    logit_start,
+)
 from vlkd_cli.builders.huggingface.families import family_of
 from vlkd_cli.builders.huggingface.image import HuggingFaceImage, settings_of
 from vlkd_cli.builders.huggingface.known import types_of
@@ -80,6 +89,8 @@ class HuggingFace(Builder):
 
     modalities: tuple[str, ...] = ("image", "text")
     assumed_modality = "text"
+    takes_halves = True
+    """Whether a dual encoder gives its half, with projection, rather than one bare encoder."""
     keys_of_modality = {"image": ("image_size",), "text": ("tokenizer", "max_length")}
 
     def __init__(
@@ -106,6 +117,9 @@ class HuggingFace(Builder):
         self.cache_dir = cache_dir
 
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
+        whole = self._dual_config()
+        if whole is not None:
+            return self._build_half(modality, whole)
         if modality == "image":
             return self._build_image()
         place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
@@ -163,6 +177,47 @@ class HuggingFace(Builder):
             processor,
             own_pooler=self.own_pooler,
             settings=settings_of(self.model, self.config, self.own_pooler, self.image_size),
+        )
+
+    def _dual_config(self) -> Any:
+        """The configuration of a dual encoder; None where the model is another."""
+        if not self.takes_halves or self.model is None:
+            return None
+        config = load_config(self.model, trust=self.trust, cache_dir=self.cache_dir, section=None)
+        return config if config.model_type in DUALS else None
+
+    def _build_half(self, modality: ModalityName, config: Any) -> Backbone:
+        """The half of a dual encoder of this modality, projection included."""
+        if self.own_pooler:
+            raise RecipeError(
+                "builder 'huggingface': own_pooler: has no effect on a dual encoder, whose feature"
+                " is the projected one. Remove it."
+            )
+        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        section: Section = "vision_config" if modality == "image" else "text_config"
+        own = apply_sizes(getattr(config, section), self.config)
+        setattr(config, section, own)
+        weights = self._weights()
+        whole = load_whole(weights, config, **place)
+        origin = Origin(weights, config, logit_start(whole), self.trust, self.cache_dir)
+        settings = settings_of(self.model, self.config, self.image_size)
+        if modality == "image":
+            processor = load_processor(self.model, own, **place)
+            if self.image_size is not None:
+                processor = at_size(processor, self.image_size)
+            encoder = Half(whole, modality, config)
+            return HuggingFaceImage(encoder, own, processor, settings=settings, origin=origin)
+        if self._makes_tokenizer():
+            raise RecipeError(
+                f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with a dual"
+                " encoder. Remove it."
+            )
+        tokenizer: Any = self._tokenizer(own, weights, BuildContext())[0]
+        tokenizer.fills = DUALS[config.model_type].padded
+        named = "attention_mask" in tokenizer.tokenizer.model_input_names
+        encoder = Half(whole, modality, config, masked=named or not tokenizer.fills)
+        return HuggingFaceText(
+            encoder, own, tokenizer, own_pooler=True, settings=settings, origin=origin
         )
 
     def _config(self, section: Section, sizes: Mapping[str, Any]) -> Any:
@@ -294,6 +349,7 @@ class HuggingFaceText(Backbone):
         config: its configuration.
         tokenizer: a picklable callable from strings to a TextInput.
         own_pooler: use `pooler_output`.
+        origin: the dual encoder that it is a half of.
     """
 
     modality = "text"
@@ -307,9 +363,10 @@ class HuggingFaceText(Backbone):
         *,
         own_pooler: bool = False,
         settings: str = "",
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.origin = encoder, origin
         self.config = config
         self.input = tokenizer
         self.own_pooler = own_pooler
@@ -328,7 +385,10 @@ class HuggingFaceText(Backbone):
         return find_layers(self.encoder)
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        save_encoder(self.encoder, self.config, folder)
+        if self.origin is not None:
+            self.origin.write(folder, self.encoder)
+        else:
+            save_encoder(self.encoder, self.config, folder)
         return self.exported(folder, place, keys)
 
     def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
@@ -345,10 +405,13 @@ class HuggingFaceText(Backbone):
                 **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)},
             },
             feature=(
-                "pooler_output"
+                PROJECTED
+                if self.origin is not None
+                else "pooler_output"
                 if self.own_pooler
                 else "the mean of last_hidden_state over the real tokens"
             ),
+            note="" if self.origin is None else AS_LOADED,
         )
 
     def _run(self, inputs: TextInput) -> Any:
@@ -384,6 +447,8 @@ class HuggingFaceText(Backbone):
                 "builder 'huggingface': this model has no pooler of its own. Remove `own_pooler` or"
                 " use `pooler: {name: cls}`."
             )
+        if getattr(self.input, "fills", False):
+            return int(output.pooler_output.shape[-1]), int(tokens.shape[-1])
         with probing(self.encoder):
             self.by_length = leaks(inputs, self._outputs, getattr(self.input, "pad", 0))
         width = output.pooler_output.shape[-1] if self.own_pooler else tokens.shape[-1]

@@ -64,9 +64,12 @@ def load_config(
     builder: str = "huggingface",
     trust: bool = False,
     cache_dir: str | None = None,
-    section: Section = "text_config",
+    section: Section | None = "text_config",
 ) -> Any:
     """An encoder's configuration; of models with several towers, the tower's own section.
+
+    Args:
+        section: where a model with several towers has the one that is wanted; None: all of it.
 
     Raises:
         WeightsError: it is neither on disk nor to be had.
@@ -105,7 +108,7 @@ def load_config(
             f"{what}: its config.json ({kind}) does not describe a model that this version of"
             f" transformers knows ({first_line(error)}). Correct the file, or choose another model."
         ) from error
-    config = getattr(config, section, None) or config
+    config = (getattr(config, section, None) if section else None) or config
     if _encodes_and_decodes(type(config)):
         # A class of the encoder alone saves `false`, though the type is still the same.
         config.is_encoder_decoder = True

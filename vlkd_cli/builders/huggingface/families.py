@@ -44,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2_with_registers": Family("cls", None, hides="embeddings"),
     "dinov3_vit": Family("cls", None, hides=""),
     "dinov3_convnext": Family("pooled", 1),
+    "align_vision_model": Family("pooled"),
     "altclip_vision_model": _CLIP,
     "chinese_clip_vision_model": _CLIP,
     "clip_vision_model": _CLIP,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,13 @@ from vlkd_cli import console
 from vlkd_cli.builders.backbone import Backbone, Encoded, Export, Tokens
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.hiding import Places
+from vlkd_cli.builders.huggingface.dual import (
+    AS_LOADED,
+    PROJECTED,
+    Origin,
+    inner_encoder,
+    keys_of,
+)
 from vlkd_cli.builders.huggingface.families import Family, as_rows, family_of, patch_embedding
 from vlkd_cli.builders.huggingface.processors import read_processor
 from vlkd_cli.builders.huggingface.save import save_encoder
@@ -43,6 +49,7 @@ class HuggingFaceImage(Backbone):
         config: its configuration.
         processor: its image processor.
         own_pooler: the feature is `pooler_output` whatever the family.
+        origin: the dual encoder that it is a half of.
     """
 
     modality = "image"
@@ -56,9 +63,10 @@ class HuggingFaceImage(Backbone):
         *,
         own_pooler: bool = False,
         settings: str = "",
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.origin = encoder, origin
         self.config, self.processor = config, processor
         self.own_pooler, self.settings = own_pooler, settings
         what = f"huggingface model of type '{config.model_type}'"
@@ -69,7 +77,7 @@ class HuggingFaceImage(Backbone):
             self.family = self.family._replace(feature="pooled")
         size = getattr(config, "image_size", None)
         self.native = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        self.interpolates = "interpolate_pos_encoding" in _keys_of(encoder)
+        self.interpolates = "interpolate_pos_encoding" in keys_of(inner_encoder(encoder))
         states, pooled = try_images(encoder, self.input.size_px, self._measured, what)
         if pooled is None and self.family.feature == "pooled":
             if own_pooler:
@@ -110,7 +118,10 @@ class HuggingFaceImage(Backbone):
         return find_layers(self.encoder)
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        save_encoder(self.encoder, self.config, folder)
+        if self.origin is not None:
+            self.origin.write(folder, self.encoder)
+        else:
+            save_encoder(self.encoder, self.config, folder)
         return self.exported(folder, place, keys)
 
     def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
@@ -126,7 +137,8 @@ class HuggingFaceImage(Backbone):
                 "model": str(place),
                 **{key: keys[key] for key in ("own_pooler", "trust") if keys.get(key)},
             },
-            feature=_READS[self.family.feature],
+            feature=_READS[self.family.feature] if self.origin is None else PROJECTED,
+            note="" if self.origin is None else AS_LOADED,
         )
 
     def _output(self, encoder: Any, images: Tensor) -> Any:
@@ -210,7 +222,3 @@ def patchified(images: Tensor, patch_px: int) -> dict[str, Tensor]:
 def settings_of(*values: Any) -> str:
     """What of a recipe's keys determines an encoder's output, as text."""
     return json.dumps(values, sort_keys=True, default=str)
-
-
-def _keys_of(encoder: nn.Module) -> set[str]:
-    return set(inspect.signature(encoder.forward).parameters)
