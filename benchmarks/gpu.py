@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
+from gpu_host import host
 from gpu_losses import losses, search
 from gpu_runs import decoding, frozen
 from gpu_ssl import ssl
@@ -56,28 +57,36 @@ def _product(table: Table, name: str, dtype: torch.dtype, size: int) -> None:
 
 
 def steps(table: Table, tiny: bool) -> None:
-    """A training step of CLIP on the same pictures and captions, padded to the same length, and
+    """A training step of CLIP on the same images and captions, padded to the same length, and
     with the captions cut to the longest, as vlkd gives them."""
-    sizes = (4, 8) if tiny else (256, 1024)
     for model in (TINY,) if tiny else ("ViT-B-32", "ViT-B-16"):
-        what = f"{model} CLIP step, bf16, batch"
-        ours = Ours(model, table.device)
-        for batch in sizes:
-            texts = captions(batch)
-            with table.case(f"{what} {batch}", "vlkd"):
-                images = pictures(batch, ours.size_px, table.device)
-                whole = ours.step(images, texts, tokens=CONTEXT)
-                _add_step(table, f"{what} {batch}", "vlkd", batch, whole)
-                cut = ours.step(images, texts)
-                _add_step(table, f"{what} {batch}", "vlkd, captions cut", batch, cut)
-        ours = images = whole = cut = None  # type: ignore[assignment]
-        peer = Peer(model, table.device)
-        for batch in sizes:
-            with table.case(f"{what} {batch}", "open_clip"):
-                images = pictures(batch, peer.size_px, table.device)
-                step = peer.step(images, captions(batch))
-                _add_step(table, f"{what} {batch}", "open_clip", batch, step)
-        peer = images = step = None  # type: ignore[assignment]
+        _steps(table, model, (4, 8) if tiny else (256, 1024))
+
+
+def small_steps(table: Table, tiny: bool) -> None:
+    """The one of these that waits most for the host."""
+    _steps(table, TINY if tiny else "ViT-B-32", (4,) if tiny else (256,))
+
+
+def _steps(table: Table, model: str, sizes: tuple[int, ...]) -> None:
+    what = f"{model} CLIP step, bf16, batch"
+    ours = Ours(model, table.device)
+    for batch in sizes:
+        texts = captions(batch)
+        with table.case(f"{what} {batch}", "vlkd"):
+            images = pictures(batch, ours.size_px, table.device)
+            whole = ours.step(images, texts, tokens=CONTEXT)
+            _add_step(table, f"{what} {batch}", "vlkd", batch, whole)
+            cut = ours.step(images, texts)
+            _add_step(table, f"{what} {batch}", "vlkd, captions cut", batch, cut)
+    ours = images = whole = cut = None  # type: ignore[assignment]
+    peer = Peer(model, table.device)
+    for batch in sizes:
+        with table.case(f"{what} {batch}", "open_clip"):
+            images = pictures(batch, peer.size_px, table.device)
+            step = peer.step(images, captions(batch))
+            _add_step(table, f"{what} {batch}", "open_clip", batch, step)
+    peer = images = step = None  # type: ignore[assignment]
 
 
 def compiled(table: Table, tiny: bool) -> None:
@@ -116,23 +125,32 @@ def one_frozen(table: Table, tiny: bool) -> None:
 
 
 def chunks(table: Table, tiny: bool) -> None:
-    """A batch in chunks beside the whole one and open_clip's --accum-freq, and one that no card
-    holds whole."""
-    model, batch, chunk = (TINY, 8, 4) if tiny else ("ViT-B-32", 1024, 128)
-    what, texts = f"{model} CLIP step, bf16, batch {batch}", captions(batch)
-    with table.case(what, f"vlkd, chunk {chunk}"):
-        ours = Ours(model, table.device, train={"chunk": chunk})
-        images = pictures(batch, ours.size_px, table.device)
-        timing = measure(ours.step(images, texts, tokens=CONTEXT), table.device, calls=3)
-        _add_rate(table, what, f"vlkd, chunk {chunk}", batch, timing)
-    ours = images = None  # type: ignore[assignment]
-    side = f"open_clip, --accum-freq {batch // chunk}"
-    with table.case(what, side):
-        peer = Peer(model, table.device)
-        images = pictures(batch, peer.size_px, table.device)
-        step = peer.accumulating_step(images, texts, batch // chunk)
-        _add_rate(table, what, side, batch, measure(step, table.device, calls=3))
-    peer = images = step = None  # type: ignore[assignment]
+    """A batch in chunks next to the whole one, and open_clip's --accum-freq next to its own; and a
+    batch that no card holds whole."""
+    model, batch, chunk = (TINY, 8, 4) if tiny else ("ViT-B-16", 1024, 256)
+    what, texts = f"{model} CLIP step, bf16, batch {batch} in chunks", captions(batch)
+    whole = None
+    for size in (None, chunk):
+        side = f"vlkd, chunk {size}" if size else "vlkd, whole"
+        with table.case(what, side):
+            ours = Ours(model, table.device, train={"chunk": size})
+            images = pictures(batch, ours.size_px, table.device)
+            timing = measure(ours.step(images, texts, tokens=CONTEXT), table.device, calls=2)
+            whole = whole or timing
+            _add_rate(table, what, side, batch, timing, _times(timing, whole))
+        ours = images = None  # type: ignore[assignment]
+    peer, whole, count = Peer(model, table.device), None, batch // chunk
+    for side in ("open_clip, whole", f"open_clip, --accum-freq {count}"):
+        with table.case(what, side):
+            images = pictures(batch, peer.size_px, table.device)
+            step = (
+                peer.accumulating_step(images, texts, count) if whole else peer.step(images, texts)
+            )
+            timing = measure(step, table.device, calls=2)
+            whole = whole or timing
+            _add_rate(table, what, side, batch, timing, _times(timing, whole))
+        images = step = None  # type: ignore[assignment]
+    peer = None  # type: ignore[assignment]
     model, batch, chunk = (TINY, 16, 4) if tiny else ("ViT-B-16", 16_384, 256)
     what = f"{model} CLIP step, bf16, batch {batch:,}"
     with table.case(what, f"vlkd, chunk {chunk}"):
@@ -143,9 +161,14 @@ def chunks(table: Table, tiny: bool) -> None:
         _add_rate(table, what, f"vlkd, chunk {chunk}", batch, timing, "one step, the first")
 
 
+def _times(timing: Timing, whole: Timing) -> str:
+    return "" if timing is whole else f"{timing.seconds / whole.seconds:.2f} times the whole"
+
+
 def _add_step(table: Table, what: str, side: str, batch: int, step: Callable[[], object]) -> None:
     """Time a step, with the rate of its products."""
-    timing = measure(step, table.device)
+    # Small steps wait for the host, which takes a while to reach its pace.
+    timing = measure(step, table.device, warm_up=10 if batch <= 256 else 3)
     rate = flops(step) / timing.seconds / 1e12
     peak = next((row["rate"] for row in table.rows if row["case"].startswith("bf16 product")), 0)
     share = f", {rate / peak:.0%} of the card's" if peak else ""
@@ -165,12 +188,16 @@ SECTIONS: dict[str, tuple[Callable[[Table, bool], None], float]] = {
     "losses": (losses, 35),
     "search": (search, 25),
     "one_frozen": (one_frozen, 25),
-    "chunks": (chunks, 50),
-    "frozen": (frozen, 50),
+    "chunks": (chunks, 60),
+    "host": (host, 25),
+    "frozen": (frozen, 35),
     "decoding": (decoding, 60),
+    "small_steps": (small_steps, 25),
+    "ssl": (ssl, 110),
     "compiled": (compiled, 120),
-    "ssl": (ssl, 100),
 }
+ON_REQUEST = {"small_steps", "ssl"}
+"""Sections that run only where they are named."""
 
 
 def main() -> int:
@@ -182,7 +209,7 @@ def main() -> int:
         "--sections",
         nargs="+",
         choices=SECTIONS,
-        default=[name for name in SECTIONS if name != "ssl"],
+        default=[name for name in SECTIONS if name not in ON_REQUEST],
     )
     parser.add_argument("--seconds", type=float, default=330.0, help="for all sections")
     parser.add_argument("--tiny", action="store_true")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.unit.engine.recipes import tiny_recipe, train
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.siglip import SigLIP
+from vlkd_cli.evaluation.metrics.ranks import pair_ranks
 from vlkd_cli.numerics.kmeans import kmeans
 from vlkd_cli.numerics.topk import top_k
 
@@ -91,6 +92,19 @@ def test_the_nearest_rows_are_those_of_the_cpu() -> None:
     found_scores, found_keys = top_k(queries.to(GPU), rows.to(GPU), 20)
     assert torch.equal(found_keys.cpu(), keys)
     torch.testing.assert_close(found_scores.cpu(), scores, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_ranks_of_pairs_are_those_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        torch.randint(-2, 3, (count, 8), generator=generator).float() for count in (600, 1800)
+    )
+    counts = torch.full((600,), 3)
+    wanted = pair_ranks(images, texts, counts)
+    found = pair_ranks(images.to(GPU), texts.to(GPU), counts)
+    assert torch.equal(found.of_texts, wanted.of_texts)
+    assert torch.equal(found.of_images, wanted.of_images)
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vlkd_cli.numerics.precision import matrix_precision
 from vlkd_cli.numerics.products import (
     Rounded,
     fast_dtype,
@@ -21,7 +22,8 @@ _GROUP = 64
 _QUERIES_AT_ONCE = {"cpu": 256, "cuda": 4096}
 _BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 1 << 30}
 """Scores that are looked at together; on a CPU they stay near the cache."""
-_PAIRS_AT_ONCE = 1024
+_PAIRS_AT_ONCE = {"cpu": 1024, "cuda": 1 << 15}
+"""Candidates that are scored again together."""
 
 Candidates = Literal["auto", "fp32", "bf16"]
 
@@ -41,7 +43,7 @@ class TopK:
         queries: `[Q, D]` float; normalize both sides beforehand for cosine.
         k: how many rows to find for each query.
         candidates: precision of the proposing product; "auto" takes the one that this processor
-            multiplies fastest (`products.fast_dtype`), and fp32 on a GPU.
+            multiplies fastest (`products.fast_dtype`), and TF32 on a GPU, as does fp32.
         block_rows: rows that are scored at once; by default as many as stay near the cache.
     """
 
@@ -159,9 +161,8 @@ class _Part:
         offered = self._prune(_joined(found), error)
         if not len(offered.query):
             return
-        pieces = zip(
-            offered.query.split(_PAIRS_AT_ONCE), offered.row.split(_PAIRS_AT_ONCE), strict=True
-        )
+        at_once = _PAIRS_AT_ONCE["cuda" if rows.is_cuda else "cpu"]
+        pieces = zip(offered.query.split(at_once), offered.row.split(at_once), strict=True)
         exact = [torch.linalg.vecdot(self.exact[q], rows[r].double()).float() for q, r in pieces]
         self.waiting.append(_Proposals(offered.query, keys[offered.row], torch.cat(exact)))
         waiting = sum(len(proposals.query) for proposals in self.waiting)
@@ -180,7 +181,8 @@ class _Part:
         scores = room[: self.num_queries]
         if len(block) < room.shape[1]:
             scores[:, len(block) :] = -torch.inf
-        torch.mm(self.queries.rows, block.T, out=scores[:, : len(block)])
+        with matrix_precision("high", block.device):
+            torch.mm(self.queries.rows, block.T, out=scores[:, : len(block)])
         # Group g holds the rows g, g + groups, g + 2 groups, ...: maxima over groups run over
         # contiguous memory, and nearly every group falls out by its maximum.
         grouped = scores.unflatten(1, (_GROUP, -1))

@@ -20,6 +20,16 @@ def test_no_product_is_further_from_the_exact_one_than_its_bound(dtype: torch.dt
     assert difference.max() > 0.002 * bound.max()  # it is not just large
 
 
+def test_tf32_values_have_11_significant_bits_and_are_the_nearest() -> None:
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 1000
+    found = products.to_tf32(values)
+    assert not bool((found.view(torch.int32) & 0x1FFF).any())
+    step = 2.0 ** (values.abs().log2().floor() - 10)
+    assert bool(((found - values).abs() <= step / 2).all())
+    sixteen = values.bfloat16().float()
+    assert torch.equal(products.to_tf32(sixteen), sixteen)
+
+
 @pytest.mark.parametrize(("bf16", "expected"), [(0.9, torch.float32), (0.5, torch.bfloat16)])
 def test_bfloat16_is_taken_only_where_it_was_measured_to_be_faster(
     bf16: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch

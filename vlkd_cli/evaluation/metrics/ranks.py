@@ -6,15 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli.distributed.collectives import sum_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.numerics.precision import matrix_precision
 
 _LANES = 8
-_BLOCK_ROWS = 248
-"""Rows whose marks are added up in one byte."""
+_OWN_AT_ONCE = {"cpu": 512, "cuda": 1 << 16}
+"""Pairs whose own scores are computed together."""
 
 
 class PairRanks(NamedTuple):
@@ -26,38 +28,40 @@ class PairRanks(NamedTuple):
 
 
 def pair_ranks(
-    images: Tensor, texts: Tensor, counts: Tensor, *, budget_bytes: int = 8 << 20
+    images: Tensor, texts: Tensor, counts: Tensor, *, budget_bytes: int | None = None
 ) -> PairRanks:
-    """Ranks by inner product in both directions, without ever holding all scores: one product of
-    the two tables.
+    """Ranks by inner product in both directions, one block of scores at a time, on the device of
+    the features.
 
-    A candidate that scores as much as the own one is ahead if it stands before it, so that equal
+    A candidate with the same score as the own one is ahead if it comes first, so that equal
     features for everything rank at chance and not at 1. Scores that differ by no more than the
     rounding of a float32 product (sqrt(D) * 2^-24 of the lengths) count as equal. Features that
-    are not numbers rank last. The blocks are dealt to the ranks of the process group; the answer
-    is the same on all of them.
+    are not numbers rank last. Each rank of the process group computes some of the blocks; the
+    answer is the same on all of them.
 
     Args:
-        images: `[N, D]` float32, on the CPU like the other tensors.
+        images: `[N, D]` float32.
         texts: `[M, D]`, those of image 0 first, then those of image 1, ...
         counts: `[N]` int64, how many texts are an image's own; at least 1, M in all.
-        budget_bytes: largest block of scores.
+        budget_bytes: largest block of scores; by default 8 MiB on a CPU, 256 MiB elsewhere.
     """
-    own = _OwnScores.of(images, texts, counts)
+    own = _OwnScores.of(images, texts, counts.to(images.device))
+    blocks: _OnCPU | _OnDevice = (_OnDevice if images.is_cuda else _OnCPU)(own)
+    budget_bytes = budget_bytes or blocks.budget_bytes
     width = -(-len(texts) // _LANES) * _LANES
-    height = max(1, min(_BLOCK_ROWS, len(images), budget_bytes // (4 * width)))
-    of_texts = np.zeros(len(images), dtype=np.int64)
-    of_images = np.zeros(len(texts), dtype=np.int64)
-    room = torch.zeros(height, width)
+    height = max(1, min(blocks.most_rows, len(images), budget_bytes // (4 * width)))
+    of_texts, of_images = torch.zeros_like(own.best), torch.zeros_like(own.owner)
+    room = images.new_zeros(height, width)
     for number, start in enumerate(range(0, len(images), height)):
         if number % world_size() != rank():
             continue
         block = slice(start, min(start + height, len(images)))
         scores = room[: block.stop - start]
-        torch.mm(images[block], texts.T, out=scores[:, : len(texts)])
-        of_texts[block] = _texts_ahead(scores[:, : len(texts)].numpy(), own, block)
-        of_images += _images_ahead(scores, own, block)[: len(texts)]
-    ahead = sum_without_grad(torch.from_numpy(np.concatenate([of_texts, of_images])))
+        with matrix_precision("highest", images.device):
+            torch.mm(images[block], texts.T, out=scores[:, : len(texts)])
+        of_texts[block] = blocks.texts_ahead(scores[:, : len(texts)], block)
+        of_images += blocks.images_ahead(scores, block)[: len(texts)]
+    ahead = sum_without_grad(torch.cat([of_texts, of_images])).cpu()
     return PairRanks(*(ahead + 1).split([len(images), len(texts)]))
 
 
@@ -65,80 +69,122 @@ class _OwnScores(NamedTuple):
     """What candidates are compared with: bounds that a later candidate must exceed (`high`) and an
     earlier one only reach (`low`)."""
 
-    first: NDArray[np.int64]
-    """First text of each image, and M behind the last."""
-    owner: NDArray[np.int64]
+    first: Tensor
+    """First text of each image, and M after the last."""
+    owner: Tensor
     """Image of each text."""
-    best: NDArray[np.int64]
+    best: Tensor
     """Each image's best own text, the first of equals."""
-    image_low: NDArray[np.float32]
-    image_high: NDArray[np.float32]
+    image_low: Tensor
+    image_high: Tensor
     text_low: Tensor
     text_high: Tensor
 
     @classmethod
     def of(cls, images: Tensor, texts: Tensor, counts: Tensor) -> _OwnScores:
-        owner = torch.repeat_interleave(torch.arange(len(images)), counts)
+        owner = torch.repeat_interleave(torch.arange(len(images), device=images.device), counts)
         if len(owner) != len(texts) or bool((counts < 1).any()):
             raise ValueError(f"{len(texts)} texts, and counts of {len(owner)}; each at least 1")
+        number = torch.arange(len(texts), device=images.device)
+        at_once = _OWN_AT_ONCE["cuda" if images.is_cuda else "cpu"]
         own = torch.cat(
             [
                 torch.linalg.vecdot(images[part].double(), texts[own_texts].double())
-                for part, own_texts in zip(
-                    owner.split(512), torch.arange(len(texts)).split(512), strict=True
-                )
+                for part, own_texts in zip(owner.split(at_once), number.split(at_once), strict=True)
             ]
         )
-        first = np.concatenate([[0], counts.cumsum(0).numpy()])
-        best = np.maximum.reduceat(own.numpy(), first[:-1])
-        at = np.where(own.numpy() == best[owner.numpy()], np.arange(len(texts)), len(texts))
+        best = own.new_full((len(images),), -torch.inf).scatter_reduce_(0, owner, own, "amax")
+        at = torch.where(own == best[owner], number, len(texts) - 1)
         equal = 2.0**-24 * images.shape[1] ** 0.5
         lengths = images.norm(dim=1), texts.norm(dim=1)
-        around_images = (equal * lengths[0] * lengths[1].max()).double().numpy()
+        around_images = (equal * lengths[0] * lengths[1].max()).double()
         around_texts = (equal * lengths[1] * lengths[0].max()).double()
         return cls(
-            first,
-            owner.numpy(),
-            np.minimum.reduceat(at, first[:-1]).clip(max=len(texts) - 1),
-            (best - around_images).astype(np.float32),
-            (best + around_images).astype(np.float32),
+            F.pad(counts.cumsum(0), (1, 0)),
+            owner,
+            torch.full_like(counts, len(texts) - 1).scatter_reduce_(0, owner, at, "amin"),
+            (best - around_images).float(),
+            (best + around_images).float(),
             (own - around_texts).float(),
             (own + around_texts).float(),
         )
 
 
-def _texts_ahead(scores: NDArray[np.float32], own: _OwnScores, block: slice) -> list[int]:
-    """How many texts are ahead of each image's best own one. Counted as all that are not behind, so
-    that what is not a number is not taken for smaller."""
-    ahead = []
-    for image, row in zip(range(block.start, block.stop), scores, strict=True):
-        position = own.best[image]
-        behind = np.count_nonzero(row[:position] < own.image_low[image])
-        behind += np.count_nonzero(row[position + 1 :] <= own.image_high[image])
-        ahead.append(len(row) - 1 - int(behind))
-    return ahead
+class _OnDevice:
+    """Marks of a whole block at once."""
+
+    budget_bytes, most_rows = 256 << 20, 1 << 20
+
+    def __init__(self, own: _OwnScores) -> None:
+        self.own = own
+        self.image_low, self.text_low = (_below(each) for each in (own.image_low, own.text_low))
+        self.texts = torch.arange(len(own.owner), device=own.owner.device)
+
+    def texts_ahead(self, scores: Tensor, block: slice) -> Tensor:
+        """How many texts are ahead of each image's best own one."""
+        best = self.own.best[block, None]
+        bounds = torch.where(
+            self.texts < best, self.image_low[block, None], self.own.image_high[block, None]
+        )
+        is_behind = (scores <= bounds).scatter_(1, best, True)
+        return scores.shape[1] - is_behind.sum(1)
+
+    def images_ahead(self, scores: Tensor, block: slice) -> Tensor:
+        """How many images of a block are ahead of each text's own one."""
+        image = torch.arange(block.start, block.stop, device=scores.device)[:, None]
+        owner = self.own.owner
+        bounds = torch.where(image < owner, self.text_low, self.own.text_high)
+        is_behind = (scores[:, : len(owner)] <= bounds).logical_or_(image == owner)
+        return len(scores) - is_behind.sum(0)
 
 
-def _images_ahead(scores: Tensor, own: _OwnScores, block: slice) -> NDArray[np.int64]:
-    """How many images of a block are ahead of each text's own one, `[width]`."""
-    begin, end = own.first[block.start], own.first[block.stop]
-    # Images of this block stand after the own one of texts before `begin`, and before that of texts
-    # from `end` on.
-    bounds = torch.zeros(scores.shape[1])
-    bounds[:begin] = own.text_high[:begin]
-    bounds[end : len(own.owner)] = own.text_low[end:].nextafter(torch.tensor(-torch.inf))
-    marks = scores <= bounds
-    # A byte of each of the eight lanes of a word counts up to 255 marks.
-    behind = marks.view(torch.int64).sum(0).view(torch.uint8).numpy().astype(np.int64)
-    ahead = len(scores) - behind
-    middle = scores[:, begin:end]
-    image = torch.arange(block.start, block.stop)[:, None]
-    owner = torch.from_numpy(own.owner[begin:end])
-    is_behind = torch.where(
-        image < owner, middle < own.text_low[begin:end], middle <= own.text_high[begin:end]
-    )
-    ahead[begin:end] = (~is_behind & (image != owner)).sum(0).numpy()
-    return ahead
+class _OnCPU:
+    """Marks row by row, and eight columns at a time, in blocks that stay near the cache."""
+
+    budget_bytes, most_rows = 8 << 20, 248
+    """As many rows as can be added up in one byte."""
+
+    def __init__(self, own: _OwnScores) -> None:
+        self.own, self.first = own, own.first.tolist()
+        self.best = own.best.tolist()
+        self.low, self.high = own.image_low.numpy(), own.image_high.numpy()
+
+    def texts_ahead(self, scores: Tensor, block: slice) -> Tensor:
+        """How many texts are ahead of each image's best own one. Counted as all that are not
+        behind, so that what is not a number is not taken for smaller."""
+        ahead = []
+        for image, row in zip(range(block.start, block.stop), scores.numpy(), strict=True):
+            position = self.best[image]
+            behind = np.count_nonzero(row[:position] < self.low[image])
+            behind += np.count_nonzero(row[position + 1 :] <= self.high[image])
+            ahead.append(len(row) - 1 - int(behind))
+        return torch.tensor(ahead)
+
+    def images_ahead(self, scores: Tensor, block: slice) -> Tensor:
+        """How many images of a block are ahead of each text's own one, `[width]`."""
+        own, begin, end = self.own, self.first[block.start], self.first[block.stop]
+        # Images of this block come after the own one of texts before `begin`, and before that of
+        # texts from `end` on.
+        bounds = torch.zeros(scores.shape[1])
+        bounds[:begin] = own.text_high[:begin]
+        bounds[end : len(own.owner)] = _below(own.text_low[end:])
+        marks = scores <= bounds
+        # A byte of each of the eight lanes of a word counts up to 255 marks.
+        behind = marks.view(torch.int64).sum(0).view(torch.uint8).long()
+        ahead = len(scores) - behind
+        middle = scores[:, begin:end]
+        image = torch.arange(block.start, block.stop)[:, None]
+        owner = own.owner[begin:end]
+        is_behind = torch.where(
+            image < owner, middle < own.text_low[begin:end], middle <= own.text_high[begin:end]
+        )
+        ahead[begin:end] = (~is_behind & (image != owner)).sum(0)
+        return ahead
+
+
+def _below(values: Tensor) -> Tensor:
+    """The next lower float32."""
+    return values.nextafter(values.new_tensor(-torch.inf))
 
 
 class RankScores(NamedTuple):

@@ -84,7 +84,9 @@ class Retrieval(Suite):
         texts = normalise(embed_texts(subject, captions))
         require_equal_widths(images.shape[1], texts.shape[1], "retrieval")
         owner = torch.from_numpy(np.repeat(np.arange(len(reader)), counts))
-        ranks = pair_ranks(images, texts, torch.from_numpy(counts))
+        ranks = pair_ranks(
+            images.to(subject.device), texts.to(subject.device), torch.from_numpy(counts)
+        )
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         one_each = np.ones(len(captions), dtype=np.int64)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vlkd_cli.evaluation.metrics import ranks
 from vlkd_cli.evaluation.metrics.ranks import (
     chance_mean_rank,
     chance_median_rank,
@@ -14,11 +15,19 @@ from vlkd_cli.evaluation.metrics.ranks import (
 COUNTS = torch.tensor([1, 2, 3, 3] * 10)
 
 
+@pytest.fixture(params=["CPU", "device"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, and what a CPU runs, both on the CPU."""
+    if request.param == "device":
+        monkeypatch.setattr(ranks, "_OnCPU", ranks._OnDevice)
+
+
 def places(scores: torch.Tensor) -> torch.Tensor:
     """1-based place of each candidate in its row's list; the earlier of equals is ahead."""
     return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("budget_bytes", [1, 3000, 1 << 20])
 def test_ranks_equal_full_sorts_with_ties_and_in_small_blocks(budget_bytes: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -33,12 +42,14 @@ def test_ranks_equal_full_sorts_with_ties_and_in_small_blocks(budget_bytes: int)
     assert found.of_images.tolist() == of_images.tolist()
 
 
+@pytest.mark.usefixtures("kind")
 def test_more_images_than_a_byte_counts_are_all_counted() -> None:
     images = torch.arange(600, 0, -1.0)[:, None]
     found = pair_ranks(images, torch.ones(600, 1), torch.ones(600, dtype=torch.int64))
     assert found.of_images.tolist() == list(range(1, 601))
 
 
+@pytest.mark.usefixtures("kind")
 def test_equal_features_are_ordered_by_position_whatever_a_product_rounds() -> None:
     row = torch.nn.functional.normalize(
         torch.randn(1, 301, generator=torch.Generator().manual_seed(0)), dim=1
@@ -48,6 +59,7 @@ def test_equal_features_are_ordered_by_position_whatever_a_product_rounds() -> N
     assert found.of_texts.tolist() == found.of_images.tolist() == list(range(1, 51))
 
 
+@pytest.mark.usefixtures("kind")
 def test_features_that_are_no_numbers_rank_last() -> None:
     nothing, ones = torch.full((3, 4), torch.nan), torch.ones(3, dtype=torch.int64)
     for images, texts in ((nothing, torch.ones(3, 4)), (torch.ones(3, 4), nothing)):
