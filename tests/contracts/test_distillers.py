@@ -22,6 +22,7 @@ from tests.support.distiller_cases import (
     Side,
     batch,
     called,
+    pick,
     run_steps,
     share,
     start_episode,
@@ -274,6 +275,47 @@ def test_objective_resumes_as_if_never_stopped(name: str, alone: dict[Any, Any])
     assert last["losses"] == wanted["losses"][2:]
     for key, value in wanted["state"].items():
         np.testing.assert_array_equal(last["state"][key], value)
+
+
+EACH_ROW_ITSELF = ("simreg", "regress", "codes", "view_order", "moco", "dense_contrast")
+"""Objectives whose batches of equal size, without labels, have a mean that is the whole's."""
+STATEFUL = (
+    "compress",
+    "dense_contrast",
+    "dino",
+    "ibot",
+    "moco",
+    "npid",
+    "odc",
+    "protocpc",
+    "seed",
+    "swav queue",
+)
+"""Cases, or all of an objective, whose state moves with an optimizer step."""
+
+
+# Sinkhorn's assignments, whose mean is the prior, balance the rows of one batch.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "protocpc sinkhorn"])
+def test_batches_of_one_optimizer_step_move_the_state_once(name: str) -> None:
+    case, dtype = CASES[name], torch.float64
+    whole = case.build(dtype)
+    start_episode(whole, case, dtype)
+    parts, before = copy.deepcopy(whole), copy.deepcopy(whole.state_dict())
+    student, teacher, offered = batch(case, ROWS, 0, dtype)
+    wanted = called(whole, student, teacher, offered)
+    whole.commit(offered["progress"])
+    losses = []
+    for first in range(0, ROWS, ROWS // 3):
+        rows = slice(first, first + ROWS // 3)
+        sides = pick(student, rows), pick(teacher, rows)
+        losses.append(called(parts, *sides, share(offered, rows)))
+    parts.commit(offered["progress"])
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[key], value, rtol=1e-9, atol=1e-12, msg=key)
+    moved = any(not value.equal(before[key]) for key, value in whole.state_dict().items())
+    assert moved == (bool({name, case.distiller} & set(STATEFUL)) and name != "moco v3")
+    if case.distiller in EACH_ROW_ITSELF and name != "moco v3":
+        torch.testing.assert_close(torch.stack(losses).mean(), wanted, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)

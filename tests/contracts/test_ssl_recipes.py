@@ -1,19 +1,32 @@
-"""Every recipe of self-supervised learning trains: two steps on rendered pictures, with tiny towers
-in place of the large ones."""
+"""Every recipe of self-supervised learning trains on rendered pictures, with tiny towers in place
+of the large ones: two steps on one and two ranks, interrupted and resumed to the same bits,
+exported to plain library weights, and taken by an image-text recipe."""
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
+from tests.unit.engine.recipes import TEXT, differences, final_state, tiny_recipe, train
+from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.composition.composition import Composition
+from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.engine.evaluate import load_towers
+from vlkd_cli.engine.export import export
 from vlkd_cli.engine.launching.start import TrainRequest, start_training
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.shipped import shipped_recipes
 from vlkd_cli.recipe.snapshot import recipe_to_yaml
+from vlkd_cli.recipe.types import Progress
 from vlkd_cli.reports.csv import read_metrics
+from vlkd_cli.towers.tower import Tower
 
 RECIPES = [name for name in shipped_recipes() if name.startswith("ssl/")]
 QUICK = ("ssl/simclr", "ssl/mae", "ssl/dino", "ssl/deepcluster")
@@ -127,14 +140,122 @@ def test_the_algorithms_are_there():
     assert len(RECIPES) >= 23
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RECIPES],
-)
+def written(name: str, folder: Path, **train: Any) -> str:
+    """The tiny recipe in a file, with other settings of training."""
+    recipe = stand_in(name, folder)
+    recipe["train"] |= train
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return str(path)
+
+
+def quick(*names: str) -> list[Any]:
+    """Every recipe; all but a few only among the slow tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", quick(*QUICK))
 def test_a_recipe_of_self_supervised_learning_trains_two_steps(name, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(stand_in(name, tmp_path)), encoding="utf-8")
-    assert start_training(TrainRequest(recipe=str(path), run=tmp_path / "run", quiet=True)) == 0
+    path = written(name, tmp_path)
+    assert start_training(TrainRequest(recipe=path, run=tmp_path / "run", quiet=True)) == 0
+    losses = read_metrics(tmp_path / "run")["train/loss"]
+    assert [step for step, _ in losses] == [1, 2]
+    assert all(abs(value) < 1e4 for _, value in losses)
+
+
+@pytest.mark.parametrize("name", quick("ssl/mocov2"))
+def test_a_recipe_is_interrupted_resumed_exported_and_reused(name, tmp_path):
+    # Two steps are an epoch, so that the cut is inside one.
+    path = written(name, tmp_path, steps=4, save_every_steps=3, save_every_epochs=None, keep=2)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    start_training(TrainRequest(recipe=path, run=whole, quiet=True))
+    shutil.copytree(whole, cut)
+    (cut / "checkpoints" / "step_00000004.pt").unlink()
+    shutil.copy(cut / "checkpoints" / "step_00000003.pt", cut / "checkpoints" / "last.pt")
+    assert final_state(cut)["step"] == 3
+    start_training(TrainRequest(resume=str(cut), quiet=True))
+    assert differences(final_state(whole), final_state(cut)) == []
+
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    towers = list(recipe["towers"])
+    export(target=str(whole), output=tmp_path / "out")
+    loaded = load_towers(load_recipe(path), whole, Checkpoint.load(whole / "checkpoints/last.pt"))
+    images = torch.rand(2, 3, *loaded["image"].input.size_px)
+    for key in towers:
+        if loaded[key].modality == "image":
+            check_exported(tmp_path / "out" / key, loaded[key].eval(), images)
+
+    # One line puts any of its towers into an image-text recipe.
+    for key in (key for key in towers if loaded[key].modality == "image"):
+        reused = tiny_recipe(
+            towers={
+                "image": {"run": str(whole), "tower": key, "head": {"name": "linear", "width": 16}},
+                "text": {**TEXT, "head": {"name": "linear", "width": 16}},
+            },
+            train={"steps": 1},
+        )
+        run = train(tmp_path, reused, f"reused_{key}")
+        (_, loss), *_ = read_metrics(run)["train/infonce"]
+        assert 0 < loss < 10
+
+
+def check_exported(folder: Path, tower: Tower, images: Tensor) -> None:
+    """The line that the page of an exported tower shows gives the same features with the library
+    alone."""
+    page = yaml.safe_load((folder / "vlkd_tower.yaml").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"images": images}
+    if "dall_e." in page["python"]:  # a package of its own, see test_dvae.py
+        return
+    for name in ("timm", "torch", "torchvision", "open_clip", "safetensors.torch"):
+        if f"{name}." in page["python"]:
+            names[name.partition(".")[0]] = importlib.import_module(name.partition(".")[0])
+            importlib.import_module(name)
+    exec(page["python"], names)
+    names["model"].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            eval(page["feature"], names), tower.features(images), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", quick("ssl/npid"))
+def test_state_moves_once_per_optimizer_step_however_many_batches_it_has(
+    name, tmp_path, monkeypatch
+):
+    path = written(name, tmp_path, batch_size=4, accumulate=2)
+    moved: list[str] = []
+    commit, follow = Composition.commit, MomentumTower.follow
+
+    def count_commit(composition: Composition, progress: Progress) -> None:
+        moved.append(f"composition {progress.step}")
+        commit(composition, progress)
+
+    def count_follow(tower: MomentumTower, *given: Any) -> None:
+        moved.append("follower")
+        follow(tower, *given)
+
+    monkeypatch.setattr(Composition, "commit", count_commit)
+    monkeypatch.setattr(MomentumTower, "follow", count_follow)
+    start_training(TrainRequest(recipe=path, run=tmp_path / "run", quiet=True))
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    followers = ["follower"] * sum("follows" in spec for spec in recipe["towers"].values())
+    assert moved == ["composition 0", *followers, "composition 1", *followers]
+    for key, value in final_state(tmp_path / "run")["distillers"].items():
+        if key.endswith("queue.position"):  # the rows of two steps of two batches
+            assert value == 16 % len(final_state(tmp_path / "run")["distillers"][rows_of(key)])
+
+
+def rows_of(position: str) -> str:
+    return position.removesuffix("position") + "rows"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_on_two_ranks(name, tmp_path):
+    path = written(name, tmp_path, batch_size=4)
+    request = TrainRequest(recipe=path, run=tmp_path / "run", cpu_workers=2, quiet=True)
+    assert start_training(request) == 0
     losses = read_metrics(tmp_path / "run")["train/loss"]
     assert [step for step, _ in losses] == [1, 2]
     assert all(abs(value) < 1e4 for _, value in losses)

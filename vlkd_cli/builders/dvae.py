@@ -5,17 +5,27 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder, Encoded, ModelInfo, Tokens
+from vlkd_cli.builders.backbone import (
+    Backbone,
+    BuildContext,
+    Builder,
+    Encoded,
+    Export,
+    ModelInfo,
+    Tokens,
+)
 from vlkd_cli.builders.places import locate, weights_file
 from vlkd_cli.builders.sizes import check_sizes
 from vlkd_cli.builders.weight_files import read_weights
-from vlkd_cli.builders.weights import fit_weights
+from vlkd_cli.builders.weights import fit_weights, write_weights
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
@@ -105,6 +115,7 @@ class DVAEImage(Backbone):
     def __init__(self, image_size: int, *, width: int, layers: int, codes: int) -> None:
         super().__init__()
         self.encoder = _Encoder(width, layers, codes)
+        self.sizes = {"width": width, "layers": layers, "codes": codes}
         self.width, self.token_width = STRIDE * width, codes
         # (pixel - mean) / std = (1 - 2 * 0.1) * pixel + 0.1
         scale = 1 - 2 * LOGIT_LAPLACE
@@ -126,6 +137,22 @@ class DVAEImage(Backbone):
             return Encoded(feature, None)
         logits = output(places)
         return Encoded(feature, Tokens.of_places(logits.flatten(2).transpose(1, 2)))
+
+    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        file = "model.safetensors"
+        write_weights(self.encoder.state_dict(), folder / file)
+        width, layers, codes = (self.sizes[key] for key in SIZES)
+        sizes = {key: keys[key] for key in ("image_size", "config") if keys.get(key)}
+        return Export(
+            "DALL-E",
+            python=(
+                f"model = dall_e.Encoder(n_hid={width}, n_blk_per_group={layers},"
+                f" vocab_size={codes}); model.load_state_dict("
+                f"safetensors.torch.load_file({str(place / file)!r}))"
+            ),
+            recipe={"builder": "dvae", "pretrained": str(place / file), **sizes},
+            feature="model.blocks[:-1](images).relu().mean((2, 3))",
+        )
 
     def layers(self) -> list[list[str]]:
         return [[f"blocks.group_{number + 1}."] for number in range(GROUPS)]

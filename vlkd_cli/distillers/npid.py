@@ -107,16 +107,19 @@ class NPID(Distiller):
         return rows.to(self.bank.device)
 
     def commit(self, progress: Progress) -> None:
-        estimates = []
-        for features, indices, *estimate in self.take_staged():
-            estimates += estimate
-            every, rows = gather_without_grad(features), gather_without_grad(indices)
-            mixed = self.bank[rows] * (1 - self.momentum) + every * self.momentum
-            # A sample that comes twice counts with its later row, on any device.
-            last = torch.zeros(len(self.bank), dtype=torch.int64, device=rows.device)
-            last.scatter_reduce_(0, rows, torch.arange(len(rows), device=rows.device), "amax")
-            seen = rows.unique()
-            self.bank[seen] = unit(mixed)[last[seen]].to(self.bank.dtype)
+        staged = self.take_staged()
+        if not staged:
+            return
+        # Rows in the order of the data, so that batches of one step are one batch.
+        every = torch.cat([gather_without_grad(features) for features, *_ in staged])
+        rows = torch.cat([gather_without_grad(indices) for _, indices, *_ in staged])
+        mixed = self.bank[rows] * (1 - self.momentum) + every * self.momentum
+        # A sample that comes twice counts with its later row, on any device.
+        last = torch.zeros(len(self.bank), dtype=torch.int64, device=rows.device)
+        last.scatter_reduce_(0, rows, torch.arange(len(rows), device=rows.device), "amax")
+        seen = rows.unique()
+        self.bank[seen] = unit(mixed)[last[seen]].to(self.bank.dtype)
+        estimates = [estimate for _, _, *more in staged for estimate in more]
         if estimates and self.normalizer == 0:
             self.normalizer.copy_(torch.stack(estimates).mean())
 

@@ -127,10 +127,11 @@ class ODC(Distiller):
 
     def commit(self, progress: Progress) -> None:
         staged = self.take_staged()
-        for features, indices in staged:
-            self._remember(gather_without_grad(unit(features)), gather_without_grad(indices))
         if not staged:
             return
+        # Rows in the order of the data, so that batches of one step are one batch.
+        features = torch.cat([gather_without_grad(unit(features)) for features, _ in staged])
+        self._remember(features, torch.cat([gather_without_grad(rows) for _, rows in staged]))
         if (progress.step + 1) % self.centroid_steps == 0:
             self._dissolve_small(progress.step)
             self._move_centroids()

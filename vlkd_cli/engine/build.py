@@ -93,7 +93,7 @@ def build_training(
     Args:
         resumed: what the run will continue from; its files are used instead of making new ones.
         quiet: print nothing.
-        origins: `file:line` of the recipe's towers and distillers, for messages.
+        origins: `file:line` of the recipe's keys, for messages.
         features: folder of cached features; by default that of `train.cache_dir`.
 
     Raises:
@@ -274,7 +274,7 @@ def build_composition(
 
     Args:
         num_rows: of the data set; None for streams.
-        origins: `file:line` of the recipe's distillers, for messages.
+        origins: `file:line` of the recipe's keys, for messages.
 
     Raises:
         RecipeError: outputs that a distiller cannot compare, with its place and its addresses.

@@ -28,11 +28,12 @@ from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.regroup import changes_of_group, on_this_group
 from vlkd_cli.engine.run import Run
 from vlkd_cli.engine.trainer import Trainer
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.address import modality_of
 from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.messages import Path as Place
+from vlkd_cli.recipe.messages import located
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
@@ -52,7 +53,7 @@ class Job:
         resume: continue from the run's last checkpoint.
         dry_run: build everything, take one step, report sizes, write no checkpoint.
         quiet: print results and errors only.
-        origins: `file:line` of the recipe's towers and distillers.
+        origins: `file:line` of the recipe's keys.
         features: folder of cached features; by default that of the recipe's `train.cache_dir`.
     """
 
@@ -84,6 +85,8 @@ def train(job: Job) -> int:
         except Interrupted:
             console.say("Stopped before the first step; there was nothing to save.")
             return interruption.signal_number or signal.SIGINT
+        except RecipeError as error:
+            raise RecipeError(located(str(error), job.origins)) from error
         except Exception as error:
             known = explained(error, job.recipe)
             if known is None:

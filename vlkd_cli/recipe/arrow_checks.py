@@ -85,7 +85,9 @@ def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Pr
     calls = [*arrow.calls, *([] if arrow.episode is None else [arrow.episode])]
     for side in ("student", "teacher"):
         addresses = [address for call in calls for address in listed(getattr(call, side))]
-        for address in dict.fromkeys(addresses):
+        # Of the pictures of one input the last is checked: what is wrong with it is one line.
+        addresses.sort(key=lambda address: address.picture)
+        for address in {address._replace(picture=1): address for address in addresses}.values():
             problems += _check_address(recipe, address, (*path, side))
     return list(dict.fromkeys(problems)) or list(check_objective(recipe, spec, arrow, path))
 

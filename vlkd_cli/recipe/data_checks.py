@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import Address, modality_of, text_names
+from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.recipe.modality import FACTS, is_named
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import DataSpec, Recipe
 
@@ -23,6 +23,7 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
     addresses = [address for address in addresses if address.tower in recipe.towers]
     yield from _check_modalities(recipe, recipe.data, addresses)
+    yield from _check_views(recipe, recipe.data)
     yield from _check_texts(recipe.data)
     yield from _check_wants(recipe, recipe.data)
     yield from _check_per_class(recipe, recipe.data)
@@ -80,6 +81,36 @@ def _remedy(reader: str, offer: str) -> str:
     by_key = attributes_of("reader", reader).get("offers_by_key", {})
     keys = [key for key, offered in by_key.items() if offered == offer]
     return f" Set data.{keys[0]}, or take another reader." if keys else " Take another reader."
+
+
+def _check_views(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
+    """Views, and the augmentation of the main one, that no distiller reads."""
+    arrows = [arrow for _, arrow, _ in arrows_of(recipe)]
+    if not arrows or len(arrows) < len(recipe.distillers):
+        return
+    read = [a for arrow in arrows for a in (*arrow.addresses(), *arrow.episode_addresses())]
+    used = {address.input for address in read}
+    if not used <= {MAIN_VIEW, *data.views, *text_names(data)}:
+        return  # a misspelled name is reported where it is written
+    for name in data.views:
+        if name not in used:
+            yield Problem(
+                ("data", "views", name),
+                f"nothing reads it. Write TOWER@{name} in a distiller, or remove it.",
+            )
+    pictures = {
+        address.input
+        for address in read
+        if address.tower in recipe.towers
+        and not is_named(modality_of(recipe.towers, address.tower))
+    }
+    # A view that is null has the augmentation of the main one.
+    lends = any(data.views.get(name, data.augment) is None for name in pictures)
+    if data.augment is not None and MAIN_VIEW not in pictures and not lends:
+        yield Problem(
+            ("data", "augment"),
+            "has no effect: no distiller reads pictures of the view 'main'. Remove it.",
+        )
 
 
 def _check_texts(data: DataSpec) -> Iterator[Problem]:

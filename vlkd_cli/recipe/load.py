@@ -90,8 +90,8 @@ def parse_recipe(
 
 
 def origins_of(source: FilePath | str, overrides: Sequence[str] = ()) -> dict[Path, str]:
-    """`file:line` (or `--set key=value`) of each tower and distiller of a recipe, for problems that
-    only building finds.
+    """`file:line` (or `--set key=value`) of every key of a recipe, for problems that only building
+    finds.
 
     Args:
         source, overrides: of `load_recipe`, which has read them without an error.
@@ -99,11 +99,7 @@ def origins_of(source: FilePath | str, overrides: Sequence[str] = ()) -> dict[Pa
     path = find_recipe(source)
     document = read_document(_read(path), str(path))
     apply_overrides(document, overrides)
-    return {
-        place: origin
-        for place, origin in document.origins.items()
-        if len(place) <= 2 and place[:1] in ((), ("towers",), ("distillers",))
-    }
+    return document.origins
 
 
 def recipe_of_checkpoint(

@@ -4,6 +4,7 @@ to what to do."""
 from __future__ import annotations
 
 import math
+import re
 import types as python_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -162,6 +163,23 @@ def origin_of(origins: Mapping[Path, str], path: Path, default: str) -> str:
             return origins[path]
         path = path[:-1]
     return origins.get((), default)
+
+
+_BEGINNING = re.compile(
+    r"(?:(?P<path>(?:towers|distillers|data|train|optimizer|schedule|evals|reports)"
+    r"(?:\.\w+|\[\d+\])*)|tower '(?P<tower>\w+)'): "
+)
+
+
+def located(text: str, origins: Mapping[Path, str]) -> str:
+    """A problem that only building found, with `file:line` before it where it begins with a key of
+    the recipe (`data.augment.mask: ...`) or the name of a tower (`tower 'image': ...`)."""
+    found = _BEGINNING.match(text)
+    if found is None or not origins:
+        return text
+    parts = re.findall(r"\w+", found["path"] or f"towers.{found['tower']}")
+    path = tuple(int(part) if part.isdigit() else part for part in parts)
+    return f"{origin_of(origins, path, 'the recipe')}: {text}"
 
 
 def _order(origin: str) -> tuple[int, int]:

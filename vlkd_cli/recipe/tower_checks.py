@@ -61,7 +61,7 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             f"a tower comes from one place, and this one has {' and '.join(sources)}. Remove one.",
         )
     if tower.run is not None:
-        for part in ("pooler", "head", "adapter", "prompt"):
+        for part in ("pooler", "adapter", "prompt"):
             if getattr(tower, part) is not None:
                 yield Problem(
                     (*path, part), "a tower of a run comes as it was trained there. Remove it."

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -131,6 +133,25 @@ def test_the_feature_is_the_mean_of_what_codes_are_read_from():
     output = backbone(images, tokens=False)
     assert output.tokens is None and backbone.width == 64
     torch.testing.assert_close(output.feature, places.mean((2, 3)))
+
+
+def test_what_is_exported_loads_in_the_package_and_in_a_recipe(tmp_path, monkeypatch):
+    backbone = build()
+    how = backbone.export(tmp_path, tmp_path, {"image_size": 16, "config": SMALL, "train": "none"})
+    assert how.recipe.pop("builder") == "dvae"
+    images = torch.rand(2, 3, 16, 16)
+    again = DVAE(**how.recipe).build("image")
+    torch.testing.assert_close(again(images).feature, backbone(images).feature)
+
+    def encoder(n_hid: int, n_blk_per_group: int, vocab_size: int) -> torch.nn.Module:
+        config = {"width": n_hid, "layers": n_blk_per_group, "codes": vocab_size}
+        return DVAE(image_size=16, config=config).build("image").encoder
+
+    # The package DALL-E is not a dependency; its class has the same names below `blocks`.
+    names = {"dall_e": SimpleNamespace(Encoder=encoder), "safetensors": safetensors}
+    exec(how.python, names)
+    feature = eval(how.feature, {**names, "images": images})
+    torch.testing.assert_close(feature, backbone(images).feature)
 
 
 def test_paths_of_weights_may_start_at_home(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.distillers.protoclip import ProtoCLIP
 from vlkd_cli.distillers.seed import SEED
 from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.types import Progress, Schedule
 
 NOW = Progress()
@@ -151,3 +153,21 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
     with pytest.raises(DataError, match="forms 2 clusters, but the episode has only 1 samples"):
         first = torch.zeros(1, dtype=torch.int64)
         loss.start_episode(features[:1], features[:1], indices=first, progress=NOW)
+
+
+@pytest.mark.parametrize("name", ["npid", "odc"])
+def test_a_sample_in_two_batches_of_one_step_counts_with_its_later_row(name: str) -> None:
+    torch.manual_seed(0)
+    keys: dict[str, Any] = {"npid": {"negatives": 4}, "odc": {"num_clusters": 2, "components": 2}}
+    bank: Any = make("distiller", name, keys[name])
+    bank.setup(3, 3 if name == "odc" else None, num_rows=6)
+    if name == "odc":
+        bank.start_episode(torch.randn(6, 3), indices=torch.arange(6), progress=NOW)
+    twin, first, second = copy.deepcopy(bank), torch.randn(2, 3), torch.randn(2, 3)
+    bank(first, indices=torch.tensor([4, 1]), progress=NOW)
+    bank(second, indices=torch.tensor([4, 2]), progress=NOW)
+    bank.commit(NOW)
+    rows = torch.cat([first[1:], second])
+    twin(rows, indices=torch.tensor([1, 4, 2]), progress=NOW)
+    twin.commit(NOW)
+    torch.testing.assert_close(bank.bank, twin.bank)

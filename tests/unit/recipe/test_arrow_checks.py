@@ -24,7 +24,9 @@ PROJECTED = "{name: simreg, student: image.project, teacher: image_key.project@s
 
 def lines(*distillers: str, towers: str = TOWERS, data: str = DATA, more: str = "") -> list[str]:
     listed = "".join(f"  - {each}\n" for each in distillers)
-    return problems(f"{towers}distillers:\n{listed}{data}{more}")
+    found = problems(f"{towers}distillers:\n{listed}{data}{more}")
+    # Few of these recipes read both views, which is the claim of test_data_checks.py.
+    return [line for line in found if ": nothing reads it. Write TOWER@" not in line]
 
 
 def with_text(*distillers: str) -> list[str]:

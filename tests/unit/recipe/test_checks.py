@@ -41,8 +41,8 @@ def test_the_small_recipe_is_right():
             ["a tower comes from one place, and this one has builder and run. Remove one."],
         ),
         (
-            ["towers.image={run: runs/x, head: {name: linear, width: 3}}"],
-            ["towers.image.head: a tower of a run comes as it was trained there. Remove it."],
+            ["towers.image={run: runs/x, pooler: {name: mean}}"],
+            ["towers.image.pooler: a tower of a run comes as it was trained there. Remove it."],
         ),
         (
             ["towers.second={builder: openclip, model: RN50, train: none}"],

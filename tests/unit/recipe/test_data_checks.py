@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.recipes import problems_with
+from tests.support.recipes import problems, problems_with
 from vlkd_cli import catalog
 from vlkd_cli.recipe.data_checks import offers_of
 
@@ -103,3 +103,40 @@ def test_what_the_data_does_not_offer_is_told(options: list[str], expected: str)
 )
 def test_what_it_offers_is_not(options: list[str]) -> None:
     assert problems_with(*options) == []
+
+
+VIEWS = """\
+towers:
+  image: {builder: torchvision, model: resnet18}
+  text: {builder: openclip, config: {layers: 2, width: 512, heads: 8}}
+distillers:
+  - {name: infonce, student: STUDENT, teacher: text}
+data:
+  reader: shapes
+  augment: {name: simclr}
+  views: {b: VIEW}
+"""
+
+
+@pytest.mark.parametrize(
+    ("student", "view", "expected"),
+    [
+        ("image", "{name: simclr}", ["r.yaml:9: data.views.b: nothing reads it."]),
+        ("image@b", "{name: simclr}", ["r.yaml:8: data.augment: has no effect: no distiller"]),
+        # A view that is null borrows the augmentation of the main one.
+        ("image@b", "null", []),
+        ("[image, image@b]", "{name: simclr}", []),
+        # A misspelled name is one line, where it is written.
+        ("image@c", "{name: simclr}", ["r.yaml:5: distillers[0].student: no view 'c'."]),
+    ],
+)
+def test_views_and_augmentations_that_nothing_reads_are_refused(student, view, expected):
+    found = problems(VIEWS.replace("STUDENT", student).replace("VIEW", view))
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
+def test_a_view_that_is_read_between_epochs_alone_is_read():
+    clusters = "{name: deepcluster, student: image, teacher: image@b}\n  - {name: infonce}"
+    first = "{name: infonce, student: STUDENT, teacher: text}"
+    assert problems(VIEWS.replace(first, clusters).replace("VIEW", "{name: none}")) == []

@@ -102,8 +102,8 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file():
         (
             "schedule: {name: cosin}",
             (
-                "r.yaml:7: schedule.name: expected 'cosine', 'linear', 'constant' or 'steps', got"
-                " 'cosin'. Did you mean 'cosine'?"
+                "r.yaml:7: schedule.name: expected 'cosine', 'linear', 'constant', 'steps', 'wsd'"
+                " or 'rsqrt', got 'cosin'. Did you mean 'cosine'?"
             ),
         ),
         (
