@@ -96,7 +96,7 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     return app
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+def guarded(function: Callable[..., object]) -> Callable[..., object]:
     """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed
     pipe as the end of the output.
 

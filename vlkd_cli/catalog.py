@@ -444,7 +444,7 @@ def check_base(kind: str, name: str) -> None:
         raise RecipeError(f"{kind} '{name}' is not a {kind}: derive the class from {known}.")
 
 
-def _third_party(kind: str, name: str, module: str, attribute: str) -> type[Any]:
+def _third_party(kind: str, name: str, module: str, attribute: str) -> type[object]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:

@@ -77,7 +77,7 @@ class Checkpoint:
     distillers: State = field(default_factory=dict)
     ema: State = field(default_factory=dict)
     optimizer: dict[str, dict[str, Any]] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, object] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     evaluated: bool = True
     best: float | None = None

@@ -124,7 +124,7 @@ def _printable(text: str, file: TextIO) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on standard output. Columns whose cells are all numbers are set to the right; None is
     an empty cell."""
     if not is_first():
@@ -300,7 +300,7 @@ def _console(file: TextIO) -> Console:
     return Console(file=file, highlight=False)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -101,7 +101,7 @@ class Hiding:
             hidden = hidden.flatten(1)
         return torch.where(hidden[..., None], token, patches)
 
-    def _drop(self, module: nn.Module, given: Any, tokens: Tensor) -> Tensor | None:
+    def _drop(self, module: nn.Module, given: object, tokens: Tensor) -> Tensor | None:
         if self._grid is None or self._kept is None:
             return None
         prefix = tokens.shape[1] - self._grid.num_places

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from vlkd_cli.errors import RecipeError
 
@@ -11,7 +10,7 @@ SHORTEST_TEXT = 2
 """A limit of one token leaves nothing of a text beside its start."""
 
 
-def check_sizes(builder: str, config: Mapping[str, Any], names: Collection[str]) -> None:
+def check_sizes(builder: str, config: Mapping[str, object], names: Collection[str]) -> None:
     """Refuse sizes that are not positive integers.
 
     Args:
@@ -28,7 +27,7 @@ def check_sizes(builder: str, config: Mapping[str, Any], names: Collection[str])
             )
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: object) -> bool:
     """Whether a value is an integer above 0, or a list of them, one for each stage."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(is_size, value))

@@ -71,7 +71,7 @@ class _Reader(pickle.Unpickler):
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] == "__torch__":
             return _Module
         if (module, name) in ALLOWED:
@@ -111,7 +111,7 @@ def _first(value: Any, *rest: object) -> Any:
     return value
 
 
-ALLOWED: Mapping[tuple[str, str], Any] = {
+ALLOWED: Mapping[tuple[str, str], object] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -123,9 +123,9 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _tensors(module: Any) -> dict[str, Tensor]:
+def _tensors(module: object) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Any]] = [("", module)]
+    waiting: list[tuple[str, object]] = [("", module)]
     for _ in range(MAX_PARTS):
         if not waiting:
             return found

@@ -73,7 +73,7 @@ def without_gradient(network: nn.Module, run: Callable[[], Tensor]) -> list[str]
 
 
 def _without_memory(
-    network: nn.Module, size_px: tuple[int, int], run: Callable[[Any, Tensor], Found]
+    network: nn.Module, size_px: tuple[int, int], run: Callable[[object, Tensor], Found]
 ) -> Found:
     return run(_shadow(network), torch.zeros(1, 3, *size_px, device="meta"))
 
@@ -99,7 +99,7 @@ def width_of(pooled: Any, what: str) -> int:
     return int(pooled.shape[1])
 
 
-def refuse_keys(config: Mapping[str, Any], reasons: Mapping[str, str], what: str) -> None:
+def refuse_keys(config: Mapping[str, object], reasons: Mapping[str, str], what: str) -> None:
     """Refuse keys that the library takes and a tower cannot have.
 
     Args:

@@ -89,7 +89,7 @@ def check_file(path: Path, what: str) -> None:
         raise WeightsError(f"{what}: '{path}' is a web page. Download the file again.")
 
 
-def load_pickled(path: Path, *, mapped: bool = False) -> Any:
+def load_pickled(path: Path, *, mapped: bool = False) -> object:
     """What torch.save wrote, on the CPU; only tensors and plain values are unpickled.
 
     Args:
@@ -172,7 +172,7 @@ def _read(path: Path) -> Any:
     return read_torchscript(path) if is_torchscript(path) else load_pickled(path)
 
 
-def _unwrapped(state: Any, path: Path, what: str) -> dict[str, Tensor]:
+def _unwrapped(state: object, path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint's model: at its top, or below the key that holds them."""
     if not isinstance(state, Mapping):
         return {}

@@ -46,7 +46,7 @@ def list_datasets(
             f"--search {search}: no known data set{where}"
             f" matches.{catalog.did_you_mean(search.strip('*'), names)}"
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for name in chosen:
         place = places.get(name)
         facts = known.get(name) or (place.facts if place else None)

@@ -26,7 +26,7 @@ Run = Callable[[Any, Tensor | None], dict[str, Tensor]]
 
 
 def encode_in_chunks(
-    run: Run, inputs: Any, hidden: Tensor | None, *, size: int, learns: bool
+    run: Run, inputs: object, hidden: Tensor | None, *, size: int, learns: bool
 ) -> dict[str, Tensor]:
     """What `run` gives for all inputs, computed for `size` of them at a time.
 

@@ -143,7 +143,9 @@ class MomentumTower(nn.Module):
         self.tower.hold_frozen_parts()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, object], prefix: str, *rest: object
+    ) -> None:
         # Checkpoints of former versions hold all heads, those that nothing reads too.
         own = self.state_dict(prefix=prefix, keep_vars=True)
         for name in [name for name in state_dict if name.startswith(f"{prefix}tower.head")]:
@@ -177,7 +179,7 @@ class MomentumTower(nn.Module):
 
 
 def _shuffled(
-    encode: Callable[[Any, Tensor | None], dict[str, Tensor]],
+    encode: Callable[[object, Tensor | None], dict[str, Tensor]],
     inputs: Tensor,
     hidden: Tensor | None,
     samples: int,

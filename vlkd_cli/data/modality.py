@@ -68,7 +68,7 @@ class Modality(Protocol):
         """Rows of these samples in a table of cached features of all of a reader's data."""
         ...
 
-    def prepare(self, inputs: Any, expected: InputSpec) -> Any:
+    def prepare(self, inputs: object, expected: InputSpec) -> object:
         """A batch of the loader as the backbone takes it, on the batch's device."""
         ...
 

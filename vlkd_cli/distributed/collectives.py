@@ -21,11 +21,11 @@ from vlkd_cli.distributed.runtime import is_distributed, rank, world_size
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
+    def forward(ctx: object, local: Tensor) -> Tensor:
         return gather_without_grad(local)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         (grad,) = grads
         # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows;
         # nccl gets the cheaper collective.
@@ -42,13 +42,13 @@ class _Gather(torch.autograd.Function):
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
+    def forward(ctx: object, local: Tensor) -> Tensor:
         total = local.detach().clone().contiguous()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         (grad,) = grads
         total = grad.contiguous().clone()
         dist.all_reduce(total)

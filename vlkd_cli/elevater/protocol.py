@@ -4,7 +4,7 @@ train finally."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class Fit(NamedTuple):
     num_train: int
     epoch_chosen_on: Literal["validation", "test"]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Plain values for a result."""
         return {
             "lr": self.trial.lr,

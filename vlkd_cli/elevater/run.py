@@ -286,7 +286,7 @@ class SetRun:
             f" '{official.splits['test'].index}'."
         ]
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         settings = dict(vars(self.plan))
         settings.pop("model_name")
         return {**settings, "trial": list(self.plan.trial), "precision": self.subject.precision}

@@ -187,20 +187,20 @@ class _Pictures(Reader):
         return "items of one call"
 
 
-def _is_single(items: Any) -> bool:
+def _is_single(items: object) -> bool:
     """Whether a caller gave one item instead of several."""
     if isinstance(items, np.ndarray):
         return items.ndim in (2, 3) and items.dtype != object
     return isinstance(items, (str, bytes, os.PathLike, Image.Image))
 
 
-def _text(item: Any, number: int, tower: str) -> str:
+def _text(item: object, number: int, tower: str) -> str:
     if isinstance(item, str):
         return item
     raise DataError(f"item {number} is a {type(item).__name__}; tower '{tower}' takes strings.")
 
 
-def _picture(item: Any, number: int, tower: str) -> bytes | str | Image.Image:
+def _picture(item: object, number: int, tower: str) -> bytes | str | Image.Image:
     if isinstance(item, (str, bytes, Image.Image)):
         return item
     if isinstance(item, os.PathLike):

@@ -118,16 +118,16 @@ def drop_waiting(optimizer: torch.optim.Optimizer, step: int) -> None:
                 parameter.grad = None
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
     """What the optimizer remembers of each parameter, by the parameter's name. Rates and the like
     are not in it: they follow from the recipe and the step."""
     names = _names(optimizer)
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    state: dict[int, dict[str, object]] = optimizer.state_dict()["state"]
     return {names[position]: values for position, values in state.items()}
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, object]]
 ) -> None:
     """Take in what `optimizer_state` gave; names may also be positions, as in format 1.
 
@@ -160,7 +160,7 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
-def _fits(value: Any, parameter: nn.Parameter) -> bool:
+def _fits(value: object, parameter: nn.Parameter) -> bool:
     # A count, or one number for each entry, or (Adafactor) for each row or column of a matrix.
     return (
         not isinstance(value, torch.Tensor)
@@ -212,9 +212,9 @@ def _settings(spec: OptimizerSpec, each: Trainable) -> Settings:
     return Settings(lr, decay if _is_decayed(spec, each.parameter) else 0.0, position)
 
 
-def _group(spec: OptimizerSpec, settings: Settings, run: Progress) -> dict[str, Any]:
+def _group(spec: OptimizerSpec, settings: Settings, run: Progress) -> dict[str, object]:
     """A group of the optimizer, without its parameters."""
-    plain: dict[str, Any] = {
+    plain: dict[str, object] = {
         "lr": settings.lr,
         "base_lr": settings.lr,
         "weight_decay": run._replace(step=0).value(settings.weight_decay),

@@ -52,5 +52,5 @@ class SentenceEncoder:
 
 
 class _NoCard:
-    def set_evaluation_metrics(self, *_: Any, **__: Any) -> None:
+    def set_evaluation_metrics(self, *_: object, **__: object) -> None:
         """Results belong into vlkd's own files, not on a model card."""

@@ -46,7 +46,7 @@ class Shown(NamedTuple):
     def to_arrays(self) -> Arrays:
         """All of it as arrays without objects: `lists` is JSON text, in which `pictures` maps rows
         to paths or to the bounds of their bytes in `thumbnails`."""
-        places: dict[str, Any] = {}
+        places: dict[str, object] = {}
         stored = bytearray()
         for row, picture in self.pictures.items():
             if isinstance(picture, str):

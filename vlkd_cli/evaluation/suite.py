@@ -49,7 +49,7 @@ class Suite:
     keys: dict[str, Any]
     """Every key with its value, given or default."""
 
-    def __new__(cls, **keys: Any) -> Self:
+    def __new__(cls, **keys: object) -> Self:
         suite = super().__new__(cls)
         declared = inspect.signature(cls.__init__).parameters.values()
         defaults = {p.name: p.default for p in declared if p.default is not p.empty}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class Subject:
     """What suites share; `run_suites` gives its suites tables of their own."""
     mesh: Tower | None = None
 
-    def source_facts(self) -> dict[str, Any]:
+    def source_facts(self) -> dict[str, object]:
         """Run, checkpoint, step and averaging of the weights; nulls where nothing was trained."""
         if self.model is None:
             return dict.fromkeys(("run", "checkpoint", "step", "averaged"))

@@ -67,7 +67,7 @@ _PROJECTIONS = frozenset("qkv")
 _SAME_ENCODER = {"clip": "clip_text_model"}
 
 
-def check(tower: Mapping[str, Any]) -> list[str]:
+def check(tower: Mapping[str, object]) -> list[str]:
     """Everything that is wrong with a tower's `adapter:` and `prompt:`, as "key: what is wrong and
     what to do", without torch.
 

@@ -50,7 +50,7 @@ def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
         raise MissingPackageError(f"{kind} '{name}'", extra) from error
 
 
-def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+def typed_keys(kind: str, name: str, keys: Mapping[str, object]) -> dict[str, object]:
     """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}`
     as a Schedule. The kind may also be "optimizer".
 
@@ -71,8 +71,8 @@ def typed_keys(kind: str, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_component(
     kind: str,
-    name: Any,
-    keys: Mapping[str, Any],
+    name: object,
+    keys: Mapping[str, object],
     path: Path,
     shared: Sequence[Key] = (),
     name_key: str = "name",
@@ -93,7 +93,7 @@ def check_component(
     return check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
 
 
-def known_signature(kind: str, name: Any, path: Path) -> Signature | Problem:
+def known_signature(kind: str, name: object, path: Path) -> Signature | Problem:
     """The component's signature, or what is wrong with its name."""
     if not isinstance(name, str):
         return Problem(
@@ -118,7 +118,7 @@ def check_third_party(kind: str, name: str) -> None:
 
 
 def check_optimizer(
-    name: Any, keys: Mapping[str, Any], path: Path, shared: Sequence[Key]
+    name: object, keys: Mapping[str, object], path: Path, shared: Sequence[Key]
 ) -> list[Problem]:
     """Problems of the optimizer's name and its own keys."""
     names = optimizer_names()
@@ -135,7 +135,7 @@ def check_optimizer(
 
 def check_keys(
     declared: Sequence[Key],
-    keys: Mapping[str, Any],
+    keys: Mapping[str, object],
     path: Path,
     owner: str,
     shared: Sequence[Key] = (),
@@ -171,7 +171,7 @@ def unknown_key(name: str, allowed: Sequence[str], path: Path, owner: str) -> Pr
     return Problem(path, f"unknown key.{catalog.did_you_mean(str(name), allowed)} {accepted}")
 
 
-def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
+def check_value(key: Key, value: object, path: Path) -> list[Problem]:
     """Whether a value is of the type that its key declares."""
     if is_data_source(key.annotation) and isinstance(value, Mapping):
         return check_reader(value, path)
@@ -201,7 +201,7 @@ def check_value(key: Key, value: Any, path: Path) -> list[Problem]:
     return []
 
 
-def _wild_number(value: Any, path: Path) -> Problem | None:
+def _wild_number(value: object, path: Path) -> Problem | None:
     """The first number, at any depth, that no setting means and no tensor holds."""
     if isinstance(value, float) and not math.isfinite(value):
         return Problem(path, f"expected a finite number, got {shown(value)}.")
@@ -214,7 +214,7 @@ def _wild_number(value: Any, path: Path) -> Problem | None:
     return None
 
 
-def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
+def check_reader(entry: object, path: Path, mixed: bool = False) -> list[Problem]:
     """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight
     in the mix."""
     if not isinstance(entry, Mapping):
@@ -250,7 +250,7 @@ def check_reader(entry: Any, path: Path, mixed: bool = False) -> list[Problem]:
     )
 
 
-def _check_named_set(own: Mapping[str, Any], path: Path) -> list[Problem]:
+def _check_named_set(own: Mapping[str, object], path: Path) -> list[Problem]:
     """`{dataset: NAME, split: ...}`: which reader reads it is found out below the data root, so its
     keys are those of any reader of such sets."""
     declared = {
@@ -275,7 +275,7 @@ def _adapter_of(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation)
 
 
-def _is_number(annotation: Any) -> bool:
+def _is_number(annotation: object) -> bool:
     """Whether only numbers (or schedules of them, or null) are meant, so that text and truth values
     are mistakes."""
     if typing.get_origin(annotation) is typing.Annotated:

@@ -130,7 +130,7 @@ def form_for(forms: Sequence[Form], count: int) -> Form | None:
 
 
 @functools.cache
-def wanted_by(forward: Callable[..., Any]) -> Mapping[str, bool]:
+def wanted_by(forward: Callable[..., object]) -> Mapping[str, bool]:
     """The keyword-only names of a function that is at hand, and whether it cannot do without."""
     return {
         name: parameter.default is inspect.Parameter.empty
@@ -172,7 +172,7 @@ def contract_of(name: str) -> Contract:
     )
 
 
-def _sides(name: str, method: Method) -> tuple[dict[str, Any], dict[str, bool]]:
+def _sides(name: str, method: Method) -> tuple[dict[str, object], dict[str, bool]]:
     """The annotations of the sides, and which keyword-only names are required."""
     arguments = method.node.args
     sides = {}
@@ -227,5 +227,5 @@ def _output(annotation: Any) -> Output:
     return Output(_KINDS.get(axes[:-1], "either"), axes[-1])
 
 
-def _is_optional(annotation: Any) -> bool:
+def _is_optional(annotation: object) -> bool:
     return type(None) in typing.get_args(annotation)

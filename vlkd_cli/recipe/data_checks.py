@@ -48,9 +48,9 @@ def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
     return frozenset(always or ()) | given
 
 
-def readers_of(data: DataSpec | None) -> list[tuple[str, Mapping[str, Any], Path]]:
+def readers_of(data: DataSpec | None) -> list[tuple[str, Mapping[str, object], Path]]:
     """Name, keys and place of each reader."""
-    found: list[tuple[str, Mapping[str, Any], Path]] = []
+    found: list[tuple[str, Mapping[str, object], Path]] = []
     if data is None:
         return found
     if isinstance(data.reader, str):

@@ -67,13 +67,13 @@ def check_evaluation_data(recipe: Recipe) -> Iterator[Problem]:
                 )
 
 
-def _offers(data: Mapping[str, Any], needs: frozenset[str]) -> bool:
+def _offers(data: Mapping[str, object], needs: frozenset[str]) -> bool:
     reader = data.get("reader")
     offers = offers_of(reader, data) if isinstance(reader, str) else None
     return offers is None or needs <= offers
 
 
-def _shapes_of(recipe: Recipe) -> dict[str, Any]:
+def _shapes_of(recipe: Recipe) -> dict[str, object]:
     """Validation pictures like those that a recipe trains on, if it trains on rendered shapes."""
     if recipe.data is None:
         return {}

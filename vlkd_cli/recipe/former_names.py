@@ -87,7 +87,7 @@ ADAPTER_KEYS: dict[str, dict[str, str]] = {
 }
 
 
-def replace_former_names(recipe: Any) -> list[str]:
+def replace_former_names(recipe: object) -> list[str]:
     """Replace former names and keys in a recipe's plain values, in place, and return a line about
     each. Other shapes are left alone."""
     notices = []
@@ -99,7 +99,7 @@ def replace_former_names(recipe: Any) -> list[str]:
     return notices
 
 
-def _components(recipe: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
     """(place, kind, keys) of the components that may have former names."""
     if not isinstance(recipe, Mapping):
         return
@@ -121,7 +121,7 @@ def _components(recipe: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield f"distillers[{number}]", "distiller", distiller
 
 
-def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
+def _replace_in_adapter(adapter: dict[str, object]) -> Iterator[str]:
     former = adapter.get("name")
     if isinstance(former, str) and former in ADAPTERS:
         now = ADAPTERS[former]
@@ -139,7 +139,7 @@ def _replace_in_adapter(adapter: dict[str, Any]) -> Iterator[str]:
     yield from _rename_keys(adapter, keys)
 
 
-def _rename_keys(component: dict[str, Any], keys: Mapping[str, str]) -> Iterator[str]:
+def _rename_keys(component: dict[str, object], keys: Mapping[str, str]) -> Iterator[str]:
     for former, present in keys.items():
         if former in component and present not in component:
             component[present] = component.pop(former)

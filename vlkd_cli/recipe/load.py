@@ -209,7 +209,7 @@ def _build_and_check(
     return recipe, problems
 
 
-def _check_bases(values: Any, unread: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+def _check_bases(values: object, unread: Sequence[tuple[str, str]]) -> Iterator[Problem]:
     for kind, name in dict.fromkeys(unread):
         try:
             catalog.check_base(kind, name)
@@ -217,7 +217,7 @@ def _check_bases(values: Any, unread: Sequence[tuple[str, str]]) -> Iterator[Pro
             yield Problem(next(_places(values, name, ()), ()), str(error))
 
 
-def _places(values: Any, text: str, path: Path) -> Iterator[Path]:
+def _places(values: object, text: str, path: Path) -> Iterator[Path]:
     """The paths at which a text is written."""
     if values == text:
         yield path
@@ -244,7 +244,7 @@ def _build(document: Document, problems: list[Problem]) -> Recipe | None:
         return None
 
 
-def _recipe_of(values: Any) -> Recipe:
+def _recipe_of(values: object) -> Recipe:
     recipe = Recipe.model_validate(without_marks(values))
     recipe.remember_written(dict(as_written(values)))
     return recipe

@@ -19,7 +19,7 @@ from vlkd_cli.recipe.types import ReadsData, Schedule
 Path = tuple[str | int, ...]
 """Where a value stands in a recipe: ("distillers", 0, "weight")."""
 
-_WORDS: dict[Any, str] = {
+_WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -75,7 +75,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def described_type(annotation: Any) -> str:
+def described_type(annotation: object) -> str:
     """What a key takes, in words: "a number above 0", "'a' or 'b'", "a list of text"."""
     if is_data_source(annotation):
         return "the name of a data set, a reader with its keys, or null"
@@ -110,14 +110,14 @@ def described_type(annotation: Any) -> str:
     return f"{word} {bounds}" if bounds else word
 
 
-def is_data_source(annotation: Any) -> bool:
+def is_data_source(annotation: object) -> bool:
     """Whether a key says where data comes from."""
     return typing.get_origin(annotation) is typing.Annotated and any(
         isinstance(part, ReadsData) for part in typing.get_args(annotation)
     )
 
 
-def choices_of(annotation: Any) -> list[str]:
+def choices_of(annotation: object) -> list[str]:
     """The texts that a key accepts where it accepts only some; for did-you-mean."""
     annotation, _ = _unwrapped(annotation)
     if typing.get_origin(annotation) is Literal:
@@ -187,7 +187,7 @@ def _order(origin: str) -> tuple[int, int]:
     return (0, int(line)) if line.isdigit() else (1, 0)
 
 
-def _unwrapped(annotation: Any) -> tuple[Any, str]:
+def _unwrapped(annotation: object) -> tuple[object, str]:
     """The bare type of an Annotated, and its bounds in words."""
     bounds = []
     while typing.get_origin(annotation) is typing.Annotated:
@@ -198,7 +198,7 @@ def _unwrapped(annotation: Any) -> tuple[Any, str]:
     return annotation, " and ".join(bound for bound in bounds if bound)
 
 
-def _bound(part: Any) -> str:
+def _bound(part: object) -> str:
     for kind, word in ((annotated_types.Gt, "above"), (annotated_types.Lt, "below")):
         if isinstance(part, kind):
             return f"{word} {getattr(part, kind.__name__.lower())}"
@@ -209,7 +209,7 @@ def _bound(part: Any) -> str:
     return ""
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """A value as YAML's flow style writes it."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
@@ -250,7 +249,7 @@ def _may_be_null(component: Component, name: str) -> bool:
     return name in keys and "None" in str(keys[name].annotation)
 
 
-def _setting(kind: str, component: Component, name: str) -> Any:
+def _setting(kind: str, component: Component, name: str) -> object:
     """A component's key as written, or its default; None where it has neither."""
     default = next(
         (key.default for key in signature_of(kind, component.name).keys if key.name == name), None

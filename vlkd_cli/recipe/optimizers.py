@@ -87,7 +87,7 @@ def _keys(node: ast.ClassDef) -> list[Key]:
     return keys
 
 
-def _type_of(default: Any) -> Any:
+def _type_of(default: object) -> object:
     if isinstance(default, bool):
         return bool
     if isinstance(default, int | float):

@@ -73,7 +73,7 @@ def section_keys(model: type[BaseModel]) -> list[Key]:
     return keys
 
 
-def check_shape(recipe: Any) -> list[Problem]:
+def check_shape(recipe: object) -> list[Problem]:
     """Problems of a recipe's plain values, as YAML gives them."""
     if recipe is None:
         return [
@@ -111,7 +111,7 @@ def check_shape(recipe: Any) -> list[Problem]:
     return problems
 
 
-def check_tower(tower: Any, path: Path) -> list[Problem]:
+def check_tower(tower: object, path: Path) -> list[Problem]:
     if not isinstance(tower, Mapping):
         return [_no_mapping(tower, path, "builder")]
     if not str(path[-1]).isidentifier():
@@ -136,7 +136,7 @@ def check_tower(tower: Any, path: Path) -> list[Problem]:
     )
 
 
-def check_distiller(distiller: Any, path: Path) -> list[Problem]:
+def check_distiller(distiller: object, path: Path) -> list[Problem]:
     return _named(distiller, path, "distiller", DistillerSpec, "name")
 
 
@@ -144,19 +144,19 @@ def check_eval(entry: Any, path: Path) -> list[Problem]:
     return _named(entry, path, "suite", EvalSpec, "suite")
 
 
-def check_report(report: Any, path: Path) -> list[Problem]:
+def check_report(report: object, path: Path) -> list[Problem]:
     if isinstance(report, str):
         signature = known_signature("sink", report, path)
         return [signature] if isinstance(signature, Problem) else []
     return _named(report, path, "sink", Component, "name")
 
 
-def check_optimizer_section(optimizer: Any, path: Path) -> list[Problem]:
+def check_optimizer_section(optimizer: object, path: Path) -> list[Problem]:
     if not isinstance(optimizer, Mapping):
         return [_no_mapping(optimizer, path, "name")]
     name = optimizer.get("name", "adamw")
 
-    def check_group(group: Any, at: Path) -> list[Problem]:
+    def check_group(group: object, at: Path) -> list[Problem]:
         if not isinstance(group, Mapping):
             return [_no_mapping(group, at, "match")]
         own, other = _split(group, GroupSpec)
@@ -172,7 +172,7 @@ def check_optimizer_section(optimizer: Any, path: Path) -> list[Problem]:
     return problems + check_optimizer(name, other, path, section_keys(OptimizerSpec))
 
 
-def check_data(data: Any, path: Path) -> list[Problem]:
+def check_data(data: object, path: Path) -> list[Problem]:
     if data is None:
         return []
     if not isinstance(data, Mapping):
@@ -201,7 +201,7 @@ def check_data(data: Any, path: Path) -> list[Problem]:
 
 
 def _walk(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     path: Path,
     model: type[BaseModel],
     handled: Mapping[str, Check],
@@ -228,14 +228,14 @@ def _walk(
     return problems
 
 
-def _section(value: Any, path: Path, model: type[BaseModel]) -> list[Problem]:
+def _section(value: object, path: Path, model: type[BaseModel]) -> list[Problem]:
     if not isinstance(value, Mapping):
         return [_no_mapping(value, path, next(iter(model.model_fields)))]
     return _walk(value, path, model, {}, str(path[-1]))
 
 
 def _named(
-    value: Any,
+    value: object,
     path: Path,
     kind: str,
     model: type[BaseModel],
@@ -263,13 +263,13 @@ def _component_check(kind: str) -> Check:
     )
 
 
-def _mapping(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
+def _mapping(value: object, path: Path, what: str, check: Check) -> list[Problem]:
     if not isinstance(value, Mapping):
         return [Problem(path, f"expected {what}, got {shown(value)}.")]
     return [problem for name, item in value.items() for problem in check(item, (*path, name))]
 
 
-def _list(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
+def _list(value: object, path: Path, what: str, check: Check) -> list[Problem]:
     if not isinstance(value, list):
         return [Problem(path, f"expected a list of {what}, got {shown(value)}.")]
     return [
@@ -278,15 +278,15 @@ def _list(value: Any, path: Path, what: str, check: Check) -> list[Problem]:
 
 
 def _split(
-    values: Mapping[str, Any], model: type[BaseModel]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    values: Mapping[str, object], model: type[BaseModel]
+) -> tuple[dict[str, object], dict[str, object]]:
     """The keys that the section declares, and the component's."""
     declared = [key.name for key in section_keys(model)]
     own = {key: value for key, value in values.items() if key in declared}
     return own, {key: value for key, value in values.items() if key not in declared}
 
 
-def _no_mapping(value: Any, path: Path, name_key: str) -> Problem:
+def _no_mapping(value: object, path: Path, name_key: str) -> Problem:
     hint = (
         f" Write {{{name_key}: {value}}}."
         if isinstance(value, str)

@@ -78,7 +78,7 @@ def versions() -> dict[str, Any]:
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> dict[str, object] | None:
     """Commit of a checkout and whether its files differ from it; None outside of a checkout or
     without git."""
     if not (folder / ".git").exists():
@@ -125,11 +125,11 @@ _Dumper.add_representer(
 )
 
 
-def _with_variables(values: Any, recipe: Recipe) -> Any:
+def _with_variables(values: object, recipe: Recipe) -> object:
     """The plain values with each resolved text as it was written."""
     written = recipe.written()
 
-    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
+    def walk(value: object, path: tuple[str | int, ...]) -> object:
         if path in written:
             return _Quoted(written[path])
         if isinstance(value, dict):

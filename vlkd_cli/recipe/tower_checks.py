@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any
 
 from vlkd_cli.catalog import did_you_mean, names
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, pictures_of
@@ -300,7 +299,7 @@ def trains_backbone(tower: TowerSpec) -> bool:
     return tower.train != "head" and not _only_head_patterns(tower.train)
 
 
-def _only_head_patterns(train: Any) -> bool:
+def _only_head_patterns(train: object) -> bool:
     if not isinstance(train, list):
         return False
     taken = [pattern for pattern in train if not pattern.startswith("!")]

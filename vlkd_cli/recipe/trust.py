@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from vlkd_cli.recipe.messages import Path, Problem, shown
 
@@ -17,7 +16,7 @@ _CHOOSING = frozenset(
 _COMMAND = "pipe"
 
 
-def check_foreign(recipe: Any, remedy: str) -> list[Problem]:
+def check_foreign(recipe: object, remedy: str) -> list[Problem]:
     """Problems of a recipe that comes with a checkpoint, a run or an exported folder: everything in
     it that would run code from outside vlkd.
 
@@ -32,7 +31,7 @@ def check_foreign(recipe: Any, remedy: str) -> list[Problem]:
     return [Problem(path, f"{text} {remedy}") for path, text in _walk(recipe, ())]
 
 
-def _walk(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+def _walk(value: object, path: Path) -> Iterator[tuple[Path, str]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key == "trust" and item not in (False, None):

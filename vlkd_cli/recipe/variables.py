@@ -27,7 +27,7 @@ def value_of(name: str, default: str | None) -> str | None:
     return value if value or (name in os.environ and default is None) else default
 
 
-def as_written(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+def as_written(values: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
     """Path and written form of every text that variables were resolved in."""
     if isinstance(values, Resolved):
         yield path, values.written
@@ -48,7 +48,7 @@ def without_marks(values: Any) -> Any:
     return str(values) if isinstance(values, Resolved) else values
 
 
-def resolved(values: Any) -> Any:
+def resolved(values: object) -> object:
     """Plain values with the variables in their texts resolved.
 
     Raises:

@@ -214,7 +214,7 @@ class _Builder:
         finally:
             self._open.discard(id(node))
 
-    def _mapping(self, loader: Loader, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, loader: Loader, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
@@ -231,7 +231,7 @@ class _Builder:
                 lines.setdefault(key_node.value, key_node.start_mark.line + 1)
         own = {id(key_node) for key_node, _ in node.value}
         loader.flatten_mapping(node)
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
@@ -245,7 +245,7 @@ class _Builder:
             values[key_node.value] = self.build(loader, value_node, place)
         return values
 
-    def _scalar(self, loader: Loader, node: yaml.ScalarNode, path: Path) -> Any:
+    def _scalar(self, loader: Loader, node: yaml.ScalarNode, path: Path) -> object:
         def text_of(match: re.Match[str], *, written: bool) -> str:
             if int(match[1]) >= len(self._variables):
                 # The file itself has these characters of Unicode's private area.

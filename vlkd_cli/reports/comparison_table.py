@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli.errors import UserError
 from vlkd_cli.reports.comparison import Comparison, Row
@@ -87,7 +86,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         raise UserError(f"--table {path} cannot be written: {error.strerror}.") from error
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> dict[str, object]:
     """Everything, unrounded, with Holm-adjusted p values."""
     return {
         "metric": str(comparison.metric),
@@ -99,7 +98,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Plain values in which a number that does not exist is null, as JSON has it."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
@@ -108,7 +107,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _group(row: Row) -> dict[str, Any]:
+def _group(row: Row) -> dict[str, object]:
     runs = zip(row.group.runs, row.points, strict=True)
     return {
         "name": row.group.name,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from vlkd_cli.reports.records import RunRecord
 
 
-def describe(run: RunRecord) -> dict[str, Any]:
+def describe(run: RunRecord) -> dict[str, object]:
     """Name, recipe, seed, state, step, watched metric with its best and last value, end.
 
     The watched metric is what `train.best` names, else the first primary metric. A run that ended

@@ -196,7 +196,7 @@ def read_run(folder: Path) -> RunRecord:
     return record
 
 
-def flat_recipe(recipe: Mapping[str, Any], *, of_group: bool = False) -> dict[str, str]:
+def flat_recipe(recipe: Mapping[str, object], *, of_group: bool = False) -> dict[str, str]:
     """A recipe as dotted keys and values in YAML's words.
 
     Args:
@@ -214,7 +214,7 @@ def flat_recipe(recipe: Mapping[str, Any], *, of_group: bool = False) -> dict[st
     }
 
 
-def _flatten(value: Any, key: str) -> Iterable[tuple[str, str]]:
+def _flatten(value: object, key: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             yield from _flatten(item, f"{key}.{name}" if key else str(name))
@@ -225,7 +225,7 @@ def _flatten(value: Any, key: str) -> Iterable[tuple[str, str]]:
         yield key, _word(value)
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -233,7 +233,7 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     import yaml
 
     try:

@@ -39,5 +39,5 @@ class Frozen:
         """Apply what `nn.Module.to` applies to tensors; `Tower.to` calls it."""
         torch.nn.Module._apply(self.backbone, function)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+    def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
         return self

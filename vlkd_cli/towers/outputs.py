@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -299,7 +299,7 @@ def _words(at: At) -> str:
     return "all positions" if at == "all" else f"the {at} positions alone"
 
 
-def _whole(module: nn.Module, values: Tensor, told: Mapping[str, Any]) -> Tensor:
+def _whole(module: nn.Module, values: Tensor, told: Mapping[str, object]) -> Tensor:
     # A target has nothing to learn, and neither has the picture that it is made from.
     learns = getattr(module, "has_weights", True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
@@ -333,7 +333,7 @@ def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
 def _dimensions(kind: type[nn.Module], *, first: bool) -> int | None:
     """Dimensions of the first argument, or of the result, of `forward`, by its shape annotation."""
     try:
-        hints: dict[str, Any] = typing.get_type_hints(kind.forward)
+        hints: dict[str, object] = typing.get_type_hints(kind.forward)
     except (NameError, TypeError):
         return None
     names = [name for name in _parameters(kind) if name != "self"]

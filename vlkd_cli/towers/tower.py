@@ -102,7 +102,7 @@ class Tower(nn.Module):
 
     def forward(
         self,
-        inputs: Any,
+        inputs: object,
         wanted: Wanted = (HEAD,),
         *,
         hidden: Tensor | None = None,

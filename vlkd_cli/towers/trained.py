@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli import catalog
 from vlkd_cli.checkpoint import Checkpoint, resolve
@@ -131,7 +130,7 @@ def _checkpoint_of(name: str, spec: TowerSpec) -> Checkpoint:
 def _only_of_modality(
     name: str, spec: TowerSpec, sections: Mapping[str, TowerSpec], file: Path
 ) -> str:
-    wanted: Any = modality_of({name: spec}, name)
+    wanted: object = modality_of({name: spec}, name)
     fitting = [
         key
         for key, section in sections.items()

@@ -215,7 +215,7 @@ class _OrthonormalRows(nn.Module):
         return rows
 
 
-def _mpnet_interface() -> Any:
+def _mpnet_interface() -> object:
     from adapters import AdapterModelInterface
 
     return AdapterModelInterface(
@@ -289,7 +289,7 @@ def _cast_projections(model: nn.Module) -> None:
             module.register_forward_hook(_to_autocast_type)
 
 
-def _to_autocast_type(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+def _to_autocast_type(module: nn.Module, arguments: tuple[object, ...], output: Tensor) -> Tensor:
     kind = output.device.type
     return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 

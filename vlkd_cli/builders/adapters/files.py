@@ -115,7 +115,7 @@ def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in encoder.state_dict().items() if not is_own(name)}
 
 
-def _same_method(saved: Any, here: dict[str, Any], folder: Path) -> None:
+def _same_method(saved: object, here: dict[str, object], folder: Path) -> None:
     if saved == here:
         return
     wanted = saved if isinstance(saved, dict) else {}

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli.builders.hub import prepare_hub
 from vlkd_cli.builders.places import is_local, locate, unfetchable
@@ -63,7 +62,7 @@ def check_model_folder(folder: Path, what: str) -> None:
                 check_file(file, what)
 
 
-def refuse_foreign_code(config: Mapping[str, Any], what: str, *, trust: bool) -> None:
+def refuse_foreign_code(config: Mapping[str, object], what: str, *, trust: bool) -> None:
     """Refuse a configuration that would have code fetched and run, unless the recipe trusts the
     model.
 
@@ -84,7 +83,7 @@ def refuse_foreign_code(config: Mapping[str, Any], what: str, *, trust: bool) ->
             refuse_foreign_code(value, what, trust=trust)
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str) -> object:
     """A small JSON file of a model folder.
 
     Raises:

@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
     name: str
     embed_dim: int
-    vision: dict[str, Any]
+    vision: dict[str, object]
     text: dict[str, Any]
     quick_gelu: bool
     preprocess: dict[str, Any]
@@ -131,7 +131,7 @@ def find_source(
     )
 
 
-def _refuse_nothing(pretrained: bool | str, config: Mapping[str, Any]) -> None:
+def _refuse_nothing(pretrained: bool | str, config: Mapping[str, object]) -> None:
     """A tower without a model's name needs sizes, and has no published weights."""
     if not config:
         raise RecipeError(
@@ -148,10 +148,10 @@ def _refuse_nothing(pretrained: bool | str, config: Mapping[str, Any]) -> None:
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "size")
 
 
-def _named(model: str, what: str) -> dict[str, Any]:
+def _named(model: str, what: str) -> dict[str, object]:
     import open_clip
 
-    settings: dict[str, Any] | None = open_clip.get_model_config(model.replace("/", "-"))
+    settings: dict[str, object] | None = open_clip.get_model_config(model.replace("/", "-"))
     if settings is None:
         raise RecipeError(
             f"{what} is unknown.{did_you_mean(model, open_clip.list_models())} See `vlkd"
@@ -162,7 +162,7 @@ def _named(model: str, what: str) -> dict[str, Any]:
 
 def _named_weights(
     model: str, pretrained: bool | str, what: str, cache_dir: str | None
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, dict[str, object]]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -189,7 +189,7 @@ def _named_weights(
 
 
 def _fetch(
-    name: str, tag: str, settings: Mapping[str, Any], what: str, cache_dir: str | None
+    name: str, tag: str, settings: Mapping[str, object], what: str, cache_dir: str | None
 ) -> Path:
     from open_clip.pretrained import download_pretrained
 
@@ -231,7 +231,7 @@ def _hub_folder(model: str, what: str, cache_dir: str | None) -> Path:
     return settings.parent
 
 
-def _read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_folder(folder: Path, what: str) -> tuple[dict[str, object], dict[str, object]]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise RecipeError(
@@ -253,7 +253,7 @@ def _read_folder(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Any
     return settings, _mapping(content.get("preprocess_cfg"))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 

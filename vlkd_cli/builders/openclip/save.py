@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ def save_half(
     folder: Path,
     place: Path,
     *,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Mapping[str, object],
 ) -> Export:
     """Write a folder for open_clip's `local-dir:`. Both halves of the model are described; the
     weights are of one, under its own names.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from vlkd_cli.builders.guard import one_line
@@ -67,7 +65,7 @@ def load_half(encoder: nn.Module, modality: str, source: Source) -> None:
     )
 
 
-def _resize_trunk_positions(half: dict[str, Tensor], encoder: Any) -> None:
+def _resize_trunk_positions(half: dict[str, Tensor], encoder: object) -> None:
     """Fit the positions of timm's network to another number of patches."""
     trunk, own = getattr(encoder, "trunk", None), half.get("trunk.pos_embed")
     wanted = getattr(trunk, "pos_embed", None)

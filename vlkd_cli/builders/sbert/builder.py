@@ -121,7 +121,7 @@ class SBERT(Builder):
             if fnmatch(name.lower(), pattern.lower())
         ]
 
-    def _load(self) -> Any:
+    def _load(self) -> object:
         from sentence_transformers import SentenceTransformer
 
         what = f"sbert model '{self.model}'"
@@ -339,7 +339,7 @@ def _check_folder(folder: Path, what: str, *, trust: bool) -> None:
             )
 
 
-def _refuse_activation(name: Any, file: Path, what: str, *, trust: bool) -> None:
+def _refuse_activation(name: object, file: Path, what: str, *, trust: bool) -> None:
     """The library calls what a Dense module names as its activation, and takes another one in its
     place, without saying so, where it does not trust it."""
     # Encoders have plain words under the same key.

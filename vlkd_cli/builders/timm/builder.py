@@ -191,10 +191,10 @@ class Timm(Builder):
         with one_line(what, "Correct the tower's `config` or `image_size`."):
             return self._create(name, what)
 
-    def _create(self, name: str, what: str, **options: Any) -> nn.Module:
+    def _create(self, name: str, what: str, **options: object) -> nn.Module:
         import timm
 
-        self._arguments: dict[str, Any] = {"num_classes": 0, **self.config}
+        self._arguments: dict[str, object] = {"num_classes": 0, **self.config}
         network: nn.Module
         try:
             if self.image_size is not None:

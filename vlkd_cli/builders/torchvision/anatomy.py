@@ -28,7 +28,7 @@ class Anatomy(NamedTuple):
     dropouts: tuple[str, ...]
 
 
-def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
+def dissect(model: str, arguments: dict[str, object]) -> Anatomy:
     """Find the classifier of a model without giving memory to its weights.
 
     Raises:
@@ -37,7 +37,7 @@ def dissect(model: str, arguments: dict[str, Any]) -> Anatomy:
     return open_without_memory(model, arguments)[0]
 
 
-def open_without_memory(model: str, arguments: dict[str, Any]) -> tuple[Anatomy, nn.Module]:
+def open_without_memory(model: str, arguments: dict[str, object]) -> tuple[Anatomy, nn.Module]:
     """The anatomy with the network that it was read from, classifier included; its weights are no
     numbers."""
     with WithoutMemory():
@@ -108,8 +108,8 @@ def find_tokens(
     shadow.to("meta").eval()
     seen: list[tuple[str, torch.Size]] = []
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
+    def watch(name: str) -> object:
+        def hook(module: nn.Module, given: object, output: object) -> None:
             if isinstance(output, Tensor) and (
                 (output.ndim == 4 and output.shape[2] * output.shape[3] > 1) or output.ndim == 3
             ):
@@ -156,7 +156,7 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def construct(model: str, arguments: dict[str, Any], *, initialise: bool = True) -> nn.Module:
+def construct(model: str, arguments: dict[str, object], *, initialise: bool = True) -> nn.Module:
     """A network with random weights and without side classifiers.
 
     Raises:

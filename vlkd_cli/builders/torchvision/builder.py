@@ -140,7 +140,7 @@ class TorchVision(Builder):
                 "See `vlkd list-models --builder torchvision`."
             )
 
-    def _published(self, what: str, arguments: dict[str, Any], anatomy: Anatomy) -> nn.Module:
+    def _published(self, what: str, arguments: dict[str, object], anatomy: Anatomy) -> nn.Module:
         from torchvision import models
 
         known = models.get_model_weights(self.model)

@@ -76,7 +76,7 @@ def entries_of(text: str) -> list[str]:
     return [line for line in cleaned if line]
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A text out of JSON or YAML, cleaned and stripped.
 
     Raises:
@@ -87,7 +87,7 @@ def text_of(value: Any) -> str:
     return clean_text(value).strip()
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a JSON value is, in words."""
     return "null" if value is None else _KINDS.get(type(value), "an object")
 

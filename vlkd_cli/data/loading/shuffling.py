@@ -7,8 +7,6 @@ sharing a random state, and a set of any size is shuffled without holding its pe
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 _ROUNDS = 6
@@ -27,7 +25,7 @@ def scramble(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def hashed(*keys: Any) -> np.ndarray:
+def hashed(*keys: object) -> np.ndarray:
     """One uint64 per element of the broadcast integer keys; the order of the keys matters."""
     result = np.zeros(1, dtype=np.uint64)
     for key in keys:

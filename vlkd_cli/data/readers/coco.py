@@ -71,7 +71,7 @@ class COCO(CaptionedImages):
             )
 
 
-def _load(path: str) -> dict[str, Any]:
+def _load(path: str) -> dict[str, object]:
     file = local_copy(path, "captions file")
     try:
         content = parse_json(file.read_bytes())
@@ -87,8 +87,8 @@ def _load(path: str) -> dict[str, Any]:
     return content
 
 
-def _original(content: dict[str, Any], path: str) -> list[tuple[str, list[str]]]:
-    captions: dict[Any, list[str]] = {}
+def _original(content: dict[str, object], path: str) -> list[tuple[str, list[str]]]:
+    captions: dict[object, list[str]] = {}
     for entry in _entries(content, "annotations", path):
         if "caption" not in entry.values:
             raise DataError(
@@ -108,7 +108,7 @@ def _original(content: dict[str, Any], path: str) -> list[tuple[str, list[str]]]
 
 
 def _karpathy(
-    content: dict[str, Any], path: str, split: str | None, restval: bool
+    content: dict[str, object], path: str, split: str | None, restval: bool
 ) -> list[tuple[str, list[str]]]:
     wanted = [split] + ["restval"] * (split == "train" and restval)
     pairs = []
@@ -152,7 +152,7 @@ class _Entry:
             raise DataError(f"{self.where}.{key} is {kind_of(value)}, not an id.")
         return value
 
-    def _get(self, key: str) -> Any:
+    def _get(self, key: str) -> object:
         if key not in self.values:
             raise DataError(
                 f"{self.where} has no '{key}', as COCO and Karpathy caption files have."
@@ -160,7 +160,7 @@ class _Entry:
         return self.values[key]
 
 
-def _entries(values: dict[str, Any], key: str, where: str) -> Iterator[_Entry]:
+def _entries(values: dict[str, object], key: str, where: str) -> Iterator[_Entry]:
     entries = values.get(key)
     if not isinstance(entries, list):
         raise DataError(f"{where}: '{key}' is {kind_of(entries)}, not a list.")

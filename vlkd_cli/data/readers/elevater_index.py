@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
     return _rows(rows, path), names
 
 
-def _coco_path(file_name: str, archive: Any) -> str:
+def _coco_path(file_name: str, archive: object) -> str:
     path = file_name
     if archive and ".zip@" not in file_name:
         path = f"{text_of(archive)}@{file_name}"

@@ -190,7 +190,7 @@ def _registered_split(part: dict[str, Any]) -> SplitFacts:
     return SplitFacts(_path_of(part["index_path"]), archives, count)
 
 
-def _path_of(value: Any) -> str:
+def _path_of(value: object) -> str:
     path = text_of(value)
     if "\0" in path or not path:
         raise ValueError(f"{path!r} is not a path")

@@ -83,7 +83,7 @@ class ShardStream(StreamReader):
             sharing = len(range(shard % len(order), num_shards, len(order)))
             yield order[shard % len(order)], (shard // len(order), sharing)
 
-    def _members(self, shard: str) -> Iterator[dict[str, Any]]:
+    def _members(self, shard: str) -> Iterator[dict[str, object]]:
         import webdataset
 
         def give_up(error: Exception) -> bool:

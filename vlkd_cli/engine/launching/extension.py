@@ -155,7 +155,7 @@ def _weights(recipe: Recipe, folder: RunFolder) -> str:
     return f"towers.{trained[0] if trained else 'image'}: {{run: {folder.path}}}"
 
 
-def _over_the_run(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+def _over_the_run(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
     """Places of the numbers that change over the whole run."""
     if isinstance(value, dict):
         ends = value.get("linear") or value.get("cosine")

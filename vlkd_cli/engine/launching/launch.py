@@ -100,7 +100,7 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     return _spawn(target, job, placement, logs)
 
 
-def _join(target: Callable[[Any], int], job: Any, placement: Placement) -> int:
+def _join(target: Callable[[object], int], job: object, placement: Placement) -> int:
     if "RANK" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
@@ -136,8 +136,8 @@ def first_host(nodelist: str) -> str:
 
 
 def _in_group(
-    target: Callable[[Any], int],
-    job: Any,
+    target: Callable[[object], int],
+    job: object,
     heartbeat_seconds: float | None,
     on_loss: Callable[[str], None],
 ) -> int:
@@ -249,7 +249,7 @@ def _log_agent(path: Path) -> None:
 
 
 def _member(
-    target: Callable[[Any], int], job: Any, logs: str, heartbeat_seconds: float | None
+    target: Callable[[object], int], job: object, logs: str, heartbeat_seconds: float | None
 ) -> int:
     """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the
     terminal too."""
@@ -263,7 +263,7 @@ def _member(
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
 
-    def fail(record: dict[str, Any]) -> None:
+    def fail(record: dict[str, object]) -> None:
         path = Path(logs) / f"failure_rank_{rank}.json"
         path.write_text(json.dumps({"rank": rank, "time": time.time(), **record}), encoding="utf-8")
         # Leave without the interpreter's own report (it is in the log) and without destructors that

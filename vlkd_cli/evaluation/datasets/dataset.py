@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def class_hash(classes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
 
 
-def _name(keys: Mapping[str, Any]) -> str:
+def _name(keys: Mapping[str, object]) -> str:
     """What to call data that has no name: the data set, else the file or folder, else the
     reader."""
     for key in ("dataset", "path", "root", "captions", "annotations"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli.data.images.files import SUFFIXES, is_data, suffix_of
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, locate
@@ -15,7 +14,7 @@ SPLIT_FOLDERS = {"test": ("test",), "val": ("val", "valid", "validation")}
 """Parts that are measured, by the names of their folders."""
 
 
-def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
+def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, object]:
     """The keys of a reader for `{dataset: NAME, split: ...}`.
 
     Tried in turn below the root: a webdataset copy of CLIP_benchmark (`wds_NAME` or `NAME`),
@@ -64,7 +63,7 @@ def found_by_name(keys: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     return {"reader": "classification", "dataset": torchvision, **given}
 
 
-def found_alone(root: Path | None) -> dict[str, Any]:
+def found_alone(root: Path | None) -> dict[str, object]:
     """The keys of a reader for the one data set that a folder is or holds.
 
     Raises:

@@ -215,7 +215,7 @@ def _from_file(path: Path) -> list[str] | dict[str, list[str]]:
     raise DataError(f"{path}: expected a JSON list or object, not {kind_of(found)}.")
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     return [text_of(entry) for entry in (value if isinstance(value, list) else [value])]
 
 

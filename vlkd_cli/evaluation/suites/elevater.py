@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, official_sets, on_disk
@@ -228,7 +228,7 @@ class ElevaterSuite(Suite):
         )
         by_chance = chance(score.metric, opened.facts.num_classes, opened.test.targets())
         metrics = {metric: score.mean} | ({"spread": score.spread} if len(runs) > 1 else {})
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             key: value
             for key, value in vars(self.plan).items()
             if key not in ("trial", "model_name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vlkd_cli.reports.comparison import Comparison, compare
 from vlkd_cli.reports.comparison_table import cells_of, columns_of
@@ -16,7 +15,7 @@ from vlkd_cli.reports.records import RunRecord
 MOST_RUNS = 200
 
 
-def context_of_comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
+def context_of_comparison(runs: Sequence[RunRecord]) -> dict[str, object]:
     """What `comparison.html` is rendered with; see `compare` for what is raised."""
     found = compare(runs)
     groups = [row.group for row in found.rows]

@@ -189,7 +189,7 @@ def _files(run: RunRecord, metric: Metric) -> list[Any]:
     return [r for r in run.results if r.key == metric[:2] and metric.name in r.content["metrics"]]
 
 
-def _result_row(run: RunRecord, metric: Metric) -> dict[str, Any]:
+def _result_row(run: RunRecord, metric: Metric) -> dict[str, object]:
     best, last, chance = run.best(metric), run.last(metric), run.chance(metric)
     result = run.result_of(metric)
     is_fraction = best is not None and 0 <= best[1] <= 1 and not metric.lower_is_better
@@ -297,7 +297,7 @@ def _by_class(points: list[tuple[float, float]], classes: list[str]) -> list[Poi
     return clouds
 
 
-def data_rows(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+def data_rows(recipe: Mapping[str, object]) -> list[tuple[str, str]]:
     """The keys of `data:`."""
     data = recipe.get("data")
     return list(flat_recipe(data).items()) if isinstance(data, Mapping) else []

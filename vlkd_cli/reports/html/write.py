@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli.errors import UserError
 from vlkd_cli.reports.records import read_run
@@ -50,7 +49,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     return path
 
 
-def _render(template: str, context: dict[str, Any]) -> str:
+def _render(template: str, context: dict[str, object]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -10,7 +10,7 @@ from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _given(**options: object) -> dict[str, object]:
     return {key: value for key, value in options.items() if value is not None}
 
 
