@@ -35,6 +35,8 @@ THROUGH = {
         "distillers.labelled_rows",
         "distillers.logit_scale",
         "distillers.moments",
+        "distillers.pair_contrast",
+        "distillers.positives",
         "distillers.prototype_loss",
         "distillers.prototypes",
     ],

@@ -70,6 +70,11 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
         "loss": "sigmoid",
         "sigmoid_targets": "probability",
     },
+    **{
+        ("distiller", name, key): {"positives": "caption", key: value}
+        for name in ("infonce", "siglip")
+        for key, value in (("positive_weight", 0.5), ("graded", True))
+    },
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
     ("suite", "linear_probe", "text_start"): {
         "protocol": "elevater",

@@ -13,6 +13,7 @@ from vlkd_cli.composition.chunks import refuse_batch_statistics
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
+from vlkd_cli.data.views import CAPTION_KEYS
 from vlkd_cli.distillers.distiller import Distiller, Widths, counts_rows
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side
@@ -153,6 +154,11 @@ class Composition(nn.Module):
             )
         }
 
+    @property
+    def reads_caption_keys(self) -> bool:
+        """Whether a distiller compares captions as such."""
+        return any("caption_keys" in each.distiller.wants for each in self.objectives)
+
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         """Loss of this rank's rows at a step. Each tower encodes each of its inputs once."""
         found = encode(self.passes, self.all_towers, self.towers, batch, progress, self.chunk)
@@ -161,6 +167,7 @@ class Composition(nn.Module):
         offered = {
             "labels": batch.labels,
             "targets": batch.targets,
+            "caption_keys": batch.inputs.get(CAPTION_KEYS),
             "indices": batch.indices,
             "progress": progress,
         }

@@ -3,6 +3,7 @@ loader's workers and survive pickling."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,17 +120,35 @@ class TextView:
     """One text of each sample, tokenized.
 
     Args:
-        tokenize: strings to a TextInput; survives pickling.
+        tokenize: strings to a TextInput (or a tensor); survives pickling.
         text: which text: the captions, or another by its name.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
-    def __init__(self, tokenize: Callable[[Sequence[str]], TextInput], text: str = MAIN) -> None:
+    def __init__(
+        self, tokenize: Callable[[Sequence[str]], TextInput | Tensor], text: str = MAIN
+    ) -> None:
         self.tokenize, self.text = tokenize, text
 
-    def __call__(self, samples: Sequence[Sample]) -> TextInput:
+    def __call__(self, samples: Sequence[Sample]) -> TextInput | Tensor:
         return self.tokenize([sample.captions[sample.text(self.text)] for sample in samples])
+
+
+CAPTION_KEYS = "caption keys"
+"""Key of `Batch.inputs` for what `keys_of_captions` gives."""
+
+
+def keys_of_captions(captions: Sequence[str]) -> Tensor:
+    """`[B]` int64, equal for captions that differ in white space only; -1 for empty ones."""
+    return torch.tensor([_caption_key(caption) for caption in captions], dtype=torch.int64)
+
+
+def _caption_key(caption: str) -> int:
+    text = " ".join(caption.split()).encode("utf-8", "surrogatepass")
+    if not text:
+        return -1
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 class FeatureView:

@@ -11,6 +11,11 @@ Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij an
 c_i) / 2 - mean_i Z_ii, dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i = j] / N. Both
 exponentials share one factor: with any m, exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - r_i) (1 +
 exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
+
+Where samples match beside the diagonal (`Positives`), the matched term is sum_j P_ij Z_ij with P =
+W by its row sums, and for columns Q = W^T by its own: the mean over positives stays outside of the
+logarithm, so each of them keeps a gradient. dL/dZ = (softmax of rows + softmax of columns - P -
+Q^T) / 2N, and for the sigmoid loss (sigmoid(Z) - W) / N.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlkd_cli.distillers.positives import Positives
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 
@@ -40,6 +46,9 @@ TILE_COLUMNS = 1024
 """On the CPU, where a tile should stay near the cache."""
 LARGEST_TILE_ON_GPU = 8192
 """Rows and columns. Small tiles would cost more in launches than in products."""
+IGNORED = -1e4
+"""The logit of a pair that is left out: its exponential is 0 beside any other, and finite where a
+tile holds nothing else."""
 SAFE_NATS = 60.0
 """A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift:
 e^-60 is far above float32's smallest normal number, and what underflows beside it is below a
@@ -55,6 +64,10 @@ class _Tile:
     ) -> None:
         self.rows, self.columns, self.is_kept = slice(top, bottom), slice(left, right), is_kept
         self.diagonal = top + first_match - left  # the tile's column that matches its first row
+
+    def weights(self, positives: Positives) -> tuple[Tensor, Tensor]:
+        """The tile's weights of positives, in float64, and which pairs are ignored."""
+        return positives.weights(self.rows, self.columns, self.diagonal)
 
     def matches(self, values: Tensor) -> Tensor:
         """The entries of rows with their matches, a view; they lie on one diagonal, which may start
@@ -200,7 +213,9 @@ def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, positives: Positives | None
+    ) -> Tensor:
         matrix = _Matrix.of(rows, columns, scale)
         scratch, kept = _Scratch(), cast(list[Tensor], [])
         # The running sums are few, so double precision is free and no rounding piles up over the
@@ -210,33 +225,57 @@ class _InfoNCE(torch.autograd.Function):
             (len(columns),), -torch.inf, dtype=torch.float64, device=rows.device
         )
         matched = torch.zeros((), dtype=torch.float64, device=rows.device)
+        column_matched = torch.zeros_like(column_lse)
         for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
             # From the same products as the log-sum-exps, so that a sure match, or a batch of one,
             # leaves exactly 0.
-            matched += tile.matches(values).double().sum()
+            if positives is None:
+                matched += tile.matches(values).double().sum()
+            else:
+                weights, ignored = tile.weights(positives)
+                products = weights * values
+                matched += (products / positives.row_totals[tile.rows, None]).sum() / 2
+                column_matched[tile.columns] += (
+                    products.sum(dim=0) / positives.column_totals[tile.columns]
+                )
+                values.masked_fill_(ignored, IGNORED)
             of_rows, of_columns = _lse_both_ways(values, scratch)
             row_lse[tile.rows] = torch.logaddexp(row_lse[tile.rows], of_rows)
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
         own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        ctx.save_for_backward(*matrix, row_lse, column_lse)
+        ctx.save_for_backward(*matrix, row_lse, column_lse, *(positives or ()))
         ctx.kept = kept
+        if positives is not None:
+            column_matched = gather_without_grad(column_matched).view(world_size(), -1).sum(dim=0)
+            matched += column_matched[own].sum() / 2
         return (((row_lse + column_lse[own]).sum() / 2 - matched) / len(rows)).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *fields, row_lse, column_lse = ctx.saved_tensors
+        fields, (row_lse, column_lse, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         matrix, scratch = _Matrix(*fields), _Scratch()
+        positives = Positives(*others) if others else None
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
+            if positives is None:
+                gradient = _softmax_both_ways(
+                    values, row_lse[tile.rows], column_lse[tile.columns], scratch
+                )
+                tile.matches(gradient).sub_(2.0)
+                return gradient
+            weights, ignored = tile.weights(positives)
+            values.masked_fill_(ignored, IGNORED)
             gradient = _softmax_both_ways(
                 values, row_lse[tile.rows], column_lse[tile.columns], scratch
             )
-            tile.matches(gradient).sub_(2.0)
-            return gradient
+            inverse = 1 / positives.row_totals[tile.rows, None]
+            inverse = inverse + 1 / positives.column_totals[tile.columns]
+            return gradient.sub_((weights * inverse).to(gradient.dtype))
 
-        return matrix.gradients(ctx, scratch, grads[0] / (2 * len(matrix.rows)), to_gradient)
+        factor = grads[0] / (2 * len(matrix.rows))
+        return (*matrix.gradients(ctx, scratch, factor, to_gradient), None)
 
 
 def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
@@ -297,7 +336,14 @@ def _precise(values: Tensor) -> Tensor:
 
 class _SigLIP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Positives | None,
+    ) -> Tensor:
         matrix = _Matrix.of(rows, columns, scale)
         scratch, kept = _Scratch(), cast(list[Tensor], [])
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
@@ -305,21 +351,33 @@ class _SigLIP(torch.autograd.Function):
             values.add_(bias)
             # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of
             # these are tiny and there are N per row: the tiles' sums meet in double precision.
-            total -= F.logsigmoid(-values).sum().double() + tile.matches(values).double().sum()
-        ctx.save_for_backward(*matrix, bias)
+            if positives is None:
+                matched = tile.matches(values).double().sum()
+            else:
+                weights, ignored = tile.weights(positives)
+                matched = (weights * values).sum()
+                values.masked_fill_(ignored, IGNORED)
+            total -= F.logsigmoid(-values).sum().double() + matched
+        ctx.save_for_backward(*matrix, bias, *(positives or ()))
         ctx.kept = kept
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *fields, bias = ctx.saved_tensors
-        matrix = _Matrix(*fields)
+        fields, (bias, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        matrix, positives = _Matrix(*fields), Positives(*others) if others else None
         of_bias = torch.zeros((), dtype=torch.float64, device=bias.device)
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
-            gradient = (values if tile.is_kept else values.add_(bias)).sigmoid_()
-            tile.matches(gradient).sub_(1.0)
+            logits = values if tile.is_kept else values.add_(bias)
+            if positives is None:
+                gradient = logits.sigmoid_()
+                tile.matches(gradient).sub_(1.0)
+            else:
+                weights, ignored = tile.weights(positives)
+                gradient = logits.masked_fill_(ignored, IGNORED).sigmoid_()
+                gradient.sub_(weights.to(gradient.dtype))
             of_bias.add_(gradient.sum())
             return gradient
 
@@ -330,19 +388,44 @@ class _SigLIP(torch.autograd.Function):
             of_columns,
             of_scale,
             factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None,
+            None,
         )
 
 
-def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The side that stays and the side that travels: one that needs no gradient travels cheapest,
-    as nothing has to come back."""
+class Matching(NamedTuple):
+    """Which pairs match beside a sample's own.
+
+    Args:
+        keys: `[B]` int64; samples of equal keys match, negative ones equal nothing.
+        weight: of such pairs, where there are no grades.
+        grades: `[B]` in 0..1, of the pairs with a sample as second.
+    """
+
+    keys: Tensor
+    weight: float = 1.0
+    grades: Tensor | None = None
+
+
+def _sides(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """The side that stays, the side that travels, and whether the teacher stays: one that needs no
+    gradient travels cheapest, as nothing has to come back."""
     if teacher.requires_grad and not student.requires_grad:
-        return teacher, gather(student)
-    return student, gather(teacher) if teacher.requires_grad else gather_without_grad(teacher)
+        return teacher, gather(student), True
+    travels = gather(teacher) if teacher.requires_grad else gather_without_grad(teacher)
+    return student, travels, False
+
+
+def _positives(matching: Matching | None, *, is_flipped: bool) -> Positives | None:
+    if matching is None:
+        return None
+    return Positives.of(matching.keys, matching.weight, matching.grades, is_flipped=is_flipped)
 
 
 def blocked_infonce(
-    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], scale: Float[Tensor, ""]
+    student: Float[Tensor, "B D"],
+    teacher: Float[Tensor, "B D"],
+    scale: Float[Tensor, ""],
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """Mean of the two directions' cross-entropies of `scale * cos(student, teacher)` over all
     ranks, for this rank's rows.
@@ -350,8 +433,9 @@ def blocked_infonce(
     The objective is symmetric, so the sides may be named either way. The loss's cotangent must be
     the same on every rank.
     """
-    rows, columns = _sides(student, teacher)
-    return cast(Tensor, _InfoNCE.apply(rows, columns, scale))
+    rows, columns, is_flipped = _sides(student, teacher)
+    positives = _positives(matching, is_flipped=is_flipped)
+    return cast(Tensor, _InfoNCE.apply(rows, columns, scale, positives))
 
 
 def blocked_siglip(
@@ -359,8 +443,10 @@ def blocked_siglip(
     teacher: Float[Tensor, "B D"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
+    matching: Matching | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over all pairs of softplus(-sign * (scale * <s, t> + bias)), for this rank's rows,
     divided by their number."""
-    rows, columns = _sides(student, teacher)
-    return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias))
+    rows, columns, is_flipped = _sides(student, teacher)
+    positives = _positives(matching, is_flipped=is_flipped)
+    return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias, positives))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -52,8 +53,9 @@ class Distiller(nn.Module):
     n calls whose mean is the term.
 
     Keyword-only names are handed over: `labels` `[B]` int64, -1 where a row has none; `targets`
-    `[B, N]`; `indices` `[B]`, the position of each row in the data set; `samples` `[M]`, the row of
-    the batch that a selected position belongs to; `progress`, where training is.
+    `[B, N]`; `caption_keys` `[B]` int64, equal for equal captions, -1 for an empty one; `indices`
+    `[B]`, the position of each row in the data set; `samples` `[M]`, the row of the batch that a
+    selected position belongs to; `progress`, where training is.
 
     `forward` gets the rows of this rank in float32 or float64 with autocast off, and returns their
     mean loss, such that the mean over ranks equals the loss of one process on all rows, and the
@@ -78,12 +80,14 @@ class Distiller(nn.Module):
     """What is exchanged between ranks, in a few words, for the table of objectives."""
     minimum_batch: ClassVar[int] = 1
     """Fewest rows over all ranks."""
+    wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
+    """Of `labels`, `targets` and `captions`, what it cannot do without for a value of a key."""
     paper: ClassVar[str] = ""
     """Short citation with the arXiv number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wants = wanted_by(type(self).forward)
+        self.wants = dict(wanted_by(type(self).forward))
         self._staged: list[tuple[Tensor, ...]] = []
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:

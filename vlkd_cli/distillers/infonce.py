@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
-from vlkd_cli.distillers.logit_scale import ScaledDistiller
+from vlkd_cli.distillers.pair_contrast import PairContrast
 
 
-class InfoNCE(ScaledDistiller):
+class InfoNCE(PairContrast):
     """Softmax contrast of matching pairs against all other pairs of the batch, in both directions.
 
     L = (CE_diag(Z) + CE_diag(Z^T)) / 2 with Z = scale * cos(student, teacher). Both sides are
     L2-normalized here and both learn, unless one is frozen.
+
+    With `positives`, CE's target is spread over all matching pairs, W by its row sums: the mean of
+    their log-probabilities, as SupCon's L_out (arXiv:2004.11362, equation 2).
 
     Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
     ICML 2021, arXiv:2103.00020, figure 3; open_clip, src/open_clip/loss.py:ClipLoss, with
@@ -23,10 +26,17 @@ class InfoNCE(ScaledDistiller):
 
     direction = "symmetric"
     minimum_batch = 2
-    crosses_ranks = "features of one side, with gradient; one number per column"
+    crosses_ranks = "features of one side, with gradient; one number per column; keys, grades"
     paper = "Radford et al. 2021, arXiv:2103.00020"
 
     def forward(
-        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        caption_keys: Int[Tensor, "B"] | None = None,
+        labels: Int[Tensor, "B"] | None = None,
+        targets: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, ""]:
-        return blocked_infonce(student, teacher, self.scale)
+        matching = self.matching(caption_keys, labels, targets)
+        return blocked_infonce(student, teacher, self.scale, matching)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_siglip
-from vlkd_cli.distillers.logit_scale import ScaledDistiller
-from vlkd_cli.recipe.types import Positive
+from vlkd_cli.distillers.pair_contrast import PairContrast, Positives
+from vlkd_cli.recipe.types import Positive, Probability
 
 
-class SigLIP(ScaledDistiller):
+class SigLIP(PairContrast):
     """Every pair of the batch is judged on its own: matching or not.
 
     L = (1/N) [sum_ij softplus(Z_ij) - sum_i Z_ii] with Z = scale * cos(student, teacher) + bias;
@@ -28,6 +28,10 @@ class SigLIP(ScaledDistiller):
             max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale
             is above 100 needs.
+        positives: which pairs match: those of a sample alone, or also those of samples with equal
+            captions (white space aside) or equal labels, on any rank.
+        positive_weight: target of pairs that match beside the diagonal; 0 leaves them out.
+        graded: take that target from the target of a pair's second sample, in 0 to 1, instead.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343,
     equation 1; open_clip, src/open_clip/loss.py:SigLipLoss. Differs in gathering one side at once
@@ -35,7 +39,7 @@ class SigLIP(ScaledDistiller):
     """
 
     direction = "symmetric"
-    crosses_ranks = "features of one side, with gradient"
+    crosses_ranks = "features of one side, with gradient; keys, grades"
     paper = "Zhai et al. 2023, arXiv:2303.15343"
 
     bias: Tensor
@@ -47,9 +51,17 @@ class SigLIP(ScaledDistiller):
         logit_bias: float = -10.0,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
+        positives: Positives = "diagonal",
+        positive_weight: Probability = 1.0,
+        graded: bool = False,
     ) -> None:
         super().__init__(
-            logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
+            logit_scale=logit_scale,
+            learnable=learnable,
+            max_logit_scale=max_logit_scale,
+            positives=positives,
+            positive_weight=positive_weight,
+            graded=graded,
         )
         self.add_scalar("bias", logit_bias)
 
@@ -60,6 +72,13 @@ class SigLIP(ScaledDistiller):
             self.bias.fill_(bias)
 
     def forward(
-        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D"],
+        *,
+        caption_keys: Int[Tensor, "B"] | None = None,
+        labels: Int[Tensor, "B"] | None = None,
+        targets: Float[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, ""]:
-        return blocked_siglip(student, teacher, self.scale, self.bias)
+        matching = self.matching(caption_keys, labels, targets)
+        return blocked_siglip(student, teacher, self.scale, self.bias, matching)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.distributed.heartbeat import node_name
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.recipe.difference import first_difference
+from vlkd_cli.towers.tower import Tower
 
 AnyReader = TypeVar("AnyReader", bound=Reader | StreamReader)
 
@@ -80,17 +81,16 @@ def open_everywhere(open_data: Callable[[], AnyReader]) -> AnyReader:
     return reader
 
 
-def refuse_other_weights(digests: Mapping[str, str]) -> None:
+def refuse_other_weights(towers: Iterable[Tower]) -> None:
     """Compare the initial weights of every tower over all processes.
-
-    Args:
-        digests: of each tower's weights, by name.
 
     Raises:
         UserError: a tower whose weights differ, with both nodes.
     """
+    if runtime.world_size() == 1:
+        return
     _refuse_different(
-        {"towers": dict(digests)},
+        {"towers": {tower.name: tower.digest() for tower in towers}},
         "Give every node the same weight files and library versions.",
     )
 

@@ -115,10 +115,7 @@ def build_training(
     )
     if not quiet:
         say_sources(tower for tower in towers.values() if isinstance(tower, Tower))
-    if runtime.world_size() > 1:
-        refuse_other_weights(
-            {name: tower.digest() for name, tower in towers.items() if isinstance(tower, Tower)}
-        )
+    refuse_other_weights(tower for tower in towers.values() if isinstance(tower, Tower))
     for tower in towers.values():
         if settings.sync_batch_norm and runtime.world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)
@@ -133,7 +130,9 @@ def build_training(
         origins=origins,
     ).to(device)
     keys, episode_keys = composition.input_keys(), composition.input_keys(episode=True)
-    loader = build_loader(recipe, keys, inputs, towers, device)
+    loader = build_loader(
+        recipe, keys, inputs, towers, device, caption_keys=composition.reads_caption_keys
+    )
     episode_loader = loader
     if not episode_keys.items() <= keys.items():
         episode_loader = build_loader(recipe, episode_keys, inputs, towers, device)

@@ -13,7 +13,7 @@ from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.views import FeatureView
+from vlkd_cli.data.views import CAPTION_KEYS, FeatureView, TextView, keys_of_captions
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.views import addresses, build_augment, build_masks, build_views, view_spec
 from vlkd_cli.errors import DataError, RecipeError
@@ -75,12 +75,19 @@ def prepare_inputs(
 
 
 def build_loader(
-    recipe: Recipe, keys: Mapping[str, str], inputs: Inputs, towers: Towers, device: torch.device
+    recipe: Recipe,
+    keys: Mapping[str, str],
+    inputs: Inputs,
+    towers: Towers,
+    device: torch.device,
+    *,
+    caption_keys: bool = False,
 ) -> Loader:
     """The loader of what a step reads.
 
     Args:
         keys: of `Batch.inputs`, and the tower whose input each is.
+        caption_keys: whether a distiller compares captions as such.
     """
     data, settings = recipe.data, recipe.train
     assert data is not None
@@ -95,6 +102,8 @@ def build_loader(
                 FACTS[towers[name].modality].table,
                 text if text in text_names(data) else MAIN_VIEW,
             )
+    if caption_keys:
+        views[CAPTION_KEYS] = TextView(keys_of_captions)
     loader = Loader(
         inputs.reader,
         views,

@@ -129,10 +129,11 @@ def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
     streams = [reader for reader, keys, _ in readers if streams_of(reader, keys)]
     for spec, _, path in arrows_of(recipe):
         contract = contract_of(spec.name)
-        for want, offer in (("labels", "label"), ("targets", "target")):
-            if contract.wants.get(want) and not any(
-                each is None or offer in each for each in offers
-            ):
+        wanted = {want for want, needed in contract.wants.items() if needed}
+        by_key = attributes_of("distiller", spec.name).get("wants_by_key", {})
+        wanted |= {by_value.get(spec.keys.get(key)) for key, by_value in by_key.items()}
+        for want, offer in (("labels", "label"), ("targets", "target"), ("captions", "text")):
+            if want in wanted and not any(each is None or offer in each for each in offers):
                 names = " and ".join(f"'{reader}'" for reader, _, _ in readers)
                 yield Problem(
                     path,

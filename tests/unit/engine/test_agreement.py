@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -30,10 +31,18 @@ def _said(what: str) -> str | None:
         elif what == "other data":
             open_everywhere(_more_shapes if second else _shapes)
         elif what == "weights":
-            refuse_other_weights({"image": "a", "text": "c" if second else "b"})
+            refuse_other_weights([_Tower("image", "a"), _Tower("text", "c" if second else "b")])
     except UserError as error:
         return str(error)
     return None
+
+
+class _Tower(NamedTuple):
+    name: str
+    weights: str
+
+    def digest(self) -> str:
+        return self.weights
 
 
 def _shapes() -> Shapes:
