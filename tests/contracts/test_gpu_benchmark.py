@@ -27,7 +27,7 @@ def rows(folder: Path, *sections: str) -> list[dict[str, object]]:
     [
         ("rates", 4),
         ("steps", 6),
-        ("losses", 16),
+        ("losses", 24),
         ("search", 4),
         ("one_frozen", 2),
         ("chunks", 5),

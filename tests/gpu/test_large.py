@@ -82,6 +82,27 @@ def _check_gradient(features: Tensor, unit: Tensor, of_unit: Tensor) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [InfoNCE(logit_scale=30.0), SigLIP()], ids=["infonce", "siglip"])
+def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
+    dtype: torch.dtype, loss: InfoNCE | SigLIP
+) -> None:
+    loss = loss.to(GPU)
+    sides = [each.detach()[:9_000].to(dtype).requires_grad_() for each in pair()]
+    exact = [each.detach().float().requires_grad_() for each in sides]
+    before = torch.get_float32_matmul_precision()
+    found, wanted = loss(*sides), loss(*exact)
+    for each in (found, wanted):
+        (1024 * each).backward()  # as a scaler does, for the small gradients of fp16
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.get_float32_matmul_precision() == before
+    for ours, theirs in zip(sides, exact, strict=True):
+        assert ours.grad is not None and ours.grad.dtype == dtype and theirs.grad is not None
+        error = (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.gpu
 def test_the_nearest_rows_are_those_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     rows, queries = (

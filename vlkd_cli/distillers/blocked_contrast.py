@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -33,6 +34,7 @@ from torch.autograd.function import once_differentiable
 from vlkd_cli.distillers.positives import Positives
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.numerics.precision import matrix_precision
 
 KEPT_ENTRIES = 4096 * 4096
 """Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in
@@ -94,17 +96,42 @@ class _Scratch:
 
 class _Matrix(NamedTuple):
     """Z = scale * cosines of `rows` `[B, D]` and `columns` `[N, D]`, with the inverse lengths of
-    both (0 for zero rows)."""
+    both (0 for zero rows).
+
+    With `tf32` the rows and columns are multiplied as they are, which is exact in TF32 for values
+    that come from 16 bits, and the products are scaled afterwards; gradients are multiplied in TF32
+    too, whose rounding is no larger than that of the 16-bit gradients that they become.
+    """
 
     rows: Tensor
     columns: Tensor
     scale: Tensor
     row_inverse: Tensor
     column_inverse: Tensor
+    tf32: bool = False
 
     @classmethod
-    def of(cls, rows: Tensor, columns: Tensor, scale: Tensor) -> _Matrix:
-        return cls(rows, columns, scale, _inverse_lengths(rows), _inverse_lengths(columns))
+    def of(cls, rows: Tensor, columns: Tensor, scale: Tensor, tf32: bool) -> _Matrix:
+        return cls(rows, columns, scale, _inverse_lengths(rows), _inverse_lengths(columns), tf32)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Of products on a GPU."""
+        return matrix_precision("high", self.rows.device) if self.tf32 else nullcontext()
+
+    def product(
+        self, rows: slice, columns: slice, scaled: Tensor, unit_columns: Tensor, out: Tensor | None
+    ) -> Tensor:
+        """A tile of Z, into `out` where that is given.
+
+        Args:
+            scaled: the unit rows times the scale.
+        """
+        if not self.tf32:
+            return torch.mm(scaled, unit_columns.T, out=out)
+        with self.precision():
+            values = torch.mm(self.rows[rows], self.columns[columns].T, out=out)
+        row_factors = self.row_inverse[rows] * self.scale
+        return values.mul_(row_factors).mul_(self.column_inverse[columns].T)
 
     def walk(
         self, scratch: _Scratch, kept: list[Tensor], room: int = 0
@@ -131,15 +158,18 @@ class _Matrix(NamedTuple):
                 is_kept = number < len(kept)
                 if is_kept:
                     values = kept[number]
-                elif (room := room - (bottom - top) * (right - left)) >= 0:
-                    kept.append(scaled @ column_block.T)
-                    values = kept[number]
                 else:
-                    values = torch.mm(
+                    room -= (bottom - top) * (right - left)
+                    out = scratch.of("values", scaled, bottom - top, right - left)
+                    values = self.product(
+                        slice(top, bottom),
+                        slice(left, right),
                         scaled,
-                        column_block.T,
-                        out=scratch.of("values", scaled, bottom - top, right - left),
+                        column_block,
+                        None if room >= 0 else out,
                     )
+                    if room >= 0:
+                        kept.append(values)
                 yield (
                     _Tile(top, bottom, left, right, rank() * len(self.rows), is_kept),
                     values,
@@ -170,9 +200,10 @@ class _Matrix(NamedTuple):
         kept, ctx.kept = ctx.kept, []
         for tile, values, row_block, column_block in self.walk(scratch, kept):
             gradient = to_gradient(tile, values)
-            of_rows[tile.rows].addmm_(gradient, column_block)
-            if of_columns is not None:
-                of_columns[tile.columns].addmm_(gradient.T, row_block)
+            with self.precision():
+                of_rows[tile.rows].addmm_(gradient, column_block)
+                if of_columns is not None:
+                    of_columns[tile.columns].addmm_(gradient.T, row_block)
         of_scale = factor * _through_lengths(
             of_rows, self.rows, self.row_inverse, factor * self.scale
         )
@@ -214,9 +245,14 @@ def _through_lengths(gradient: Tensor, features: Tensor, inverse: Tensor, factor
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, positives: Positives | None
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        positives: Positives | None,
+        tf32: bool,
     ) -> Tensor:
-        matrix = _Matrix.of(rows, columns, scale)
+        matrix = _Matrix.of(rows, columns, scale, tf32)
         scratch, kept = _Scratch(), cast(list[Tensor], [])
         # The running sums are few, so double precision is free and no rounding piles up over the
         # tiles.
@@ -244,8 +280,8 @@ class _InfoNCE(torch.autograd.Function):
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
         own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        ctx.save_for_backward(*matrix, row_lse, column_lse, *(positives or ()))
-        ctx.kept = kept
+        ctx.save_for_backward(*matrix[:5], row_lse, column_lse, *(positives or ()))
+        ctx.kept, ctx.tf32 = kept, tf32
         if positives is not None:
             column_matched = gather_without_grad(column_matched).view(world_size(), -1).sum(dim=0)
             matched += column_matched[own].sum() / 2
@@ -255,7 +291,7 @@ class _InfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fields, (row_lse, column_lse, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        matrix, scratch = _Matrix(*fields), _Scratch()
+        matrix, scratch = _Matrix(*fields)._replace(tf32=ctx.tf32), _Scratch()
         positives = Positives(*others) if others else None
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
@@ -275,7 +311,7 @@ class _InfoNCE(torch.autograd.Function):
             return gradient.sub_((weights * inverse).to(gradient.dtype))
 
         factor = grads[0] / (2 * len(matrix.rows))
-        return (*matrix.gradients(ctx, scratch, factor, to_gradient), None)
+        return (*matrix.gradients(ctx, scratch, factor, to_gradient), None, None)
 
 
 def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
@@ -297,11 +333,20 @@ def _lse_both_ways(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
                 row_max.double() + exponentials.sum(dim=1).double().log_(),
                 shift.double() + column_sum.double().log_(),
             )
-    # Elsewhere the check would stop the device at every tile, and exponentials are cheap there.
+    return _lse_on_device(values, scratch)
+
+
+def _lse_on_device(values: Tensor, scratch: _Scratch) -> tuple[Tensor, Tensor]:
+    """The same without a check, which would stop a device at every tile. A softmax is one kernel
+    there, and its largest entry is 1 by the sum."""
     row_max, column_max = values.amax(dim=1), values.amax(dim=0)
+    inverse_sum = values.softmax(dim=1).amax(dim=1)
+    exponentials = torch.sub(
+        values, column_max, out=scratch.of("exponentials", values, *values.shape)
+    ).exp_()
     return (
-        row_max.double() + (values - row_max[:, None]).exp_().sum(dim=1).double().log_(),
-        column_max.double() + (values - column_max[None, :]).exp_().sum(dim=0).double().log_(),
+        row_max.double() - inverse_sum.double().log_(),
+        column_max.double() + exponentials.sum(dim=0).double().log_(),
     )
 
 
@@ -324,14 +369,27 @@ def _softmax_both_ways(
             of_rows.to(values.dtype)[:, None]
         )
         return exponentials.mul_(both).to(wanted)
-    of_rows = (values - shift[:, None]).exp_()
-    return of_rows.add_((values - column_lse.to(values.dtype)[None, :]).exp_()).to(wanted)
+    return _softmax_on_device(values, row_lse, column_lse, scratch).to(wanted)
+
+
+def _softmax_on_device(
+    values: Tensor, row_lse: Tensor, column_lse: Tensor, scratch: _Scratch
+) -> Tensor:
+    """The same with one exponential and no check: exp(Z - r) + exp(Z - c) = exp(Z + log(exp(-r) +
+    exp(-c)))."""
+    both = torch.logaddexp(
+        -row_lse.to(values.dtype)[:, None],
+        -column_lse.to(values.dtype),
+        out=scratch.of("factors", values, *values.shape),
+    )
+    return values.add_(both).exp_()
 
 
 def _precise(values: Tensor) -> Tensor:
-    """Small tiles in double precision, where it costs nothing and keeps the digits of a loss near
-    0."""
-    return values.double() if values.numel() <= SMALL_ENTRIES else values
+    """Small tiles on a CPU in double precision, where it costs nothing and keeps the digits of a
+    loss near 0."""
+    is_cheap = values.device.type == "cpu" and values.numel() <= SMALL_ENTRIES
+    return values.double() if is_cheap else values
 
 
 class _SigLIP(torch.autograd.Function):
@@ -343,30 +401,32 @@ class _SigLIP(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor,
         positives: Positives | None,
+        tf32: bool,
     ) -> Tensor:
-        matrix = _Matrix.of(rows, columns, scale)
+        matrix = _Matrix.of(rows, columns, scale, tf32)
         scratch, kept = _Scratch(), cast(list[Tensor], [])
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
         for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
             values.add_(bias)
-            # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20. Nearly all of
-            # these are tiny and there are N per row: the tiles' sums meet in double precision.
+            # Nearly all of these are tiny and there are N per row: the tiles' sums meet in double
+            # precision.
             if positives is None:
                 matched = tile.matches(values).double().sum()
             else:
                 weights, ignored = tile.weights(positives)
                 matched = (weights * values).sum()
                 values.masked_fill_(ignored, IGNORED)
-            total -= F.logsigmoid(-values).sum().double() + matched
-        ctx.save_for_backward(*matrix, bias, *(positives or ()))
-        ctx.kept = kept
+            total += _softplus_sum(values).double() - matched
+        ctx.save_for_backward(*matrix[:5], bias, *(positives or ()))
+        ctx.kept, ctx.tf32 = kept, tf32
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fields, (bias, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        matrix, positives = _Matrix(*fields), Positives(*others) if others else None
+        matrix = _Matrix(*fields)._replace(tf32=ctx.tf32)
+        positives = Positives(*others) if others else None
         of_bias = torch.zeros((), dtype=torch.float64, device=bias.device)
 
         def to_gradient(tile: _Tile, values: Tensor) -> Tensor:
@@ -389,7 +449,15 @@ class _SigLIP(torch.autograd.Function):
             of_scale,
             factor * of_bias.to(factor.dtype) if ctx.needs_input_grad[3] else None,
             None,
+            None,
         )
+
+
+def _softplus_sum(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu":
+        # softplus(z) = -logsigmoid(-z); torch's own softplus drops e^-z above 20.
+        return -F.logsigmoid(-logits).sum()
+    return F.softplus(logits, threshold=SAFE_NATS).sum()
 
 
 class Matching(NamedTuple):
@@ -421,6 +489,21 @@ def _positives(matching: Matching | None, *, is_flipped: bool) -> Positives | No
     return Positives.of(matching.keys, matching.weight, matching.grades, is_flipped=is_flipped)
 
 
+def _full(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Both sides in float32 or float64, and whether they are multiplied in TF32."""
+    narrow = (torch.float16, torch.bfloat16)
+    tf32 = student.dtype in narrow and teacher.dtype in narrow and _multiplies_tf32(student.device)
+    return (
+        student.float() if student.dtype in narrow else student,
+        teacher.float() if teacher.dtype in narrow else teacher,
+        tf32,
+    )
+
+
+def _multiplies_tf32(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 def blocked_infonce(
     student: Float[Tensor, "B D"],
     teacher: Float[Tensor, "B D"],
@@ -433,9 +516,10 @@ def blocked_infonce(
     The objective is symmetric, so the sides may be named either way. The loss's cotangent must be
     the same on every rank.
     """
+    student, teacher, tf32 = _full(student, teacher)
     rows, columns, is_flipped = _sides(student, teacher)
     positives = _positives(matching, is_flipped=is_flipped)
-    return cast(Tensor, _InfoNCE.apply(rows, columns, scale, positives))
+    return cast(Tensor, _InfoNCE.apply(rows, columns, scale, positives, tf32))
 
 
 def blocked_siglip(
@@ -447,6 +531,7 @@ def blocked_siglip(
 ) -> Float[Tensor, ""]:
     """Sum over all pairs of softplus(-sign * (scale * <s, t> + bias)), for this rank's rows,
     divided by their number."""
+    student, teacher, tf32 = _full(student, teacher)
     rows, columns, is_flipped = _sides(student, teacher)
     positives = _positives(matching, is_flipped=is_flipped)
-    return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias, positives))
+    return cast(Tensor, _SigLIP.apply(rows, columns, scale, bias, positives, tf32))

@@ -25,6 +25,7 @@ class InfoNCE(PairContrast):
     """
 
     direction = "symmetric"
+    takes_16_bits = True
     minimum_batch = 2
     crosses_ranks = "features of one side, with gradient; one number per column; keys, grades"
     paper = "Radford et al. 2021, arXiv:2103.00020"

@@ -39,6 +39,7 @@ class SigLIP(PairContrast):
     """
 
     direction = "symmetric"
+    takes_16_bits = True
     crosses_ranks = "features of one side, with gradient; keys, grades"
     paper = "Zhai et al. 2023, arXiv:2303.15343"
 

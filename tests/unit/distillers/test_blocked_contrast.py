@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from vlkd_cli.distillers import blocked_contrast
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
 from vlkd_cli.distillers.infonce import InfoNCE
+from vlkd_cli.distillers.siglip import SigLIP
 from vlkd_cli.recipe.types import Progress
 
 
@@ -136,3 +137,49 @@ def test_tiles_on_a_gpu_are_as_large_as_its_memory_allows(
     )
     assert blocked_contrast._tile_size(torch.device("cuda")) == (side, side)
     assert blocked_contrast._tile_size(torch.device("cpu")) == (1024, 1024)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
+    dtype: torch.dtype, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows multiplied before they are scaled, as on a GPU, where the products are in TF32."""
+    monkeypatch.setattr(blocked_contrast, "_multiplies_tf32", lambda _: True)
+    for name, value in {"KEPT_ENTRIES": kept, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
+        monkeypatch.setattr(blocked_contrast, name, value)
+    x, y = pair(23, 2.0, dtype)
+    exact = [each.detach().double().requires_grad_() for each in (x, y)]
+    for distiller in (InfoNCE(logit_scale=14.0), SigLIP()):
+        found = distiller(x, y)
+        wanted = distiller.double()(*exact)
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, (x, y)), torch.autograd.grad(wanted, exact), strict=True
+        ):
+            assert ours.dtype == dtype
+            # Half a unit in the last place, of the largest entry where fp16 has no smaller numbers.
+            step = torch.finfo(dtype).eps
+            torch.testing.assert_close(ours.double(), theirs, rtol=0.51 * step, atol=1e-6)
+
+
+def test_what_a_gpu_computes_of_a_tile_is_what_a_cpu_computes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = 30 * torch.randn(40, 60, generator=generator)
+    exact, scratch = values.double(), blocked_contrast._Scratch()
+    rows, columns = blocked_contrast._lse_on_device(values, scratch)
+    torch.testing.assert_close(rows, exact.logsumexp(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(columns, exact.logsumexp(0), rtol=0, atol=1e-6)
+    # Log-sum-exps over other tiles too, which are higher.
+    rows, columns = rows + 1.0, columns + 2.0
+    wanted = (exact - rows[:, None]).exp() + (exact - columns).exp()
+    found = blocked_contrast._softmax_on_device(values, rows, columns, scratch)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-12)
+
+
+def test_a_large_softplus_keeps_its_digits_on_every_device() -> None:
+    logits = torch.tensor([-80.0, -30.0, 0.0, 25.0, 59.0, 61.0, 95.0])
+    wanted = torch.log1p(logits.double().exp())
+    for found in (F.softplus(logits, threshold=blocked_contrast.SAFE_NATS), -F.logsigmoid(-logits)):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)
