@@ -14,10 +14,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.unit.engine.recipes import TEXT, differences, final_state, tiny_recipe, train
+from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.export import export
 from vlkd_cli.engine.launching.start import TrainRequest, start_training
@@ -259,3 +260,113 @@ def test_a_recipe_trains_on_two_ranks(name, tmp_path):
     losses = read_metrics(tmp_path / "run")["train/loss"]
     assert [step for step, _ in losses] == [1, 2]
     assert all(abs(value) < 1e4 for _, value in losses)
+
+
+WIDE = {"name": "linear", "width": 16}
+PROJECT = {"project": WIDE}
+TWO = {"two": {"name": "simclr", "copies": 2}}
+LINES: dict[str, dict[str, Any]] = {
+    "ntxent": {
+        "line": {"student": "image.project@two.1", "teacher": "image.project@two.2"},
+        "heads": PROJECT,
+        "views": TWO,
+    },
+    "moco": {
+        "line": {
+            "student": "image.project@two.1",
+            "teacher": "image_key.project@two.2",
+            "queue_size": 16,
+        },
+        "heads": PROJECT,
+        "views": TWO,
+        "towers": {"image_key": {"follows": "image", "momentum": 0.9}},
+    },
+    "swav": {
+        "line": {"student": "image.project@two", "teacher": "image.project@two"},
+        "heads": PROJECT,
+        "views": TWO,
+    },
+    "regress": {
+        "line": {"student": "image.guess@hiding", "teacher": "image.pixels@hiding"},
+        "heads": {
+            "guess": {"name": "linear", "width": 192, "reads": "tokens", "at": "hidden"},
+            "pixels": {"name": "patches", "reads": "input", "at": "hidden"},
+        },
+        "views": {"hiding": {"name": "standard", "mask": {"name": "random", "share": 0.5}}},
+        "keys": {"masks": "replace"},
+    },
+    "view_order": {
+        "line": {"student": "image.turn@turned"},
+        "heads": {"turn": {"name": "linear", "width": 4}},
+        "views": {"turned": {"name": "quarter_turns"}},
+    },
+}
+"""A line of self-supervised learning for any image-text recipe, with what it reads."""
+
+
+def with_lines(*kinds: str) -> dict[str, Any]:
+    """CLIP on rendered pictures, and these objectives."""
+
+    def parts(name: str) -> dict[str, Any]:
+        return {key: part for kind in kinds for key, part in LINES[kind].get(name, {}).items()}
+
+    return tiny_recipe(
+        towers={
+            "image": {**IMAGE, "heads": {"head": WIDE, **parts("heads")}, **parts("keys")},
+            "text": {**TEXT, "head": WIDE},
+            **parts("towers"),
+        },
+        distillers=[
+            {"name": "infonce", "student": "image", "teacher": "text"},
+            *({"name": kind, **LINES[kind]["line"]} for kind in kinds),
+        ],
+        data={"views": parts("views")},
+        train={"steps": 2},
+    )
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("ntxent",),
+        ("ntxent", "regress"),
+        ("moco", "view_order"),
+        ("swav", "regress", "view_order"),
+        pytest.param(tuple(LINES), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_a_line_of_self_supervision_is_added_to_an_image_text_recipe(kinds, tmp_path):
+    recipe = with_lines(*kinds)
+    metrics = read_metrics(train(tmp_path, recipe))
+    for step in range(2):
+        terms = [metrics[f"train/{name}"][step][1] for name in ("infonce", *kinds)]
+        assert all(0 < term < 20 for term in terms)
+        assert metrics["train/loss"][step][1] == pytest.approx(sum(terms), rel=1e-5)
+    # What is added reads views of its own and changes nothing of what was there before; a mask
+    # token takes random numbers before the heads do.
+    if "masks" not in recipe["towers"]["image"]:
+        alone = read_metrics(train(tmp_path, with_lines(), "alone"))
+        assert metrics["train/infonce"][0] == alone["train/infonce"][0]
+
+
+def test_features_are_measured_in_each_epoch_without_labels_in_training(tmp_path):
+    pictures = Shapes(num_samples=36, size_px=64)
+    for index in range(len(pictures)):
+        split, kind = "train" if index < 24 else "val", "even" if index % 2 else "odd"
+        place = tmp_path / "photos" / split / kind / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pictures.image(index).save(place)
+    recipe = stand_in("ssl/simclr", tmp_path)
+    images = {"reader": "images", "path": str(tmp_path / "photos" / "train")}
+    labelled = {"reader": "classification", "path": str(tmp_path / "photos"), "split": "val"}
+    recipe["data"] = {**images, "augment": recipe["data"]["augment"], "workers": 0}
+    recipe["train"] |= {"epochs": 2, "steps": None}
+    recipe["evals"] = [
+        {"suite": "knn", "k": [1], "data": labelled, "first": True, "every_epochs": 1}
+    ]
+    run = train(tmp_path, recipe)
+    (found,) = [value for name, value in read_metrics(run).items() if name.endswith(".k1_top1")]
+    # 24 pictures are three steps of eight.
+    assert [step for step, _ in found] == [0, 3, 6]
+    assert all(0 <= value <= 1 for _, value in found)

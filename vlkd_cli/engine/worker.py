@@ -257,7 +257,8 @@ def _say_finished(job: Job, recipe: Recipe, trainer: Trainer, seconds: float, st
     rate = f", {steps / seconds:.1f} steps/s" if steps and seconds else ""
     skipped = f"; {trainer.skipped_steps} were skipped" if trainer.skipped_steps else ""
     _say(job, f"Trained {steps} steps in {seconds:.0f} s{rate}{skipped}.")
-    if runtime.is_main() and (outcome := outcome_line(read_run(Path(job.run)))):
+    # A trial run (`vlkd recipes smoke`) is quiet and leaves no record to read.
+    if runtime.is_main() and not job.quiet and (outcome := outcome_line(read_run(Path(job.run)))):
         _say(job, outcome)
     _say(job, f"Run folder: {job.run}")
     metrics = shlex.quote(str(Path(job.run) / "metrics.csv"))

@@ -55,7 +55,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_to_json(recipe: Recipe) -> str:
     """The recipe for workers and checkpoints, texts with `${VARIABLES}` as they were written;
     `load.recipe_from_json` reads it."""
-    return json.dumps(_with_variables(recipe.model_dump(mode="json"), recipe))
+    return json.dumps(_with_variables(recipe.model_dump(mode="json", by_alias=True), recipe))
 
 
 def write_snapshot(recipe: Recipe, folder: Path) -> None:

@@ -25,7 +25,7 @@ SEVERAL = (
     "data.augment={name: simclr, copies: 2}",
     "data.views={local: {name: simclr, copies: 3}, same: null}",
     "towers.text.train=none",
-    "distillers=[{name: simreg, student: image@main.1, teacher: image@local.1}]",
+    "distillers=[{name: simreg, student: [image@main.1, image@same], teacher: image@local.1}]",
 )
 
 

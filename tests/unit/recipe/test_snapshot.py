@@ -6,8 +6,14 @@ import json
 import subprocess
 
 from tests.support.recipes import SMALL, recipe
-from vlkd_cli.recipe.load import load_recipe
-from vlkd_cli.recipe.snapshot import git_state, recipe_to_yaml, versions, write_snapshot
+from vlkd_cli.recipe.load import load_recipe, recipe_of_checkpoint
+from vlkd_cli.recipe.snapshot import (
+    git_state,
+    recipe_to_json,
+    recipe_to_yaml,
+    versions,
+    write_snapshot,
+)
 
 FULL = (
     SMALL.replace(
@@ -24,7 +30,7 @@ def test_a_resolved_recipe_loads_to_an_equal_one(tmp_path):
         FULL,
         "data.views={b: {name: simclr, copies: 2, size_px: 96}, c: null}",
         "towers.image.heads={project: {name: linear, width: 8, reads: [backbone, backbone.1]}}",
-        "distillers[0].student=image.project",
+        "distillers[0].student=[image.project@b, image.project@c, image.project]",
         "evals[0].name=found",
         "optimizer.groups=[{match: ['image.*'], lr_factor: 2, from: {steps: 1}}]",
         "towers.image.train={last: 2}",
@@ -77,3 +83,14 @@ def test_the_state_of_a_checkout(tmp_path):
     assert state["changed"] is False
     (tmp_path / "a").write_text("2")
     assert git_state(tmp_path)["changed"] is True
+
+
+def test_the_recipe_of_a_checkpoint_with_parameter_groups_is_read_again():
+    groups = '[{match: ["image.*"], from: {epochs: 1}}, {match: ["*"], lr_factor: 0.5}]'
+    before = recipe(SMALL, f"optimizer.groups={groups}", "train.epochs=2")
+    after = recipe_of_checkpoint(recipe_to_json(before), "last.pt", foreign=False)
+    assert after.optimizer == before.optimizer
+    assert json.loads(recipe_to_json(before))["optimizer"]["groups"][0]["from"] == {
+        "epochs": 1,
+        "steps": None,
+    }

@@ -54,7 +54,15 @@ def test_towers_views_and_optimizer_are_the_recipes_and_the_rest_is_small(tmp_pa
     data = {**TABLE, "augment": {"name": "none"}, "views": {"second": None}, "workers": 8}
     train = {"epochs": 90, "batch_size": 512, "accumulate": 8, "compile": True, "best": "knn.top1"}
     evals = [{"suite": "knn", "data": {"reader": "classification", "path": "absent"}}]
-    path = recipe_of_users(tmp_path, data=data, train=train, evals=evals, reports=["tensorboard"])
+    distillers = [{"name": "infonce", "student": ["image", "image@second"], "teacher": "text"}]
+    path = recipe_of_users(
+        tmp_path,
+        distillers=distillers,
+        data=data,
+        train=train,
+        evals=evals,
+        reports=["tensorboard"],
+    )
     whole = load_recipe(path)
     small = reduced(whole)
     assert (small.towers, small.optimizer) == (whole.towers, whole.optimizer)
