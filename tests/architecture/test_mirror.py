@@ -48,6 +48,11 @@ THROUGH = {
         "commands.train",
         "engine.dry_run",
     ],
+    "unit/engine/tables/test_tables.py": [
+        "engine.tables.plan",
+        "engine.launching.start_table",
+        "engine.launching.targets",
+    ],
     "contracts/test_readers.py": [
         "data.files.fingerprints",
         "data.files.row_groups",

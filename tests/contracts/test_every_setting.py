@@ -279,6 +279,7 @@ def test_every_key_of_a_section_changes_a_run_or_ends_in_one_line(
 TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
 ENCODE = "encode runs/a words.txt out.npy"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
+TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
 OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "train": {
         "recipe": ("train", "train tiny.yaml"),
@@ -298,7 +299,15 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--verbose": (TRAIN, f"{TRAIN} --verbose"),
     },
     "eval": {
-        "target": (f"eval --suite retrieval {WITH}", f"eval runs/b --suite retrieval {WITH}"),
+        "targets": (f"eval --suite retrieval {WITH}", f"eval runs/b --suite retrieval {WITH}"),
+        "--table": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --table x.csv"),
+        "--layout": (TABLE, f"{TABLE} --layout long"),
+        "--metrics": (TABLE, f"{TABLE} --metrics all"),
+        "--digits": (TABLE, f"{TABLE} --digits 2"),
+        "--jobs": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --jobs 2"),
+        "--redo": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --redo"),
+        "--missing": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --missing leave_out"),
+        "--list": (TABLE, f"{TABLE} --list"),
         "--suite": (f"{EVAL} {WITH}", f"eval runs/a --suite knn {WITH}"),
         "--with": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --with k=[3]"),
         "--set": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --set train.precision=bf16"),
@@ -434,6 +443,8 @@ def bench(tmp_path_factory) -> Path:
     (folder / "runs" / "b" / "x-zero_shot.json").touch()
     (folder / "words.txt").write_text("a red disc\na blue square\n")
     (folder / "other.txt").write_text("a green square\n")
+    shapes = "{reader: shapes, split: val, num_samples: 6, size_px: 32}"
+    (folder / "lists.yaml").write_text(f"mine:\n- {shapes}\n")
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
     return folder

@@ -16,7 +16,8 @@ import yaml
 
 from tests.support.pages import BASE, ROOT, Block, Command
 from vlkd_cli.app import main
-from vlkd_cli.engine.launching.start import TrainRequest
+from vlkd_cli.evaluation.datasets.collections import collections
+from vlkd_cli.evaluation.datasets.known_sets import known_sets
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.schema import Recipe
 
@@ -199,19 +200,20 @@ def _is_checked(command: Command) -> bool:
 def _try_checked(command: Command, folder: Path) -> None:
     """The command runs up to where it would start workers; then what it was given is checked as it
     would be there."""
-    from vlkd_cli.engine.launching import start, start_evaluation
+    from vlkd_cli.engine.launching import start, start_evaluation, start_table
 
     words = _vlkd_words(command)
     assert words is not None
     given: dict[str, Any] = {}
 
-    def take(request: TrainRequest | None = None, **keys: Any) -> int:
+    def take(request: Any = None, **keys: Any) -> int:
         given.update(keys if request is None else dataclasses.asdict(request))
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "start_training", take)
         patch.setattr(start_evaluation, "start_evaluation", take)
+        patch.setattr(start_table, "start_table", take)
         patch.setattr(
             "vlkd_cli.elevater.submission.submit",
             lambda *words, **keys: take(submitted=True) or Done(),
@@ -221,7 +223,12 @@ def _try_checked(command: Command, folder: Path) -> None:
     assert given, command
     if words[0] == "train" and given["recipe"] is not None:
         load_recipe(given["recipe"], given["overrides"])
-    if words[0] == "eval":
+    if words[0] == "eval" and "targets" in given:
+        bare = parse_recipe(BASE, "run")
+        start_evaluation.suite_specs(bare, given["suites"], given["suite_settings"], has_data=True)
+        named = [word for word in given["datasets"] if word in collections()]
+        assert named or all(":" in word or word in known_sets() for word in given["datasets"])
+    elif words[0] == "eval":
         run = str(given["target"]).startswith("runs/")
         recipe = (
             parse_recipe(BASE, "run")

@@ -1,20 +1,38 @@
-"""`vlkd eval [RUN | CHECKPOINT | RECIPE] --suite NAME[,NAME...]`: measure towers, trained or
-not."""
+"""`vlkd eval [MODEL...] --suite NAME[,NAME...]`: measure towers, trained or not; many models on
+many data sets as one table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+class Layout(StrEnum):
+    """How a table is laid out."""
+
+    wide = "wide"
+    long = "long"
+
+
+class Missing(StrEnum):
+    """What happens to data sets that are not there."""
+
+    refuse = "refuse"
+    leave_out = "leave_out"
+
+
 def evaluate(
-    target: Annotated[
-        str | None,
+    targets: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[RUN | CHECKPOINT | RECIPE]",
-            help="What to evaluate; by default the newest run here.",
+            metavar="[MODEL...]",
+            help="Runs, checkpoints, recipes, exported folders, BUILDER:MODEL[:TAG] or @FILE with"
+            " one a line; by default the newest run here.",
+            show_default=False,
         ),
     ] = None,
     suite: Annotated[
@@ -41,7 +59,10 @@ def evaluate(
     datasets: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[,NAME...]", help="Only these data sets, for suites that have several."
+            metavar="NAME[,NAME...]",
+            help="Of a table: data sets below --data, `all`, a collection (elevater, vtab,"
+            " imagenet_robustness, retrieval) or FILE.yaml:LIST. Else only these data sets, for"
+            " suites that have several.",
         ),
     ] = None,
     mode: Annotated[
@@ -70,6 +91,29 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Also write all results to this JSON file.")
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Measure every model on every data set, into .csv, .md, .tex or .json."),
+    ] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="Of a table: a column or a line per value.")
+    ] = Layout.wide,
+    metrics: Annotated[
+        str, typer.Option(metavar="NAME[,NAME...]", help="Of a table: primary, all, or names.")
+    ] = "primary",
+    digits: Annotated[int, typer.Option(min=0, help="Of a table in .md and .tex: decimals.")] = 3,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Of a table: processes that share its cells.")
+    ] = 1,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Of a table: measure again what was measured before.")
+    ] = False,
+    missing: Annotated[
+        Missing, typer.Option(help="Of a table: what to do about data sets that are not there.")
+    ] = Missing.refuse,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Of a table: show its cells, and measure nothing.")
+    ] = False,
     trust: Annotated[
         bool,
         typer.Option(
@@ -79,20 +123,65 @@ def evaluate(
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
 ) -> None:
-    """Evaluate a run, a checkpoint, or the untrained towers of a recipe."""
+    """Evaluate runs, checkpoints, recipes or pretrained models."""
     from vlkd_cli import console
 
     console.announce("Loading torch ...")
+    targets = targets or []
+    of_table = {
+        "--layout": layout is not Layout.wide,
+        "--metrics": metrics != "primary",
+        "--digits": digits != 3,
+        "--jobs": jobs != 1,
+        "--redo": redo,
+        "--missing": missing is not Missing.refuse,
+        "--list": list_,
+    }
+    given = {"mode": mode, "shots": shots, "seeds": seeds}
+    settings = [*(with_ or []), *_as_settings(given)]
+    if table is not None or len(targets) > 1 or any(word.startswith("@") for word in targets):
+        _refuse_idle(
+            "a table",
+            {
+                "--gpus": gpus is not None,
+                "--cpu-workers": cpu_workers not in (None, 1),
+                "--wise-ft": wise_ft is not None,
+                "--output": output is not None,
+            },
+            "Use --jobs for several processes, and --table FILE.json for all results.",
+        )
+        _refuse_idle_layout(table, layout, digits)
+        from vlkd_cli.engine.launching.start_table import TableRequest, start_table
+
+        request = TableRequest(
+            targets=targets,
+            suites=suite.split(",") if suite else [],
+            datasets=datasets.split(",") if datasets else [],
+            suite_settings=settings,
+            overrides=set_ or [],
+            data_root=data,
+            table=table,
+            layout=layout.value,
+            metrics=metrics.split(","),
+            digits=digits,
+            jobs=jobs,
+            redo=redo,
+            missing=missing.value,
+            only_list=list_,
+            device="auto" if cpu_workers is None else "cpu",
+            runs=runs,
+            trust=trust,
+        )
+        if code := start_table(request):
+            raise typer.Exit(code)
+        return
+    _refuse_idle("one model without --table", of_table, "Add --table FILE, or leave it out.")
     from vlkd_cli.engine.launching.start_evaluation import start_evaluation
 
-    given = {"datasets": datasets, "mode": mode, "shots": shots, "seeds": seeds}
     status = start_evaluation(
-        target=target,
+        target=targets[0] if targets else None,
         suites=suite.split(",") if suite else [],
-        suite_settings=[
-            *(with_ or []),
-            *(f"{key}={_listed(value)}" for key, value in given.items() if value is not None),
-        ],
+        suite_settings=[*settings, *_as_settings({"datasets": datasets})],
         overrides=set_ or [],
         data_root=data,
         wise_ft=wise_ft,
@@ -104,6 +193,34 @@ def evaluate(
     )
     if status:
         raise typer.Exit(128 + status)
+
+
+def _as_settings(given: Mapping[str, object]) -> list[str]:
+    """Options that stand for keys of the suites, as `--with` has them."""
+    return [f"{key}={_listed(value)}" for key, value in given.items() if value is not None]
+
+
+def _refuse_idle(what: str, given: dict[str, bool], remedy: str) -> None:
+    from vlkd_cli.errors import UserError
+
+    for option, is_given in given.items():
+        if is_given:
+            raise UserError(f"{option} has no effect with {what}. {remedy}")
+
+
+def _refuse_idle_layout(table: Path | None, layout: Layout, digits: int) -> None:
+    is_rounded = table is None or table.suffix.lower() in (".md", ".tex")
+    _refuse_idle(
+        f"--table {table}",
+        {"--digits": digits != 3 and not is_rounded},
+        "csv and JSON are not rounded. Leave it out.",
+    )
+    has_layout = table is not None and table.suffix.lower() != ".json"
+    _refuse_idle(
+        "JSON or without --table",
+        {"--layout": layout is not Layout.wide and not has_layout},
+        "Write to .csv, .md or .tex, or leave it out.",
+    )
 
 
 def _listed(value: object) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
@@ -21,8 +25,10 @@ from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
+from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
+from vlkd_cli.towers.export import load_added
 from vlkd_cli.towers.tower import Tower
 
 
@@ -37,6 +43,7 @@ class EvalJob:
         checkpoint: weights of what was trained; None evaluates the towers as they are built.
         output: a file for all results as one JSON list.
         data_root: where data sets are looked up by name.
+        exported: folders of exported towers by name, whose heads are read from there.
         wise_ft: shares of the trained image tower in interpolations with its start.
     """
 
@@ -48,6 +55,7 @@ class EvalJob:
     device: str = "auto"
     data_root: str | None = None
     wise_ft: tuple[float, ...] = ()
+    exported: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate(job: EvalJob) -> int:
@@ -71,25 +79,21 @@ def evaluate(job: EvalJob) -> int:
 def _evaluate(job: EvalJob, device: Any) -> None:
     recipe = recipe_from_json(job.recipe)
     folder = Path(job.folder)
-    checkpoint = None if job.checkpoint is None else Checkpoint.load(Path(job.checkpoint))
-    if checkpoint is not None:
-        console.say(f"Evaluating {checkpoint.source}")
-    towers = load_towers(recipe, folder, checkpoint)
-    say_sources(towers.values())
-    for tower in towers.values():
-        tower.to(device)
-    subject = subject_of(recipe, towers, device)
-    subject.cache = cache_folder(recipe.train.cache_dir)
-    subject.output = folder / "results"
-    if checkpoint is not None:
-        subject.model = checkpoint.source
-        subject.output /= f"step_{checkpoint.step:08d}"
-    subject.data_root = None if job.data_root is None else Path(job.data_root)
+    checkpoint = None if job.checkpoint is None else Path(job.checkpoint)
+    data_root = None if job.data_root is None else Path(job.data_root)
+    exported = {name: Path(place) for name, place in job.exported.items()}
+    subject = subject_to_evaluate(
+        recipe, folder, checkpoint, device, exported=exported, data_root=data_root
+    )
+    if subject.model is not None:
+        console.say(f"Evaluating {subject.model}")
+    say_sources(subject.towers.values())
     specs = [EvalSpec.model_validate(spec) for spec in json.loads(job.specs)]
     if job.wise_ft:
         if subject.image is None:
             raise UserError("--wise-ft interpolates an image tower, and this recipe has none.")
-        start = load_towers(recipe, folder, checkpoint, trained=False)[subject.image.name]
+        loaded = None if checkpoint is None else Checkpoint.load(checkpoint)
+        start = load_towers(recipe, folder, loaded, trained=False)[subject.image.name]
         subject.image_start = start.to(device)
         from vlkd_cli.evaluation.probes.wise_ft import wise_ft
 
@@ -100,6 +104,39 @@ def _evaluate(job: EvalJob, device: Any) -> None:
         results = run_suites(subject, specs, folder=subject.output)
     if runtime.is_main():
         _report(job, results, subject.output)
+
+
+def subject_to_evaluate(
+    recipe: Recipe,
+    folder: Path,
+    checkpoint: Path | None,
+    device: torch.device,
+    *,
+    exported: Mapping[str, Path] = MappingProxyType({}),
+    data_root: Path | None = None,
+) -> Subject:
+    """The towers of a recipe on a device, and where their features and results go.
+
+    Args:
+        folder: whose `results/` takes the results, those of a checkpoint below `step_N/`.
+        checkpoint: weights of what was trained; None: as they are built.
+        exported: folders of exported towers by name, whose poolers and heads are read from there.
+        data_root: where data sets are looked up by name.
+    """
+    loaded = None if checkpoint is None else Checkpoint.load(checkpoint)
+    towers = load_towers(recipe, folder, loaded)
+    for name, place in exported.items():
+        load_added(towers[name], place)
+    for tower in towers.values():
+        tower.to(device)
+    subject = subject_of(recipe, towers, device)
+    subject.cache = cache_folder(recipe.train.cache_dir)
+    subject.output = folder / "results"
+    if loaded is not None:
+        subject.model = loaded.source
+        subject.output /= f"step_{loaded.step:08d}"
+    subject.data_root = data_root
+    return subject
 
 
 def load_towers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,6 +64,11 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
     """Per-class tables, confusion pairs and the like; not in the summary table."""
     version: str = vlkd_cli.__version__
+    key: str = ""
+    """What was measured, by content: see `cell_key`."""
+    seconds: float | None = field(default=None, compare=False)
+    """How long the suite ran."""
+    device: str = field(default="", compare=False)
     items: Arrays | None = field(default=None, repr=False, compare=False)
     """The answer to each row, written next to the JSON as `KEY.items.npz`."""
     shown: Shown | None = field(default=None, repr=False, compare=False)
@@ -77,14 +83,43 @@ class Result:
         return plain
 
     @property
-    def key(self) -> str:
-        """`NAME-DATASET-SPLIT-PROTOCOL-DIGEST`, what its files are called. The digest changes with
-        the weights, the data, the precision and every setting, so that a file is replaced by the
-        same measurement only."""
-        what = _plain([self.suite, self.towers, self.precision, self.hashes, self.settings])
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    def file_stem(self) -> str:
+        """`NAME-DATASET-SPLIT-PROTOCOL-KEY`, what its files are called. The key changes with the
+        weights, the data, the precision and every setting, so that a file is replaced by the same
+        measurement only."""
         parts = (self.name, self.dataset, self.split, self.protocol)
-        return "-".join([*(_file_part(part) for part in parts if part), digest[:8]])
+        return "-".join([*(_file_part(part) for part in parts if part), self.key])
+
+
+def cell_key(
+    *,
+    suite: str,
+    version: int,
+    keys: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    weights: Mapping[str, str],
+    precision: str,
+) -> str:
+    """12 hex digits that name a measurement by all that can change its numbers, known before it
+    runs. Names, paths, batch size, device and versions are not among it.
+
+    Args:
+        suite, version: which suite, and the version of its numbers.
+        keys: its keys with their defaults, without those that say where data is.
+        hashes: digests of rows, classes and texts as encoded.
+        weights: digest of each tower that is used, by modality.
+    """
+    what = {
+        "format": 1,
+        "suite": suite,
+        "version": version,
+        "keys": keys,
+        "hashes": hashes,
+        "weights": weights,
+        "precision": precision,
+    }
+    text = json.dumps(_plain(what), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:

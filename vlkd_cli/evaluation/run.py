@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,19 +40,25 @@ def run_suites(
         RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told
             before the first suite runs.
     """
-    shared = replace(subject, tables=OpenTables())
+    shared = replace(subject, tables=OpenTables(datasets=subject.tables.datasets))
     chosen = [with_tower(shared, spec.tower) for spec in specs]
     suites = [build_suite(spec, own) for spec, own in zip(specs, chosen, strict=True)]
     results: list[Result] = []
     for spec, suite, own in zip(specs, suites, chosen, strict=True):
-        # Rank 0's results: what a library computes may differ in the last bit from machine to
-        # machine.
-        for found in broadcast_object(suite.run(own)):
-            result = _told_apart(replace(found, name=spec.title, suite=spec.suite), results)
-            results.append(result)
+        for result in run_suite(suite, spec, own):
+            results.append(_told_apart(result, results))
             if folder is not None and is_main():
-                write_result(result, folder)
+                write_result(results[-1], folder)
     return results
+
+
+def run_suite(suite: Suite, spec: EvalSpec, subject: Subject) -> list[Result]:
+    """What one suite measures, the same on every rank."""
+    begin = time.perf_counter()
+    # Rank 0's results: what a library computes may differ in the last bit from machine to machine.
+    found = broadcast_object(suite.run(subject))
+    seconds = time.perf_counter() - begin
+    return [replace(result, name=spec.title, suite=spec.suite, seconds=seconds) for result in found]
 
 
 def with_tower(subject: Subject, name: str | None) -> Subject:
@@ -89,13 +96,14 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Write a result as `KEY.json` (`Result.key`), with what belongs to its items in `.items.npz`
-    and `.map.npz` files of that name; an earlier file is replaced at once or not at all.
+    """Write a result as `STEM.json` (`Result.file_stem`), with what belongs to its items in
+    `.items.npz` and `.map.npz` files of that name; an earlier file is replaced at once or not at
+    all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    path = folder / f"{result.key}.json"
+    path = folder / f"{result.file_stem}.json"
     arrays = {
         "items": result.items,
         "map": None if result.shown is None else result.shown.to_arrays(),
@@ -104,7 +112,7 @@ def write_result(result: Result, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, content in arrays.items():
             if content is not None:
-                with _replaced(folder / f"{result.key}.{kind}.npz") as file:
+                with _replaced(folder / f"{result.file_stem}.{kind}.npz") as file:
                     # As Any: numpy 2 has a parameter beside the arrays, numpy 1 has none.
                     named: dict[str, Any] = dict(content)
                     np.savez_compressed(file, **named)

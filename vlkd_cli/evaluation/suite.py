@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from vlkd_cli.evaluation.results import DataIdentity, Result
+from vlkd_cli.evaluation.results import DataIdentity, Result, cell_key
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import ModalityName
 
@@ -40,6 +40,8 @@ class Suite:
     """Keys that say where data is; results name them as `data`, and digests of the data itself."""
     report_keys: ClassVar[frozenset[str]] = frozenset({"items"})
     """Keys that change what is written, and no number."""
+    version: ClassVar[int] = 1
+    """Raised when the suite gives other numbers for the same keys and data."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that its numbers depend on, beside NumPy and PyTorch."""
 
@@ -69,6 +71,25 @@ class Suite:
         """Names of what `run` returns, so that `train.best` can be checked; None: not known before
         it ran."""
         return None
+
+    def identity(self, opened: Any) -> DataIdentity | None:
+        """What results say about the data that `open` gave; None: not known before it ran."""
+        known = getattr(opened, "identity", None)
+        found: DataIdentity | None = known() if callable(known) else None
+        return found
+
+    def cell_key(self, subject: Subject, hashes: Mapping[str, str]) -> str:
+        """The key of its results on data with these hashes."""
+        return cell_key(
+            suite=type(self).__module__.rpartition(".")[2],
+            version=self.version,
+            keys=self._own_keys(),
+            hashes=hashes,
+            weights={
+                modality: subject.tower_facts(modality)["weights"] for modality in sorted(self.uses)
+            },
+            precision=subject.precision,
+        )
 
     def run(self, subject: Subject) -> list[Result]:
         """Evaluate; the same list on every rank.
@@ -101,11 +122,6 @@ class Suite:
             settings: what else could change a number, or what a key that was left out came to.
         """
         name = type(self).__module__.rpartition(".")[2]
-        own_keys = {
-            key: value
-            for key, value in self.keys.items()
-            if key not in self.data_keys | self.report_keys
-        }
         return Result(
             name=name,
             suite=name,
@@ -123,12 +139,22 @@ class Suite:
             precision=subject.precision,
             hashes=data.hashes,
             data={key: self.keys[key] for key in sorted(self.data_keys & self.keys.keys())},
-            settings={**own_keys, **(settings or {})},
+            settings={**self._own_keys(), **(settings or {})},
             libraries=library_versions("numpy", "torch", *self.libraries),
             details=details or {},
+            key=self.cell_key(subject, data.hashes),
+            device=str(subject.device),
             items=items,
             shown=shown,
         )
+
+    def _own_keys(self) -> dict[str, Any]:
+        """The keys that can change a number."""
+        return {
+            key: value
+            for key, value in self.keys.items()
+            if key not in self.data_keys | self.report_keys
+        }
 
 
 def library_versions(*libraries: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class OpenTables:
     """What `Tower.digest` gave, by `id`: towers do not change while their tables are open."""
     weights: dict[int, str] = field(default_factory=dict)
     """Digests of towers with their heads, by `id`."""
+    datasets: dict[str, Any] = field(default_factory=dict)
+    """Data sets that are open, by the keys that open them; models share them too."""
 
 
 @dataclass

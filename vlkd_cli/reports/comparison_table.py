@@ -148,7 +148,7 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], comparison:
 
 def _latex(columns: Sequence[str], rows: Sequence[Sequence[str]], comparison: Comparison) -> str:
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(_escaped, cells)) + r" \\"
+        return " & ".join(map(escaped, cells)) + r" \\"
 
     return "\n".join(
         [
@@ -166,6 +166,7 @@ def _latex(columns: Sequence[str], rows: Sequence[Sequence[str]], comparison: Co
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as LaTeX shows it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)

@@ -21,6 +21,8 @@ from vlkd_cli.reports.state import RunState, read_state
 Series = list[tuple[int, float]]
 BEFORE_EXTENSION = "before_extension"
 """Folders of this name and a number hold results from before a run was extended."""
+FAILED = ".failed.json"
+"""How files end that say why a cell of a table could not be measured."""
 LOWER_IS_BETTER = {"rank", "loss", "mae", "mse", "error", "perplexity", "uniformity", "gap"}
 # What may differ between two runs of one group: it changes no number that is trained.
 IGNORED_SECTIONS = {"evals", "reports"}
@@ -278,7 +280,8 @@ def _read_results(record: RunRecord) -> None:
     folder = record.path / "results"
     found: list[StoredResult] = []
     for path in sorted(folder.rglob("*.json")):
-        if path.relative_to(folder).parts[0].startswith(BEFORE_EXTENSION):
+        is_old = path.relative_to(folder).parts[0].startswith(BEFORE_EXTENSION)
+        if is_old or path.name.endswith(FAILED):
             continue
         step = re.fullmatch(r"step_(\d+)", path.parent.name)
         try:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from vlkd_cli import console
+from vlkd_cli.claims import STALE_SECONDS, process_exists
 
 FILE = "state.json"
 SECONDS_BETWEEN_WRITES = 30.0
-STALE_SECONDS = 300.0
-"""A run on another host counts as killed when its file is older than this."""
 
 StateName = Literal["running", "finished", "stopped", "failed", "killed"]
 STATES = ("running", "finished", "stopped", "failed")
@@ -124,23 +123,12 @@ def _read(folder: Path) -> RunState | None:
 
 def _is_alive(state: RunState) -> bool:
     if state.host == socket.gethostname():
-        return _process_exists(state.pid)
+        return process_exists(state.pid)
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(state.updated)
     except (TypeError, ValueError):
         return False
     return age.total_seconds() < STALE_SECONDS
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError, TypeError):
-        return False
-    except PermissionError:
-        # It belongs to another user.
-        return True
-    return pid > 0
 
 
 def _now() -> str:

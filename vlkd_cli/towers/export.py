@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.huggingface.dual import LogitStart
 from vlkd_cli.builders.weights import write_weights
+from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.towers.tower import Tower
 
@@ -115,6 +118,35 @@ def export_pair(
     how = hows[0]._replace(note="", recipe=recipe)
     files = sorted(path.name for path in folder.iterdir())
     return ExportedTower(DUAL, how, files, sum(_count(tower, merged=False) for tower in towers))
+
+
+def load_added(tower: Tower, folder: Path) -> None:
+    """Give a tower that was built from an exported backbone its pooler, heads and mask token.
+
+    Raises:
+        WeightsError: the file is damaged or of another tower.
+    """
+    path = folder / ADDED
+    if not path.is_file():
+        return
+    try:
+        added = load_file(path)
+        for part in ("pooler", "head", "heads"):
+            module, start = getattr(tower, part), f"{part}."
+            own = {
+                name.removeprefix(start): tensor
+                for name, tensor in added.items()
+                if name.startswith(start)
+            }
+            if own:
+                module.load_state_dict(own)
+        if "mask_token" in added and tower.encoder.mask_token is not None:
+            tower.encoder.mask_token.data.copy_(added["mask_token"])
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} does not fit tower '{tower.name}': {str(error).splitlines()[0]}. Export it"
+            " again."
+        ) from error
 
 
 def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:

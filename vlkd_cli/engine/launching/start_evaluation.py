@@ -46,7 +46,7 @@ def start_evaluation(
         0, or the number of the signal that stopped it.
     """
     quieten_libraries()
-    recipe, folder, checkpoint = find_target(target, overrides, runs, trust)
+    recipe, folder, checkpoint, exported = _found(target, overrides, runs, trust)
     if not folder.recipe.is_file():
         folder.create()
     if data_root is not None and not data_root.is_dir():
@@ -60,12 +60,27 @@ def start_evaluation(
         specs=json.dumps([spec.model_dump(mode="json") for spec in specs]),
         folder=str(folder.path),
         checkpoint=None if checkpoint is None else str(checkpoint),
+        exported=exported,
         output=None if output is None else str(output),
         device=placement.device,
         data_root=None if data_root is None else str(data_root),
         wise_ft=_shares(wise_ft),
     )
     return run_workers(evaluate, job, placement, folder.logs)
+
+
+def _found(
+    target: str | None, overrides: Sequence[str], runs: Path, trust: bool
+) -> tuple[Recipe, RunFolder, Path | None, dict[str, str]]:
+    """`find_target`, and what only a table's targets may be as well: models of a builder, and
+    exported folders with their towers."""
+    if target is None:
+        return *find_target(None, overrides, runs, trust), {}
+    from vlkd_cli.engine.launching.targets import target_of
+
+    found = target_of(target, overrides, runs, trust)
+    exported = {name: str(path) for name, path in found.exported.items()}
+    return found.recipe, found.folder, found.checkpoint, exported
 
 
 def find_target(

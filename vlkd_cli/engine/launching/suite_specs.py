@@ -29,6 +29,8 @@ def suite_specs(
     suites: Sequence[str],
     settings: Sequence[str],
     data_root: Path | None = None,
+    *,
+    has_data: bool = False,
 ) -> list[EvalSpec]:
     """The suites asked for, each with the keys that the recipe gives it and with `--with` settings
     on top, checked.
@@ -36,6 +38,9 @@ def suite_specs(
     A suite that the recipe lists several times is run as often. A setting goes to the suites that
     take its key; one that none takes is an error. A suite without data takes what lies below
     `data_root`, else the data of another entry of the recipe (`recipe.evaluation_data`).
+
+    Args:
+        has_data: data is chosen elsewhere, suite by suite.
 
     Raises:
         RecipeError: unknown suites or keys, wrong values; all at once. Also a suite without data,
@@ -53,7 +58,7 @@ def suite_specs(
             if spec.suite == name
         ]
         entries += listed or [{"suite": name}]
-    if data_root is None:
+    if data_root is None and not has_data:
         for entry in entries:
             if entry.get("data") is None and reads_data_sets(entry["suite"]):
                 entry |= copy.deepcopy(default_data(recipe, entry["suite"]))
@@ -68,7 +73,8 @@ def suite_specs(
             found.append(EvalSpec.model_validate(values))
     if lines:
         raise RecipeError("\n".join(dict.fromkeys(lines)))
-    _check_data(found, data_root)
+    if not has_data:
+        _check_data(found, data_root)
     return found
 
 

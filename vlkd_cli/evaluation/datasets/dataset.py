@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,14 @@ def open_dataset(subject: Subject, data: DataSource, *, split: str | None = None
         DataError: see the reader; also data that can only be streamed, and no data or several
             where one is looked for.
     """
+    open_ones: dict[str, Dataset] = subject.tables.datasets
+    key = json.dumps([data, split, str(subject.data_root)], sort_keys=True, default=str)
+    if key not in open_ones:
+        open_ones[key] = _open(subject, data, split)
+    return open_ones[key]
+
+
+def _open(subject: Subject, data: DataSource, split: str | None) -> Dataset:
     from vlkd_cli.data.readers.open import open_reader
 
     if data is None:

@@ -68,20 +68,20 @@ class Found(NamedTuple):
 @cache
 def load_templates() -> dict[str, list[str]]:
     """The template sets that vlkd brings along, by data set."""
-    return dict(_packaged("templates.json"))
+    return dict(packaged("templates.json"))
 
 
 @cache
 def load_classes() -> dict[str, list[str]]:
     """Class names of common data sets in their label order."""
-    return dict(_packaged("classes.json"))
+    return dict(packaged("classes.json"))
 
 
 def known_as(dataset: str) -> str:
     """A data set's name in vlkd's own lists: lower case, with underscores, whatever copy it is
     of."""
     plain = dataset.lower().replace("-", "_").replace(" ", "_").replace("/", "_")
-    return str(_packaged("aliases.json").get(plain, plain))
+    return str(packaged("aliases.json").get(plain, plain))
 
 
 def known_sets() -> dict[str, KnownSet]:
@@ -90,7 +90,7 @@ def known_sets() -> dict[str, KnownSet]:
     for official in official_sets().values():
         name = known_as(official.name)
         found[name] = _elevater(name, official)
-    for name, facts in _packaged("datasets.json").items():
+    for name, facts in packaged("datasets.json").items():
         torchvision = TORCHVISION[name][0] if name in TORCHVISION else None
         found[name] = KnownSet(
             name,
@@ -147,7 +147,8 @@ def _elevater(name: str, facts: SetFacts) -> KnownSet:
 
 
 @cache
-def _packaged(file: str) -> dict[str, Any]:
+def packaged(file: str) -> dict[str, Any]:
+    """A JSON file of names that comes with vlkd."""
     text = (
         importlib.resources.files("vlkd_cli.evaluation.datasets")
         .joinpath("names", file)

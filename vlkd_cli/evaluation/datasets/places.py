@@ -54,7 +54,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
             }
         for name in (dataset, known):
             if (root / name).is_dir():
-                return {"reader": "classification", "path": str(root / name), **given}
+                part = _part_of(root / name)
+                return {"reader": "classification", "path": str(root / name), **part, **given}
         raise DataError(
             f"data set '{dataset}' is not under '{root}'. `vlkd list-datasets --data {root}` shows"
             " what is, and what is known."
@@ -85,11 +86,9 @@ def found_alone(root: Path | None) -> dict[str, object]:
             f"--data {root} holds {len(found)} data sets: {shown}. Choose one with --with"
             " data=NAME."
         )
+    if part := _part_of(root):
+        return {"reader": "classification", "path": str(root), **part}
     folders = sorted(path for path in root.iterdir() if path.is_dir() and is_data(path.name))
-    for split, folder_names in SPLIT_FOLDERS.items():
-        inside = next((path for path in folders if path.name in folder_names), None)
-        if inside is not None and _holds_classes(inside):
-            return {"reader": "classification", "path": str(root), "split": split}
     if _holds_classes(root):
         return {"reader": "classification", "path": str(root)}
     there = ", ".join(path.name for path in folders[:20]) or "none"
@@ -98,6 +97,16 @@ def found_alone(root: Path | None) -> dict[str, object]:
         f" Folders there: {there}. Choose one with --with data=NAME, or say how to read it with"
         " --with 'data={reader: ...}'."
     )
+
+
+def _part_of(folder: Path) -> dict[str, str]:
+    """`{split: ...}` of the part that is measured, where a folder of images has parts."""
+    inside = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    for split, names in SPLIT_FOLDERS.items():
+        found = next((inside[name] for name in names if name in inside), None)
+        if found is not None and _holds_classes(found):
+            return {"split": split}
+    return {}
 
 
 def _holds_classes(folder: Path) -> bool:

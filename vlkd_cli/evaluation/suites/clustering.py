@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, labels_of, named_classes, open_dataset
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, normalise
 from vlkd_cli.features.subject import Subject
@@ -66,6 +66,9 @@ class Clustering(Suite):
     def measures(self, opened: tuple[Dataset, list[str], Tensor]) -> Measures:
         return Measures([opened[0].name], ["ami", "nmi", "ari", "accuracy"])
 
+    def identity(self, opened: tuple[Dataset, list[str], Tensor]) -> DataIdentity:
+        return opened[0].identity(opened[1])
+
     def run(self, subject: Subject) -> list[Result]:
         dataset, classes, labels = self.open(subject)
         clusters = self.clusters or len(classes)
@@ -87,7 +90,7 @@ class Clustering(Suite):
         return [
             self.result(
                 subject,
-                dataset.identity(classes),
+                self.identity((dataset, classes, labels)),
                 protocol=f"kmeans_{clusters}",
                 metrics=cluster_scores(labels, found.labels),
                 primary_metric="ami",

@@ -15,7 +15,7 @@ from vlkd_cli.evaluation.metrics.ranks import (
     pair_ranks,
     rank_scores,
 )
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
@@ -75,6 +75,9 @@ class Retrieval(Suite):
         names = [f"{way}_{kind}" for way in ways for kind in kinds]
         return Measures([opened[0].name], [*names, "mean_recall"])
 
+    def identity(self, opened: tuple[Dataset, list[list[str]]]) -> DataIdentity:
+        return opened[0].identity()
+
     def run(self, subject: Subject) -> list[Result]:
         dataset, own_captions = self.open(subject)
         reader = dataset.reader
@@ -108,7 +111,7 @@ class Retrieval(Suite):
         return [
             self.result(
                 subject,
-                dataset.identity(),
+                self.identity((dataset, own_captions)),
                 protocol=(
                     "all_captions"
                     if self.captions_per_image is None

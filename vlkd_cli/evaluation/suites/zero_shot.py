@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.metrics.classification import (
     recall_per_class,
     top_k_accuracy,
 )
-from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.shown import classification_items, classification_shown
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import (
@@ -93,6 +93,12 @@ class ZeroShot(Suite):
         accuracies = [f"top{k}" for k in self._cut_offs(len(names))]
         return Measures([dataset.name], [*accuracies, "mean_per_class", "mean_average_precision"])
 
+    def identity(self, opened: tuple[Dataset, list[str], list[list[str]]]) -> DataIdentity:
+        dataset, names, texts = opened
+        known = dataset.identity(names)
+        prompts = class_hash([text for own in texts for text in own])
+        return known._replace(hashes={**known.hashes, "prompts": prompts})
+
     def run(self, subject: Subject) -> list[Result]:
         dataset, names, texts = self.open(subject)
         images = normalise(embed_images(subject, dataset.reader))
@@ -111,8 +117,6 @@ class ZeroShot(Suite):
         else:
             labels = labels_of(dataset.reader, names)
             metrics, chance, details = self._single_label(cosine, labels, names)
-        identity = dataset.identity(names)
-        prompts = class_hash([text for own in texts for text in own])
         items, shown = None, None
         if self.items and labels is not None:
             items = classification_items(cosine, labels)
@@ -121,7 +125,7 @@ class ZeroShot(Suite):
         return [
             self.result(
                 subject,
-                identity._replace(hashes={**identity.hashes, "prompts": prompts}),
+                self.identity((dataset, names, texts)),
                 protocol=f"prompts_{self.ensemble}",
                 metrics=metrics,
                 primary_metric="top1" if "top1" in metrics else next(iter(metrics)),

@@ -1,0 +1,72 @@
+"""Which data sets the words of `--datasets` mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlkd_cli.errors import UserError
+from vlkd_cli.evaluation.datasets.collections import Entry, absent, collections, entries_of
+
+
+def test_the_collections_are_those_of_their_sources() -> None:
+    sizes = {name: len(sets) for name, sets in collections().items()}
+    assert sizes == {"elevater": 20, "vtab": 19, "imagenet_robustness": 5, "retrieval": 3}
+    assert all(len(set(sets)) == len(sets) for sets in collections().values())
+
+
+def test_words_are_names_collections_and_lists_each_set_once(tmp_path: Path) -> None:
+    (tmp_path / "lists.yaml").write_text(
+        "mine:\n- pets\n- {reader: shapes, name: drawn}\n- {dataset: dtd, split: val, name: d}\n"
+    )
+    found = entries_of(["retrieval", f"{tmp_path}/lists.yaml:mine", "flickr8k"], None)
+    assert [(entry.name, entry.is_listed) for entry in found] == [
+        ("coco2014_karpathy5k", False),
+        ("flickr8k", True),
+        ("flickr30k", False),
+        ("pets", True),
+        ("drawn", True),
+        ("d", True),
+    ]
+    assert found[4].keys == {"reader": "shapes", "name": "drawn"}
+
+
+def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
+    folder = tmp_path / "wds_vtab-caltech101"
+    folder.mkdir()
+    (folder / "classnames.txt").write_text("a\n")
+    found = entries_of(["vtab"], tmp_path)
+    assert (found[0].name, found[0].keys) == ("caltech101", {"dataset": "vtab-caltech101"})
+    assert found[0] not in absent(found, tmp_path) and len(absent(found, tmp_path)) == 18
+
+
+@pytest.mark.parametrize(
+    ("word", "content", "said"),
+    [
+        ("FILE:x", "mine: [pets]", r"has no list 'x'. It has: mine."),
+        ("FILE:mien", "mine: [pets]", r"Did you mean 'mine'"),
+        ("FILE:mine", "mine: [{split: val}]", r"entry 1 is neither the name of a data set nor"),
+        ("FILE:mine", "mine: [3]", r"entry 1 is neither"),
+        ("FILE:mine", "[1", r"cannot be read"),
+        ("FILE:mine", "- pets", r"It has: none."),
+        (
+            "FILE:mine",
+            "mine: [pets, {reader: shapes, name: pets}]",
+            r"two different data sets are called 'pets'",
+        ),
+        ("all", "", r"--datasets all: needs --data"),
+    ],
+)
+def test_lists_that_mean_nothing_end_in_one_line(
+    tmp_path: Path, word: str, content: str, said: str
+) -> None:
+    path = tmp_path / "lists.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        entries_of([word.replace("FILE", str(path))], None)
+
+
+def test_a_reader_is_never_absent(tmp_path: Path) -> None:
+    entries = [Entry("a", {"reader": "csv", "path": "x"}), Entry("b", {"dataset": "b"})]
+    assert absent(entries, tmp_path) == [entries[1]]

@@ -1,0 +1,133 @@
+"""The table is a pure function of result files; what is not comparable is never averaged."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlkd_cli.reports.table import Cell, Table, find_result, make_table
+from vlkd_cli.reports.table_files import write_table
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "many_runs.json").read_text())
+
+
+def cell(folder: Path, target: str, dataset: str, number: int, **result: Any) -> Cell:
+    """A cell with its result file; without values it has none."""
+    key = f"{number:012x}"
+    if result:
+        content = {"primary_metric": next(iter(result["metrics"])), "hashes": {}, **result}
+        (folder / f"s-{dataset}-test-p-{key}.json").write_text(json.dumps(content))
+    return Cell(0, target, number % 7, dataset, 0, "s", key, str(folder), f"{folder}/{key}.f.json")
+
+
+def golden_cells(folder: Path) -> list[Cell]:
+    (case,) = GOLDEN["aggregation"]
+    cells = []
+    for row, target in enumerate(case["targets"]):
+        for column, name in enumerate(case["columns"]):
+            dataset, metric = name.split("/")
+            value, chance = case["values"][row][column], case["chance"][column]
+            found = {"metrics": {metric: value}, "chance": {metric: chance}}
+            number = 7 * row + column
+            cells.append(cell(folder, target, dataset, number, **(found if value else {})))
+    return cells
+
+
+def test_averages_are_those_of_the_specification(tmp_path: Path) -> None:
+    (case,) = GOLDEN["aggregation"]
+    table = make_table(golden_cells(tmp_path))
+    assert table.names == ["s.a.top1", "s.b.top1", "s.c.mean_recall", "s.d.median_rank"]
+    assert table.values == case["values"]
+    assert table.averages.common_columns == case["common_columns"]
+    for name in ("mean", "normalized_mean", "mean_rank"):
+        assert getattr(table.averages, name) == pytest.approx(case[name], rel=1e-9)
+    assert any("use 3 of 4 columns" in note for note in table.notes)
+
+
+def two_rows(folder: Path, **other: Any) -> Table:
+    base = {"metrics": {"top1": 0.5}, "hashes": {"rows": "aaaa1111bbbb"}, "precision": "fp32"}
+    return make_table(
+        [cell(folder, "m0", "a", 0, **base), cell(folder, "m1", "a", 7, **{**base, **other})]
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ({"hashes": {"rows": "cccc2222dddd"}}, "rows or classes"),
+        ({"hashes": {"rows": "aaaa1111bbbb", "classes": "x"}}, "rows or classes"),
+        ({"precision": "bf16"}, "precision"),
+        ({"protocol": "other"}, "protocol"),
+        ({"settings": {"k": [3]}}, "settings"),
+        ({"split": "val"}, "split"),
+    ],
+)
+def test_what_was_measured_otherwise_is_a_column_of_its_own(
+    tmp_path: Path, other: dict[str, Any], word: str
+) -> None:
+    table = two_rows(tmp_path, **other)
+    assert len(table.columns) == 2 and table.averages.common_columns == []
+    assert table.averages.mean == [None, None] and table.averages.mean_rank == [None, None]
+    rows = other.get("hashes", {"rows": "aaaa1111bbbb"})["rows"][:8]
+    assert table.names == ["s.a.top1", f"s.a.top1#{rows}"]
+    assert f"s.a.top1#{rows} is not comparable with s.a.top1: other {word}" in table.notes
+
+
+def test_equal_measurements_share_a_column(tmp_path: Path) -> None:
+    assert two_rows(tmp_path).averages.mean == [0.5, 0.5]
+
+
+def test_metrics_are_the_primary_one_all_or_those_named(tmp_path: Path) -> None:
+    own = cell(tmp_path, "m0", "a", 0, metrics={"top1": 0.5, "top5": 0.75})
+    assert make_table([own]).names == ["s.a.top1"]
+    assert make_table([own], ["headline"]).names == ["s.a.top1"]
+    assert make_table([own], ["all"]).names == ["s.a.top1", "s.a.top5"]
+    assert make_table([own], ["top5"]).names == ["s.a.top5"]
+
+
+def test_a_damaged_result_counts_as_missing(tmp_path: Path) -> None:
+    own = cell(tmp_path, "m0", "a", 0, metrics={"top1": 0.5})
+    (file,) = tmp_path.glob("*.json")
+    file.write_text('{"metrics": {"to')
+    assert find_result(own) is None
+    assert make_table([own]).rows[0]["status"] == "missing"
+
+
+def test_csv_is_exact_and_begins_with_chance(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", make_table(golden_cells(tmp_path)))
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][0] == "target" and rows[0][-3:] == ["mean", "normalized_mean", "mean_rank"]
+    assert rows[1] == ["chance", "0.1", "0.25", "0.01", "20.0", "", "", ""]
+    assert rows[4][:5] == ["m2", "0.85", "", "0.2", "4.0"]
+    assert float(rows[2][-2]) == pytest.approx(0.5909090909090909, rel=1e-12)
+
+
+def test_markdown_is_rounded_and_names_failures(tmp_path: Path) -> None:
+    cells = golden_cells(tmp_path)
+    failed = next(each for each in cells if find_result(each) is None)
+    Path(failed.failure).write_text('{"error": "broken", "seconds": 1.0}')
+    write_table(tmp_path / "t.md", make_table(cells), digits=2)
+    text = (tmp_path / "t.md").read_text()
+    assert "| m2 | 0.85 | failed | 0.20 | 4.00 | 0.53 | 0.51 | 2.67 |" in text
+    assert "| chance | 0.10 | 0.25 | 0.01 | 20.00 | - | - | - |" in text
+
+
+def test_latex_is_booktabs_with_the_best_in_bold_and_names_escaped(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.tex", make_table(golden_cells(tmp_path)))
+    text = (tmp_path / "t.tex").read_text()
+    assert r"s.c.mean\_recall" in text and r"\toprule" in text and text.startswith("% vlkd ")
+    assert r"m0 & \textbf{0.900} & 0.500 & \textbf{0.300} & 3.000 & \textbf{0.600}" in text
+    assert r"m1 & 0.800 & \textbf{0.700} & \textbf{0.300} & \textbf{2.000}" in text
+    assert "% rows of s.a.top1: unknown" in text
+
+
+def test_json_holds_every_cell_and_the_summaries(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.json", make_table(golden_cells(tmp_path)))
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert len(found["cells"]) == 12 and found["common_columns"][0] == "s.a.top1"
+    assert found["summaries"]["m0"]["mean"] == pytest.approx(0.6)

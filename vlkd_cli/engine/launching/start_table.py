@@ -1,0 +1,266 @@
+"""From the words of `vlkd eval A B C --table FILE` to the table: everything is checked before the
+first cell."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkd_cli import console
+from vlkd_cli.engine.launching.launch import quieten_libraries
+from vlkd_cli.engine.launching.suite_specs import suite_specs
+from vlkd_cli.engine.launching.targets import Target, targets_of
+from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.evaluation.datasets.collections import Entry, absent, entries_of
+from vlkd_cli.recipe.evaluation_data import reads_data_sets
+from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.reports.comparison_table import check_table
+from vlkd_cli.reports.table import Cell, Table, find_result, make_table
+from vlkd_cli.reports.table_files import Layout, shown_rows, write_table
+
+FAILED_CELLS = 1
+"""Exit code where the table has cells that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """What `vlkd eval` was asked for; `commands/evaluate.py` explains each option."""
+
+    targets: Sequence[str]
+    suites: Sequence[str]
+    datasets: Sequence[str]
+    suite_settings: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    data_root: Path | None = None
+    table: Path | None = None
+    layout: Layout = "wide"
+    metrics: Sequence[str] = ("primary",)
+    digits: int = 3
+    jobs: int = 1
+    redo: bool = False
+    missing: Literal["refuse", "leave_out"] = "refuse"
+    only_list: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    runs: Path = Path("runs")
+    trust: bool = False
+
+
+def start_table(request: TableRequest) -> int:
+    """Compute what the table lacks and write it.
+
+    Returns:
+        0, 1 where cells failed, or 128 and the number of the signal that stopped it.
+    """
+    quieten_libraries()
+    if request.table is not None:
+        check_table(request.table)
+    targets, entries, specs = _checked(request)
+    if request.jobs > 1 and not request.only_list:
+        cells, status = _in_processes(request)
+    else:
+        cells, status = compute_cells(request, targets, entries, specs)
+    if request.only_list:
+        _print_list(cells)
+        return 0
+    table = make_table(cells, request.metrics)
+    _report(request, cells, table)
+    return status or (FAILED_CELLS if table.failures else 0)
+
+
+def _checked(request: TableRequest) -> tuple[list[Target], list[Entry], list[EvalSpec]]:
+    """What is meant, once all of it is certain to exist."""
+    if not request.suites:
+        raise UserError("a table needs --suite NAME[,NAME...]: every model is measured alike.")
+    for name in request.suites:
+        try:
+            signature_of("suite", name)
+        except RecipeError as error:
+            raise UserError(f"--suite: {error}") from error
+        if not reads_data_sets(name):
+            raise UserError(
+                f"--suite {name}: has data of its own and no column per data set. Run it for each"
+                f" model: `vlkd eval MODEL --suite {name}`."
+            )
+    if request.data_root is not None and not request.data_root.is_dir():
+        raise UserError(f"--data {request.data_root}: no such folder.")
+    if not request.datasets:
+        raise UserError(
+            "a table needs --datasets NAME[,NAME...]: data sets below --data, `all`, a collection,"
+            " or FILE.yaml:LIST."
+        )
+    entries = entries_of(request.datasets, request.data_root)
+    gone = absent(entries, request.data_root)
+    if gone and (request.missing == "refuse" or len(gone) == len(entries)):
+        where = f"below {request.data_root}" if request.data_root else "found; give --data ROOT"
+        names = ", ".join(entry.name for entry in gone)
+        raise UserError(
+            f"--datasets: not {where}: {names}. Leave them out, or add --missing leave_out for a"
+            " table without them."
+        )
+    entries = [entry for entry in entries if entry not in gone]
+    if gone:
+        console.warn(f"Left out, not there: {', '.join(entry.name for entry in gone)}.")
+    targets = targets_of(request.targets, request.overrides, request.runs, request.trust)
+    # No keys of the recipes' own evaluations: every model is measured alike.
+    bare = targets[0].recipe.model_copy(update={"evals": []})
+    specs = suite_specs(
+        bare, request.suites, request.suite_settings, request.data_root, has_data=True
+    )
+    return targets, entries, specs
+
+
+def compute_cells(
+    request: TableRequest,
+    targets: Sequence[Target],
+    entries: Sequence[Entry],
+    specs: Sequence[EvalSpec],
+    start: int = 0,
+) -> tuple[list[Cell], int]:
+    """Plan, and compute what is missing, in this process; the cells, and the exit code of a signal
+    that stopped it."""
+    import torch
+
+    from vlkd_cli.distributed import runtime
+    from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
+    from vlkd_cli.engine.tables.compute import compute
+    from vlkd_cli.engine.tables.plan import Model, make_plan
+
+    device = runtime.pick_device(request.device)
+    shared: dict[str, object] = {}
+    models = [
+        Model(number, target, request.data_root, shared) for number, target in enumerate(targets)
+    ]
+    with Interruption().watched() as interruption:
+        plan = None
+        try:
+            with interruption.dropping(), torch.no_grad():
+                plan = make_plan(models, entries, specs)
+                if not request.only_list:
+                    _say_plan(plan.cells, request.redo)
+                    compute(
+                        plan,
+                        models,
+                        entries,
+                        specs,
+                        device=device,
+                        redo=request.redo,
+                        start=start,
+                    )
+        except Interrupted:
+            console.say("Stopped. Finished cells are kept; the same command goes on from there.")
+            return ([] if plan is None else plan.cells), 128 + (interruption.signal_number or 2)
+    return plan.cells, 0
+
+
+def _in_processes(request: TableRequest) -> tuple[list[Cell], int]:
+    """N processes that share the cells; the first one's plan is the table's."""
+    context = multiprocessing.get_context("spawn")
+    threads = str(max(1, (os.cpu_count() or 1) // request.jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    with tempfile.TemporaryDirectory(prefix="vlkd-table-") as folder:
+        plan = Path(folder) / "cells.json"
+        processes = [
+            context.Process(target=_job, args=(request, number, plan))
+            for number in range(request.jobs)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        broken = [process.exitcode for process in processes if process.exitcode]
+        if not plan.is_file():
+            raise UserError("the processes of --jobs ended before the first cell; see above.")
+        cells = [Cell(*values) for values in json.loads(plan.read_text(encoding="utf-8"))]
+    return cells, max((code for code in broken if code and code > 128), default=0)
+
+
+def _job(request: TableRequest, number: int, plan: Path) -> None:
+    quieten_libraries()
+    devices = _devices()
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    try:
+        cells, status = compute_cells(request, *_checked(request), start=number)
+    except UserError as error:
+        console.error(str(error))
+        raise SystemExit(2) from error
+    if number == 0:
+        plan.write_text(json.dumps(cells), encoding="utf-8")
+    raise SystemExit(status)
+
+
+def _devices() -> list[str]:
+    """The visible GPUs by the names that CUDA_VISIBLE_DEVICES has for them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _say_plan(cells: Sequence[Cell], redo: bool) -> None:
+    done = 0 if redo else sum(find_result(cell) is not None for cell in cells)
+    models = len({cell.model for cell in cells})
+    sets = len({cell.entry for cell in cells})
+    console.say(
+        f"{_count(len(cells), 'cell')}: {done} done before, {len(cells) - done} to compute"
+        f" ({_count(models, 'model')}, {_count(sets, 'data set')})"
+    )
+
+
+def _print_list(cells: Sequence[Cell]) -> None:
+    rows = [
+        [
+            cell.target,
+            cell.dataset,
+            cell.suite,
+            cell.key or "-",
+            "done"
+            if find_result(cell)
+            else ("failed" if Path(cell.failure).is_file() else "missing"),
+        ]
+        for cell in cells
+    ]
+    console.print_table("Cells", ["target", "data", "suite", "key", "state"], rows)
+
+
+def _report(request: TableRequest, cells: Sequence[Cell], table: Table) -> None:
+    head, rows = shown_rows(table, request.digits)
+    console.print_table("Results", head, rows)
+    for note in table.notes:
+        console.say(f"Note: {note}.")
+    unknown = [
+        name
+        for name in request.metrics
+        if name not in ("primary", "headline", "all")
+        and all(row["metric"] != name for row in table.rows)
+    ]
+    if unknown:
+        console.warn(f"--metrics {','.join(unknown)}: no result has it, so it has no column.")
+    ending = ""
+    if request.table is not None:
+        write_table(request.table, table, layout=request.layout, digits=request.digits)
+        ending = f"Table: {request.table}. "
+    failed = sum(row["status"] == "failed" for row in table.rows)
+    missing = sum(row["status"] == "missing" for row in table.rows)
+    if failed:
+        ending += (
+            f"{failed} of {_count(len(cells), 'cell')} failed ({'; '.join(table.failures)}); the"
+            " same command tries them again. "
+        )
+    if missing:
+        ending += f"{_count(missing, 'cell')} not measured yet: other processes, or a stop. "
+    if ending:
+        console.say(ending.strip())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,138 @@
+"""What a table measures: runs, checkpoints, recipes, exported folders, models of a builder, and
+files that list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_cli import catalog
+from vlkd_cli.engine.launching.run_folder import RunFolder, latest_run
+from vlkd_cli.engine.launching.start_evaluation import find_target
+from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.schema import Recipe
+
+PAGE = "vlkd_tower.yaml"
+
+
+class Target(NamedTuple):
+    """A model of a table."""
+
+    label: str
+    recipe: Recipe
+    folder: RunFolder
+    checkpoint: Path | None = None
+    exported: dict[str, Path] = {}
+    """Folders of exported towers, whose heads are next to them."""
+
+
+def targets_of(
+    words: Sequence[str], overrides: Sequence[str], runs: Path, trust: bool
+) -> list[Target]:
+    """The models that are meant, each once; without words the newest run.
+
+    Raises:
+        UserError: a word is none of what a target may be.
+    """
+    labels = list(dict.fromkeys(_expanded(words))) or [str(latest_run(runs).path)]
+    return [target_of(label, overrides, runs, trust) for label in labels]
+
+
+def _expanded(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+            continue
+        path = Path(word[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise UserError(f"{word}: the list cannot be read: {reason}.") from error
+        listed = [line.partition("#")[0].strip() for line in lines]
+        if not any(listed):
+            raise UserError(f"{word}: the list names no target. Write one on each line.")
+        yield from filter(None, listed)
+
+
+def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> Target:
+    """What one word means.
+
+    Raises:
+        UserError: nothing.
+    """
+    path = Path(label)
+    pages = sorted(path.glob(f"*/{PAGE}")) if path.is_dir() else []
+    if path.is_dir() and (path / PAGE).is_file():
+        pages = [path / PAGE]
+    if pages and not (path / "recipe.yaml").is_file():
+        recipe = _parsed({page.parent.name: _exported(page) for page in pages}, label, overrides)
+        return Target(
+            label,
+            recipe,
+            RunFolder(runs / f"eval-{_file_name(label)}"),
+            exported={page.parent.name: page.parent for page in pages},
+        )
+    builder, _, model = label.partition(":")
+    if model and builder in catalog.names("builder"):
+        towers = _of_builder(builder, model)
+        return Target(
+            label,
+            _parsed(towers, label, overrides),
+            RunFolder(runs / f"eval-{_file_name(label)}"),
+        )
+    return Target(label, *find_target(label, overrides, runs, trust))
+
+
+def _of_builder(builder: str, model: str) -> dict[str, Any]:
+    """A model with the pretrained weights of the tag behind it, where there is one: a tower for
+    each modality of the builder."""
+    name, _, tag = model.rpartition(":") if _has_tag(model) else (model, "", "")
+    section: dict[str, Any] = {"builder": builder, "model": name, "train": "none"}
+    if tag:
+        section["pretrained"] = tag
+    modalities = attributes_of("builder", builder).get("modalities") or ("image", "text")
+    return {str(modality): section for modality in sorted(modalities)}
+
+
+def _has_tag(model: str) -> bool:
+    """`hf-hub:owner/name` is a name with a colon, not a name with a tag."""
+    return ":" in model.removeprefix("hf-hub:").removeprefix("local-dir:")
+
+
+def _exported(page: Path) -> dict[str, Any]:
+    """The section of an exported tower; its files are looked for where the page is now."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(page.read_text(encoding="utf-8"))
+        section = {key: _moved(value, page.parent) for key, value in content["recipe"].items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{page}: not the page of an exported tower. Export it again.") from error
+    heads = {key: content[key] for key in ("head", "heads") if key in content}
+    return {**section, **heads, "modality": content["modality"]}
+
+
+def _moved(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    if path.name == folder.name and not path.exists():
+        return str(folder)
+    if path.parent.name == folder.name and (folder / path.name).exists():
+        return str(folder / path.name)
+    return value
+
+
+def _parsed(towers: dict[str, Any], label: str, overrides: Sequence[str]) -> Recipe:
+    import yaml
+
+    return parse_recipe(yaml.safe_dump({"towers": towers}), label, overrides)
+
+
+def _file_name(label: str) -> str:
+    """A label as the name of a folder."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in label)

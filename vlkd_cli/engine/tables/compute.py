@@ -1,0 +1,144 @@
+"""Compute what a table lacks, next to other processes that do the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vlkd_cli import console
+from vlkd_cli.claims import claimed
+from vlkd_cli.engine.tables.plan import Model, Plan, data_of
+from vlkd_cli.errors import UserError, ran_out_of_memory
+from vlkd_cli.evaluation.datasets.collections import Entry
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.run import build_suite, run_suite, with_tower, write_result
+from vlkd_cli.features.subject import OpenTables, Subject
+from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.reports.table import Cell, find_result
+
+
+def compute(
+    plan: Plan,
+    models: Sequence[Model],
+    entries: Sequence[Entry],
+    specs: Sequence[EvalSpec],
+    *,
+    device: torch.device,
+    redo: bool = False,
+    start: int = 0,
+) -> None:
+    """Measure every cell that has no result yet, unit by unit: one model on one data set, whose
+    suites share one pass over images and texts. Units that another process works on are left to
+    it, what fails is written down and the next unit follows.
+
+    Args:
+        redo: measure what was measured before as well.
+        start: number of the model to begin with.
+    """
+    order = [*models[start % len(models) :], *models[: start % len(models)]]
+    units = [
+        (model, position, entry)
+        for model in order
+        for position, entry in enumerate(entries)
+        if _missing(plan.of(model.number, position), redo=redo)
+    ]
+    for number, (model, position, entry) in enumerate(units, start=1):
+        cells = plan.of(model.number, position)
+        with claimed(_claim(cells)) as is_mine:
+            # Another process may have measured them since.
+            missing = _missing(cells, redo=redo)
+            if is_mine and missing:
+                place = f"[{number}/{len(units)}] {model.target.label} {entry.name}"
+                console.say(f"{place}: {_measure(model, entry, missing, specs, device)}")
+        if number == len(units) or units[number][0] is not model:
+            model.drop()
+
+
+def _missing(cells: Sequence[Cell], *, redo: bool) -> list[Cell]:
+    return [cell for cell in cells if redo or find_result(cell) is None]
+
+
+def _claim(cells: Sequence[Cell]) -> Path:
+    """The claim of a unit: equal for all processes that would write the same files."""
+    names = sorted(cell.key or Path(cell.failure).name for cell in cells)
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:12]
+    return Path(cells[0].folder) / f"{digest}.lock"
+
+
+def _measure(
+    model: Model,
+    entry: Entry,
+    cells: Sequence[Cell],
+    specs: Sequence[EvalSpec],
+    device: torch.device,
+) -> str:
+    """Measure the cells of a unit; what came out, in short."""
+    said: list[str] = []
+    tables: OpenTables | None = None
+    for cell in cells:
+        begin = time.perf_counter()
+        try:
+            subject = model.subject()
+            for tower in subject.towers.values():
+                tower.to(device)
+            before = subject.tables
+            # Features of one data set at a time; digests and open data stay.
+            tables = tables or OpenTables(
+                digests=before.digests, weights=before.weights, datasets=before.datasets
+            )
+            own = replace(subject, device=device, tables=tables)
+            result = _run(own, data_of(specs[cell.spec], entry))
+            write_result(result, Path(cell.folder))
+        # Whatever it is, the other cells must not wait for it; KeyboardInterrupt passes.
+        except Exception as error:
+            _note_failure(cell, error, time.perf_counter() - begin)
+            line = " ".join(str(error).split()) or type(error).__name__
+            said.append(f"{cell.suite} failed: {console.without_secrets(line)}")
+            continue
+        Path(cell.failure).unlink(missing_ok=True)
+        said.append(_short(result))
+    return ", ".join(said)
+
+
+def _run(subject: Subject, spec: EvalSpec) -> Result:
+    chosen = with_tower(subject, spec.tower)
+    try:
+        found = run_suite(build_suite(spec, chosen), spec, chosen)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error) or chosen.batch_size < 2:
+            raise
+        if chosen.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = replace(chosen, batch_size=chosen.batch_size // 2)
+        found = run_suite(build_suite(spec, smaller), spec, smaller)
+    if len(found) != 1:
+        raise UserError(
+            f"suite '{spec.suite}' gives {len(found)} results for one data set, and a cell holds"
+            " one. Run it without --table."
+        )
+    return found[0]
+
+
+def _short(result: Result) -> str:
+    name = result.primary_metric
+    chance = f" (chance {result.chance[name]:.3f})" if name in result.chance else ""
+    return f"{result.name} {name} {result.metrics[name]:.3f}{chance}"
+
+
+def _note_failure(cell: Cell, error: Exception, seconds: float) -> None:
+    path = Path(cell.failure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "error": console.without_secrets(" ".join(str(error).split()) or type(error).__name__),
+        "type": type(error).__name__,
+        "traceback": console.without_secrets("".join(traceback.format_exception(error))),
+        "seconds": seconds,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

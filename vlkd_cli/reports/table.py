@@ -1,0 +1,273 @@
+"""The table of many models on many data sets, made from result files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_cli.numerics.statistics import Averages, average_columns
+from vlkd_cli.reports.records import Metric
+
+PRIMARY = ("primary", "headline")
+"""Words of `--metrics` for the one metric that a suite is summarized by."""
+
+
+LONG_FORM = tuple(
+    "target run checkpoint step weights suite dataset split protocol metric value chance low high"
+    " num_items rows classes key seconds status error file".split()
+)
+"""The fields of the long form."""
+
+
+class Cell(NamedTuple):
+    """One suite of one model on one data set, and where its outcome is written."""
+
+    model: int
+    target: str
+    entry: int
+    dataset: str
+    spec: int
+    suite: str
+    key: str
+    """Of its result; empty where model or data could not be opened."""
+    folder: str
+    failure: str
+    """The file that says why it failed."""
+
+
+class Column(NamedTuple):
+    """What is comparable: one metric, measured in one way on the same rows, classes and texts."""
+
+    suite: str
+    dataset: str
+    metric: str
+    split: str
+    protocol: str
+    hashes: str
+    precision: str
+    settings: str
+
+
+@dataclass
+class Table:
+    """Values by target and column; None: not measured."""
+
+    targets: list[str]
+    columns: list[Column]
+    names: list[str]
+    """Of the columns, each once."""
+    values: list[list[float | None]]
+    failed: list[list[bool]]
+    chance: list[float | None]
+    averages: Averages
+    rows: list[dict[str, Any]]
+    """The long form: a line per target, column and metric."""
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def find_result(cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell, where there is one that can be read."""
+    if not cell.key:
+        return None
+    for path in sorted(Path(cell.folder).glob(f"*-{cell.key}.json")):
+        content = _read(path)
+        if content is not None and isinstance(content.get("metrics"), dict):
+            return {**content, "file": str(path)}
+    return None
+
+
+def make_table(cells: Sequence[Cell], metrics: Sequence[str] = ("primary",)) -> Table:
+    """The table of these cells.
+
+    Args:
+        metrics: `primary`, `all`, or names of metrics.
+    """
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    found = [(cell, find_result(cell)) for cell in cells]
+    columns: dict[Column, None] = {}
+    values: dict[tuple[str, Column], tuple[float | None, float | None]] = {}
+    rows: list[dict[str, Any]] = []
+    for cell, result in found:
+        if result is None:
+            rows.append(_failed_row(cell))
+            continue
+        for metric in _chosen(result, metrics):
+            column = _column(cell, result, metric)
+            columns.setdefault(column)
+            values[cell.target, column] = (
+                _number(result["metrics"][metric]),
+                _number((result.get("chance") or {}).get(metric)),
+            )
+            rows.append(_row(cell, result, metric))
+    ordered = _ordered(columns, cells, found, metrics)
+    chance = [_chance(column, targets, values) for column in ordered]
+    matrix = [
+        [values.get((target, column), (None, None))[0] for column in ordered] for target in targets
+    ]
+    failing = {(cell.target, cell.suite, cell.dataset) for cell, result in found if result is None}
+    names, notes = _names(ordered)
+    lower = [Metric("", "", column.metric).lower_is_better for column in ordered]
+    averages = average_columns(matrix, chance, lower) if targets else Averages([], [], [], [])
+    if len(averages.common_columns) < len(ordered):
+        notes.append(
+            f"mean, normalized_mean and mean_rank use {len(averages.common_columns)} of"
+            f" {len(ordered)} columns, those in which every target has a value"
+        )
+    return Table(
+        targets,
+        ordered,
+        names,
+        matrix,
+        [[(t, c.suite, c.dataset) in failing for c in ordered] for t in targets],
+        chance,
+        averages,
+        rows,
+        notes,
+        _failures(cell for cell, result in found if result is None),
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _chosen(result: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    own = list(result["metrics"])
+    if "all" in metrics:
+        return own
+    wanted = [str(result["primary_metric"])] if set(metrics) & set(PRIMARY) else []
+    return list(dict.fromkeys([*wanted, *(name for name in metrics if name in own)]))
+
+
+def _column(cell: Cell, result: Mapping[str, Any], metric: str) -> Column:
+    return Column(
+        cell.suite,
+        cell.dataset,
+        metric,
+        str(result.get("split", "")),
+        str(result.get("protocol", "")),
+        json.dumps(result.get("hashes") or {}, sort_keys=True),
+        str(result.get("precision", "")),
+        json.dumps(result.get("settings") or {}, sort_keys=True),
+    )
+
+
+def _ordered(
+    columns: Mapping[Column, None],
+    cells: Sequence[Cell],
+    found: Sequence[tuple[Cell, Mapping[str, Any] | None]],
+    metrics: Sequence[str],
+) -> list[Column]:
+    """By data set, then suite, as they were asked for; suites that only failed have a column
+    too."""
+    places = {(cell.suite, cell.dataset): (cell.entry, cell.spec) for cell in cells}
+    have = {(column.suite, column.dataset) for column in columns}
+    empty = [
+        Column(cell.suite, cell.dataset, "", "", "", "", "", "")
+        for cell, _ in found
+        if (cell.suite, cell.dataset) not in have
+    ]
+    return sorted(
+        [*columns, *dict.fromkeys(empty)], key=lambda column: places[column.suite, column.dataset]
+    )
+
+
+def _names(columns: Sequence[Column]) -> tuple[list[str], list[str]]:
+    """A name for each column, and what differs where two would have the same: those carry 8 digits
+    of their rows, or a number where the rows agree."""
+    plain = [".".join(filter(None, (c.suite, c.dataset, c.metric))) for c in columns]
+    names: list[str] = []
+    notes: list[str] = []
+    for number, column in enumerate(columns):
+        name, twins = plain[number], [i for i, other in enumerate(plain) if other == plain[number]]
+        if len(twins) > 1 and number != twins[0]:
+            differing = [
+                part
+                for part in ("split", "protocol", "hashes", "precision", "settings")
+                if getattr(column, part) != getattr(columns[twins[0]], part)
+            ]
+            rows = str(json.loads(column.hashes or "{}").get("rows", ""))[:8]
+            name = f"{name}#{rows}"
+            while name in names:
+                name += "'"
+            words = ["rows or classes" if part == "hashes" else part for part in differing]
+            notes.append(f"{name} is not comparable with {plain[number]}: other {', '.join(words)}")
+        names.append(name)
+    return names, notes
+
+
+def _chance(
+    column: Column,
+    targets: Sequence[str],
+    values: Mapping[tuple[str, Column], tuple[float | None, float | None]],
+) -> float | None:
+    own = (values.get((target, column), (None, None))[1] for target in targets)
+    return next((value for value in own if value is not None), None)
+
+
+def _row(cell: Cell, result: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    model = result.get("model") or {}
+    weights = [tower.get("weights", "")[:12] for tower in (result.get("towers") or {}).values()]
+    hashes = result.get("hashes") or {}
+    value = _number(result["metrics"][metric])
+    low, high = (result.get("details") or {}).get("intervals", {}).get(metric, (None, None))
+    return {
+        "target": cell.target,
+        "run": model.get("run"),
+        "checkpoint": model.get("checkpoint"),
+        "step": model.get("step"),
+        "weights": "+".join(weights),
+        "suite": cell.suite,
+        "dataset": cell.dataset,
+        "split": result.get("split"),
+        "protocol": result.get("protocol"),
+        "metric": metric,
+        "value": value,
+        "chance": _number((result.get("chance") or {}).get(metric)),
+        "low": low,
+        "high": high,
+        "num_items": result.get("num_items"),
+        "rows": hashes.get("rows"),
+        "classes": hashes.get("classes"),
+        "key": cell.key,
+        "seconds": result.get("seconds"),
+        "status": "done",
+        "error": None,
+        "file": result.get("file"),
+    }
+
+
+def _failed_row(cell: Cell) -> dict[str, Any]:
+    failure = _read(Path(cell.failure))
+    return {
+        **dict.fromkeys(LONG_FORM),
+        "target": cell.target,
+        "suite": cell.suite,
+        "dataset": cell.dataset,
+        "key": cell.key or None,
+        "seconds": (failure or {}).get("seconds"),
+        "status": "missing" if failure is None else "failed",
+        "error": (failure or {}).get("error"),
+        "file": None if failure is None else cell.failure,
+    }
+
+
+def _failures(cells: Any) -> list[str]:
+    """`runs/b: zero_shot dtd, knn dtd` for every target with cells that failed."""
+    by_target: dict[str, list[str]] = {}
+    for cell in cells:
+        if Path(cell.failure).is_file():
+            by_target.setdefault(cell.target, []).append(f"{cell.suite} {cell.dataset}")
+    return [f"{target}: {', '.join(own)}" for target, own in by_target.items()]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
