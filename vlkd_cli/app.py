@@ -40,6 +40,7 @@ TRAIN, USE, COMPARE, LOOK, SUBMIT = (
 
 COMMANDS: dict[str, Command] = {
     "train": Command("train", "train", TRAIN),
+    "sweep": Command("sweep", "sweep", TRAIN),
     "eval": Command("evaluate", "evaluate", TRAIN),
     "export": Command("export", "export", TRAIN),
     "encode": Command("encode", "encode", USE),

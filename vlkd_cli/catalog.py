@@ -330,11 +330,19 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"
         ),
         "wandb": Entry("reports.wandb:WandbSink", "Weights & Biases", "wandb"),
+        "trackio": Entry("reports.trackio:TrackioSink", "Trackio, local or in a Space", "trackio"),
+        "mlflow": Entry("reports.mlflow:MLflowSink", "MLflow tracking", "mlflow"),
     },
 }
 
 
-PACKAGES = {"adapters": ("adapters", "peft"), "tensorboard": ("tensorboard",), "wandb": ("wandb",)}
+PACKAGES = {
+    "adapters": ("adapters", "peft"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
+}
 """The packages that the extras install, by the names they are imported under."""
 
 BASES: dict[str, tuple[str, ...]] = {

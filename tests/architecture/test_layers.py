@@ -61,6 +61,8 @@ INSIDE_FUNCTIONS = {
     "adapters",
     "peft",
     "wandb",
+    "trackio",
+    "mlflow",
     "tensorboard",
     "pandas",
     "simplejpeg",

@@ -48,6 +48,7 @@ THROUGH = {
         "commands.train",
         "engine.dry_run",
     ],
+    "unit/engine/launching/test_start_sweep.py": ["commands.sweep"],
     "unit/engine/tables/test_tables.py": [
         "engine.tables.plan",
         "engine.launching.start_table",

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 import typer
 
 from tests.support.data_sets import READER_DATA
+from tests.support.fake_trackers import fake_trackers
 from tests.support.page_commands import Done
 from tests.support.section_changes import CHANGES, EVALS
 from tests.support.settings import digest, names_read, other_values, parts_of
@@ -165,6 +167,8 @@ def test_every_key_of_a_component_reaches_what_it_is_made_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("wandb.init", Recorder)
+    for module, fake in fake_trackers().items():
+        monkeypatch.setitem(sys.modules, module, fake)
     place = (kind, name, key.name)
     if place in EXCEPTIONS:
         pytest.skip(EXCEPTIONS[place])
@@ -280,7 +284,25 @@ TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
 ENCODE = "encode runs/a words.txt out.npy"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
+SWEEP = "sweep tiny.yaml --list --grid optimizer.lr=[1e-3,2e-3]"
+DRAWN = "sweep tiny.yaml --list --random 2 --draw 'optimizer.lr=log(1e-4,1e-3)'"
 OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "sweep": {
+        "recipe": (SWEEP, SWEEP.replace("tiny.yaml", "nothing.yaml")),
+        "--grid": (SWEEP, f"{SWEEP} --grid train.epochs=[1,2]"),
+        "--seeds": (SWEEP, f"{SWEEP} --seeds 4,5"),
+        "--random": (DRAWN, DRAWN.replace("--random 2", "--random 3")),
+        "--draw": (DRAWN, f"{DRAWN} --draw 'train.ema=uniform(0.5,0.9)'"),
+        "--search-seed": (DRAWN, f"{DRAWN} --search-seed 3"),
+        "--set": (SWEEP, f"{SWEEP} --set train.epochs=x"),
+        "--folder": (SWEEP, f"{SWEEP} --folder here"),
+        "--jobs": (SWEEP, f"{SWEEP} --jobs 2"),
+        "--gpus-per-job": (SWEEP, f"{SWEEP} --gpus-per-job 2"),
+        "--index": (SWEEP, f"{SWEEP} --index 1"),
+        "--list": (f"{SWEEP} --dry-run", SWEEP.replace("--list", "--dry-run")),
+        "--dry-run": (SWEEP, f"{SWEEP} --dry-run"),
+        "--runs": (SWEEP, f"{SWEEP} --runs here"),
+    },
     "train": {
         "recipe": ("train", "train tiny.yaml"),
         "--set": (TRAIN, f"{TRAIN} --set train.seed=5"),

@@ -16,6 +16,7 @@ import yaml
 
 from tests.support.pages import BASE, ROOT, Block, Command
 from vlkd_cli.app import main
+from vlkd_cli.engine.launching.sweep_cells import sweep_cells
 from vlkd_cli.evaluation.datasets.collections import collections
 from vlkd_cli.evaluation.datasets.known_sets import known_sets
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
@@ -192,7 +193,7 @@ def _is_checked(command: Command) -> bool:
     words = _vlkd_words(command)
     return (
         words is not None
-        and words[:1] in (["train"], ["eval"], ["submit-elevater"])
+        and words[:1] in (["train"], ["eval"], ["sweep"], ["submit-elevater"])
         and not _is_run(command)
     )
 
@@ -200,7 +201,7 @@ def _is_checked(command: Command) -> bool:
 def _try_checked(command: Command, folder: Path) -> None:
     """The command runs up to where it would start workers; then what it was given is checked as it
     would be there."""
-    from vlkd_cli.engine.launching import start, start_evaluation, start_table
+    from vlkd_cli.engine.launching import start, start_evaluation, start_sweep, start_table
 
     words = _vlkd_words(command)
     assert words is not None
@@ -214,6 +215,7 @@ def _try_checked(command: Command, folder: Path) -> None:
         patch.setattr(start, "start_training", take)
         patch.setattr(start_evaluation, "start_evaluation", take)
         patch.setattr(start_table, "start_table", take)
+        patch.setattr(start_sweep, "start_sweep", take)
         patch.setattr(
             "vlkd_cli.elevater.submission.submit",
             lambda *words, **keys: take(submitted=True) or Done(),
@@ -221,6 +223,13 @@ def _try_checked(command: Command, folder: Path) -> None:
         patch.setattr("vlkd_cli.elevater.submission.prediction_folder", lambda run: run)
         assert leaves(words) == 0, command
     assert given, command
+    if words[0] == "sweep":
+        assert sweep_cells(
+            given["grids"],
+            given["draws"],
+            num_random=given["num_random"],
+            seeds=given["seeds"] or (0,),
+        )
     if words[0] == "train" and given["recipe"] is not None:
         load_recipe(given["recipe"], given["overrides"])
     if words[0] == "eval" and "targets" in given:

@@ -39,7 +39,7 @@ def test_an_unknown_name_lists_the_known():
     assert (
         str(caught.value)
         == "unknown sink 'tensorbord'. Did you mean 'tensorboard'? Known: csv, html,"
-        " tensorboard, wandb."
+        " tensorboard, wandb, trackio, mlflow."
     )
 
 

@@ -50,6 +50,19 @@ def parse_path(text: str) -> Path:
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest suffix of each dotted key that no other has."""
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            suffix = parts[-length:]
+            if sum(other.split(".")[-length:] == suffix for other in keys) == 1:
+                break
+        short[key] = ".".join(suffix)
+    return short
+
+
 def _place(document: Document, path: Path, value: Document, origin: str) -> str | None:
     """Put the value in its place; what is wrong with the place, if anything."""
     here: Any = document.value

@@ -21,6 +21,7 @@ from vlkd_cli.numerics.statistics import (
     paired_difference,
     summarize,
 )
+from vlkd_cli.recipe.overrides import short_names
 from vlkd_cli.reports.items import answers_of, is_accuracy
 from vlkd_cli.reports.records import Metric, RunRecord, flat_recipe
 
@@ -81,7 +82,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     flat = [flat_recipe(members[0].recipe, of_group=True) for members in together.values()]
     every = dict.fromkeys(key for keys in flat for key in keys)
     varying = [key for key in every if len({keys.get(key) for keys in flat}) > 1]
-    short = _short_names(varying)
+    short = short_names(varying)
     groups = []
     for keys, members in zip(flat, together.values(), strict=True):
         own = {key: keys.get(key, "-") for key in varying}
@@ -298,16 +299,3 @@ def _false_alarms(comparisons: int) -> str:
     every = round(1 / (1 - 0.95**comparisons))
     often = f"one false alarm in {NUMBERS[every]} such tables" if every > 1 else "expect one"
     return f"{comparisons} comparisons at 95 %: {often}"
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest suffix of each dotted key that no other has."""
-    short = {}
-    for key in keys:
-        parts = key.split(".")
-        for length in range(1, len(parts) + 1):
-            suffix = parts[-length:]
-            if sum(other.split(".")[-length:] == suffix for other in keys) == 1:
-                break
-        short[key] = ".".join(suffix)
-    return short
