@@ -161,7 +161,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and leave.", is_eager=True, callback=_version
+            "--version", help="Print the version and exit.", is_eager=True, callback=_version
         ),
     ] = False,
 ) -> None:

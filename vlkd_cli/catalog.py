@@ -57,7 +57,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
     "adapter": {
         "bottleneck": Entry(
             "builders.adapters.methods.bottleneck:Bottleneck",
-            "small networks after or beside the layers",
+            "small networks after or parallel to the layers",
             "adapters",
         ),
         "language": Entry(
@@ -77,16 +77,16 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "prompt_tuning": Entry(
             "builders.adapters.methods.prefix_tuning:PromptTuning",
-            "learned word vectors before the sentence",
+            "learned token embeddings before the sentence",
             "adapters",
         ),
         "lora": Entry(
             "builders.adapters.methods.low_rank:LoRA",
-            "low-rank change of weight matrices",
+            "low-rank updates of weight matrices",
             "adapters",
         ),
         "dora": Entry(
-            "builders.adapters.methods.low_rank:DoRA", "LoRA with learned row lengths", "adapters"
+            "builders.adapters.methods.low_rank:DoRA", "LoRA with learned weight norms", "adapters"
         ),
         "vera": Entry(
             "builders.adapters.methods.low_rank:VeRA",
@@ -95,7 +95,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "ia3": Entry(
             "builders.adapters.methods.low_rank:IA3",
-            "one learned factor for each channel",
+            "one learned scale for each channel",
             "adapters",
         ),
         "mtl_lora": Entry(
@@ -119,7 +119,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
     },
     "prompt": {
         "coop": Entry(
-            "builders.openclip.prompts:CoOp", "learned word vectors shared by all captions"
+            "builders.openclip.prompts:CoOp", "learned token embeddings shared by all captions"
         ),
     },
     "pooler": {
@@ -143,21 +143,21 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "heads.prototypes:PrototypeHead", "the DINO head with its prototype layer"
         ),
         "patches": Entry(
-            "heads.patches:PatchHead", "the picture's patches, as targets; without weights"
+            "heads.patches:PatchHead", "the image's patches, as targets; without weights"
         ),
         "hog": Entry("heads.hog:HOGHead", "histograms of gradients of each position, a target"),
         "decoder": Entry("heads.decoder:DecoderHead", "a transformer over all positions (MAE)"),
-        "regressor": Entry("heads.regressor:RegressorHead", "hidden positions from visible ones"),
+        "regressor": Entry("heads.regressor:RegressorHead", "predict hidden positions from visible ones"),
         "glu": Entry("heads.glu:GLUHead", "a gated layer between two linear ones (SAIL)"),
         "blocks": Entry("heads.blocks:BlocksHead", "transformer layers over the tokens (dino.txt)"),
-        "select": Entry("heads.select:SelectHead", "what it reads, at some positions"),
+        "select": Entry("heads.select:SelectHead", "a subset of positions of its input"),
     },
     "distiller": {
         "infonce": Entry(
             "distillers.infonce:InfoNCE",
             "softmax contrast of matching pairs against the batch (CLIP)",
         ),
-        "siglip": Entry("distillers.siglip:SigLIP", "sigmoid contrast of every pair on its own"),
+        "siglip": Entry("distillers.siglip:SigLIP", "sigmoid contrast of every pair independently"),
         "simreg": Entry("distillers.simreg:SimReg", "regress the teacher's normalised feature"),
         "vicreg": Entry("distillers.vicreg:VICReg", "variance, invariance and covariance"),
         "barlow_twins": Entry(
@@ -169,7 +169,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "seed": Entry(
             "distillers.seed:SEED",
-            "match similarities to the teacher's queue, own teacher included",
+            "match similarities to the teacher's queue, its own teacher feature included",
         ),
         "dino": Entry("distillers.dino:DINO", "self-distillation over prototypes with centring"),
         "protocpc": Entry(
@@ -209,18 +209,18 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.dense_contrast:DenseContrast", "contrast of positions (DenseCL)"
         ),
         "swav": Entry("distillers.swav:SwAV", "swapped balanced assignments to prototypes"),
-        "regress": Entry("distillers.regress:Regress", "regress targets as they are (MAE, SimMIM)"),
+        "regress": Entry("distillers.regress:Regress", "regress fixed targets (MAE, SimMIM)"),
         "codes": Entry("distillers.codes:Codes", "classify positions by a tokenizer's codes (CAE)"),
         "ibot": Entry("distillers.ibot:IBOT", "self-distillation of hidden patches"),
         "koleo": Entry("distillers.koleo:KoLeo", "spread features by their nearest neighbors"),
         "view_order": Entry(
-            "distillers.view_order:ViewOrder", "tell a sample's pictures apart (rotation, location)"
+            "distillers.view_order:ViewOrder", "classify which picture of a sample it is (rotation, location)"
         ),
-        "npid": Entry("distillers.npid:NPID", "tell samples apart by a bank of their features"),
+        "npid": Entry("distillers.npid:NPID", "instance discrimination with a feature bank"),
         "deepcluster": Entry(
             "distillers.deepcluster:DeepCluster", "classify by clusters of an epoch's features"
         ),
-        "odc": Entry("distillers.odc:ODC", "classify by clusters that move with every step"),
+        "odc": Entry("distillers.odc:ODC", "classify by clusters that are updated at every step"),
         "triplet": Entry("distillers.triplet:Triplet", "triplet margin over labels, with miners"),
         "supcon": Entry(
             "distillers.supcon:SupCon", "supervised contrast of every row with its class"
@@ -232,19 +232,19 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.margin_softmax:MarginSoftmax", "ArcFace, CosFace, normalized softmax"
         ),
         "proxy_anchor": Entry(
-            "distillers.proxy_anchor:ProxyAnchor", "a learned row per class attracts and repels"
+            "distillers.proxy_anchor:ProxyAnchor", "a learned proxy per class attracts and repels"
         ),
         "margin_mse": Entry(
             "distillers.margin_mse:MarginMSE", "regress the margin of two passages"
         ),
         "score_regression": Entry(
-            "distillers.score_regression:ScoreRegression", "cosines follow the pairs' scores"
+            "distillers.score_regression:ScoreRegression", "regress or rank cosines by the pairs' scores"
         ),
     },
     "reader": {
         "csv": Entry("data.readers.csv:CSV", "rows of image paths and captions"),
         "folder": Entry("data.readers.folder:Folder", "images with a .txt of the same stem"),
-        "images": Entry("data.readers.images:Images", "images alone, a folder or a list of them"),
+        "images": Entry("data.readers.images:Images", "images only, a folder or a list of them"),
         "webdataset": Entry("data.readers.webdataset:WebDataset", "tar shards, local or remote"),
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
         "classification": Entry(
@@ -264,13 +264,13 @@ CATALOG: dict[str, dict[str, Entry]] = {
     "augment": {
         "standard": Entry(
             "data.images.augment:StandardAugment",
-            "random resized crop; flip, colours, blur on request",
+            "random resized crop; flip, color jitter, blur on request",
         ),
         "simclr": Entry(
-            "data.images.augment:SimCLRAugment", "small crops, flips, strong colours and blur"
+            "data.images.augment:SimCLRAugment", "small crops, flips, strong color jitter and blur"
         ),
         "byol": Entry("data.images.augment:BYOLAugment", "as simclr, with solarization on request"),
-        "quarter_turns": Entry("data.images.augment:QuarterTurnsAugment", "a crop in four turns"),
+        "quarter_turns": Entry("data.images.augment:QuarterTurnsAugment", "a crop in its four rotations"),
         "patch_grid": Entry("data.images.augment:PatchGridAugment", "nine patches of a crop"),
         "none": Entry(
             "data.images.augment:NoAugment",
@@ -278,8 +278,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
     },
     "mask": {
-        "random": Entry("data.masks:RandomMask", "places chosen uniformly, always as many (MAE)"),
-        "block": Entry("data.masks:BlockMask", "rectangles of random aspect (BEiT, iBOT)"),
+        "random": Entry("data.masks:RandomMask", "positions sampled uniformly, a fixed number (MAE)"),
+        "block": Entry("data.masks:BlockMask", "rectangles of random aspect ratio (BEiT, iBOT)"),
     },
     "suite": {
         "zero_shot": Entry("evaluation.suites.zero_shot:ZeroShot", "classify images by prompts"),
@@ -290,7 +290,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "linear_probe": Entry(
             "evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"
         ),
-        "knn": Entry("evaluation.suites.knn:KNN", "nearest neighbours of frozen features"),
+        "knn": Entry("evaluation.suites.knn:KNN", "k-nearest neighbors on frozen features"),
         "clustering": Entry(
             "evaluation.suites.clustering:Clustering", "k-means on frozen features"
         ),
@@ -300,7 +300,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "alignment, uniformity, modality gap, spectrum",
         ),
         "fine_tune": Entry(
-            "evaluation.suites.fine_tune:FineTune", "train the whole image tower on labels"
+            "evaluation.suites.fine_tune:FineTune", "fine-tune the image tower on labels"
         ),
         "elevater": Entry(
             "evaluation.suites.elevater:ElevaterSuite", "the 20 data sets of ELEVATER"
@@ -324,8 +324,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
     },
     "sink": {
-        "csv": Entry("reports.csv:CSVSink", "every logged value; the record"),
-        "html": Entry("reports.html.html:HTMLSink", "a page that shows the run, at its end"),
+        "csv": Entry("reports.csv:CSVSink", "every logged value"),
+        "html": Entry("reports.html.html:HTMLSink", "an HTML page of the run, written at its end"),
         "tensorboard": Entry(
             "reports.tensorboard:TensorBoardSink", "TensorBoard event files", "tensorboard"
         ),

@@ -148,7 +148,7 @@ class EOTPooler(Pooler):
         mask: Bool[Tensor, "B T"],
         eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        assert eot is not None, "the encoder marks no end of text"
+        assert eot is not None, "the encoder has no end-of-text token"
         return _pick(tokens, eot)
 
 

@@ -223,5 +223,5 @@ def test_batch_norms_that_learn_are_refused():
     }
     recipe = Recipe.model_validate(tiny_recipe(towers=towers, train={"chunk": 2}))
     built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
-    with pytest.raises(RecipeError, match="tower 'image' has batch norms that learn"):
+    with pytest.raises(RecipeError, match="tower 'image' has trainable batch norms"):
         build_composition(recipe, built, num_rows=40)

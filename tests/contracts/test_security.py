@@ -206,7 +206,7 @@ def test_secrets_stay_out_of_messages(secret):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(SECRET + "train: {batch_size: '${SECRET}', precision: ${SECRET}}\n", "r")
     assert "hunter2" not in str(caught.value)
-    assert "got the text '${SECRET}'" in str(caught.value)
+    assert "got the string '${SECRET}'" in str(caught.value)
 
 
 def test_secrets_stay_out_of_what_is_printed_and_logged(secret, capsys, tmp_path, monkeypatch):

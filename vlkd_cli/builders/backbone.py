@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         if hidden is None or masks == "none":
             return self.run(inputs, tokens=tokens)
         grid = self.grid(tuple(inputs.shape[-2:]))
-        assert grid is not None, "masks need an image encoder with places"
+        assert grid is not None, "masks need an image encoder with a grid of positions"
         with self._hiding().active(masks, hidden, grid, self.mask_token):
             return self.run(inputs, tokens=tokens)
 
@@ -217,8 +217,8 @@ class Backbone(nn.Module):
             WeightsError: its builder has no such format.
         """
         raise WeightsError(
-            f"{type(self).__name__} has no format of its own to be written in. Take the tower from"
-            " its run (`run: ...`)."
+            f"{type(self).__name__} cannot be exported: it has no format of its own. Take the"
+            " tower from its run (`run: ...`)."
         )
 
 

@@ -47,7 +47,7 @@ def of_tower(name: str) -> Iterator[None]:
             raise
         if ran_out_of_memory(error):
             raise RecipeError(
-                f"tower '{name}' needs more memory than there is. Choose smaller sizes."
+                f"tower '{name}' needs more memory than is available. Choose smaller sizes."
             ) from error
         raise RecipeError(
             f"tower '{name}': {_described(error)}. Correct its keys, or choose another model."

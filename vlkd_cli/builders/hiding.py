@@ -117,7 +117,9 @@ def positions(chosen: Tensor) -> Tensor:
     counts = chosen.sum(1)
     fewest, most = torch.stack([counts.min(), counts.max()]).tolist()
     if fewest != most:
-        raise ValueError(f"rows have between {fewest} and {most} places; one number is needed")
+        raise ValueError(
+            f"rows have between {fewest} and {most} positions; all rows need the same number"
+        )
     # Sorted stably, so that places keep their order.
     return chosen.byte().sort(dim=1, descending=True, stable=True).indices[:, :most]
 

@@ -69,7 +69,7 @@ def _content(context: BuildContext, vocabulary_size: int) -> str:
         return _checked(file.read_bytes(), str(file), context.tower)
     if context.captions is None:
         raise CheckpointError(
-            f"tower '{context.tower}': `tokenizer: trained` has no captions to learn from, and a"
+            f"tower '{context.tower}': `tokenizer: trained` has no captions to train on, and a"
             f" stored one is neither in the checkpoint nor in {file or name}. A new one would give"
             " other token ids: put the file of the run back, or train again."
         )

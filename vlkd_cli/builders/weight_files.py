@@ -153,7 +153,7 @@ def _telling(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         if refused := _refused_objects(path, error):
             raise WeightsError(
-                f"{what}: '{path}' holds {refused} beside its tensors; only tensors and plain"
+                f"{what}: '{path}' holds {refused} next to its tensors; only tensors and plain"
                 " values are read, because other objects can run code. If you trust the file, save"
                 f" its tensors alone, in Python: torch.save(torch.load('{path}',"
                 " weights_only=False)['state_dict'], 'weights.pth')."
@@ -191,7 +191,7 @@ def _unwrapped(state: object, path: Path, what: str) -> dict[str, Tensor]:
     if len(inner) > 1:
         raise WeightsError(
             f"{what}: '{path}' holds the weights of several models"
-            f" ({', '.join(map(repr, inner))}). Save the one that is meant in a file of its own."
+            f" ({', '.join(map(repr, inner))}). Save the right one in its own file."
         )
     return _unwrapped(next(iter(inner.values())), path, what)
 

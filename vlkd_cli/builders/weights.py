@@ -89,7 +89,7 @@ def below_prefix(
     if len(fitting) > 1:
         raise WeightsError(
             f"{what}: '{source}' holds the weights of several models"
-            f" ({', '.join(map(repr, fitting))}). Save the one that is meant in a file of its own."
+            f" ({', '.join(map(repr, fitting))}). Save the right one in its own file."
         )
     if not fitting:
         return state

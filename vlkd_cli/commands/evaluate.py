@@ -73,7 +73,7 @@ def evaluate(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="N[,N...]", help="Seeds of the draws; for suites with shots."),
+        typer.Option(metavar="N[,N...]", help="Seeds of the sampled shots; for suites with shots."),
     ] = None,
     wise_ft: Annotated[
         str | None,
@@ -118,7 +118,7 @@ def evaluate(
         bool,
         typer.Option(
             "--trust",
-            help="Let the run's recipe run code from outside vlkd.",
+            help="Allow the run's recipe to run code from outside vlkd.",
         ),
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),

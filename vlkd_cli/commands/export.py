@@ -17,7 +17,10 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT_FOLDER", help="Gets a folder for each tower.")
+        Path,
+        typer.Argument(
+            metavar="OUTPUT_FOLDER", help="Output folder; each tower gets a sub-folder."
+        ),
     ],
     tower: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this tower. Repeatable.")
@@ -33,7 +36,7 @@ def export(
         bool,
         typer.Option(
             "--trust",
-            help="Let the run's recipe run code from outside vlkd.",
+            help="Allow the run's recipe to run code from outside vlkd.",
         ),
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
@@ -46,7 +49,7 @@ def export(
     targets = target or []
     if len(targets) > 1:
         raise UserError(
-            f"give one run or checkpoint and one folder, not {len(targets) + 1} words:"
+            f"expected one run or checkpoint and one folder, got {len(targets) + 1} words:"
             f" {' '.join(targets)} {output}."
         )
     from vlkd_cli import console

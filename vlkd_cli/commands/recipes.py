@@ -57,7 +57,7 @@ def copy_recipe(
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}. Name another place.") from error
+        raise UserError(f"cannot write {target}: {error.strerror}. Choose another path.") from error
     console.say(f"{target} written. Change it, then: vlkd train {target}")
 
 

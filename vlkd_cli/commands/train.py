@@ -43,11 +43,11 @@ def train(
         bool,
         typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop."),
     ] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines of the job.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (machines).")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node, from 0.")] = 0,
     rendezvous: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Where the machines meet: the first one."),
+        typer.Option(metavar="HOST:PORT", help="Rendezvous endpoint HOST:PORT of node 0."),
     ] = None,
     max_restarts: Annotated[
         int,
@@ -57,14 +57,14 @@ def train(
         bool,
         typer.Option(
             "--trust",
-            help="With --resume RUN: let its recipe run code from outside vlkd.",
+            help="With --resume RUN: allow its recipe to run code from outside vlkd.",
         ),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also print what the libraries say.")
+        bool, typer.Option("--verbose", "-v", help="Also print messages of the libraries.")
     ] = False,
 ) -> None:
     """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""

@@ -72,7 +72,7 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
     tower.train(was_training)
     if learning:
         raise RecipeError(
-            f"train.chunk: tower '{name}' has batch norms that learn ({learning[0]}), and their"
+            f"train.chunk: tower '{name}' has trainable batch norms ({learning[0]}), and their"
             " statistics would be those of a chunk, not of the batch. Use a model and heads"
             " without batch norms, freeze the model (train: head or none), or remove train.chunk."
         )

@@ -75,7 +75,7 @@ class Composition(nn.Module):
             nor gradients; None: the whole batch's.
 
     Raises:
-        RecipeError: with a chunk, a tower has batch norms that learn.
+        RecipeError: with a chunk, a tower has trainable batch norms.
     """
 
     def __init__(

@@ -109,7 +109,9 @@ class BlockMask(Mask):
         aspect: tuple[Positive, Positive] = (0.3, 3.3),
     ) -> None:
         if share is not None and hidden is not None:
-            raise ValueError("'hidden' and 'share' both say how many; remove one")
+            raise ValueError(
+                "'hidden' and 'share' both set how many positions are hidden; remove one"
+            )
         if share is None and probability < 1:
             raise ValueError("'probability' has no effect without 'share'; remove it")
         if share is not None and share[0] > share[1]:

@@ -95,7 +95,7 @@ class Reinforced(ScaledDistiller):
         elif (logit_bias, *teacher_logit_biases, sigmoid_targets) != (-10.0, -10.0, "signed"):
             raise RecipeError(
                 "distiller 'reinforced': logit_bias, teacher_logit_biases and sigmoid_targets have"
-                " no effect with loss: softmax. Remove them, or say loss: sigmoid."
+                " no effect with loss: softmax. Remove them, or set loss: sigmoid."
             )
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
@@ -104,14 +104,14 @@ class Reinforced(ScaledDistiller):
         if len(theirs) % len(ours):
             raise RecipeError(
                 f"distiller 'reinforced' takes {len(ours)} outputs of each teacher, as many as of"
-                f" the student; it was given {len(theirs)}. Write student: [image, text] and"
+                f" the student, but got {len(theirs)}. Write student: [image, text] and"
                 " teacher: [image_1, text_1, image_2, text_2, ...]."
             )
         if self.teacher_widths is not None and len(theirs) != len(ours):
             raise RecipeError(
-                f"teacher_widths of distiller 'reinforced' cuts all teachers out of {len(ours)}"
-                f" addresses, but it was given {len(theirs)}. Remove teacher_widths: teachers with"
-                " addresses of their own need no cutting."
+                f"teacher_widths of distiller 'reinforced' splits {len(ours)} addresses into"
+                f" all teachers, but got {len(theirs)}. Remove teacher_widths: teachers with"
+                " their own addresses need no splitting."
             )
         num_teachers = len(self.teacher_widths) if self.teacher_widths else len(theirs) // len(ours)
         for key, given in (

@@ -32,8 +32,8 @@ class ViewOrder(Distiller):
         for width in student:
             if width != len(student):
                 raise RecipeError(
-                    f"distiller 'view_order' tells {len(student)} pictures apart, and its student"
-                    f" gives {width} values. Set the head's width to {len(student)}."
+                    f"distiller 'view_order' classifies {len(student)} pictures, but its student"
+                    f" has {width} outputs. Set the head's width to {len(student)}."
                 )
 
     def forward(self, student: Sequence[Float[Tensor, "B V"]]) -> Float[Tensor, ""]:

@@ -78,7 +78,7 @@ def check_file(
             if isinstance(event, Field):
                 if counts:
                     problems.add(
-                        f"key '{event.key}' stands after the predictions. Evaluate this data set"
+                        f"key '{event.key}' appears after the predictions. Evaluate this data set"
                         " again."
                     )
                 fields[event.key] = event.value
@@ -97,7 +97,7 @@ def check_file(
     except DataError as error:
         return None, [str(error)]
     if not counts:
-        problems.add("there are no predictions. Evaluate this data set again.")
+        problems.add("it has no predictions. Evaluate this data set again.")
         return None, problems.all()
     _check_whole(fields, counts, sets, problems)
     facts = sets.get(fields["dataset_name"])
@@ -106,7 +106,7 @@ def check_file(
         _check_order(facts, provenance, trust_order, problems)
         if provenance and any(count != len(provenance.get("labels", ())) for count in counts):
             problems.add(
-                "its rows and the labels kept below provenance/ differ in number. Evaluate this"
+                "its rows and the labels stored in provenance/ differ in number. Evaluate this"
                 " data set again."
             )
         if not problems.lines and provenance:
@@ -216,7 +216,7 @@ def _check_whole(
     name, seeds, shots = fields["dataset_name"], fields["rnd_seeds"], fields["n_shot"]
     if name not in sets:
         problems.add(
-            f"'{name}' is none of the {len(sets)} data sets.{did_you_mean(name, sets)} Leave it"
+            f"'{name}' is not one of the {len(sets)} data sets.{did_you_mean(name, sets)} Leave it"
             " out, or pass --registry."
         )
     if len(counts) != len(seeds):
@@ -245,7 +245,8 @@ def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _P
         return False
     if not set(map(type, values)) <= {int, float}:
         problems.add(
-            f"row {row} holds something that is no number.", "rows with values that are no numbers"
+            f"row {row} holds a value that is not a number.",
+            "rows with values that are not numbers",
         )
         return False
     lowest, highest, total = min(values, default=0), max(values, default=0), sum(values)
@@ -276,7 +277,7 @@ def _check_order(
         return
     if not provenance:
         problems.add(
-            "nothing vouches for the order of its rows and classes. Evaluate with vlkd, or pass"
+            "the order of its rows and classes cannot be verified. Evaluate with vlkd, or pass"
             " --trust-order."
         )
     for doubt in provenance.get("doubts", ()):

@@ -269,7 +269,7 @@ def _choose(
         best, epoch = outputs, number
     if not bool(torch.isfinite(best).all()):
         raise UserError(
-            "the final training ended in numbers that are not finite. Set a smaller `lr`, or let it"
+            "the final training diverged to non-finite values. Set a smaller `lr`, or let it"
             " be searched with `tune: true`."
         )
     chosen: Outcome = broadcast_object(Outcome(best, epoch, curve))

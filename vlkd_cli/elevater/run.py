@@ -127,7 +127,7 @@ class SetRun:
         if needed and subject.text is None:
             instead = "" if self.plan.mode == "zero_shot" else " Set `start: random` to do without."
             raise RecipeError(
-                "suite 'elevater' needs a text tower for the classes' prompts, and there is"
+                "suite 'elevater' needs a text tower for the classes' prompts, but the recipe has"
                 f" none.{instead}"
             )
         return needed
@@ -138,7 +138,7 @@ class SetRun:
         if expected is not None and expected != len(self.test):
             console.warn(
                 f"'{self.facts.name}' has {len(self.test)} test images here and {expected}"
-                " officially: its score cannot be compared, and a submission refuses it."
+                " officially: its score cannot be compared, and a submission would reject it."
             )
 
     def evaluate(self, seed: int) -> Scored:

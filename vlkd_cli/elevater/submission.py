@@ -44,7 +44,7 @@ def submit(
         folder: with one file per data set and seed, and `provenance/`.
         output: the zip; by default `all_predictions.zip` in the folder.
         partial: data sets may be missing, and few-shot seeds too.
-        trust_order: take files whose row and class order nothing vouches for, such as the toolkit's
+        trust_order: take files whose row and class order cannot be verified for, such as the toolkit's
             own.
         sets: what a complete submission holds; by default ELEVATER's 20.
 
@@ -68,7 +68,7 @@ def submit(
     problems += check_together(checked, sets, partial=partial)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        raise SubmissionError([f"submission refused, {count}:", *problems])
+        raise SubmissionError([f"submission rejected, {count}:", *problems])
     groups: dict[str, list[CheckedFile]] = {}
     for file in checked:
         groups.setdefault(file.dataset, []).append(file)
@@ -147,7 +147,7 @@ def _write(output: Path, groups: Mapping[str, list[CheckedFile]]) -> None:
         os.replace(partial, output)
     except OSError as error:
         raise UserError(
-            f"{output}: cannot be written: {error.strerror}. Choose another place with --output."
+            f"{output}: cannot be written: {error.strerror}. Choose another path with --output."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

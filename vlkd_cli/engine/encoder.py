@@ -101,7 +101,7 @@ class Encoder:
             UserError: an item is of another kind, or cannot be read, or no tower fits.
         """
         if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it is at least 1.")
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
         listed = [items] if _is_single(items) else list(items)
         name = self._chosen(tower, listed)
         chosen = self._subject.towers[name]

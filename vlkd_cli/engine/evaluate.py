@@ -69,8 +69,7 @@ def evaluate(job: EvalJob) -> int:
         except Interrupted:
             if runtime.is_main():
                 console.say(
-                    "Stopped. Features that were computed are kept; the same command goes on from"
-                    " there."
+                    "Stopped. Computed features are cached; run the same command to resume."
                 )
             return interruption.signal_number or signal.SIGINT
     return 0

@@ -148,13 +148,13 @@ def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, towe
 
 def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> str | None:
     if not tower.cacheable:
-        return "its backbone or pooler learns"
+        return "its backbone or pooler is trained"
     if not isinstance(reader, Reader):
-        return "its data is a stream, which has no rows to store"
+        return "its data is a stream, which has no rows to cache"
     read = addresses(recipe, name)
     needed = tower.graph.closure({address.output for address in read}) & {INPUT, TOKENS}
     if needed:
-        return f"'{min(needed)}' is read of it, and only features are cached"
+        return f"'{min(needed)}' is read from it, and only features are cached"
     if not FACTS[tower.modality].has_views:
         return None
     views = {address.input for address in read}
@@ -170,5 +170,5 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
         if pictures_of(recipe.data, view) > 1:
             return f"view '{view}' has several pictures"
         if view_spec(recipe.data, view).size_px is not None:
-            return f"view '{view}' has a size of its own"
+            return f"view '{view}' has its own size"
     return None

@@ -69,7 +69,7 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
     trainable = list(_trainable(composition, recipe))
     if not trainable:
         raise RecipeError(
-            "nothing learns: every tower is frozen and no distiller has parameters. Give a tower"
+            "nothing to train: every tower is frozen and no distiller has parameters. Give a tower"
             " `train: head` or `all`."
         )
     _refuse_idle_groups(spec, trainable, run)

@@ -306,10 +306,10 @@ class Trainer:
         surplus = self.nonfinite_in_a_row - most
         if surplus >= 0:
             raise UserError(
-                f"loss or gradient was not finite for {most} steps in a row, the last at step"
+                f"loss or gradient was not finite for {most} consecutive steps, the last at step"
                 f" {step - surplus}. Lower optimizer.lr, set"
                 " train.clip_grad_norm, or use train.precision: bf16 or fp32; the last good"
-                " checkpoint is kept."
+                " checkpoint is still there."
             )
 
     def _values(self, output: StepOutput, norm: Tensor, meter: _Meter) -> dict[str, float]:

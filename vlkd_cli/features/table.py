@@ -81,7 +81,7 @@ def sample_table(
     """
     if not isinstance(reader, Reader):
         raise DataError(
-            "this data can only be read as a stream; evaluation needs every sample at its place."
+            "this data can only be read as a stream; evaluation needs random access to the samples."
             " Use local shards or files."
         )
     tower = needed(subject, modality)
@@ -166,7 +166,7 @@ def needed(subject: Subject, modality: ModalityName) -> Tower:
     tower = subject.tower(modality)
     if tower is None:
         raise UserError(
-            f"this evaluation needs a tower for {FACTS[modality].plural}, and there is none."
+            f"this evaluation needs a tower for {FACTS[modality].plural}, but the recipe has none."
         )
     return tower
 

@@ -42,12 +42,12 @@ _REFUSED: dict[str, dict[str, str]] = {
     "mtl_lora": {"mpnet": _NEVER_MPNET},
     "prompt_tuning": {
         "clip_text_model": (
-            "this encoder takes tokens only, no vectors; for openclip's own text towers say prompt:"
+            "this encoder takes tokens only, no vectors; for openclip's own text towers use prompt:"
             " {tokens: 4}"
         ),
     },
 }
-_MODERNBERT = "the libraries change ModernBERT's output before an adapter learns anything"
+_MODERNBERT = "the libraries change ModernBERT's output before an adapter has any effect"
 
 _FUSED = {
     "bloom": "query_key_value",
@@ -99,7 +99,7 @@ def refusal(name: str, model_type: str, *, form: str | None = None) -> str | Non
     model_type = _SAME_ENCODER.get(model_type, model_type)
     if model_type == "modernbert":
         return (
-            f"adapter.name: '{name}' is refused on modernbert: {_MODERNBERT}. Choose another"
+            f"adapter.name: '{name}' is not supported on modernbert: {_MODERNBERT}. Choose another"
             " encoder."
         )
     reason = _REFUSED.get(name, {}).get(model_type)
@@ -161,13 +161,13 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
     if builder == "adapters" and adapter is None and not tower.get("run"):
         return [
             f"adapter: builder 'adapters' needs one of {', '.join(catalog.names('adapter'))}, e.g."
-            " adapter: {name: lora}. For the encoder alone say builder: huggingface."
+            " adapter: {name: lora}. For the encoder alone use builder: huggingface."
         ]
     if adapter is None:
         return []
     if builder != "adapters":
         return [
-            f"adapter: has no effect with builder '{builder}'. Say builder: adapters, which loads"
+            f"adapter: has no effect with builder '{builder}'. Use builder: adapters, which loads"
             " Hugging Face text encoders."
         ]
     if tower.get("train") in ("none", "head") and not tower.get("adapter_weights"):
@@ -215,7 +215,7 @@ def _refused_targets(name: str, model_type: str, targets: Sequence[str]) -> str 
         fused = _FUSED[model_type]
         return (
             f"adapter.targets: {model_type} encoders make queries, keys and values in one layer, so"
-            f" there is no '{asked[0]}'. Say targets: [{fused}]."
+            f" there is no '{asked[0]}'. Set targets: [{fused}]."
         )
     return None
 
@@ -225,7 +225,7 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
     if tower.get("prompt") is None:
         if train == "prompt" and not tower.get("run"):
             return [
-                "train: 'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt:"
+                "train: 'prompt' leaves nothing to train: the tower has no prompt. Add `prompt:"
                 " {tokens: 4}`."
             ]
         return []
@@ -237,13 +237,13 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
             ]
         if train in ("none", "head"):
             return [
-                f"prompt: would stay as randomly drawn with train: {train}. Say train: prompt,"
-                " which learns the prompt and the head alone."
+                f"prompt: would keep its random initial values with train: {train}. Set train: prompt,"
+                " which trains the prompt and the head only."
             ]
         return []
     return [
         "prompt: learned prompt vectors are for text towers of builder openclip, not"
-        f" '{tower.get('builder')}'. For a Hugging Face encoder say builder: adapters with adapter:"
+        f" '{tower.get('builder')}'. For a Hugging Face encoder use builder: adapters with adapter:"
         " {name: prompt_tuning}."
     ]
 

@@ -310,7 +310,7 @@ def _only_learner(recipe: Recipe) -> tuple[Address, ...]:
     ]
     image = _only(recipe, PAIR[0])
     if len(learners) != 1 and image is None:
-        raise SideError("student", "say which tower learns; there is no single one to choose")
+        raise SideError("student", "name the student tower; there are several to choose from")
     return addresses_of(recipe, learners[0] if len(learners) == 1 else str(image))
 
 
@@ -327,8 +327,8 @@ def _two_towers(
         if one is None or other is None:
             raise SideError(
                 "student",
-                "say which tower learns; there is no single image tower and single text tower to"
-                " choose from",
+                "name the student tower; the recipe does not have exactly one image tower and one"
+                " text tower",
             )
         frozen = {name for name in (one, other) if recipe.towers[name].train == "none"}
         flipped = frozen == {one} or (teacher is not None and teacher[0].tower == one)
@@ -338,7 +338,7 @@ def _two_towers(
         learners = {_followed(recipe, address.tower) for address in student}
         found = other if learners == {one} else one
         if found is None or len(learners) > 1:
-            raise SideError("teacher", "say which tower is the teacher")
+            raise SideError("teacher", "name the teacher tower")
         teacher = addresses_of(recipe, found)
     return student, teacher
 

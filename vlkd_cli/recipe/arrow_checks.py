@@ -62,7 +62,7 @@ def check_arrows(recipe: Recipe) -> Iterator[Problem]:
     if not learners:
         yield Problem(
             ("towers",),
-            "every tower is frozen, so there is nothing to learn. Give one `train: all` or `train:"
+            "every tower is frozen, so there is nothing to train. Give one `train: all` or `train:"
             " head`.",
         )
     elif not problems:
@@ -174,7 +174,7 @@ def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) ->
     for name in sorted(learners - used):
         yield Problem(
             ("towers", name),
-            "learns, but no distiller names it. Say train: none, or add a distiller with its"
+            "is trainable, but no distiller uses it. Set train: none, or add a distiller with its"
             " address.",
         )
     for name in sorted((learners & used) - taught):
@@ -184,7 +184,7 @@ def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) ->
         )
         yield Problem(
             ("towers", name),
-            f"would be trained, but gets no gradient{as_teacher}. Say train: none.",
+            f"would be trained, but gets no gradient{as_teacher}. Set train: none.",
         )
 
 
@@ -194,12 +194,12 @@ def _nothing_learns(
     followers = sorted(name for name in students if recipe.towers[name].follows is not None)
     if followers:
         text = (
-            f"tower '{followers[0]}' follows another and never learns itself, so it cannot be the"
+            f"tower '{followers[0]}' follows another and is not trained itself, so it cannot be the"
             " student."
         )
         return (*path, "student"), text
     names = " and ".join(sorted(students))
-    return path, f"nothing learns from it: its student '{names}' is frozen."
+    return path, f"it trains nothing: its student '{names}' is frozen."
 
 
 def _towers(side: Side | None) -> set[str]:

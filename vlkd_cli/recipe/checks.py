@@ -93,7 +93,7 @@ def _check_chunk(recipe: Recipe) -> Iterator[Problem]:
     if not any(trains_backbone(tower) for tower in recipe.towers.values()):
         yield Problem(
             ("train", "chunk"),
-            "has no effect: every backbone is frozen, and only heads keep activations. Remove it.",
+            "has no effect: every backbone is frozen, and only heads store activations. Remove it.",
         )
 
 
@@ -150,9 +150,9 @@ def _check_start(recipe: Recipe, start: Start | None, path: Path) -> Iterator[Pr
         return
     train = recipe.train
     if start.epochs is not None and start.epochs >= train.epochs:
-        yield Problem(path, f"never comes: the run has {train.epochs} epochs, counted from 0.")
+        yield Problem(path, f"is never reached: the run has {train.epochs} epochs, counted from 0.")
     elif start.steps is not None and train.steps is not None and start.steps >= train.steps:
-        yield Problem(path, f"never comes: the run has {train.steps} steps, counted from 0.")
+        yield Problem(path, f"is never reached: the run has {train.steps} steps, counted from 0.")
 
 
 def _check_evals(recipe: Recipe) -> Iterator[Problem]:
@@ -171,7 +171,7 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
                 break
         yield from _check_eval_tower(recipe, entry, (*path, "tower"))
         if not (entry.every_epochs or entry.every_steps or entry.first or entry.last):
-            yield Problem(path, "never runs: say every_epochs, every_steps, first or last.")
+            yield Problem(path, "never runs: set every_epochs, every_steps, first or last.")
         needed = attributes_of("suite", entry.suite).get("modalities", frozenset())
         missing = (
             sorted(needed - modalities)

@@ -154,7 +154,9 @@ def contract_of(name: str) -> Contract:
         raise _unreadable(name, forward, "its first argument is not `student`")
     unknown = [key for key in required if key not in WANTED]
     if unknown:
-        raise _unreadable(name, forward, f"it wants '{unknown[0]}'; known are {', '.join(WANTED)}")
+        raise _unreadable(
+            name, forward, f"unknown argument '{unknown[0]}'; known: {', '.join(WANTED)}"
+        )
     episode = find_method("distiller", name, "start_episode")
     setup = find_method("distiller", name, "setup")
     return Contract(
@@ -181,8 +183,8 @@ def _sides(name: str, method: Method) -> tuple[dict[str, object], dict[str, bool
             raise _unreadable(
                 name,
                 method,
-                f"'{argument.arg}' is neither a side nor keyword-only. What else it wants goes"
-                f" behind the *: {', '.join(WANTED)}",
+                f"'{argument.arg}' is neither a side nor keyword-only. Other arguments go"
+                f" after the *: {', '.join(WANTED)}",
             )
         try:
             sides[argument.arg] = (

@@ -137,14 +137,14 @@ def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
                 names = " and ".join(f"'{reader}'" for reader, _, _ in readers)
                 yield Problem(
                     path,
-                    f"distiller '{spec.name}' needs {want}, and reader {names} has none as written."
+                    f"distiller '{spec.name}' needs {want}, and reader {names} has none with these keys."
                     f"{_remedy(readers[0][0], offer)}",
                 )
         if contract.counts_rows and streams:
             yield Problem(
                 path,
-                f"distiller '{spec.name}' needs the position of each row, and reader"
-                f" '{streams[0]}' streams here. Read by position.",
+                f"distiller '{spec.name}' needs the index of each row, but reader"
+                f" '{streams[0]}' streams here. Read it with random access.",
             )
 
 
@@ -167,16 +167,16 @@ def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
             " a multiple of it as batch size.",
         )
     if not data.shuffle:
-        yield Problem(path, "has an order of its own, so shuffle: false has no effect.")
+        yield Problem(path, "sets its own order, so shuffle: false has no effect.")
     for reader, keys, place in readers_of(data):
         offers = offers_of(reader, keys)
         if offers is not None and "label" not in offers:
             yield Problem(
                 place,
-                f"reader '{reader}' has no labels as written, and data.per_class needs them."
+                f"reader '{reader}' has no labels with these keys, and data.per_class needs them."
                 f"{_remedy(reader, 'label')}",
             )
         if streams_of(reader, keys):
             yield Problem(
-                path, f"needs samples by position, and reader '{reader}' is a stream here."
+                path, f"needs random access to samples, but reader '{reader}' streams here."
             )

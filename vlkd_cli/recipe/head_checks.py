@@ -180,7 +180,7 @@ def _check_masks(
             yield Problem(
                 path,
                 f"'{tower.masks}' needs a mask that hides the same number of positions in every"
-                f" picture; that of view '{view}' varies. Say masks: replace, or give the mask a"
+                f" picture; that of view '{view}' varies. Set masks: replace, or give the mask a"
                 " fixed number.",
             )
 

@@ -26,7 +26,7 @@ def recipe_schema() -> Schema:
     definitions: dict[str, Schema] = {}
     components = {kind: _component(kind, definitions) for kind in catalog.CATALOG}
     reader = _choice(
-        "reader", "reader", (Key("weight", float, 1.0, "share in the mix"),), definitions
+        "reader", "reader", (Key("weight", float, 1.0, "sampling weight"),), definitions
     )
     heads = {"type": "object", "additionalProperties": components["head"]}
     tower_keys = _replaced(

@@ -199,7 +199,7 @@ def _check_prototypes(
             if _has_prototypes(recipe, address):
                 yield Problem(
                     (*path, key),
-                    f"tower '{address.tower}' has prototypes of its own. Say {key}: null, or give"
+                    f"tower '{address.tower}' has prototypes of its own. Set {key}: null, or give"
                     " the towers head 'mlp'.",
                 )
                 return

@@ -73,7 +73,7 @@ def kind_of(name: str) -> str:
         )
     if len(found) > 1:
         ways = " or ".join(f"`vlkd show {kind} {name}`" for kind in found)
-        raise RecipeError(f"'{name}' is the name of several components. Say {ways}.")
+        raise RecipeError(f"'{name}' is the name of several components. Use {ways}.")
     return found[0]
 
 

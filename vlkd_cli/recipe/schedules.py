@@ -53,7 +53,7 @@ def _check_decay(spec: ScheduleSpec) -> Iterator[tuple[str, str]]:
     if spec.name == "steps" and not spec.milestones:
         yield (
             "name",
-            "steps needs the epochs at which the rate falls: `milestones: [30, 60]`.",
+            "steps needs the epochs at which the learning rate falls: `milestones: [30, 60]`.",
         )
     for key, name in (("milestones", "steps"), ("factor", "steps"), ("timescale", "rsqrt")):
         if spec.name != name and getattr(spec, key) != getattr(ScheduleSpec(), key):

@@ -40,9 +40,7 @@ class Open(BaseModel):
 class Component(Open):
     """Something chosen by name; every other key belongs to its signature."""
 
-    name: str = Field(
-        description="which one: a name of the catalogue, or another package's module:Class"
-    )
+    name: str = Field(description="a name of the catalog, or another package's module:Class")
 
 
 class PromptSpec(Component):
@@ -62,7 +60,7 @@ class HeadSpec(Component):
         ),
     )
     at: Literal["all", "hidden", "visible"] = Field(
-        "all", description="at which positions of a masked view: all, hidden or visible ones"
+        "all", description="positions of a masked view to read: all, hidden or visible ones"
     )
 
 
@@ -97,7 +95,9 @@ class TowerSpec(Open):
 
     builder: str | None = Field(None, description="where the backbone comes from")
     modality: ModalityName | None = Field(
-        None, description="needed where neither the tower's name nor the builder tells"
+        None,
+        description="image or text; needed if neither the tower's name nor its builder determines"
+        " it",
     )
     run: str | None = Field(
         None,
@@ -114,13 +114,13 @@ class TowerSpec(Open):
         None,
         description="the tower whose exponential moving average this one is, instead of a builder",
     )
-    momentum: Schedulable = Field(0.999, description="momentum of a tower that follows another")
+    momentum: Schedulable = Field(
+        0.999, description="momentum of the moving average, for a tower that follows another"
+    )
     pooler: Component | None = Field(
-        None, description="how tokens become one feature; by default the model's own way"
+        None, description="how tokens become one feature; by default the model's own pooling"
     )
-    head: HeadSpec | None = Field(
-        None, description="what projects the feature; short for heads: {head: ...}"
-    )
+    head: HeadSpec | None = Field(None, description="projection head; short for heads: {head: ...}")
     heads: dict[str, HeadSpec] = Field(
         default_factory=dict, description="heads by name, addressed as tower.NAME"
     )
@@ -133,7 +133,7 @@ class TowerSpec(Open):
     )
     shuffle: bool = Field(
         False,
-        description="of a tower that follows another: batch norms see images of several processes",
+        description="shuffle batches across processes, as MoCo does; followers only",
     )
     adapter: Component | None = Field(
         None, description="a parameter-efficient method for a Hugging Face text tower"
@@ -144,7 +144,8 @@ class TowerSpec(Open):
     train: Train = Field(
         "all",
         description=(
-            "what learns: all, none, head, prompt (and head), patterns, or {last: N} layers"
+            "trainable parameters: all, none, head, prompt (and head), name patterns or {last: N}"
+            " layers"
         ),
     )
     lr: Positive | None = Field(
@@ -170,7 +171,7 @@ class TowerSpec(Open):
 class DistillerSpec(Component):
     """One training objective, drawn as an arrow from a student output to a teacher output."""
 
-    weight: Schedulable = Field(1.0, description="factor on this term")
+    weight: Schedulable = Field(1.0, description="weight of this loss term")
     student: str | list[str] | None = Field(
         None,
         description=(
@@ -204,16 +205,16 @@ class DataSpec(Open):
         description="further views of each image, by name; null: augmented as the main one",
     )
     episode_samples: PositiveInt | None = Field(
-        None, description="samples drawn per epoch instead of one pass over all"
+        None, description="samples per epoch, instead of one pass over all"
     )
-    shuffle: bool = Field(True, description="draw the samples in another order each epoch")
+    shuffle: bool = Field(True, description="shuffle the samples again in each epoch")
     per_class: PositiveInt | None = Field(
         None, description="samples of each class in a step, which holds as many classes as fit"
     )
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
     max_broken_share: Probability = Field(
-        0.01, description="the run stops when more than this share of the images is broken"
+        0.01, description="largest fraction of broken samples; the run stops above it"
     )
 
 
@@ -222,7 +223,7 @@ class TrainSpec(Section):
 
     epochs: PositiveInt = Field(1, description="passes over the data, or episodes")
     steps: PositiveInt | None = Field(
-        None, description="stop after this many optimizer steps, whatever the epochs say"
+        None, description="stop after this many optimizer steps, even before the last epoch"
     )
     batch_size: PositiveInt = Field(64, description="pairs per process and step")
     chunk: PositiveInt | None = Field(
@@ -239,29 +240,33 @@ class TrainSpec(Section):
         "fp32", description="autocast type of the forward pass; weights stay fp32"
     )
     clip_grad_norm: Positive | None = Field(
-        None, description="longest gradient; longer ones are scaled down to it"
+        None, description="maximum gradient norm; larger gradients are rescaled"
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of an average of the weights, evaluated and saved"
+        None,
+        description="decay of the moving average (EMA) of the weights, which is evaluated and"
+        " saved",
     )
     seed: NonNegativeInt = Field(
-        0, description="of weights, order of samples, augmentation and dropout"
+        0, description="seed of initial weights, sample order, augmentation and dropout"
     )
     compile: bool = Field(False, description="compile the towers with torch.compile")
     channels_last: bool = Field(
-        False, description="memory order of images and convolutions; faster on GPUs"
+        False, description="channels-last memory format of images and convolutions; faster on GPUs"
     )
-    sync_batch_norm: bool = Field(False, description="batch statistics over all processes")
+    sync_batch_norm: bool = Field(
+        False, description="synchronize batch-norm statistics over all processes"
+    )
     save_every_steps: PositiveInt | None = Field(
         None, description="optimizer steps between checkpoints"
     )
     save_every_epochs: PositiveInt | None = Field(1, description="epochs between checkpoints")
     save_every_minutes: Positive | None = Field(None, description="minutes between checkpoints")
-    keep: PositiveInt = Field(1, description="how many of the newest checkpoints stay")
+    keep: PositiveInt = Field(1, description="number of the newest checkpoints that stay")
     best: str | None = Field(
         None,
         description=(
-            "result whose best value keeps a checkpoint: suite.metric or suite.dataset.metric"
+            "metric to select the best checkpoint by: suite.metric or suite.dataset.metric"
         ),
     )
     patience: PositiveInt | None = Field(
@@ -286,7 +291,7 @@ class TrainSpec(Section):
     )
     cache_dir: str | None = Field(
         None,
-        description="where features and weights are kept; by default VLKD_CACHE or ~/.cache/vlkd",
+        description="cache folder of features and weights; by default VLKD_CACHE or ~/.cache/vlkd",
     )
 
 
@@ -296,15 +301,15 @@ class ScheduleSpec(Section):
     name: Literal["cosine", "linear", "constant", "steps", "wsd", "rsqrt"] = Field(
         "cosine", description="decay shape after the warm-up"
     )
-    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of a linear rise from 0")
-    warmup_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
+    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of linear warm-up from 0")
+    warmup_epochs: NonNegative = Field(0, description="warm-up in epochs, instead of steps")
     end_factor: NonNegative = Field(
         0.0, description="final learning rate as a fraction of the peak"
     )
     cooldown_steps: NonNegativeInt = Field(
         0, description="of constant, wsd, rsqrt: last optimizer steps, which fall to end_factor"
     )
-    cooldown_epochs: NonNegative = Field(0, description="the same in epochs, instead of steps")
+    cooldown_epochs: NonNegative = Field(0, description="warm-up in epochs, instead of steps")
     cooldown_shape: Literal["linear", "sqrt", "cosine"] | None = Field(
         None, description="decay shape of the cooldown; by default sqrt for wsd, else linear"
     )
@@ -316,10 +321,11 @@ class ScheduleSpec(Section):
         ),
     )
     milestones: list[NonNegative] = Field(
-        default_factory=list, description="of name: steps, the epochs at which the rate falls"
+        default_factory=list,
+        description="with name: steps, the epochs at which the learning rate falls",
     )
     factor: Positive = Field(
-        0.1, description="of name: steps, what the rate is multiplied with at each milestone"
+        0.1, description="with name: steps, the factor on the learning rate at each milestone"
     )
 
 
@@ -332,7 +338,7 @@ class Start(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> Start:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("say 'epochs' or 'steps'")
+            raise ValueError("set 'epochs' or 'steps'")
         return self
 
 
@@ -353,7 +359,7 @@ class GroupSpec(Open):
         None, description="their schedule instead of the recipe's"
     )
     from_: Start | None = Field(
-        None, alias="from", description="when they start to be trained; by default at once"
+        None, alias="from", description="when their training starts; by default at once"
     )
 
     @property
@@ -367,14 +373,14 @@ class OptimizerSpec(Component):
     """The optimizer: adamw, sgd, lars, lion, or any class of torch.optim by its name."""
 
     name: str = Field("adamw", description="adamw, sgd, lars, lion, or any class of torch.optim")
-    lr: Positive = Field(5e-4, description="highest learning rate, after the warm-up")
+    lr: Positive = Field(5e-4, description="peak learning rate, reached after the warm-up")
     weight_decay: NonNegativeSchedulable = Field(
-        0.2, description="weight decay, a number or a schedule; not of biases, norms and scales"
+        0.2, description="weight decay, a number or a schedule; biases, norms and scales are exempt"
     )
     decay_all: bool = Field(False, description="also decay biases, norms and scales")
     groups: list[GroupSpec] = Field(
         default_factory=list,
-        description="parameters with settings of their own; of several that match, the first",
+        description="parameter groups with their own settings; the first match applies",
     )
 
 
@@ -382,9 +388,7 @@ class EvalSpec(Open):
     """A suite and when it runs. Keys that are not listed here belong to the suite's signature."""
 
     suite: str = Field(description="which suite")
-    name: str | None = Field(
-        None, description="what its results are called; by default the suite's name"
-    )
+    name: str | None = Field(None, description="name of its results; by default the suite's name")
     tower: str | None = Field(
         None, description="which tower is evaluated; by default that of the suite's modality"
     )

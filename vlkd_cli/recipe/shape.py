@@ -195,7 +195,7 @@ def check_data(data: object, path: Path) -> list[Problem]:
     if data.get("readers") is None:
         return [
             *problems,
-            Problem(path, "say what is read: `reader: csv`, or several under `readers:`.", False),
+            Problem(path, "name the reader: `reader: csv`, or several under `readers:`.", False),
         ]
     return problems + check_keys((), other, path, "data", shared)
 

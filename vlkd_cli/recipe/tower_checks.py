@@ -53,11 +53,11 @@ def check_towers(recipe: Recipe) -> Iterator[Problem]:
 def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
     sources = [key for key in ("builder", "run", "follows") if getattr(tower, key) is not None]
     if not sources:
-        yield Problem(path, "say where the tower comes from: `builder:`, `run:` or `follows:`.")
+        yield Problem(path, "name where the tower comes from: `builder:`, `run:` or `follows:`.")
     elif len(sources) > 1:
         yield Problem(
             (*path, sources[1]),
-            f"a tower comes from one place, and this one has {' and '.join(sources)}. Remove one.",
+            f"a tower has one source, but this one has {' and '.join(sources)}. Remove one.",
         )
     if tower.run is not None:
         for part in ("pooler", "adapter", "prompt"):
@@ -134,7 +134,7 @@ def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem
     ]
     remedy = f"Choose one of: {', '.join(fitting)}" if fitting else "Choose another modality"
     if tower.modality is None:
-        remedy += f"; or rename the tower, or say `modality: {offered[0]}`"
+        remedy += f"; or rename the tower, or set `modality: {offered[0]}`"
     builds = f"builder '{tower.builder}' builds {' and '.join(offered)} towers"
     yield Problem((*path, "builder"), f"{builds}, not {wanted[0]} towers. {remedy}.")
 
@@ -166,24 +166,24 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             part = "pooler" if place[-1] == "pooler" else "head"
             yield Problem(
                 place,
-                "would keep its random weights: the tower is frozen (train: none). Say train: head,"
+                "would keep its random weights: the tower is frozen (train: none). Set train: head,"
                 f" or remove the {part}.",
             )
     if tower.train == "head":
         if tower.layer_decay is not None:
             yield Problem(
-                (*path, "layer_decay"), "has no effect: only the head learns (train: head)."
+                (*path, "layer_decay"), "has no effect: only the head is trained (train: head)."
             )
         if not _random_parts(tower, path) and tower.run is None:
             yield Problem(
                 (*path, "train"),
-                "'head' leaves nothing that learns: the tower has no head. Add `head: {name:"
+                "'head' leaves nothing to train: the tower has no head. Add `head: {name:"
                 " linear, ...}`.",
             )
     if tower.train == "prompt" and tower.prompt is None and tower.run is None:
         yield Problem(
             (*path, "train"),
-            "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt: {tokens:"
+            "'prompt' leaves nothing to train: the tower has no prompt. Add `prompt: {tokens:"
             " 4}`.",
         )
     patterns = tower.train if isinstance(tower.train, list) else []
@@ -198,7 +198,7 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             )
     if tower.train == []:
         yield Problem(
-            (*path, "train"), "an empty list of patterns leaves nothing that learns. Write none."
+            (*path, "train"), "an empty list of patterns leaves nothing to train. Write none."
         )
 
 
@@ -244,10 +244,10 @@ def _check_cache(
         None,
     )
     if trains_backbone or changing:
-        what = f"its {changing} learns" if changing else "its backbone learns"
+        what = f"its {changing} is trained" if changing else "its backbone is trained"
         yield Problem(
             (*path, "cache"),
-            f"the tower's features change while {what}. Remove cache, or say train: none (or"
+            f"the tower's features change while {what}. Remove cache, or set train: none (or"
             " head).",
         )
     else:
@@ -258,8 +258,8 @@ def _check_cache(
     if streams:
         yield Problem(
             (*path, "cache"),
-            f"reader '{streams[0]}' streams here: samples have no positions that features could be"
-            " cached by. Remove cache, or read by position.",
+            f"reader '{streams[0]}' streams here: samples have no index to cache features by."
+            " Remove cache, or read without streaming.",
         )
 
 
@@ -272,7 +272,7 @@ def _cache_obstacle(
         root = root_of(recipe.towers, address)
         if root in ("tokens", "input"):
             return (
-                f"'{address}' reads {root}, and one feature of each sample is cached. Remove cache,"
+                f"'{address}' reads {root}, but one feature of each sample is cached. Remove cache,"
                 " or read the backbone."
             )
     if not has_views(modality_of(recipe.towers, name)) or recipe.data is None:
@@ -286,7 +286,7 @@ def _cache_obstacle(
                 f" second epoch on. Say {key}: {{name: none}}, or cache: false."
             )
         if pictures_of(recipe.data, view) > 1:
-            return f"view '{view}' has several pictures, and one feature of each sample is cached."
+            return f"view '{view}' has several pictures, but one feature of each sample is cached."
     return None
 
 

@@ -57,7 +57,7 @@ class Schedule(BaseModel):
         if self.epochs is not None and self.steps is not None:
             raise ValueError("a schedule lasts for 'epochs' or for 'steps', not both")
         if self.jump is not None and self.epochs is None and self.steps is None:
-            raise ValueError("a jump comes after 'epochs' or 'steps'; say how many")
+            raise ValueError("a jump comes after 'epochs' or 'steps'; set how many")
         return self
 
     @property

@@ -148,7 +148,7 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
             builder.origins,
             [
                 Problem(
-                    (), f"not valid YAML: character {error.position} may not stand in a YAML file."
+                    (), f"not valid YAML: character {error.position} is not allowed in a YAML file."
                 )
             ],
         )
@@ -235,7 +235,7 @@ class _Builder:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key that is no plain word", key_node.start_mark
+                    None, None, "a key that is not a plain word", key_node.start_mark
                 )
             place = (*path, key_node.value)
             # A key merged in with `<<` stands where its anchor is; the mapping's own keys come

@@ -171,7 +171,7 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
         return found[0]
     names = [group.name for group in groups]
     raise UserError(
-        f"--baseline {name}: there is no such group or run.{did_you_mean(name, names)} Groups:"
+        f"--baseline {name}: no such group or run.{did_you_mean(name, names)} Groups:"
         f" {', '.join(names)}."
     )
 
@@ -252,7 +252,9 @@ def _notes(rows: Sequence[Row], metric: Metric, at: At) -> list[str]:
         if not row.is_comparable:
             notes.append(f"{name}: rows differ: not ranked")
         if row.left_out:
-            notes.append(f"{name}: no partner of the same seed: {', '.join(row.left_out)}")
+            notes.append(
+                f"{name}: no run of the baseline with the same seed: {', '.join(row.left_out)}"
+            )
         for run in row.group.runs:
             if run.state is not None and run.state.state != "finished":
                 where = f" at step {run.state.step}" if run.state.step else ""
@@ -260,7 +262,7 @@ def _notes(rows: Sequence[Row], metric: Metric, at: At) -> list[str]:
     if any(row.over == "items" for row in rows):
         notes.append("differences on the same items: other items, not other seeds")
     if any(_draws_images(run, metric) for row in rows for run in row.group.runs):
-        notes.append(f"{metric.suite}: SD over draws of images, not over training seeds")
+        notes.append(f"{metric.suite}: SD over samples of images, not over training seeds")
     compared = sum(row.difference is not None for row in rows)
     if compared >= 3:
         notes.append(_false_alarms(compared))

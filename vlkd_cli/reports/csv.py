@@ -83,7 +83,7 @@ class CSVSink(Sink):
             self._path.replace(backup)
             console.warn(
                 f"{self._path}: line {damaged[0]} is not step,name,value ({len(damaged)} such"
-                f" lines). The readable rows stay; the file as it was is {backup}."
+                f" lines). The readable rows were recovered; the original file is {backup}."
             )
         partial.replace(self._path)
 
@@ -136,6 +136,6 @@ def _row(line: str) -> Row | None:
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"cannot write {path}: {error.strerror or error}. Free space or remove what is in its"
-        " place, then continue with --resume."
+        f"cannot write {path}: {error.strerror or error}. Free space or remove the file that"
+        " blocks it, then continue with --resume."
     )

@@ -118,7 +118,7 @@ def build_heads(
             width = widths[source.output]
             if width is None:
                 raise RecipeError(
-                    f"tower '{name}': head '{key}' reads tokens, and this model gives none. Let it"
+                    f"tower '{name}': head '{key}' reads tokens, but this model has none. Let it"
                     " read the backbone."
                 )
             width_in += width
@@ -179,7 +179,7 @@ def _modality(name: str, spec: TowerSpec, offered: tuple[str, ...]) -> ModalityN
     wanted = modality_of({name: spec}, name)
     if wanted is None:
         raise RecipeError(
-            f"tower '{name}': nothing tells whether it takes"
+            f"tower '{name}': it is not known whether it takes"
             f" {' or '.join(f'{word}s' for word in offered)}. Add"
             f" {' or '.join(f'`modality: {word}`' for word in offered)}."
         )
@@ -226,14 +226,14 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
         return None
     if backbone.token_width is None:
         raise RecipeError(
-            f"tower '{name}': this model gives no tokens for pooler '{spec.pooler.name}'. Remove"
-            " the pooler."
+            f"tower '{name}': this model has no token output for pooler '{spec.pooler.name}'."
+            " Remove the pooler."
         )
     pooler: nn.Module = _component("pooler", name, spec.pooler, backbone.token_width)
     if getattr(pooler, "needs_eot", False) and not getattr(backbone, "marks_end", False):
         raise RecipeError(
-            f"tower '{name}': this model marks no end of text for pooler '{spec.pooler.name}'. Use"
-            " `last` or `mean`."
+            f"tower '{name}': this model has no end-of-text token for pooler '{spec.pooler.name}'."
+            " Use `last` or `mean`."
         )
     if getattr(pooler, "needs_class_token", False) and not isinstance(backbone.input, ImageInput):
         raise RecipeError(

@@ -22,7 +22,7 @@ class CachedTower(Tower):
     def __init__(self, original: Tower) -> None:
         if not original.cacheable:
             raise ValueError(
-                f"tower '{original.name}' learns below its heads; its features cannot be cached"
+                f"tower '{original.name}' is trained below its heads; its features cannot be cached"
             )
         nn.Module.__init__(self)
         self.__dict__.update(original.__dict__)

@@ -155,8 +155,8 @@ def _matching(tower: str, names: list[str], patterns: Sequence[str]) -> set[str]
         chosen = chosen - hits if pattern.startswith("!") else chosen | hits
     if not chosen:
         raise RecipeError(
-            f"tower '{tower}': the patterns of `train` leave nothing to learn. Set `train: none` if"
-            " that is meant."
+            f"tower '{tower}': the patterns of `train` leave nothing to train. Set `train: none` to"
+            " freeze the tower."
         )
     return chosen
 

@@ -138,7 +138,7 @@ def _only_of_modality(
     ]
     if len(fitting) != 1:
         raise RecipeError(
-            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Say which by"
+            f"tower '{name}': '{file}' holds {len(fitting)} {wanted or ''} towers. Choose one with"
             f" `tower:`: {', '.join(sections)}."
         )
     return fitting[0]

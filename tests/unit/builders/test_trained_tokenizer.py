@@ -54,7 +54,7 @@ def test_the_run_folder_holds_it_too_for_runs_that_have_not_saved_yet(tmp_path: 
 def test_a_lost_tokenizer_is_never_replaced_by_a_new_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tower 'text'.*neither in the checkpoint nor in"):
         build(run_folder=tmp_path)
-    with pytest.raises(CheckpointError, match="has no captions to learn from"):
+    with pytest.raises(CheckpointError, match="has no captions to train on"):
         build()
 
 

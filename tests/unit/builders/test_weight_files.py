@@ -113,7 +113,7 @@ def test_an_object_beside_the_tensors_is_named_with_what_to_do(
     content = {"state_dict": STATE, "args": argparse.Namespace(lr=1)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        WeightsError, match=r"holds 'argparse\.Namespace' beside its tensors.*torch\.save\("
+        WeightsError, match=r"holds 'argparse\.Namespace' next to its tensors.*torch\.save\("
     ) as error:
         read_weights(tmp_path / "a.pth", "model")
     assert "\n" not in str(error.value) and "\x1b" not in str(error.value)

@@ -62,7 +62,7 @@ def test_a_report_is_written_where_it_is_said(runs: Path, tmp_path: Path):
         (["compare", "nowhere"], "nowhere"),
         (["compare", "RUNS", "--table", "x.pdf"], "--table x.pdf: write to a file that ends in"),
         (["compare", "RUNS", "--metric", "zero_shot.top2"], "Did you mean 'zero_shot.top1'?"),
-        (["compare", "RUNS", "--baseline", "zzz"], "--baseline zzz: there is no such group"),
+        (["compare", "RUNS", "--baseline", "zzz"], "--baseline zzz: no such group"),
         (["runs", "nowhere"], "nowhere: no such folder"),
         (["runs", "EMPTY"], "no runs in it"),
         (["report", "nowhere"], "nowhere"),

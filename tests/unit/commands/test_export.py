@@ -129,14 +129,14 @@ def test_a_full_folder_is_left_alone_unless_forced_and_then_only_its_towers_are_
     [
         (
             ["runs/frist", "out"],
-            "'runs/frist' is no run folder or checkpoint. Did you mean 'first'?",
+            "'runs/frist' is not a run folder or checkpoint. Did you mean 'first'?",
         ),
-        (["quickstart", "out"], "'quickstart' is no run folder or checkpoint."),
+        (["quickstart", "out"], "'quickstart' is not a run folder or checkpoint."),
         (
             ["tiny.yaml", "out"],
             (
-                "'tiny.yaml' is no run folder or checkpoint. The towers of a recipe are untrained;"
-                " `vlkd train` starts a run."
+                "'tiny.yaml' is not a run folder or checkpoint. The towers of a recipe are"
+                " untrained; `vlkd train` starts a run."
             ),
         ),
         (["runs/gone.pt", "out"], "no checkpoint at runs/gone.pt"),
@@ -157,7 +157,7 @@ def test_a_full_folder_is_left_alone_unless_forced_and_then_only_its_towers_are_
         (["runs/first", "tiny.yaml"], "tiny.yaml is a file. Name a folder."),
         (
             ["first", "out", "more"],
-            "give one run or checkpoint and one folder, not 3 words: first out more.",
+            "expected one run or checkpoint and one folder, got 3 words: first out more.",
         ),
         (["out", "--runs", "nowhere"], "no run under nowhere/."),
         (["first", "out", "--set", "towers.text.bilder=sbert"], "bilder"),

@@ -53,7 +53,7 @@ def test_copy_to_a_place_that_cannot_be_written_is_one_line(run):
     result = run("copy", "quickstart", "file/x.yaml")
     assert result.exit_code == 2
     assert result.stderr.startswith("cannot write file/x.yaml: ")
-    assert result.stderr.endswith(". Name another place.\n")
+    assert result.stderr.endswith(". Choose another path.\n")
 
 
 def test_check_tells_all_problems_of_all_files(run):

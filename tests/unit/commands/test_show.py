@@ -50,7 +50,7 @@ def test_show_finds_the_kind_of_a_name():
 
 def test_show_of_a_name_of_several_kinds_says_how_to_go_on():
     assert run("show", "csv").stderr == (
-        "'csv' is the name of several components. Say `vlkd show reader csv` or"
+        "'csv' is the name of several components. Use `vlkd show reader csv` or"
         " `vlkd show sink csv`.\n"
     )
     assert run("show", "infonc").stderr.startswith(

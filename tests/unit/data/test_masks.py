@@ -81,7 +81,7 @@ def test_a_share_is_drawn_for_each_picture_and_never_exceeded() -> None:
     ("keys", "message"),
     [
         ({"hidden": 197}, "hidden: 197 of 196 positions; choose fewer"),
-        ({"hidden": 5, "share": (0.1, 0.5)}, "both say how many; remove one"),
+        ({"hidden": 5, "share": (0.1, 0.5)}, "both set how many positions are hidden; remove one"),
         ({"probability": 0.5}, "'probability' has no effect without 'share'"),
         ({"share": (0.5, 0.1)}, "runs backwards"),
         ({"aspect": (3.0, 0.3)}, "runs backwards"),

@@ -59,7 +59,7 @@ def test_images_without_captions_are_refused_or_left_out_by_request(tmp_path: Pa
 def test_a_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.path .*nowhere: no such folder"):
         Folder(path=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"there is no image below this folder"):
+    with pytest.raises(DataError, match=r"no image in this folder or below it"):
         Folder(path=str(tmp_path))
     write_photos(tmp_path, 2)
     with pytest.raises(DataError, match=r"none of the 2 images has captions.*reader: images"):
@@ -133,7 +133,7 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
                 '{"images": [{"id": 1, "file_name": "no.jpg"}], "annotations": [{"image_id": 1,'
                 ' "caption": "a"}]}'
             ),
-            r"its first images are not there, e.g. .*no.jpg. Set data.image_root",
+            r"its first images do not exist, e.g. .*no.jpg. Set data.image_root",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
             {"path": "{folder}", "split": "train", "templates": ["a thing"]},
             r"template 'a thing' has no {} for the class name",
         ),
-        ({"path": "{folder}/train/pear"}, r"there is no image in a sub-folder"),
+        ({"path": "{folder}/train/pear"}, r"no image in any sub-folder"),
     ],
 )
 def test_labelled_data_that_cannot_be_read_says_why(
@@ -482,9 +482,9 @@ def test_images_come_from_a_folder_or_a_list(tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("nowhere", "no such folder"),
-        ("empty", "there is no image in it"),
-        ("list.txt", "its first images are not there, e.g. .*no.jpg"),
-        ("bare.txt", "there is no image in it"),
+        ("empty", "it has no images"),
+        ("list.txt", "its first images do not exist, e.g. .*no.jpg"),
+        ("bare.txt", "it has no images"),
     ],
 )
 def test_images_that_are_not_there_are_told(tmp_path: Path, path: str, message: str) -> None:

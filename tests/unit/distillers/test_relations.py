@@ -126,7 +126,7 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
         (
             {"teacher_widths": [8, 8]},
             (16, 16, 16, 16),
-            "out of 2 addresses, but it was given 4. Remove teacher_widths",
+            "2 addresses into all teachers, but got 4. Remove teacher_widths",
         ),
         ({"teacher_widths": [4, 4]}, (16, 16), "add up to 8, but the teacher outputs have widths"),
         (
@@ -137,7 +137,7 @@ def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
         (
             {},
             (16, 16, 16),
-            "takes 2 outputs of each teacher, as many as of the student; it was given 3",
+            "takes 2 outputs of each teacher, as many as of the student, but got 3",
         ),
     ],
 )

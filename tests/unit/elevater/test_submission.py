@@ -140,7 +140,7 @@ def _refusal(folder: Path, **options: Any) -> list[str]:
         submit(folder, sets=SETS, **options)
     assert not list(folder.glob("*.zip"))
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith(f"submission refused, {len(lines)} problem")
+    assert first.startswith(f"submission rejected, {len(lines)} problem")
     return lines
 
 
@@ -166,8 +166,8 @@ def test_missing_data_sets_and_seeds_are_named(tmp_path: Path) -> None:
         ([float("nan"), 0.5, 0.5], "row 1 holds NaN or infinity"),
         ([1.5, -0.25, -0.25], "row 1 holds -0.25, outside 0 to 1"),
         ([0.5, 0.1, 0.1], "row 1 sums to 0.700000 instead of 1"),
-        (["a", 0.5, 0.5], "row 1 holds something that is no number"),
-        ([True, 0.0, 0.0], "row 1 holds something that is no number"),
+        (["a", 0.5, 0.5], "row 1 holds a value that is not a number"),
+        ([True, 0.0, 0.0], "row 1 holds a value that is not a number"),
         ([10**400, 0, 0], "outside 0 to 1"),
     ],
 )
@@ -204,7 +204,7 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
         ({"n_shot": "five"}, "n_shot is 'five'"),
         ({"num_params": float("nan")}, "num_params is nan"),
         ({"num_visual_params": -1}, "num_visual_params is -1"),
-        ({"author": "x"}, "key 'author' stands after the predictions"),
+        ({"author": "x"}, "key 'author' appears after the predictions"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -238,7 +238,7 @@ def test_files_cut_off_or_of_another_kind_are_named(tmp_path: Path) -> None:
 def test_order_that_nothing_vouches_for_is_refused_unless_trusted(tmp_path: Path) -> None:
     _complete(tmp_path)
     (tmp_path / "provenance" / "seed1_birds.json").unlink()
-    (line,) = [line for line in _refusal(tmp_path) if "nothing vouches" in line]
+    (line,) = [line for line in _refusal(tmp_path) if "cannot be verified" in line]
     assert "--trust-order" in line
     (tmp_path / "provenance" / "seed1_birds.json").write_text("[]")
     assert any(

@@ -119,7 +119,7 @@ def test_after_too_many_skipped_steps_nothing_changes_until_the_host_has_noticed
     step(trainer, batch(3))
     for name, found in state(trainer, line).items():
         assert torch.equal(found, before[name]), name
-    with pytest.raises(UserError, match="not finite for 2 steps in a row, the last at step 5"):
+    with pytest.raises(UserError, match="not finite for 2 consecutive steps, the last at step 5"):
         trainer.checkpoint(recipe="", evaluated=False, best=None, files={})
 
 

@@ -92,7 +92,7 @@ def test_the_factor_multiplies_every_groups_own_rate() -> None:
 
 def test_nothing_that_learns_is_an_error() -> None:
     frozen = {"image": {**IMAGE, "train": "none"}, "text": {**TEXT, "train": "none"}}
-    with pytest.raises(RecipeError, match="nothing learns: every tower is frozen"):
+    with pytest.raises(RecipeError, match="nothing to train: every tower is frozen"):
         optimizer_of(towers=frozen, distillers=[{"name": "infonce", "learnable": False}])
 
 

@@ -319,7 +319,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_a_good_one_starts_the_
     trainer, _ = make_trainer(max_nonfinite_steps=3)
     for each in (broken_batch(), broken_batch(), batch(1), broken_batch(), broken_batch()):
         step(trainer, each)
-    with pytest.raises(UserError, match="not finite for 3 steps in a row, the last at step 6"):
+    with pytest.raises(UserError, match="not finite for 3 consecutive steps, the last at step 6"):
         step(trainer, broken_batch())
     assert trainer.skipped_steps == 5
 

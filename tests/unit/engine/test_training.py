@@ -151,7 +151,8 @@ def test_a_non_finite_step_changes_nothing_and_too_many_stop_the_run(
     monkeypatch.setattr(Trainer, "_update", poison)
     recipe = tiny_recipe(train={"max_nonfinite_steps": 3, "save_every_steps": 1})
     with pytest.raises(
-        UserError, match=r"not finite for 3 steps in a row, the last at step 5\. Lower optimizer.lr"
+        UserError,
+        match=r"not finite for 3 consecutive steps, the last at step 5\. Lower optimizer.lr",
     ):
         train(tmp_path, recipe)
     state = final_state(tmp_path / "run")
@@ -410,8 +411,8 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
         match=(
-            r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Go on with the run's own"
-            r" recipe"
+            r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Continue with the run's"
+            r" own recipe"
         ),
     ):
         train(tmp_path, tiny_recipe(optimizer={"lr": 0.1}), resume=str(run))

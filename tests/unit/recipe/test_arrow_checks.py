@@ -135,7 +135,7 @@ def test_reserved_names_are_no_views(name: str) -> None:
 def test_a_trained_teacher_of_one_way_distillers_gets_no_gradient_and_is_refused() -> None:
     assert lines("{name: simreg, student: image.project, teacher: text}") == [
         "r.yaml:4: towers.text: would be trained, but gets no gradient: it is only the teacher of"
-        " 'simreg', which detaches it. Say train: none."
+        " 'simreg', which detaches it. Set train: none."
     ]
 
 
@@ -149,12 +149,12 @@ def test_a_teacher_that_also_learns_elsewhere_is_fine() -> None:
     [
         (
             "{name: simreg, student: image_key, teacher: image}",
-            "distillers[0].student: tower 'image_key' follows another and never learns itself, so"
+            "distillers[0].student: tower 'image_key' follows another and is not trained itself, so"
             " it cannot be the student.",
         ),
         (
             "{name: simreg, student: [image, image_key], teacher: text}",
-            "distillers[0].student: tower 'image_key' follows another and never learns itself, so"
+            "distillers[0].student: tower 'image_key' follows another and is not trained itself, so"
             " it cannot be the student.",
         ),
     ],
@@ -167,7 +167,7 @@ def test_labels_and_targets_that_no_reader_offers_are_told_at_the_distiller() ->
     (line,) = with_text("{name: cross_entropy, num_classes: 3}")
     assert line == (
         "r.yaml:6: distillers[0]: distiller 'cross_entropy' needs labels, and reader 'csv' has none"
-        " as written. Set data.label, or take another reader."
+        " with these keys. Set data.label, or take another reader."
     )
     labelled = DATA.replace("pairs.csv\n", "pairs.csv\n  label: kind\n")
     both = ("{name: cross_entropy, num_classes: 3}", "{name: infonce}", PROJECTED)

@@ -41,23 +41,26 @@ def test_a_reader_that_does_not_say_is_not_judged() -> None:
     [
         (
             ["data={reader: images, path: photos}"],
-            "reader 'images' has no captions as written, and tower 'text' reads them. Take another",
+            "reader 'images' has no captions with these keys, and tower 'text' reads them. Take"
+            " another",
         ),
         (
             ["data={reader: csv, path: a.csv, caption: null}"],
-            "reader 'csv' has no captions as written, and tower 'text' reads them. Set data",
+            "reader 'csv' has no captions with these keys, and tower 'text' reads them. Set data",
         ),
         (
             ["data={reader: csv, path: a.csv, image: null}"],
-            "reader 'csv' has no images as written, and tower 'image' reads them. Set data.image",
+            "reader 'csv' has no images with these keys, and tower 'image' reads them. Set"
+            " data.image",
         ),
         (
             ["data={readers: [{reader: csv, path: a.csv}, {reader: images, path: b}]}"],
-            "reader 'images' has no captions as written",
+            "reader 'images' has no captions with these keys",
         ),
         (
             ["data={reader: csv, path: a.csv, per_class: 4}"],
-            "reader 'csv' has no labels as written, and data.per_class needs them. Set data.label",
+            "reader 'csv' has no labels with these keys, and data.per_class needs them. Set"
+            " data.label",
         ),
         (["data={reader: shapes, per_class: 1}"], "is at least 2"),
         (
@@ -66,11 +69,11 @@ def test_a_reader_that_does_not_say_is_not_judged() -> None:
         ),
         (
             ["data={reader: shapes, per_class: 4, shuffle: false}"],
-            "has an order of its own, so shuffle: false has no effect",
+            "sets its own order, so shuffle: false has no effect",
         ),
         (
             ["data={reader: webdataset, path: a.tar, stream: true, per_class: 4}"],
-            "needs samples by position, and reader 'webdataset' is a stream here",
+            "needs random access to samples, but reader 'webdataset' streams here",
         ),
         (
             [

@@ -133,7 +133,7 @@ def test_heads_with_weights_of_a_frozen_tower_keep_them_random() -> None:
     )
     assert found == [
         "r.yaml:2: towers.image.heads.project: would keep its random weights: the tower is frozen"
-        " (train: none). Say train: head, or remove the head."
+        " (train: none). Set train: head, or remove the head."
     ]
 
 
@@ -170,12 +170,12 @@ def test_masks_need_a_view_with_a_mask() -> None:
         (
             "backbone",
             "{name: none, copies: 2}",
-            "view 'main' has several pictures, and one feature of each sample is cached.",
+            "view 'main' has several pictures, but one feature of each sample is cached.",
         ),
         (
             "tokens",
             "{name: none}",
-            "'image.tokens' reads tokens, and one feature of each sample is cached. Remove cache,"
+            "'image.tokens' reads tokens, but one feature of each sample is cached. Remove cache,"
             " or read the backbone.",
         ),
     ],
@@ -211,7 +211,7 @@ def test_a_mask_of_varying_count_cannot_be_dropped(masks: str) -> None:
     varies = "{name: simclr, mask: {name: block, share: [0.1, 0.5]}}"
     assert lines(PROJECT, tower=f", masks: {masks}", augment=varies) == [
         f"r.yaml:2: towers.image.masks: '{masks}' needs a mask that hides the same number of"
-        " positions in every picture; that of view 'main' varies. Say masks: replace, or give the"
+        " positions in every picture; that of view 'main' varies. Set masks: replace, or give the"
         " mask a fixed number."
     ]
 

@@ -66,9 +66,9 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file():
         "r.yaml:5: distillers[0].learnable: expected true or false, got 2.",
         "r.yaml:6: distillers[1].student: no tower 'imag'",
         "r.yaml:7: data.num_sample: unknown key",
-        "r.yaml:8: train.batch_size: expected a whole number above 0, got true.",
+        "r.yaml:8: train.batch_size: expected an integer above 0, got true.",
         "r.yaml:8: train.precision: expected 'fp32', 'bf16' or 'fp16', got 'bf61'",
-        "r.yaml:9: optimizer.lr: expected a number above 0, got the text '1e-4'.",
+        "r.yaml:9: optimizer.lr: expected a number above 0, got the string '1e-4'.",
         "r.yaml:9: optimizer.beta: unknown key",
         (
             "r.yaml:10: schedule.warmup_epochs: warm-up lasts for warmup_steps or for"
@@ -89,10 +89,10 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file():
                 " mean 'bf16'?"
             ),
         ),
-        ("train: {epochs: 0}", "r.yaml:7: train.epochs: expected a whole number above 0, got 0."),
+        ("train: {epochs: 0}", "r.yaml:7: train.epochs: expected an integer above 0, got 0."),
         (
             "train: {epochs: 1.5}",
-            "r.yaml:7: train.epochs: expected a whole number above 0, got 1.5.",
+            "r.yaml:7: train.epochs: expected an integer above 0, got 1.5.",
         ),
         (
             "train: {ema: 1.5}",

@@ -56,7 +56,7 @@ def test_a_whole_tower_can_be_added():
             "unknown key. Did you mean 'lr'? Accepted: betas, eps, amsgrad, maximize, name, lr,"
             " weight_decay, decay_all, groups.",
         ),
-        ("train.epochs=many", "expected a whole number above 0, got the text 'many'."),
+        ("train.epochs=many", "expected an integer above 0, got the string 'many'."),
         ("towers.imag.model=x", "no tower 'imag'. Did you mean 'image'? Towers: image, text."),
         ("distillers[3].weight=1", "distillers is a list with 1 entry, counted from 0."),
         ("distillers.weight=1", "distillers is a list with 1 entry, counted from 0."),
@@ -83,7 +83,7 @@ def test_a_wrong_option_is_named_with_what_is_wrong(option, expected):
 
 def test_options_and_the_file_report_together():
     assert problems(SMALL + "train: {epochs: 0}\n", ["optimizer.lr=-1"]) == [
-        "r.yaml:7: train.epochs: expected a whole number above 0, got 0.",
+        "r.yaml:7: train.epochs: expected an integer above 0, got 0.",
         "--set optimizer.lr=-1: expected a number above 0, got -1.",
     ]
 

@@ -179,11 +179,11 @@ def test_arguments_end_where_the_margin_ends():
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (int, "a whole number"),
+        (int, "an integer"),
         (float | None, "a number or null"),
         (list[str], "a list of text"),
         (tuple[float, float], "a list of 2: a number, a number"),
-        (tuple[int, ...], "a list of whole numbers"),
+        (tuple[int, ...], "a list of integers"),
         (dict[str, float], "a mapping of names to numbers"),
         (Literal["a", 2], "'a' or 2"),
         (bool | str, "true or false or text"),

@@ -23,7 +23,7 @@ def test_a_page_has_words_facts_and_keys():
 
 
 def test_sections_and_optimizers_have_pages_too():
-    assert ("batch_size", "a whole number above 0", "64", "pairs per process and step") in about(
+    assert ("batch_size", "an integer above 0", "64", "pairs per process and step") in about(
         "section", "train"
     ).keys
     assert [key for key, *_ in about("optimizer", "sgd").keys][:2] == ["momentum", "dampening"]

@@ -117,7 +117,7 @@ def test_anchors_and_merges_work_and_own_keys_win():
         ("a: 1\n  b: 2\n", 2, "not valid YAML: mapping values are not allowed here."),
         ("a: *none\n", 1, "not valid YAML: found undefined alias 'none'."),
         ("a: &x [*x]\n", 1, "not valid YAML: an anchor that contains itself."),
-        ("? [1, 2]\n: 3\n", 1, "not valid YAML: a key that is no plain word."),
+        ("? [1, 2]\n: 3\n", 1, "not valid YAML: a key that is not a plain word."),
         ("a: !!python/object:os.system x\n", 1, None),
     ],
 )
@@ -130,7 +130,7 @@ def test_bad_yaml_is_one_problem_with_its_line(text, line, expected):
 
 def test_control_characters_are_one_problem():
     document = read_document("a: \x00\n", "a.yaml")
-    assert document.problems[0].text == "not valid YAML: character 3 may not stand in a YAML file."
+    assert document.problems[0].text == "not valid YAML: character 3 is not allowed in a YAML file."
 
 
 def laughs() -> str:

@@ -84,7 +84,9 @@ def test_seeds_without_a_partner_are_left_out_and_named(tmp_path: Path):
     runs = [run for run in sweep(tmp_path) if run.name != "0.0003-1"]
     row = compare(runs).rows[1]
     assert row.difference.n == 2 and row.left_out == ["0.001-1"]
-    assert any("no partner of the same seed: 0.001-1" in note for note in compare(runs).notes)
+    assert any(
+        "no run of the baseline with the same seed: 0.001-1" in note for note in compare(runs).notes
+    )
 
 
 def test_one_pair_of_seeds_is_compared_on_the_same_items(tmp_path: Path):

@@ -122,7 +122,7 @@ def test_runs_are_named_by_folder_name_or_the_folder_that_holds_them(tmp_path: P
     base = tmp_path / "runs"
     assert runs_of([str(a)], base) == [a] == runs_of(["a", str(a)], base)
     assert runs_of([str(base)], base) == runs_under(base) == [a, b]
-    with pytest.raises(CheckpointError, match=r"Did you mean 'a'|no run folder"):
+    with pytest.raises(CheckpointError, match=r"Did you mean 'a'|not a run folder"):
         runs_of(["aa"], base)
 
 

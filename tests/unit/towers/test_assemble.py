@@ -37,7 +37,7 @@ def test_the_modality_comes_from_the_section_the_builder_or_the_name() -> None:
         == "image"
     )
     with pytest.raises(
-        RecipeError, match="tower 'student': nothing tells whether it takes images or texts"
+        RecipeError, match="tower 'student': it is not known whether it takes images or texts"
     ):
         assemble("student", spec(**TEXT))
     with pytest.raises(
@@ -109,7 +109,7 @@ def test_misfits_are_named_with_their_remedy(keys: dict[str, Any], message: str)
 
 def test_the_end_of_text_pooler_needs_a_marked_end() -> None:
     assemble("text", spec(**TEXT, pooler={"name": "eot"}))
-    with pytest.raises(RecipeError, match="this model marks no end of text"):
+    with pytest.raises(RecipeError, match="this model has no end-of-text token"):
         assemble("image", spec(**IMAGE, pooler={"name": "eot"}))
 
 

@@ -361,7 +361,7 @@ def test_what_weights_ask_of_images_is_in_open_clip_s_configuration(tmp_path: Pa
 def test_a_learned_prompt_is_kept_beside_and_said(tmp_path: Path) -> None:
     tower = build(builder="openclip", config=OPENCLIP_TEXT, prompt={"tokens": 3}, train="prompt")
     how = written(tower, tmp_path / "out")
-    assert "open_clip has no place for the learned prompt" in how.how.note
+    assert "open_clip cannot hold the learned prompt" in how.how.note
     (prompt,) = load_file(tmp_path / "out" / "prompt.safetensors").values()
     assert prompt.shape == (3, 32)
     plain = build(builder="openclip", config=OPENCLIP_TEXT, train="none")
@@ -485,7 +485,7 @@ def test_a_builder_without_a_format_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(
         WeightsError,
-        match=r"Own has no format of its own to be written in\. Take the tower from its run",
+        match=r"Own cannot be exported: it has no format of its own\. Take the tower from its run",
     ):
         Own().export(tmp_path, tmp_path, {})
 

@@ -112,7 +112,7 @@ def test_the_last_layers_learn_with_what_follows_them() -> None:
         (["stam.*"], True, r"matches no parameter\. Did you mean 'stem"),
         (["qqqq"], True, r"Names begin with: stem, layers, norm, head\."),
         ([], True, r"`train` is an empty list"),
-        (["stem", "!stem"], True, r"leave nothing to learn"),
+        (["stem", "!stem"], True, r"leave nothing to train"),
         ("head", False, r"`train: head`, but it has no head\. Add `head:"),
         (LastLayers(last=4), True, r"`train: \{last: 4\}`, but the backbone has 3 layers"),
     ],
@@ -170,7 +170,7 @@ def test_a_frozen_backbone_is_outside_the_module_tree_and_still_moves() -> None:
 def test_features_are_stored_only_where_nothing_below_the_head_learns() -> None:
     assert not tower("head", pooler=True).cacheable
     assert tower("none", pooler=True).cacheable
-    with pytest.raises(ValueError, match="learns below its head"):
+    with pytest.raises(ValueError, match="is trained below its head"):
         tower("all").cached()
 
 

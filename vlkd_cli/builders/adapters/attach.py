@@ -71,7 +71,7 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
     count = int(model.config.num_hidden_layers)
     if beyond := [layer for layer in method.named_layers if layer >= count]:
         raise RecipeError(
-            f"adapter: names layer {beyond[0]}, and this encoder has layers 0 to {count - 1}."
+            f"adapter: names layer {beyond[0]}, but this encoder has layers 0 to {count - 1}."
         )
     if isinstance(method, PrefixTuning) and len(set(method.named_layers)) == count:
         # The library fails on it without a word that helps.
@@ -244,7 +244,7 @@ def _attach_peft(model: Any, method: PeftMethod) -> None:
     found = find_targets(model, method.targets)
     if not found and not getattr(method, "feed_forward", False):
         raise RecipeError(
-            "adapter.targets: is empty, so that nothing would learn. Name at least one, e.g. q."
+            "adapter.targets: is empty, so nothing would be trained. Name at least one, e.g. q."
         )
     if isinstance(method, IA3) and method.feed_forward:
         config.feedforward_modules = find_targets(model, ["output"])
@@ -321,7 +321,7 @@ def _attach_prompt(
         ids = list(tokenize(method.init_text))
         if not ids:
             raise RecipeError(
-                "adapter.init_text: the tokenizer makes no tokens of it. Write at least one word."
+                "adapter.init_text: the tokenizer finds no tokens in it. Write at least one word."
             )
         repeated = (ids * (method.length // len(ids) + 1))[: method.length]
         with torch.no_grad():

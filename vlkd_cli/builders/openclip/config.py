@@ -30,12 +30,12 @@ SIZES = (
 SHORTEST_CONTEXT = 3
 """Start, one token and end."""
 NOT_FOR_TOWERS = {
-    "hf_model_pretrained": "say `pretrained` beside `config`.",
+    "hf_model_pretrained": "set `pretrained` of the tower, not of `config`.",
     "hf_tokenizer_name": "texts are split as the model does it. Remove it.",
     "output_tokens": "towers give their tokens where something reads them. Remove it.",
     "tokenizer_kwargs": "texts are split as the model does it. Remove it.",
     "tokenizer_mode": "texts are split as the model does it. Remove it.",
-    "timm_model_pretrained": "say `pretrained` beside `config`.",
+    "timm_model_pretrained": "set `pretrained` of the tower, not of `config`.",
 }
 HUB = "hf-hub:"
 

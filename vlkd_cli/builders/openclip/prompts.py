@@ -74,7 +74,7 @@ class CoOp:
         ids = ids[: int(ids.argmax())] if start else ids[ids != 0]
         if not len(ids):
             raise RecipeError(
-                "prompt.init_text: the tokenizer makes no tokens of it. Write at least one word."
+                "prompt.init_text: the tokenizer finds no tokens in it. Write at least one word."
             )
         return embedding.weight.detach()[
             ids.repeat(self.tokens // len(ids) + 1)[: self.tokens]

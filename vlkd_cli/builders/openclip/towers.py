@@ -238,7 +238,7 @@ class OpenClipText(Backbone):
         if prompts:
             write_weights(prompts, folder / PROMPT)
             notes.append(
-                f"open_clip has no place for the learned prompt, which is kept in {PROMPT}; `run:"
+                f"open_clip cannot hold the learned prompt, which is stored in {PROMPT}; `run:"
                 " ...` brings it along."
             )
         if self.marks_end and tokenizer.vocabulary_size < CLIP_VOCABULARY:

@@ -39,13 +39,13 @@ from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
 NOT_FOR_TOWERS = {
     "checkpoint_path": "a file of weights is the tower's `pretrained`.",
-    "cache_dir": "say `cache_dir` beside `config`.",
+    "cache_dir": "set `cache_dir` of the tower, not of `config`.",
     "features_only": "towers give one feature and its tokens. Remove it.",
-    "img_size": "say `image_size` beside `config`.",
+    "img_size": "set `image_size` of the tower, not of `config`.",
     "in_chans": "towers take RGB images. Remove it.",
     "num_classes": "towers have no classifier. Remove it.",
     "out_indices": "towers give one feature and its tokens. Remove it.",
-    "pretrained": "say `pretrained` beside `config`.",
+    "pretrained": "set `pretrained` of the tower, not of `config`.",
     "pretrained_cfg": "weights are named by the tower's `model` and `pretrained`. Remove it.",
     "pretrained_cfg_overlay": "weights are named by the tower's `pretrained`. Remove it.",
 }

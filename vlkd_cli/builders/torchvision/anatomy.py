@@ -52,7 +52,7 @@ def open_without_memory(model: str, arguments: dict[str, object]) -> tuple[Anato
         )
         and not any(True for _ in module.children())
     ]
-    assert len(found) == 1, f"{model}: {len(found)} layers put out the classes"
+    assert len(found) == 1, f"{model}: {len(found)} layers give the classes"
     name, classifier = found[0]
     dropouts: list[str] = []
     for other, module in network.named_modules():

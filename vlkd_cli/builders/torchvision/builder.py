@@ -47,11 +47,11 @@ from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
 NOT_FOR_TOWERS = {
     "aux_logits": "towers have no classifiers. Remove it.",
-    "image_size": "say `image_size` beside `config`.",
+    "image_size": "set `image_size` of the tower, not of `config`.",
     "init_weights": "weights start as torchvision starts them. Remove it.",
     "num_classes": "towers have no classifier. Remove it.",
     "progress": "it changes nothing. Remove it.",
-    "weights": "say `pretrained` beside `config`.",
+    "weights": "set `pretrained` of the tower, not of `config`.",
 }
 """Arguments of torchvision's constructors that would make something else than a tower, or that the
 tower has already."""

@@ -106,7 +106,7 @@ class _RowFinder:
         if num_bytes > _LONGEST_LINE_BYTES:
             raise DataError(
                 f"{self.path} line {self.lines_before + 1} is longer than"
-                f" {_LONGEST_LINE_BYTES >> 20} MiB. Is it a table?"
+                f" {_LONGEST_LINE_BYTES >> 20} MiB. Is it a table file?"
             )
 
     def check_end(self) -> None:

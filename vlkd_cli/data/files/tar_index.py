@@ -151,8 +151,8 @@ def _damage(shard: str, error: Exception) -> str:
     for mark, name in _COMPRESSIONS.items():
         if first.startswith(mark):
             return (
-                f"shard {shard} is compressed ({name}), and only plain tar files are read by"
-                " position. Unpack it, or read it in order with reader webdataset and data.stream:"
+                f"shard {shard} is compressed ({name}), but only plain tar files allow random"
+                " access. Unpack it, or read it in order with reader webdataset and data.stream:"
                 " true."
             )
     return f"shard {shard} is damaged ({error}). Fetch it again, or take it out of data.path."

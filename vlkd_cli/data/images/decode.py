@@ -192,7 +192,7 @@ def _loading(salvage: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except UnidentifiedImageError:
-        raise Broken("it is not an image of a format that is read") from None
+        raise Broken("it is not an image in a supported format") from None
     except Image.DecompressionBombError:
         raise Broken(_TOO_LARGE) from None
     except Exception as error:  # its decoders raise whatever they stumble over

@@ -41,7 +41,7 @@ def existing_folder(place: str, key: str) -> Path:
     folder = Path(os.path.expanduser(place))
     if not os.path.isdir(folder):
         raise DataError(
-            f"data.{key} {place}: no such folder (relative paths begin at {Path.cwd()})."
+            f"data.{key} {place}: no such folder (relative paths start from {Path.cwd()})."
         )
     return folder
 
@@ -75,7 +75,7 @@ def find_images(folder: Path) -> list[str]:
         each = ", ".join(f".{suffix}: {count}" for suffix, count in sorted(others.items()))
         console.warn_once(
             f"{folder}: {others.total()} of {others.total() + len(images)} pictures are left out"
-            f" because their format is not read ({each}). Convert them to JPEG or PNG."
+            f" because their format is not supported ({each}). Convert them to JPEG or PNG."
         )
     return sorted(images)
 

@@ -195,7 +195,7 @@ class Assembler:
 
 def _all_broken(first: Skipped) -> DataError:
     return DataError(
-        f"{_REPLACEMENTS} samples in a row are broken, the first: {first.name}: {first.reason}."
+        f"{_REPLACEMENTS} consecutive samples are broken, the first: {first.name}: {first.reason}."
         " Check the data and its paths."
     )
 

@@ -90,7 +90,9 @@ class Loader:
             order = _order(reader, seed, shuffle, episode_samples, per_class, step_rows)
             positions = len(order)
         elif per_class is not None:
-            raise DataError("data.per_class needs samples by position, and the data is a stream.")
+            raise DataError(
+                "data.per_class needs random access to samples, but the data is a stream."
+            )
         self.batches_per_epoch = positions // step_rows if drop_last else -(-positions // step_rows)
         if self.batches_per_epoch == 0:
             raise DataError(

@@ -71,7 +71,7 @@ class StreamAssembler:
         if not good:
             first = filling.skipped[0]
             raise DataError(
-                f"{self.batch_size} samples in a row are broken, the first: {first.name}:"
+                f"{self.batch_size} consecutive samples are broken, the first: {first.name}:"
                 f" {first.reason}. Check the shards."
             )
         # A broken sample gives way to another of its batch, so that every batch takes the same
@@ -104,7 +104,7 @@ class StreamAssembler:
                 yield sample
             if empty:
                 raise DataError(
-                    f"share {number + 1} of {total} of the stream holds no sample. Use more shards"
+                    f"part {number + 1} of {total} of the stream holds no sample. Use more shards"
                     " or fewer processes."
                 )
             repeat += 1

@@ -133,7 +133,7 @@ class WorkerPool:
         except OSError as error:
             self._loader = None
             raise DataError(
-                f"loader processes cannot be started ({error.strerror}). Set data.workers: 0, or"
+                f"loader workers cannot be started ({error.strerror}). Set data.workers: 0, or"
                 " raise the limit."
             ) from error
         # torch would raise wherever this process is when a worker dies, in the middle of a forward
@@ -157,11 +157,11 @@ def _death(dead: Sequence[Any]) -> str:
         how = "ended unexpectedly" + (f" with exit code {code}" if code else "")
     if code == -signal.SIGBUS:
         return (
-            f"a loader process {how}: {_SHARED_MEMORY} is full. Give it more room (docker run"
+            f"a loader worker {how}: {_SHARED_MEMORY} is full. Give it more room (docker run"
             " --shm-size=8g), or set data.workers: 0."
         )
     return (
-        f"a loader process {how}, most often because memory ran out. Lower data.workers,"
+        f"a loader worker {how}, most often because memory ran out. Lower data.workers,"
         " data.prefetch or train.batch_size."
     )
 

@@ -86,7 +86,7 @@ class Classification(Reader):
         self._labels = self._source.labels
         if not len(self._labels):
             raise DataError(
-                f"data.{'path' if path is not None else 'dataset'} {path or dataset}: there are no"
+                f"data.{'path' if path is not None else 'dataset'} {path or dataset}: it has no"
                 " images."
             )
         highest = int(self._labels.max())
@@ -167,8 +167,7 @@ class _Folders(_Source):
         self._folder, self._images = folder, TextTable(images)
         if not images:
             raise DataError(
-                f"data.path {path}: there is no image in a sub-folder; each class is a folder of"
-                " images."
+                f"data.path {path}: no image in any sub-folder; each class is a folder of images."
             )
         empty = [
             self.class_names[k]

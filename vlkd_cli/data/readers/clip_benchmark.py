@@ -173,7 +173,7 @@ class ClipBenchmark(Reader):
     def _part(self, index: int, part: str, what: str) -> bytes:
         start, size = int(self._index[part][index]), int(self._index[f"{part}_bytes"][index])
         if start < 0:
-            raise Broken(f"there is no member with {what}")
+            raise Broken(f"no member holds {what}")
         with open(self.shards[int(self._index["shard"][index])], "rb", buffering=0) as file:
             try:
                 return read_at(file.fileno(), start, size)
@@ -185,13 +185,13 @@ def _shards(part: Path) -> list[str]:
     """The shards of a split in their order: as many as `nshards.txt` says, where it is there."""
     found = sorted(part.glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
     if not found:
-        raise DataError(f"{part}: there is no shard (0.tar, 1.tar, ...).")
+        raise DataError(f"{part}: no shard (0.tar, 1.tar, ...).")
     counted = part / "nshards.txt"
     if counted.is_file():
         wanted = _lines(counted)[0]
         if wanted != str(len(found)):
             raise DataError(
-                f"{part}: {len(found)} shards, and nshards.txt says {wanted}. Fetch the missing"
+                f"{part}: {len(found)} shards, and nshards.txt lists {wanted}. Fetch the missing"
                 " ones."
             )
     return [str(path) for path in found]

@@ -66,7 +66,7 @@ class COCO(CaptionedImages):
             os.path.exists(joined(root, image)) for image, _ in pairs[:3]
         ):
             raise DataError(
-                f"{path}: its first images are not there, e.g. {first}. Set data.image_root to"
+                f"{path}: its first images do not exist, e.g. {first}. Set data.image_root to"
                 " their folder."
             )
 

@@ -282,7 +282,7 @@ class CSV(Reader):
             )
         if not any(is_url(place) or os.path.isfile(place) for place in places):
             raise DataError(
-                f"table {self.path}: its first images are not there, e.g. {places[0]}. Set"
+                f"table {self.path}: its first images do not exist, e.g. {places[0]}. Set"
                 " data.image_root to their folder."
             )
 

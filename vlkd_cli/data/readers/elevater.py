@@ -92,8 +92,8 @@ class Elevater(Reader):
         promised = self.facts.splits[self.split].num_images
         if promised is not None and promised != len(self.rows.paths):
             raise DataError(
-                f"{index} lists {len(self.rows.paths)} images, and {REGISTRY} says {promised}"
-                f" ('{self.facts.name}', {self.split}). Take both from one copy."
+                f"{index} lists {len(self.rows.paths)} images, and {REGISTRY} lists {promised}"
+                f" ('{self.facts.name}', {self.split}). Use both from the same copy."
             )
 
     def _names(self, path: Path) -> Sequence[str]:

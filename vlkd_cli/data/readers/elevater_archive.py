@@ -80,8 +80,8 @@ class Places:
                         or entry.flag_bits & 1
                     ):
                         raise DataError(
-                            f"{path}: member '{entry.filename}' is encrypted or packed in a way"
-                            " that is not read here; pack the archive again, stored or deflated."
+                            f"{path}: member '{entry.filename}' is encrypted or compressed in"
+                            " an unsupported way; repack the archive, stored or deflated."
                         )
                     place = (
                         number,
@@ -106,7 +106,7 @@ class Places:
             raise DataError(
                 f"{index}: {len(rows) - found} of {len(self.rows.paths)} rows point to members that"
                 f" {path} lacks, first row {first} '{self.rows.path(first)}'. The index and the"
-                " archive are of different copies; take both from one."
+                " archive are of different copies of the data; use matching ones."
             )
 
     def _find_files(self, loose: list[int], index: Path) -> None:

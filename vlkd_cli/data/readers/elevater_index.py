@@ -101,7 +101,7 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
     if len(names) != num_classes:
         raise DataError(
             f"{path}: {len(names)} categories, and the data set has {num_classes} classes. The file"
-            " is of another data set."
+            " belongs to another data set."
         )
     rows = (
         (image, _checked(labels[key], num_classes, multi_label, f"{path}: image id {key}"))
@@ -161,8 +161,8 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
     if sorted(order) != list(range(len(found))):
         raise DataError(
             f"{order_file}: {len(order)} positions for {len(found)} images in '{place}'; expected"
-            f" each of 0 to {len(found) - 1} once. Images are missing or the file is of another"
-            " copy."
+            f" each of 0 to {len(found) - 1} once. Images are missing, or the file belongs to"
+            " another copy."
         )
     return _rows([found[position] for position in order], place), "folders and index.json"
 
@@ -212,8 +212,8 @@ def _plain(name: str) -> str:
 def _checked(labels: list[int], num_classes: int, multi_label: bool, where: str) -> list[int]:
     if any(not 0 <= label < num_classes for label in labels):
         raise DataError(
-            f"{where}: label {max(labels, key=abs)} is outside 0 to {num_classes - 1}. The index is"
-            " of another data set."
+            f"{where}: label {max(labels, key=abs)} is outside 0 to {num_classes - 1}. The index"
+            " belongs to another data set."
         )
     if not multi_label and len(labels) != 1:
         raise DataError(f"{where}: {len(labels)} labels, and the data set has one per image.")

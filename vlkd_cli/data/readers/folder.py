@@ -41,7 +41,7 @@ class Folder(CaptionedImages):
         folder = existing_folder(with_split(path, split), "path")
         images = find_images(folder)
         if not images:
-            raise DataError(f"data.path {path}: there is no image below this folder.")
+            raise DataError(f"data.path {path}: no image in this folder or below it.")
         captions, problems = _read_captions(folder, images, encoding)
         bare = [k for k, own in enumerate(captions) if not own and k not in problems]
         if len(bare) == len(images):

@@ -41,7 +41,7 @@ class Images(CaptionedImages):
             root = str(existing_folder(path, "path"))
             images = find_images(Path(root))
         if not images:
-            raise DataError(f"data.path {path}: there is no image in it.")
+            raise DataError(f"data.path {path}: it has no images.")
         super().__init__(root, images, ([] for _ in images), part=part)
 
 
@@ -49,6 +49,6 @@ def _check_first(path: str, root: str, images: list[str]) -> None:
     places = [joined(root, image) for image in images[:3]]
     if places and not any(is_url(place) or os.path.isfile(place) for place in places):
         raise DataError(
-            f"{path}: its first images are not there, e.g. {places[0]}. Each line is a path,"
+            f"{path}: its first images do not exist, e.g. {places[0]}. Each line is a path,"
             " relative to the folder of the list."
         )

@@ -202,7 +202,7 @@ class MixedStream(StreamReader):
                     yield sample
                 if empty:
                     raise DataError(
-                        f"share {shard + 1} of {num_shards} of data.readers[{part}] holds no"
+                        f"part {shard + 1} of {num_shards} of data.readers[{part}] holds no"
                         " sample. Use fewer processes."
                     )
                 repeat += 1

@@ -47,7 +47,7 @@ def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader 
     name = keys.pop("reader", None)
     if (name is None) == (several is None):
         raise RecipeError(
-            "data: say either 'reader' or 'readers'. Readers:"
+            "data: set either 'reader' or 'readers'. Readers:"
             f" {', '.join(catalog.names('reader'))}."
         )
     keys |= {key: value for key, value in overrides.items() if value is not None}

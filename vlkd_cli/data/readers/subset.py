@@ -82,8 +82,8 @@ def checked_part(part: Sequence[float]) -> tuple[float, float]:
     """
     if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
         raise DataError(
-            f"data.part is {list(part)}; it is two fractions from 0 to 1, the smaller first, e.g."
-            " [0, 0.9]."
+            f"data.part is {list(part)}; it must be two fractions from 0 to 1, the smaller first,"
+            " e.g. [0, 0.9]."
         )
     return float(part[0]), float(part[1])
 

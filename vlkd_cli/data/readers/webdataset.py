@@ -88,7 +88,7 @@ class WebDataset(Reader):
         self.is_stream = bool(remote) or resampled if stream is None else stream or resampled
         if remote and not self.is_stream:
             raise DataError(
-                f"shard {remote[0]} is not a local file, so it can only be read as a stream. Leave"
+                f"shard {remote[0]} is not a local file, so it can only be streamed. Leave"
                 " data.stream out."
             )
         self._handles: OrderedDict[int, int] = OrderedDict()
@@ -102,8 +102,8 @@ class WebDataset(Reader):
         for key in ("samples_per_epoch", "shuffle_buffer"):
             if getattr(self, key) is not None:
                 raise DataError(
-                    f"data.{key} has no effect: local shards are read by position. Leave it out, or"
-                    " set data.stream: true."
+                    f"data.{key} has no effect: local shards are read with random access. Leave it"
+                    " out, or set data.stream: true."
                 )
         self._index = index_shards(self.shards, self.parts)
         if not len(self):
@@ -212,7 +212,7 @@ class WebDataset(Reader):
             except Broken as broken:
                 reason = str(broken)
             raise DataError(
-                f"{where} has a text under data.caption_key or data.texts; {self.name(0)}:"
+                f"{where} has a string under data.caption_key or data.texts; {self.name(0)}:"
                 f" {reason}."
             )
 
@@ -241,7 +241,9 @@ def _parts(
     )
     for key, suffixes in (("image", parts.images), ("caption", (parts.caption,))):
         if not suffixes or "" in suffixes:
-            raise DataError(f"data.{key} is empty; it is a suffix such as jpg, without the dot.")
+            raise DataError(
+                f"data.{key} is empty; it must be a suffix such as jpg, without the dot."
+            )
     if parts.caption == JSON and caption_key is None:
         raise DataError(
             "data.caption is json; set data.caption_key to the key of the caption in it."

@@ -142,7 +142,7 @@ class RunFolder:
         noted |= {name: item.reason for name, item in new.items()}
 
     def skipped_summary(self) -> str | None:
-        """A line on the samples that could not be read, of all ranks; None: there are none."""
+        """A line on the samples that could not be read, of all ranks; None: the list is empty."""
         found: dict[str, str] = {}
         for path in sorted(self.path.glob("skipped*.csv")):
             found |= self._skipped_in(path)
@@ -227,7 +227,7 @@ def existing_run(path: Path, base: Path) -> RunFolder:
             return RunFolder(candidate)
     names = [folder.parent.name for folder in base.glob("*/recipe.yaml")]
     raise CheckpointError(
-        f"{path} is no run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}"
+        f"{path} is not a run folder (it has no recipe.yaml).{did_you_mean(path.name, names)}"
     )
 
 

@@ -144,7 +144,7 @@ def _refuse_idle_options(request: TrainRequest) -> None:
     """Options that are missing, or that would change nothing together with the others."""
     if request.recipe is None and request.resume in (None, LATEST):
         raise UserError(
-            "say which recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped"
+            "name the recipe to train: `vlkd train RECIPE`; `vlkd recipes list` shows the shipped"
             " ones."
         )
     if request.trust and (request.resume is None or request.recipe is not None):
@@ -311,9 +311,9 @@ def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> Non
     if different is not None:
         key, was, is_now = different
         raise CheckpointError(
-            f"{folder.path} was trained with {key} {was!r}; this recipe says {is_now!r}. Go on with"
-            f" the run's own recipe (vlkd train --resume {folder.path}), or start a new run without"
-            " --resume."
+            f"{folder.path} was trained with {key} {was!r}; this recipe says {is_now!r}. Continue"
+            f" with the run's own recipe (vlkd train --resume {folder.path}), or start a new run"
+            " without --resume."
         )
     if longer:
         refuse_extension(before, now, folder)

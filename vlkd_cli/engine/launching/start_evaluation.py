@@ -20,8 +20,8 @@ from vlkd_cli.recipe.shipped import find_recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 
 _NO_TRUST_NEEDED = (
-    "--trust has no effect on a recipe of your own: it may name anything, and says `trust: true`"
-    " beside the `run:` of a tower."
+    "--trust has no effect on a recipe of your own: it may name anything; set `trust: true` next"
+    " to the `run:` of a tower."
 )
 
 
@@ -168,7 +168,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
     names = [folder.parent.name for folder in runs.glob("*/recipe.yaml")]
     return UserError(
-        f"'{target}' is no {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"
+        f"'{target}' is not a {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"
     )
 
 

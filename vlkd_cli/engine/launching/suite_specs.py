@@ -48,7 +48,7 @@ def suite_specs(
     """
     if not suites and not recipe.evals:
         raise UserError(
-            f"say what to evaluate: --suite NAME. Suites: {', '.join(catalog.names('suite'))}."
+            f"choose what to evaluate: --suite NAME. Suites: {', '.join(catalog.names('suite'))}."
         )
     entries: list[dict[str, Any]] = []
     for name in suites or list(dict.fromkeys(spec.suite for spec in recipe.evals)):
@@ -84,7 +84,7 @@ def _check_data(specs: Sequence[EvalSpec], data_root: Path | None) -> None:
         for spec in specs:
             if reads_data_sets(spec.suite) and spec.keys.get("data") is None:
                 raise RecipeError(
-                    f"suite '{spec.suite}': on which data? The recipe evaluates on none that fits."
+                    f"suite '{spec.suite}': no data is set. The recipe evaluates on none that fits."
                     " Give --data ROOT with --with data=NAME, or --with 'data={reader: ...}'."
                 )
         return

@@ -62,7 +62,7 @@ class CaptionTable(Reader):
         strange = sorted(set(names) - set(places))
         if strange:
             raise DataError(
-                f"{path}: label '{strange[0]}' does not occur in the captions to learn from."
+                f"{path}: label '{strange[0]}' does not occur in the training captions."
             )
         self._labels = [places[name] for name in names]
 
@@ -94,6 +94,6 @@ def _column(path: Path, header: Sequence[str], names: Sequence[str]) -> int:
         if name in header:
             return header.index(name)
     raise DataError(
-        f"{path}:1: no column is called {' or '.join(names)}; there are"
+        f"{path}:1: no column is named {' or '.join(names)}; there are"
         f" {', '.join(header) or 'none'}."
     )

@@ -80,8 +80,8 @@ def _open(subject: Subject, data: DataSource, split: str | None) -> Dataset:
     reader = open_reader(keys)
     if not isinstance(reader, Reader):
         raise DataError(
-            f"data '{name}' can only be read as a stream; evaluation needs every sample at its"
-            " place. Use local files."
+            f"data '{name}' can only be read as a stream; evaluation needs random access to the"
+            " samples. Use local files."
         )
     if not len(reader):
         raise DataError(f"data '{name}' holds no samples.")
@@ -122,8 +122,7 @@ def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) ->
             train = open_dataset(subject, data, split="train")
         except DataError as error:
             raise DataError(
-                f"data '{test.name}': there are no images to learn from: {error} Or give"
-                " `train_data:`."
+                f"data '{test.name}': no training images: {error} Or give `train_data:`."
             ) from error
     if train.row_hash == test.row_hash:
         raise DataError(

@@ -86,7 +86,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
             if not (root / name).is_file()
         ]
         if missing:
-            raise DataError(f"suite 'passage_retrieval': {root} misses {', '.join(missing)}.")
+            raise DataError(f"suite 'passage_retrieval': {root} lacks {', '.join(missing)}.")
         return Collection(
             root.name, part, root, MARCO[0], names[0], full if restricted else names[1], restricted
         )
@@ -97,7 +97,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
     if missing:
         there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
         raise DataError(
-            f"suite 'passage_retrieval': {root} misses {', '.join(missing)}. Splits with"
+            f"suite 'passage_retrieval': {root} lacks {', '.join(missing)}. Splits with"
             f" judgements: {there}."
         )
     return Collection(root.name, part, root, BEIR[0], BEIR[1], f"qrels/{part}.tsv")
@@ -287,7 +287,7 @@ def _record(line: str | bytes, path: Path, place: int) -> dict[str, str]:
         or not isinstance(record.get("_id"), (str, int))
         or not isinstance(record.get("text"), str)
     ):
-        raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a text.")
+        raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a string.")
     title = record.get("title") or ""
     if not isinstance(title, str):
         raise DataError(f"{path}:{place}: 'title' is {kind_of(title)}; expected a text.")

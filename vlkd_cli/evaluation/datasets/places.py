@@ -28,7 +28,7 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
     dataset = str(given.pop("dataset", ""))
     if not dataset:
         raise DataError(
-            "data: say 'reader', or 'dataset' with the name of a data set below --data ROOT."
+            "data: set 'reader', or 'dataset' to the name of a data set below --data ROOT."
         )
     known = known_as(dataset)
     if root is not None:
@@ -94,7 +94,7 @@ def found_alone(root: Path | None) -> dict[str, object]:
     there = ", ".join(path.name for path in folders[:20]) or "none"
     raise DataError(
         f"--data {root} holds no data set that is recognized, and no class folders with images."
-        f" Folders there: {there}. Choose one with --with data=NAME, or say how to read it with"
+        f" Folders there: {there}. Choose one with --with data=NAME, or describe it with"
         " --with 'data={reader: ...}'."
     )
 

@@ -87,7 +87,7 @@ def prompts(
     if isinstance(source, Mapping):
         return [_own_prompts(source, name, chosen) for name in names]
     if not source:
-        raise DataError(f"templates '{chosen}': there are none.")
+        raise DataError(f"templates '{chosen}': the list is empty.")
     return [[fill(template, name) for template in source] for name in names]
 
 
@@ -209,8 +209,8 @@ def _from_file(path: Path) -> list[str] | dict[str, list[str]]:
             return [text_of(entry) for entry in found]
     except ValueError as error:
         raise DataError(
-            f"{path}: cannot be read ({error}). Expected a JSON list of texts, or an object of such"
-            " lists."
+            f"{path}: cannot be read ({error}). Expected a JSON list of strings, or an object of"
+            " such lists."
         ) from None
     raise DataError(f"{path}: expected a JSON list or object, not {kind_of(found)}.")
 

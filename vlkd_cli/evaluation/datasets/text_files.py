@@ -36,8 +36,8 @@ def find_folder(
     """
     if data is None and subject.data_root is None:
         raise DataError(
-            f"suite '{suite}': where is its data? Give `--data ROOT` or the key `data:`; ROOT holds"
-            f" {_one_of(holds)}."
+            f"suite '{suite}': its data is not set. Give `--data ROOT` or the key `data:`; ROOT"
+            f" holds {_one_of(holds)}."
         )
     root = Path(data) if data is not None else Path(str(subject.data_root))
     if not root.exists() and data is not None and subject.data_root is not None:

@@ -24,7 +24,7 @@ from vlkd_cli.towers.tower import Tower
 def interpolate_states(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
-    """(1 - alpha) start + alpha end for every floating-point entry; whole numbers, such as batch
+    """(1 - alpha) start + alpha end for every floating-point entry; integers, such as batch
     counters, come from the end.
 
     Args:
@@ -91,8 +91,8 @@ def wise_ft(
         )
     if subject.image.is_frozen:
         raise RecipeError(
-            "--wise-ft: the image tower did not learn in this run, so its start and its end are the"
-            " same."
+            "--wise-ft: the image tower was not trained in this run, so its start and its end are"
+            " the same."
         )
     if not alphas:
         raise RecipeError("--wise-ft needs at least one number, e.g. 0,0.5,1.")

@@ -67,7 +67,7 @@ class Captioned(Suite):
         point: Literal["projected", "backbone"] = "projected",
     ) -> None:
         if C is not None and C <= 0:
-            raise RecipeError("suite 'captioned': C is above 0.")
+            raise RecipeError("suite 'captioned': C must be above 0.")
         if isinstance(data, str) and train_data is not None:
             raise RecipeError(
                 "suite 'captioned': 'train_data' has no effect where 'data' is a folder of tables."
@@ -84,7 +84,7 @@ class Captioned(Suite):
         names = [f"{part}{ending}" for part in ("test", "val") for ending in endings]
         judged = next((folder / name for name in names if (folder / name).is_file()), None)
         if judged is None:
-            raise DataError(f"suite 'captioned': {folder} misses {' or '.join(names)}.")
+            raise DataError(f"suite 'captioned': {folder} lacks {' or '.join(names)}.")
         learnt = next(folder / name for name in holds if (folder / name).is_file())
         train = CaptionTable(learnt)
         test = CaptionTable(judged, train.classes)
@@ -113,7 +113,7 @@ class Captioned(Suite):
         train_labels, test_labels = pair.train_labels[train_owner], pair.test_labels[test_owner]
         if len(train_labels.unique()) < 2:
             raise DataError(
-                "suite 'captioned': the captions to learn from are all of one class"
+                "suite 'captioned': the training captions are all of one class"
                 f" ({pair.train.name}); needs two."
             )
         strength = self.C or _choose(train, train_labels, train_owner)

@@ -157,12 +157,12 @@ class ElevaterSuite(Suite):
         chosen = [seeds] if isinstance(seeds, int) else list(seeds)
         if self.shots is None and chosen != [0]:
             raise RecipeError(
-                "suite 'elevater': seeds draw the shots; zero-shot and all-shot runs have the one"
+                "suite 'elevater': seeds sample the shots; zero-shot and all-shot runs have the one"
                 " seed 0. Set shots, or leave it out."
             )
         if not chosen or len(set(chosen)) < len(chosen):
             raise RecipeError(
-                f"suite 'elevater': seeds {chosen} are to be different, and at least one."
+                f"suite 'elevater': seeds {chosen} must be distinct, and at least one."
             )
         return chosen
 

@@ -46,7 +46,7 @@ class FeatureAnalysis(Suite):
     def __init__(self, *, data: DataSource = None, items: int = 10_000) -> None:
         self.data, self.items = data, items
         if items < 2:
-            raise RecipeError("suite 'feature_analysis': items is at least 2.")
+            raise RecipeError("suite 'feature_analysis': items must be at least 2.")
 
     def open(self, subject: Subject) -> Dataset:
         return open_dataset(subject, self.data)

@@ -54,9 +54,7 @@ class FewShot(Suite):
         self.seeds = tuple(seeds if seeds is not None else (0, 1, 2))
         self.C, self.point, self.normalise = C, point, normalise
         if self.shots[0] < 1 or not self.seeds:
-            raise RecipeError(
-                "suite 'few_shot': shots are at least 1, and there is at least one seed."
-            )
+            raise RecipeError("suite 'few_shot': shots must be at least 1, with at least one seed.")
 
     def open(self, subject: Subject) -> LabelledPair:
         return labelled_pair(subject, self.data, self.train_data)

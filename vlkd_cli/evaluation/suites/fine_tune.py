@@ -86,7 +86,9 @@ class FineTune(Suite):
         if text_start:
             self.uses = frozenset({"image", "text"})
         if epochs < 1 or batch_size < 2:
-            raise RecipeError("suite 'fine_tune': epochs is at least 1 and batch_size at least 2.")
+            raise RecipeError(
+                "suite 'fine_tune': epochs must be at least 1 and batch_size at least 2."
+            )
         if text_start and point == "backbone":
             raise RecipeError(
                 "suite 'fine_tune': text_start needs point projected, where image and text features"
@@ -107,7 +109,7 @@ class FineTune(Suite):
         if self.text_start:
             if subject.text is None:
                 raise RecipeError(
-                    "suite 'fine_tune': text_start needs a text tower, and there is none."
+                    "suite 'fine_tune': text_start needs a text tower, but the recipe has none."
                 )
             start = class_features(
                 subject, prompts_of(pair.test, pair.classes, self.templates, self.data)

@@ -50,7 +50,7 @@ class KNN(Suite):
         self.temperature = temperature
         self.point = point
         if self.k[0] < 1 or temperature < 0:
-            raise RecipeError("suite 'knn': k is at least 1 and temperature at least 0.")
+            raise RecipeError("suite 'knn': k must be at least 1 and temperature at least 0.")
 
     def open(self, subject: Subject) -> LabelledPair:
         return labelled_pair(subject, self.data, self.train_data)

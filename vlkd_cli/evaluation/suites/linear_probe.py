@@ -341,7 +341,7 @@ class LinearProbe(Suite):
             return None
         if subject.text is None:
             raise RecipeError(
-                "suite 'linear_probe': text_start needs a text tower, and there is none."
+                "suite 'linear_probe': text_start needs a text tower, but the recipe has none."
             )
         return class_features(
             subject, prompts_of(pair.test, pair.classes, self.templates, self.data)

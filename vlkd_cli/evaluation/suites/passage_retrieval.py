@@ -93,7 +93,7 @@ class PassageRetrieval(Suite):
         self.k = sorted(k or (1, 10, 100, 1000))
         if self.k[0] < 1 or chunk_size < 1 or (max_passages is not None and max_passages < 1):
             raise RecipeError(
-                "suite 'passage_retrieval': k, chunk_size and max_passages are at least 1."
+                "suite 'passage_retrieval': k, chunk_size and max_passages must be at least 1."
             )
         self.max_passages, self.title = max_passages, title
         self.query_prompt, self.passage_prompt = query_prompt, passage_prompt
@@ -210,7 +210,7 @@ class PassageRetrieval(Suite):
         root = self.data or subject.data_root
         if root is None:
             raise DataError(
-                "suite 'passage_retrieval': where is its data? Give `--data ROOT` (with"
+                "suite 'passage_retrieval': its data is not set. Give `--data ROOT` (with"
                 " collection.tsv or corpus.jsonl) or `data:`."
             )
         root = Path(root)

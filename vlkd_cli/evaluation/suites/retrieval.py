@@ -58,7 +58,7 @@ class Retrieval(Suite):
         self.captions_per_image = captions_per_image
         self.items = items
         if self.k[0] < 1 or (captions_per_image is not None and captions_per_image < 1):
-            raise RecipeError("suite 'retrieval': k and captions_per_image are at least 1.")
+            raise RecipeError("suite 'retrieval': k and captions_per_image must be at least 1.")
 
     def open(self, subject: Subject) -> tuple[Dataset, list[list[str]]]:
         """The data, and the captions of each image."""

@@ -95,7 +95,7 @@ class SentEval(Suite):
                 "suite 'senteval': 'dropout' has no effect without a hidden layer; set 'hidden'."
             )
         if kfold is not None and kfold < 2:
-            raise RecipeError("suite 'senteval': kfold is at least 2.")
+            raise RecipeError("suite 'senteval': kfold must be at least 2.")
         self.data, self.tasks, self.classifier = data, tasks, classifier
         self.kfold = kfold or (5 if classifier == "fast" else 10)
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
@@ -131,7 +131,7 @@ class SentEval(Suite):
         missing = {name: missing_files(root, TASKS[name].files) for name in wanted}
         present = [name for name in wanted if not missing[name]]
         told = "; ".join(
-            f"{name} misses {', '.join(files)}" for name, files in missing.items() if files
+            f"{name} lacks {', '.join(files)}" for name, files in missing.items() if files
         )
         if told and (self.tasks is not None or not present):
             raise DataError(

@@ -143,7 +143,7 @@ class STS(Suite):
         wanted = self.sets or [*TABLE, "STSB-dev"]
         missing = {name: missing_files(root, _files(name)) for name in wanted}
         incomplete = "; ".join(
-            f"{name} misses {', '.join(files)}" for name, files in missing.items() if files
+            f"{name} lacks {', '.join(files)}" for name, files in missing.items() if files
         )
         present = [name for name in wanted if not missing[name]]
         if incomplete and (self.sets is not None or not present):

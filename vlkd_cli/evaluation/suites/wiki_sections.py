@@ -57,7 +57,7 @@ class WikiSections(Suite):
         point: Literal["projected", "backbone"] = "projected",
     ) -> None:
         if limit is not None and limit < 1:
-            raise RecipeError("suite 'wiki_sections': limit is at least 1.")
+            raise RecipeError("suite 'wiki_sections': limit must be at least 1.")
         self.data, self.split, self.limit = data, split, limit
         self.similarity, self.margin = similarity, margin
         self.point: Point = point

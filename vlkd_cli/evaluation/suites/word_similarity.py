@@ -115,7 +115,7 @@ class WordSimilarity(Suite):
         if self.files:
             missing = [file for file in self.files if not (root / file).is_file()]
             if missing:
-                raise DataError(f"suite 'word_similarity': {root} misses {', '.join(missing)}.")
+                raise DataError(f"suite 'word_similarity': {root} lacks {', '.join(missing)}.")
             return {Path(file).stem: file for file in self.files}
         found = {
             name: next((file for file in files if (root / file).is_file()), "")
@@ -125,7 +125,7 @@ class WordSimilarity(Suite):
             f"{name} ({' or '.join(KNOWN[name])})" for name, file in found.items() if not file
         ]
         if missing:
-            console.warn(f"suite 'word_similarity': {root} misses {'; '.join(missing)}.")
+            console.warn(f"suite 'word_similarity': {root} lacks {'; '.join(missing)}.")
         return {name: file for name, file in found.items() if file}
 
     def _evaluate(self, subject: Subject, root: Path, name: str, file: str) -> Result:

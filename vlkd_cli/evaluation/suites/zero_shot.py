@@ -80,7 +80,7 @@ class ZeroShot(Suite):
         self.multi_label = multi_label
         self.items = items
         if self.topk[0] < 1:
-            raise RecipeError("suite 'zero_shot': topk is at least 1.")
+            raise RecipeError("suite 'zero_shot': topk must be at least 1.")
 
     def open(self, subject: Subject) -> tuple[Dataset, list[str], list[list[str]]]:
         """The data, its class names, and the prompts of each."""

@@ -166,7 +166,7 @@ def parallel_view(comparison: Comparison, groups: Sequence[Group]) -> str:
     better = min if comparison.metric.lower_is_better else max
     best = values.index(better(values))
     styles = [number for number, *_ in runs] if len(groups) > 1 else list(range(len(runs)))
-    return svg.parallel("Keys against outcome", axes, styles, best=best)
+    return svg.parallel("Settings against outcome", axes, styles, best=best)
 
 
 def _typed(values: Sequence[str]) -> list[float | str]:

@@ -152,13 +152,13 @@ def notes(run: RunRecord) -> list[Note]:
     if state is not None and state.state == "failed":
         found.append(Note(f"Failed: {state.error or 'no error was recorded'}", "warn"))
     elif state is not None and state.state == "killed":
-        found.append(Note("Killed: the process is gone and wrote no end.", "warn"))
+        found.append(Note("Killed: the process ended without a final record.", "warn"))
     elif state is not None and state.state == "stopped":
         found.append(Note(f"Stopped at step {run.last_step:,}; --resume continues it.", "warn"))
     elif state is not None and state.state == "running":
         found.append(Note("Still running: this page shows what is known so far."))
     if not run.evaluations:
-        found.append(Note("Nothing was evaluated: there is no figure of quality on this page."))
+        found.append(Note("Nothing was evaluated: this page has no quality metrics."))
     skipped = run.training.get("skipped_steps")
     if skipped and skipped[-1][1] > 0:
         times = f"{skipped[-1][1]:,.0f} steps were skipped: loss or gradient was not finite."

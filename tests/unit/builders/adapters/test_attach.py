@@ -56,7 +56,7 @@ def test_methods_that_cannot_work_on_mpnet_are_refused_by_name_when_the_recipe_i
 
 @pytest.mark.parametrize("method", catalog.names("adapter"))
 def test_modernbert_is_refused_with_every_method(method: str) -> None:
-    assert "is refused on modernbert" in refused(
+    assert "is not supported on modernbert" in refused(
         f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}"
     )
 
@@ -70,7 +70,7 @@ def test_low_rank_methods_are_refused_where_no_query_layer_is_when_the_recipe_is
         "my.yaml:4: towers.text.adapter.targets: deberta encoders make queries, keys and values in"
         " one layer, so there is"
     )
-    assert text.endswith("Say targets: [in_proj].")
+    assert text.endswith("Set targets: [in_proj].")
     read(
         f"{{builder: adapters, config: {{type: deberta}}, adapter: {{name: {method}, targets:"
         " [in_proj]}}"
@@ -191,11 +191,11 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
         ),
         (
             "{builder: openclip, model: RN50, train: prompt}",
-            "towers.text.train: 'prompt' leaves nothing that learns",
+            "towers.text.train: 'prompt' leaves nothing to train",
         ),
         (
             "{builder: openclip, model: RN50, train: none, prompt: {tokens: 4}}",
-            "towers.text.prompt: would stay as randomly drawn with train: none",
+            "towers.text.prompt: would keep its random initial values with train: none",
         ),
         (
             "{builder: openclip, model: RN50, prompt: {tokns: 4}}",

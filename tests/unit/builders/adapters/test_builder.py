@@ -381,11 +381,11 @@ def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(
         ({"name": "reft", "layers": []}, "adapter: adds nothing to this encoder"),
         (
             {"name": "reft", "layers": [0, 9]},
-            "adapter: names layer 9, and this encoder has layers 0 to 1",
+            "adapter: names layer 9, but this encoder has layers 0 to 1",
         ),
         (
             {"name": "prefix_tuning", "leave_out": [2]},
-            "adapter: names layer 2, and this encoder has layers 0 to 1",
+            "adapter: names layer 2, but this encoder has layers 0 to 1",
         ),
         ({"name": "prefix_tuning", "leave_out": [0, 1]}, "adapter: adds nothing to this encoder"),
         ({"name": "bottleneck", "leave_out": [0, 1]}, "adapter: adds nothing to this encoder"),

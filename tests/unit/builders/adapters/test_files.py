@@ -101,7 +101,7 @@ def test_modernbert_and_unknown_pairs_are_refused_by_the_builder_too(tmp_path: P
     config = {"type": "modernbert", "layers": 2, "width": 32, "heads": 2, "vocab_size": 600}
     spec = {"builder": "adapters", "config": config, "adapter": {"name": "lora"}}
     with pytest.raises(
-        RecipeError, match="tower 'text': adapter.name: 'lora' is refused on modernbert"
+        RecipeError, match="tower 'text': adapter.name: 'lora' is not supported on modernbert"
     ):
         assemble("text", TowerSpec.model_validate(spec))
     with pytest.raises(RecipeError, match="'unipelt' does not work on mpnet encoders"):

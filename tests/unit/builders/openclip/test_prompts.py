@@ -140,5 +140,5 @@ def test_a_prompt_without_room_or_words_is_refused() -> None:
         match="prompt.tokens: 22 vectors leave no room for a caption. Choose at most 21.",
     ):
         tower_of(prompt={"tokens": 22})
-    with pytest.raises(RecipeError, match="prompt.init_text: the tokenizer makes no tokens of it"):
+    with pytest.raises(RecipeError, match="prompt.init_text: the tokenizer finds no tokens in it"):
         tower_of(prompt={"tokens": 4, "init_text": " "})

@@ -236,7 +236,7 @@ def test_published_weights_are_read_as_tensors_alone(
     loaded = TorchVision(**keys).build("image").encoder.state_dict()
     assert all(tensor.equal(whole[name]) for name, tensor in loaded.items())
     torch.save({"state_dict": whole, "run": Path}, folder / "resnet18-f37072fd.pth")
-    with pytest.raises(WeightsError, match=r"holds 'pathlib\S*\.Path' beside its tensors"):
+    with pytest.raises(WeightsError, match=r"holds 'pathlib\S*\.Path' next to its tensors"):
         TorchVision(**keys).build("image")
 
 

@@ -184,7 +184,7 @@ def test_when_nothing_can_be_read_the_line_names_a_file(tmp_path: Path) -> None:
     reader = tsv(tmp_path, 8, broken=range(8))
     loader = Loader(reader, {"image": ImageView(SMALL)}, batch_size=4, seed=1, workers=1)
     with pytest.raises(
-        DataError, match=r"samples in a row are broken, the first: .*photo\d\d.jpg"
+        DataError, match=r"consecutive samples are broken, the first: .*photo\d\d.jpg"
     ) as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
@@ -352,7 +352,7 @@ def test_a_worker_that_dies_ends_in_one_line() -> None:
     )
     with pytest.raises(
         DataError,
-        match=(r"a loader process was killed \(Killed\), most often because memory ran out. Lower"),
+        match=(r"a loader worker was killed \(Killed\), most often because memory ran out. Lower"),
     ) as caught:
         list(loader.batches(0))
     assert "\n" not in str(caught.value)
@@ -378,7 +378,7 @@ def test_a_worker_that_is_killed_raises_nothing_until_its_batch_is_due() -> None
     ends = time.monotonic() + 2
     while time.monotonic() < ends:  # a forward pass, in which torch's own handler would raise
         sum(range(1000))
-    with pytest.raises(DataError, match=r"a loader process was killed \(Killed\)") as caught:
+    with pytest.raises(DataError, match=r"a loader worker was killed \(Killed\)") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
 

@@ -63,7 +63,7 @@ def test_missing_shards_and_wrong_classes_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class 1 is not one of the 1 names"):
         ClipBenchmark(path=str(tmp_path))
     (tmp_path / "test" / "1.tar").unlink()
-    with pytest.raises(DataError, match="nshards.txt says 2"):
+    with pytest.raises(DataError, match="nshards.txt lists 2"):
         ClipBenchmark(path=str(tmp_path))
 
 

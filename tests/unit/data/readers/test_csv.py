@@ -231,7 +231,7 @@ def test_malformed_rows_are_broken_samples_with_their_row(photos: Path) -> None:
         (
             "filepath,title\nother/photo00.jpg,a\n",
             {},
-            r"its first images are not there, e.g. .*other/photo00.jpg. Set data.image_root",
+            r"its first images do not exist, e.g. .*other/photo00.jpg. Set data.image_root",
         ),
         ("filepath,title\nphoto00.jpg,a\n", {"sep": ",,"}, r"it is one ASCII character"),
         (
@@ -362,7 +362,7 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
     monkeypatch.setattr("vlkd_cli.data.files.table_rows._LONGEST_LINE_BYTES", 1000)
     monkeypatch.setattr("vlkd_cli.data.files.table_rows._BLOCK_BYTES", 100)
     path = write(photos, "filepath,title\nphoto00.jpg,a\nphoto01.jpg," + "b" * 5000)
-    with pytest.raises(DataError, match=r"data.csv line 3 is longer than .* Is it a table\?"):
+    with pytest.raises(DataError, match=r"data.csv line 3 is longer than .* Is it a table file\?"):
         CSV(path=path)
 
 

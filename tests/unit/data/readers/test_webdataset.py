@@ -115,12 +115,12 @@ def test_a_sample_without_one_of_its_parts_is_broken(tmp_path: Path) -> None:
         ({"path": "https://example.org/s-{0..3}.tar"}, r"Set data.samples_per_epoch"),
         (
             {"path": "{folder}/good.tar", "samples_per_epoch": 5},
-            r"data.samples_per_epoch has no effect: local shards are read by position",
+            r"data.samples_per_epoch has no effect: local shards are read with random access",
         ),
         ({"path": "{folder}/good.tar", "shuffle_buffer": 5}, r"data.shuffle_buffer has no effect"),
         (
             {"path": "https://example.org/s-{0..3}.tar", "stream": False},
-            r"can only be read as a stream",
+            r"can only be streamed",
         ),
     ],
 )
@@ -354,7 +354,7 @@ def test_suffixes_match_in_any_case_and_with_a_leading_dot(
 @pytest.mark.parametrize("keys", [{"image": []}, {"image": ""}, {"image": ["."]}, {"caption": "."}])
 def test_empty_suffixes_are_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
     path = write_tar(tmp_path / "s.tar", {"a.jpg": b"x", "a.txt": b"a"})
-    with pytest.raises(DataError, match="is empty; it is a suffix such as jpg"):
+    with pytest.raises(DataError, match="is empty; it must be a suffix such as jpg"):
         WebDataset(path=str(path), **keys)
 
 

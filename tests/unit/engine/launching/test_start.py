@@ -16,8 +16,8 @@ from vlkd_cli.errors import CheckpointError, UserError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "say which recipe to train"),
-        ({"resume": "latest"}, "say which recipe to train"),
+        ({}, "name the recipe to train"),
+        ({"resume": "latest"}, "name the recipe to train"),
         ({"recipe": "r.yaml", "trust": True}, "--trust has no effect here"),
         ({"recipe": "r.yaml", "dry_run": True, "resume": "a"}, "--resume has no effect with --dry"),
         ({"recipe": "r.yaml", "dry_run": True, "run": Path("a")}, "--run has no effect with --dry"),

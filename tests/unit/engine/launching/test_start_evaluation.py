@@ -132,7 +132,7 @@ def test_a_suite_without_data_takes_the_evaluation_data_of_another(tmp_path: Pat
 
 
 def test_a_suite_without_any_data_is_refused() -> None:
-    with pytest.raises(RecipeError, match="suite 'knn': on which data?"):
+    with pytest.raises(RecipeError, match="suite 'knn': no data is set"):
         suite_specs(Recipe(towers=IMAGE), ["knn"], [])
 
 

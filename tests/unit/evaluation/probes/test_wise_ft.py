@@ -81,7 +81,7 @@ def test_towers_that_do_not_fit_are_refused() -> None:
 def test_a_tower_that_did_not_learn_has_no_curve() -> None:
     frozen = tower(1.0).requires_grad_(False)
     frozen = Tower("image", copy.deepcopy(frozen.encoder).requires_grad_(False), head=frozen.head)
-    with pytest.raises(RecipeError, match="did not learn"):
+    with pytest.raises(RecipeError, match="was not trained"):
         wise_ft(Subject(frozen, None, image_start=tower(0.0)), [SPEC], [0.5])
     with pytest.raises(RecipeError, match="needs a run"):
         wise_ft(Subject(tower(1.0), None), [SPEC], [0.5])

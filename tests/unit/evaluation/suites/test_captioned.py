@@ -42,7 +42,7 @@ def test_tables_are_found_below_the_data_root_and_missing_ones_named(tmp_path: P
     root = write_captioned(tmp_path / "captioned")
     assert Captioned(C=2.5).run(perfect_subject(data_root=tmp_path))[0].settings["C"] == 2.5
     (root / "test.csv").unlink()
-    with pytest.raises(DataError, match=r"misses test\.csv or test\.tsv or val\.csv"):
+    with pytest.raises(DataError, match=r"lacks test\.csv or test\.tsv or val\.csv"):
         Captioned().run(perfect_subject(data_root=tmp_path))
     with pytest.raises(RecipeError, match="'train_data' has no effect"):
         Captioned(data="x", train_data={"reader": "shapes"})
@@ -55,7 +55,7 @@ def test_columns_and_labels_that_are_missing_are_told(tmp_path: Path) -> None:
         Captioned(data=str(root)).run(perfect_subject())
     (root / "test.csv").write_text("words,label\na dog,1\n")
     with pytest.raises(
-        DataError, match="no column is called caption or title or text; there are words, label"
+        DataError, match="no column is named caption or title or text; there are words, label"
     ):
         Captioned(data=str(root)).run(perfect_subject())
 
@@ -64,7 +64,7 @@ def test_captions_of_one_class_and_damaged_tables_are_refused(tmp_path: Path) ->
     root = write_captioned(tmp_path)
     (root / "train.csv").write_text("caption,label\n" + "".join(f"a dog {i},1\n" for i in range(9)))
     (root / "test.csv").write_text("caption,label\na cat,1\n")
-    with pytest.raises(DataError, match="the captions to learn from are all of one class"):
+    with pytest.raises(DataError, match="the training captions are all of one class"):
         Captioned(data=str(root), C=1.0).run(perfect_subject())
     (root / "train.csv").write_text('caption,label\n"a dog,1\n')
     with pytest.raises(DataError, match=r"train\.csv: cannot be read: a quoted field does not end"):

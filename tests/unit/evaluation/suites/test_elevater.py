@@ -102,7 +102,7 @@ def test_zero_shot_reaches_a_checked_submission(
     submit_elevater(tmp_path, tmp_path / "all.zip", registry=root / "vision_datasets.json")
     printed = capsys.readouterr()
     assert "average" in printed.out and "EvalAI takes only those" in printed.err
-    with pytest.raises(DataError, match="'toy-colours' is none of the 20 data sets"):
+    with pytest.raises(DataError, match="'toy-colours' is not one of the 20 data sets"):
         submit_elevater(tmp_path, tmp_path / "official.zip")
     assert not (tmp_path / "official.zip").exists()
 
@@ -244,7 +244,7 @@ def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) 
         ({"tune": False, "protocol": "elevater_paper"}, "tune, protocol has no effect"),
         ({"mode": "linear_probe", "lr": 0.1}, "Set tune: false"),
         ({"mode": "linear_probe", "seeds": [1]}, "have the one seed 0"),
-        ({"mode": "linear_probe", "shots": 5, "seeds": [1, 1]}, "to be different"),
+        ({"mode": "linear_probe", "shots": 5, "seeds": [1, 1]}, "must be distinct"),
         ({"mode": "linear_probe", "shots": 0}, "shots is 0"),
         ({"mode": "linear_probe", "features": "backbone", "start": "text"}, "Set start: random"),
         ({"mode": "fine_tune", "tune": False, "sweep_epochs": 3}, "sweep_epochs has no effect"),

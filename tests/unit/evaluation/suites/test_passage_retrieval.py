@@ -224,7 +224,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     ):
         PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
     root = write_beir(tmp_path / "b")
-    with pytest.raises(DataError, match=r"misses qrels/dev\.tsv\. Splits with judgements: test"):
+    with pytest.raises(DataError, match=r"lacks qrels/dev\.tsv\. Splits with judgements: test"):
         PassageRetrieval(data=str(root), split="dev").run(perfect_subject())
     with open(root / "corpus.jsonl", "a") as file:
         file.write('{"_id": "d1", "text": "again"}\n')

@@ -96,7 +96,7 @@ def test_the_byte_order_mark_of_utf_8_is_not_part_of_a_sentence(tmp_path: Path) 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     root = write_senteval(tmp_path, items=12)
     (root / "probing/past_present.txt").unlink()
-    with pytest.raises(DataError, match=r"Tense misses probing/past_present\.txt"):
+    with pytest.raises(DataError, match=r"Tense lacks probing/past_present\.txt"):
         SentEval(data=str(root), tasks=["Tense", "MR"]).run(random_subject())
 
 

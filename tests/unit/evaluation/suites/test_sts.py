@@ -94,10 +94,10 @@ def test_sets_that_are_not_there_are_named_and_the_others_run(
     assert "STS12" not in by_set(STS().run(perfect_subject(data_root=root)))
     warning = " ".join(capsys.readouterr().err.split())
     assert (
-        "STS12 misses STS/STS12-en-test/STS.gs.MSRvid.txt" in warning
-        and "SICKR misses SICK/SICK_test_annotated.txt" in warning
+        "STS12 lacks STS/STS12-en-test/STS.gs.MSRvid.txt" in warning
+        and "SICKR lacks SICK/SICK_test_annotated.txt" in warning
     )
-    with pytest.raises(DataError, match=r"STS12 misses STS/STS12-en-test/STS\.gs\.MSRvid\.txt"):
+    with pytest.raises(DataError, match=r"STS12 lacks STS/STS12-en-test/STS\.gs\.MSRvid\.txt"):
         STS(data=str(root), sets=["STS12"]).run(perfect_subject())
 
 

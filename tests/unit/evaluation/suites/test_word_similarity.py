@@ -128,10 +128,10 @@ def test_lists_that_are_not_there_are_named(
     write_word_similarity(tmp_path)
     (tmp_path / "combined.csv").unlink()
     assert len(WordSimilarity(data=str(tmp_path)).run(perfect_subject())) == 2
-    assert "misses WordSim353 (EN-WS-353-ALL.txt or combined.tab" in " ".join(
+    assert "lacks WordSim353 (EN-WS-353-ALL.txt or combined.tab" in " ".join(
         capsys.readouterr().err.split()
     )
-    with pytest.raises(DataError, match="misses other.txt"):
+    with pytest.raises(DataError, match="lacks other.txt"):
         WordSimilarity(data=str(tmp_path), files=["other.txt", "EN-RG-65.txt"]).run(
             perfect_subject()
         )

@@ -80,7 +80,7 @@ class PromptTuning(Method):
         init_text: str | None = None,
     ) -> None:
         if (init == "text") != (init_text is not None):
-            raise RecipeError("adapter.init_text: goes with init: text, and init: text needs it.")
+            raise RecipeError("adapter.init_text: needs init: text, and init: text needs it.")
         self.length = length
         self.init = init
         self.init_text = init_text
