@@ -91,17 +91,17 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    centres = nn.functional.normalize(
+    centers = nn.functional.normalize(
         torch.randn(options.classes, options.width, generator=generator), dim=1
     )
     labels = torch.arange(options.rows) % options.classes
-    features = 2 * centres[labels] + 0.25 * torch.randn(
+    features = 2 * centers[labels] + 0.25 * torch.randn(
         options.rows, options.width, generator=generator
     )
     task = Task("accuracy", options.classes, False, labels, labels)
     # A start that knows little, so that the settings matter.
     start = nn.functional.normalize(
-        centres + 0.2 * torch.randn(centres.shape, generator=generator), dim=1
+        centers + 0.2 * torch.randn(centers.shape, generator=generator), dim=1
     )
     own, seconds = searched(
         ProbeLearner(task, features, features, initial=start, device=torch.device("cpu")),

@@ -126,8 +126,8 @@ def _dense_ranks(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit(rows: int, seed: int, device: torch.device) -> Tensor:
-    centres = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 100, (rows,), generator=generator)
     noise = torch.randn(rows, WIDTH, generator=generator)
-    return F.normalize(centres[label] + 1.5 * noise).to(device)
+    return F.normalize(centers[label] + 1.5 * noise).to(device)

@@ -30,10 +30,10 @@ CLUSTERS, ITERATIONS = 100, 20
 
 def rows_of(count: int, noise: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLUSTERS, 512, generator=generator)
+    centers = torch.randn(CLUSTERS, 512, generator=generator)
     label = torch.randint(0, CLUSTERS, (count,), generator=generator)
     return torch.nn.functional.normalize(
-        centres[label] + noise * torch.randn(count, 512, generator=generator)
+        centers[label] + noise * torch.randn(count, 512, generator=generator)
     )
 
 

@@ -3,7 +3,7 @@ force.
 
     python benchmarks/knn.py [--rows 50000] [--queries 2000] [--k 20] [--rounds 2] [--threads 1]
 
-Exits with 1 where vlkd is slower than either, or finds other neighbours.
+Exits with 1 where vlkd is slower than either, or finds other neighbors.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vlkd_cli.numerics.topk import top_k
 
 
 def rows_of(count: int, seed: int) -> Tensor:
-    """Unit-length rows around 100 centres."""
-    centres = torch.randn(100, 512, generator=torch.Generator().manual_seed(0))
+    """Unit-length rows around 100 centers."""
+    centers = torch.randn(100, 512, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 100, (count,), generator=generator)
     return torch.nn.functional.normalize(
-        centres[label] + 1.5 * torch.randn(count, 512, generator=generator)
+        centers[label] + 1.5 * torch.randn(count, 512, generator=generator)
     )
 
 

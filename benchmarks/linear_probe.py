@@ -24,10 +24,10 @@ CLASSES = 100
 
 def rows_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Unit-length features of overlapping classes, of the scale that a CLIP tower's have."""
-    centres = torch.randn(CLASSES, 512, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(CLASSES, 512, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, CLASSES, (count,), generator=generator)
-    rows = centres[label] + 5 * torch.randn(count, 512, generator=generator)
+    rows = centers[label] + 5 * torch.randn(count, 512, generator=generator)
     return 10 * torch.nn.functional.normalize(rows), label
 
 

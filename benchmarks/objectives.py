@@ -124,7 +124,7 @@ class Outcome(NamedTuple):
     text_to_image_chance: float
 
     @property
-    def has_learnt(self) -> bool:
+    def has_learned(self) -> bool:
         retrieved = (
             self.image_to_text > 2 * self.image_to_text_chance
             and self.text_to_image > 2 * self.text_to_image_chance
@@ -254,7 +254,7 @@ def main() -> int:
     rows, fine, chances = [], True, [0.0] * 3
     for name in options.names or TRIALS:
         outcome = outcome_of(name, TRIALS[name], options.folder, options.steps)
-        fine &= outcome.has_learnt
+        fine &= outcome.has_learned
         chances = [
             outcome.zero_shot_chance,
             outcome.image_to_text_chance,
@@ -262,7 +262,7 @@ def main() -> int:
         ]
         rows.append(row_of(name, TRIALS[name], outcome))
         print(
-            f"{' '.join(rows[-1])}{'' if outcome.has_learnt else '  HAS NOT LEARNT'}",
+            f"{' '.join(rows[-1])}{'' if outcome.has_learned else '  HAS NOT LEARNED'}",
             file=sys.stderr,
             flush=True,
         )

@@ -6,7 +6,7 @@ flat index: time and peak memory.
 Both sides hold the same float32 rows: faiss in its index, vlkd as a memory-mapped file that it
 reads chunk by chunk, as the suite passage_retrieval does. Each runs in a process of its own, one
 after the other. Exits with 1 where vlkd takes more CPU time than faiss, needs more
-than 4 GiB, or finds other neighbours.
+than 4 GiB, or finds other neighbors.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> int:
         print(f"{name:6} {wall:7.2f} s wall {cpu:7.2f} s CPU {memory:6.2f} GiB at most")
     ratio = figures["vlkd"][1] / figures["faiss"][1]
     same = float((figures["vlkd"][3] == figures["faiss"][3]).mean())
-    print(f"CPU time, vlkd / faiss: {ratio:.2f}; same neighbour at the same place: {same:.4%}")
+    print(f"CPU time, vlkd / faiss: {ratio:.2f}; same neighbor at the same place: {same:.4%}")
     return int(ratio > 1 or figures["vlkd"][2] > 4 or same < 0.999)
 
 

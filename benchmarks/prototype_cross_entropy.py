@@ -1,9 +1,9 @@
-"""DINO's and ProtoCPC's cross-entropy over 65536 prototypes, streamed, against the materialised
+"""DINO's and ProtoCPC's cross-entropy over 65536 prototypes, streamed, against the materialized
 form: float32, one thread.
 
     python benchmarks/prototype_cross_entropy.py [--rows 512] [--prototypes 65536] [--rounds 1]
 
-The peer multiplies both sides with the normalised prototypes and takes softmax and log-softmax of
+The peer multiplies both sides with the normalized prototypes and takes softmax and log-softmax of
 the B x K logits, as the DINO head and loss do. Exits with 1 where vlkd takes more than a third of
 its memory.
 """

@@ -1,4 +1,4 @@
-"""RKD's angle term through Gram matrices against its definition by normalised offsets: value and
+"""RKD's angle term through Gram matrices against its definition by normalized offsets: value and
 gradient, float32, width 512, one thread.
 
     python benchmarks/rkd_angle.py [--sizes 128 512] [--rounds 1] [--alone 2048]

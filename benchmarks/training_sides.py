@@ -133,7 +133,7 @@ def draw_data(
     files = []
     for number in range(samples):
         noise = np.fft.rfft2(generator.standard_normal((3, height, width))) / frequency
-        noise[1:] = 0.7 * noise[0] + 0.3 * noise[1:]  # colours go together, as in photographs
+        noise[1:] = 0.7 * noise[0] + 0.3 * noise[1:]  # colors go together, as in photographs
         pixels = np.fft.irfft2(noise, s=size)
         pixels = (pixels - pixels.mean()) / pixels.std() * 50 + 120
         content = io.BytesIO()

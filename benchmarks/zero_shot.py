@@ -27,7 +27,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from vlkd_cli.data.readers.classification import Classification
-from vlkd_cli.features.encode import class_features, embed_images, normalise
+from vlkd_cli.features.encode import class_features, embed_images, normalize
 from vlkd_cli.features.subject import Subject
 
 CLASSES = 10
@@ -71,8 +71,8 @@ def main() -> int:
 
         def work() -> None:
             own = [[template.replace("{c}", name) for template in TEMPLATES] for name in names]
-            features = normalise(embed_images(subject, reader))
-            chosen["vlkd"] = (features @ class_features(subject, own, "normalise").T).argmax(1)
+            features = normalize(embed_images(subject, reader))
+            chosen["vlkd"] = (features @ class_features(subject, own, "normalize").T).argmax(1)
 
         return work
 

@@ -131,7 +131,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "max": Entry("poolers:MaxPooler", "maximum over the real tokens"),
         "last": Entry("poolers:LastPooler", "the last real token"),
         "eot": Entry("poolers:EOTPooler", "the end-of-text token"),
-        "gem": Entry("poolers:GeMPooler", "generalised mean with a learnable power"),
+        "gem": Entry("poolers:GeMPooler", "generalized mean with a learnable power"),
         "attention": Entry("poolers:AttentionPooler", "a learned query attends to the tokens"),
     },
     "head": {
@@ -147,7 +147,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "hog": Entry("heads.hog:HOGHead", "histograms of gradients of each position, a target"),
         "decoder": Entry("heads.decoder:DecoderHead", "a transformer over all positions (MAE)"),
-        "regressor": Entry("heads.regressor:RegressorHead", "predict hidden positions from visible ones"),
+        "regressor": Entry(
+            "heads.regressor:RegressorHead", "predict hidden positions from visible ones"
+        ),
         "glu": Entry("heads.glu:GLUHead", "a gated layer between two linear ones (SAIL)"),
         "blocks": Entry("heads.blocks:BlocksHead", "transformer layers over the tokens (dino.txt)"),
         "select": Entry("heads.select:SelectHead", "a subset of positions of its input"),
@@ -158,7 +160,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "softmax contrast of matching pairs against the batch (CLIP)",
         ),
         "siglip": Entry("distillers.siglip:SigLIP", "sigmoid contrast of every pair independently"),
-        "simreg": Entry("distillers.simreg:SimReg", "regress the teacher's normalised feature"),
+        "simreg": Entry("distillers.simreg:SimReg", "regress the teacher's normalized feature"),
         "vicreg": Entry("distillers.vicreg:VICReg", "variance, invariance and covariance"),
         "barlow_twins": Entry(
             "distillers.barlow_twins:BarlowTwins", "cross-correlation towards the identity"
@@ -171,7 +173,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.seed:SEED",
             "match similarities to the teacher's queue, its own teacher feature included",
         ),
-        "dino": Entry("distillers.dino:DINO", "self-distillation over prototypes with centring"),
+        "dino": Entry("distillers.dino:DINO", "self-distillation over prototypes with centering"),
         "protocpc": Entry(
             "distillers.protocpc:ProtoCPC", "prototypical contrastive predictive coding"
         ),
@@ -179,7 +181,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.protoclip:ProtoCLIP", "episodic k-means prototypes of the other modality"
         ),
         "unicl": Entry("distillers.unicl:UniCL", "contrast with label-aware positives"),
-        "cross_entropy": Entry("distillers.cross_entropy:CrossEntropy", "classify labelled rows"),
+        "cross_entropy": Entry("distillers.cross_entropy:CrossEntropy", "classify labeled rows"),
         "affinity": Entry(
             "distillers.affinity:Affinity", "match the teacher's image-text affinities (TinyCLIP)"
         ),
@@ -214,7 +216,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "ibot": Entry("distillers.ibot:IBOT", "self-distillation of hidden patches"),
         "koleo": Entry("distillers.koleo:KoLeo", "spread features by their nearest neighbors"),
         "view_order": Entry(
-            "distillers.view_order:ViewOrder", "classify which picture of a sample it is (rotation, location)"
+            "distillers.view_order:ViewOrder",
+            "classify which picture of a sample it is (rotation, location)",
         ),
         "npid": Entry("distillers.npid:NPID", "instance discrimination with a feature bank"),
         "deepcluster": Entry(
@@ -238,7 +241,8 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.margin_mse:MarginMSE", "regress the margin of two passages"
         ),
         "score_regression": Entry(
-            "distillers.score_regression:ScoreRegression", "regress or rank cosines by the pairs' scores"
+            "distillers.score_regression:ScoreRegression",
+            "regress or rank cosines by the pairs' scores",
         ),
     },
     "reader": {
@@ -249,7 +253,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
         "classification": Entry(
             "data.readers.classification:Classification",
-            "labelled images with captions from templates",
+            "labeled images with captions from templates",
         ),
         "elevater": Entry("data.readers.elevater:Elevater", "a data set in ELEVATER's layout"),
         "clip_benchmark": Entry(
@@ -258,7 +262,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "shapes": Entry(
             "data.readers.shapes:Shapes",
-            "rendered coloured shapes with captions; nothing to download",
+            "rendered colored shapes with captions; nothing to download",
         ),
     },
     "augment": {
@@ -270,7 +274,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.images.augment:SimCLRAugment", "small crops, flips, strong color jitter and blur"
         ),
         "byol": Entry("data.images.augment:BYOLAugment", "as simclr, with solarization on request"),
-        "quarter_turns": Entry("data.images.augment:QuarterTurnsAugment", "a crop in its four rotations"),
+        "quarter_turns": Entry(
+            "data.images.augment:QuarterTurnsAugment", "a crop in its four rotations"
+        ),
         "patch_grid": Entry("data.images.augment:PatchGridAugment", "nine patches of a crop"),
         "none": Entry(
             "data.images.augment:NoAugment",
@@ -278,7 +284,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
     },
     "mask": {
-        "random": Entry("data.masks:RandomMask", "positions sampled uniformly, a fixed number (MAE)"),
+        "random": Entry(
+            "data.masks:RandomMask", "positions sampled uniformly, a fixed number (MAE)"
+        ),
         "block": Entry("data.masks:BlockMask", "rectangles of random aspect ratio (BEiT, iBOT)"),
     },
     "suite": {

@@ -1,4 +1,4 @@
-"""How the tokens of an encoder become one feature. All of them honour the mask: padding never
+"""How the tokens of an encoder become one feature. All of them honor the mask: padding never
 matters.
 
 Each takes the token width from the engine and its recipe keys as keyword-only arguments; `width` is
@@ -153,7 +153,7 @@ class EOTPooler(Pooler):
 
 
 class GeMPooler(Pooler):
-    """Generalised mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of
+    """Generalized mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of
     the positive parts, large p the maximum.
 
     Args:
@@ -189,7 +189,7 @@ class GeMPooler(Pooler):
 
 
 class AttentionPooler(Pooler):
-    """A learned query attends to the real tokens; the outcome is normalised and passed through a
+    """A learned query attends to the real tokens; the outcome is normalized and passed through a
     residual MLP.
 
     Args:

@@ -6,7 +6,7 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -29,8 +29,8 @@ class TwoCaptions(Suite):
         data = open_dataset(subject, self.data)
         if len(data.reader) < 2:
             raise DataError(f"data '{data.name}': two images are the least that can be told apart.")
-        images = normalise(embed_images(subject, data.reader))
-        captions = normalise(
+        images = normalize(embed_images(subject, data.reader))
+        captions = normalize(
             embed_texts(
                 subject, [data.reader.captions(index)[0] for index in range(len(data.reader))]
             )

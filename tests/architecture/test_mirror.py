@@ -32,7 +32,7 @@ THROUGH = {
     "contracts/test_distillers.py": [
         "distillers.angle",
         "distillers.class_weights",
-        "distillers.labelled_rows",
+        "distillers.labeled_rows",
         "distillers.logit_scale",
         "distillers.moments",
         "distillers.pair_contrast",

@@ -57,7 +57,7 @@ def test_looking_things_up_needs_no_torch(words):
 
 
 @pytest.mark.parametrize("command", [("recipes", "check"), ("train",)])
-def test_a_misspelt_recipe_is_told_without_torch(command, tmp_path: Path):
+def test_a_misspelled_recipe_is_told_without_torch(command, tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(MISSPELT + "optimiser: {}\n")
     code, slow, stderr = answered(*command, str(file))

@@ -31,7 +31,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_ships_package_recipes_and_licence(wheel):
+def test_the_wheel_ships_package_recipes_and_license(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert (
         len([name for name in names if name.startswith("vlkd_cli/") and name.endswith(".py")]) > 60

@@ -82,15 +82,15 @@ WRONG = {
     "koleo": ("koleo.gather", gather_own_gradient),
     "npid": ("npid.gather_without_grad", lambda tensor: tensor.detach()),
     "odc": ("odc.gather_without_grad", lambda tensor: tensor.detach()),
-    "triplet": ("labelled_rows.gather", gather_own_gradient),
-    "triplet semihard": ("labelled_rows.sum_without_grad", lambda tensor: tensor),
-    "supcon": ("labelled_rows.gather", gather_own_gradient),
-    "multi_similarity": ("labelled_rows.gather", gather_own_gradient),
-    "margin_softmax": ("labelled_rows.sum_without_grad", lambda tensor: tensor),
+    "triplet": ("labeled_rows.gather", gather_own_gradient),
+    "triplet semihard": ("labeled_rows.sum_without_grad", lambda tensor: tensor),
+    "supcon": ("labeled_rows.gather", gather_own_gradient),
+    "multi_similarity": ("labeled_rows.gather", gather_own_gradient),
+    "margin_softmax": ("labeled_rows.sum_without_grad", lambda tensor: tensor),
     "proxy_anchor": ("proxy_anchor.all_reduce_sum", sum_own_gradient),
     "score_regression ranking": ("score_regression.gather", gather_own_gradient),
 }
-"""The originals' failures: gathers without gradient, statistics of one rank, queues and centres
+"""The originals' failures: gathers without gradient, statistics of one rank, queues and centers
 that drift apart."""
 
 

@@ -312,10 +312,10 @@ def test_the_example_distiller_is_the_same_over_accumulated_batches_and_writes_n
 
 def test_the_example_suite_is_bracketed():
     from docs.snippets.my_suite import TwoCaptions
-    from tests.support.fakes import COLOURED, random_feature
+    from tests.support.fakes import COLORED, random_feature
     from tests.support.suite_cases import knowing_nothing, picture_of_caption, subject
 
-    suite = TwoCaptions(data={"reader": COLOURED, "num_samples": 200})
+    suite = TwoCaptions(data={"reader": COLORED, "num_samples": 200})
     (best,) = suite.run(subject(random_feature(32), picture_of_caption, 32))
     (worst,) = suite.run(knowing_nothing())
     (tied,) = suite.run(subject(lambda number: torch.ones(4), lambda text: torch.ones(4), 4))

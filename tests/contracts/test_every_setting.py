@@ -80,7 +80,7 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
     ("suite", "linear_probe", "text_start"): {
         "protocol": "elevater",
-        "point": "projected",
+        "features": "head",
         "text_start": True,
     },
     ("suite", "elevater", "tune"): {**PROBE, "tune": True},

@@ -114,6 +114,6 @@ def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_misspelt_key_names_the_closest(name: str, sections: dict[str, dict[str, Any]]) -> None:
+def test_a_misspelled_key_names_the_closest(name: str, sections: dict[str, dict[str, Any]]) -> None:
     with pytest.raises(RecipeError, match="Did you mean 'split'"):
         open_reader(sections[name] | {"spilt": "train"})

@@ -138,7 +138,7 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         "drop with a varying count",
         {"masks": "drop", "main": f", {VARYING}"},
         "r.yaml:7: towers.image.masks: 'drop' needs a mask that hides the same number of positions"
-        " in every picture; that of view 'main' varies. Say masks: replace, or give the mask a"
+        " in every picture; that of view 'main' varies. Set masks: replace, or give the mask a"
         " fixed number.",
     ),
     (
@@ -150,7 +150,7 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
             "more": distiller("{name: simreg, student: image.project, teacher: image_key.project}"),
         },
         "r.yaml:10: towers.image_key.masks: 'complement' needs a mask that hides the same number of"
-        " positions in every picture; that of view 'main' varies. Say masks: replace, or give the"
+        " positions in every picture; that of view 'main' varies. Set masks: replace, or give the"
         " mask a fixed number.",
     ),
     (
@@ -162,7 +162,7 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
             ),
             "more": distiller("{name: regress, student: image.tokens, teacher: image_b.tokens}"),
         },
-        "r.yaml:10: towers.image_b.cache: 'image_b.tokens' reads tokens, and one feature of each"
+        "r.yaml:10: towers.image_b.cache: 'image_b.tokens' reads tokens, but one feature of each"
         " sample is cached. Remove cache, or read the backbone.",
     ),
     (
@@ -172,13 +172,14 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
             "towers": tower("text: {builder: openclip, config: {layers: 1, width: 8, heads: 1}}"),
             "more": distiller("{name: infonce, student: image.project, teacher: text}"),
         },
-        "r.yaml:12: data.reader: reader 'images' has no captions as written, and tower 'text' reads"
-        " them. Take another reader.",
+        "r.yaml:12: data.reader: reader 'images' has no captions with these keys, and tower 'text'"
+        " reads them. Take another reader.",
     ),
     (
         "a start beyond the run",
         {"optimizer": ', groups: [{match: ["image.*"], from: {epochs: 2}}]'},
-        "r.yaml:20: optimizer.groups[0].from: never comes: the run has 2 epochs, counted from 0.",
+        "r.yaml:20: optimizer.groups[0].from: is never reached: the run has 2 epochs, counted"
+        " from 0.",
     ),
     (
         "a view that nothing reads",

@@ -32,8 +32,7 @@ from vlkd_cli.towers.tower import Tower
 RECIPES = [name for name in shipped_recipes() if name.startswith("ssl/")]
 QUICK = ("ssl/simclr", "ssl/mae", "ssl/dino", "ssl/deepcluster")
 SMALLER = {
-    "num_prototypes": 6,
-    "prototypes": 12,
+    "num_prototypes": 8,
     "queue_size": 16,
     "hidden": 16,
     "bottleneck": 8,

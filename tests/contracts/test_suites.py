@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import vlkd_cli
-from tests.support.fakes import COLOURED
+from tests.support.fakes import COLORED
 from tests.support.suite_cases import SUITE_CASES
 from vlkd_cli import catalog
 from vlkd_cli.checkpoint import Source
@@ -97,7 +97,7 @@ def test_a_result_file_is_replaced_by_the_same_measurement_only(tmp_path: Path) 
     assert len(names(case.random)) == 2
     assert len(names(case.perfect, temperature=0.1)) == 3
     assert len(names(replace(case.perfect, precision="bf16"))) == 4
-    assert len(names(case.perfect, data={"reader": COLOURED, "num_samples": 400})) == 5
+    assert len(names(case.perfect, data={"reader": COLORED, "num_samples": 400})) == 5
 
 
 def test_an_entry_that_has_a_name_names_its_results(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_a_missing_tower_is_named(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_a_misspelt_key_is_an_error(name: str) -> None:
-    with pytest.raises(RecipeError, match="mispelt"):
-        build_suite(spec(name, {"mispelt": 1}), Subject(None, None))
+def test_a_misspelled_key_is_an_error(name: str) -> None:
+    with pytest.raises(RecipeError, match="misspelled"):
+        build_suite(spec(name, {"misspelled": 1}), Subject(None, None))
 
 
 def test_an_entry_measures_the_tower_that_it_names(tmp_path: Path) -> None:

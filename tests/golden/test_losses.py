@@ -303,7 +303,7 @@ ADAPTERS: dict[str, Callable[[dict[str, Any], Inputs], Inputs]] = {
 
 
 def tensors(case: dict[str, Any], dtype: torch.dtype) -> tuple[Inputs, Inputs]:
-    """The raw inputs as leaves, and as the objective gets them: row-normalised where the case says
+    """The raw inputs as leaves, and as the objective gets them: row-normalized where the case says
     so."""
     raw = {name: torch.tensor(value) for name, value in golden_inputs.build(case).items()}
     raw = {
@@ -495,7 +495,7 @@ def test_prototype_head_equals_the_original(name: str) -> None:
     raw, given = tensors(case, torch.float64)
     head = PrototypeHead(
         hyper["in_dim"],
-        prototypes=hyper["out_dim"],
+        num_prototypes=hyper["out_dim"],
         bottleneck=hyper["bottleneck_dim"],
         layers=hyper["nlayers"],
         hidden=hyper["hidden_dim"],

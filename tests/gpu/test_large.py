@@ -131,8 +131,8 @@ def test_ranks_of_pairs_are_those_of_the_cpu() -> None:
 @pytest.mark.gpu
 def test_clusters_on_the_gpu_are_as_good_as_on_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(20, 32, generator=generator)
-    rows = centres[torch.arange(4_000) % 20] + 0.1 * torch.randn(4_000, 32, generator=generator)
+    centers = torch.randn(20, 32, generator=generator)
+    rows = centers[torch.arange(4_000) % 20] + 0.1 * torch.randn(4_000, 32, generator=generator)
     found = [kmeans(rows.to(device), 20, seed=0) for device in ("cpu", "cuda")]
     errors = [
         float((rows - each.centroids.cpu()[each.labels.cpu()]).square().sum()) for each in found

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.elevater_root import make_elevater_root
 
-COLOURS = [
+COLORS = [
     (200, 30, 30),
     (30, 180, 60),
     (40, 60, 220),
@@ -28,7 +28,7 @@ def photo(number: int, size: tuple[int, int] = (40, 56)) -> Image.Image:
     """A smooth picture (height, width) that differs with its number and in every direction."""
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     ramp = (rows / size[0] + columns / size[1])[..., None] * np.asarray([60, -40, 30])
-    pixels = np.asarray(COLOURS[number % len(COLOURS)]) * 0.7 + ramp + (number * 7) % 40
+    pixels = np.asarray(COLORS[number % len(COLORS)]) * 0.7 + ramp + (number * 7) % 40
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -134,7 +134,7 @@ def shapes_data(folder: Path) -> dict[str, Any]:
 
 def elevater_data(folder: Path) -> dict[str, Any]:
     make_elevater_root(folder, train=2, test=2)
-    return {"reader": "elevater", "root": str(folder), "dataset": "toy-colours", "split": "train"}
+    return {"reader": "elevater", "root": str(folder), "dataset": "toy-colors", "split": "train"}
 
 
 def clip_benchmark_data(folder: Path) -> dict[str, Any]:

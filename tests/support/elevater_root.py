@@ -3,7 +3,7 @@ that the 20 data sets use.
 
 | data set | form |
 |---|---|
-| toy-colours | index lines, names with spaces, stored zip members, 3 classes, accuracy |
+| toy-colors | index lines, names with spaces, stored zip members, 3 classes, accuracy |
 | toy-tags | index lines with several labels or none, deflated zip members, 11-point mAP |
 | toy-memes | COCO json with zip_file, 2 classes, ROC AUC |
 | toy-places | COCO json with zip@ names and plain files, 4 classes, mean per class |
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-COLOURS = {
+COLORS = {
     "red": (220, 30, 30),
     "green": (30, 200, 40),
     "blue": (30, 50, 220),
@@ -28,10 +28,10 @@ COLOURS = {
 }
 
 
-def draw(colours: list[str], seed: int) -> bytes:
-    """A noisy picture with a stripe for each colour, as a JPEG; grey without any."""
+def draw(colors: list[str], seed: int) -> bytes:
+    """A noisy picture with a stripe for each color, as a JPEG; gray without any."""
     noise = np.random.RandomState(seed).randint(-25, 26, (24, 30, 3))
-    stripes = [COLOURS[colour] for colour in colours] or [(128, 128, 128)]
+    stripes = [COLORS[color] for color in colors] or [(128, 128, 128)]
     pixels = (
         np.array([stripes[column * len(stripes) // 30] for column in range(30)])[None].repeat(24, 0)
         + noise
@@ -44,7 +44,7 @@ def draw(colours: list[str], seed: int) -> bytes:
 def make_elevater_root(root: Path, train: int = 12, test: int = 8) -> Path:
     """Draw the four data sets; `train` and `test` are images per class."""
     entries = [
-        _colours(root, train, test),
+        _colors(root, train, test),
         _tags(root, train, test),
         _memes(root, train, test),
         _places(root, train, test),
@@ -53,11 +53,11 @@ def make_elevater_root(root: Path, train: int = 12, test: int = 8) -> Path:
     return root
 
 
-def _colours(root: Path, train: int, test: int) -> dict[str, Any]:
-    folder, names = root / "classification" / "toy_colours_2026", ["red", "green", "blue"]
+def _colors(root: Path, train: int, test: int) -> dict[str, Any]:
+    folder, names = root / "classification" / "toy_colors_2026", ["red", "green", "blue"]
     folder.mkdir(parents=True)
     (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    entry = _entry("toy-colours", folder, "classification_multiclass", 3)
+    entry = _entry("toy-colors", folder, "classification_multiclass", 3)
     for split, count in (("train", train), ("test", test)):
         lines = []
         with zipfile.ZipFile(folder / f"{split}.zip", "w", zipfile.ZIP_STORED) as archive:
@@ -77,7 +77,7 @@ def _colours(root: Path, train: int, test: int) -> dict[str, Any]:
 
 
 def _tags(root: Path, train: int, test: int) -> dict[str, Any]:
-    folder, names = root / "classification" / "toy_tags_2026", list(COLOURS)
+    folder, names = root / "classification" / "toy_tags_2026", list(COLORS)
     folder.mkdir(parents=True)
     (folder / "labels.txt").write_text("\n".join(names), encoding="utf-8")
     entry = _entry("toy-tags", folder, "classification_multilabel", 4)
@@ -132,7 +132,7 @@ def _memes(root: Path, train: int, test: int) -> dict[str, Any]:
 
 
 def _places(root: Path, train: int, test: int) -> dict[str, Any]:
-    folder, names = root / "classification" / "toy_places_2026", list(COLOURS)
+    folder, names = root / "classification" / "toy_places_2026", list(COLORS)
     (folder / "loose files").mkdir(parents=True)
     entry = _entry("toy-places", folder, "classification_multiclass", 4) | {
         "labelmap": None,

@@ -1,4 +1,4 @@
-"""Readers and towers that honour the contracts and cost nothing: pictures are one colour that tells
+"""Readers and towers that honor the contracts and cost nothing: pictures are one color that tells
 the position."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlkd_cli.preprocessing import ImageInput, TextInput
 
 
 class FakeReader(Reader):
-    """Pictures whose colour encodes their position, so that a fake tower can know any feature of
+    """Pictures whose color encodes their position, so that a fake tower can know any feature of
     them by heart.
 
     Args:
@@ -54,7 +54,7 @@ class FakeReader(Reader):
         return len(self._labels)
 
     def image(self, index: int) -> Image.Image:
-        return Image.new("RGB", (8, 8), colour_of(self._offset + index))
+        return Image.new("RGB", (8, 8), color_of(self._offset + index))
 
     def captions(self, index: int) -> Sequence[str]:
         return self._captions[index]
@@ -83,7 +83,7 @@ class FakeReader(Reader):
         return int(self._starts[-1])
 
 
-class Coloured(FakeReader):
+class Colored(FakeReader):
     """A fake reader with recipe keys, for a suite's `data:`: `num_classes` classes in turn, two
     captions a picture.
 
@@ -112,15 +112,15 @@ class Coloured(FakeReader):
         ]
         classes = [f"kind {number}" for number in range(num_classes)]
         super().__init__(
-            labels, captions, classes, name=f"coloured-{num_classes}", offset=offset, split=split
+            labels, captions, classes, name=f"colored-{num_classes}", offset=offset, split=split
         )
 
 
-COLOURED = "tests.support.fakes:Coloured"
+COLORED = "tests.support.fakes:Colored"
 
 
-def colour_of(position: int) -> tuple[int, int, int]:
-    """The colour of the picture at a position; steps of 16 survive rounding."""
+def color_of(position: int) -> tuple[int, int, int]:
+    """The color of the picture at a position; steps of 16 survive rounding."""
     return (position % 16 * 16, position // 16 % 16 * 16, position // 256 * 16)
 
 

@@ -202,7 +202,7 @@ SETTINGS: dict[str, list[Any]] = {
         {"name": "linear", "width": 10**12},
         {"name": "mlp", "width": 4, "layers": 100},
         {"name": "mlp", "width": 4, "dropout": 1.0},
-        {"name": "prototypes", "prototypes": 1, "bottleneck": 10**9},
+        {"name": "prototypes", "num_prototypes": 1, "bottleneck": 10**9},
     ],
     "towers.image.pooler": [{"name": "eot"}, {"name": "gem", "p": 1e-9}, {"name": "attention"}],
     "towers.image": [{"builder": "torchvision", "model": "resnet18", "image_size": 1}],

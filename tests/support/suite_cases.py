@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.support import text_folders
-from tests.support.colour_towers import RandomHead, colour_towers
+from tests.support.color_towers import RandomHead, color_towers
 from tests.support.elevater_root import make_elevater_root
-from tests.support.fakes import COLOURED, FakeTower, TableBackbone, random_feature
+from tests.support.fakes import COLORED, FakeTower, TableBackbone, random_feature
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.towers.tower import Tower
 
@@ -61,34 +61,34 @@ def knowing_nothing() -> Subject:
     return subject(random_feature(32, 1), random_feature(32, 2), 32)
 
 
-def labelled(error: float, **keys: Any) -> Case:
-    return Case({"data": {"reader": COLOURED}, **keys}, knowing_classes(), knowing_nothing(), error)
+def labeled(error: float, **keys: Any) -> Case:
+    return Case({"data": {"reader": COLORED}, **keys}, knowing_classes(), knowing_nothing(), error)
 
 
 def zero_shot(folder: Path) -> Case:
-    return labelled(0.06)
+    return labeled(0.06)
 
 
 def linear_probe(folder: Path) -> Case:
-    return labelled(0.06, tune=False)
+    return labeled(0.06, tune=False)
 
 
 def knn(folder: Path) -> Case:
-    return labelled(0.06, k=[20])
+    return labeled(0.06, k=[20])
 
 
 def clustering(folder: Path) -> Case:
-    return labelled(0.06)
+    return labeled(0.06)
 
 
 def few_shot(folder: Path) -> Case:
-    return labelled(0.06, shots=[1, 5])
+    return labeled(0.06, shots=[1, 5])
 
 
 def pairs(error: float) -> Case:
     knowing = subject(random_feature(32), picture_of_caption, 32)
     return Case(
-        {"data": {"reader": COLOURED, "num_samples": 200}}, knowing, knowing_nothing(), error
+        {"data": {"reader": COLORED, "num_samples": 200}}, knowing, knowing_nothing(), error
     )
 
 
@@ -105,7 +105,7 @@ def fine_tune(folder: Path) -> Case:
         Tower("image", TableBackbone(torch.eye(CLASSES).repeat(4096 // CLASSES, 1))), None
     )
     table = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0))
-    keys = {"data": {"reader": COLOURED, "num_samples": 240}, "epochs": 2, "lr": 0.1}
+    keys = {"data": {"reader": COLORED, "num_samples": 240}, "epochs": 2, "lr": 0.1}
     return Case(keys, knowing, Subject(Tower("image", TableBackbone(table)), None), 0.09)
 
 
@@ -142,11 +142,11 @@ def captioned(folder: Path) -> Case:
 
 def elevater(folder: Path) -> Case:
     root = make_elevater_root(folder / "elevater", train=1, test=60)
-    random = Subject(*colour_towers())
+    random = Subject(*color_towers())
     assert random.image is not None
     random.image = Tower("image", random.image.encoder, head=RandomHead(3))
-    keys = {"root": str(root), "datasets": ["toy-colours", "toy-places"]}
-    return Case(keys, Subject(*colour_towers()), random, 0.15)
+    keys = {"root": str(root), "datasets": ["toy-colors", "toy-places"]}
+    return Case(keys, Subject(*color_towers()), random, 0.15)
 
 
 SUITE_CASES: dict[str, Callable[[Path], Case]] = {

@@ -196,17 +196,17 @@ def write_beir(root: Path, *, passages: int = 50, queries: int = 10) -> Path:
         root / "queries.jsonl",
         [json.dumps({"_id": f"q{i}", "text": f"what is topic{i}"}) for i in range(queries)],
     )
-    judgements = [
+    judgments = [
         f"q{i}\td{i + extra}\t{grade}"
         for i in range(queries)
         for extra, grade in ((0, 1), (queries, 2))
     ]
-    _write(root / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *judgements])
+    _write(root / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *judgments])
     return root
 
 
 def write_marco(root: Path, *, passages: int = 50, queries: int = 10, small: bool = True) -> Path:
-    """MS MARCO's files: query i is answered by passage 7 i; the full judgements cover as many
+    """MS MARCO's files: query i is answered by passage 7 i; the full judgments cover as many
     further queries."""
     answers = {7 * i % passages: i for i in range(queries)}
     _write(

@@ -60,7 +60,7 @@ def test_version():
     assert RUN.invoke(build_app([]), ["--version"]).stdout == f"vlkd {vlkd_cli.__version__}\n"
 
 
-def test_a_misspelt_command_names_the_closest():
+def test_a_misspelled_command_names_the_closest():
     result = RUN.invoke(build_app(), ["trian"])
     assert result.exit_code == 2
     assert "Did you mean 'train'?" in result.stderr

@@ -175,7 +175,7 @@ def queue_loss(
     no gradient to the teacher.
 
     Args:
-        student, teacher: normalised rows.
+        student, teacher: normalized rows.
         own_teacher: the teacher's row is one more anchor of its sample, for both sides (widths are
             then equal).
         subtracts_entropy: the divergence instead of the cross-entropy.

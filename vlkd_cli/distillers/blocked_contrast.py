@@ -4,7 +4,7 @@ A rank multiplies its own B rows with the gathered N columns, once, tile by tile
 log-sum-exps are complete by themselves; those of the columns are completed by exchanging N numbers
 per rank. Small matrices keep their tiles from forward to backward, which saves a matrix product;
 large ones keep a bounded share of them and compute the others anew, so that nothing of size B x N
-is ever held. Rows are normalised tile by tile too, which keeps two copies of the features out of
+is ever held. Rows are normalized tile by tile too, which keeps two copies of the features out of
 memory.
 
 Derivation. With Z = s X Y^T, rows r_i = lse_j Z_ij, columns c_j = lse_i Z_ij and L = mean_i (r_i +

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlkd_cli.distillers.labelled_rows import mean_over_counted
+from vlkd_cli.distillers.labeled_rows import mean_over_counted
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_ragged
 from vlkd_cli.errors import DataError

@@ -1,4 +1,4 @@
-"""Classification of the labelled samples."""
+"""Classification of the labeled samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class CrossEntropy(Distiller):
     """Classify the student's features by the labels of the data, through a linear classifier of its
     own.
 
-    A mean over the labelled samples of all ranks: samples labelled -1 take no part, and a batch
-    without a labelled sample has loss 0. There is no teacher.
+    A mean over the labeled samples of all ranks: samples labeled -1 take no part, and a batch
+    without a labeled sample has loss 0. There is no teacher.
 
     Args:
         num_classes: classes of the linear classifier; null takes the student's features themselves
@@ -27,12 +27,12 @@ class CrossEntropy(Distiller):
         label_smoothing: share of the target that is spread evenly over the classes.
 
     Source: as in ITRA, itra/loss/CrossEntropy.py, whose features are the logits. Differs in
-    averaging over the ranks' labelled samples, where that code compares local features with the
+    averaging over the ranks' labeled samples, where that code compares local features with the
     labels of all ranks.
     """
 
     direction = "one_way"
-    crosses_ranks = "the number of labelled samples"
+    crosses_ranks = "the number of labeled samples"
     paper = ""
 
     def __init__(
@@ -68,5 +68,5 @@ class CrossEntropy(Distiller):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        labelled = sum_without_grad((labels >= 0).sum()).clamp_min(1)
-        return world_size() * total / labelled
+        labeled = sum_without_grad((labels >= 0).sum()).clamp_min(1)
+        return world_size() * total / labeled

@@ -112,7 +112,7 @@ class Distiller(nn.Module):
         """
         if facts.highest_label == -1 and self.wants.get("labels", False):
             raise DataError(
-                f"distiller '{name_of(self)}' needs labels, and the data has none. Read labelled"
+                f"distiller '{name_of(self)}' needs labels, and the data has none. Read labeled"
                 " data."
             )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.distillers.class_weights import class_weights, require_num_classes
 from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
-from vlkd_cli.distillers.labelled_rows import mean_over_counted
+from vlkd_cli.distillers.labeled_rows import mean_over_counted
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 
@@ -21,7 +21,7 @@ from vlkd_cli.recipe.types import NonNegative, Positive, PositiveInt
 class MarginSoftmax(Distiller):
     """Classify rows by their cosine to a learned row per class, made harder for the own class.
 
-    Cross-entropy over scale * cosine, a mean over the labelled rows of all ranks. The own class's
+    Cross-entropy over scale * cosine, a mean over the labeled rows of all ranks. The own class's
     cosine is cos(angle + margin) ("arcface"), cosine - margin ("cosface") or as it is ("none").
     The class rows are left out of exports; give them a learning rate of their own with `lr:`,
     usually 10 to 100 times that of the tower. With few classes a scale of 16 works better than 64.
@@ -39,7 +39,7 @@ class MarginSoftmax(Distiller):
     """
 
     direction = "symmetric"
-    crosses_ranks = "the number of labelled rows"
+    crosses_ranks = "the number of labeled rows"
     paper = "Deng et al., CVPR 2019, arXiv:1801.07698"
 
     weights: nn.Parameter
@@ -70,13 +70,13 @@ class MarginSoftmax(Distiller):
         self, student: Sequence[Float[Tensor, "B D"]], *, labels: Int[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         labels = labels.repeat(len(student))
-        is_labelled = labels >= 0
+        is_labeled = labels >= 0
         cosines = unit(torch.cat(list(student))) @ unit(self.weights).T
         own_class = labels.clamp_min(0)[:, None]
         hardened = self._hardened(cosines.gather(1, own_class))
         logits = self.scale * cosines.scatter(1, own_class, hardened)
         per_row = F.cross_entropy(logits, own_class.squeeze(1), reduction="none")
-        return mean_over_counted((per_row * is_labelled).sum(), is_labelled.sum())
+        return mean_over_counted((per_row * is_labeled).sum(), is_labeled.sum())
 
     def _hardened(self, cosine: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
         """The own class's cosine with the margin."""

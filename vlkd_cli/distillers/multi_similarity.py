@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.distiller import Distiller
-from vlkd_cli.distillers.labelled_rows import labelled_rows
+from vlkd_cli.distillers.labeled_rows import labeled_rows
 from vlkd_cli.recipe.types import NonNegative, Positive
 
 
@@ -59,7 +59,7 @@ class MultiSimilarity(Distiller):
         labels: Int[Tensor, " B"] | None = None,
         indices: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
-        rows = labelled_rows(student, labels, indices, "multi_similarity")
+        rows = labeled_rows(student, labels, indices, "multi_similarity")
         cosines = rows.own @ rows.every.T
         positive, negative = rows.positive, rows.negative
         if self.miner == "pairs":

@@ -116,7 +116,7 @@ def sinkhorn_targets(sides: Sides, temperature: float, iterations: int) -> Targe
     sum to 1 in the end.
 
     In logarithms: P = exp(b + f_k + g_i), f_k = -lse_i(b + g_i) over the rows of all ranks, then
-    g_i = -lse_k(b + f_k). Marginals are constants, which the next normalisation removes. Each half
+    g_i = -lse_k(b + f_k). Marginals are constants, which the next normalization removes. Each half
     is one walk over the prototypes. The views of the teacher are balanced together.
     """
     rows = torch.zeros(

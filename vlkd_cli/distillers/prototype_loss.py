@@ -2,7 +2,7 @@
 
 Views of the student s_v and of the teacher t_u are rows; prototypes W are rows of length 1; logits
 are a_v = s_v W^T / tau_s and b_u = t_u W^T / tau_t. Targets are P_u = exp(b_u + shift - r_u), with
-one shift for each prototype (a centre, a marginal) and r_u what makes each row sum to 1. With a
+one shift for each prototype (a center, a marginal) and r_u what makes each row sum to 1. With a
 prior for each prototype on the student's side and pairs (u, v),
 
     L = mean over pairs and rows of  lse(a_v + log prior) - <P_u, a_v>.
@@ -39,7 +39,7 @@ class Targets(NamedTuple):
 
 class Sides(NamedTuple):
     """Stacked views `[V, B, D]` of the student, `[U, B, D]` of the teacher, and the prototypes `[K,
-    D]` not normalised, or None."""
+    D]` not normalized, or None."""
 
     student: Tensor
     teacher: Tensor
@@ -76,7 +76,7 @@ def teacher_logits(sides: Sides, some: slice) -> Float[Tensor, "U B K"]:
 
 @torch.no_grad()
 def softmax_targets(sides: Sides, temperature: float, shift: Float[Tensor, "K"] | None) -> Targets:
-    """P = softmax((b - centre) / tau), with `shift` = -centre / tau."""
+    """P = softmax((b - center) / tau), with `shift` = -center / tau."""
     lse = torch.full(
         sides.teacher.shape[:2], -torch.inf, dtype=sides.teacher.dtype, device=sides.teacher.device
     )

@@ -72,7 +72,7 @@ class PrototypeDistiller(Distiller):
             buffer.mul_(momentum).add_(mean, alpha=1 - momentum)
 
     def sides(self, student: Views, teacher: Views) -> tuple[Sides, Tensor]:
-        """Stacked views of both sides, normalised where prototypes are applied here, and which
+        """Stacked views of both sides, normalized where prototypes are applied here, and which
         pairs of them are compared.
 
         Where both sides are lists, the teacher's views are the first of the student's, and a view

@@ -54,7 +54,7 @@ class Reinforced(ScaledDistiller):
             divided by N.
 
     Source: Vasu et al., MobileCLIP, CVPR 2024, arXiv:2311.17049, equation 2; apple/ml-mobileclip,
-    training/open_clip_v2.patch (DRClipLoss, DistillSigLipLoss). Differs in normalising the texts'
+    training/open_clip_v2.patch (DRClipLoss, DistillSigLipLoss). Differs in normalizing the texts'
     targets over images, where that code without local_loss transposes the images' targets.
     """
 
@@ -146,7 +146,7 @@ class Reinforced(ScaledDistiller):
         return torch.stack(terms).sum()
 
     def _teachers(self, sides: list[Tensor], outputs: int) -> list[list[Tensor]]:
-        """The normalised outputs of each teacher."""
+        """The normalized outputs of each teacher."""
         groups = [sides[start : start + outputs] for start in range(0, len(sides), outputs)]
         if self.teacher_widths is not None:
             cut = [side.split(self.teacher_widths, dim=1) for side in groups[0]]

@@ -29,8 +29,8 @@ class RKD(Distiller):
     Args:
         distance_weight: weight of the distance term; 0 turns it off.
         angle_weight: weight of the angle term, whose cost grows as N**3; 0 turns it off.
-        normalize: which sides are normalised here: the authors' choice is the teacher only.
-        compat: "itra" normalises both sides and, where the weights are left at their defaults,
+        normalize: which sides are normalized here: the authors' choice is the teacher only.
+        compat: "itra" normalizes both sides and, where the weights are left at their defaults,
             weighs distances 0.5 and angles 1.
 
     Source: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv:1904.05068, section

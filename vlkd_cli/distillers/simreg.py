@@ -1,4 +1,4 @@
-"""Regression of the teacher's normalised feature."""
+"""Regression of the teacher's normalized feature."""
 
 from __future__ import annotations
 

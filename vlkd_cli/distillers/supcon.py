@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.distiller import Distiller
-from vlkd_cli.distillers.labelled_rows import labelled_rows, mean_over_counted
+from vlkd_cli.distillers.labeled_rows import labeled_rows, mean_over_counted
 from vlkd_cli.distributed.collectives import sum_without_grad
 from vlkd_cli.distributed.runtime import rank
 from vlkd_cli.recipe.types import Positive
@@ -46,7 +46,7 @@ class SupCon(Distiller):
         labels: Int[Tensor, " B"] | None = None,
         indices: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
-        rows = labelled_rows(student, labels, indices, "supcon")
+        rows = labeled_rows(student, labels, indices, "supcon")
         if len(rows.every) == 1:  # nothing to contrast with, not even in the softmax
             return (rows.own * 0).sum()
         logits = rows.own @ rows.every.T / self.temperature

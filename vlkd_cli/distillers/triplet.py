@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vlkd_cli.distillers.distiller import Distiller
-from vlkd_cli.distillers.labelled_rows import LabelledRows, labelled_rows, mean_over_counted
+from vlkd_cli.distillers.labeled_rows import LabeledRows, labeled_rows, mean_over_counted
 from vlkd_cli.recipe.types import Positive
 
 Miner = Literal["none", "all", "semihard", "hard", "easy", "batch_hard"]
@@ -64,7 +64,7 @@ class Triplet(Distiller):
         labels: Int[Tensor, " B"] | None = None,
         indices: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
-        rows = labelled_rows(student, labels, indices, "triplet")
+        rows = labeled_rows(student, labels, indices, "triplet")
         distances = self._distances(rows)
         value, count, slopes = self._mined(distances.detach(), rows)
         # The gradient of the sum with respect to each distance is known from the count of triplets
@@ -72,7 +72,7 @@ class Triplet(Distiller):
         linear = (slopes * distances).sum()
         return mean_over_counted(value + linear - linear.detach(), count)
 
-    def _distances(self, rows: LabelledRows) -> Float[Tensor, "B N"]:
+    def _distances(self, rows: LabeledRows) -> Float[Tensor, "B N"]:
         if self.distance == "cosine":
             return 1 - rows.own @ rows.every.T
         # Differences, not 2 - 2 cos: near 0 that product keeps half of the digits only.
@@ -80,7 +80,7 @@ class Triplet(Distiller):
 
     @torch.no_grad()
     def _mined(
-        self, distances: Float[Tensor, "B N"], rows: LabelledRows
+        self, distances: Float[Tensor, "B N"], rows: LabeledRows
     ) -> tuple[Tensor, Tensor, Float[Tensor, "B N"]]:
         """Sum of the losses, number of triplets in the mean, and the sum's slope by each distance.
 

@@ -20,8 +20,8 @@ class UniCL(ScaledDistiller):
     """The contrastive loss over image, text and label: every pair of the same class is a positive,
     all of equal weight.
 
-    Labels come with the data and must mean the same on every rank; a sample labelled -1 is a class
-    of its own, wherever it is. With no labelled sample in the batch this is InfoNCE. Both sides are
+    Labels come with the data and must mean the same on every rank; a sample labeled -1 is a class
+    of its own, wherever it is. With no labeled sample in the batch this is InfoNCE. Both sides are
     L2-normalized here.
 
     Source: Yang et al., Unified Contrastive Learning in Image-Text-Label Space, CVPR 2022,

@@ -1,4 +1,4 @@
-"""Variance, invariance and covariance regularisation."""
+"""Variance, invariance and covariance regularization."""
 
 from __future__ import annotations
 

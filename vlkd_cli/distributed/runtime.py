@@ -1,7 +1,7 @@
 """Rank, world and device of this process; joining and leaving the process group.
 
 Every function works in a plain single process: there the rank is 0, the world has one member, and
-nothing is initialised.
+nothing is initialized.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def map_11_points(scores: Scores, targets: Targets) -> float:
     if not len(present):
         raise DataError(
             "no row has a label, so there is no average precision. Take the index of a part that is"
-            " labelled."
+            " labeled."
         )
     return float(
         np.mean([_average_precision(scores[:, label], targets[:, label]) for label in present])

@@ -1,4 +1,4 @@
-"""ELEVATER's way from labelled rows to predictions: sample, cut off a validation part, search,
+"""ELEVATER's way from labeled rows to predictions: sample, cut off a validation part, search,
 train finally."""
 
 from __future__ import annotations

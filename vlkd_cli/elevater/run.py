@@ -28,7 +28,7 @@ from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.features.encode import (
     class_features,
     embed_images,
-    normalise,
+    normalize,
     require_equal_widths,
 )
 from vlkd_cli.features.subject import Subject
@@ -49,7 +49,7 @@ class Plan:
     trial: Trial
     protocol: Choice
     start: Literal["text", "random"]
-    features: Literal["projected", "backbone"]
+    features: Literal["head", "backbone"]
     templates: str | list[str] | None
     sweep_epochs: int
     epochs: int
@@ -90,7 +90,7 @@ def zero_shot_probabilities(images: Tensor, classes: Tensor) -> Tensor:
     The towers' own temperature plays no part. Source: Elevater_Toolkit_IC @00d0af7,
         evaluation/clip_zeroshot_evaluator.py.
     """
-    return (100 * normalise(images) @ classes.T).softmax(-1)
+    return (100 * normalize(images) @ classes.T).softmax(-1)
 
 
 class SetRun:
@@ -117,7 +117,7 @@ class SetRun:
             if self._needs_text(subject)
             else None
         )
-        width = subject.image.width if plan.features == "projected" else subject.image.feature_width
+        width = subject.image.width if plan.features == "head" else subject.image.feature_width
         if self.weights is not None:
             require_equal_widths(width, self.weights.shape[1], "elevater")
         self._warn_of_another_size()
@@ -238,7 +238,7 @@ class SetRun:
         assert self.subject.image is not None
         return (
             self.subject.image.width
-            if self.plan.features == "projected"
+            if self.plan.features == "head"
             else self.subject.image.feature_width
         )
 

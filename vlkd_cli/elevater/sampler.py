@@ -42,13 +42,13 @@ def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None =
     if num_classes is None:
         num_classes = len({label for own in labels for label in own})
     taken: Counter[int] = Counter()
-    unlabelled = 0
+    unlabeled = 0
     kept = []
     for row in order:
         own = labels[row]
         if not own:
-            if unlabelled < shots:
-                unlabelled += 1
+            if unlabeled < shots:
+                unlabeled += 1
                 kept.append(row)
             continue
         least, most = min(taken[label] for label in own), max(taken[label] for label in own)

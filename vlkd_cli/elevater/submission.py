@@ -44,8 +44,8 @@ def submit(
         folder: with one file per data set and seed, and `provenance/`.
         output: the zip; by default `all_predictions.zip` in the folder.
         partial: data sets may be missing, and few-shot seeds too.
-        trust_order: take files whose row and class order cannot be verified for, such as the toolkit's
-            own.
+        trust_order: take files whose row and class order cannot be verified for, such as the
+            toolkit's own.
         sets: what a complete submission holds; by default ELEVATER's 20.
 
     Raises:

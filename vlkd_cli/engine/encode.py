@@ -48,7 +48,7 @@ from vlkd_cli.engine.vectors import (
 )
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.run import with_tower
-from vlkd_cli.features.encode import normalise
+from vlkd_cli.features.encode import normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.features.table import Rows, Table, projected_blocks, sample_table, text_table
 from vlkd_cli.ranks import joins_running_job
@@ -236,7 +236,7 @@ def _reasons(tower: Tower, reader: Reader, rows: Sequence[int]) -> dict[str, str
 def _write(subject: Subject, encoded: _Encoded, page: Page, writer: Writer) -> None:
     start = 0
     for block in projected_blocks(subject, encoded.table, encoded.rows):
-        rows = (normalise(block) if page.normalized else block).numpy()
+        rows = (normalize(block) if page.normalized else block).numpy()
         largest = float(np.finfo(page.dtype).max)
         if page.dtype != "float32" and np.abs(rows).max(initial=0) > largest:
             raise DataError(

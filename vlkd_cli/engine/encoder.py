@@ -20,7 +20,8 @@ from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.engine.target import Target, open_target
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.run import with_tower
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts
+from vlkd_cli.features.encode import normalize as l2_normalize
 from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
@@ -117,7 +118,7 @@ class Encoder:
             features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
         else:
             features = embed_images(subject, _Pictures(listed, name))
-        vectors: NDArray[np.float32] = (normalise(features) if normalize else features).numpy()
+        vectors: NDArray[np.float32] = (l2_normalize(features) if normalize else features).numpy()
         return vectors
 
     @property

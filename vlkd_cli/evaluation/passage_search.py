@@ -17,7 +17,7 @@ from vlkd_cli.distributed.collectives import gather_objects, gather_without_grad
 from vlkd_cli.distributed.runtime import local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.datasets.passages import Corpus
-from vlkd_cli.features.encode import encode_texts, normalise, project_texts
+from vlkd_cli.features.encode import encode_texts, normalize, project_texts
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.topk import TopK
@@ -42,7 +42,7 @@ def search(
     Either way a rank holds one chunk.
 
     Args:
-        queries: `[Q, D]`, un-normalised.
+        queries: `[Q, D]`, un-normalized.
         depth: length of the lists.
         prompt: put before every passage.
         fingerprint: digest of the corpus file and of what chooses and composes its texts.
@@ -119,7 +119,7 @@ def _fail_together(problem: str) -> None:
 
 def _comparable(features: Tensor, similarity: str) -> Tensor:
     features = torch.nan_to_num(features.float())
-    return normalise(features) if similarity == "cosine" else features
+    return normalize(features) if similarity == "cosine" else features
 
 
 def _merge(best: TopK, depth: int, num_passages: int) -> tuple[Tensor, NDArray[np.int64]]:

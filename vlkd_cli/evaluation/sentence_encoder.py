@@ -26,9 +26,7 @@ class SentenceEncoder:
 
     similarity_fn_name = "cosine"
 
-    def __init__(
-        self, subject: Subject, texts: Sequence[str], *, point: Point = "projected"
-    ) -> None:
+    def __init__(self, subject: Subject, texts: Sequence[str], *, point: Point = "head") -> None:
         self._subject, self._point = subject, point
         self._rows: dict[str, int] = {}
         for text in texts:

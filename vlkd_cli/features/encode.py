@@ -20,18 +20,18 @@ from vlkd_cli.features.forward import evaluating, features_of, project
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.features.table import Table, needed, sample_table, split_rows, table_key, text_table
 
-Point = Literal["projected", "backbone"]
-Ensemble = Literal["normalise", "raw_mean"]
+Point = Literal["head", "backbone"]
+Ensemble = Literal["normalize", "raw_mean"]
 
 
 def embed_images(
     subject: Subject,
     reader: Reader,
     *,
-    point: Point = "projected",
+    point: Point = "head",
     indices: Sequence[int] | None = None,
 ) -> Tensor:
-    """Features of the images of a data set, un-normalised, the same on every rank.
+    """Features of the images of a data set, un-normalized, the same on every rank.
 
     Args:
         subject: whose image tower, on which device, in which precision, and where features are
@@ -50,8 +50,8 @@ def embed_images(
     return _embedded(subject, sample_table(subject, "image", reader, indices), point)
 
 
-def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "projected") -> Tensor:
-    """Features of texts, un-normalised, the same on every rank; a text that occurs twice is encoded
+def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "head") -> Tensor:
+    """Features of texts, un-normalized, the same on every rank; a text that occurs twice is encoded
     once.
 
     Returns:
@@ -61,14 +61,14 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "proje
 
 
 def class_features(
-    subject: Subject, texts: Sequence[Sequence[str]], ensemble: Ensemble = "normalise"
+    subject: Subject, texts: Sequence[Sequence[str]], ensemble: Ensemble = "normalize"
 ) -> Tensor:
     """One unit-length feature per class, `[C, D]`: the mean of the features of its texts, each
-    brought to unit length before (`normalise`) or taken as it is."""
+    brought to unit length before (`normalize`) or taken as it is."""
     features = embed_texts(subject, [text for own in texts for text in own])
-    if ensemble == "normalise":
-        features = normalise(features)
-    return normalise(
+    if ensemble == "normalize":
+        features = normalize(features)
+    return normalize(
         torch.stack([block.mean(0) for block in features.split([len(own) for own in texts])])
     )
 
@@ -111,7 +111,7 @@ def project_texts(subject: Subject, features: Tensor) -> Tensor:
     return features if isinstance(tower.head, nn.Identity) else project(subject, tower, features)
 
 
-def normalise(features: Tensor) -> Tensor:
+def normalize(features: Tensor) -> Tensor:
     """Rows of unit length; a row of zeros stays zero."""
     return nn.functional.normalize(features, dim=-1)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vlkd_cli.heads.linear import initialise
+from vlkd_cli.heads.linear import initialize
 from vlkd_cli.numerics.positions import sine_cosine
 from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.types import PositiveInt
@@ -63,7 +63,7 @@ class DecoderHead(nn.Module):
         positions = sine_cosine(width_inner, grid.rows, grid.columns)
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
-        initialise(self)
+        initialize(self)
         if self.mask_token is not None:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
 

@@ -10,7 +10,7 @@ from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
 class LinearHead(nn.Module):
-    """One linear layer. It does not normalise: objectives do where their definition says so.
+    """One linear layer. It does not normalize: objectives do where their definition says so.
 
     Args:
         width: of the projected feature.
@@ -31,14 +31,14 @@ class LinearHead(nn.Module):
         self.width = width
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width_in, width, bias=bias)
-        initialise(self)
+        initialize(self)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         projected: Tensor = self.linear(self.dropout(features))
         return projected
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Weights of all linear layers from a normal distribution (std 0.02, cut at two units), biases
     zero, as DINO's head has them."""
     for part in module.modules():

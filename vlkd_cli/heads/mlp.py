@@ -15,7 +15,7 @@ from vlkd_cli.recipe.types import PositiveInt, Probability
 class MLPHead(nn.Module):
     """Several linear layers with norm, activation and dropout between them.
 
-    It does not normalise its output: objectives do where their definition says so.
+    It does not normalize its output: objectives do where their definition says so.
 
     Args:
         width: of the projected feature.
@@ -23,7 +23,7 @@ class MLPHead(nn.Module):
         hidden: width between the layers.
         bottleneck: width that the layers end at before one more linear layer, without a bias, leads
             to `width`; none by default.
-        norm: what normalises the hidden features.
+        norm: what normalizes the hidden features.
         activation: after each hidden layer.
         dropout: fraction of the hidden features that is dropped in training.
         last_norm: batch norm after the last layer, which then has no bias; "batch_plain" has no
@@ -31,7 +31,7 @@ class MLPHead(nn.Module):
 
     Source: Caron et al., DINO, arXiv:2104.14294, appendix C (projection head): 3 layers, hidden
     2048, bottleneck 256, GELU, weights truncated normal with std 0.02, biases zero. Differs in
-    leaving the bottleneck's normalisation and the prototypes to head 'prototypes'.
+    leaving the bottleneck's normalization and the prototypes to head 'prototypes'.
     """
 
     def __init__(

@@ -16,17 +16,17 @@ from vlkd_cli.recipe.types import PositiveInt
 class PrototypeHead(nn.Module):
     """Several linear layers down to a bottleneck of length 1, then its cosines to prototypes.
 
-    The prototypes are stored as plain rows and normalised when used, so that deepcopy, moving
+    The prototypes are stored as plain rows and normalized when used, so that deepcopy, moving
     averages and state dicts of plain tensors work; their lengths have no effect. For one prototype
     layer shared by student and teacher use head `mlp` and let the objective own the layer
     (`prototypes` of distillers dino and protocpc).
 
     Args:
-        prototypes: number of prototypes, the width of the output.
-        bottleneck: width of the normalised feature before them.
+        num_prototypes: number of prototypes, the width of the output.
+        bottleneck: width of the normalized feature before them.
         layers: number of linear layers up to the bottleneck.
         hidden: width between the layers.
-        norm: what normalises the hidden features.
+        norm: what normalizes the hidden features.
         activation: after each hidden layer.
 
     Source: Caron et al., DINO, arXiv:2104.14294, appendix C; facebookresearch/dino,
@@ -38,7 +38,7 @@ class PrototypeHead(nn.Module):
         width_in: int,
         grid: Grid | None = None,
         *,
-        prototypes: PositiveInt = 65536,
+        num_prototypes: PositiveInt = 65536,
         bottleneck: PositiveInt = 256,
         layers: PositiveInt = 3,
         hidden: PositiveInt = 2048,
@@ -46,7 +46,7 @@ class PrototypeHead(nn.Module):
         activation: Literal["gelu", "relu"] = "gelu",
     ) -> None:
         super().__init__()
-        self.width = prototypes
+        self.width = num_prototypes
         self.layers = nn.Sequential()
         wide = width_in
         for _ in range(layers - 1):
@@ -60,7 +60,7 @@ class PrototypeHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) / bottleneck**0.5)
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck) / bottleneck**0.5)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         return F.linear(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vlkd_cli.heads.linear import initialise
+from vlkd_cli.heads.linear import initialize
 from vlkd_cli.numerics.positions import sine_cosine
 from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.types import PositiveInt
@@ -52,7 +52,7 @@ class RegressorHead(nn.Module):
         positions = sine_cosine(width_in, grid.rows, grid.columns)
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
-        initialise(self)
+        initialize(self)
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(

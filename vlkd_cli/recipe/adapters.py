@@ -237,8 +237,8 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
             ]
         if train in ("none", "head"):
             return [
-                f"prompt: would keep its random initial values with train: {train}. Set train: prompt,"
-                " which trains the prompt and the head only."
+                f"prompt: would keep its random initial values with train: {train}. Set train:"
+                " prompt, which trains the prompt and the head only."
             ]
         return []
     return [

@@ -181,7 +181,7 @@ def check_value(key: Key, value: object, path: Path) -> list[Problem]:
     if isinstance(value, bool) and _is_number(key.annotation):
         return [Problem(path, expected)]
     if isinstance(value, str) and _is_number(key.annotation):
-        return [Problem(path, expected.replace("got ", "got the text "))]
+        return [Problem(path, expected.replace("got ", "got the string "))]
     try:
         _adapter(key).validate_python(value)
     except ValidationError as error:
@@ -215,8 +215,8 @@ def _wild_number(value: object, path: Path) -> Problem | None:
 
 
 def check_reader(entry: object, path: Path, mixed: bool = False) -> list[Problem]:
-    """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its weight
-    in the mix."""
+    """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its
+    sampling weight in the mix."""
     if not isinstance(entry, Mapping):
         return [Problem(path, f"expected keys, got {shown(entry)}. Write {{reader: shapes}}, say.")]
     shared = [Key("reader", str), Key("weight", Positive, 1.0) if mixed else Key("name", str, "")]

@@ -137,8 +137,8 @@ def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
                 names = " and ".join(f"'{reader}'" for reader, _, _ in readers)
                 yield Problem(
                     path,
-                    f"distiller '{spec.name}' needs {want}, and reader {names} has none with these keys."
-                    f"{_remedy(readers[0][0], offer)}",
+                    f"distiller '{spec.name}' needs {want}, and reader {names} has none with these"
+                    f" keys.{_remedy(readers[0][0], offer)}",
                 )
         if contract.counts_rows and streams:
             yield Problem(

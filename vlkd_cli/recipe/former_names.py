@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Now(NamedTuple):
-    """What a former name is called now, and the keys that go with it."""
+    """The present name of a former one, and the keys that go with it."""
 
     name: str
     keys: Mapping[str, Any] = {}
@@ -43,7 +43,12 @@ ADAPTERS: dict[str, Now] = {
 }
 
 
+_FEATURES = {"point": "features"}
+
 KEYS: dict[str, dict[str, dict[str, str]]] = {
+    "augment": {
+        name: {"grey": "grayscale"} for name in ("standard", "simclr", "byol", "patch_grid")
+    },
     "distiller": {
         "affinity": {"alpha": "affinity_weight"},
         "barlow_twins": {"lambd": "off_diagonal_weight"},
@@ -75,13 +80,45 @@ KEYS: dict[str, dict[str, dict[str, str]]] = {
             "cov_coeff": "covariance_weight",
         },
     },
+    "head": {"prototypes": {"prototypes": "num_prototypes"}},
+    "suite": {
+        "captioned": _FEATURES,
+        "clustering": {
+            **_FEATURES,
+            "clusters": "num_clusters",
+            "restarts": "num_restarts",
+            "iterations": "num_iterations",
+        },
+        "feature_analysis": {"items": "limit"},
+        "few_shot": {**_FEATURES, "normalise": "normalize"},
+        "fine_tune": _FEATURES,
+        "knn": _FEATURES,
+        "linear_probe": _FEATURES,
+        "passage_retrieval": {**_FEATURES, "max_passages": "limit"},
+        "senteval": _FEATURES,
+        "sts": _FEATURES,
+        "wiki_sections": _FEATURES,
+        "word_similarity": _FEATURES,
+        "zero_shot": {"topk": "k"},
+    },
 }
 """Former keys of a component -> present ones, by kind and name."""
+
+
+VALUES: dict[str, dict[str, dict[str, object]]] = {
+    "ensemble": {"normalise": {"ensemble": "normalize"}},
+    "features": {
+        "projected": {"features": "head"},
+        "normalised": {"features": "head", "normalize": True},
+    },
+}
+"""Former values of a suite's keys, by present key and value -> the keys to write instead."""
 
 
 ADAPTER_KEYS: dict[str, dict[str, str]] = {
     # The libraries' words -> ours, for every method that has the key.
     "": {"r": "rank", "lora_alpha": "alpha", "reduction": "reduction_factor"},
+    "lora": {"rank_stabilised": "rank_stabilized"},
     "prefix_tuning": {"prefix_length": "length"},
     "prompt_tuning": {"prompt_length": "length"},
 }
@@ -92,18 +129,42 @@ def replace_former_names(recipe: object) -> list[str]:
     each. Other shapes are left alone."""
     notices = []
     for place, kind, component in _components(recipe):
-        replaced = _rename_keys(component, KEYS.get(kind, {}).get(str(component.get("name")), {}))
-        if kind == "adapter":
-            replaced = _replace_in_adapter(component)
-        notices += [f"{place}: {notice}" for notice in replaced]
+        notices += [f"{place}: {notice}" for notice in _replace(kind, component)]
     return notices
+
+
+def replace_in_suite(entry: dict[str, object]) -> list[str]:
+    """Replace former keys and values of one entry of `evals`, in place, and return a line about
+    each."""
+    return list(_replace("suite", entry))
+
+
+def replace_in_adapter(section: dict[str, object]) -> list[str]:
+    """Replace a former name and former keys of an `adapter:` section, in place, and return a line
+    about each."""
+    return list(_replace("adapter", section))
+
+
+def former_keys(suite: str) -> Mapping[str, str]:
+    """Former keys of a suite -> present ones."""
+    return KEYS["suite"].get(suite, {})
+
+
+def _replace(kind: str, component: dict[str, object]) -> Iterator[str]:
+    if kind == "adapter":
+        yield from _replace_in_adapter(component)
+        return
+    name = component.get("suite" if kind == "suite" else "name")
+    yield from _rename_keys(component, KEYS.get(kind, {}).get(str(name), {}))
+    if kind == "suite":
+        yield from _rename_values(component)
 
 
 def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
     """(place, kind, keys) of the components that may have former names."""
     if not isinstance(recipe, Mapping):
         return
-    towers, distillers = recipe.get("towers"), recipe.get("distillers")
+    towers = recipe.get("towers")
     for name, tower in towers.items() if isinstance(towers, Mapping) else ():
         if not isinstance(tower, dict):
             continue
@@ -116,9 +177,20 @@ def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
         for place, kind, part in parts:
             if isinstance(part, dict):
                 yield f"towers.{name}.{place}", kind, part
-    for number, distiller in enumerate(distillers if isinstance(distillers, list) else ()):
-        if isinstance(distiller, dict):
-            yield f"distillers[{number}]", "distiller", distiller
+    for section, kind in (("distillers", "distiller"), ("evals", "suite")):
+        entries = recipe.get(section)
+        for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+            if isinstance(entry, dict):
+                yield f"{section}[{number}]", kind, entry
+    data = recipe.get("data")
+    if isinstance(data, Mapping):
+        views = data.get("views")
+        augments = {"augment": data.get("augment")}
+        if isinstance(views, Mapping):
+            augments |= {f"views.{name}": view for name, view in views.items()}
+        for place, augment in augments.items():
+            if isinstance(augment, dict):
+                yield f"data.{place}", "augment", augment
 
 
 def _replace_in_adapter(adapter: dict[str, object]) -> Iterator[str]:
@@ -144,3 +216,12 @@ def _rename_keys(component: dict[str, object], keys: Mapping[str, str]) -> Itera
         if former in component and present not in component:
             component[present] = component.pop(former)
             yield f"key '{former}' is now called '{present}'."
+
+
+def _rename_values(suite: dict[str, object]) -> Iterator[str]:
+    for key, values in VALUES.items():
+        former = suite.get(key)
+        if isinstance(former, str) and former in values:
+            suite.update({**values[former], **{k: v for k, v in suite.items() if k != key}})
+            written = ", ".join(f"{k}: {str(v).lower()}" for k, v in values[former].items())
+            yield f"'{key}: {former}' is now written '{written}'."

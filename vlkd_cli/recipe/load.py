@@ -256,8 +256,8 @@ def _remove(values: Any, path: Path) -> None:
             values = values[part]
         except (KeyError, IndexError, TypeError):
             return
-    # Entries of lists stay: removing one would move the others. Misspelt names stay too, or nothing
-    # around them could be checked.
+    # Entries of lists stay: removing one would move the others. Misspelled names stay too, since
+    # nothing around them could be checked otherwise.
     if (
         path
         and isinstance(values, dict)

@@ -20,7 +20,7 @@ Path = tuple[str | int, ...]
 """Where a value stands in a recipe: ("distillers", 0, "weight")."""
 
 _WORDS: dict[object, str] = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     str: "text",
     bool: "true or false",
@@ -233,7 +233,7 @@ def _either(parts: list[str]) -> str:
 
 def _plural(text: str) -> str:
     for singular, plural in (
-        ("a whole number", "whole numbers"),
+        ("an integer", "integers"),
         ("a number", "numbers"),
         ("a mapping", "mappings"),
         ("a list", "lists"),

@@ -1,7 +1,7 @@
 """The keys of a component, read from its constructor's signature without importing it.
 
 A component's file is parsed with `ast`; annotations are evaluated in a small namespace of builtins,
-typing and `recipe.types`, so that a misspelt key is found before torch is. A third party's
+typing and `recipe.types`, so that a misspelled key is found before torch is. A third party's
 component (`module:Class`) is imported and inspected instead.
 """
 

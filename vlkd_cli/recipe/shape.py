@@ -122,7 +122,7 @@ def check_tower(tower: object, path: Path) -> list[Problem]:
     problems = _walk(own, path, TowerSpec, handled, "tower")
     shared = section_keys(TowerSpec)
     if all(tower.get(key) is None for key in _SOURCES):
-        # Whose keys these are is not known; only what may be the misspelt source is worth a line.
+        # Whose keys these are is not known; only what may be the misspelled source is worth a line.
         return problems + [
             unknown_key(key, _SOURCES, (*path, key), "tower")
             for key in other

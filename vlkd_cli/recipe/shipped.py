@@ -66,10 +66,10 @@ def find_recipe(source: Path | str) -> Path:
     for candidate in (name, name.removeprefix("recipes/")):
         if candidate in recipes:
             return recipes[candidate]
-    neighbours = (
+    neighbors = (
         {str(other): other for other in path.parent.glob("*.y*ml")} if path.parent.is_dir() else {}
     )
-    guess = did_you_mean(str(path), [*neighbours, *recipes]) or did_you_mean(path.stem, recipes)
+    guess = did_you_mean(str(path), [*neighbors, *recipes]) or did_you_mean(path.stem, recipes)
     raise RecipeError(
         f"{source}: no such recipe, neither a file nor a shipped one.{guess} `vlkd recipes list`"
         " shows the shipped ones."

@@ -183,8 +183,7 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.train == "prompt" and tower.prompt is None and tower.run is None:
         yield Problem(
             (*path, "train"),
-            "'prompt' leaves nothing to train: the tower has no prompt. Add `prompt: {tokens:"
-            " 4}`.",
+            "'prompt' leaves nothing to train: the tower has no prompt. Add `prompt: {tokens: 4}`.",
         )
     patterns = tower.train if isinstance(tower.train, list) else []
     for place in _random_parts(tower, path) if patterns else ():

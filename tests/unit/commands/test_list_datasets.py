@@ -56,7 +56,7 @@ def test_json_tells_where_a_set_lies(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+def test_a_misspelled_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'food101'"):
         list_datasets(root=None, search="foood101", here=False, json_=False)
 

@@ -63,7 +63,7 @@ def test_json_is_a_list_of_the_chosen_rows(capsys: pytest.CaptureFixture[str]) -
     assert rows == ROWS[:1]
 
 
-def test_a_misspelt_builder_and_a_pattern_without_match_say_so() -> None:
+def test_a_misspelled_builder_and_a_pattern_without_match_say_so() -> None:
     with pytest.raises(
         UserError, match=r"--builder: no builder 'torchvison'\. Did you mean 'torchvision'\?"
     ):

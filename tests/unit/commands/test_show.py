@@ -27,7 +27,7 @@ def test_show_without_a_name_lists_the_names():
     assert "distiller" in run("show").stdout
 
 
-def test_show_of_a_misspelt_name_is_one_line():
+def test_show_of_a_misspelled_name_is_one_line():
     result = run("show", "suite", "zeroshot")
     assert result.exit_code == 2
     assert result.stderr.startswith("unknown suite 'zeroshot'. Did you mean 'zero_shot'?")

@@ -59,13 +59,13 @@ def test_blocks_hide_exactly_as_many_as_asked(hidden: int) -> None:
 
 
 def test_blocks_hang_together_more_than_single_places() -> None:
-    def neighbours(masks: Tensor) -> float:
+    def neighbors(masks: Tensor) -> float:
         grid = masks.view(-1, 14, 14)
         both = (grid[:, 1:] & grid[:, :-1]).sum() + (grid[:, :, 1:] & grid[:, :, :-1]).sum()
         return float(both / masks.sum())
 
     blocks, places = many(BlockMask(VIT, hidden=75)), many(RandomMask(VIT, share=75 / 196))
-    assert neighbours(blocks) > 1.5 * neighbours(places)
+    assert neighbors(blocks) > 1.5 * neighbors(places)
 
 
 def test_a_share_is_drawn_for_each_picture_and_never_exceeded() -> None:

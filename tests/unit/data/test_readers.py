@@ -206,7 +206,7 @@ def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
         ({"path": "{folder}/train/pear"}, r"no image in any sub-folder"),
     ],
 )
-def test_labelled_data_that_cannot_be_read_says_why(
+def test_labeled_data_that_cannot_be_read_says_why(
     tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     folder = classification_data(tmp_path)["path"]

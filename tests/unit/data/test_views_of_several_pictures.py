@@ -41,7 +41,7 @@ def test_quarter_turns_are_clockwise_turns_of_one_crop():
 
 
 def test_a_patch_grid_gives_the_center_first_and_every_cell_once():
-    augment = PatchGridAugment(cell_px=20, jitter_px=0, grey=0.0)
+    augment = PatchGridAugment(cell_px=20, jitter_px=0, grayscale=0.0)
     patches = applied(augment)
     assert len(patches) == PatchGridAugment.pictures == 9
     assert augment.size(EXPECTED) == (20, 20)
@@ -62,7 +62,7 @@ def test_solarize_inverts_bright_values_alone():
 
 def test_byol_s_second_view_solarizes_some_pictures():
     image = torch.full((3, 8, 8), 200, dtype=torch.uint8)
-    augment = BYOLAugment(jitter=0.0, grey=0.0, blur=0.0, solarize=0.2)
+    augment = BYOLAugment(jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.2)
     draw = random.Random(0)
     solarized = [bool((augment.finish(image, draw) == 55).all()) for _ in range(500)]
     assert 0.13 < sum(solarized) / 500 < 0.27

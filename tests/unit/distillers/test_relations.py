@@ -62,14 +62,12 @@ def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> No
 
 def test_unicl_without_labels_is_infonce_and_stays_finite_at_wide_logits() -> None:
     x, y = torch.randn(6, 4), torch.randn(6, 4)
-    unlabelled = torch.full((6,), -1)
-    assert UniCL()(x, y, labels=unlabelled).item() == pytest.approx(
-        InfoNCE()(x, y).item(), rel=1e-5
-    )
+    unlabeled = torch.full((6,), -1)
+    assert UniCL()(x, y, labels=unlabeled).item() == pytest.approx(InfoNCE()(x, y).item(), rel=1e-5)
     assert UniCL(logit_scale=300.0)(x, -x, labels=torch.zeros(6, dtype=torch.int64)).isfinite()
 
 
-def test_cross_entropy_counts_labelled_rows_only() -> None:
+def test_cross_entropy_counts_labeled_rows_only() -> None:
     loss = CrossEntropy(num_classes=3)
     loss.setup(4, None)
     features, labels = torch.randn(5, 4), torch.tensor([0, -1, 2, -1, 1])

@@ -1,4 +1,4 @@
-"""Queues, centres, schedules and episodes."""
+"""Queues, centers, schedules and episodes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_queue_shorter_than_a_batch_keeps_the_last_rows_where_they_land() -> Non
     assert queue.rows[1, 0] == 9
 
 
-def test_streamed_queue_loss_equals_the_materialised_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_queue_loss_equals_the_materialized_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlkd_cli.distillers.anchors.TILE_ENTRIES", 20)
     generator = torch.Generator().manual_seed(0)
     student, teacher, ours, theirs = (

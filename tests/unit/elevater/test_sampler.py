@@ -37,7 +37,7 @@ def test_drawing_ends_once_every_class_has_enough() -> None:
     rows = [[0], [1]] * 20 + [[], []]
     enough = few_shot(rows, 2, 0)
     assert sorted(rows[row] for row in enough) == [[0], [0], [1], [1]]
-    # A third class that has no rows leaves the drawing open to unlabelled rows.
+    # A third class that has no rows leaves the drawing open to unlabeled rows.
     waiting = few_shot(rows, 2, 0, num_classes=3)
     assert waiting[: len(enough)] == enough
     assert [rows[row] for row in waiting[len(enough) :]] == [[], []]

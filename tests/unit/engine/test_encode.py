@@ -24,7 +24,7 @@ from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.vectors import read_vectors
 from vlkd_cli.towers.tower import Tower
 
-TEXTS = [f"a {colour} {shape}" for colour in ("red", "dark blue") for shape in ("disc", "square")]
+TEXTS = [f"a {color} {shape}" for color in ("red", "dark blue") for shape in ("disc", "square")]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_encoded(encoder, tmp_path,
     np.testing.assert_array_equal(rows, encoder.encode([folder / "01.png", folder / "02.png"]))
     assert (page.ids, page.skipped) == (["01.png", "02.png"], [0, 3])
     listed = (tmp_path / "out.npy.skipped.csv").read_text().splitlines()
-    assert listed[1] == "00.jpg,it is not an image of a format that is read"
+    assert listed[1] == "00.jpg,it is not an image in a supported format"
     assert listed[2] == "03.png,the file is empty"
     assert "2 of 4 items could not be encoded, e.g. 00.jpg" in capsys.readouterr().err
     for name in ("01.png", "02.png"):
@@ -287,7 +287,7 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing(words, line, home, monkey
 def test_a_folder_without_images_is_refused(tmp_path, capsys):
     words = ["encode", "torchvision:mobilenet_v3_small:false", "beir", str(tmp_path / "x.npy")]
     assert leaves(words) == 2
-    assert "there is no image in it" in capsys.readouterr().err
+    assert "it has no images" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):

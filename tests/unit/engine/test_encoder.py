@@ -20,7 +20,7 @@ from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.export import export
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts, normalize
 
 TEXTS = ["a red circle", "two", "a large green square on grey", "two", "a blue triangle"] * 15
 
@@ -48,8 +48,8 @@ def expected(home: Path, pictures: Shapes) -> dict[str, np.ndarray]:
     towers = load_towers(recipe, home / "runs" / "first", checkpoint)
     subject = subject_of(recipe, towers, torch.device("cpu"))
     return {
-        "image": normalise(embed_images(subject, pictures)).numpy(),
-        "text": normalise(embed_texts(subject, TEXTS)).numpy(),
+        "image": normalize(embed_images(subject, pictures)).numpy(),
+        "text": normalize(embed_texts(subject, TEXTS)).numpy(),
     }
 
 
@@ -160,7 +160,7 @@ def test_digest_and_width_are_those_of_the_chosen_tower(encoder, home):
         (lambda e: e.encode(np.zeros((4, 4, 3))), r"array of float64 \[4, 4, 3\]"),
         (lambda e: e.encode(Path("gone.png")), "gone.png: no such file"),
         (lambda e: e.encode(b"no picture"), "item 0: it is not an image"),
-        (lambda e: e.encode("a", batch_size=0), "batch_size is 0; it is at least 1"),
+        (lambda e: e.encode("a", batch_size=0), "batch_size is 0; it must be at least 1"),
         (lambda e: e.encode(__file__), "is a text and the name of a file"),
     ],
 )

@@ -580,7 +580,7 @@ def test_channels_last_trains_the_same(tmp_path: Path) -> None:
     assert [value for _, value in last] == pytest.approx([value for _, value in plain], rel=1e-4)
 
 
-def test_synchronised_batch_norm_on_a_cpu_is_refused(tmp_path: Path) -> None:
+def test_synchronized_batch_norm_on_a_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train.sync_batch_norm: .* GPUs only"):
         train(tmp_path, tiny_recipe(train={"sync_batch_norm": True}))
 

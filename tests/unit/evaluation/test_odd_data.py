@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.fakes import COLOURED, Coloured, FakeReader, FakeTower, random_feature
+from tests.support.fakes import COLORED, Colored, FakeReader, FakeTower, random_feature
 from tests.support.suite_cases import class_of_picture, class_of_prompt, knowing_classes
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.errors import DataError
@@ -32,14 +32,14 @@ def test_one_class_to_learn_from_is_too_few(suite: str, keys: dict[str, Any]) ->
         run(
             knowing_classes(),
             suite,
-            data={"reader": COLOURED, "num_classes": 1, "num_samples": 16},
+            data={"reader": COLORED, "num_classes": 1, "num_samples": 16},
             **keys,
         )
 
 
 @pytest.mark.parametrize("protocol", ["clip", "adamw", "elevater"])
 def test_one_image_per_class_leaves_none_to_choose_settings_on(protocol: str) -> None:
-    data = {"reader": COLOURED, "num_samples": 8}
+    data = {"reader": COLORED, "num_samples": 8}
     with pytest.raises(DataError, match=r"one image per class.*`tune: false`"):
         run(knowing_classes(), "linear_probe", data=data, protocol=protocol)
     assert (
@@ -62,14 +62,14 @@ def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> Non
     with pytest.raises(
         DataError, match=r"\d+ of \d+ features of tower 'image' hold NaN or infinity"
     ):
-        run(subject, suite, data={"reader": COLOURED, "num_samples": 128})
+        run(subject, suite, data={"reader": COLORED, "num_samples": 128})
 
 
 def test_results_over_another_number_of_images_have_files_of_their_own():
     subject = Subject(
         FakeTower("image", class_of_picture, 8), FakeTower("text", random_feature(8), 8)
     )
-    data = {"reader": COLOURED, "num_samples": 16}
+    data = {"reader": COLORED, "num_samples": 16}
     results = [run(subject, "feature_analysis", data=data, items=items) for items in (8, 12)]
     assert len({result.key for result in results}) == 2
     assert [result.settings["items"] for result in results] == [8, 12]
@@ -88,9 +88,9 @@ def test_an_image_without_a_readable_caption_is_named(
             raise odd
         return [odd if index == 3 else "a caption"]  # type: ignore[list-item]
 
-    monkeypatch.setattr(Coloured, "captions", captions)
+    monkeypatch.setattr(Colored, "captions", captions)
     with pytest.raises(DataError, match=rf"3: {message}"):
-        run(knowing_classes(), suite, data={"reader": COLOURED, "num_samples": 16})
+        run(knowing_classes(), suite, data={"reader": COLORED, "num_samples": 16})
 
 
 def test_a_head_that_gives_no_numbers_is_told() -> None:
@@ -100,7 +100,7 @@ def test_a_head_that_gives_no_numbers_is_told() -> None:
         run(
             Subject(FakeTower("image", class_of_picture, 8, head=head), None),
             "clustering",
-            data={"reader": COLOURED},
+            data={"reader": COLORED},
         )
 
 
@@ -109,7 +109,7 @@ def test_features_that_are_all_zero_are_described() -> None:
     subject = Subject(
         FakeTower("image", lambda _: nothing, 8), FakeTower("text", lambda _: nothing, 8)
     )
-    result = run(subject, "feature_analysis", data={"reader": COLOURED, "num_samples": 16})
+    result = run(subject, "feature_analysis", data={"reader": COLORED, "num_samples": 16})
     assert (result.metrics["pair_cosine"], result.metrics["image_mean_positive_cosine"]) == (0, 0)
 
 
@@ -137,6 +137,6 @@ def test_data_that_is_multi_label_is_scored_so_even_if_no_image_has_two() -> Non
     )
     result = run(subject, "zero_shot", data={"reader": f"{__name__}:Sparse"})
     assert result.primary_metric == "mean_average_precision"
-    # Every third row of a class is unlabelled and as near as the others, so precision is two thirds
+    # Every third row of a class is unlabeled and as near as the others, so precision is two thirds
     # at every recall.
     assert result.metrics["mean_average_precision"] == pytest.approx(2 / 3)

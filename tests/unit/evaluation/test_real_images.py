@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import labeled_pair
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites
 from vlkd_cli.evaluation.suites.linear_probe import first_of_each_class
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import embed_images, embed_texts, normalize
 from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -51,9 +51,9 @@ def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     features, targets = [], []
     for path in ("flickr8k_mini/train.tsv", "coco_captions/train.tsv"):
         reader = open_pairs(shared, path)
-        features.append(normalise(embed_images(own, reader, point="backbone")))
+        features.append(normalize(embed_images(own, reader, point="backbone")))
         captions = [list(reader.captions(index)) for index in range(len(reader))]
-        texts = normalise(
+        texts = normalize(
             embed_texts(own, [caption for several in captions for caption in several])
         )
         targets.append(
@@ -63,9 +63,9 @@ def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
         )
     inputs, outputs = torch.cat(features).double(), torch.cat(targets).double()
     mean_in, mean_out = inputs.mean(0), outputs.mean(0)
-    centred = inputs - mean_in
+    centered = inputs - mean_in
     ridge = torch.eye(inputs.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (outputs - mean_out))
+    weight = torch.linalg.solve(centered.T @ centered + ridge, centered.T @ (outputs - mean_out))
     with torch.no_grad():
         # The map takes features of unit length; a scale does not change a cosine, so the typical
         # length is put into the weights.
@@ -106,9 +106,9 @@ def test_the_knn_equals_scikit_learn_on_the_same_features(subject: Subject, shar
 
     data = elevater(shared, "ants-bees")
     result = run(subject, "knn", data=data, k=[10], temperature=0.07)
-    pair = labelled_pair(subject, data, None)
-    train = normalise(embed_images(subject, pair.train.reader, point="backbone")).numpy()
-    test = normalise(embed_images(subject, pair.test.reader, point="backbone")).numpy()
+    pair = labeled_pair(subject, data, None)
+    train = normalize(embed_images(subject, pair.train.reader, point="backbone")).numpy()
+    test = normalize(embed_images(subject, pair.test.reader, point="backbone")).numpy()
     # For unit length the squared distance is 2 - 2 cosine.
     peer = KNeighborsClassifier(
         10, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07)
@@ -124,7 +124,7 @@ def test_the_probe_equals_scikit_learn_on_the_same_features(subject: Subject, sh
 
     data = elevater(shared, "ants-bees")
     result = run(subject, "linear_probe", data=data)
-    pair = labelled_pair(subject, data, None)
+    pair = labeled_pair(subject, data, None)
     train = embed_images(subject, pair.train.reader, point="backbone").numpy()
     test = embed_images(subject, pair.test.reader, point="backbone").numpy()
     labels = pair.train_labels.numpy()
@@ -143,7 +143,7 @@ def test_cifar_is_probed_and_clustered_as_well_as_the_figures_say(
     data = elevater(shared, "cifar-10-mini")
     probe = run(subject, "linear_probe", data=data, tune=False, C=1.0)
     assert probe.metrics["top1"] == pytest.approx(0.630, abs=0.02)
-    clusters = run(subject, "clustering", data=data, point="backbone")
+    clusters = run(subject, "clustering", data=data, features="backbone")
     assert (
         clusters.metrics["ami"] > 0.25
         and clusters.metrics["accuracy"] > 2 * clusters.chance["accuracy"]
@@ -197,6 +197,6 @@ def test_fine_tuning_learns_ants_and_bees(subject: Subject, shared: Path) -> Non
         epochs=1,
         lr=0.01,
         batch_size=32,
-        point="backbone",
+        features="backbone",
     )
     assert result.metrics["top1"] > 0.6

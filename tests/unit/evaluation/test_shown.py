@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.fakes import COLOURED
+from tests.support.fakes import COLORED
 from tests.support.suite_cases import knowing_classes, knowing_nothing
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.readers.reader import Reader
@@ -102,7 +102,7 @@ def test_features_without_two_axes_have_no_map(features):
 
 @pytest.mark.parametrize("suite", ["zero_shot", "retrieval"])
 def test_a_result_leaves_its_items_and_its_page(tmp_path, suite):
-    spec = {"suite": suite, "data": {"reader": COLOURED, "num_samples": 32}}
+    spec = {"suite": suite, "data": {"reader": COLORED, "num_samples": 32}}
     subject = knowing_classes() if suite == "zero_shot" else knowing_nothing()
     run_suites(subject, [EvalSpec.model_validate(spec)], folder=tmp_path)
     (file,) = tmp_path.glob("*.json")
@@ -131,6 +131,6 @@ def test_a_result_leaves_its_items_and_its_page(tmp_path, suite):
 
 
 def test_items_can_be_left_out(tmp_path):
-    spec = {"suite": "retrieval", "data": {"reader": COLOURED, "num_samples": 8}, "items": False}
+    spec = {"suite": "retrieval", "data": {"reader": COLORED, "num_samples": 8}, "items": False}
     run_suites(knowing_nothing(), [EvalSpec.model_validate(spec)], folder=tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]

@@ -98,8 +98,8 @@ def classified(
 ) -> tuple[torch.Tensor, np.ndarray]:
     random = np.random.RandomState(seed)
     labels = np.arange(rows) % classes
-    centres = random.randn(classes, 8) * separation
-    return torch.from_numpy(centres[labels] + random.randn(rows, 8)).float(), labels
+    centers = random.randn(classes, 8) * separation
+    return torch.from_numpy(centers[labels] + random.randn(rows, 8)).float(), labels
 
 
 @pytest.mark.parametrize("kind", ["paper", "sklearn"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.fakes import COLOURED, Coloured, FakeTower, random_feature
+from tests.support.fakes import COLORED, Colored, FakeTower, random_feature
 from tests.support.suite_cases import (
     class_of_picture,
     class_of_prompt,
@@ -21,31 +21,31 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.prompts import prompts
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites
-from vlkd_cli.features.encode import class_features, embed_images, embed_texts, normalise
+from vlkd_cli.features.encode import class_features, embed_images, embed_texts, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
 
 
 def run(subject: Subject, suite: str, **keys: Any) -> Result:
     (result,) = run_suites(
-        subject, [EvalSpec.model_validate({"suite": suite, "data": {"reader": COLOURED}, **keys})]
+        subject, [EvalSpec.model_validate({"suite": suite, "data": {"reader": COLORED}, **keys})]
     )
     return result
 
 
-def test_prompts_are_normalised_before_the_mean_or_after_it() -> None:
+def test_prompts_are_normalized_before_the_mean_or_after_it() -> None:
     subject = knowing_nothing()
     texts = [["a", "b", "c"], ["d"]]
     raw = embed_texts(subject, ["a", "b", "c", "d"])
-    clip = normalise(torch.stack([normalise(raw[:3]).mean(0), raw[3]]))
-    itra = normalise(torch.stack([raw[:3].mean(0), raw[3]]))
-    torch.testing.assert_close(class_features(subject, texts, "normalise"), clip)
+    clip = normalize(torch.stack([normalize(raw[:3]).mean(0), raw[3]]))
+    itra = normalize(torch.stack([raw[:3].mean(0), raw[3]]))
+    torch.testing.assert_close(class_features(subject, texts, "normalize"), clip)
     torch.testing.assert_close(class_features(subject, texts, "raw_mean"), itra)
     assert not torch.allclose(clip, itra)
 
 
 def test_results_that_would_have_one_name_are_numbered_and_none_is_lost(tmp_path: Path) -> None:
-    data = [{"reader": COLOURED, "num_samples": size} for size in (16, 24, 32)]
+    data = [{"reader": COLORED, "num_samples": size} for size in (16, 24, 32)]
     specs = [EvalSpec.model_validate({"suite": "zero_shot", "data": keys}) for keys in data]
     results = run_suites(knowing_classes(), specs, folder=tmp_path)
     name = results[0].dataset
@@ -96,7 +96,7 @@ def test_several_labels_are_scored_by_average_precision_equal_to_scikit_learn() 
         chance_average_precision(int(targets.sum()), 200), abs=0.006
     )
 
-    data = {"reader": COLOURED, "several": True}
+    data = {"reader": COLORED, "several": True}
 
     def both(position: int) -> torch.Tensor:
         return class_of_picture(position) + class_of_picture(position // 3)
@@ -182,14 +182,14 @@ def test_the_templates_of_clip_benchmark_are_found_by_any_name_of_the_data_set(
     dataset: str,
 ) -> None:
     pytest.importorskip("clip_benchmark")
-    ((prompt, *_),) = prompts(["thing"], Coloured(), "clip_benchmark", dataset)
+    ((prompt, *_),) = prompts(["thing"], Colored(), "clip_benchmark", dataset)
     assert "thing" in prompt
 
 
 def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
     same = torch.ones(8)
     subject = Subject(FakeTower("image", lambda _: same, 8), FakeTower("text", lambda _: same, 8))
-    result = run(subject, "retrieval", data={"reader": COLOURED, "num_samples": 100})
+    result = run(subject, "retrieval", data={"reader": COLORED, "num_samples": 100})
     assert result.metrics["text_to_image_R@1"] == pytest.approx(result.chance["text_to_image_R@1"])
     assert result.metrics["text_to_image_mean_rank"] == pytest.approx(
         result.chance["text_to_image_mean_rank"]
@@ -213,11 +213,11 @@ def test_knn_equals_scikit_learn() -> None:
         None,
     )
     result = run(subject, "knn", k=[7], temperature=0.0)
-    from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+    from vlkd_cli.evaluation.datasets.dataset import labeled_pair
 
-    pair = labelled_pair(subject, {"reader": COLOURED}, None)
+    pair = labeled_pair(subject, {"reader": COLORED}, None)
     train, test = (
-        normalise(embed_images(subject, part.reader)).numpy() for part in (pair.train, pair.test)
+        normalize(embed_images(subject, part.reader)).numpy() for part in (pair.train, pair.test)
     )
     peer = KNeighborsClassifier(7, metric="cosine", algorithm="brute").fit(
         train, pair.train_labels.numpy()
@@ -235,7 +235,7 @@ def test_every_probe_protocol_learns_noisy_classes(protocol: str) -> None:
         ),
         None,
     )
-    data = {"reader": COLOURED, "num_samples": 240}
+    data = {"reader": COLORED, "num_samples": 240}
     keys: dict[str, Any] = {"epochs": 3} if protocol == "elevater" else {"tune": False}
     if protocol == "sgd":
         keys = {"lr": 0.5}
@@ -245,10 +245,10 @@ def test_every_probe_protocol_learns_noisy_classes(protocol: str) -> None:
     assert ("test" in result.settings["epoch_chosen_on"]) == (protocol == "elevater_paper")
 
 
-def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regulariser() -> None:
+def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regularizer() -> None:
     from sklearn.linear_model import LogisticRegression
 
-    from vlkd_cli.evaluation.datasets.dataset import labelled_pair
+    from vlkd_cli.evaluation.datasets.dataset import labeled_pair
 
     subject = Subject(
         FakeTower(
@@ -256,9 +256,9 @@ def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regulariser() -> None
         ),
         None,
     )
-    data = {"reader": COLOURED, "num_samples": 160}
+    data = {"reader": COLORED, "num_samples": 160}
     result = run(subject, "linear_probe", data=data)
-    pair = labelled_pair(subject, data, None)
+    pair = labeled_pair(subject, data, None)
     train, test = (embed_images(subject, part.reader).numpy() for part in (pair.train, pair.test))
     peer = LogisticRegression(C=result.settings["C"], max_iter=1000).fit(
         train, pair.train_labels.numpy()
@@ -279,7 +279,7 @@ def test_few_shot_embeds_only_the_drawn_images() -> None:
 
 def test_training_and_test_images_must_differ() -> None:
     with pytest.raises(DataError, match="the same"):
-        run(knowing_classes(), "knn", data={"reader": COLOURED, "split": "train"})
+        run(knowing_classes(), "knn", data={"reader": COLORED, "split": "train"})
 
 
 def test_towers_of_different_widths_are_told_with_the_remedy() -> None:
@@ -293,7 +293,7 @@ def test_towers_of_different_widths_are_told_with_the_remedy() -> None:
 
 def test_suites_that_run_second_cost_no_tower_pass() -> None:
     subject = knowing_classes()
-    keys = {"data": {"reader": COLOURED}}
+    keys = {"data": {"reader": COLORED}}
     suites = ["zero_shot", "knn", "clustering", "linear_probe", "few_shot"]
     specs = [
         EvalSpec.model_validate(
@@ -323,8 +323,8 @@ def test_analysis_of_features_equals_the_direct_formulas() -> None:
     )
 
     generator = torch.Generator().manual_seed(0)
-    one = normalise(torch.randn(1500, 6, generator=generator) + 0.3)
-    other = normalise(torch.randn(1500, 6, generator=generator))
+    one = normalize(torch.randn(1500, 6, generator=generator) + 0.3)
+    other = normalize(torch.randn(1500, 6, generator=generator))
     cosine = one.double() @ one.double().T
     assert mean_positive_cosine(one) == pytest.approx(cosine[cosine > 0].mean().item(), abs=1e-5)
     distance = torch.pdist(one.double())

@@ -61,7 +61,7 @@ def test_weights_start_truncated_normal_and_biases_at_zero(head: nn.Module) -> N
             assert not part.bias.any()
 
 
-def test_heads_do_not_normalise() -> None:
+def test_heads_do_not_normalize() -> None:
     torch.manual_seed(0)
     for head in (LinearHead(8, width=4), MLPHead(8, width=4, layers=2, hidden=16)):
         features = torch.randn(3, 8)

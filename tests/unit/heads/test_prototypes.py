@@ -9,7 +9,7 @@ from vlkd_cli.heads.prototypes import PrototypeHead
 
 def small_head() -> PrototypeHead:
     torch.manual_seed(0)
-    return PrototypeHead(6, prototypes=9, bottleneck=4, layers=2, hidden=8)
+    return PrototypeHead(6, num_prototypes=9, bottleneck=4, layers=2, hidden=8)
 
 
 def test_outputs_are_cosines() -> None:

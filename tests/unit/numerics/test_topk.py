@@ -30,7 +30,7 @@ def test_top_k_equals_a_full_sort_whatever_proposes_the_candidates(candidates: s
     assert torch.equal(scores, expected_scores)
 
 
-def test_neighbours_closer_than_bf16_can_tell_apart_keep_their_order() -> None:
+def test_neighbors_closer_than_bf16_can_tell_apart_keep_their_order() -> None:
     generator = torch.Generator().manual_seed(3)
     base = torch.nn.functional.normalize(torch.randn(1, 384, generator=generator), dim=1)
     rows = base + 1e-4 * torch.randn(5000, 384, generator=generator)

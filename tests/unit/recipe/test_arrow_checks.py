@@ -169,9 +169,9 @@ def test_labels_and_targets_that_no_reader_offers_are_told_at_the_distiller() ->
         "r.yaml:6: distillers[0]: distiller 'cross_entropy' needs labels, and reader 'csv' has none"
         " with these keys. Set data.label, or take another reader."
     )
-    labelled = DATA.replace("pairs.csv\n", "pairs.csv\n  label: kind\n")
+    labeled = DATA.replace("pairs.csv\n", "pairs.csv\n  label: kind\n")
     both = ("{name: cross_entropy, num_classes: 3}", "{name: infonce}", PROJECTED)
-    assert lines(*both, data=labelled) == []
+    assert lines(*both, data=labeled) == []
 
 
 MASKED = """\

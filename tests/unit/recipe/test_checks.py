@@ -34,11 +34,11 @@ def test_the_small_recipe_is_right():
         ),
         (
             ["towers.image={model: resnet18}"],
-            ["say where the tower comes from: `builder:`, `run:` or `follows:`."],
+            ["name where the tower comes from: `builder:`, `run:` or `follows:`."],
         ),
         (
             ["towers.image.run=runs/x"],
-            ["a tower comes from one place, and this one has builder and run. Remove one."],
+            ["a tower has one source, but this one has builder and run. Remove one."],
         ),
         (
             ["towers.image={run: runs/x, pooler: {name: mean}}"],
@@ -47,8 +47,8 @@ def test_the_small_recipe_is_right():
         (
             ["towers.second={builder: openclip, model: RN50, train: none}"],
             [
-                "say `modality: image` or `modality: text`; neither the tower's name nor its"
-                " builder tells."
+                "set `modality: image` or `modality: text`; the tower's name and builder do not"
+                " determine it."
             ],
         ),
     ],
@@ -71,14 +71,14 @@ def test_where_a_tower_comes_from(options, expected):
         (
             ["towers.text.train=none", "towers.text.head={name: linear, width: 8}"],
             (
-                "would keep its random weights: the tower is frozen (train: none). Say train: head,"
+                "would keep its random weights: the tower is frozen (train: none). Set train: head,"
                 " or remove the head."
             ),
         ),
         (
             ["towers.text.train=head"],
             (
-                "'head' leaves nothing that learns: the tower has no head. Add `head: {name:"
+                "'head' leaves nothing to train: the tower has no head. Add `head: {name:"
                 " linear, ...}`."
             ),
         ),
@@ -88,24 +88,24 @@ def test_where_a_tower_comes_from(options, expected):
                 "towers.text.train=head",
                 "towers.text.layer_decay=0.5",
             ],
-            "has no effect: only the head learns (train: head).",
+            "has no effect: only the head is trained (train: head).",
         ),
         (
             ["towers.text.train=prompt"],
             (
-                "'prompt' leaves nothing that learns: the tower has no prompt. Add `prompt:"
+                "'prompt' leaves nothing to train: the tower has no prompt. Add `prompt:"
                 " {tokens: 4}`."
             ),
         ),
         (
             ["towers.text.train=[]"],
-            "an empty list of patterns leaves nothing that learns. Write none.",
+            "an empty list of patterns leaves nothing to train. Write none.",
         ),
         (
             ["towers.text.cache=true"],
             (
-                "the tower's features change while its backbone learns. Remove cache, or say train:"
-                " none (or head)."
+                "the tower's features change while its backbone is trained. Remove cache, or set"
+                " train: none (or head)."
             ),
         ),
         (
@@ -122,8 +122,8 @@ def test_where_a_tower_comes_from(options, expected):
                 "data={reader: webdataset, path: x.tar, stream: true, samples_per_epoch: 8}",
             ],
             (
-                "reader 'webdataset' streams here: samples have no positions that features could be"
-                " cached by. Remove cache, or read by position."
+                "reader 'webdataset' streams here: samples have no index to cache features by."
+                " Remove cache, or read without streaming."
             ),
         ),
     ],
@@ -200,7 +200,7 @@ def test_a_follower_of_a_frozen_tower_follows_nothing():
                 " of its pictures."
             ),
         ),
-        ("{name: infonce, student: [image, text]}", "teacher: say which tower is the teacher."),
+        ("{name: infonce, student: [image, text]}", "teacher: name the teacher tower."),
         (
             "{name: infonce, student: [image, text], teacher: [text, image, text]}",
             (
@@ -240,23 +240,23 @@ HEAD = "towers.{}.head={{name: {}, {}: {}}}"
         ),
         (
             [
-                HEAD.format("image", "prototypes", "prototypes", 20),
-                HEAD.format("text", "prototypes", "prototypes", 30),
+                HEAD.format("image", "prototypes", "num_prototypes", 20),
+                HEAD.format("text", "prototypes", "num_prototypes", 30),
             ],
             "{name: dino, num_prototypes: null}",
             (
                 "distillers[0]: tower 'text' embeds 30 values, tower 'image' 20, and distiller"
-                " 'dino' compares them directly. Set `prototypes: 30` in the head of 'image'."
+                " 'dino' compares them directly. Set `num_prototypes: 30` in the head of 'image'."
             ),
         ),
         (
             [
-                HEAD.format("image", "prototypes", "prototypes", 20),
-                HEAD.format("text", "prototypes", "prototypes", 20),
+                HEAD.format("image", "prototypes", "num_prototypes", 20),
+                HEAD.format("text", "prototypes", "num_prototypes", 20),
             ],
             "{name: protocpc}",
             (
-                "distillers[0].num_prototypes: tower 'image' has prototypes of its own. Say"
+                "distillers[0].num_prototypes: tower 'image' has prototypes of its own. Set"
                 " num_prototypes: null, or give the towers head 'mlp'."
             ),
         ),
@@ -324,7 +324,7 @@ def test_a_pair_distiller_finds_its_teachers():
 
 def test_nothing_to_learn():
     assert problems_with("towers.image.train=none", "towers.text.train=none") == [
-        "r.yaml:1: towers: every tower is frozen, so there is nothing to learn. Give one `train:"
+        "r.yaml:1: towers: every tower is frozen, so there is nothing to train. Give one `train:"
         " all` or `train: head`."
     ]
 
@@ -334,14 +334,15 @@ def test_a_student_that_is_frozen_learns_nothing():
         "- {name: infonce}", "- {name: infonce}\n  - {name: simreg, student: text, teacher: image}"
     )
     assert problems(text, ["towers.text.train=none"]) == [
-        "r.yaml:6: distillers[1]: nothing learns from it: its student 'text' is frozen."
+        "r.yaml:6: distillers[1]: it trains nothing: its student 'text' is frozen."
     ]
 
 
 def test_a_tower_that_learns_from_nothing():
     (line,) = problems_with("towers.image_2={builder: torchvision, model: resnet18}")
     assert (
-        line == "learns, but no distiller names it. Say train: none, or add a distiller with its"
+        line
+        == "is trainable, but no distiller uses it. Set train: none, or add a distiller with its"
         " address."
     )
 
@@ -397,7 +398,7 @@ def test_towers_alone_are_fine_for_evaluation():
         ),
         (
             ["evals=[{suite: zero_shot, last: false}]"],
-            "evals[0]: never runs: say every_epochs, every_steps, first or last.",
+            "evals[0]: never runs: set every_epochs, every_steps, first or last.",
         ),
         (["reports=[csv, {name: csv}]"], "'csv' is listed 2 times."),
         (
@@ -458,12 +459,12 @@ def test_patterns_that_leave_a_fresh_head_frozen_are_refused(patterns: str, fine
             "image={builder: adapters, adapter: {name: lora}}",
             "towers.image.builder: builder 'adapters' builds text towers, not image towers."
             " Choose one of: openclip, torchvision, timm, dvae, huggingface; or rename the tower,"
-            " or say `modality: text`.",
+            " or set `modality: text`.",
         ),
         (
             "student_text={builder: timm, model: resnet18}",
             "towers.student_text.builder: builder 'timm' builds image towers, not text towers."
-            " Choose one of: openclip, huggingface, sbert, adapters; or rename the tower, or say"
+            " Choose one of: openclip, huggingface, sbert, adapters; or rename the tower, or set"
             " `modality: image`.",
         ),
         (
@@ -525,11 +526,11 @@ def test_a_step_too_small_for_a_distiller_is_refused_where_it_is_to_be_trained()
         ),
         (
             ["optimizer.groups=[{match: ['image.*'], from: {epochs: 1}}]"],
-            "optimizer.groups[0].from: never comes: the run has 1 epochs, counted from 0.",
+            "optimizer.groups[0].from: is never reached: the run has 1 epochs, counted from 0.",
         ),
         (
             ["optimizer.groups=[{match: ['*'], from: {steps: 9}}]", "train.steps=9"],
-            "optimizer.groups[0].from: never comes: the run has 9 steps, counted from 0.",
+            "optimizer.groups[0].from: is never reached: the run has 9 steps, counted from 0.",
         ),
         (
             ["optimizer.groups=[{match: ['*'], momentun: 0}]", "optimizer.name=sgd"],

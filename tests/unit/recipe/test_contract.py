@@ -111,14 +111,14 @@ def test_methods_of_bases_count(read):
     [
         (
             f"def forward(self, student: {ROWS}, teacher: {ROWS}, context: Any = None)",
-            "forward: 'context' is neither a side nor keyword-only. What else it wants goes behind"
+            "forward: 'context' is neither a side nor keyword-only. Other arguments go after"
             " the *: labels, targets, caption_keys, indices, samples, progress.",
         ),
         (f"def forward(self, features: {ROWS})", "'features' is neither a side nor"),
         (f"def forward(self, teacher: {ROWS})", "its first argument is not `student`."),
         (
             f"def forward(self, student: {ROWS}, *, weights: Tensor)",
-            "it wants 'weights'; known are labels, targets, caption_keys, indices, samples,"
+            "unknown argument 'weights'; known: labels, targets, caption_keys, indices, samples,"
             " progress.",
         ),
         ("def forward(self, student: Unheard)", "the annotation of 'student' cannot be read"),

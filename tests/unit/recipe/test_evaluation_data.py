@@ -22,7 +22,7 @@ def recipe(rest: str) -> Recipe:
     return parse_recipe(TOWERS + rest, "r.yaml")
 
 
-LABELLED = {"reader": "classification", "path": "birds", "split": "test"}
+LABELED = {"reader": "classification", "path": "birds", "split": "test"}
 PAIRED = {"reader": "coco", "path": "pairs.json"}
 EVALS = """
 data: {reader: csv, path: pairs.csv}
@@ -36,10 +36,10 @@ evals:
 @pytest.mark.parametrize(
     ("suite", "expected"),
     [
-        ("knn", {"data": LABELLED}),
-        ("clustering", {"data": LABELLED}),
+        ("knn", {"data": LABELED}),
+        ("clustering", {"data": LABELED}),
         ("feature_analysis", {"data": PAIRED}),
-        ("captioned", {"data": LABELLED}),
+        ("captioned", {"data": LABELED}),
     ],
 )
 def test_a_suite_takes_the_first_evaluation_data_that_offers_what_it_needs(

@@ -38,7 +38,7 @@ def test_sections_and_optimizers_have_pages_too():
         ("optimizer", "admw", "unknown optimizer 'admw'. Did you mean 'adamw'?"),
     ],
 )
-def test_misspelt_kinds_and_names_name_the_closest(kind, name, message):
+def test_misspelled_kinds_and_names_name_the_closest(kind, name, message):
     with pytest.raises(RecipeError) as caught:
         about(kind, name)
     assert str(caught.value).startswith(message)

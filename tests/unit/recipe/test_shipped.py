@@ -53,7 +53,7 @@ def test_a_file_goes_before_a_shipped_name(installed):
     assert find_recipe("quickstart") == Path("quickstart")
 
 
-def test_a_misspelt_name_names_the_closest(installed):
+def test_a_misspelled_name_names_the_closest(installed):
     with pytest.raises(
         RecipeError,
         match=(

@@ -97,7 +97,7 @@ def test_a_damaged_file_is_no_state(tmp_path: Path, text):
 
 
 def test_unknown_keys_of_a_later_version_are_ignored(tmp_path: Path):
-    write(tmp_path, state="finished", colour="green")
+    write(tmp_path, state="finished", color="green")
     assert read_state(tmp_path).state == "finished"
 
 

@@ -149,7 +149,7 @@ def saved_run(
     is_best: bool = False,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A run folder with a checkpoint of freshly initialised towers."""
+    """A run folder with a checkpoint of freshly initialized towers."""
     torch.manual_seed(seed)
     built = {name: assemble(name, spec(**keys)) for name, keys in towers.items()}
     state = {name: tower.trainable_state() for name, tower in built.items()}

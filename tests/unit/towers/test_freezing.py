@@ -187,7 +187,7 @@ def test_a_tower_of_stored_features_shares_head_and_digest() -> None:
     assert stored.encoder.encoder.stem.weight.dtype == torch.float32
 
 
-def test_uint8_images_are_standardised_by_the_tower() -> None:
+def test_uint8_images_are_standardized_by_the_tower() -> None:
     built = tower("none", head=False)
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = ImageInput(size_px=(8, 8))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.adapters.attach import is_own, own_tensors
 from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.errors import WeightsError
+from vlkd_cli.recipe.former_names import replace_in_adapter
 
 WEIGHTS = "adapter.safetensors"
 SECTION = "adapter.yaml"
@@ -65,6 +66,8 @@ def load_adapter(backbone: Any, folder: Path | str) -> None:
             f"adapter_weights: '{folder}' has no readable {SECTION} and {WEIGHTS}. Name a folder"
             " that an adapter was saved in."
         ) from error
+    if isinstance(saved, dict):
+        replace_in_adapter(saved)
     _same_method(saved, backbone.section, folder)
     own = own_tensors(backbone.encoder)
     for name in [*own, *state]:

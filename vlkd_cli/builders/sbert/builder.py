@@ -1,5 +1,5 @@
 """Sentence encoders of sentence-transformers, static word vectors included, with their own pooling
-and normalisation."""
+and normalization."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ KNOWN = (
 
 
 class SBERT(Builder):
-    """A SentenceTransformer with its own pooling and normalisation, or word vectors from a text
+    """A SentenceTransformer with its own pooling and normalization, or word vectors from a text
     file (GloVe, word2vec), averaged.
 
     No prompt is put before the texts.

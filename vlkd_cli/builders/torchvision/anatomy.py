@@ -156,7 +156,7 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def construct(model: str, arguments: dict[str, object], *, initialise: bool = True) -> nn.Module:
+def construct(model: str, arguments: dict[str, object], *, initialize: bool = True) -> nn.Module:
     """A network with random weights and without side classifiers.
 
     Raises:
@@ -169,7 +169,7 @@ def construct(model: str, arguments: dict[str, object], *, initialise: bool = Tr
         try:
             # Only the Inception family takes the first of these; everyone else refuses it before
             # building anything.
-            return build(weights=None, aux_logits=False, init_weights=initialise, **arguments)
+            return build(weights=None, aux_logits=False, init_weights=initialize, **arguments)
         except TypeError as error:
             if "aux_logits" not in str(error):
                 raise

@@ -99,7 +99,7 @@ class TorchVision(Builder):
         if self.pretrained is False:
             network = construct(self.model, arguments)
         elif isinstance(self.pretrained, str) and is_local(self.pretrained):
-            network = construct(self.model, arguments, initialise=False)
+            network = construct(self.model, arguments, initialize=False)
             source = str(self.pretrained)
             file = weights_file(locate(source, what), what)
             self._load_file(network, anatomy, what, file, source=source)
@@ -152,7 +152,7 @@ class TorchVision(Builder):
                 " or a file."
             )
         weights = known[tag]
-        network = construct(self.model, arguments, initialise=False)
+        network = construct(self.model, arguments, initialize=False)
         file = self._downloaded(weights, f"{what}, weights '{weights.name}'")
         self._load_file(network, anatomy, what, file, source=f"{weights.name} ({file})")
         return network
@@ -190,7 +190,7 @@ class TorchVision(Builder):
         classifier = network.get_submodule(anatomy.classifier)
         state |= {f"{head}{name}": tensor for name, tensor in classifier.state_dict().items()}
         if hasattr(network, "transform_input") and "transform_input" not in self.config:
-            # torchvision's weights of the Inception family were trained on another standardisation
+            # torchvision's weights of the Inception family were trained on another standardization
             # and convert the usual one.
             network.transform_input = True  # type: ignore[assignment]
         extra = auxiliary_names(self.model)

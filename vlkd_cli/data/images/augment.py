@@ -52,7 +52,7 @@ class Augment:
 
 
 class StandardAugment(Augment):
-    """Random resized crop, then (each off by default) flip, colour jitter, greyscale and blur.
+    """Random resized crop, then (each off by default) flip, color jitter, grayscale and blur.
 
     Args:
         scale: lowest and highest share of the area that is kept.
@@ -61,9 +61,9 @@ class StandardAugment(Augment):
         brightness: largest relative change, drawn from `[1 - x, 1 + x]`.
         contrast: the same of the contrast.
         saturation: the same of the saturation.
-        hue: largest turn of the hue, as a share of the colour circle, up to 0.5.
+        hue: largest turn of the hue, as a share of the color circle, up to 0.5.
         jitter: probability that the four above are applied at all.
-        grey: probability of dropping the colours.
+        grayscale: probability of dropping the colors.
         blur: probability of a Gaussian blur.
         blur_sigma: lowest and highest standard deviation of the blur, in pixels of a 224 px image.
         solarize: probability of inverting every value from 128 on.
@@ -80,7 +80,7 @@ class StandardAugment(Augment):
         saturation: NonNegative = 0.0,
         hue: Probability = 0.0,
         jitter: Probability = 1.0,
-        grey: Probability = 0.0,
+        grayscale: Probability = 0.0,
         blur: Probability = 0.0,
         blur_sigma: tuple[float, float] = (0.1, 2.0),
         solarize: Probability = 0.0,
@@ -93,7 +93,7 @@ class StandardAugment(Augment):
             hue,
             jitter,
         )
-        self.grey, self.blur, self.blur_sigma = grey, blur, (blur_sigma[0], blur_sigma[1])
+        self.grayscale, self.blur, self.blur_sigma = grayscale, blur, (blur_sigma[0], blur_sigma[1])
         self.solarize = solarize
 
     def region(self, size: tuple[int, int], draw: random.Random) -> Box:
@@ -106,7 +106,7 @@ class StandardAugment(Augment):
             self.brightness or self.contrast or self.saturation or self.hue
         ) and draw.random() < self.jitter:
             image = self._jitter(image, draw)
-        if self.grey and draw.random() < self.grey:
+        if self.grayscale and draw.random() < self.grayscale:
             from torchvision.transforms.v2 import functional
 
             image = functional.rgb_to_grayscale(image, num_output_channels=3)
@@ -151,15 +151,15 @@ class StandardAugment(Augment):
 
 
 class SimCLRAugment(StandardAugment):
-    """The strong augmentation of SimCLR and MoCo v2: small crops, flips, strong colour jitter,
-    greyscale and blur.
+    """The strong augmentation of SimCLR and MoCo v2: small crops, flips, strong color jitter,
+    grayscale and blur.
 
     Args:
         scale: lowest and highest share of the area that is kept.
         flip: probability of mirroring left and right.
-        strength: factor on the colour jitter (0.4, 0.4, 0.4, 0.1).
-        jitter: probability of the colour jitter.
-        grey: probability of dropping the colours.
+        strength: factor on the color jitter (0.4, 0.4, 0.4, 0.1).
+        jitter: probability of the color jitter.
+        grayscale: probability of dropping the colors.
         blur: probability of a Gaussian blur.
 
     Source: Chen et al., arXiv:2002.05709, appendix A, with the milder jitter of Chen et al.,
@@ -173,7 +173,7 @@ class SimCLRAugment(StandardAugment):
         flip: Probability = 0.5,
         strength: NonNegative = 1.0,
         jitter: Probability = 0.8,
-        grey: Probability = 0.2,
+        grayscale: Probability = 0.2,
         blur: Probability = 0.5,
     ) -> None:
         super().__init__(
@@ -184,7 +184,7 @@ class SimCLRAugment(StandardAugment):
             saturation=0.4 * strength,
             hue=min(0.1 * strength, 0.5),
             jitter=jitter,
-            grey=grey,
+            grayscale=grayscale,
             blur=blur,
         )
 
@@ -199,7 +199,7 @@ class BYOLAugment(StandardAugment):
         scale: lowest and highest fraction of the area that is kept.
         flip: probability of mirroring left and right.
         jitter: probability of the color jitter (0.4, 0.4, 0.2, 0.1).
-        grey: probability of dropping the colors.
+        grayscale: probability of dropping the colors.
         blur: probability of a Gaussian blur.
         solarize: probability of inverting every value from 128 on.
 
@@ -212,7 +212,7 @@ class BYOLAugment(StandardAugment):
         scale: tuple[float, float] = (0.08, 1.0),
         flip: Probability = 0.5,
         jitter: Probability = 0.8,
-        grey: Probability = 0.2,
+        grayscale: Probability = 0.2,
         blur: Probability = 1.0,
         solarize: Probability = 0.0,
     ) -> None:
@@ -224,7 +224,7 @@ class BYOLAugment(StandardAugment):
             saturation=0.2,
             hue=0.1,
             jitter=jitter,
-            grey=grey,
+            grayscale=grayscale,
             blur=blur,
             solarize=solarize,
         )
@@ -271,7 +271,7 @@ class PatchGridAugment(StandardAugment):
     Args:
         cell_px: side of a cell.
         jitter_px: by how much a patch is smaller than its cell.
-        grey: probability of dropping the colors, which would tell by their aberration.
+        grayscale: probability of dropping the colors, which would tell by their aberration.
 
     Source: Doersch et al., Unsupervised Visual Representation Learning by Context Prediction,
     ICCV 2015, arXiv:1505.05192, section 3.
@@ -284,9 +284,9 @@ class PatchGridAugment(StandardAugment):
         *,
         cell_px: PositiveInt = 85,
         jitter_px: NonNegativeInt = 21,
-        grey: Probability = 0.66,
+        grayscale: Probability = 0.66,
     ) -> None:
-        super().__init__(scale=(1.0, 1.0), ratio=(1.0, 1.0), grey=grey)
+        super().__init__(scale=(1.0, 1.0), ratio=(1.0, 1.0), grayscale=grayscale)
         if jitter_px >= cell_px:
             raise ValueError(f"jitter_px {jitter_px} leaves nothing of cells of {cell_px} px")
         self.cell_px, self.patch_px = cell_px, cell_px - jitter_px

@@ -41,7 +41,7 @@ class Picture:
 
     Args:
         image: encoded bytes, a path, or a PIL image.
-        salvage: what a file that is cut off lacks is grey; otherwise such a file is broken.
+        salvage: what a file that is cut off lacks is gray; otherwise such a file is broken.
 
     Raises:
         Broken: the file is missing, is not an image, or has more than `MAX_PIXELS` pixels.
@@ -175,10 +175,10 @@ def _jpeg_header(data: bytes) -> tuple[int, int] | None:
     if simplejpeg is None:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return (height, width) if colours in ("YCbCr", "Gray", "GRAY", "RGB") else None
+    return (height, width) if colors in ("YCbCr", "Gray", "GRAY", "RGB") else None
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def _loading(salvage: bool) -> Iterator[None]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """`image.convert("RGB")`, but with 16-bit and floating-point greys scaled instead of clipped at
+    """`image.convert("RGB")`, but with 16-bit and floating-point grays scaled instead of clipped at
     255."""
     if image.mode == "RGB":
         return image

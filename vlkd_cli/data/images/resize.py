@@ -88,7 +88,7 @@ def fit(pixels: np.ndarray, expected: ImageInput) -> Tensor:
         image = _middle(pixels, size, expected)
     else:
         image = _resized(pixels, size, expected)
-    image = centred(image, expected.size_px, rule=expected.crop, backend=expected.backend)
+    image = centered(image, expected.size_px, rule=expected.crop, backend=expected.backend)
     if not expected.rescales_first:
         return image
     # Only now standardized: padding is black.
@@ -160,7 +160,7 @@ def _middle(pixels: np.ndarray, size: tuple[int, int], expected: ImageInput) -> 
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def centred(
+def centered(
     image: Tensor,
     size: tuple[int, int],
     *,
@@ -197,7 +197,7 @@ def random_box(
     """A region whose fraction of the area and aspect ratio are sampled uniformly (the ratio in its
     logarithm).
 
-    Ten samples are tried; then the largest centred region whose ratio is allowed is taken, as
+    Ten samples are tried; then the largest centered region whose ratio is allowed is taken, as
     torchvision's RandomResizedCrop does.
 
     Args:

@@ -1,5 +1,5 @@
 """One batch out of a reader with random access: which rows, which captions, decoded and
-tokenised."""
+tokenized."""
 
 from __future__ import annotations
 

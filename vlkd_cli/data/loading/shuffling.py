@@ -1,5 +1,5 @@
 """Numbers that look random and depend on their keys only: hashes and permutations without a table,
-vectorised over numpy arrays.
+vectorized over numpy arrays.
 
 Any process can compute any piece of an epoch's order on its own, so ranks and workers agree without
 sharing a random state, and a set of any size is shuffled without holding its permutation.
@@ -15,7 +15,7 @@ _ROUNDS = 6
 def scramble(values: np.ndarray) -> np.ndarray:
     """A fixed bijection of uint64 that spreads every input bit over all output bits.
 
-    Source: the finaliser of splitmix64; Steele, Lea and Flood, Fast splittable pseudorandom number
+    Source: the finalizer of splitmix64; Steele, Lea and Flood, Fast splittable pseudorandom number
         generators, OOPSLA 2014.
     """
     values = values + np.uint64(0x9E3779B97F4A7C15)

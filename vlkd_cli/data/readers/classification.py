@@ -1,4 +1,4 @@
-"""Labelled images with captions made of class names: data sets of torchvision by name, or folders
+"""Labeled images with captions made of class names: data sets of torchvision by name, or folders
 of images."""
 
 from __future__ import annotations

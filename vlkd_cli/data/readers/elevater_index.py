@@ -183,7 +183,7 @@ def read_label_map(path: Path, num_classes: int) -> list[str]:
 
 
 def check_class_order(names: Sequence[str], official: Sequence[str], where: str) -> bool:
-    """Whether the names on disk confirm the official columns; False where they are spelt too
+    """Whether the names on disk confirm the official columns; False where they are spelled too
     differently to tell.
 
     Raises:

@@ -36,7 +36,7 @@ class Reader(Offers):
     """
 
     classes: Sequence[str] | None = None
-    """Class names in label order, for labelled data."""
+    """Class names in label order, for labeled data."""
     templates: Sequence[str] | None = None
     """Prompt templates that the data set brings along, each with one `{}`."""
 
@@ -44,7 +44,7 @@ class Reader(Offers):
     """Whether an image may have several labels, or none."""
 
     salvages: bool = False
-    """Whether an image file that is cut off counts as an image, grey where the rest is missing, and
+    """Whether an image file that is cut off counts as an image, gray where the rest is missing, and
     not as broken."""
 
     has_captions: bool = True

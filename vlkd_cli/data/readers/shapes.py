@@ -1,4 +1,4 @@
-"""Drawn pictures of coloured shapes with captions: data that needs no download, and whose truth is
+"""Drawn pictures of colored shapes with captions: data that needs no download, and whose truth is
 known."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
-COLOURS = {
+COLORS = {
     "red": (222, 40, 40),
     "green": (40, 170, 60),
     "blue": (50, 90, 235),
@@ -46,10 +46,10 @@ POSITIONS = (
     "bottom",
     "bottom right",
 )
-CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-UNSEEN = frozenset(place * len(COLOURS) + place + 1 for place in range(len(SHAPES)))
+CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
+UNSEEN = frozenset(place * len(COLORS) + place + 1 for place in range(len(SHAPES)))
 """Labels of the classes that `combinations: seen` leaves out: one of each shape, none twice in a
-colour, so both words are known."""
+color, so both words are known."""
 TEMPLATES = ("a {}", "a picture of a {}", "there is a {} here")
 _KINDS = len(CLASSES) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
 _SPLITS = {"train": (0, 70), "val": (70, 85), "test": (85, 100)}  # percent of all kinds of picture
@@ -59,13 +59,13 @@ _DRAWING = 3  # raised whenever the same keys would give other pictures or capti
 
 
 class Thing(NamedTuple):
-    """One shape and where it is; `centre` and `radius` are fractions of the picture's side."""
+    """One shape and where it is; `center` and `radius` are fractions of the picture's side."""
 
-    colour: str
+    color: str
     shape: str
     size: str
     position: str
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     angle: float
 
@@ -80,13 +80,13 @@ class Scene(NamedTuple):
 
 
 class Shapes(Reader):
-    """Pictures of one coloured shape, or of two in a relation, rendered when asked for and the same
+    """Pictures of one colored shape, or of two in a relation, rendered when asked for and the same
     for the same keys.
 
-    A kind of picture is a colour, shape, size, position and background. The splits share no kind,
-    though every colour and shape occurs in all of them, and within a split no kind comes twice
+    A kind of picture is a color, shape, size, position and background. The splits share no kind,
+    though every color and shape occurs in all of them, and within a split no kind comes twice
     before all were used; so on 500 validation pictures every caption that tells everything fits one
-    picture only. The class is colour x shape, of the first-named shape.
+    picture only. The class is color x shape, of the first-named shape.
 
     Args:
         num_samples: pictures; by default 10,000 to train on and 500 to validate or test.
@@ -94,10 +94,10 @@ class Shapes(Reader):
         seed: of the pictures.
         split: "train", "val" or "test".
         relations: render a second, small shape next to the first, and say where in the captions.
-        short_captions: whether captions that name only colour and shape are among those of a
+        short_captions: whether captions that name only color and shape are among those of a
             picture; by default in training only, since such captions fit many pictures.
         combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on
-            the seen and validate on the unseen to see whether a model puts a known colour and a
+            the seen and validate on the unseen to see whether a model puts a known color and a
             known shape together; candidates are still all 48.
     """
 
@@ -145,15 +145,15 @@ class Shapes(Reader):
     def captions(self, index: int) -> Sequence[str]:
         scene = self.scene(index)
         thing, background = scene.thing, scene.background
-        what, where = f"{thing.colour} {thing.shape}", _place(thing.position)
+        what, where = f"{thing.color} {thing.shape}", _place(thing.position)
         captions = [
             f"a {thing.size} {what} {where} of a {background} picture",
             f"a picture with a {background} background and a {thing.size} {what} {where}",
             f"{what}, {thing.size}, {thing.position}, on {background}",
-            f"on {background} there is a {thing.shape} in {thing.colour}, {thing.size}, {where}",
+            f"on {background} there is a {thing.shape} in {thing.color}, {thing.size}, {where}",
         ]
         if scene.other is not None:
-            beside = f"{scene.relation} a {scene.other.colour} {scene.other.shape}"
+            beside = f"{scene.relation} a {scene.other.color} {scene.other.shape}"
             captions = [f"{caption}, {beside}" for caption in captions] + [f"a {what} {beside}"]
         if self.short_captions:
             captions += [f"a {what}", f"a picture of a {what}", f"there is a {what} here", what]
@@ -200,7 +200,7 @@ class Shapes(Reader):
     def _imagined(self, index: int) -> Scene:
         draw = self._generator(index, 0)
         kind, label = divmod(self._kind(index), len(CLASSES))
-        colour, shape = CLASSES[label].split()
+        color, shape = CLASSES[label].split()
         kind, size = divmod(kind, len(SIZES))
         background, place = divmod(kind, len(POSITIONS))
         jitter = draw.uniform(-1, 1, 4).tolist()
@@ -209,12 +209,12 @@ class Shapes(Reader):
         # Large shapes still lie within the picture: the outer positions are as far from its edge as
         # the radius asks for.
         reach = min(0.3, 0.5 - radius)
-        centre = (
+        center = (
             0.5 + (column - 1) * reach + 0.03 * jitter[1],
             0.5 + (row - 1) * reach + 0.03 * jitter[2],
         )
         thing = Thing(
-            colour, shape, list(SIZES)[size], POSITIONS[place], centre, radius, 0.15 * jitter[3]
+            color, shape, list(SIZES)[size], POSITIONS[place], center, radius, 0.15 * jitter[3]
         )
         scene = Scene(thing, list(BACKGROUNDS)[background])
         return self._with_other(scene, draw) if self.relations else scene
@@ -225,10 +225,10 @@ class Shapes(Reader):
         picture[:] = np.asarray(BACKGROUNDS[scene.background]) + noise.uniform(-8, 8, 3)
         for thing in (scene.thing, scene.other):
             if thing is not None:
-                colour = (np.asarray(COLOURS[thing.colour]) + noise.uniform(-12, 12, 3)).astype(
+                color = (np.asarray(COLORS[thing.color]) + noise.uniform(-12, 12, 3)).astype(
                     np.float32
                 )
-                picture += self._coverage(thing)[..., None] * (colour - picture)
+                picture += self._coverage(thing)[..., None] * (color - picture)
         grain = noise.integers(-5, 6, picture.shape[:2], dtype=np.int8)
         grained: np.ndarray = np.clip(picture + grain[..., None], 0, 255)
         return grained.astype(np.uint8)
@@ -237,8 +237,8 @@ class Shapes(Reader):
         """Share of each pixel that the shape covers, 0 to 1: its signed distance, blurred over one
         pixel."""
         x, y = (
-            (self._x - thing.centre[0]) / thing.radius,
-            (self._y - thing.centre[1]) / thing.radius,
+            (self._x - thing.center[0]) / thing.radius,
+            (self._y - thing.center[1]) / thing.radius,
         )
         cosine, sine = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
         x, y = cosine * x + sine * y, cosine * y - sine * x
@@ -258,17 +258,17 @@ class Shapes(Reader):
         gap, radius = thing.radius + 0.13, 0.09
         room = []
         for relation, (right, down) in steps.items():
-            x, y = thing.centre[0] + right * gap, thing.centre[1] + down * gap
+            x, y = thing.center[0] + right * gap, thing.center[1] + down * gap
             if radius <= x <= 1 - radius and radius <= y <= 1 - radius:
                 room.append((relation, (x, y)))
         if not room:
             return scene
-        relation, centre = room[draw.integers(len(room))]
-        colours = [colour for colour in COLOURS if colour != thing.colour]
-        colour, shape = colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))]
-        while self.combinations == "seen" and CLASSES.index(f"{colour} {shape}") in UNSEEN:
-            colour, shape = colours[draw.integers(len(colours))], SHAPES[draw.integers(len(SHAPES))]
-        other = Thing(colour, shape, "small", "", centre, radius, float(draw.uniform(-0.15, 0.15)))
+        relation, center = room[draw.integers(len(room))]
+        colors = [color for color in COLORS if color != thing.color]
+        color, shape = colors[draw.integers(len(colors))], SHAPES[draw.integers(len(SHAPES))]
+        while self.combinations == "seen" and CLASSES.index(f"{color} {shape}") in UNSEEN:
+            color, shape = colors[draw.integers(len(colors))], SHAPES[draw.integers(len(SHAPES))]
+        other = Thing(color, shape, "small", "", center, radius, float(draw.uniform(-0.15, 0.15)))
         return scene._replace(other=other, relation=relation)
 
     def _kind(self, index: int) -> int:

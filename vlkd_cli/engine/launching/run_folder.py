@@ -142,7 +142,7 @@ class RunFolder:
         noted |= {name: item.reason for name, item in new.items()}
 
     def skipped_summary(self) -> str | None:
-        """A line on the samples that could not be read, of all ranks; None: the list is empty."""
+        """A line on the samples that could not be read, of all ranks; None where there are none."""
         found: dict[str, str] = {}
         for path in sorted(self.path.glob("skipped*.csv")):
             found |= self._skipped_in(path)

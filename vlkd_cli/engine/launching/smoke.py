@@ -145,6 +145,7 @@ def _last_loss(recipe: Recipe) -> float:
 
     with tempfile.TemporaryDirectory(prefix="vlkd-smoke-") as folder:
         run = RunFolder(Path(folder) / "run").create()
+        run.write_recipe(recipe)  # the end of a run reads its folder
         job = worker.Job(
             recipe=recipe_to_json(recipe),
             run=str(run.path),

@@ -95,7 +95,7 @@ def start_training(request: TrainRequest) -> int:
         0, or the number of the signal that stopped the run after a save.
     """
     _refuse_idle_options(request)
-    # The recipe before the machine: a misspelt key is reported without waiting for torch.
+    # The recipe before the machine: a misspelled key is reported without waiting for torch.
     recipe, folder = _recipe_and_folder(request)
     if not request.verbose:
         quieten_libraries()

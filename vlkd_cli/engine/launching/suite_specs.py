@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkd_cli import catalog
+from vlkd_cli import catalog, console
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.component import check_third_party
 from vlkd_cli.recipe.evaluation_data import default_data, reads_data_sets
+from vlkd_cli.recipe.former_names import former_keys, replace_in_suite
 from vlkd_cli.recipe.messages import is_data_source, report, shown
 from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.params import Key, signature_of
@@ -143,6 +144,8 @@ def _refuse_untaken(
     key = _key_of(setting)
     if key in ENTRY_KEYS or any(key in declared for declared in keys):
         return
+    if any(key in former_keys(entry["suite"]) for entry in entries):
+        return
     accepted = sorted({*ENTRY_KEYS, *(name for declared in keys for name in declared)})
     chosen = ", ".join(entry["suite"] for entry in entries)
     raise RecipeError(
@@ -160,8 +163,11 @@ def _with_settings(
     problems = []
     for setting in settings:
         key = _key_of(setting)
-        if key not in declared and key not in ENTRY_KEYS:
+        former = former_keys(entry["suite"])
+        if key not in declared and key not in ENTRY_KEYS and key not in former:
             continue
+        if key in former:
+            entry.pop(former[key], None)  # what was typed replaces what the recipe has
         within = setting.partition("=")[0].strip() != key
         if (
             within
@@ -172,6 +178,8 @@ def _with_settings(
             # `data=NAME` and then `data.split=test`.
             entry[key] = {"dataset": entry[key]}
         problems += apply_overrides(document, [setting], option="--with")
+    for notice in replace_in_suite(entry):
+        console.warn(f"--with: {entry['suite']}: {notice}")
     problems += check_eval(entry, ())
     text = report(document.origins, problems, f"--suite {entry['suite']}") if problems else ""
     return without_marks(entry), text.splitlines()

@@ -88,7 +88,7 @@ def _open(subject: Subject, data: DataSource, split: str | None) -> Dataset:
     return Dataset(reader, name, str(keys.get("split", getattr(reader, "split", "")) or "all"))
 
 
-class LabelledPair(NamedTuple):
+class LabeledPair(NamedTuple):
     """Images to learn from and images to be judged by, with one list of classes."""
 
     train: Dataset
@@ -103,13 +103,13 @@ class LabelledPair(NamedTuple):
         return judged._replace(hashes={**judged.hashes, "train_rows": self.train.row_hash})
 
 
-def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) -> LabelledPair:
+def labeled_pair(subject: Subject, data: DataSource, train_data: DataSource) -> LabeledPair:
     """The two parts of a suite that learns from labels.
 
     Args:
         subject: see `open_dataset`.
         data: what is judged.
-        train_data: what is learnt from; by default the same data with `split: train`.
+        train_data: what is learned from; by default the same data with `split: train`.
 
     Raises:
         DataError: the two have different classes, or they are the same images.
@@ -135,7 +135,7 @@ def labelled_pair(subject: Subject, data: DataSource, train_data: DataSource) ->
             f"data '{train.name}' ({train.split}) and '{test.name}' ({test.split}) have different"
             " classes or class orders."
         )
-    return LabelledPair(
+    return LabeledPair(
         train, test, classes, labels_of(train.reader, classes), labels_of(test.reader, classes)
     )
 

@@ -35,7 +35,7 @@ TORCHVISION = {
 }
 """vlkd's name of a data set: torchvision's class, and what that class keeps directly below its
 root."""
-_LABELLED_COPY = ("classnames.txt", "dataset_type.txt")
+_LABELED_COPY = ("classnames.txt", "dataset_type.txt")
 
 
 class KnownSet(NamedTuple):
@@ -111,7 +111,7 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
     where not."""
     found: dict[str, Found] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if any((folder / mark).is_file() for mark in _LABELLED_COPY):
+        if any((folder / mark).is_file() for mark in _LABELED_COPY):
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
     for name, located in on_disk(root).items():
         found.setdefault(

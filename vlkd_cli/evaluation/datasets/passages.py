@@ -38,12 +38,12 @@ class Collection(NamedTuple):
 
     Args:
         name: of the data set.
-        split: of the judgements.
+        split: of the judgments.
         root: the folder.
         corpus: the passages' file below it.
         queries: the queries' file.
-        judgements: the judgements' file.
-        restricted: the judgements cover other queries too, which are left out.
+        judgments: the judgments' file.
+        restricted: the judgments cover other queries too, which are left out.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Collection(NamedTuple):
     root: Path
     corpus: str
     queries: str
-    judgements: str
+    judgments: str
     restricted: bool = False
 
     @property
@@ -60,7 +60,7 @@ class Collection(NamedTuple):
 
     @property
     def files(self) -> list[str]:
-        return [self.corpus, self.queries, self.judgements]
+        return [self.corpus, self.queries, self.judgments]
 
 
 def open_collection(root: Path, split: str | None) -> Collection:
@@ -68,7 +68,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
 
     MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full
         `qrels.dev.tsv`, of which the small queries'
-    judgements are kept. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
+    judgments are kept. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
 
     Raises:
         DataError: files are missing; all are named.
@@ -98,7 +98,7 @@ def open_collection(root: Path, split: str | None) -> Collection:
         there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
         raise DataError(
             f"suite 'passage_retrieval': {root} lacks {', '.join(missing)}. Splits with"
-            f" judgements: {there}."
+            f" judgments: {there}."
         )
     return Collection(root.name, part, root, BEIR[0], BEIR[1], f"qrels/{part}.tsv")
 
@@ -124,13 +124,13 @@ def read_queries(collection: Collection) -> dict[str, str]:
     return queries
 
 
-def read_judgements(collection: Collection, queries: Container[str]) -> Judged:
+def read_judgments(collection: Collection, queries: Container[str]) -> Judged:
     """Query id -> passage id -> grade, of queries that have a relevant passage.
 
     Raises:
         DataError: a line is malformed, no passage is relevant, or no judged query has a text.
     """
-    path = collection.root / collection.judgements
+    path = collection.root / collection.judgments
     judged: Judged = {}
     for place, line in enumerate(read_lines(path), start=1):
         # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between

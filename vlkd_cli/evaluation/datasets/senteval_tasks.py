@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
 
 def _sentence(text: str) -> str:
-    """A tokenised sentence with single blanks."""
+    """A tokenized sentence with single blanks."""
     return " ".join(text.split())
 
 
@@ -142,7 +142,7 @@ def _sick_entailment(paths: Sequence[Path]) -> list[Part]:
         for where, row in _fields(path, 5, header=True):
             if row[4].strip() not in classes:
                 raise DataError(
-                    f"{where}: the entailment judgement should be one of {', '.join(classes)} and"
+                    f"{where}: the entailment judgment should be one of {', '.join(classes)} and"
                     f" is '{row[4][:40]}'."
                 )
             rows.append(((_sentence(row[1]), _sentence(row[2])), row[4].strip()))

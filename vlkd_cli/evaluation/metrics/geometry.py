@@ -68,8 +68,8 @@ def mean_deviation(features: Tensor) -> float:
 
 def spectrum(features: Tensor) -> Tensor:
     """Shares of variance along the principal axes, in falling order, `[D]`."""
-    centred = features.double() - features.double().mean(0)
-    values = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
+    centered = features.double() - features.double().mean(0)
+    values = torch.linalg.eigvalsh(centered.T @ centered).flip(0).clamp(min=0)
     shares: Tensor = values / values.sum().clamp(min=1e-300)
     return shares
 

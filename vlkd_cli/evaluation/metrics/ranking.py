@@ -1,4 +1,4 @@
-"""Measures of ranked lists against judgements, and what a random order would reach."""
+"""Measures of ranked lists against judgments, and what a random order would reach."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-Judgements = Mapping[str, Mapping[str, float]]
+Judgments = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> grade; only grades above 0 are relevant."""
 
 Gain = Literal["linear", "binary"]
@@ -17,7 +17,7 @@ MRR_DEPTH, NDCG_DEPTH, MAP_DEPTH = 10, 10, 100
 
 def ranking_metrics(
     ranked: Mapping[str, Sequence[str]],
-    judged: Judgements,
+    judged: Judgments,
     ks: Sequence[int],
     *,
     gain: Gain = "linear",
@@ -31,7 +31,7 @@ def ranking_metrics(
 
     Args:
         ranked: query id -> document ids, best first.
-        judged: the judgements; every query has a relevant document.
+        judged: the judgments; every query has a relevant document.
         ks: cut-offs.
     """
     rows = [
@@ -74,7 +74,7 @@ def _discounted(gains: Sequence[float]) -> float:
 
 
 def chance_metrics(
-    judged: Judgements, num_documents: int, ks: Sequence[int], *, gain: Gain = "linear"
+    judged: Judgments, num_documents: int, ks: Sequence[int], *, gain: Gain = "linear"
 ) -> dict[str, float]:
     """What a random order of the documents is expected to reach; mean average precision, which has
     no short formula, is left out."""

@@ -17,7 +17,7 @@ from vlkd_cli.numerics.precision import autocast, grad_scaler
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
 
-Point = Literal["projected", "backbone"]
+Point = Literal["head", "backbone"]
 
 
 class TowerClassifier(nn.Module):
@@ -41,7 +41,7 @@ class TowerClassifier(nn.Module):
         tower: Tower,
         classes: int,
         *,
-        point: Point = "projected",
+        point: Point = "head",
         initial: Tensor | None = None,
         seed: int = 0,
     ) -> None:
@@ -50,7 +50,7 @@ class TowerClassifier(nn.Module):
         self.point = point
         if point == "backbone":
             self.tower.head.requires_grad_(False)
-        width = tower.width if point == "projected" else tower.feature_width
+        width = tower.width if point == "head" else tower.feature_width
         self.norm = nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, affine=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -68,7 +68,7 @@ class TowerClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Class scores `[B, C]` of images as the loader gives them."""
         features = (
-            self.tower.encode(images) if self.point == "projected" else self.tower.features(images)
+            self.tower.encode(images) if self.point == "head" else self.tower.features(images)
         )
         logits: Tensor = self.linear(self.norm(features.float()))
         return logits

@@ -84,7 +84,7 @@ def adamw_probe(
     batch_size: int = 512,
     seed: int = 0,
 ) -> Linear:
-    """A linear layer by AdamW with a cosine to 0, shuffled; the initialisation of torch's linear
+    """A linear layer by AdamW with a cosine to 0, shuffled; the initialization of torch's linear
     layer.
 
     Source: CLIP_benchmark's linear_probe.py.

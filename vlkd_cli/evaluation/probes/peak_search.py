@@ -1,4 +1,4 @@
-"""Find the best value of a regulariser on a logarithmic grid with few trainings: coarse first, then
+"""Find the best value of a regularizer on a logarithmic grid with few trainings: coarse first, then
 ever closer around the peak."""
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Peak(NamedTuple):
 
 def search_peak(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
     """Every `stride`-th position, then both sides of the peak at half the distance, and so on down
-    to neighbours.
+    to neighbors.
 
-    The earliest position wins ties, both sides of a step are trained before the centre moves, and
+    The earliest position wins ties, both sides of a step are trained before the center moves, and
     nothing is trained twice. With 97 positions and a stride of 16 these are at most 15 trainings.
 
     Source: CLIP (Radford et al. 2021, appendix A.3) as in Elevater_Toolkit_IC's
@@ -48,8 +48,8 @@ def search_peak(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
 
 
 def search_peak_again(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
-    """The same search where each step trains left, centre and right anew and the best of these
-    three becomes the centre.
+    """The same search where each step trains left, center and right anew and the best of these
+    three becomes the center.
 
     Scores of a training that is repeated may differ, so the last ones count. If every score is 0
     the peak is position 0.

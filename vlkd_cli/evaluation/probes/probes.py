@@ -3,7 +3,7 @@ one pass.
 
 The toolkit trains one head at a time through the whole network. Its backbone is frozen, its batch
 norm has no weights and every training sees the rows in the same order, so all heads of a sweep
-share each batch and its normalisation: they are trained here as one wide linear layer whose row
+share each batch and its normalization: they are trained here as one wide linear layer whose row
 blocks have their own learning rate and weight decay. The numbers are those of the heads trained one
 by one.
 """

@@ -1,4 +1,4 @@
-"""SentEval's three ways to choose a regularisation and to score a classifier of frozen sentence
+"""SentEval's three ways to choose a regularization and to score a classifier of frozen sentence
 features."""
 
 from __future__ import annotations

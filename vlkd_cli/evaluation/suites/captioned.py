@@ -15,16 +15,16 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.caption_table import CaptionTable
 from vlkd_cli.evaluation.datasets.dataset import (
     Dataset,
-    LabelledPair,
+    LabeledPair,
     captions_at,
-    labelled_pair,
+    labeled_pair,
     labels_of,
 )
 from vlkd_cli.evaluation.datasets.text_files import find_folder
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import Point, embed_texts, normalise
+from vlkd_cli.features.encode import Point, embed_texts, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -32,10 +32,10 @@ SWEEP = (1.0, 10.0, 100.0, 1000.0)
 
 
 class Captioned(Suite):
-    """Logistic regression from normalised caption features to the label of the captioned image,
+    """Logistic regression from normalized caption features to the label of the captioned image,
     e.g. of a captioned ImageNet.
 
-    Images are not read: a folder of two tables will do, and so will any reader of labelled images
+    Images are not read: a folder of two tables will do, and so will any reader of labeled images
         with captions.
 
     Args:
@@ -43,12 +43,12 @@ class Captioned(Suite):
             (title, text) and label (class, target), below `--data` or anywhere; or what is judged
             as `{reader: ..., ...}`. By default such tables in `--data` itself or its folder
             `captioned`.
-        train_data: with a reader: what is learnt from; by default the same data with `split:
+        train_data: with a reader: what is learned from; by default the same data with `split:
             train`.
         captions: every caption is a row of its own (`all`), or only an image's first one (`first`).
         C: inverse strength of the L2 penalty; by default the best of 1, 10, 100, 1000 on a fifth of
             the training images.
-        point: features after the head, or before it.
+        features: features after the head, or before it.
 
     Source: ITRA's linear evaluation of a text tower on captioned ImageNet.
     """
@@ -64,7 +64,7 @@ class Captioned(Suite):
         train_data: dict[str, Any] | None = None,
         captions: Literal["all", "first"] = "all",
         C: float | None = None,
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         if C is not None and C <= 0:
             raise RecipeError("suite 'captioned': C must be above 0.")
@@ -73,11 +73,11 @@ class Captioned(Suite):
                 "suite 'captioned': 'train_data' has no effect where 'data' is a folder of tables."
             )
         self.data, self.train_data, self.captions, self.C = data, train_data, captions, C
-        self.point: Point = point
+        self.features: Point = features
 
-    def open(self, subject: Subject) -> LabelledPair:
+    def open(self, subject: Subject) -> LabeledPair:
         if isinstance(self.data, dict) or (self.data is None and subject.data_root is None):
-            return labelled_pair(subject, self.data, self.train_data)
+            return labeled_pair(subject, self.data, self.train_data)
         endings = (".csv", ".tsv")
         holds = [f"train{ending}" for ending in endings]
         folder = find_folder(subject, self.data, "captioned", holds=holds, below=("captioned",))
@@ -85,31 +85,31 @@ class Captioned(Suite):
         judged = next((folder / name for name in names if (folder / name).is_file()), None)
         if judged is None:
             raise DataError(f"suite 'captioned': {folder} lacks {' or '.join(names)}.")
-        learnt = next(folder / name for name in holds if (folder / name).is_file())
-        train = CaptionTable(learnt)
+        learned = next(folder / name for name in holds if (folder / name).is_file())
+        train = CaptionTable(learned)
         test = CaptionTable(judged, train.classes)
         if train.fingerprint() == test.fingerprint():
             raise DataError(
-                f"suite 'captioned': {learnt} and {judged.name} hold the same captions."
+                f"suite 'captioned': {learned} and {judged.name} hold the same captions."
             )
         classes = list(train.classes or ())
         train_set, test_set = (
             Dataset(train, folder.name, "train"),
             Dataset(test, folder.name, judged.stem),
         )
-        return LabelledPair(
+        return LabeledPair(
             train_set, test_set, classes, labels_of(train, classes), labels_of(test, classes)
         )
 
-    def measures(self, opened: LabelledPair) -> Measures:
+    def measures(self, opened: LabeledPair) -> Measures:
         return Measures([opened.test.name], ["accuracy"])
 
     def run(self, subject: Subject) -> list[Result]:
         pair = self.open(subject)
         train_texts, train_owner = self._rows(pair.train.reader)
         test_texts, test_owner = self._rows(pair.test.reader)
-        train = normalise(embed_texts(subject, train_texts, point=self.point))
-        test = normalise(embed_texts(subject, test_texts, point=self.point))
+        train = normalize(embed_texts(subject, train_texts, point=self.features))
+        test = normalize(embed_texts(subject, test_texts, point=self.features))
         train_labels, test_labels = pair.train_labels[train_owner], pair.test_labels[test_owner]
         if len(train_labels.unique()) < 2:
             raise DataError(

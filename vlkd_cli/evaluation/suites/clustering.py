@@ -13,7 +13,7 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, labels_of, named_classes, open_dataset
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.encode import embed_images, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.kmeans import kmeans
 from vlkd_cli.recipe.types import DataSource
@@ -22,15 +22,15 @@ from vlkd_cli.recipe.types import DataSource
 class Clustering(Suite):
     """K-means on unit-length image features, compared with the classes.
 
-    Reports adjusted mutual information, normalised mutual information, the adjusted Rand index, and
+    Reports adjusted mutual information, normalized mutual information, the adjusted Rand index, and
     the accuracy of the best one-to-one matching of clusters and classes.
 
     Args:
-        data: labelled images.
-        clusters: how many; by default as many as classes.
-        restarts: independent starts, of which the tightest clustering counts.
-        iterations: at most so many for each.
-        point: features before the head, or after it.
+        data: labeled images.
+        num_clusters: number of clusters; by default the number of classes.
+        num_restarts: independent k-means runs; the one with the lowest inertia counts.
+        num_iterations: maximum number of iterations of each run.
+        features: features before the head, or after it.
         seed: of the starts.
 
     Source: ProtoCLIP's clustering_evaluation (faiss, 100 iterations, 5 restarts).
@@ -44,17 +44,17 @@ class Clustering(Suite):
         self,
         *,
         data: DataSource = None,
-        clusters: int | None = None,
-        restarts: int = 5,
-        iterations: int = 100,
-        point: Literal["backbone", "projected"] = "projected",
+        num_clusters: int | None = None,
+        num_restarts: int = 5,
+        num_iterations: int = 100,
+        features: Literal["backbone", "head"] = "head",
         seed: int = 0,
     ) -> None:
         self.data = data
-        self.clusters = clusters
-        self.restarts = restarts
-        self.iterations = iterations
-        self.point = point
+        self.num_clusters = num_clusters
+        self.num_restarts = num_restarts
+        self.num_iterations = num_iterations
+        self.features = features
         self.seed = seed
 
     def open(self, subject: Subject) -> tuple[Dataset, list[str], Tensor]:
@@ -71,18 +71,18 @@ class Clustering(Suite):
 
     def run(self, subject: Subject) -> list[Result]:
         dataset, classes, labels = self.open(subject)
-        clusters = self.clusters or len(classes)
-        features = normalise(embed_images(subject, dataset.reader, point=self.point))
+        clusters = self.num_clusters or len(classes)
+        features = normalize(embed_images(subject, dataset.reader, point=self.features))
         if len(features) < clusters:
             raise DataError(
                 f"data '{dataset.name}' has {len(features)} images, too few for {clusters}"
-                " clusters. Lower `clusters`."
+                " clusters. Lower `num_clusters`."
             )
         found = kmeans(
             features,
             clusters,
-            num_iterations=self.iterations,
-            num_restarts=self.restarts,
+            num_iterations=self.num_iterations,
+            num_restarts=self.num_restarts,
             num_candidates=2 + int(math.log(clusters)),
             tolerance=1e-4,
             seed=self.seed,

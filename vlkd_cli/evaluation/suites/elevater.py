@@ -49,7 +49,7 @@ class ElevaterSuite(Suite):
             rows, as the published numbers do.
         start: the head starts from the classes' text features, or from random numbers.
         features: where the image tower's features are taken for the head; the text start needs
-            `projected`.
+            `head`.
         templates: prompt templates: a list, a file, `open_clip:imagenet`, `clip_benchmark`, or a
             JSON object from data set names to templates; by default vlkd's own for each data set.
         sweep_epochs: of each training of the search.
@@ -57,7 +57,7 @@ class ElevaterSuite(Suite):
         model_name: in the prediction files; by default made from a digest of the weights.
 
     Source: Li et al., ELEVATER, NeurIPS 2022, arXiv:2204.08790, and its toolkit Elevater_Toolkit_IC
-    @00d0af7. Differs in the tower's own image size and normalisation, and in a frozen backbone
+    @00d0af7. Differs in the tower's own image size and normalization, and in a frozen backbone
     being in eval mode.
     """
 
@@ -78,7 +78,7 @@ class ElevaterSuite(Suite):
         weight_decay: float | None = None,
         protocol: Literal["elevater", "elevater_paper"] = "elevater",
         start: Literal["text", "random"] | None = None,
-        features: Literal["projected", "backbone"] | None = None,
+        features: Literal["head", "backbone"] | None = None,
         templates: str | list[str] | None = None,
         sweep_epochs: PositiveInt | None = None,
         epochs: PositiveInt | None = None,
@@ -116,7 +116,7 @@ class ElevaterSuite(Suite):
             ),
             protocol=protocol,
             start=start or ("text" if features != "backbone" else "random"),
-            features=features or "projected",
+            features=features or "head",
             templates=templates,
             sweep_epochs=sweep_epochs or 10,
             epochs=epochs or 50,

@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.metrics.geometry import (
 )
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
+from vlkd_cli.features.encode import embed_images, embed_texts, normalize, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -33,7 +33,7 @@ class FeatureAnalysis(Suite):
 
     Args:
         data: image-caption data.
-        items: at most so many images, spread evenly over the data.
+        limit: largest number of images, spread evenly over the data.
 
     Source: ProtoCLIP analyze_features.py; Wang and Isola 2020; Liang et al. 2022; Roy and Vetterli
         2007.
@@ -43,10 +43,10 @@ class FeatureAnalysis(Suite):
     needs = frozenset({"image", "text"})
     report_keys = frozenset()  # its `items` counts the images that are measured
 
-    def __init__(self, *, data: DataSource = None, items: int = 10_000) -> None:
-        self.data, self.items = data, items
-        if items < 2:
-            raise RecipeError("suite 'feature_analysis': items must be at least 2.")
+    def __init__(self, *, data: DataSource = None, limit: int = 10_000) -> None:
+        self.data, self.limit = data, limit
+        if limit < 2:
+            raise RecipeError("suite 'feature_analysis': limit must be at least 2.")
 
     def open(self, subject: Subject) -> Dataset:
         return open_dataset(subject, self.data)
@@ -59,15 +59,15 @@ class FeatureAnalysis(Suite):
     def run(self, subject: Subject) -> list[Result]:
         dataset = self.open(subject)
         reader = dataset.reader
-        count = min(self.items, len(reader))
+        count = min(self.limit, len(reader))
         if count < 2:
             raise DataError(
                 f"data '{dataset.name}' has {len(reader)} images; their relations need two."
             )
         rows = [position * len(reader) // count for position in range(count)]
         captions = [captions_at(reader, row, "feature_analysis")[0] for row in rows]
-        images = normalise(embed_images(subject, reader, indices=rows))
-        texts = normalise(embed_texts(subject, captions))
+        images = normalize(embed_images(subject, reader, indices=rows))
+        texts = normalize(embed_texts(subject, captions))
         require_equal_widths(images.shape[1], texts.shape[1], "feature_analysis")
         metrics = {
             "pair_cosine": (images * texts).double().sum(1).mean().item(),

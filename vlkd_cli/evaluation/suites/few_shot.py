@@ -1,4 +1,4 @@
-"""What can be learnt from a few images per class."""
+"""What can be learned from a few images per class."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.encode import embed_images, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -24,14 +24,14 @@ class FewShot(Suite):
     Only the drawn training images are embedded. The draws are those of the ELEVATER toolkit.
 
     Args:
-        data: labelled images that are judged.
-        train_data: labelled images that are drawn from; by default the same data with `split:
+        data: labeled images that are judged.
+        train_data: labeled images that are drawn from; by default the same data with `split:
             train`.
         shots: numbers of images per class; a class with fewer gives all it has.
         seeds: one draw for each.
-        C: inverse regulariser; there is nothing to choose it on.
-        point: features before the head, or after it.
-        normalise: bring features to unit length first.
+        C: inverse regularizer; there is nothing to choose it on.
+        features: features before the head, or after it.
+        normalize: bring features to unit length first.
     """
 
     modalities = frozenset({"image"})
@@ -46,20 +46,20 @@ class FewShot(Suite):
         shots: int | list[int] | None = None,
         seeds: list[int] | None = None,
         C: float = 3.16,
-        point: Literal["backbone", "projected"] = "backbone",
-        normalise: bool = False,
+        features: Literal["backbone", "head"] = "backbone",
+        normalize: bool = False,
     ) -> None:
         self.data, self.train_data = data, train_data
         self.shots = tuple(sorted([shots] if isinstance(shots, int) else shots or (1, 5, 20)))
         self.seeds = tuple(seeds if seeds is not None else (0, 1, 2))
-        self.C, self.point, self.normalise = C, point, normalise
+        self.C, self.features, self.normalize = C, features, normalize
         if self.shots[0] < 1 or not self.seeds:
             raise RecipeError("suite 'few_shot': shots must be at least 1, with at least one seed.")
 
-    def open(self, subject: Subject) -> LabelledPair:
-        return labelled_pair(subject, self.data, self.train_data)
+    def open(self, subject: Subject) -> LabeledPair:
+        return labeled_pair(subject, self.data, self.train_data)
 
-    def measures(self, opened: LabelledPair) -> Measures:
+    def measures(self, opened: LabeledPair) -> Measures:
         kinds = ("top1", "mean_per_class", "top1_spread")
         names = [f"{shots}shot_{kind}" for shots in self.shots for kind in kinds]
         return Measures([opened.test.name], names)
@@ -76,10 +76,10 @@ class FewShot(Suite):
         }
         rows = sorted(set().union(*draws.values()))
         place = {row: number for number, row in enumerate(rows)}
-        train = embed_images(subject, pair.train.reader, point=self.point, indices=rows)
-        test = embed_images(subject, pair.test.reader, point=self.point)
-        if self.normalise:
-            train, test = normalise(train), normalise(test)
+        train = embed_images(subject, pair.train.reader, point=self.features, indices=rows)
+        test = embed_images(subject, pair.test.reader, point=self.features)
+        if self.normalize:
+            train, test = normalize(train), normalize(test)
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         details: dict[str, Any] = {}

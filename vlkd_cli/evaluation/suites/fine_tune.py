@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
 from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
 from vlkd_cli.evaluation.probes.fine_tuning import (
@@ -34,15 +34,15 @@ class FineTune(Suite):
     process; more make it no faster.
 
     Args:
-        data: labelled images that are judged.
-        train_data: labelled images to learn from; by default the same data with `split: train`.
+        data: labeled images that are judged.
+        train_data: labeled images to learn from; by default the same data with `split: train`.
         epochs: passes over the training images; the learning rate is constant.
         lr: learning rate of SGD with momentum 0.9.
         weight_decay: on all weights and biases.
         batch_size: images per step.
-        point: the classifier's input: features before the head, or after it.
-        text_start: start the classifier from the classes' text features, which needs `point:
-            projected` and a text tower.
+        features: the classifier's input: features before the head, or after it.
+        text_start: start the classifier from the classes' text features, which needs `features:
+            head` and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
         wise_ft: also score the weights between the start (0) and the end (1) of fine-tuning; makes
             sense with `text_start`.
@@ -64,7 +64,7 @@ class FineTune(Suite):
         lr: float = 0.01,
         weight_decay: float = 1e-6,
         batch_size: int = 64,
-        point: Literal["backbone", "projected"] = "projected",
+        features: Literal["backbone", "head"] = "head",
         text_start: bool = False,
         templates: str | list[str] | None = None,
         wise_ft: list[float] | None = None,
@@ -77,8 +77,8 @@ class FineTune(Suite):
             batch_size,
             seed,
         )
-        self.point, self.text_start, self.templates, self.wise_ft = (
-            point,
+        self.features, self.text_start, self.templates, self.wise_ft = (
+            features,
             text_start,
             templates,
             tuple(wise_ft or ()),
@@ -89,16 +89,16 @@ class FineTune(Suite):
             raise RecipeError(
                 "suite 'fine_tune': epochs must be at least 1 and batch_size at least 2."
             )
-        if text_start and point == "backbone":
+        if text_start and features == "backbone":
             raise RecipeError(
-                "suite 'fine_tune': text_start needs point projected, where image and text features"
-                " compare."
+                "suite 'fine_tune': text_start needs `features: head`, where image and text"
+                " features compare."
             )
 
-    def open(self, subject: Subject) -> LabelledPair:
-        return labelled_pair(subject, self.data, self.train_data)
+    def open(self, subject: Subject) -> LabeledPair:
+        return labeled_pair(subject, self.data, self.train_data)
 
-    def measures(self, opened: LabelledPair) -> Measures:
+    def measures(self, opened: LabeledPair) -> Measures:
         between = [f"wise_ft_{alpha:g}_top1" for alpha in self.wise_ft]
         return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *between])
 
@@ -116,7 +116,7 @@ class FineTune(Suite):
             )
         num_classes = len(pair.classes)
         network = TowerClassifier(
-            subject.image, num_classes, point=self.point, initial=start, seed=self.seed
+            subject.image, num_classes, point=self.features, initial=start, seed=self.seed
         )
         before = copy.deepcopy(network.state_dict())
         rows, test_rows = range(len(pair.train_labels)), range(len(pair.test_labels))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.evaluation.datasets.dataset import LabelledPair, labelled_pair
+from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import embed_images, normalise
+from vlkd_cli.features.encode import embed_images, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.topk import top_k
 from vlkd_cli.recipe.types import DataSource
@@ -23,12 +23,12 @@ class KNN(Suite):
     temperature).
 
     Args:
-        data: labelled images that are classified.
-        train_data: labelled images that vote; by default the same data with `split: train`.
-        k: numbers of neighbours; those beyond the training set are left out. The primary metric is
+        data: labeled images that are classified.
+        train_data: labeled images that vote; by default the same data with `split: train`.
+        k: numbers of neighbors; those beyond the training set are left out. The primary metric is
             that of 20, or of the largest where 20 is not among them.
-        temperature: of the weights; 0 lets every neighbour count 1.
-        point: features before the head, or after it.
+        temperature: of the weights; 0 lets every neighbor count 1.
+        features: features before the head, or after it.
 
     Source: DINO's eval_knn.py; ITRA's knn evaluation is k 20.
     """
@@ -43,29 +43,29 @@ class KNN(Suite):
         train_data: DataSource = None,
         k: list[int] | None = None,
         temperature: float = 0.07,
-        point: Literal["backbone", "projected"] = "backbone",
+        features: Literal["backbone", "head"] = "backbone",
     ) -> None:
         self.data, self.train_data = data, train_data
         self.k = tuple(sorted(k or (10, 20, 100, 200)))
         self.temperature = temperature
-        self.point = point
+        self.features = features
         if self.k[0] < 1 or temperature < 0:
             raise RecipeError("suite 'knn': k must be at least 1 and temperature at least 0.")
 
-    def open(self, subject: Subject) -> LabelledPair:
-        return labelled_pair(subject, self.data, self.train_data)
+    def open(self, subject: Subject) -> LabeledPair:
+        return labeled_pair(subject, self.data, self.train_data)
 
-    def measures(self, opened: LabelledPair) -> Measures:
-        ks = self._neighbours(len(opened.train_labels))
+    def measures(self, opened: LabeledPair) -> Measures:
+        ks = self._neighbors(len(opened.train_labels))
         names = [f"k{k}_{name}" for k in ks for name in ("top1", "top5", "mean_per_class")]
         return Measures([opened.test.name], names)
 
     def run(self, subject: Subject) -> list[Result]:
         pair = self.open(subject)
-        train = normalise(embed_images(subject, pair.train.reader, point=self.point))
-        test = normalise(embed_images(subject, pair.test.reader, point=self.point))
+        train = normalize(embed_images(subject, pair.train.reader, point=self.features))
+        test = normalize(embed_images(subject, pair.test.reader, point=self.features))
         num_classes = len(pair.classes)
-        ks = self._neighbours(len(train))
+        ks = self._neighbors(len(train))
         votes = vote(
             train,
             pair.train_labels,
@@ -101,7 +101,7 @@ class KNN(Suite):
             )
         ]
 
-    def _neighbours(self, num_train: int) -> tuple[int, ...]:
+    def _neighbors(self, num_train: int) -> tuple[int, ...]:
         return tuple(k for k in self.k if k <= num_train) or (num_train,)
 
 
@@ -120,12 +120,12 @@ def vote(
         train: unit-length features `[M, D]` with `labels` `[M]`.
         test: unit-length features `[N, D]`.
     """
-    similarity, neighbours = top_k(test, train, max(ks))
+    similarity, neighbors = top_k(test, train, max(ks))
     # Relative to the nearest, which changes no vote's order, so that a low temperature ends in no
     # infinity.
     nearer = similarity - similarity[:, :1]
     weights = (nearer / temperature).exp() if temperature else torch.ones_like(nearer)
-    classes = labels.to(neighbours.device)[neighbours]
+    classes = labels.to(neighbors.device)[neighbors]
     return {
         k: (
             torch.zeros(len(test), num_classes, device=test.device).scatter_add_(

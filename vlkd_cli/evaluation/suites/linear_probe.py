@@ -12,8 +12,8 @@ from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.dataset import (
-    LabelledPair,
-    labelled_pair,
+    LabeledPair,
+    labeled_pair,
     labels_of,
     open_dataset,
 )
@@ -24,18 +24,18 @@ from vlkd_cli.evaluation.probes.peak_search import search_peak
 from vlkd_cli.evaluation.probes.probes import HeadSetting, train_heads
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import class_features, embed_images, normalise
+from vlkd_cli.features.encode import class_features, embed_images, normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
 Protocol = Literal["clip", "sgd", "adamw", "elevater", "elevater_paper"]
-INVERSE_REGULARISERS = np.logspace(6, -6, 97)
+INVERSE_REGULARIZERS = np.logspace(6, -6, 97)
 """C of scikit-learn: the inverse of CLIP's lambda, which runs from 1e-6 to 1e6."""
 WEIGHT_DECAYS = np.logspace(-6, 2, 97)
 
 
 class Features(NamedTuple):
-    """Features and labels of what is learnt from, what settings are chosen on, and what is
+    """Features and labels of what is learned from, what settings are chosen on, and what is
     judged."""
 
     train: Tensor
@@ -47,7 +47,7 @@ class Features(NamedTuple):
 
     @property
     def merged(self) -> tuple[Tensor, Tensor]:
-        """What is learnt from once the settings are chosen."""
+        """What is learned from once the settings are chosen."""
         return torch.cat([self.train, self.valid]), torch.cat(
             [self.train_labels, self.valid_labels]
         )
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 class LinearProbe(Suite):
     """Train a linear classifier on the features of one part of the data and judge it on another.
 
-    `clip`: scikit-learn's L-BFGS; the regulariser by a coarse-to-fine search on validation images,
+    `clip`: scikit-learn's L-BFGS; the regularizer by a coarse-to-fine search on validation images,
     then a fit on both parts.
     `sgd`: SGD with momentum and a cosine over 100 epochs (ITRA with lr 0.004; ProtoCLIP has lr 0.1
     and weight_decay 1e-6).
@@ -76,22 +76,22 @@ class LinearProbe(Suite):
     it: for comparison only.
 
     Args:
-        data: labelled images that are judged.
-        train_data: labelled images to learn from; by default the same data with `split: train`.
-        val_data: labelled images to choose settings on; by default the first `val_share` of each
+        data: labeled images that are judged.
+        train_data: labeled images to learn from; by default the same data with `split: train`.
+        val_data: labeled images to choose settings on; by default the first `val_share` of each
             class of the training images.
         protocol: see above.
-        point: features before the head (`backbone`), after it (`projected`), or the latter at unit
-            length (`normalised`).
-        tune: search for the regulariser; else `C`, or `lr` and `weight_decay`, are taken as given.
+        features: features before the head (`backbone`), or after it (`head`).
+        normalize: L2-normalize the features.
+        tune: search for the regularizer; else `C`, or `lr` and `weight_decay`, are taken as given.
         val_share: share of each class's training images that settings are chosen on.
-        C: inverse regulariser of `clip` where it is not tuned.
+        C: inverse regularizer of `clip` where it is not tuned.
         lr: learning rate; by default the protocol's (0.004 for sgd; 0.1 for adamw and for elevater
             without tuning).
         weight_decay: where it is not tuned; by default 0 (1e-6 for elevater).
         epochs: by default the protocol's (100 for sgd, 20 for adamw, 10 in the search and 50 in the
             final run for elevater).
-        text_start: elevater: start from the classes' text features, which needs `point: projected`
+        text_start: elevater: start from the classes' text features, which needs `features: head`
             and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
         seed: of the order of batches, where the protocol trains in batches.
@@ -111,7 +111,8 @@ class LinearProbe(Suite):
         train_data: DataSource = None,
         val_data: DataSource = None,
         protocol: Protocol = "clip",
-        point: Literal["backbone", "projected", "normalised"] = "backbone",
+        features: Literal["backbone", "head"] = "backbone",
+        normalize: bool = False,
         tune: bool = True,
         val_share: float = 0.2,
         C: float = 3.16,
@@ -123,7 +124,8 @@ class LinearProbe(Suite):
         seed: int = 0,
     ) -> None:
         self.data, self.train_data, self.val_data = data, train_data, val_data
-        self.protocol, self.point, self.tune, self.val_share = protocol, point, tune, val_share
+        self.protocol, self.tune, self.val_share = protocol, tune, val_share
+        self.features, self.normalize = features, normalize
         self.C, self.lr, self.weight_decay, self.epochs, self.seed = (
             C,
             lr,
@@ -135,20 +137,19 @@ class LinearProbe(Suite):
         if text_start:
             self.uses = frozenset({"image", "text"})
         if not 0 < val_share < 1:
-            raise RecipeError("suite 'linear_probe': val_share is between 0 and 1.")
-        if text_start and (point == "backbone" or not protocol.startswith("elevater")):
+            raise RecipeError("suite 'linear_probe': val_share must be between 0 and 1.")
+        if text_start and (features == "backbone" or not protocol.startswith("elevater")):
             raise RecipeError(
-                "suite 'linear_probe': text_start needs protocol elevater and point projected or"
-                " normalised."
+                "suite 'linear_probe': text_start needs `protocol: elevater` and `features: head`."
             )
 
-    def open(self, subject: Subject) -> LabelledPair:
-        pair = labelled_pair(subject, self.data, self.train_data)
+    def open(self, subject: Subject) -> LabeledPair:
+        pair = labeled_pair(subject, self.data, self.train_data)
         if self.val_data is not None:
             open_dataset(subject, self.val_data)
         return pair
 
-    def measures(self, opened: LabelledPair) -> Measures:
+    def measures(self, opened: LabeledPair) -> Measures:
         best = ["best_epoch_on_test_top1"] if self.protocol == "sgd" else []
         return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *best])
 
@@ -186,12 +187,10 @@ class LinearProbe(Suite):
             )
         ]
 
-    def _features(self, subject: Subject, pair: LabelledPair) -> Features:
+    def _features(self, subject: Subject, pair: LabeledPair) -> Features:
         def embed(reader: Any) -> Tensor:
-            if self.point == "backbone":
-                return embed_images(subject, reader, point="backbone")
-            features = embed_images(subject, reader)
-            return normalise(features) if self.point == "normalised" else features
+            features = embed_images(subject, reader, point=self.features)
+            return normalize(features) if self.normalize else features
 
         train, labels = embed(pair.train.reader), pair.train_labels
         test = embed(pair.test.reader), pair.test_labels
@@ -217,14 +216,14 @@ class LinearProbe(Suite):
 
             def score(position: int) -> float:
                 fitted = logistic_regression(
-                    features.train, features.train_labels, C=float(INVERSE_REGULARISERS[position])
+                    features.train, features.train_labels, C=float(INVERSE_REGULARIZERS[position])
                 )
                 return float(fitted.score(features.valid.numpy(), features.valid_labels.numpy()))
 
             peak = search_peak(
                 lambda positions: deal([(score, position) for position in positions])
             )
-            C, tried = float(INVERSE_REGULARISERS[peak.position]), len(peak.visited)
+            C, tried = float(INVERSE_REGULARIZERS[peak.position]), len(peak.visited)
         fitted = logistic_regression(*features.merged, C=C)
         scores = torch.full((len(features.test), num_classes), -torch.inf, dtype=torch.float64)
         decision = torch.from_numpy(
@@ -336,7 +335,7 @@ class LinearProbe(Suite):
             scores, {}, {"lr": trial.lr, "weight_decay": trial.weight_decay, "trainings": trainings}
         )
 
-    def _start(self, subject: Subject, pair: LabelledPair) -> Tensor | None:
+    def _start(self, subject: Subject, pair: LabeledPair) -> Tensor | None:
         if not self.text_start:
             return None
         if subject.text is None:

@@ -18,7 +18,7 @@ from vlkd_cli.evaluation.datasets.passages import (
     Corpus,
     Judged,
     open_collection,
-    read_judgements,
+    read_judgments,
     read_queries,
 )
 from vlkd_cli.evaluation.datasets.text_files import file_hashes
@@ -46,25 +46,25 @@ class PassageRetrieval(Suite):
     the papers do: ArguAna and Quora take their queries from the passages. A passage that is judged
     relevant to the query stays, whatever its id.
 
-    Every query with a relevant judgement counts; one without a query text counts 0 and is reported.
+    Every query with a relevant judgment counts; one without a query text counts 0 and is reported.
 
     Args:
         data: folder of the collection, or one that holds it; by default `--data`.
         dataset: which of several collections in that folder.
-        split: of the judgements: by default `dev.small` (MS MARCO, 6,980 queries) or `test`, else
+        split: of the judgments: by default `dev.small` (MS MARCO, 6,980 queries) or `test`, else
             `dev` (BEIR).
         similarity: of queries and passages.
         k: cut-offs of recall and accuracy.
         gain: of nDCG: `linear` is the grade, as in trec_eval; `binary` is 1, as in
             sentence-transformers.
-        max_passages: keep every relevant passage and as many others, in the file's order, as make
+        limit: keep every relevant passage and as many others, in the file's order, as make
             this number. Scores rise steeply as a collection shrinks; the number is part of the
             result's name.
         title: put a passage's title before its text (BEIR).
         query_prompt: put before every query.
         passage_prompt: put before every passage.
         chunk_size: passages that are embedded, kept and scored at a time.
-        point: features after the head, or before it.
+        features: features after the head, or before it.
 
     Source: MS MARCO (Bajaj et al. 2016) and its official ms_marco_eval.py; BEIR (Thakur et al.
         2021); trec_eval.
@@ -81,35 +81,35 @@ class PassageRetrieval(Suite):
         similarity: Literal["cosine", "dot"] = "cosine",
         k: list[int] | None = None,
         gain: Literal["linear", "binary"] = "linear",
-        max_passages: int | None = None,
+        limit: int | None = None,
         title: bool = True,
         query_prompt: str = "",
         passage_prompt: str = "",
         chunk_size: int = 16384,
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         self.data, self.dataset, self.split = data, dataset, split
         self.similarity, self.gain = similarity, gain
         self.k = sorted(k or (1, 10, 100, 1000))
-        if self.k[0] < 1 or chunk_size < 1 or (max_passages is not None and max_passages < 1):
+        if self.k[0] < 1 or chunk_size < 1 or (limit is not None and limit < 1):
             raise RecipeError(
-                "suite 'passage_retrieval': k, chunk_size and max_passages must be at least 1."
+                "suite 'passage_retrieval': k, chunk_size and limit must be at least 1."
             )
-        self.max_passages, self.title = max_passages, title
+        self.limit, self.title = limit, title
         self.query_prompt, self.passage_prompt = query_prompt, passage_prompt
         self.chunk_size = chunk_size
-        self.point: Point = point
+        self.features: Point = features
 
     def open(self, subject: Subject) -> tuple[Collection, dict[str, str], Judged]:
-        """The collection, its queries, and their judgements."""
+        """The collection, its queries, and their judgments."""
         collection = open_collection(self._folder(subject), self.split)
         queries = read_queries(collection)
-        return collection, queries, read_judgements(collection, queries)
+        return collection, queries, read_judgments(collection, queries)
 
     def measures(self, opened: tuple[Collection, dict[str, str], Judged]) -> Measures:
         cut = [f"{kind}@{k}" for kind in ("recall", "accuracy") for k in self.k]
         # How many passages a limit leaves, which is part of the name, is known after reading all.
-        names = [opened[0].name] if self.max_passages is None else []
+        names = [opened[0].name] if self.limit is None else []
         return Measures(names, ["mrr@10", "ndcg@10", "map@100", *cut])
 
     def run(self, subject: Subject) -> list[Result]:
@@ -121,7 +121,7 @@ class PassageRetrieval(Suite):
             if grade > 0
         }
         needed = np.array(sorted(relevant), dtype=np.bytes_)
-        corpus = Corpus(collection, title=self.title, keep=needed, limit=self.max_passages)
+        corpus = Corpus(collection, title=self.title, keep=needed, limit=self.limit)
         asked = [query for query in queries if query in judged]
         details = {
             "judged_queries": len(judged),
@@ -132,7 +132,7 @@ class PassageRetrieval(Suite):
         self._warn(subject, corpus, details)
         hashes = file_hashes(collection.root, collection.files)
         embedded = embed_texts(
-            subject, [self.query_prompt + queries[query] for query in asked], point=self.point
+            subject, [self.query_prompt + queries[query] for query in asked], point=self.features
         )
         depth = max(100, self.k[-1])
         scores, keys = search(
@@ -143,7 +143,7 @@ class PassageRetrieval(Suite):
             similarity=self.similarity,
             prompt=self.passage_prompt,
             chunk_size=self.chunk_size,
-            projected=self.point == "projected",
+            projected=self.features == "head",
             fingerprint=self._fingerprint(collection, hashes),
         )
         ranked = [[corpus.id_of(key) for key in row] for row in keys.tolist()]
@@ -192,9 +192,9 @@ class PassageRetrieval(Suite):
     def _fingerprint(self, collection: Collection, hashes: Mapping[str, str]) -> str:
         """What the embeddings on disk are named by: all that chooses and composes the passages, so
         that a judged one does not depend on being judged."""
-        parts = [hashes[collection.corpus], str(self.title), str(self.max_passages)]
-        if self.max_passages is not None:
-            parts += [hashes[collection.judgements], hashes[collection.queries]]
+        parts = [hashes[collection.corpus], str(self.title), str(self.limit)]
+        if self.limit is not None:
+            parts += [hashes[collection.judgments], hashes[collection.queries]]
         return "-".join(parts)
 
     def _own(

@@ -18,7 +18,7 @@ from vlkd_cli.evaluation.metrics.ranks import (
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.shown import retrieval_items, retrieval_shown
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import embed_images, embed_texts, normalise, require_equal_widths
+from vlkd_cli.features.encode import embed_images, embed_texts, normalize, require_equal_widths
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
@@ -83,8 +83,8 @@ class Retrieval(Suite):
         reader = dataset.reader
         captions = [caption for own in own_captions for caption in own]
         counts = np.array([len(own) for own in own_captions], dtype=np.int64)
-        images = normalise(embed_images(subject, reader))
-        texts = normalise(embed_texts(subject, captions))
+        images = normalize(embed_images(subject, reader))
+        texts = normalize(embed_texts(subject, captions))
         require_equal_widths(images.shape[1], texts.shape[1], "retrieval")
         owner = torch.from_numpy(np.repeat(np.arange(len(reader)), counts))
         ranks = pair_ranks(

@@ -56,7 +56,7 @@ class SentEval(Suite):
             and 200; WordContent is always linear.
         dropout: in the hidden layer.
         seed: of folds, starts and batches.
-        point: features after the head, or before it.
+        features: features after the head, or before it.
 
     Source: Conneau and Kiela, SentEval, LREC 2018; Conneau et al., What you can cram into a single
     vector, ACL 2018. Differs from the original code in running without a GPU, and in that weight
@@ -76,7 +76,7 @@ class SentEval(Suite):
         hidden: int = 0,
         dropout: float = 0.0,
         seed: int = 1111,
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         known = [*TASKS, "transfer", "probing"]
         for name in tasks or ():
@@ -99,7 +99,7 @@ class SentEval(Suite):
         self.data, self.tasks, self.classifier = data, tasks, classifier
         self.kfold = kfold or (5 if classifier == "fast" else 10)
         self.hidden, self.dropout, self.seed = hidden, dropout, seed
-        self.point: Point = point
+        self.features: Point = features
 
     def open(self, subject: Subject) -> tuple[Path, list[str]]:
         """The folder, and the tasks whose files are there."""
@@ -206,21 +206,21 @@ class SentEval(Suite):
     def _scores(
         self, subject: Subject, task: Task, features: Sequence[Tensor], parts: Sequence[Part]
     ) -> Scores:
-        labelled = [
+        labeled = [
             (own, part.labels.astype(np.int64)) for own, part in zip(features, parts, strict=True)
         ]
         hidden = 0 if task.linear else self.hidden
         dropout = self.dropout if hidden else 0.0
         protocol = Protocol(self.classifier, self.kfold, self.seed, hidden, dropout, subject.device)
         if task.scheme == "nested":
-            return nested_folds(*labelled[0], protocol)
+            return nested_folds(*labeled[0], protocol)
         if task.scheme == "folds":
-            return folds_then_test(labelled[0], labelled[1], protocol)
-        return given_split(labelled[0], labelled[1], labelled[2], protocol)
+            return folds_then_test(labeled[0], labeled[1], protocol)
+        return given_split(labeled[0], labeled[1], labeled[2], protocol)
 
     def _features(self, subject: Subject, parts: Sequence[Part]) -> list[Tensor]:
         texts = [text for part in parts for text in (*part.first, *(part.second or ()))]
-        embedded = embed_texts(subject, texts, point=self.point)
+        embedded = embed_texts(subject, texts, point=self.features)
         features, start = [], 0
         for part in parts:
             size = len(part.labels)

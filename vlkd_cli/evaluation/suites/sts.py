@@ -44,7 +44,7 @@ TABLE = (*SUBSETS, "STSB", "SICKR")
 
 
 class Pairs(NamedTuple):
-    """Judged pairs of one subset, and how many lines had no judgement."""
+    """Judged pairs of one subset, and how many lines had no judgment."""
 
     first: list[str]
     second: list[str]
@@ -73,7 +73,7 @@ class STS(Suite):
         aggregation: which of the three the primary metric is.
         compat: `simcse` rounds to two decimals (of percent) before the mean over sets is taken, as
             published tables did.
-        point: features after the head, or before it.
+        features: features after the head, or before it.
 
     Source: SentEval (Conneau and Kiela 2018), senteval/sts.py; `all` as in SimCSE (Gao et al.
         2021).
@@ -90,11 +90,11 @@ class STS(Suite):
         similarity: Literal["cosine", "dot", "euclidean", "manhattan", "max"] = "cosine",
         aggregation: Literal["all", "mean", "wmean"] = "all",
         compat: Literal["none", "simcse"] = "none",
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         self.data, self.sets = data, sets
         self.similarity, self.aggregation, self.compat = similarity, aggregation, compat
-        self.point: Point = point
+        self.features: Point = features
         known = [*SUBSETS, *SINGLE]
         for name in sets or ():
             if name not in known:
@@ -126,7 +126,7 @@ class STS(Suite):
             for pairs in subsets.values()
             for text in (*pairs.first, *pairs.second)
         ]
-        embedded = embed_texts(subject, texts, point=self.point).numpy()
+        embedded = embed_texts(subject, texts, point=self.features).numpy()
         results, start = [], 0
         for name, subsets in read.items():
             vectors = {}

@@ -37,7 +37,7 @@ class WikiSections(Suite):
         similarity: `max` is the best of cosine, Euclid and Manhattan, which sentence-transformers
             before 3.0 returned.
         margin: by how much the positive must be more similar.
-        point: features after the head, or before it.
+        features: features after the head, or before it.
 
     Source: Ein Dor et al., Learning Thematic Similarity Metric from Article Sections Using Triplet
     Networks, ACL 2018; measured by sentence-transformers' TripletEvaluator.
@@ -54,13 +54,13 @@ class WikiSections(Suite):
         limit: int | None = None,
         similarity: Literal["cosine", "dot", "euclidean", "manhattan", "max"] = "cosine",
         margin: float = 0.0,
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         if limit is not None and limit < 1:
             raise RecipeError("suite 'wiki_sections': limit must be at least 1.")
         self.data, self.split, self.limit = data, split, limit
         self.similarity, self.margin = similarity, margin
-        self.point: Point = point
+        self.features: Point = features
 
     def open(self, subject: Subject) -> tuple[Path, list[Triplet]]:
         """The file and its triplets."""
@@ -87,7 +87,7 @@ class WikiSections(Suite):
         ]
         anchors, positives, negatives = (list(column) for column in zip(*triplets, strict=True))
         encoder = SentenceEncoder(
-            subject, [text for triplet in triplets for text in triplet], point=self.point
+            subject, [text for triplet in triplets for text in triplet], point=self.features
         )
         evaluator = TripletEvaluator(
             anchors,

@@ -23,7 +23,7 @@ from vlkd_cli.evaluation.datasets.text_files import (
 from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
-from vlkd_cli.features.encode import Point, embed_texts, normalise
+from vlkd_cli.features.encode import Point, embed_texts, normalize
 from vlkd_cli.features.subject import Subject
 
 KNOWN = {
@@ -57,7 +57,7 @@ class WordSimilarity(Suite):
     Args:
         data: folder with the files, in their native or the short format; by default `--data`.
         files: other lists of that folder instead of the three known ones, e.g. EN-MC-30.txt.
-        templates: `none` embeds the bare word; `prototype` the mean of its normalised template
+        templates: `none` embeds the bare word; `prototype` the mean of its normalized template
             embeddings; `expand` repeats every pair for every template and takes one Spearman over
             all rows (ITRA's way, for parity only: the templates' own noise enters).
         template_set: a list, a file, or a named set of templates, as in suite zero_shot.
@@ -66,7 +66,7 @@ class WordSimilarity(Suite):
             the missing one.
         lowercase: embed words in lower case (WordSim-353 writes names with a capital, which uncased
             static vectors lack).
-        point: features after the head, or before it.
+        features: features after the head, or before it.
     """
 
     modalities = frozenset({"text"})
@@ -81,12 +81,12 @@ class WordSimilarity(Suite):
         template_set: str | list[str] = "open_clip:imagenet",
         oov: Literal["skip", "zero", "mean"] = "skip",
         lowercase: bool = False,
-        point: Literal["projected", "backbone"] = "projected",
+        features: Literal["head", "backbone"] = "head",
     ) -> None:
         self.data, self.files = data, files
         self.templates, self.template_set = templates, template_set
         self.oov, self.lowercase = oov, lowercase
-        self.point: Point = point
+        self.features: Point = features
 
     def open(self, subject: Subject) -> tuple[Path, dict[str, str]]:
         """The folder, and the file of each set that is there."""
@@ -173,14 +173,14 @@ class WordSimilarity(Suite):
         """Which words have a vector `[W]`, and their vectors `[W, templates, D]`."""
         known = embed_texts(subject, words, point="backbone").abs().amax(dim=1).numpy() > 0
         if self.templates == "none":
-            return known, embed_texts(subject, words, point=self.point).numpy()[:, None]
+            return known, embed_texts(subject, words, point=self.features).numpy()[:, None]
         filled = prompts(words, Reader(), self.template_set, "imagenet")
         texts = [text for own in filled for text in own]
-        vectors = embed_texts(subject, texts, point=self.point).unflatten(
+        vectors = embed_texts(subject, texts, point=self.features).unflatten(
             0, (len(words), len(filled[0]))
         )
         if self.templates == "prototype":
-            vectors = normalise(vectors).mean(dim=1, keepdim=True)
+            vectors = normalize(vectors).mean(dim=1, keepdim=True)
         return known, vectors.numpy()
 
 

@@ -25,7 +25,7 @@ from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import (
     class_features,
     embed_images,
-    normalise,
+    normalize,
     require_equal_widths,
 )
 from vlkd_cli.features.subject import Subject
@@ -40,7 +40,7 @@ class ZeroShot(Suite):
     of the cosine.
 
     Args:
-        data: labelled images, `{reader: ..., ...}`.
+        data: labeled images, `{reader: ..., ...}`.
         templates: prompt templates: a list, a file, `open_clip:imagenet`, `open_clip:simple`,
             `clip_benchmark`, or the name of a set that vlkd brings along; by default the data's
             own, else the set of that data's name, else a general one.
@@ -49,7 +49,7 @@ class ZeroShot(Suite):
         ensemble: how the prompts of a class become one feature: each brought to unit length before
             the mean (CLIP), or the mean of the features as they are. Either mean is brought to unit
             length.
-        topk: the accuracies to report.
+        k: the accuracies to report.
         multi_label: whether images have several labels; by default as the data says.
         items: also write the answer to every image, to compare two models on the same images, and
             the pictures that the report page shows; not with several labels per image.
@@ -67,8 +67,8 @@ class ZeroShot(Suite):
         data: DataSource = None,
         templates: str | list[str] | None = None,
         classes: str | list[str] | None = None,
-        ensemble: Literal["normalise", "raw_mean"] = "normalise",
-        topk: list[int] | None = None,
+        ensemble: Literal["normalize", "raw_mean"] = "normalize",
+        k: list[int] | None = None,
         multi_label: bool | None = None,
         items: bool = True,
     ) -> None:
@@ -76,11 +76,11 @@ class ZeroShot(Suite):
         self.templates = templates
         self.classes = classes
         self.ensemble = ensemble
-        self.topk = tuple(sorted(topk or (1, 5)))
+        self.k = tuple(sorted(k or (1, 5)))
         self.multi_label = multi_label
         self.items = items
-        if self.topk[0] < 1:
-            raise RecipeError("suite 'zero_shot': topk must be at least 1.")
+        if self.k[0] < 1:
+            raise RecipeError("suite 'zero_shot': k must be at least 1.")
 
     def open(self, subject: Subject) -> tuple[Dataset, list[str], list[list[str]]]:
         """The data, its class names, and the prompts of each."""
@@ -101,7 +101,7 @@ class ZeroShot(Suite):
 
     def run(self, subject: Subject) -> list[Result]:
         dataset, names, texts = self.open(subject)
-        images = normalise(embed_images(subject, dataset.reader))
+        images = normalize(embed_images(subject, dataset.reader))
         classifier = class_features(subject, texts, self.ensemble)
         require_equal_widths(images.shape[1], classifier.shape[1], "zero_shot")
         cosine = images @ classifier.T
@@ -140,7 +140,7 @@ class ZeroShot(Suite):
 
     def _cut_offs(self, num_classes: int) -> list[int]:
         """Those that say something: with k classes or fewer, every class is among the first k."""
-        return [k for k in self.topk if k == 1 or k < num_classes]
+        return [k for k in self.k if k == 1 or k < num_classes]
 
     def _single_label(
         self, scores: Tensor, labels: Tensor, names: list[str]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 MERGING: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "targets": ["q", "k", "v", "o", "intermediate", "output"]},
-    "rslora": {"name": "lora", "rank": 4, "rank_stabilised": True},
+    "rslora": {"name": "lora", "rank": 4, "rank_stabilized": True},
     "dora": {"name": "dora"},
     "vera": {"name": "vera", "rank": 8},
     "ia3": {"name": "ia3"},

@@ -47,7 +47,7 @@ def test_a_real_sentence_encoder_gives_the_librarys_embeddings(minilm: Any) -> N
     torch.testing.assert_close(own.norm(dim=1), torch.ones(3))
 
 
-def test_a_sentence_encoder_is_its_encoder_with_mean_pooling_and_normalisation(minilm: Any) -> None:
+def test_a_sentence_encoder_is_its_encoder_with_mean_pooling_and_normalization(minilm: Any) -> None:
     encoder = HuggingFace(model=MINILM).build("text").eval()
     with torch.no_grad():
         own = F.normalize(encoder(encoder.input(TEXTS)).feature, dim=-1)

@@ -241,7 +241,7 @@ def test_published_weights_are_read_as_tensors_alone(
 
 
 @pytest.mark.shared
-def test_real_mobilenet_recognises_real_photos(shared: Path) -> None:
+def test_real_mobilenet_recognizes_real_photos(shared: Path) -> None:
     weights = shared / "data" / "weights" / "mobilenet_v2_imagenet.safetensors"
     backbone = TorchVision(model="mobilenet_v2", pretrained=str(weights)).build("image").eval()
     from safetensors.torch import load_file

@@ -21,7 +21,7 @@ from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.images import decode as images
 from vlkd_cli.data.images.augment import SimCLRAugment, StandardAugment
 from vlkd_cli.data.images.decode import Picture, decode
-from vlkd_cli.data.images.resize import centred, fit, random_box, resize
+from vlkd_cli.data.images.resize import centered, fit, random_box, resize
 from vlkd_cli.data.views import ImageView, render
 from vlkd_cli.engine.views import build_augment
 from vlkd_cli.preprocessing import ImageInput
@@ -62,12 +62,12 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     [
         pytest.param(encoded(photo(1)), id="jpeg"),
         pytest.param(encoded(photo(1), progressive=True), id="progressive jpeg"),
-        pytest.param(encoded(photo(1).convert("L")), id="grey jpeg"),
+        pytest.param(encoded(photo(1).convert("L")), id="gray jpeg"),
         pytest.param(encoded(photo(1).convert("CMYK")), id="CMYK jpeg"),
         pytest.param(encoded(photo(1).convert("P"), "PNG"), id="palette png"),
-        pytest.param(encoded(photo(1).convert("L"), "PNG"), id="grey png"),
+        pytest.param(encoded(photo(1).convert("L"), "PNG"), id="gray png"),
         pytest.param(encoded(photo(1).convert("1"), "PNG"), id="one-bit png"),
-        pytest.param(encoded(photo(1).convert("LA"), "PNG"), id="grey and alpha png"),
+        pytest.param(encoded(photo(1).convert("LA"), "PNG"), id="gray and alpha png"),
         pytest.param(encoded(photo(1).convert("P"), "GIF"), id="gif"),
         pytest.param(encoded(photo(1), "WEBP", lossless=True), id="webp"),
         pytest.param(encoded(photo(1), "BMP"), id="bmp"),
@@ -91,7 +91,7 @@ def test_transparency_is_dropped_as_convert_rgb_does() -> None:
     )
 
 
-def test_sixteen_bit_greys_are_scaled_and_not_clipped() -> None:
+def test_sixteen_bit_grays_are_scaled_and_not_clipped() -> None:
     values = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
     pixels = decode(encoded(Image.fromarray(values), "PNG"))
     assert np.array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
@@ -299,7 +299,7 @@ def test_a_missing_file_is_broken() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("size", [(50, 70), (224, 224), (301, 500)])
-def test_resizing_is_within_one_grey_level_of_pil(
+def test_resizing_is_within_one_gray_level_of_pil(
     interpolation: str, size: tuple[int, int]
 ) -> None:
     image = textured(240, 320)
@@ -348,7 +348,7 @@ def test_a_strip_is_fitted_without_resizing_all_of_it(
 
 
 def test_a_crop_larger_than_the_image_is_padded_around_it() -> None:
-    padded = centred(torch.full((3, 4, 6), 9, dtype=torch.uint8), (8, 6))
+    padded = centered(torch.full((3, 4, 6), 9, dtype=torch.uint8), (8, 6))
     assert (
         padded.shape == (3, 8, 6)
         and padded[:, 2:6].min() == 9
@@ -390,16 +390,19 @@ def test_an_augmentation_depends_on_the_samples_seed_only(augment: StandardAugme
     assert first.dtype == torch.uint8 and first.shape == (1, 3, 32, 32)
 
 
-def test_colour_changes_are_drawn_within_their_strength() -> None:
-    grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+def test_color_changes_are_drawn_within_their_strength() -> None:
+    gray = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     brightened = [
-        int(StandardAugment(brightness=0.4).finish(grey, random.Random(seed))[0, 0, 0])
+        int(StandardAugment(brightness=0.4).finish(gray, random.Random(seed))[0, 0, 0])
         for seed in range(200)
     ]
     assert 60 <= min(brightened) < 65 and 135 < max(brightened) <= 140
     red = torch.zeros(3, 8, 8, dtype=torch.uint8)
     red[0] = 200
-    assert len(set(StandardAugment(grey=1.0).finish(red, random.Random(0))[:, 0, 0].tolist())) == 1
+    assert (
+        len(set(StandardAugment(grayscale=1.0).finish(red, random.Random(0))[:, 0, 0].tolist()))
+        == 1
+    )
     assert torch.equal(StandardAugment(flip=1.0).finish(red, random.Random(0)), red.flip(-1))
     assert StandardAugment(blur=1.0).finish(red, random.Random(0)).shape == red.shape
 

@@ -35,7 +35,7 @@ def root(drawn_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drawn_root, tmp_path / "root"))
 
 
-def _mean_colour(image: bytes | str) -> np.ndarray:
+def _mean_color(image: bytes | str) -> np.ndarray:
     opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     return np.asarray(np.asarray(opened.convert("RGB")).mean((0, 1)))
 
@@ -62,18 +62,18 @@ def test_a_set_is_found_by_each_of_its_names() -> None:
         find_set("cifar-1000")
 
 
-@pytest.mark.parametrize("name", ["toy-colours", "toy-tags", "toy-memes", "toy-places"])
+@pytest.mark.parametrize("name", ["toy-colors", "toy-tags", "toy-memes", "toy-places"])
 def test_every_form_reads_the_picture_that_its_row_names(drawn_root: Path, name: str) -> None:
     reader = Elevater(root=str(drawn_root), dataset=name, split="test")
     assert len(reader) == reader.facts.splits["test"].num_images
     for index in range(len(reader)):
         assert reader.classes is not None
         picture = draw([reader.classes[label] for label in reader.labels(index)], seed=0)
-        assert _mean_colour(reader.image(index)) == pytest.approx(_mean_colour(picture), abs=8)
+        assert _mean_color(reader.image(index)) == pytest.approx(_mean_color(picture), abs=8)
 
 
 def test_names_with_spaces_labels_and_captions(drawn_root: Path) -> None:
-    reader = Elevater(root=str(drawn_root), dataset="toy-colours", split="train")
+    reader = Elevater(root=str(drawn_root), dataset="toy-colors", split="train")
     assert reader.name(1).endswith("train.zip@class 1/image 0001 (copy).jpg")
     assert [reader.label(row) for row in range(4)] == [0, 1, 2, 0]
     assert reader.labels_of(np.array([2, 0])).tolist() == [2, 0]
@@ -105,11 +105,11 @@ def test_a_row_without_labels_is_read_and_has_a_caption(root: Path, end: str) ->
 
 
 def test_an_image_that_is_cut_off_is_evaluated_as_far_as_it_goes(root: Path) -> None:
-    folder = root / "classification/toy_colours_2026"
+    folder = root / "classification/toy_colors_2026"
     (folder / "cut.jpg").write_bytes(draw(["red"], seed=0)[:-200])
     lines = (folder / "test.txt").read_text().split("\n")
     (folder / "test.txt").write_text("\n".join(["cut.jpg 0", *lines[1:]]))
-    reader = Elevater(root=str(root), dataset="toy-colours", split="test")
+    reader = Elevater(root=str(root), dataset="toy-colors", split="test")
     (batch,) = in_order(
         reader, {"image": ImageView(ImageInput(size_px=(24, 24)))}, [0], batch_size=1
     )
@@ -125,11 +125,11 @@ def test_a_pickled_reader_reads_on(drawn_root: Path) -> None:
 
 
 def test_fingerprint_follows_pictures_and_order(root: Path) -> None:
-    before = Elevater(root=str(root), dataset="toy-colours", split="test")
-    index = root / "classification/toy_colours_2026/test.txt"
+    before = Elevater(root=str(root), dataset="toy-colors", split="test")
+    index = root / "classification/toy_colors_2026/test.txt"
     lines = index.read_text().split("\n")
     index.write_text("\n".join([lines[3], lines[1], lines[2], lines[0], *lines[4:]]))
-    after = Elevater(root=str(root), dataset="toy-colours", split="test")
+    after = Elevater(root=str(root), dataset="toy-colors", split="test")
     assert before.fingerprint() != after.fingerprint()
     assert before.row_order_digest() != after.row_order_digest()
     assert before.class_order_digest() == after.class_order_digest()
@@ -168,8 +168,8 @@ def _refused(root: Path, name: str, split: str = "test") -> str:
 def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> None:
     assert "is not a folder" in _refused(tmp_path / "nowhere", "dtd")
     assert "classification/dtd_20211007" in _refused(root, "dtd")
-    (root / "classification/toy_colours_2026/test.zip").unlink()
-    assert "test.zip is missing" in _refused(root, "toy-colours")
+    (root / "classification/toy_colors_2026/test.zip").unlink()
+    assert "test.zip is missing" in _refused(root, "toy-colors")
     (root / "classification/toy_places_2026/loose files/test 3.jpg").unlink()
     assert "1 of 8 rows point to files that are missing" in _refused(root, "toy-places")
     assert "no part 'val'" in _refused(root, "toy-places", "val")
@@ -178,11 +178,11 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("toy-colours", {"test": {"index_path": "test.txt", "num_images": 5}}, "says 5 ('toy-c"),
-        ("toy-colours", {"test": {"index_path": "test.txt", "num_images": "6"}}, "is a text, not"),
-        ("toy-colours", {"root_folder": 3}, "a number, not text"),
-        ("toy-colours", {"test": {"index_path": "a\0b"}}, "is not a path"),
-        ("toy-colours", {"metric": "top1"}, "metric of 'toy-colours' is 'top1'; known: accuracy"),
+        ("toy-colors", {"test": {"index_path": "test.txt", "num_images": 5}}, "says 5 ('toy-c"),
+        ("toy-colors", {"test": {"index_path": "test.txt", "num_images": "6"}}, "is a text, not"),
+        ("toy-colors", {"root_folder": 3}, "a number, not text"),
+        ("toy-colors", {"test": {"index_path": "a\0b"}}, "is not a path"),
+        ("toy-colors", {"metric": "top1"}, "metric of 'toy-colors' is 'top1'; known: accuracy"),
         (
             "dtd",
             {"name": "dtd", "type": "classification_multilabel"},
@@ -203,7 +203,7 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
             },
             "metric of 'dtd' is 'roc_auc', and ELEVATER's set has 'accuracy'",
         ),
-        ("toy-colours", {"type": "object_detection"}, "unknown ELEVATER data set 'toy-colours'"),
+        ("toy-colors", {"type": "object_detection"}, "unknown ELEVATER data set 'toy-colors'"),
     ],
 )
 def test_a_registry_that_says_otherwise_than_the_files_is_refused(
@@ -217,9 +217,9 @@ def test_a_registry_that_says_otherwise_than_the_files_is_refused(
 
 
 def test_an_index_that_points_to_missing_members_is_refused(root: Path) -> None:
-    index = root / "classification/toy_colours_2026/test.txt"
+    index = root / "classification/toy_colors_2026/test.txt"
     index.write_text(index.read_text().replace("image 0002", "image 0999"))
-    message = _refused(root, "toy-colours")
+    message = _refused(root, "toy-colors")
     assert (
         "1 of 6 rows point to members" in message
         and "first row 2 'test.zip@class 2/image 0999 (copy).jpg'" in message
@@ -227,12 +227,12 @@ def test_an_index_that_points_to_missing_members_is_refused(root: Path) -> None:
 
 
 def test_a_cut_off_archive_is_refused(root: Path) -> None:
-    archive = root / "classification/toy_colours_2026/test.zip"
+    archive = root / "classification/toy_colors_2026/test.zip"
     archive.write_bytes(archive.read_bytes()[:-200])
-    assert "no readable zip archive" in _refused(root, "toy-colours")
+    assert "no readable zip archive" in _refused(root, "toy-colors")
 
 
-@pytest.mark.parametrize("name", ["toy-colours", "toy-tags"])
+@pytest.mark.parametrize("name", ["toy-colors", "toy-tags"])
 def test_a_damaged_member_is_broken_and_others_are_not(root: Path, name: str) -> None:
     archive = root / f"classification/{name.replace('-', '_')}_2026/test.zip"
     content = bytearray(archive.read_bytes())
@@ -245,10 +245,10 @@ def test_a_damaged_member_is_broken_and_others_are_not(root: Path, name: str) ->
 
 
 def test_wrong_labels_and_class_counts_are_refused(root: Path) -> None:
-    folder = root / "classification/toy_colours_2026"
+    folder = root / "classification/toy_colors_2026"
     labels = (folder / "labels.txt").read_text()
     (folder / "labels.txt").write_text(labels + "pink\n")
-    assert "4 class names, and the data set has 3 classes" in _refused(root, "toy-colours")
+    assert "4 class names, and the data set has 3 classes" in _refused(root, "toy-colors")
     (folder / "labels.txt").write_text(labels)
     index = folder / "test.txt"
     lines = index.read_text()
@@ -258,9 +258,7 @@ def test_wrong_labels_and_class_counts_are_refused(root: Path) -> None:
         (" 0,1\n", "2 labels"),
     ):
         index.write_text(lines.replace(" 0\n", wrong, 1))
-        assert says in _refused(root, "toy-colours") and "test.txt:1" in _refused(
-            root, "toy-colours"
-        )
+        assert says in _refused(root, "toy-colors") and "test.txt:1" in _refused(root, "toy-colors")
     coco = root / "classification/toy_memes_2026/test_meta.json"
     tables = json.loads(coco.read_text())
     coco.write_text(json.dumps(tables | {"images": tables["images"] + tables["images"][:1]}))
@@ -292,7 +290,7 @@ def test_another_class_order_than_the_official_one_is_refused(tmp_path: Path) ->
 
 
 def test_on_disk_lists_what_is_there(drawn_root: Path) -> None:
-    assert list(on_disk(drawn_root)) == ["toy-colours", "toy-tags", "toy-memes", "toy-places"]
+    assert list(on_disk(drawn_root)) == ["toy-colors", "toy-tags", "toy-memes", "toy-places"]
     assert locate(drawn_root, "toy-memes").layout == "index"
 
 

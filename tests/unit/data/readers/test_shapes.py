@@ -8,7 +8,7 @@ import pytest
 from vlkd_cli.data.readers.shapes import (
     BACKGROUNDS,
     CLASSES,
-    COLOURS,
+    COLORS,
     SHAPES,
     UNSEEN,
     Scene,
@@ -18,7 +18,7 @@ from vlkd_cli.data.readers.shapes import (
 
 def kind(scene: Scene) -> tuple[str, ...]:
     return (
-        scene.thing.colour,
+        scene.thing.color,
         scene.thing.shape,
         scene.thing.size,
         scene.thing.position,
@@ -52,7 +52,7 @@ def test_every_class_is_in_every_split() -> None:
     for split in ("train", "val", "test"):
         reader = Shapes(split=split)  # type: ignore[arg-type]
         counts = np.bincount(
-            reader.labels_of(np.arange(len(reader))), minlength=len(SHAPES) * len(COLOURS)
+            reader.labels_of(np.arange(len(reader))), minlength=len(SHAPES) * len(COLORS)
         )
         assert counts.min() > 0
 
@@ -93,27 +93,27 @@ def test_the_full_captions_of_the_validation_pictures_are_all_different() -> Non
         assert len({reader.captions(index)[place] for index in range(500)}) == 500
 
 
-def test_captions_tell_what_is_drawn_and_the_label_is_colour_and_shape() -> None:
+def test_captions_tell_what_is_drawn_and_the_label_is_color_and_shape() -> None:
     reader = Shapes(num_samples=50)
     assert reader.classes is not None
     for index in range(50):
-        colour, shape, size, position, background = kind(reader.scene(index))
+        color, shape, size, position, background = kind(reader.scene(index))
         captions = reader.captions(index)
-        assert reader.classes[reader.label(index)] == f"{colour} {shape}"
-        assert all(word in captions[0] for word in (colour, shape, size, position, background))
-        assert all(colour in caption and shape in caption for caption in captions)
+        assert reader.classes[reader.label(index)] == f"{color} {shape}"
+        assert all(word in captions[0] for word in (color, shape, size, position, background))
+        assert all(color in caption and shape in caption for caption in captions)
 
 
-def test_the_picture_has_the_colours_at_the_place_that_the_caption_tells() -> None:
+def test_the_picture_has_the_colors_at_the_place_that_the_caption_tells() -> None:
     reader = Shapes(num_samples=60, size_px=64)
     for index in range(60):
         scene, pixels = reader.scene(index), np.asarray(reader.image(index)).astype(int)
-        drawn = np.abs(pixels - COLOURS[scene.thing.colour]).max(-1) < 25
+        drawn = np.abs(pixels - COLORS[scene.thing.color]).max(-1) < 25
         assert drawn.sum() > 15
         rows, columns = np.nonzero(drawn)
         assert (
-            abs(columns.mean() / 64 - scene.thing.centre[0]) < 0.06
-            and abs(rows.mean() / 64 - scene.thing.centre[1]) < 0.06
+            abs(columns.mean() / 64 - scene.thing.center[0]) < 0.06
+            and abs(rows.mean() / 64 - scene.thing.center[1]) < 0.06
         )
         ground = np.abs(pixels - BACKGROUNDS[scene.background]).max(-1) < 20
         assert ground.sum() > drawn.sum() / 2
@@ -136,15 +136,15 @@ def test_relations_hold_in_the_picture() -> None:
         if scene.other is None:
             continue
         found.add(scene.relation)
-        (x, y), (u, v) = scene.thing.centre, scene.other.centre
+        (x, y), (u, v) = scene.thing.center, scene.other.center
         assert {"to the left of": x < u, "to the right of": x > u, "above": y < v, "below": y > v}[
             scene.relation
         ]
         assert (
-            f"{scene.relation} a {scene.other.colour} {scene.other.shape}"
+            f"{scene.relation} a {scene.other.color} {scene.other.shape}"
             in reader.captions(index)[0]
         )
-        assert scene.other.colour != scene.thing.colour
+        assert scene.other.color != scene.thing.color
     assert len(found) == 4
 
 

@@ -42,7 +42,7 @@ def test_no_run_says_so(tmp_path: Path) -> None:
         latest_run(tmp_path, "clip")
 
 
-def test_a_misspelt_run_is_corrected(tmp_path: Path) -> None:
+def test_a_misspelled_run_is_corrected(tmp_path: Path) -> None:
     make_run(tmp_path, "clip-20260101-000000", age=0)
     with pytest.raises(CheckpointError, match="Did you mean 'clip-20260101-000000'"):
         existing_run(Path("clip-20260101-000001"), tmp_path)

@@ -118,15 +118,15 @@ def test_whole_towers_can_be_described_by_one_override(tmp_path: Path) -> None:
 
 
 IMAGE = {"image": TowerSpec(builder="timm", model="resnet10t")}
-LABELLED = {"reader": "classification", "path": "birds"}
-LISTED = [EvalSpec(suite="zero_shot", data=LABELLED)]
+LABELED = {"reader": "classification", "path": "birds"}
+LISTED = [EvalSpec(suite="zero_shot", data=LABELED)]
 
 
 def test_a_suite_without_data_takes_the_evaluation_data_of_another(tmp_path: Path) -> None:
     recipe = Recipe(towers=IMAGE, evals=LISTED)
-    assert suite_specs(recipe, ["knn"], [])[0].keys == {"data": LABELLED}
+    assert suite_specs(recipe, ["knn"], [])[0].keys == {"data": LABELED}
     (spec,) = suite_specs(recipe, ["knn"], ["data.split=val"])
-    assert spec.keys == {"data": {**LABELLED, "split": "val"}}
+    assert spec.keys == {"data": {**LABELED, "split": "val"}}
     # Below a folder that is given, data sets are looked up instead.
     assert suite_specs(recipe, ["knn"], [], tmp_path)[0].keys == {}
 

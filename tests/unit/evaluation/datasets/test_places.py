@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support.elevater_root import make_elevater_root
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.dataset import labelled_pair, open_dataset
+from vlkd_cli.evaluation.datasets.dataset import labeled_pair, open_dataset
 from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
 from vlkd_cli.features.subject import Subject
 
@@ -34,7 +34,7 @@ def test_of_folders_of_splits_the_test_part_is_measured(tmp_path: Path) -> None:
         expected = {"train": None, "valid": "val", "test": "test"}[split]
         if expected:
             assert found_alone(tmp_path)["split"] == expected
-    pair = labelled_pair(Subject(None, None, data_root=tmp_path), None, None)
+    pair = labeled_pair(Subject(None, None, data_root=tmp_path), None, None)
     assert (pair.train.split, pair.test.split) == ("train", "test")
 
 
@@ -52,7 +52,7 @@ def test_a_known_data_set_that_lies_alone_is_taken_by_name(tmp_path: Path) -> No
 
 def test_of_several_data_sets_one_is_to_be_chosen(tmp_path: Path) -> None:
     root = make_elevater_root(tmp_path, train=1, test=3)
-    with pytest.raises(DataError, match=r"holds \d data sets: .*toy_colours.*--with data=NAME"):
+    with pytest.raises(DataError, match=r"holds \d data sets: .*toy_colors.*--with data=NAME"):
         found_alone(root)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
-from vlkd_cli.features.encode import normalise
+from vlkd_cli.features.encode import normalize
 from vlkd_cli.numerics.topk import top_k
 
 GOLDENS = json.loads(
@@ -22,7 +22,7 @@ JUDGED = {query: dict.fromkeys(documents, 1.0) for query, documents in IR["qrels
 def rank(similarity: str, depth: int = 24) -> dict[str, list[str]]:
     queries, corpus = torch.tensor(IR["query_emb"]), torch.tensor(IR["corpus_emb"])
     if similarity == "cosine":
-        queries, corpus = normalise(queries), normalise(corpus)
+        queries, corpus = normalize(queries), normalize(corpus)
     _, keys = top_k(queries, corpus, depth)
     return {
         query: [IR["corpus_ids"][key] for key in row]

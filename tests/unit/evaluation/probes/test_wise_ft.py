@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.fakes import COLOURED, FakeTower, TableBackbone
+from tests.support.fakes import COLORED, FakeTower, TableBackbone
 from tests.support.suite_cases import CLASSES, class_of_prompt
 from tests.unit.evaluation.test_goldens import CASES
 from vlkd_cli.errors import CheckpointError, RecipeError
@@ -17,12 +17,12 @@ from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.tower import Tower
 
 SPEC = EvalSpec.model_validate(
-    {"suite": "zero_shot", "data": {"reader": COLOURED, "num_samples": 80}}
+    {"suite": "zero_shot", "data": {"reader": COLORED, "num_samples": 80}}
 )
 
 
 class Shift(nn.Module):
-    """A head that turns classes by a learnt amount: at 0 everything is one class off, at 1 nothing
+    """A head that turns classes by a learned amount: at 0 everything is one class off, at 1 nothing
     is."""
 
     width = CLASSES

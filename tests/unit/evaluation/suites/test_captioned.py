@@ -25,7 +25,7 @@ def test_captions_that_tell_the_class_score_one_and_others_chance(tmp_path: Path
     ] == pytest.approx(1 / 3)
 
 
-def test_a_labelled_reader_serves_as_well() -> None:
+def test_a_labeled_reader_serves_as_well() -> None:
     data = {"reader": "shapes", "split": "val", "num_samples": 120}
     (result,) = Captioned(data=data, captions="first", C=1.0).run(random_subject())
     assert (result.dataset, result.split, result.num_items) == ("shapes", "val", 120)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.colour_towers import RandomHead, colour_towers, mobilenet_tower
+from tests.support.color_towers import RandomHead, color_towers, mobilenet_tower
 from tests.support.elevater_goldens import drawn, golden
 from tests.support.elevater_root import make_elevater_root
 from tests.support.ranks import run_on_ranks
@@ -32,7 +32,7 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.towers.tower import Tower
 
 SHORT: dict[str, Any] = {"sweep_epochs": 1, "epochs": 3}
-NAMES = ["toy-colours", "toy-tags", "toy-memes", "toy-places"]
+NAMES = ["toy-colors", "toy-tags", "toy-memes", "toy-places"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _subject(root: Path, output: Path | None = None, **towers: Any) -> Subject:
-    image, text = colour_towers(**towers)
+    image, text = color_towers(**towers)
     return Subject(image, text, output=output, data_root=root)
 
 
@@ -84,7 +84,7 @@ def test_zero_shot_reaches_a_checked_submission(
     results = ElevaterSuite().run(_subject(root, tmp_path))
     scores = _headlines(results)
     assert list(scores) == NAMES
-    assert scores["toy-colours"] == scores["toy-memes"] == scores["toy-places"] == 1.0
+    assert scores["toy-colors"] == scores["toy-memes"] == scores["toy-places"] == 1.0
     assert scores["toy-tags"] > 0.8
     assert [result.primary_metric for result in results] == [
         "accuracy",
@@ -102,7 +102,7 @@ def test_zero_shot_reaches_a_checked_submission(
     submit_elevater(tmp_path, tmp_path / "all.zip", registry=root / "vision_datasets.json")
     printed = capsys.readouterr()
     assert "average" in printed.out and "EvalAI takes only those" in printed.err
-    with pytest.raises(DataError, match="'toy-colours' is not one of the 20 data sets"):
+    with pytest.raises(DataError, match="'toy-colors' is not one of the 20 data sets"):
         submit_elevater(tmp_path, tmp_path / "official.zip")
     assert not (tmp_path / "official.zip").exists()
 
@@ -111,8 +111,8 @@ def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
     subject = _subject(root)
     assert subject.image is not None
     subject.image = Tower("image", subject.image.encoder, head=RandomHead(3))
-    scores = _headlines(ElevaterSuite(datasets=["toy-colours", "toy-places"]).run(subject))
-    assert scores["toy-colours"] == pytest.approx(
+    scores = _headlines(ElevaterSuite(datasets=["toy-colors", "toy-places"]).run(subject))
+    assert scores["toy-colors"] == pytest.approx(
         1 / 3, abs=0.37
     )  # 15 images: three standard errors
     assert scores["toy-places"] == pytest.approx(1 / 4, abs=0.3)
@@ -122,7 +122,7 @@ def test_linear_probe_with_shots_reaches_a_checked_submission(root: Path, tmp_pa
     suite = ElevaterSuite(mode="linear_probe", shots=5, **SHORT)
     results = suite.run(_subject(root, tmp_path))
     scores = _headlines(results)
-    assert scores["toy-colours"] == scores["toy-places"] == scores["toy-memes"] == 1.0
+    assert scores["toy-colors"] == scores["toy-places"] == scores["toy-memes"] == 1.0
     assert results[0].protocol == "elevater_linear_probe_5"
     assert results[0].settings["epoch_chosen_on"] == "validation"
     assert [entry["seed"] for entry in results[0].details["seeds"]] == [0, 1, 2]
@@ -192,12 +192,12 @@ def test_what_was_predicted_before_is_read_again_until_something_changes(
     root: Path, tmp_path: Path
 ) -> None:
     suite = ElevaterSuite(
-        mode="linear_probe", datasets="toy-colours", shots=2, seeds=[0, 1], **SHORT
+        mode="linear_probe", datasets="toy-colors", shots=2, seeds=[0, 1], **SHORT
     )
     first = suite.run(_subject(root, tmp_path))
     files = sorted((tmp_path / "elevater" / "linear_probe_2").glob("*.json"))
     times = [path.stat().st_mtime_ns for path in files]
-    assert [path.name for path in files] == ["seed0_toy-colours.json", "seed1_toy-colours.json"]
+    assert [path.name for path in files] == ["seed0_toy-colors.json", "seed1_toy-colors.json"]
     assert suite.run(_subject(root, tmp_path)) == first
     assert [path.stat().st_mtime_ns for path in files] == times
     suite.run(_subject(root, tmp_path, knows=False))
@@ -217,24 +217,22 @@ def test_kitti_images_are_squashed_and_others_cropped(root: Path, tmp_path: Path
 def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
     own = {
-        "toy-colours": {"classes": [["red", "crimson"], "green", "yellow"], "templates": ["{}!"]},
+        "toy-colors": {"classes": [["red", "crimson"], "green", "yellow"], "templates": ["{}!"]},
         "toy-memes": ["some {}"],
     }
     file.write_text(json.dumps(own))
     scores = _headlines(
-        ElevaterSuite(datasets=["toy-colours", "toy-memes"], templates=str(file)).run(
-            _subject(root)
-        )
+        ElevaterSuite(datasets=["toy-colors", "toy-memes"], templates=str(file)).run(_subject(root))
     )
     assert scores["toy-memes"] == 1.0
-    assert scores["toy-colours"] == pytest.approx(2 / 3)  # the file calls the blue ones yellow
+    assert scores["toy-colors"] == pytest.approx(2 / 3)  # the file calls the blue ones yellow
     for wrong, says in (
         (["red"], "1 class names, and the data set has 3"),
         (["green", "red", "blue"], "class 'green' is number 0"),
     ):
-        file.write_text(json.dumps({"toy-colours": {"classes": wrong, "templates": ["{}!"]}}))
+        file.write_text(json.dumps({"toy-colors": {"classes": wrong, "templates": ["{}!"]}}))
         with pytest.raises(DataError, match=says):
-            ElevaterSuite(datasets="toy-colours", templates=str(file)).run(_subject(root))
+            ElevaterSuite(datasets="toy-colors", templates=str(file)).run(_subject(root))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +255,7 @@ def test_keys_without_effect_are_refused(keys: dict[str, Any], says: str) -> Non
 
 def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data ROOT"):
-        ElevaterSuite().run(Subject(*colour_towers()))
+        ElevaterSuite().run(Subject(*color_towers()))
     with pytest.raises(DataError, match="no ELEVATER data set is under"):
         ElevaterSuite().run(_subject(tmp_path))
     with pytest.raises(DataError, match="is not a folder"):
@@ -266,7 +264,7 @@ def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) 
         ElevaterSuite(datasets="dtd").run(_subject(root))
     with pytest.raises(RecipeError, match="start: random"):
         ElevaterSuite(mode="linear_probe", datasets="toy-memes").run(
-            Subject(colour_towers()[0], None, data_root=root)
+            Subject(color_towers()[0], None, data_root=root)
         )
 
 
@@ -283,7 +281,7 @@ def test_test_rows_without_a_score_are_told_with_the_data_set(root: Path, tmp_pa
 def _on_a_rank(root: str, output: str) -> dict[str, Any]:
     subject = _subject(Path(root), Path(output))
     probe = ElevaterSuite(
-        mode="linear_probe", datasets=["toy-colours", "toy-tags"], shots=2, seeds=[0, 1], **SHORT
+        mode="linear_probe", datasets=["toy-colors", "toy-tags"], shots=2, seeds=[0, 1], **SHORT
     )
     tuned = ElevaterSuite(
         mode="fine_tune", datasets="toy-memes", shots=2, seeds=0, tune=False, lr=0.02, epochs=2
@@ -297,7 +295,7 @@ def _on_a_rank(root: str, output: str) -> dict[str, Any]:
 
 def _looks(root: str, subject: Subject) -> list[list[float]]:
     """Three fine-tunings of a search."""
-    reader = Elevater(root=root, dataset="toy-colours", split="train")
+    reader = Elevater(root=root, dataset="toy-colors", split="train")
     targets = torch.from_numpy(reader.targets())
     learner = FineTuneLearner(
         Task("accuracy", 3, False, targets, targets),
@@ -305,7 +303,7 @@ def _looks(root: str, subject: Subject) -> list[list[float]]:
         range(len(reader)),
         reader,
         reader,
-        point="projected",
+        point="head",
         initial=None,
     )
     trials = [Trial(lr, 0.0) for lr in (1e-4, 0.02, 0.5)]

@@ -152,7 +152,7 @@ def test_what_was_embedded_before_an_interruption_is_not_embedded_again(tmp_path
     assert again.text is not None and again.text.encoded == 20  # type: ignore[attr-defined]
 
 
-def test_only_the_small_queries_count_where_judgements_cover_more(tmp_path: Path) -> None:
+def test_only_the_small_queries_count_where_judgments_cover_more(tmp_path: Path) -> None:
     result = PassageRetrieval(data=str(write_marco(tmp_path, small=False))).run(perfect_subject())[
         0
     ]
@@ -173,7 +173,7 @@ def test_a_judged_query_without_text_counts_nothing_and_is_said(
 
 def test_a_smaller_collection_keeps_relevant_passages_and_is_named(tmp_path: Path) -> None:
     root = write_marco(tmp_path / "m", passages=80)
-    result = PassageRetrieval(data=str(root), max_passages=20).run(perfect_subject())[0]
+    result = PassageRetrieval(data=str(root), limit=20).run(perfect_subject())[0]
     assert (result.dataset, result.metrics["recall@10"], result.settings["passages"]) == (
         "m[20]",
         1,
@@ -186,9 +186,11 @@ def test_the_search_goes_through_the_head(tmp_path: Path) -> None:
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, 1)
     subject = Subject(None, FakeTower("text", meaning, WIDTH, head=head, output_width=1))  # type: ignore[arg-type]
-    projected = PassageRetrieval(data=str(root)).run(subject)[0].metrics["mrr@10"]
-    backbone = PassageRetrieval(data=str(root), point="backbone").run(subject)[0].metrics["mrr@10"]
-    assert projected < backbone == 1
+    after = PassageRetrieval(data=str(root)).run(subject)[0].metrics["mrr@10"]
+    backbone = (
+        PassageRetrieval(data=str(root), features="backbone").run(subject)[0].metrics["mrr@10"]
+    )
+    assert after < backbone == 1
 
 
 def test_a_title_stands_before_its_text_unless_told_otherwise(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     ):
         PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
     root = write_beir(tmp_path / "b")
-    with pytest.raises(DataError, match=r"lacks qrels/dev\.tsv\. Splits with judgements: test"):
+    with pytest.raises(DataError, match=r"lacks qrels/dev\.tsv\. Splits with judgments: test"):
         PassageRetrieval(data=str(root), split="dev").run(perfect_subject())
     with open(root / "corpus.jsonl", "a") as file:
         file.write('{"_id": "d1", "text": "again"}\n')
@@ -355,7 +357,7 @@ def test_a_marco_file_in_another_encoding_is_named_with_the_line(
         PassageRetrieval(data=str(tmp_path)).run(perfect_subject())
 
 
-def test_judgements_of_other_queries_only_are_refused(tmp_path: Path) -> None:
+def test_judgments_of_other_queries_only_are_refused(tmp_path: Path) -> None:
     root = write_beir(tmp_path)
     (root / "queries.jsonl").write_text('{"_id": "other", "text": "a"}\n')
     with pytest.raises(

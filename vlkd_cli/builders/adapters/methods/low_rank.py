@@ -28,7 +28,7 @@ class LoRA(PeftMethod):
         targets: which matrices: q, k, v, o (attention), intermediate, output (feed-forward), or the
             end of a module's name.
         dropout: share of the input dropped while training.
-        rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA).
+        rank_stabilized: scale by alpha / sqrt(rank) instead (rsLoRA).
 
     Source: Hu et al., LoRA, arXiv:2106.09685, section 4; Kalajdzievski, arXiv:2312.03732 (rsLoRA);
         as peft builds them.
@@ -43,14 +43,14 @@ class LoRA(PeftMethod):
         alpha: Positive = 16,
         targets: Sequence[str] = ("q", "v"),
         dropout: Probability = 0.0,
-        rank_stabilised: bool = False,
+        rank_stabilized: bool = False,
     ) -> None:
         self.targets = list(targets)
         self.options = {
             "r": rank,
             "lora_alpha": alpha,
             "lora_dropout": dropout,
-            "use_rslora": rank_stabilised,
+            "use_rslora": rank_stabilized,
         }
 
     def config(self) -> Any:

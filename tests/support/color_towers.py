@@ -1,5 +1,5 @@
-"""Real towers that are tiny and know colours: an image's feature is its mean colour, a text's the
-colour that it names."""
+"""Real towers that are tiny and know colors: an image's feature is its mean color, a text's the
+color that it names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.elevater_root import COLOURS
+from tests.support.elevater_root import COLORS
 from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.preprocessing import ImageInput, TextInput
 from vlkd_cli.towers.tower import Tower
@@ -18,13 +18,13 @@ from vlkd_cli.towers.tower import Tower
 INPUT = ImageInput(size_px=(12, 12), mean=(0.5, 0.45, 0.35), std=(0.3, 0.3, 0.3))
 
 
-class ColourImages(Backbone):
-    """Mean colour after a learnable 1 x 1 convolution that starts as the identity, or at random."""
+class ColorImages(Backbone):
+    """Mean color after a learnable 1 x 1 convolution that starts as the identity, or at random."""
 
     def __init__(self, knows: bool) -> None:
         super().__init__()
         self.modality, self.width, self.input = "image", 3, INPUT
-        self.settings = f"colours {knows}"
+        self.settings = f"colors {knows}"
         self.convolution = nn.Conv2d(3, 3, 1)
         with torch.no_grad():
             self.convolution.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
@@ -36,26 +36,26 @@ class ColourImages(Backbone):
         return Encoded(self.convolution(inputs).mean((2, 3)), None)
 
 
-class ColourTexts(Backbone):
-    """The colour that a text names, standardised as the images are."""
+class ColorTexts(Backbone):
+    """The color that a text names, standardized as the images are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.modality, self.width, self.input = "text", 3, colour_ids
-        self.settings = "colour words"
-        colours = torch.tensor([(0, 0, 0), *COLOURS.values()]) / 255
+        self.modality, self.width, self.input = "text", 3, color_ids
+        self.settings = "color words"
+        colors = torch.tensor([(0, 0, 0), *COLORS.values()]) / 255
         self.words = nn.Embedding.from_pretrained(
-            (colours - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False
+            (colors - torch.tensor(INPUT.mean)) / torch.tensor(INPUT.std), freeze=False
         )
 
     def run(self, inputs: Any, *, tokens: bool) -> Encoded:
         return Encoded(self.words(inputs["input_ids"][:, 0]), None)
 
 
-def colour_ids(texts: Sequence[str]) -> TextInput:
-    """The number of the first colour word in each text."""
+def color_ids(texts: Sequence[str]) -> TextInput:
+    """The number of the first color word in each text."""
     ids = [
-        next((number for number, word in enumerate(COLOURS, start=1) if word in text), 0)
+        next((number for number, word in enumerate(COLORS, start=1) if word in text), 0)
         for text in texts
     ]
     return {"input_ids": torch.tensor(ids).view(-1, 1)}
@@ -72,9 +72,9 @@ class RandomHead(nn.Module):
         return torch.randn(len(features), self.width, generator=torch.Generator().manual_seed(0))
 
 
-def colour_towers(*, knows: bool = True, frozen: bool = True) -> tuple[Tower, Tower]:
+def color_towers(*, knows: bool = True, frozen: bool = True) -> tuple[Tower, Tower]:
     """An image and a text tower; `knows: False` gives an image tower with random weights."""
-    image, text = ColourImages(knows), ColourTexts()
+    image, text = ColorImages(knows), ColorTexts()
     return Tower("image", image.requires_grad_(not frozen)), Tower(
         "text", text.requires_grad_(not frozen)
     )

@@ -1,4 +1,4 @@
-"""What the objectives over labelled rows share: several outputs as rows of one set, the labels of
+"""What the objectives over labeled rows share: several outputs as rows of one set, the labels of
 all ranks, and which pairs of rows belong together.
 
 Rows of this rank are compared with the rows of all ranks, so no rank builds an N x N table.
@@ -19,7 +19,7 @@ from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError
 
 
-class LabelledRows(NamedTuple):
+class LabeledRows(NamedTuple):
     """This rank's unit rows next to those of all ranks."""
 
     own: Float[Tensor, "B D"]
@@ -29,12 +29,12 @@ class LabelledRows(NamedTuple):
     negative: Bool[Tensor, "B N"]
 
 
-def labelled_rows(
+def labeled_rows(
     outputs: Sequence[Float[Tensor, "B D"]],
     labels: Int[Tensor, " B"] | None,
     indices: Int[Tensor, " B"] | None,
     name: str,
-) -> LabelledRows:
+) -> LabeledRows:
     """Stack the outputs, give each row its sample's class, and gather the rows of all ranks.
 
     A sample without a label (-1) is a class of its own, so several outputs of one sample are each
@@ -53,7 +53,7 @@ def labelled_rows(
     if labels is None and len(outputs) == 1:
         raise DataError(
             f"distiller '{name}' compares rows of one class, and the data has no labels. Read"
-            " labelled data, or list two outputs of a sample (student: [text, text@answer])."
+            " labeled data, or list two outputs of a sample (student: [text, text@answer])."
         )
     classes = _classes(labels, indices, outputs[0]).repeat(len(outputs))
     own = unit(torch.cat(list(outputs)))
@@ -62,7 +62,7 @@ def labelled_rows(
     rows = torch.arange(len(own), device=own.device)
     positive = same.clone()
     positive[rows, rows + rank() * len(own)] = False
-    return LabelledRows(own, gather(own), positive, ~same)
+    return LabeledRows(own, gather(own), positive, ~same)
 
 
 def mean_over_counted(total: Float[Tensor, ""], counted: Tensor) -> Float[Tensor, ""]:
