@@ -315,9 +315,9 @@ ROWS: dict[str, Row] = {
     "npid 4096 negatives, gather of each row": Row(
         lambda: npid(), lambda: npid_of_the_authors(), 10.0, 10.0
     ),
-    "swav 2 + 6 crops, lightly": Row(lambda: swav(), lambda: swav_of_lightly(), 0.9, 1.4, True),
+    "swav 2 + 6 crops, lightly": Row(lambda: swav(), lambda: swav_of_lightly(), 0.9, 1.2, True),
     "ibot on hidden places, all places": Row(
-        lambda: ibot(), lambda: ibot_of_the_authors(), 2.0, 1.7
+        lambda: ibot(), lambda: ibot_of_the_authors(), 2.0, 1.5
     ),
     "2 + 8 crops of a JPEG, torchvision": Row(
         lambda: crops(), lambda: crops_of_torchvision(), 2.0, None

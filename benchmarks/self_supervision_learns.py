@@ -7,7 +7,7 @@ OMNIGLOT is a zip of Omniglot's drawings, such as `images_background_small1.zip`
 of each character train the tower and vote, 16 to 20 are classified. Every row is a shipped recipe
 of `ssl/` with the `--set` options of `METHODS`. A suite reads the labels, before the first step
 (the same tower, untrained) and after the last: the votes of the 20 nearest drawings, or, for
-methods that hide parts of a picture, ten epochs of fine-tuning on the labels. Prints the table of
+methods that hide parts of a picture, 20 epochs of fine-tuning on the labels. Prints the table of
 docs/self_supervision.md; runs that are complete are not repeated. Exits with 1 where a mean over
 the seeds stays below its floor.
 """
@@ -169,7 +169,7 @@ METHODS = [
         "fine_tune",
     ),
 ]
-SUITES = {"knn": "k: [20]", "fine_tune": "epochs: 10, lr: 0.05, point: backbone"}
+SUITES = {"knn": "k: [20]", "fine_tune": "epochs: 20, lr: 0.05, point: backbone"}
 
 
 def unpack(archive: Path, folder: Path) -> None:
