@@ -169,7 +169,7 @@ METHODS = [
         "fine_tune",
     ),
 ]
-SUITES = {"knn": "k: [20]", "fine_tune": "epochs: 20, lr: 0.05, point: backbone"}
+SUITES = {"knn": "k: [20]", "fine_tune": "epochs: 20, lr: 0.05, features: backbone"}
 
 
 def unpack(archive: Path, folder: Path) -> None:
