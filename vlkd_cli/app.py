@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("evaluate", "evaluate", TRAIN),
     "export": Command("export", "export", TRAIN),
     "encode": Command("encode", "encode", USE),
+    "search": Command("search", "search", USE),
     "runs": Command("runs", "runs", COMPARE),
     "compare": Command("compare", "compare", COMPARE),
     "report": Command("report", "report", COMPARE),

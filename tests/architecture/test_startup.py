@@ -50,6 +50,7 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("compare", "--help"),
         ("report", "--help"),
         ("encode", "--help"),
+        ("search", "--help"),
     ],
 )
 def test_looking_things_up_needs_no_torch(words):

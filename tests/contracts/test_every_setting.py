@@ -25,7 +25,7 @@ import typer
 
 from tests.support.data_sets import READER_DATA
 from tests.support.fake_trackers import fake_trackers
-from tests.support.page_commands import Done
+from tests.support.page_commands import Done, leaves
 from tests.support.section_changes import CHANGES, EVALS
 from tests.support.settings import digest, names_read, other_values, parts_of
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
@@ -91,6 +91,7 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("suite", "elevater", "features"): {**PROBE, "features": "backbone"},
     ("suite", "elevater", "sweep_epochs"): {**TUNED, "sweep_epochs": 3},
     ("suite", "elevater", "epochs"): {**PROBE, "epochs": 3},
+    ("suite", "search", "gain"): {"relevant": "judged.tsv", "gain": "binary"},
     ("suite", "sts", "sets"): {"sets": ["STS12"]},
     ("suite", "senteval", "tasks"): {"tasks": ["MR"]},
     ("suite", "senteval", "dropout"): {"hidden": 5, "dropout": 0.1},
@@ -281,7 +282,7 @@ def test_every_key_of_a_section_changes_a_run_or_ends_in_one_line(
 # -- the options of commands -----------------------------------------------------------------------
 
 TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
-ENCODE = "encode runs/a words.txt out.npy"
+ENCODE, SEARCH = "encode runs/a words.txt out.npy", "search words.npy disc"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
 SWEEP = "sweep tiny.yaml --list --grid optimizer.lr=[1e-3,2e-3]"
@@ -369,6 +370,15 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--cpu-workers": (ENCODE, f"{ENCODE} --cpu-workers 3"),
         "--trust": ("encode hostile words.txt out.npy", "encode hostile words.txt out.npy --trust"),
         "--runs": ("encode words.txt out.npy", "encode words.txt out.npy --runs here"),
+    },
+    "search": {
+        "words": (SEARCH, "search words.npy square"),
+        "--k": (SEARCH, f"{SEARCH} -k 1"),
+        "--tower": (SEARCH, f"{SEARCH} --tower image"),
+        "--page": (SEARCH, f"{SEARCH} --page x.html"),
+        "--json": (SEARCH, f"{SEARCH} --json"),
+        "--trust": ("search hostile words.npy disc", "search hostile words.npy disc --trust"),
+        "--runs": ("search a words.npy disc", "search a words.npy disc --runs here"),
     },
     "runs": {
         "folder": ("runs", "runs here"),
@@ -467,6 +477,8 @@ def bench(tmp_path_factory) -> Path:
     (folder / "other.txt").write_text("a green square\n")
     shapes = "{reader: shapes, split: val, num_samples: 6, size_px: 32}"
     (folder / "lists.yaml").write_text(f"mine:\n- {shapes}\n")
+    words = ["encode", *(str(folder / name) for name in ("runs/a", "words.txt", "words.npy"))]
+    assert leaves(words) == 0
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
     return folder

@@ -156,7 +156,7 @@ class Encoder:
             return self._only()
         first = items[0]
         if isinstance(first, str) and self._subject.text is not None:
-            if self._subject.image is not None and Path(first).is_file():
+            if self._subject.image is not None and os.path.isfile(first):
                 raise UserError(
                     f"'{first}' is a text and the name of a file. Say which is meant by tower=, or"
                     " give a pathlib.Path."

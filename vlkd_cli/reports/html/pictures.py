@@ -50,9 +50,14 @@ def read_shown(path: Path) -> Shown | None:
 
 
 class Gallery:
-    """Gives every picture of the page a class of the style sheet."""
+    """Gives every picture of the page a class of the style sheet.
 
-    def __init__(self) -> None:
+    Args:
+        most: pictures of the page; further ones are gray tiles.
+    """
+
+    def __init__(self, most: int = MOST_PICTURES) -> None:
+        self._most = most
         self._classes: dict[Path | bytes, str] = {}
         self._rules: list[str] = []
         self._bytes = 0
@@ -77,7 +82,7 @@ class Gallery:
         return len(self._rules)
 
     def _new(self, picture: Path | bytes) -> str:
-        if len(self._rules) >= MOST_PICTURES:
+        if len(self._rules) >= self._most:
             return ""
         data = picture if isinstance(picture, bytes) else _thumbnail(picture)
         if not data or self._bytes + len(data) * 4 // 3 > MOST_BYTES:

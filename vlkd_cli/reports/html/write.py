@@ -31,12 +31,26 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         from vlkd_cli.reports.html.run_page import context_of_run
 
         path = output or runs[0].path / FILE
-        page = _render("run.html", context_of_run(runs[0]))
+        template, context = "run.html", context_of_run(runs[0])
     else:
         from vlkd_cli.reports.html.comparison_page import context_of_comparison
 
         path = output or runs[0].path.parent / "comparison.html"
-        page = _render("comparison.html", context_of_comparison(runs))
+        template, context = "comparison.html", context_of_comparison(runs)
+    write_page(path, template, context, "-o")
+    return path
+
+
+def write_page(path: Path, template: str, context: dict[str, object], option: str) -> None:
+    """Render a template into a file, which is replaced at once or not at all.
+
+    Args:
+        option: what chooses the file on the command line.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    page = _render(template, context)
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +58,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         partial.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: the report cannot be written: {error.strerror}. Choose another file with -o."
+            f"{path}: the report cannot be written: {error.strerror}. Choose another file with"
+            f" {option}."
         ) from error
-    return path
 
 
 def _render(template: str, context: dict[str, object]) -> str:

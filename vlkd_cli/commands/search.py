@@ -1,0 +1,72 @@
+"""`vlkd search [TARGET] INDEX QUERY...`: find images or texts in what `vlkd encode` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[TARGET] INDEX QUERY...",
+            help=(
+                "INDEX is a .npy file of `vlkd encode`; a QUERY is a text, or the path of an image."
+                " TARGET, which encodes the queries, is what encoded the index unless you say it."
+            ),
+        ),
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Results of each query.")] = 10,
+    tower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The tower for all queries, or image or text; by default the one that fits each.",
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a self-contained HTML page of the results."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list instead of tables.")
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let the run's recipe run code from outside vlkd.",
+        ),
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+) -> None:
+    """Search what was encoded, exactly: a text or an image finds the nearest texts or images."""
+    from vlkd_cli.errors import UserError
+
+    place = next((n for n, word in enumerate(words[:2]) if word.endswith(".npy")), None)
+    if place is None:
+        raise UserError(
+            f"which index? Give a .npy file of `vlkd encode` before the queries, not {words[0]}."
+        )
+    queries = words[place + 1 :]
+    if not queries:
+        raise UserError(f"what is searched in {words[place]}? Give a text or an image after it.")
+    from vlkd_cli import console
+
+    console.announce("Loading torch ...")
+    from vlkd_cli.engine.search import search as search_index
+
+    search_index(
+        target=words[0] if place else None,
+        index=Path(words[place]),
+        queries=queries,
+        k=k,
+        tower=tower,
+        page=page,
+        as_json=json,
+        trust=trust,
+        runs=runs,
+    )

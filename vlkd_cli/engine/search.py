@@ -1,0 +1,227 @@
+"""`vlkd search`: what in a file of vectors is nearest to some texts or images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlkd_cli import console
+from vlkd_cli.data.images.files import SUFFIXES, suffix_of
+from vlkd_cli.engine.encoder import Encoder, subject_for
+from vlkd_cli.engine.items import Input, Items, open_items
+from vlkd_cli.engine.launching.launch import quieten_libraries
+from vlkd_cli.engine.target import open_target
+from vlkd_cli.engine.vectors import Page, read_vectors
+from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.numerics.topk import TopK
+from vlkd_cli.recipe.modality import FACTS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ROWS_AT_ONCE = 16384
+LONGEST_TEXT = 300
+
+
+class Query(NamedTuple):
+    """A query and the tower that encodes it."""
+
+    text: str
+    tower: str
+    is_file: bool
+
+
+class Found(NamedTuple):
+    """A row of the index: its rank from 1, its score, its id, its position, and its text where it
+    is one."""
+
+    rank: int
+    score: float
+    id: str
+    position: int
+    text: str | None
+
+
+def search(
+    *,
+    target: str | None,
+    index: Path,
+    queries: Sequence[str],
+    k: int = 10,
+    tower: str | None = None,
+    page: Path | None = None,
+    as_json: bool = False,
+    trust: bool = False,
+    runs: Path = Path("runs"),
+) -> None:
+    """Print the `k` nearest rows of an index to each query, and write a page of them.
+
+    Rows are compared by inner product, which is the cosine where the index was normalized; the
+    search is exact.
+
+    Args:
+        target: what encodes the queries; None: what encoded the index.
+        tower: encodes all queries, by name or modality; None: the one that fits each.
+        page: an HTML file.
+
+    Raises:
+        UserError: the index is damaged or of another model, or no tower fits a query.
+    """
+    quieten_libraries()
+    rows, about = read_vectors(index)
+    opened = open_target(
+        (about.target or None) if target is None else target,
+        about.overrides if target is None else (),
+        runs=runs,
+        trust=trust,
+    )
+    encoder = Encoder(subject_for(opened))
+    _refuse_another_model(encoder, about, index, opened.described, target)
+    asked = [_query(text, encoder, about, tower) for text in queries]
+    vectors = torch.from_numpy(np.concatenate([_vector(encoder, about, each) for each in asked]))
+    scores, positions = nearest(rows, vectors, k)
+    items = _items(about)
+    found = [
+        [
+            Found(rank, score, about.ids[place], place, _text(items, about, place))
+            for rank, (score, place) in enumerate(zip(own, places, strict=True), start=1)
+        ]
+        for own, places in zip(scores.tolist(), positions.tolist(), strict=True)
+    ]
+    if as_json:
+        console.say(json.dumps([_as_json(*each) for each in zip(asked, found, strict=True)]))
+    else:
+        for each, answers in zip(asked, found, strict=True):
+            _print(each, answers)
+    if page is not None:
+        from vlkd_cli.reports.html.search_page import write_search_page
+
+        write_search_page(
+            page,
+            title=f"Search in {index.name}",
+            subtitle=f"{opened.described}; {len(rows):,} {FACTS[about.modality].plural}",
+            scores="cosine" if about.normalized else "inner product",
+            answers=[
+                (each.text, Path(each.text) if each.is_file else None, _shown(items, about, own))
+                for each, own in zip(asked, found, strict=True)
+            ],
+        )
+        if not as_json:
+            console.say(f"Page: {page}")
+
+
+def nearest(rows: NDArray[Any], queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and positions `[Q, min(k, N)]` of the rows of largest inner product, best first; of
+    equal ones the first row is ahead."""
+    best = TopK(queries, k)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = np.array(rows[start : start + ROWS_AT_ONCE], dtype=np.float32)
+        # Of equal scores TopK puts the larger key first.
+        keys = len(rows) - 1 - torch.arange(start, start + len(block))
+        best.add(torch.from_numpy(block), keys)
+    scores, last = best.result()
+    return scores, len(rows) - 1 - last
+
+
+def _refuse_another_model(
+    encoder: Encoder, about: Page, index: Path, described: str, target: str | None
+) -> None:
+    same = about.tower in encoder.towers and encoder[about.tower].digest == about.digest
+    if not same:
+        renew = [word for word in (target or about.target, about.input["path"], str(index)) if word]
+        raise DataError(
+            f"INDEX {index} was encoded by tower '{about.tower}' of other weights than those of"
+            f" {described}. Write it again: vlkd encode {' '.join(renew)}"
+        )
+
+
+def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query:
+    """A query is an image if there is a file of its name, else a text, unless the tower says
+    which."""
+    is_file = os.path.isfile(text)
+    if tower is not None:
+        chosen = encoder[tower]
+        is_image = FACTS[chosen.modality].has_views
+        if is_image and not is_file:
+            raise UserError(f"query {text}: no such file, and tower '{chosen.name}' takes files.")
+        return Query(text, chosen.name, is_image)
+    if not is_file and suffix_of(text) in SUFFIXES:
+        raise UserError(f"query {text}: no such file. For a text of these words, add --tower.")
+    wanted = [name for name in encoder.towers if FACTS[encoder[name].modality].has_views == is_file]
+    if about.tower in wanted:
+        return Query(text, about.tower, is_file)
+    if not wanted:
+        kind = "a file" if is_file else "a text"
+        raise UserError(
+            f"query {text}: it is {kind}, and no tower of the index's model takes one. Towers:"
+            f" {', '.join(encoder.towers)}."
+        )
+    return Query(text, encoder[encoder[wanted[0]].modality].name, is_file)
+
+
+def _vector(encoder: Encoder, about: Page, query: Query) -> NDArray[np.float32]:
+    chosen = encoder[query.tower]
+    if chosen.width != about.width:
+        raise UserError(
+            f"query {query.text}: tower '{query.tower}' gives {chosen.width} values and the index"
+            f" has {about.width}, so they cannot be compared. Choose another --tower."
+        )
+    return chosen.encode(query.text, normalize=about.normalized)
+
+
+def _items(about: Page) -> Items | None:
+    """The items of the index's input, where it is still what was encoded."""
+    if about.texts is not None:
+        return Items(about.ids, about.fingerprint, texts=about.texts)
+    try:
+        items = open_items(Input(**about.input), about.modality)
+    except UserError as error:
+        console.warn(f"what was encoded cannot be shown: {error}")
+        return None
+    if items.fingerprint != about.fingerprint:
+        console.warn(
+            f"{about.input['path']} has changed since it was encoded, so only ids are shown. Encode"
+            " it again."
+        )
+        return None
+    return items
+
+
+def _text(items: Items | None, about: Page, place: int) -> str | None:
+    return None if items is None or items.texts is None else items.texts[place]
+
+
+def _shown(
+    items: Items | None, about: Page, found: Sequence[Found]
+) -> list[tuple[Found, bytes | str | Image.Image | None]]:
+    """The rows with their pictures, where they are pictures."""
+    if items is None or items.reader is None:
+        return [(each, None) for each in found]
+    rows = np.setdiff1d(np.arange(len(items.ids)), about.skipped)
+    return [(each, items.reader.image(int(rows[each.position]))) for each in found]
+
+
+def _print(query: Query, found: Sequence[Found]) -> None:
+    columns = ["rank", "score", "id"]
+    rows: list[list[Any]] = [[each.rank, f"{each.score:.4f}", each.id] for each in found]
+    if any(each.text is not None for each in found):
+        columns.append("text")
+        for row, each in zip(rows, found, strict=True):
+            row.append(" ".join((each.text or "").split())[:LONGEST_TEXT])
+    console.print_table(query.text, columns, rows)
+
+
+def _as_json(query: Query, found: Sequence[Found]) -> dict[str, Any]:
+    answers = [
+        {"rank": each.rank, "score": each.score, "id": each.id}
+        | ({} if each.text is None else {"text": each.text})
+        for each in found
+    ]
+    return {"query": os.fspath(query.text), "tower": query.tower, "results": answers}
