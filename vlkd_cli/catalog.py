@@ -326,6 +326,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "word_similarity": Entry(
             "evaluation.suites.word_similarity:WordSimilarity", "RG-65, SimLex-999, WordSim-353"
         ),
+        "search": Entry(
+            "evaluation.suites.search:Search",
+            "search images, texts or meshes by each other or by themselves",
+        ),
         "captioned": Entry(
             "evaluation.suites.captioned:Captioned",
             "linear evaluation of text features of captions",

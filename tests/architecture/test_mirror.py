@@ -97,6 +97,11 @@ THROUGH = {
         "elevater.score",
     ],
     "unit/evaluation/suites/test_elevater.py": ["elevater.templates"],
+    "unit/evaluation/suites/test_search.py": [
+        "evaluation.datasets.qrels",
+        "evaluation.search_sides",
+        "evaluation.trec",
+    ],
     "unit/engine/launching/test_host_memory.py": ["engine.launching.host_memory"],
     "unit/engine/launching/test_start_evaluation.py": ["engine.launching.suite_specs"],
     "unit/engine/test_encode.py": ["commands.encode", "engine.items"],

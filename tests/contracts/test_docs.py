@@ -21,6 +21,7 @@ from tests.support.page_commands import (
     leaves,
     try_command,
     way_of,
+    write_inputs,
     write_recipes,
 )
 from tests.support.pages import (
@@ -161,6 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands of docs run one after another, a run and recipes at hand."""
     place = tmp_path_factory.mktemp("docs")
     write_recipes(BLOCKS, place)
+    write_inputs(place)
     (place / "mine.yaml").write_bytes((ROOT / "recipes" / "quickstart.yaml").read_bytes())
     return place
 

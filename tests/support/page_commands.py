@@ -4,6 +4,7 @@ untested."""
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import shlex
 import tomllib
@@ -16,6 +17,7 @@ import yaml
 
 from tests.support.pages import BASE, ROOT, Block, Command
 from vlkd_cli.app import main
+from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.launching.sweep_cells import sweep_cells
 from vlkd_cli.evaluation.datasets.collections import collections
 from vlkd_cli.evaluation.datasets.known_sets import known_sets
@@ -60,6 +62,13 @@ RUN: dict[str, list[str]] = {
     "vlkd export runs/first exported": [],
     "vlkd export exported_newest": [],
     "vlkd export runs/first/checkpoints/last.pt exported --tower text --force": [],
+    "vlkd encode runs/first photos photos.npy": [],
+    "vlkd encode runs/first queries.txt queries.parquet": [],
+    "vlkd encode runs/first - -": [],
+    "vlkd encode runs/first products.csv products.npy --tower text --column words": [],
+    "vlkd search photos.npy 'a red circle' photos/03.png": [],
+    "vlkd search photos.npy 'a red circle' -k 4 --page results.html": [],
+    "vlkd search photos.npy 'a red circle' --json": [],
     "vlkd eval quickstart --suite retrieval": [*TINY_SUITES, "--set", "data.num_samples=64"],
 }
 
@@ -87,6 +96,17 @@ def write_recipes(blocks: list[Block], folder: Path) -> None:
     for block in blocks:
         if block.language == "yaml" and block.file_name is not None:
             (folder / block.file_name).write_text(block.text, encoding="utf-8")
+
+
+def write_inputs(folder: Path) -> None:
+    """Images and texts for commands that encode and search."""
+    (folder / "photos").mkdir()
+    shapes = Shapes(num_samples=6, size_px=32, split="val")
+    for number in range(len(shapes)):
+        shapes.image(number).save(folder / "photos" / f"{number:02}.png")
+    (folder / "queries.txt").write_text("a red circle\na green square\n", encoding="utf-8")
+    table = "key,words\na,a red circle\nb,a green square\n"
+    (folder / "products.csv").write_text(table, encoding="utf-8")
 
 
 def is_slow(command: Command) -> bool:
@@ -171,6 +191,14 @@ def _is_run(command: Command) -> bool:
 
 
 def _try_run(command: Command, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if command.words[-1] == "-":
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a red circle\n")))
+            patch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))
+        _leave_well(command)
+
+
+def _leave_well(command: Command) -> None:
     assert leaves([*command.words[1:], *RUN[_plain(command)]]) == 0, command
 
 
@@ -193,7 +221,7 @@ def _is_checked(command: Command) -> bool:
     words = _vlkd_words(command)
     return (
         words is not None
-        and words[:1] in (["train"], ["eval"], ["sweep"], ["submit-elevater"])
+        and words[:1] in (["train"], ["eval"], ["encode"], ["sweep"], ["submit-elevater"])
         and not _is_run(command)
     )
 
@@ -201,6 +229,7 @@ def _is_checked(command: Command) -> bool:
 def _try_checked(command: Command, folder: Path) -> None:
     """The command runs up to where it would start workers; then what it was given is checked as it
     would be there."""
+    from vlkd_cli.engine import encode
     from vlkd_cli.engine.launching import start, start_evaluation, start_sweep, start_table
 
     words = _vlkd_words(command)
@@ -216,6 +245,7 @@ def _try_checked(command: Command, folder: Path) -> None:
         patch.setattr(start_evaluation, "start_evaluation", take)
         patch.setattr(start_table, "start_table", take)
         patch.setattr(start_sweep, "start_sweep", take)
+        patch.setattr(encode, "start_encoding", take)
         patch.setattr(
             "vlkd_cli.elevater.submission.submit",
             lambda *words, **keys: take(submitted=True) or Done(),

@@ -90,8 +90,8 @@ def _commands(block: Block) -> Iterator[Command]:
         while words and re.match(r"[A-Z_]+=", words[0]):
             name, _, value = words.pop(0).partition("=")
             variables[name] = value
-        if ">" in words:
-            words = words[: words.index(">")]
+        redirected = [number for number, word in enumerate(words) if word in ("<", ">")]
+        words = words[: redirected[0]] if redirected else words
         if words:
             yield Command(block, " ".join(line.split()), words, variables)
 

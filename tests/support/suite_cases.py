@@ -96,6 +96,10 @@ def retrieval(folder: Path) -> Case:
     return pairs(0.03)
 
 
+def search(folder: Path) -> Case:
+    return labelled(0.06, query="image", index="image")
+
+
 def feature_analysis(folder: Path) -> Case:
     return pairs(0.06)
 
@@ -152,6 +156,7 @@ def elevater(folder: Path) -> Case:
 SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
+    "search": search,
     "linear_probe": linear_probe,
     "knn": knn,
     "clustering": clustering,

@@ -15,7 +15,13 @@ from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.watching import Watch, check_best
 from vlkd_cli.errors import UserError
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.run import build_suite, print_results, run_suites, with_tower
+from vlkd_cli.evaluation.run import (
+    build_suite,
+    print_results,
+    run_suites,
+    stored_metrics,
+    with_tower,
+)
 from vlkd_cli.evaluation.suite import Measures
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.evaluation_data import with_data
@@ -142,9 +148,9 @@ class Evaluations:
         return f"step {step}: " + ", ".join(shown)
 
     def print_last(self) -> None:
-        """The table of the newest results."""
+        """The table of the newest results, next to those before training where there are any."""
         if self.last:
-            print_results(self.last)
+            print_results(self.last, stored_metrics(self.folder.results / "step_00000000"))
 
     def _is_due(self, spec: EvalSpec, step: int) -> bool:
         if step == 0:

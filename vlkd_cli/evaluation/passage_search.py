@@ -64,7 +64,7 @@ def search(
         problem = str(error)
     # Ranks that went on would wait for one that has stopped.
     _fail_together(problem)
-    return _merge(best, depth, len(corpus))
+    return merge(best, depth, len(corpus))
 
 
 def _chunks(
@@ -122,9 +122,9 @@ def _comparable(features: Tensor, similarity: str) -> Tensor:
     return normalize(features) if similarity == "cosine" else features
 
 
-def _merge(best: TopK, depth: int, num_passages: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """The ranks' lists as one. A rank's list is padded to full length with entries that lose
-    against every passage."""
+def merge(best: TopK, depth: int, num_passages: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """The ranks' lists as one, `[Q, min(depth, num_passages)]` each, the same on every rank. A
+    rank's list is padded to full length with entries that lose against every passage."""
     scores, keys = best.result()
     missing = depth - scores.shape[1]
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)

@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -85,6 +86,11 @@ def build_suite(spec: EvalSpec, subject: Subject) -> Suite:
     """
     suite: Suite = make("suite", spec.suite, spec.keys)
     have = {name for name in MODALITY_NAMES if subject.tower(name) is not None}
+    if not have:
+        raise RecipeError(
+            f"suite '{spec.suite}' needs a tower, and there is none for"
+            f" {' or '.join(sorted(suite.modalities or MODALITY_NAMES))}."
+        )
     missing = sorted(suite.modalities - have)
     if missing:
         needs = " and ".join(sorted(suite.modalities))
@@ -135,21 +141,44 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
     os.replace(partial, path)
 
 
-def print_results(results: Sequence[Result]) -> None:
-    """One table: a line per metric, with the value that a random encoder would reach beside it."""
-    rows = [
-        [
-            result.name,
-            result.dataset,
-            result.split,
-            metric,
-            _number(value),
-            _number(result.chance.get(metric)),
-        ]
-        for result in results
-        for metric, value in result.metrics.items()
-    ]
-    console.print_table("Results", ["suite", "data", "split", "metric", "value", "chance"], rows)
+def stored_metrics(folder: Path) -> dict[tuple[str, str, str], float | None]:
+    """What `write_result` wrote to a folder, by name, data set and metric; empty where there is no
+    such folder. A file that is damaged does not count."""
+    found: dict[tuple[str, str, str], float | None] = {}
+    for file in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            own = {
+                (str(result["name"]), str(result["dataset"]), str(metric)): value
+                for metric, value in result["metrics"].items()
+            }
+            found |= own
+    return found
+
+
+def print_results(
+    results: Sequence[Result],
+    before: Mapping[tuple[str, str, str], float | None] = MappingProxyType({}),
+) -> None:
+    """One table: a line per metric, with the value that a random encoder would reach beside it.
+
+    Args:
+        before: values before training, by name, data set and metric; where there are any, they and
+            the change are shown too.
+    """
+    rows = []
+    for result in results:
+        for metric, value in result.metrics.items():
+            start = before.get((result.name, result.dataset, metric))
+            compared = [_number(start), _number(value), _change(start, value)]
+            rows.append(
+                [result.name, result.dataset, result.split, metric]
+                + (compared if before else [_number(value)])
+                + [_number(result.chance.get(metric))]
+            )
+    values = ["before", "after", "change"] if before else ["value"]
+    columns = ["suite", "data", "split", "metric", *values, "chance"]
+    console.print_table("Results", columns, rows)
 
 
 def _told_apart(result: Result, before: Sequence[Result]) -> Result:
@@ -167,3 +196,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def _change(before: float | None, after: float) -> str:
+    if before is None:
+        return ""
+    change = after - before
+    return f"{change:+.4f}" if abs(change) < 100 else f"{change:+,.1f}"

@@ -14,6 +14,7 @@ from vlkd_cli.recipe.types import ModalityName
 
 if TYPE_CHECKING:
     from vlkd_cli.evaluation.shown import Arrays, Shown
+    from vlkd_cli.towers.tower import Tower
 
 
 class Measures(NamedTuple):
@@ -114,12 +115,15 @@ class Suite:
         details: dict[str, Any] | None = None,
         items: Arrays | None = None,
         shown: Shown | None = None,
+        towers: Mapping[str, Tower] | None = None,
     ) -> Result:
         """A result with everything that says what was measured: towers and checkpoint, data,
         precision, versions, and every key of the suite.
 
         Args:
             settings: what else could change a number, or what a key that was left out came to.
+            towers: by role, what the numbers depend on; by default those that the suite uses, by
+                modality.
         """
         name = type(self).__module__.rpartition(".")[2]
         return Result(
@@ -135,7 +139,11 @@ class Suite:
             num_skipped=num_skipped,
             num_classes=data.num_classes,
             model=subject.source_facts(),
-            towers={modality: subject.tower_facts(modality) for modality in sorted(self.uses)},
+            towers=(
+                {modality: subject.tower_facts(modality) for modality in sorted(self.uses)}
+                if towers is None
+                else {role: subject.facts_of(tower) for role, tower in towers.items()}
+            ),
             precision=subject.precision,
             hashes=data.hashes,
             data={key: self.keys[key] for key in sorted(self.data_keys & self.keys.keys())},

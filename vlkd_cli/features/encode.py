@@ -19,6 +19,7 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.features.forward import evaluating, features_of, project
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.features.table import Table, needed, sample_table, split_rows, table_key, text_table
+from vlkd_cli.recipe.types import ModalityName
 
 Point = Literal["head", "backbone"]
 Ensemble = Literal["normalize", "raw_mean"]
@@ -48,6 +49,13 @@ def embed_images(
         DataError: an image cannot be read; the message names it.
     """
     return _embedded(subject, sample_table(subject, "image", reader, indices), point)
+
+
+def embed_samples(
+    subject: Subject, modality: ModalityName, reader: Reader, *, point: Point = "head"
+) -> Tensor:
+    """What `embed_images` gives, of the samples of a modality that is read through views."""
+    return _embedded(subject, sample_table(subject, modality, reader), point)
 
 
 def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "head") -> Tensor:

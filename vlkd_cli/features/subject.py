@@ -87,10 +87,14 @@ class Subject:
         return chosen
 
     def tower_facts(self, modality: ModalityName) -> dict[str, str]:
-        """Name, digest and, of a tower out of another run, checkpoint of the tower that is
-        evaluated."""
+        """`facts_of` the tower of a modality."""
         tower = self.tower(modality)
         assert tower is not None
+        return self.facts_of(tower)
+
+    def facts_of(self, tower: Tower) -> dict[str, str]:
+        """Name, digest and, of a tower out of another run, checkpoint of a tower that is
+        evaluated."""
         # A follower is a copy that has the name of the tower it follows.
         name = next((key for key, own in self.towers.items() if own is tower), tower.name)
         facts = {"name": name, "weights": self.weights_digest(tower)}

@@ -54,7 +54,9 @@ def rounded(rows: Tensor, dtype: torch.dtype) -> Rounded:
     lengths = rows.norm(dim=1)
     if dtype == rows.dtype and not rows.is_cuda:
         return Rounded(rows, lengths, torch.zeros_like(lengths))
-    cast = to_tf32(rows) if dtype == torch.float32 else rows.to(dtype)
+    cast = rows.to(dtype)
+    if dtype == torch.float32 and rows.is_cuda:
+        cast = to_tf32(cast)
     return Rounded(cast, lengths, (cast.to(rows.dtype) - rows).norm(dim=1))
 
 

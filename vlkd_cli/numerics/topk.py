@@ -40,11 +40,14 @@ class TopK:
     entries a query.
 
     Args:
-        queries: `[Q, D]` float; normalize both sides beforehand for cosine.
+        queries: `[Q, D]` float.
         k: how many rows to find for each query.
         candidates: precision of the proposing product; "auto" takes the one that this processor
             multiplies fastest (`products.fast_dtype`), and TF32 on a GPU, as does fp32.
         block_rows: rows that are scored at once; by default as many as stay near the cache.
+        cosine: scores are cosines instead of inner products; rows of the same direction then tie,
+            whatever their lengths, which rows normalized beforehand may not. A row of zeros has
+            cosine 0.
     """
 
     def __init__(
@@ -54,20 +57,23 @@ class TopK:
         *,
         candidates: Candidates = "auto",
         block_rows: int | None = None,
+        cosine: bool = False,
     ) -> None:
         if k < 1 or queries.ndim != 2:
             raise ValueError(
                 f"top-k needs k >= 1 and queries [Q, D]; got k={k} and shape {tuple(queries.shape)}"
             )
         queries = queries.detach().to(torch.float32).contiguous()
-        self.k, self.device, self.num_rows = k, queries.device, 0
+        self.k, self.device, self.num_rows, self.cosine = k, queries.device, 0, cosine
         self.dtype = _proposal_dtype(candidates, queries.device)
         kind = "cuda" if queries.is_cuda else "cpu"
         self.queries_at_once = min(_QUERIES_AT_ONCE[kind], max(len(queries), 1))
         self.block_rows = (
             block_rows or _BLOCK_BYTES[kind] // self.queries_at_once // self.dtype.itemsize
         )
-        self._parts = [_Part(part, k, self.dtype) for part in queries.split(self.queries_at_once)]
+        self._parts = [
+            _Part(part, k, self.dtype, cosine) for part in queries.split(self.queries_at_once)
+        ]
 
     def add(self, rows: Tensor, keys: Tensor | None = None) -> None:
         """Offer rows.
@@ -83,7 +89,7 @@ class TopK:
         if not len(rows):
             return
         rows, keys = rows.to(self.device, torch.float32), keys.to(self.device)
-        approximate = rounded(rows, self.dtype)
+        approximate = _proposing(rows, self.dtype, self.cosine)
         height = -(-len(rows) // -(-len(rows) // self.block_rows))
         # Columns behind the last row never win.
         room = torch.full(
@@ -134,10 +140,10 @@ def _joined(parts: Sequence[_Proposals]) -> _Proposals:
 class _Part:
     """Some of the queries with their lists."""
 
-    def __init__(self, queries: Tensor, k: int, dtype: torch.dtype) -> None:
-        self.k, self.dtype, self.num_queries = k, dtype, len(queries)
+    def __init__(self, queries: Tensor, k: int, dtype: torch.dtype, cosine: bool) -> None:
+        self.k, self.dtype, self.num_queries, self.cosine = k, dtype, len(queries), cosine
         self.exact = queries.double()
-        self.queries = rounded(queries, dtype)
+        self.queries = _proposing(queries, dtype, cosine)
         self.scores = torch.full((len(queries), k), -torch.inf, device=queries.device)
         self.keys = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
         self.waiting: list[_Proposals] = []
@@ -163,11 +169,19 @@ class _Part:
             return
         at_once = _PAIRS_AT_ONCE["cuda" if rows.is_cuda else "cpu"]
         pieces = zip(offered.query.split(at_once), offered.row.split(at_once), strict=True)
-        exact = [torch.linalg.vecdot(self.exact[q], rows[r].double()).float() for q, r in pieces]
+        exact = [self._exact(self.exact[q], rows[r].double()).float() for q, r in pieces]
         self.waiting.append(_Proposals(offered.query, keys[offered.row], torch.cat(exact)))
         waiting = sum(len(proposals.query) for proposals in self.waiting)
         if waiting >= self.scores.numel() or bool(self.scores[:, -1].isinf().any()):
             self._merge()
+
+    def _exact(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Scores of pairs, in float64."""
+        products: Tensor = torch.linalg.vecdot(queries, rows)
+        if not self.cosine:
+            return products
+        lengths: Tensor = queries.norm(dim=1) * rows.norm(dim=1)
+        return products / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
 
     def result(self) -> tuple[Tensor, Tensor]:
         self._merge()
@@ -239,12 +253,23 @@ def top_k(
     *,
     candidates: Candidates = "auto",
     keys: Tensor | None = None,
+    cosine: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scores and keys `[Q, min(k, N)]` of the k largest inner products; see `TopK` for order and
-    exactness."""
-    best = TopK(queries, k, candidates=candidates)
+    """Scores and keys `[Q, min(k, N)]` of the k largest inner products, or cosines; see `TopK` for
+    order and exactness."""
+    best = TopK(queries, k, candidates=candidates, cosine=cosine)
     best.add(rows, keys)
     return best.result()
+
+
+def _proposing(rows: Tensor, dtype: torch.dtype, cosine: bool) -> Rounded:
+    """Rows as the proposing product takes them: of unit length for cosines."""
+    if not cosine:
+        return rounded(rows, dtype)
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    found = rounded(unit, dtype)
+    # Bounds are computed in float32, which may round what was lost down.
+    return Rounded(found.rows, found.lengths.float(), found.lost.float() * 1.001)
 
 
 def _proposal_dtype(candidates: Candidates, device: torch.device) -> torch.dtype:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from vlkd_cli.catalog import did_you_mean, missing_extra
 from vlkd_cli.errors import MissingPackageError
-from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, pictures_of
+from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, parse_address, pictures_of
 from vlkd_cli.recipe.arrow_checks import check_arrows
 from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data
@@ -170,6 +171,8 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
                 )
                 break
         yield from _check_eval_tower(recipe, entry, (*path, "tower"))
+        for key in attributes_of("suite", entry.suite).get("address_keys", ()):
+            yield from _check_eval_address(recipe, entry.keys.get(key), (*path, key))
         if not (entry.every_epochs or entry.every_steps or entry.first or entry.last):
             yield Problem(path, "never runs: set every_epochs, every_steps, first or last.")
         needed = attributes_of("suite", entry.suite).get("modalities", frozenset())
@@ -184,6 +187,21 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
                 f"'{entry.suite}' needs a tower for {' and '.join(missing)}, and the recipe has"
                 " none.",
             )
+
+
+def _check_eval_address(recipe: Recipe, text: Any, path: Path) -> Iterator[Problem]:
+    """Whether an address of an evaluation is one of a tower that exists."""
+    if not isinstance(text, str):
+        return
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        yield Problem(path, f"{error}.")
+        return
+    if address.tower not in recipe.towers:
+        guess = did_you_mean(address.tower, recipe.towers)
+        towers = ", ".join(recipe.towers)
+        yield Problem(path, f"no tower '{address.tower}'.{guess} Towers: {towers}.")
 
 
 def _check_eval_tower(recipe: Recipe, entry: EvalSpec, path: Path) -> Iterator[Problem]:

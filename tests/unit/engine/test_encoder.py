@@ -179,3 +179,14 @@ def test_importing_the_package_and_naming_load_need_no_torch():
         "else: raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_example_of_the_docs_finds_the_nearest_image(home, encoder, pictures, tmp_path):
+    from docs.snippets.encode import nearest_image
+
+    for index in range(5):
+        pictures.image(index).save(tmp_path / f"{index}.png")
+    files = [tmp_path / f"{index}.png" for index in range(5)]
+    scores = encoder.encode(files) @ encoder.encode("a red circle")[0]
+    found = nearest_image(str(home / "runs" / "first"), "a red circle", tmp_path)
+    assert found == files[int(scores.argmax())]

@@ -58,3 +58,24 @@ def test_fewer_rows_than_k_are_all_returned_and_nothing_else() -> None:
 def test_no_rows_give_empty_lists() -> None:
     scores, keys = TopK(torch.eye(2), 3).result()
     assert scores.shape == keys.shape == (2, 0)
+
+
+def test_cosines_tie_whatever_the_lengths_of_rows():
+    rows = torch.tensor([[1.0, 2.0, 2.0], [3.0, 6.0, 6.0], [2.0, 1.0, -2.0], [0.0, 0.0, 0.0]])
+    rows = torch.cat([rows, 7 * rows])
+    scores, keys = top_k(rows[:1] * 0.3, rows, 8, cosine=True)
+    assert keys.tolist() == [[5, 4, 1, 0, 7, 6, 3, 2]]
+    assert scores.tolist() == [[1.0] * 4 + [0.0] * 4]
+
+
+@pytest.mark.parametrize("candidates", ["fp32", "bf16"])
+def test_cosines_are_exact_whatever_proposes_them(candidates):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3000, 16, generator=generator) * torch.rand(3000, 1, generator=generator)
+    queries = torch.randn(20, 16, generator=generator) * 100
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    every = (torch.nn.functional.normalize(queries.double(), dim=1) @ unit.T).float()
+    expected = every.sort(dim=1, descending=True).values[:, :50]
+    scores, keys = top_k(queries, rows, 50, candidates=candidates, cosine=True)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(every.gather(1, keys), scores, rtol=0, atol=1e-7)

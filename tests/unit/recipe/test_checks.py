@@ -525,6 +525,14 @@ def test_a_step_too_small_for_a_distiller_is_refused_where_it_is_to_be_trained()
             "evals[0].tower: 'knn' measures towers for image, and 'text' is one for text.",
         ),
         (
+            ["evals=[{suite: search, query: txt, data: {reader: shapes}}]"],
+            "evals[0].query: no tower 'txt'. Did you mean 'text'? Towers: image, text.",
+        ),
+        (
+            ["evals=[{suite: search, index: 'image..x', data: {reader: shapes}}]"],
+            "evals[0].index: 'image..x' is not an address.",
+        ),
+        (
             ["optimizer.groups=[{match: ['image.*'], from: {epochs: 1}}]"],
             "optimizer.groups[0].from: is never reached: the run has 1 epochs, counted from 0.",
         ),

@@ -26,6 +26,7 @@ from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
+from vlkd_cli.evaluation.trec import write_run
 from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
 
@@ -160,7 +161,7 @@ class PassageRetrieval(Suite):
         )
         if subject.output is not None and is_main():
             file = f"passage_retrieval-{name}-{collection.split}.run"
-            _write_run(Path(subject.output) / file, answers)
+            write_run(Path(subject.output) / file, answers)
         metrics = ranking_metrics(
             {query: [passage for passage, _ in found] for query, found in answers.items()},
             judged,
@@ -268,18 +269,3 @@ def _without(
 
 def _without_precision(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("precision")}
-
-
-def _write_run(path: Path, answers: Mapping[str, Sequence[tuple[str, float]]]) -> None:
-    """The ranked lists in TREC's format: query, Q0, passage, rank, score, name of the run."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            for query, found in answers.items():
-                for rank, (passage, score) in enumerate(found, start=1):
-                    file.write(f"{query} Q0 {passage} {rank} {score:.8g} vlkd\n")
-    except OSError as error:
-        raise DataError(
-            f"{path}: the ranked lists cannot be written: {error.strerror}. Choose another folder"
-            " or make room."
-        ) from error

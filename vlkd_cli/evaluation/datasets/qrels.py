@@ -1,0 +1,46 @@
+"""Files of relevance judgements: BEIR's `query-id corpus-id score`, or trec_eval's `query 0 id
+grade`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.datasets.text_files import number, read_lines
+
+
+class Qrels(NamedTuple):
+    """Query id -> item id -> grade, and a digest of the file."""
+
+    grades: dict[str, dict[str, float]]
+    digest: str
+
+
+def read_qrels(path: Path) -> Qrels:
+    """The judgements of a file. Cells stand between tabs where a line has any, else between blanks.
+
+    Raises:
+        DataError: it cannot be read, a line is malformed, or there is no judgement.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"suite 'search': relevant: {path}: no such file. Say label, row, or a file of"
+            " judgements."
+        )
+    grades: dict[str, dict[str, float]] = {}
+    for place, line in enumerate(read_lines(path), start=1):
+        cells = [cell.strip() for cell in line.split("\t" if "\t" in line else None)]
+        if not any(cells) or (place == 1 and cells[0] in ("query-id", "query_id")):
+            continue
+        if len(cells) not in (3, 4):
+            raise DataError(
+                f"{path}:{place}: has {len(cells)} fields; expected query-id corpus-id score, or"
+                " query 0 id grade."
+            )
+        grade = number(cells[-1], path, place, "the grade")
+        grades.setdefault(cells[0], {})[cells[-2]] = grade
+    if not grades:
+        raise DataError(f"{path}: holds no judgements.")
+    return Qrels(grades, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
