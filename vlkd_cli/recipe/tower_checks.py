@@ -76,8 +76,8 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             offered = attributes_of("builder", tower.builder).get("modalities", MODALITY_NAMES)
             yield Problem(
                 path,
-                f"say {' or '.join(f'`modality: {word}`' for word in offered)}; neither the"
-                " tower's name nor its builder tells.",
+                f"set {' or '.join(f'`modality: {word}`' for word in offered)}; the tower's"
+                " name and builder do not determine it.",
             )
         yield from _check_modality(name, tower, path)
         yield from _check_keys_of_modality(recipe, name, tower, path)
