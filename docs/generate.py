@@ -17,6 +17,8 @@ from pathlib import Path
 
 from vlkd_cli import catalog
 from vlkd_cli.app import main as run_vlkd
+from vlkd_cli.recipe.model_options import section_text
+from vlkd_cli.recipe.named_models import NamedModel, named_models
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.reference import catalogue_page
 
@@ -105,7 +107,26 @@ def suites_table() -> list[str]:
     return _table(("suite", "measures", "needs"), rows)
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"parts": parts_table, "suites": suites_table}
+def models_table() -> list[str]:
+    """Every model by name with its task and what it stands for."""
+    rows = [
+        (f"`{model.name}`", ", ".join(model.tasks), model.about, _stands_for(model))
+        for model in named_models().values()
+    ]
+    return _table(("name", "task", "what it is", "stands for"), rows)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "parts": parts_table,
+    "suites": suites_table,
+    "models": models_table,
+}
+
+
+def _stands_for(model: NamedModel) -> str:
+    sections = [*model.towers.values(), *([model.scorer] if model.scorer else [])]
+    found = " and ".join(f"`{text}`" for text in dict.fromkeys(map(section_text, sections)))
+    return f"{found}; this version has no {model.missing}" if model.missing else found
 
 
 def _modalities(kind: str, name: str) -> set[str]:

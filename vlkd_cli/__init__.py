@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlkd_cli.api import describe_models as describe_models
+    from vlkd_cli.api import list_model_options as list_model_options
     from vlkd_cli.api import load as load
 
 __version__ = "0.1.0"

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from vlkd_cli.engine.encoder import Encoder
     from vlkd_cli.recipe.types import Precision
 
-__all__ = ["load"]
+__all__ = ["describe_models", "list_model_options", "load"]
 
 
 def load(
@@ -31,8 +31,8 @@ def load(
 
     Args:
         target: a run (its folder, or its name below `runs`), a checkpoint, a folder that
-            `vlkd export` wrote, a recipe, or a model as `BUILDER:MODEL[:PRETRAINED]`, e.g.
-            `openclip:ViT-B-32:openai`.
+            `vlkd export` wrote, a recipe, or a model: a name of `vlkd list-models --task`, or
+            `BUILDER:MODEL[:PRETRAINED]`, e.g. `openclip:ViT-B-32:openai`.
         tower: by name, or `image` or `text`; by default each call of `encode` takes the tower that
             fits its items.
         device: `auto` is a GPU where there is one.
@@ -55,3 +55,27 @@ def load(
         runs=Path(runs),
         trust=trust,
     )
+
+
+def describe_models(task: str | None = None) -> list[dict[str, Any]]:
+    """The models that a recipe takes by name, of one task or of all; see
+    `builders.by_task.describe_models`.
+
+    Raises:
+        UserError: no such task.
+    """
+    from vlkd_cli.builders import by_task
+
+    return by_task.describe_models(task)
+
+
+def list_model_options(name: str) -> dict[str, Any]:
+    """What a model by name stands for and what can be set on its towers; see
+    `recipe.model_options.list_model_options`.
+
+    Raises:
+        UserError: no such model.
+    """
+    from vlkd_cli.recipe import model_options
+
+    return model_options.list_model_options(name)

@@ -6,10 +6,11 @@ import pytest
 
 from vlkd_cli import catalog
 from vlkd_cli.catalog import CATALOG
+from vlkd_cli.recipe.key_rows import key_rows
 from vlkd_cli.recipe.messages import described_type
 from vlkd_cli.recipe.optimizers import optimizer_names
 from vlkd_cli.recipe.params import module_file, signature_of
-from vlkd_cli.recipe.reference import about, key_rows
+from vlkd_cli.recipe.reference import about
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, EvalSpec, TowerSpec
 
 ENTRIES = [(kind, name) for kind in CATALOG for name in CATALOG[kind]]

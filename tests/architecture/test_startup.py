@@ -45,6 +45,8 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("recipes", "check", "quickstart"),
         ("recipes", "schema"),
         ("show", "distiller", "infonce"),
+        ("show", "model", "resnet-base"),
+        ("list-models", "--task", "text-to-image"),
         ("list-distillers",),
         ("runs", "--help"),
         ("compare", "--help"),

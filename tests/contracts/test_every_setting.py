@@ -412,6 +412,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "name": ("show sink", "show sink csv"),
     },
     "list-models": {
+        "--task": ("list-models -b timm", "list-models --task image-to-image"),
         "--builder": ("list-models", "list-models --builder torchvision"),
         "--modality": ("list-models -b openclip", "list-models -b openclip --modality text"),
         "--search": ("list-models -b timm", "list-models -b timm --search resnet10t*"),

@@ -46,6 +46,7 @@ def patient(patience: int | None) -> dict[str, Any]:
 CHANGES: dict[str, dict[str, Change]] = {
     "towers": {
         "builder": Change(towers({"builder": "timm", "model": "resnet10t", "config": {}})),
+        "like": Change(towers({"like": "resnet-base"})),
         "modality": Change(towers({"modality": "text"})),
         "run": Change(towers(text={"run": "nowhere"})),
         "tower": Change(towers(text={"run": "nowhere", "tower": "x"})),

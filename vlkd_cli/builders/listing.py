@@ -106,16 +106,19 @@ def choose(
 ) -> list[dict[str, Any]]:
     """Rows of a modality whose name matches a glob pattern in upper or lower case (a bare word may
     stand anywhere in the name)."""
-    wanted = (
-        pattern.lower() if any(letter in pattern for letter in "*?[") else f"*{pattern.lower()}*"
-    )
     return [
         row
         for row in rows
         if modality in (None, row["modality"])
-        and fnmatchcase(row["name"].lower(), wanted)
+        and matches(row["name"], pattern)
         and (row["pretrained"] or not pretrained)
     ]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name matches a glob pattern, see `choose`."""
+    wanted = pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
+    return fnmatchcase(name.lower(), wanted.lower())
 
 
 def _file(builder: str) -> Path:

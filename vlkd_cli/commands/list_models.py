@@ -8,6 +8,16 @@ import typer
 
 
 def list_models(
+    task: Annotated[
+        Literal["text-to-text", "image-to-image", "text-to-image", "mesh-to-mesh", "synthesis"]
+        | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="The models of a task, by the names that `image: NAME` in a recipe takes.",
+            show_default=False,
+        ),
+    ] = None,
     builder: Annotated[
         str | None,
         typer.Option("--builder", "-b", help="Only this builder's models.", show_default=False),
@@ -36,6 +46,13 @@ def list_models(
     from vlkd_cli.builders.listing import choose, rows_of
     from vlkd_cli.errors import MissingPackageError, UserError
 
+    if task is not None:
+        unused = {"--builder": builder, "--modality": modality, "--pretrained": pretrained or None}
+        for option, value in unused.items():
+            if value is not None:
+                raise UserError(f"{option} has no effect with --task. Leave one of them out.")
+        _list_task(task, search, json)
+        return
     known = catalog.names("builder")
     if builder is not None and builder not in known:
         raise UserError(
@@ -80,3 +97,30 @@ def list_models(
             for row in found
         ],
     )
+
+
+def _list_task(task: str, pattern: str, json: bool) -> None:
+    import json as json_library
+
+    from vlkd_cli import console
+    from vlkd_cli.builders.by_task import describe_models
+    from vlkd_cli.builders.listing import matches
+    from vlkd_cli.catalog import did_you_mean
+    from vlkd_cli.errors import UserError
+
+    rows = describe_models(task)
+    found = [row for row in rows if matches(row["name"], pattern)]
+    if not found:
+        near = did_you_mean(pattern.strip("*"), [row["name"] for row in rows])
+        raise UserError(f"--search: no model of task '{task}' matches '{pattern}'.{near}")
+    if json:
+        console.say(json_library.dumps(found, indent=2))
+        return
+    columns = ("name", "task", "output_dim", "architecture", "description")
+    console.print_table("", columns, [[row[column] for column in columns] for row in found])
+    for row in found:
+        if row["missing"]:
+            console.say(f"{row['name']} cannot be used: this version has no {row['missing']}.")
+    unknown = [row["name"] for row in found if row["output_dim"] is None and row["towers"]]
+    if unknown:
+        console.say(f"The output_dim of {', '.join(unknown)} is known once the model is fetched.")

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkd_cli import catalog
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.launching.start_evaluation import find_target
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import parse_recipe
-from vlkd_cli.recipe.params import signature_of
+from vlkd_cli.recipe.named_models import named_models, sections_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.exported import exported_folders, load_exported
 from vlkd_cli.towers.tower import Tower
@@ -59,7 +58,7 @@ def open_target(
     if exported:
         assert target is not None
         return _open_exported(target, exported, overrides, trust)
-    if target is not None and (model := _sections(target)) is not None:
+    if target is not None and (model := _sections(target, runs)) is not None:
         recipe = parse_recipe(json.dumps({"towers": model}), target, overrides)
         folder, checkpoint = None, None
     else:
@@ -97,24 +96,14 @@ def _open_exported(
     return Target(recipe, towers, None, None, f"{target}, as it was exported")
 
 
-def _sections(target: str) -> dict[str, dict[str, Any]] | None:
-    """The towers of a model by name, BUILDER:MODEL[:PRETRAINED]; None where a target is not one."""
-    builder, _, rest = target.partition(":")
-    path, known = Path(target), catalog.names("builder")
-    if not rest or len(builder) == 1 or path.exists() or path.suffix in (".yaml", ".yml", ".pt"):
+def _sections(target: str, runs: Path) -> dict[str, dict[str, Any]] | None:
+    """The frozen towers of a model by name; None where a target is not one."""
+    builder, colon, rest = target.partition(":")
+    path = Path(target)
+    if path.exists() or path.suffix in (".yaml", ".yml", ".pt"):
         return None
-    if builder not in known:
-        raise UserError(
-            f"'{target}': no builder '{builder}'.{catalog.did_you_mean(builder, known)} A model by"
-            f" name is BUILDER:MODEL[:PRETRAINED]; builders: {', '.join(known)}."
-        )
-    keys = {key.name: key for key in signature_of("builder", builder).keys}
-    model, _, tag = rest.partition(":")
-    section: dict[str, Any] = {"builder": builder, "model": model, "train": "none"}
-    if tag:
-        section["pretrained"] = {"true": True, "false": False}.get(tag, tag)
-    elif keys["pretrained"].default is False:
-        # A model that somebody names is one with weights, unlike a tower of a recipe.
-        section["pretrained"] = True
-    modalities = catalog.load("builder", builder).modalities
-    return {modality: dict(section) for modality in modalities}
+    if colon and (not rest or len(builder) == 1):
+        return None
+    if not colon and (target not in named_models() or (runs / target).exists()):
+        return None
+    return {modality: {**own, "train": "none"} for modality, own in sections_of(target).items()}

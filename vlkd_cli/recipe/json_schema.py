@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from vlkd_cli import catalog
 from vlkd_cli.recipe import schema
+from vlkd_cli.recipe.named_models import named_models
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
 from vlkd_cli.recipe.params import Key, Source, signature_of
 from vlkd_cli.recipe.shape import PLACES, TOWER_COMPONENTS, section_keys
@@ -47,16 +48,7 @@ def recipe_schema() -> Schema:
         definitions,
     )
     properties: dict[str, Schema] = {
-        "towers": {
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": {
-                "anyOf": [
-                    *_alternatives("builder", "builder", tower_keys, definitions),
-                    _closed(tower_keys, forbidden="builder"),
-                ]
-            },
-        },
+        "towers": _towers(tower_keys, definitions),
         "distillers": {
             "type": "array",
             "items": {
@@ -98,6 +90,25 @@ def recipe_schema() -> Schema:
         "required": ["towers"],
         "additionalProperties": False,
         "$defs": definitions,
+    }
+
+
+def _towers(keys: dict[str, Schema], definitions: dict[str, Schema]) -> Schema:
+    """Towers by name: of a builder, of a run or another tower, or like a model by name."""
+    like = {"like": keys["like"]}
+    others = {name: value for name, value in keys.items() if name != "like"}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {
+            "anyOf": [
+                *_alternatives("builder", "builder", others, definitions),
+                _closed(others, forbidden="builder"),
+                {"enum": list(named_models())},
+                # Its further keys are those of the model's builder.
+                {"type": "object", "properties": others | like, "required": ["like"]},
+            ]
+        },
     }
 
 

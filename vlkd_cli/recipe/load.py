@@ -17,6 +17,7 @@ from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.checks import check_batch, check_recipe, check_sinks
 from vlkd_cli.recipe.former_names import replace_former_names
 from vlkd_cli.recipe.messages import Path, Problem, report
+from vlkd_cli.recipe.named_models import expand_likes, write_out_likes
 from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.params import third_parties_unread
 from vlkd_cli.recipe.schema import Recipe
@@ -98,7 +99,7 @@ def origins_of(source: FilePath | str, overrides: Sequence[str] = ()) -> dict[Pa
     """
     path = find_recipe(source)
     document = read_document(_read(path), str(path))
-    apply_overrides(document, overrides)
+    _overridden(document, overrides)
     return document.origins
 
 
@@ -171,7 +172,8 @@ def _checked(
 ) -> Recipe:
     if document.problems and document.value is None:
         raise RecipeError(report(document.origins, document.problems, name))
-    early = apply_overrides(document, overrides) + document.problems
+    early = _overridden(document, overrides) + document.problems
+    early += expand_likes(document)
     for notice in replace_former_names(document.value):
         console.warn(notice)
     # Another package's code is imported only once the rest of the recipe is right.
@@ -184,6 +186,14 @@ def _checked(
     if problems or recipe is None:
         raise RecipeError(report(document.origins, problems, name))
     return recipe
+
+
+def _overridden(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Apply `--set`, also to the keys of towers that are only named; what is wrong with it."""
+    write_out_likes(document)
+    problems = apply_overrides(document, overrides)
+    write_out_likes(document)
+    return problems
 
 
 def _build_and_check(

@@ -12,9 +12,11 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe import schema
 from vlkd_cli.recipe.contract import Form, contract_of
-from vlkd_cli.recipe.messages import described_type, shown
+from vlkd_cli.recipe.key_rows import key_rows
+from vlkd_cli.recipe.model_options import list_model_options, section_text
+from vlkd_cli.recipe.named_models import named_models
 from vlkd_cli.recipe.optimizers import optimizer_keys, optimizer_names
-from vlkd_cli.recipe.params import Key, Signature, Source, signature_of
+from vlkd_cli.recipe.params import Signature, signature_of
 from vlkd_cli.recipe.shape import section_keys
 
 SECTIONS: dict[str, type[Any]] = {
@@ -40,7 +42,7 @@ class Page(NamedTuple):
 
 def kinds() -> list[str]:
     """What `vlkd show` can be asked about."""
-    return ["section", *catalog.CATALOG, "optimizer"]
+    return ["section", *catalog.CATALOG, "optimizer", "model"]
 
 
 def names_of(kind: str) -> list[str]:
@@ -55,6 +57,8 @@ def names_of(kind: str) -> list[str]:
         )
     if kind == "section":
         return list(SECTIONS)
+    if kind == "model":
+        return list(named_models())
     return list(optimizer_names()) if kind == "optimizer" else catalog.names(kind)
 
 
@@ -84,6 +88,8 @@ def about(kind: str, name: str) -> Page:
         RecipeError: unknown kind or name.
     """
     known = names_of(kind)
+    if kind == "model":
+        return _about_model(name)
     if kind in ("section", "optimizer"):
         if name.lower() not in known:
             raise RecipeError(
@@ -106,25 +112,18 @@ def about(kind: str, name: str) -> Page:
     return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys))
 
 
-def key_rows(keys: Sequence[Key]) -> list[tuple[str, str, str, str]]:
-    """(key, type in words, default, meaning) of each key."""
-    return [
-        (key.name, described_type(key.annotation), default_text(key), key.description)
-        for key in keys
-    ]
-
-
-def default_text(key: Key) -> str:
-    """A key's default as a recipe would write it."""
-    if key.required:
-        return "required"
-    if isinstance(key.default, float):
-        return f"{key.default:.6g}"
-    if isinstance(key.default, Source):
-        return key.default.text
-    if hasattr(key.default, "model_dump"):
-        return shown(key.default.model_dump(exclude_none=True))
-    return shown(key.default)
+def _about_model(name: str) -> Page:
+    said = list_model_options(name)
+    facts = [("tasks", ", ".join(said["tasks"]))] if said["tasks"] else []
+    facts += [(f"{word} tower", section_text(own)) for word, own in said["towers"].items()]
+    if said["missing"]:
+        facts.append(("not usable yet", f"needs {said['missing']}"))
+    several = len(said["towers"]) > 1
+    rows = []
+    for each in said["options"]:
+        only = f" ({each['towers'][0]} tower)" if several and len(each["towers"]) == 1 else ""
+        rows.append((f"{each['key']}{only}", each["type"], each["default"], each["meaning"]))
+    return Page(said["about"] or f"The model {name}.", facts, rows)
 
 
 def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
@@ -160,7 +159,7 @@ def catalogue_page() -> str:
         "",
     ]
     for kind in kinds():
-        if kind == "optimizer":
+        if kind in ("optimizer", "model"):
             continue
         parts += [f"## {_PLURALS.get(kind, kind.capitalize() + 's')}", ""]
         for name in names_of(kind):

@@ -94,6 +94,13 @@ class TowerSpec(Open):
     """
 
     builder: str | None = Field(None, description="where the backbone comes from")
+    like: str | None = Field(
+        None,
+        description=(
+            "a model of `vlkd list-models --task TASK` whose keys the tower takes, under its own;"
+            " `image: NAME` is short for `image: {like: NAME}`"
+        ),
+    )
     modality: ModalityName | None = Field(
         None,
         description="image or text; needed if neither the tower's name nor its builder determines"

@@ -87,6 +87,13 @@ def test_a_recipe_and_a_model_by_name_give_their_untrained_towers(home, tmp_path
     assert encoder.encode(np.zeros((40, 30, 3), dtype=np.uint8)).shape == (1, encoder.width)
 
 
+def test_a_model_of_a_task_is_a_target():
+    encoder = vlkd_cli.load("resnet-base", overrides=["towers.image.pretrained=false"])
+    assert (encoder.modality, encoder.width) == ("image", 2048)
+    with pytest.raises(UserError, match="scores pairs of texts|does not have"):
+        vlkd_cli.load("crossencoder-base-en")
+
+
 @pytest.mark.parametrize(
     ("target", "line"),
     [

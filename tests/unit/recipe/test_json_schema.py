@@ -26,7 +26,7 @@ def alternatives(schema: dict[str, Any], name_key: str) -> dict[str, dict[str, A
     return {
         one["properties"][name_key]["const"]: one
         for one in schema["anyOf"]
-        if "const" in one["properties"].get(name_key, {})
+        if "const" in one.get("properties", {}).get(name_key, {})
     }
 
 
@@ -66,6 +66,8 @@ def test_sections_carry_types_defaults_and_descriptions(schema):
         "linear",
         "constant",
         "steps",
+        "wsd",
+        "rsqrt",
     ]
 
 
@@ -117,3 +119,11 @@ def test_the_schema_tells_right_from_wrong(schema, option, right):
     document = read_document(SMALL, "r.yaml")
     assert apply_overrides(document, [option]) == []
     assert fits(document.value, schema, schema) is right
+
+
+@pytest.mark.parametrize(
+    ("tower", "right"),
+    [("resnet-base", True), ({"like": "resnet-base", "image_size": 96}, True), ("resnet", False)],
+)
+def test_towers_may_be_the_names_of_models(schema, tower, right):
+    assert bool(fits({"towers": {"image": tower}}, schema, schema)) is right

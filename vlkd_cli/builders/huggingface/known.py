@@ -71,7 +71,7 @@ def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[dict[str, A
     """A row for every model in vlkd's cache and in the hub's whose type has a tower of a modality:
     hub id, width and size of the pictures as far as its configuration tells."""
     known = set(types_of(modality))
-    for name, file in _folders(cache_dir):
+    for name, file in model_files(cache_dir):
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
             kind = config["model_type"]
@@ -91,8 +91,8 @@ def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[dict[str, A
         }
 
 
-def _folders(cache_dir: str | None) -> list[tuple[str, Path]]:
-    """Hub ids with their config.json, each once."""
+def model_files(cache_dir: str | None = None) -> list[tuple[str, Path]]:
+    """Hub ids of the models on disk with their config.json, each once."""
     own = cache_folder(cache_dir) / "huggingface"
     found = {
         file.parent.relative_to(own).as_posix(): file

@@ -1,0 +1,140 @@
+"""The table of models by task: widths from listings and files, never written down."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+import vlkd_cli
+from tests.support.pages import ROOT
+from vlkd_cli import catalog
+from vlkd_cli.builders import listing
+from vlkd_cli.builders.by_task import describe_models
+from vlkd_cli.commands.list_models import list_models
+from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.named_models import named_models
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "cache"
+
+
+def width(name: str) -> int | None:
+    (row,) = [row for row in describe_models() if row["name"] == name]
+    return row["output_dim"]
+
+
+def test_widths_are_those_of_the_listings():
+    assert [width(name) for name in ("resnet-base", "efficientnet-base", "efficientnet-large")] == [
+        2048,
+        1792,
+        2560,
+    ]
+    # Finetuner's pages say 1024 for the large CLIP; its shared space has 768.
+    assert [width(name) for name in ("clip-base-en", "clip-large-en", "clip-base-multi")] == [
+        512,
+        768,
+        512,
+    ]
+
+
+def test_widths_change_with_the_listing(monkeypatch):
+    row = {"name": "resnet50", "modality": "image", "width": 7}
+    monkeypatch.setattr("vlkd_cli.builders.by_task.rows_of", lambda builder: [row])
+    assert width("resnet-base") == 7
+
+
+def test_widths_of_hub_models_come_from_their_files_and_are_blank_without(empty_caches):
+    assert width("bert-base-en") is width("distiluse-base-multi") is None
+    bert = empty_caches / "huggingface" / "bert-base-cased"
+    bert.mkdir(parents=True)
+    (bert / "config.json").write_text('{"model_type": "bert", "hidden_size": 24}')
+    assert width("bert-base-en") == 24
+    bert.joinpath("config.json").write_text("[")
+    assert width("bert-base-en") is None
+
+
+@pytest.mark.parametrize(
+    ("pooling", "dense", "expected"),
+    [
+        ({"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True}, None, 24),
+        ({"embedding_dimension": 24, "pooling_mode": ["mean", "max"]}, None, 48),
+        ({"embedding_dimension": 24, "pooling_mode": "mean"}, 16, 16),
+    ],
+)
+def test_the_last_module_of_a_sentence_encoder_says_its_width(
+    empty_caches, pooling, dense, expected
+):
+    row = named_models()["distiluse-base-multi"]
+    folder = empty_caches / "sbert" / row.towers["text"]["model"]
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    for path, settings in (("1_Pooling", pooling), ("2_Dense", {"out_features": dense})):
+        (folder / path).mkdir(parents=True)
+        (folder / path / "config.json").write_text(json.dumps(settings))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"path": path, "type": f"sentence_transformers.models.{kind}"}
+                for path, kind in modules[: 3 if dense else 2]
+            ]
+        )
+    )
+    assert width("distiluse-base-multi") == expected
+
+
+def test_every_named_model_of_a_listing_is_in_it():
+    for model in named_models().values():
+        for modality, section in model.towers.items():
+            if listing.shipped(section["builder"]).is_file():
+                rows = listing.rows_of(section["builder"])
+                (row,) = [
+                    row
+                    for row in rows
+                    if (row["name"], row["modality"]) == (section["model"], modality)
+                ]
+                assert section["pretrained"] is True or section["pretrained"] in row["pretrained"]
+
+
+def test_rows_are_those_of_the_task_and_a_misspelt_task_says_so():
+    assert [row["name"] for row in vlkd_cli.describe_models(task="image-to-image")] == [
+        "efficientnet-base",
+        "efficientnet-large",
+        "resnet-base",
+        "resnet-large",
+    ]
+    with pytest.raises(UserError, match=r"no task 'image-to-imag'\. Did you mean 'image-to-image'"):
+        vlkd_cli.describe_models(task="image-to-imag")
+
+
+def test_the_table_says_what_cannot_be_used_and_what_must_be_fetched(capsys, monkeypatch):
+    known = [name for name in catalog.names("builder") if name != "pointnet"]
+    names = catalog.names
+    monkeypatch.setattr(catalog, "names", lambda kind: known if kind == "builder" else names(kind))
+    list_models(task="mesh-to-mesh")
+    assert capsys.readouterr().out.endswith(
+        "pointnet-base cannot be used: this version has no builder 'pointnet'.\n"
+    )
+    list_models(task="text-to-text", search="bert-base-en")
+    printed = capsys.readouterr().out
+    assert "The output_dim of bert-base-en, sbert-base-en is known once" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("builder", "timm"), ("modality", "image"), ("pretrained", True)]
+)
+def test_options_without_effect_beside_a_task_are_refused(option, value):
+    with pytest.raises(UserError, match=f"--{option} has no effect with --task"):
+        list_models(task="image-to-image", **{option: value})
+
+
+def test_the_snippet_of_the_page_prints_names_and_defaults(capsys):
+    runpy.run_path(str(ROOT / "docs" / "snippets" / "models_by_task.py"))
+    printed = capsys.readouterr().out
+    assert "resnet-base 2048\n" in printed
+    assert "pooler.p 3\n" in printed

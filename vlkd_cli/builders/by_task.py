@@ -1,0 +1,123 @@
+"""The models by name of each task, as rows of a table; torch-free where the widths are in the
+shipped listings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlkd_cli.builders.huggingface import known
+from vlkd_cli.builders.listing import rows_of
+from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import MissingPackageError, UserError
+from vlkd_cli.recipe.named_models import TASKS, NamedModel, named_models
+
+OF_THE_HUB = ("huggingface", "sbert")
+"""Builders of models whose widths only their files tell."""
+
+
+def describe_models(task: str | None = None) -> list[dict[str, Any]]:
+    """The models that `image: NAME` and `like: NAME` take, one row per model and task.
+
+    Args:
+        task: only the models of one of `TASKS`, e.g. "image-to-image"; by default all.
+
+    Returns:
+        Rows with `name`, `task`, `output_dim` (width of the feature; None where the model's files
+        must be fetched first, and of models that score pairs), `architecture`, `description`,
+        `towers` (modalities) and `missing` (what the model needs that this version of vlkd does not
+        have, else "").
+
+    Raises:
+        UserError: no such task.
+    """
+    if task is not None and task not in TASKS:
+        raise UserError(f"no task '{task}'.{did_you_mean(task, TASKS)} Tasks: {', '.join(TASKS)}.")
+    return [
+        {
+            "name": model.name,
+            "task": each,
+            "output_dim": output_dim(model),
+            "architecture": model.architecture,
+            "description": model.about,
+            "towers": list(model.towers),
+            "missing": model.missing,
+        }
+        for model in named_models().values()
+        for each in model.tasks
+        if task in (None, each)
+    ]
+
+
+def output_dim(model: NamedModel) -> int | None:
+    """Width of the feature of a model's towers; None where nothing on this machine tells."""
+    for modality, section in model.towers.items():
+        if "head" in section:
+            return int(section["head"]["width"])
+        if section["builder"] in OF_THE_HUB:
+            return _width_of_files(section)
+        return _width_of_listing(modality, section)
+    return None
+
+
+def _width_of_listing(modality: str, section: Mapping[str, Any]) -> int | None:
+    try:
+        rows = rows_of(section["builder"])
+    except MissingPackageError:
+        return None
+    wanted = (section["model"], modality)
+    return next((row["width"] for row in rows if (row["name"], row["modality"]) == wanted), None)
+
+
+def _width_of_files(section: Mapping[str, Any]) -> int | None:
+    """The width that the files of a hub's model tell; None where they are not on disk."""
+    folder = _folder_of(section["builder"], section["model"])
+    try:
+        if folder is None:
+            return None
+        if section["builder"] == "sbert" and (folder / "modules.json").is_file():
+            return _width_of_modules(folder)
+        width = _read(folder / "config.json").get("hidden_size")
+    # What is damaged is reported where the model is built.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return width if isinstance(width, int) else None
+
+
+def _folder_of(builder: str, model: str) -> Path | None:
+    by_hand = cache_folder() / builder / model
+    if (by_hand / "config.json").is_file() or (by_hand / "modules.json").is_file():
+        return by_hand
+    file = dict(known.model_files()).get(model)
+    return None if file is None else file.parent
+
+
+def _width_of_modules(folder: Path) -> int | None:
+    """The width after the last module of a sentence-transformers folder that changes it."""
+    width = None
+    for module in _read(folder / "modules.json"):
+        file = folder / module["path"] / "config.json"
+        settings = _read(file) if file.is_file() else {}
+        if module["type"].endswith(".Pooling"):
+            width = _width_of_pooling(settings)
+        elif module["type"].endswith(".Dense"):
+            width = settings["out_features"]
+    return width
+
+
+def _width_of_pooling(settings: Mapping[str, Any]) -> int:
+    """Several ways of pooling are joined. Older versions write one flag for each way."""
+    if "embedding_dimension" in settings:
+        modes = settings.get("pooling_mode", "mean")
+        return int(settings["embedding_dimension"]) * (
+            len(modes) if isinstance(modes, list) else len(modes.split("+"))
+        )
+    flags = [on for key, on in settings.items() if key.startswith("pooling_mode_")]
+    return int(settings["word_embedding_dimension"]) * max(sum(map(bool, flags)), 1)
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

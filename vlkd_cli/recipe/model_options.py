@@ -1,0 +1,103 @@
+"""What can be set on a tower of a model by name: the page of `vlkd show model NAME`, from the
+signatures of its builder, the poolers, heads and augmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from vlkd_cli import catalog
+from vlkd_cli.recipe.key_rows import key_rows
+from vlkd_cli.recipe.messages import shown
+from vlkd_cli.recipe.named_models import NamedModel, named_models, sections_of
+from vlkd_cli.recipe.params import attributes_of, signature_of
+from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.recipe.shape import section_keys
+
+_OF_EVERY_TOWER = ("train", "lr", "layer_decay", "cache")
+
+
+def list_model_options(name: str) -> dict[str, Any]:
+    """What a model is, and every key that can be set on its towers.
+
+    Args:
+        name: of `vlkd list-models --task`, or BUILDER:MODEL[:PRETRAINED].
+
+    Returns:
+        `name`, `tasks`, `about`, `missing` (what it needs that this version of vlkd does not have,
+        else ""), `towers` (by modality, the keys that the name stands for) and `options`, a list of
+        mappings with `key`, `type`, `default`, `meaning` and `towers`, the modalities that have it.
+        Keys are those of the tower's section; `data.augment` is one of the data.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    model = named_models().get(name)
+    if model is None:
+        model = NamedModel(name, (), "", sections_of(name), "")
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for modality, section in model.towers.items():
+        if section["builder"] not in catalog.names("builder"):
+            continue
+        for row in _options(modality, section, model.architecture):
+            found.setdefault(row, []).append(modality)
+    return {
+        "name": model.name,
+        "tasks": list(model.tasks),
+        "about": model.about,
+        "missing": model.missing,
+        "towers": {modality: dict(section) for modality, section in model.towers.items()},
+        "options": [
+            {**dict(zip(("key", "type", "default", "meaning"), row, strict=True)), "towers": towers}
+            for row, towers in found.items()
+        ],
+    }
+
+
+def section_text(section: Mapping[str, Any]) -> str:
+    """A tower's section as one line of YAML."""
+    text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10_000)
+    return str(text).strip()
+
+
+def _options(
+    modality: str, section: Mapping[str, Any], architecture: str
+) -> Iterator[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every key of a tower of the model; the default of what the
+    name says is what it says."""
+    signature = signature_of("builder", section["builder"])
+    of_modality = signature.attributes.get("keys_of_modality", {})
+    others = {key for word, keys in of_modality.items() if word != modality for key in keys}
+    for name, kind, default, meaning in key_rows(signature.keys):
+        if name not in others:
+            yield name, kind, shown(section[name]) if name in section else default, meaning
+    poolers = list(_poolers(modality, section["builder"], architecture))
+    yield "pooler", _one_of(poolers), "the model's own", "how tokens become one feature"
+    for pooler in poolers:
+        for name, kind, default, meaning in key_rows(signature_of("pooler", pooler).keys):
+            if (pooler, name) == ("gem", "eps") and architecture != "cnn":
+                meaning += " Tokens of transformers have both signs; what is below counts as eps."
+            yield f"pooler.{name}", kind, default, f"of pooler {pooler}: {meaning}"
+    head = shown(section["head"]) if "head" in section else "null"
+    about = "what projects the feature; `vlkd show head NAME` has its keys"
+    yield "head", _one_of(catalog.names("head")), head, about
+    yield from key_rows([key for key in section_keys(TowerSpec) if key.name in _OF_EVERY_TOWER])
+    if modality == "image":
+        about = "how training images are augmented; `vlkd show augment NAME` has its keys"
+        yield "data.augment", _one_of(catalog.names("augment")), "null", about
+
+
+def _poolers(modality: str, builder: str, architecture: str) -> Iterator[str]:
+    """The poolers that such a model takes."""
+    for name in catalog.names("pooler"):
+        said = attributes_of("pooler", name)
+        marks_ends = modality == "text" and builder == "openclip"
+        has_class = modality == "image" and architecture != "cnn"
+        if (marks_ends or not said["needs_eot"]) and (has_class or not said["needs_class_token"]):
+            yield name
+
+
+def _one_of(names: list[str]) -> str:
+    return f"one of {', '.join(names)}, with keys as {{name: ..., ...}}"

@@ -1,0 +1,179 @@
+"""Models by name: what `image: resnet-base` and `like: resnet-base` in a recipe stand for, and what
+a builder's model is called. The names are those of Jina Finetuner's tasks."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+from vlkd_cli import catalog
+from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.messages import Path, Problem, shown
+from vlkd_cli.recipe.params import attributes_of, signature_of
+from vlkd_cli.recipe.types import MODALITY_NAMES
+from vlkd_cli.recipe.yaml_file import Document
+
+TASKS = ("text-to-text", "image-to-image", "text-to-image", "mesh-to-mesh", "synthesis")
+
+_SOURCES = ("builder", "run", "follows")
+
+
+class NamedModel(NamedTuple):
+    """A row of named_models.json.
+
+    Args:
+        towers: by modality, the keys of a tower that the name stands for; none where it is a scorer
+            of pairs of texts.
+        scorer: the entry of `synthesis.scorers` that it stands for; empty where it is none.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    architecture: str
+    towers: Mapping[str, Mapping[str, Any]]
+    about: str
+    scorer: Mapping[str, Any] = {}
+
+    @property
+    def missing(self) -> str:
+        """What it needs that this version of vlkd does not have; empty where it can be used."""
+        for section in self.towers.values():
+            if section["builder"] not in catalog.names("builder"):
+                return f"builder '{section['builder']}'"
+        if self.scorer and self.scorer["name"] not in catalog.CATALOG.get("scorer", {}):
+            return f"scorer '{self.scorer['name']}'"
+        return ""
+
+
+@functools.cache
+def named_models() -> Mapping[str, NamedModel]:
+    """Every model by its name, in the order of the tasks."""
+    file = FilePath(__file__).with_suffix(".json")
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {row["name"]: NamedModel(**{**row, "tasks": tuple(row["tasks"])}) for row in rows}
+
+
+def find_named_model(name: str) -> NamedModel:
+    """The model of a name, if this version of vlkd can use it.
+
+    Raises:
+        RecipeError: there is no such name, or what it needs is not there.
+    """
+    known = named_models()
+    if name not in known:
+        raise RecipeError(
+            f"no model is called '{name}'.{did_you_mean(name, known)} See `vlkd list-models --task"
+            f" TASK` (tasks: {', '.join(TASKS)}), or write {{builder: ..., model: ...}}."
+        )
+    model = known[name]
+    if model.missing:
+        raise RecipeError(
+            f"'{name}' needs {model.missing}, which this version of vlkd does not have. Choose"
+            " another model."
+        )
+    return model
+
+
+def sections_of(name: str) -> dict[str, dict[str, Any]]:
+    """By modality, the towers of a model: a name of `vlkd list-models --task`, or
+    BUILDER:MODEL[:PRETRAINED].
+
+    Raises:
+        RecipeError: there is no such name or builder, or the model is no tower.
+    """
+    builder, colon, rest = name.partition(":")
+    if not colon:
+        model = find_named_model(name)
+        if not model.towers:
+            raise RecipeError(f"'{name}' scores pairs of texts and is no tower. Choose another.")
+        return {modality: dict(deepcopy(own)) for modality, own in model.towers.items()}
+    known = catalog.names("builder")
+    if builder not in known:
+        raise RecipeError(
+            f"'{name}': no builder '{builder}'.{did_you_mean(builder, known)} A model by"
+            f" name is BUILDER:MODEL[:PRETRAINED]; builders: {', '.join(known)}."
+        )
+    keys = {key.name: key for key in signature_of("builder", builder).keys}
+    model_name, _, tag = rest.partition(":")
+    section: dict[str, Any] = {"builder": builder, "model": model_name}
+    if tag:
+        section["pretrained"] = {"true": True, "false": False}.get(tag, tag)
+    elif keys["pretrained"].default is False:
+        # A model that somebody names is one with weights, unlike a tower of a recipe.
+        section["pretrained"] = True
+    offered = attributes_of("builder", builder)["modalities"]
+    return {modality: dict(section) for modality in MODALITY_NAMES if modality in offered}
+
+
+def write_out_likes(document: Document) -> None:
+    """Write every tower that is a name, `image: resnet-base`, as `image: {like: resnet-base}`, so
+    that `--set` can change its keys."""
+    for name, tower in _towers(document.value).items():
+        if isinstance(tower, str):
+            document.value["towers"][name] = {"like": tower}
+
+
+def expand_likes(document: Document) -> list[Problem]:
+    """Put in the place of each `like: NAME` the keys that the name stands for, overlaid by the
+    tower's own; nested mappings replace. Returns the problems of those that stay as they are."""
+    problems = []
+    for name, tower in _towers(document.value).items():
+        if not isinstance(tower, Mapping) or tower.get("like") is None:
+            continue
+        path: Path = ("towers", name)
+        like: Path = (*path, "like")
+        if sources := [key for key in _SOURCES if tower.get(key) is not None]:
+            text = f"a tower comes from one place, and this one has like and {sources[0]}."
+            problems.append(Problem(path, f"{text} Remove one.", about_value=False))
+            continue
+        try:
+            own = {key: value for key, value in tower.items() if key != "like"}
+            document.value["towers"][name] = {**_section(str(name), tower), **own}
+        except RecipeError as error:
+            place = like if like in document.origins else path
+            problems.append(Problem(place, str(error), about_value=False))
+    return problems
+
+
+def _towers(values: object) -> dict[Any, Any]:
+    towers = values.get("towers") if isinstance(values, Mapping) else None
+    return towers if isinstance(towers, dict) else {}
+
+
+def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a tower's `like:` stands for, those of the tower's modality."""
+    like = tower["like"]
+    if not isinstance(like, str):
+        raise RecipeError(f"`like:` takes the name of a model, got {shown(like)}.")
+    find_named_model(like)
+    offered = sections_of(like)
+    wanted = list(_wanted(name, tower))
+    fitting = [modality for modality in wanted if modality in offered] if wanted else list(offered)
+    if not fitting:
+        raise RecipeError(
+            f"'{like}' has {' and '.join(offered)} towers, no {wanted[0]} tower. Choose a model"
+            f" for {wanted[0]} towers, or say `modality: {next(iter(offered))}`."
+        )
+    if len(fitting) > 1:
+        raise RecipeError(
+            f"'{like}' has {' and '.join(offered)} towers. Say"
+            f" {' or '.join(f'`modality: {modality}`' for modality in fitting)}."
+        )
+    section = offered[fitting[0]]
+    builds = attributes_of("builder", section["builder"])["modalities"]
+    # Where neither the tower's name nor its builder tells, the model does.
+    return section if wanted or len(builds) == 1 else {**section, "modality": fitting[0]}
+
+
+def _wanted(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
+    """The modalities that a tower says or has in its name."""
+    if tower.get("modality") is not None:
+        yield str(tower["modality"])
+        return
+    words = name.lower().split("_")
+    yield from (word for word in MODALITY_NAMES if word in words)
