@@ -33,7 +33,8 @@ def test_unknown_key_names_the_closest():
     lines = problems(SMALL.replace("{name: infonce}", "{name: infonce, max_logit_scal: 50}"))
     assert lines == [
         "r.yaml:5: distillers[0].max_logit_scal: unknown key. Did you mean 'max_logit_scale'? "
-        "Accepted: logit_scale, learnable, max_logit_scale, name, weight, student, teacher, lr."
+        "Accepted: logit_scale, learnable, max_logit_scale, positives, positive_weight, graded,"
+        " name, weight, student, teacher, lr."
     ]
 
 

@@ -16,9 +16,10 @@ def test_a_page_has_words_facts_and_keys():
     assert ("direction", "symmetric") in page.facts
     assert page.keys[0] == (
         "logit_scale",
-        "a number above 0",
+        "a number above 0 or 'from towers'",
         "14.2857",
-        "initial factor on the cosines (not its logarithm).",
+        "initial factor on the cosines (not its logarithm); `from towers`: the one that the dual"
+        " encoder was trained to whose halves are compared.",
     )
 
 
