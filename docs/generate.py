@@ -74,7 +74,8 @@ def parts_table() -> list[str]:
         (
             "adapters",
             catalog.names("adapter"),
-            "text builder `adapters`, see [adapters](docs/adapters.md)",
+            "every tower (`lora`, `dora`, `vera`, `ia3`), vision transformers (`vpt`), text builder"
+            " `adapters` (all but `vpt`), see [adapters](docs/adapters.md)",
         ),
         ("prompts", catalog.names("prompt"), "text towers of `openclip`"),
         (

@@ -83,20 +83,22 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "lora": Entry(
             "builders.adapters.methods.low_rank:LoRA",
             "low-rank updates of weight matrices",
-            "adapters",
         ),
         "dora": Entry(
-            "builders.adapters.methods.low_rank:DoRA", "LoRA with learned weight norms", "adapters"
+            "builders.adapters.methods.low_rank:DoRA",
+            "LoRA with learned weight norms",
         ),
         "vera": Entry(
             "builders.adapters.methods.low_rank:VeRA",
             "vectors between shared random matrices",
-            "adapters",
         ),
         "ia3": Entry(
             "builders.adapters.methods.low_rank:IA3",
             "one learned scale for each channel",
-            "adapters",
+        ),
+        "vpt": Entry(
+            "builders.adapters.methods.visual_prompts:VPT",
+            "learned tokens among the patches of a vision transformer",
         ),
         "mtl_lora": Entry(
             "builders.adapters.methods.low_rank:MTLLoRA", "LoRA shared by several tasks", "adapters"

@@ -89,6 +89,8 @@ class Backbone(nn.Module):
     tokenizer; part of the feature cache's key."""
     takes_prompts: bool = False
     """Whether `prompt:` can give it learned vectors before its texts."""
+    adapter_name: str = ""
+    """The parameter-efficient method that `builders.adapters.any_tower` put into it."""
     mask_token: nn.Parameter | None
     """What `masks: replace` puts in the place of hidden patches; `add_mask_token` makes it."""
 
@@ -262,7 +264,9 @@ class Builder:
     keys_of_modality: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Keys that towers of one modality alone have."""
     takes_adapters: bool = False
-    """Whether the tower may have an `adapter:` section."""
+    """Whether it attaches the tower's `adapter:` itself."""
+    adaptable: bool = False
+    """Whether `builders.adapters.any_tower` may adapt its backbones."""
 
     def build(self, modality: ModalityName, context: BuildContext = BuildContext()) -> Backbone:
         """The backbone with its weights loaded, on the CPU, in fp32.

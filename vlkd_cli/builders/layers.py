@@ -32,6 +32,11 @@ def find_layers(module: nn.Module) -> list[list[str]]:
     return layers
 
 
+def first_convolution(module: nn.Module) -> nn.Conv2d | None:
+    """The convolution that a network begins with; None where it has none."""
+    return next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+
+
 def _units(
     module: nn.Module, prefix: str, half: float, listed: bool, alike: bool
 ) -> Iterator[tuple[str, nn.Module, bool]]:

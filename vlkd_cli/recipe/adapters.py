@@ -19,6 +19,7 @@ from vlkd_cli import catalog
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import MissingPackageError, UserError
 from vlkd_cli.recipe.modality import FACTS, has_views
+from vlkd_cli.recipe.params import attributes_of
 
 ENCODERS: tuple[str, ...] = (
     "bert",
@@ -62,6 +63,8 @@ _FUSED = {
 _NO_LINEAR_PROJECTIONS = frozenset({"fnet", "gpt2", "ibert", "openai-gpt", "squeezebert", "xlnet"})
 """Encoders whose attention has no linear layers that peft's methods could change."""
 _PROJECTIONS = frozenset("qkv")
+FOR_ANY_TOWER = ("lora", "dora", "vera", "ia3", "vpt")
+"""Methods that towers of other builders than `adapters` take."""
 
 # CLIP's configuration on disk describes both towers; its text tower is what a text builder loads.
 _SAME_ENCODER = {"clip": "clip_text_model"}
@@ -102,6 +105,8 @@ def refusal(name: str, model_type: str, *, form: str | None = None) -> str | Non
             f"adapter.name: '{name}' is not supported on modernbert: {_MODERNBERT}. Choose another"
             " encoder."
         )
+    if library_of(name) == "vlkd":
+        return f"adapter.name: '{name}' is for image towers. Choose prompt_tuning."
     reason = _REFUSED.get(name, {}).get(model_type)
     if name == "bottleneck" and form == "adapter_plus" and model_type == "mpnet":
         reason = "form adapter_plus fails on MPNet; the other forms work"
@@ -165,10 +170,14 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         ]
     if adapter is None:
         return []
+    name = str(dict(adapter).get("name"))
     if builder != "adapters":
+        return _check_any_tower(tower, str(builder), name)
+    if name == "vpt" or dict(adapter).get("last") is not None:
         return [
-            f"adapter: has no effect with builder '{builder}'. Use builder: adapters, which loads"
-            " Hugging Face text encoders."
+            "adapter.name: 'vpt' is for image towers. Choose prompt_tuning."
+            if name == "vpt"
+            else "adapter.last: has no effect with builder 'adapters'. Say train: {last: N}."
         ]
     if tower.get("train") in ("none", "head") and not tower.get("adapter_weights"):
         return [
@@ -176,7 +185,6 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
             " trained one in adapter_weights."
         ]
     keys = {key: value for key, value in dict(adapter).items() if key != "name"}
-    name = str(dict(adapter).get("name"))
     try:
         method = catalog.load("adapter", name)(**keys)
     except TypeError:
@@ -188,7 +196,10 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return []
     if refused := refusal(name, str(config["model_type"]), form=getattr(method, "form", None)):
         return [refused]
-    if refused := _refused_targets(name, str(config["model_type"]), getattr(method, "targets", ())):
+    targets: Sequence[str] = (
+        getattr(method, "targets", None) or getattr(method, "text_targets", ()) or ()
+    )
+    if refused := _refused_targets(name, str(config["model_type"]), targets):
         return [refused]
     # The text tower's own sizes, where the configuration describes two towers.
     sizes = config.get("text_config") or config
@@ -201,6 +212,37 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         None,
     )
     return method.problems(hidden_size) if hidden_size else []
+
+
+def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[str]:
+    """What is wrong with an adapter in a tower of another builder than `adapters`."""
+    if not attributes_of("builder", builder).get("adaptable"):
+        return [
+            f"adapter: has no effect with builder '{builder}'. Use builder: adapters, which loads"
+            " Hugging Face text encoders."
+        ]
+    if name in catalog.CATALOG["adapter"] and name not in FOR_ANY_TOWER:
+        return [
+            f"adapter.name: '{name}' is for Hugging Face text encoders. Say builder: adapters, or"
+            f" choose one of: {', '.join(FOR_ANY_TOWER)}."
+        ]
+    if tower.get("train") in ("none", "head"):
+        return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it."]
+    if name == "vpt" and tower.get("masks", "none") != "none":
+        return [
+            f"masks: '{tower['masks']}' does not go with adapter 'vpt', whose tokens stand among"
+            " the patches. Remove one of the two."
+        ]
+    if tower.get("prompt") is not None:
+        return ["prompt: does not go with an adapter. Remove one of the two."]
+    keys = {key: value for key, value in dict(tower["adapter"]).items() if key != "name"}
+    try:
+        catalog.load("adapter", name)(**keys)
+    except TypeError:
+        return []  # Unknown keys are reported by the recipe's own check of the signature.
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _refused_targets(name: str, model_type: str, targets: Sequence[str]) -> str | None:

@@ -143,7 +143,7 @@ class TowerSpec(Open):
         description="shuffle batches across processes, as MoCo does; followers only",
     )
     adapter: Component | None = Field(
-        None, description="a parameter-efficient method for a Hugging Face text tower"
+        None, description="a parameter-efficient method: the rest of the backbone is frozen"
     )
     prompt: PromptSpec | None = Field(
         None, description="learned prompt vectors for a text tower of openclip"

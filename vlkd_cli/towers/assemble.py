@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from vlkd_cli import catalog
+from vlkd_cli.builders.adapters.any_tower import adapt
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder
 from vlkd_cli.builders.guard import of_tower
 from vlkd_cli.builders.hiding import Masks
@@ -160,12 +161,17 @@ def _backbone(spec: TowerSpec, context: BuildContext, cache_dir: Path | str | No
         builder: Builder = make("builder", spec.builder, keys)
     except (RecipeError, TypeError) as error:
         raise RecipeError(f"tower '{name}': {error}") from error
-    if spec.adapter is not None and not builder_class.takes_adapters:
+    own = spec.adapter is not None and not builder_class.takes_adapters
+    if own and not builder_class.adaptable:
         raise RecipeError(
             f"tower '{name}': builder '{spec.builder}' takes no `adapter`. Use builder 'adapters'"
             " or remove it."
         )
     backbone = builder.build(modality, context)
+    if own and spec.adapter is not None:
+        method = make("adapter", spec.adapter.name, spec.adapter.keys)
+        what = f"tower '{name}': adapter '{spec.adapter.name}'"
+        adapt(backbone, spec.adapter.name, method, what)
     if spec.prompt is not None:
         if not backbone.takes_prompts:
             raise RecipeError(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.huggingface.dual import LogitStart
@@ -58,7 +59,11 @@ def export_tower(
     section = tower.section
     assert section is not None, "the tower was not assembled from a recipe"
     name = name or tower.name
-    how = tower.encoder.export(folder, place, section.keys)
+    if tower.encoder.adapter_name:
+        how = merged(tower.encoder).export(folder, place, section.keys)
+        how = how._replace(adapter="merged")
+    else:
+        how = tower.encoder.export(folder, place, section.keys)
     if section.pooler is not None:
         how = how._replace(recipe={**how.recipe, "pooler": section.pooler.model_dump()})
     added = {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.checkpoint import Source
@@ -305,6 +306,11 @@ class Tower(nn.Module):
         modules = dict(self.named_modules())
         for part in self._held:
             kept -= {f"{part}.{name}" for name, _ in modules[part].named_buffers()}
+        if self.encoder.adapter_name:
+            # Next to an adapter, buffers of the frozen network are as its builder gives them.
+            kept -= {
+                f"backbone.{name}" for name, _ in self.encoder.named_buffers() if not is_own(name)
+            }
         return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:

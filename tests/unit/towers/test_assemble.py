@@ -97,7 +97,10 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
             {**TEXT, "pooler": {"name": "attention", "heads": 5}},
             "5 heads do not divide the token width 32",
         ),
-        ({**TEXT, "adapter": {"name": "lora"}}, "builder 'openclip' takes no `adapter`"),
+        (
+            {"builder": "sbert", "model": "package:x", "adapter": {"name": "lora"}},
+            "builder 'sbert' takes no `adapter`",
+        ),
         ({"follows": "image"}, "has follows. Give exactly one of builder and run"),
     ],
 )

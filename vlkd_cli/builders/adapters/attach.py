@@ -241,7 +241,8 @@ def _attach_peft(model: Any, method: PeftMethod) -> None:
     from peft import get_peft_model
 
     config = method.config()
-    found = find_targets(model, method.targets)
+    targets = method.text_targets if method.targets is None else method.targets
+    found = find_targets(model, targets)
     if not found and not getattr(method, "feed_forward", False):
         raise RecipeError(
             "adapter.targets: is empty, so nothing would be trained. Name at least one, e.g. q."

@@ -21,7 +21,12 @@ from vlkd_cli.builders.adapters.files import (
     load_adapter,
     save_adapter,
 )
-from vlkd_cli.builders.adapters.methods.low_rank import MTLLoRA
+from vlkd_cli.builders.adapters.methods.low_rank import (
+    TEXT_ALPHA,
+    TEXT_RANK,
+    MTLLoRA,
+    PeftMethod,
+)
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.reft import ReFT
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Export, ModelInfo
@@ -278,6 +283,9 @@ def all_keys(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
         for key in declared
         if key.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    if isinstance(method, PeftMethod):
+        usual = {"rank": TEXT_RANK, "alpha": TEXT_ALPHA, "targets": method.text_targets}
+        keys |= {name: usual[name] for name in usual if name in keys and keys[name] is None}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in keys.items()
     }

@@ -89,6 +89,7 @@ class HuggingFace(Builder):
 
     modalities: tuple[str, ...] = ("image", "text")
     assumed_modality = "text"
+    adaptable = True
     takes_halves = True
     """Whether a dual encoder gives its half, with projection, rather than one bare encoder."""
     keys_of_modality = {"image": ("image_size",), "text": ("tokenizer", "max_length")}

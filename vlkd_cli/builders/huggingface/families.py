@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from vlkd_cli.builders.layers import first_convolution
+
 
 class Family(NamedTuple):
     """One `model_type`.
@@ -81,7 +83,14 @@ def as_rows(states: Tensor) -> Tensor:
 def patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
     """The convolution that embeds patches: the first of the network, where its windows do not
     overlap."""
-    first = next((part for part in encoder.modules() if isinstance(part, nn.Conv2d)), None)
+    first = first_convolution(encoder)
     if first is None or first.stride != first.kernel_size or first.groups != 1:
         return None
     return first
+
+
+def inner_module(encoder: nn.Module, name: str) -> nn.Module:
+    """A module of an encoder; version 5 of transformers has no `vision_model` around it."""
+    short = name.removeprefix("vision_model.")
+    has_inner = any(child == "vision_model" for child, _ in encoder.named_children())
+    return encoder.get_submodule(name if has_inner else short)

@@ -22,7 +22,13 @@ from vlkd_cli.builders.huggingface.dual import (
     inner_encoder,
     keys_of,
 )
-from vlkd_cli.builders.huggingface.families import Family, as_rows, family_of, patch_embedding
+from vlkd_cli.builders.huggingface.families import (
+    Family,
+    as_rows,
+    family_of,
+    inner_module,
+    patch_embedding,
+)
 from vlkd_cli.builders.huggingface.processors import read_processor
 from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.builders.layers import find_layers
@@ -98,7 +104,7 @@ class HuggingFaceImage(Backbone):
         output = self._output(self.encoder, inputs)
         states = as_rows(output.last_hidden_state)
         if self.family.norm:
-            states = self.encoder.get_submodule(self.family.norm)(states)
+            states = inner_module(self.encoder, self.family.norm)(states)
         if self.family.feature == "cls":
             feature = states[:, 0]
         elif self.family.feature == "mean":
@@ -111,7 +117,7 @@ class HuggingFaceImage(Backbone):
         embedding = patch_embedding(self.encoder)
         if embedding is None or self.family.hides is None:
             return Places()
-        dropping = self.encoder.get_submodule(self.family.hides) if self.family.hides else None
+        dropping = inner_module(self.encoder, self.family.hides) if self.family.hides else None
         return Places(embedding, embedding.out_channels, channels_first=True, dropping=dropping)
 
     def layers(self) -> list[list[str]]:

@@ -119,7 +119,7 @@ def reads_one_token(transformer: Any) -> bool:
     return (
         type(last) is ResidualAttentionBlock
         and not hasattr(last, "ln_1_kv")
-        and type(last.attn) is PackedAttention
+        and isinstance(last.attn, PackedAttention)
     )
 
 

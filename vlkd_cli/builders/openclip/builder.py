@@ -39,6 +39,8 @@ class OpenCLIP(Builder):
     the weights' tag instead of warning that it differs.
     """
 
+    adaptable = True
+
     def __init__(
         self,
         *,

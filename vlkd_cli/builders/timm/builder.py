@@ -71,6 +71,7 @@ class Timm(Builder):
     """
 
     modalities = ("image",)
+    adaptable = True
 
     def __init__(
         self,

@@ -72,6 +72,7 @@ class TorchVision(Builder):
     """
 
     modalities = ("image",)
+    adaptable = True
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def test_methods_that_cannot_work_on_mpnet_are_refused_by_name_when_the_recipe_i
     )
 
 
-@pytest.mark.parametrize("method", catalog.names("adapter"))
+@pytest.mark.parametrize("method", [name for name in catalog.names("adapter") if name != "vpt"])
 def test_modernbert_is_refused_with_every_method(method: str) -> None:
     assert "is not supported on modernbert" in refused(
         f"{{builder: adapters, config: {{type: modernbert}}, adapter: {{name: {method}}}}}"
@@ -155,8 +155,30 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
             "towers.text.adapter: builder 'adapters' needs one of bottleneck, language, ",
         ),
         (
-            "{builder: huggingface, model: x, adapter: {name: lora}}",
-            "towers.text.adapter: has no effect with builder 'huggingface'",
+            "{builder: sbert, model: x, adapter: {name: lora}}",
+            "towers.text.adapter: has no effect with builder 'sbert'",
+        ),
+        (
+            "{builder: huggingface, model: x, adapter: {name: bottleneck}}",
+            "towers.text.adapter.name: 'bottleneck' is for Hugging Face text encoders. Say builder:"
+            " adapters, or choose one of: lora, dora, vera, ia3, vpt.",
+        ),
+        (
+            "{builder: openclip, model: RN50, train: head, adapter: {name: lora}, head: {name:"
+            " linear, width: 4}}",
+            "towers.text.train: 'head' would leave the adapter as it starts. Remove it.",
+        ),
+        (
+            "{builder: adapters, model: x, adapter: {name: lora, last: 2}}",
+            "towers.text.adapter.last: has no effect with builder 'adapters'. Say train:",
+        ),
+        (
+            "{builder: adapters, model: x, adapter: {name: vpt}}",
+            "towers.text.adapter.name: 'vpt' is for image towers. Choose prompt_tuning.",
+        ),
+        (
+            "{builder: openclip, model: RN50, prompt: {tokens: 2}, adapter: {name: lora}}",
+            "towers.text.prompt: does not go with an adapter.",
         ),
         (
             "{builder: adapters, model: x, train: none, adapter: {name: lora}}",
@@ -291,6 +313,6 @@ def test_a_recipe_with_an_adapter_is_checked_without_torch() -> None:
 def test_the_recipes_of_the_page_on_adapters_are_right() -> None:
     page = (Path(__file__).parents[4] / "docs" / "adapters.md").read_text(encoding="utf-8")
     recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    assert len(recipes) == 2
+    assert len(recipes) == 3
     for recipe in recipes:
         assert parse_recipe(recipe, "adapters.md").distillers

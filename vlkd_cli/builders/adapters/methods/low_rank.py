@@ -10,25 +10,34 @@ from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
 
+TEXT_RANK, TEXT_ALPHA = 8, 16
+"""Defaults of builder adapters; towers of other builders have 16 and 32."""
+
 
 class PeftMethod(Method):
     """A method of peft that changes linear layers; `targets` names them."""
 
-    library: ClassVar[Literal["adapters", "peft"]] = "peft"
+    library: ClassVar[Literal["adapters", "peft", "vlkd"]] = "peft"
     merges: ClassVar[bool] = True
-    targets: Sequence[str]
+    text_targets: ClassVar[Sequence[str]] = ("q", "v")
+    """What changes in a text encoder of builder `adapters` where `targets` is not given."""
+    targets: Sequence[str] | None
+    last: int | None
 
 
 class LoRA(PeftMethod):
     """Add the product of two thin matrices to a weight matrix.
 
     Args:
-        rank: inner width of the product.
-        alpha: the product is scaled by alpha / rank.
-        targets: which matrices: q, k, v, o (attention), intermediate, output (feed-forward), or the
-            end of a module's name.
-        dropout: share of the input dropped while training.
+        rank: inner width of the product; by default 16, with builder adapters 8.
+        alpha: the product is scaled by alpha / rank; by default 32, with builder adapters 16.
+        targets: which weights: q, k, v, o (attention), up, down (MLP; intermediate, output with
+            builder adapters), conv, or the end of a module's name. By default q, k, v, o; up and
+            down in networks without attention, conv in those without either; with builder adapters
+            q, v.
+        dropout: fraction of the input that is dropped in training.
         rank_stabilized: scale by alpha / sqrt(rank) instead (rsLoRA).
+        last: layers from the end that are changed; by default all.
 
     Source: Hu et al., LoRA, arXiv:2106.09685, section 4; Kalajdzievski, arXiv:2312.03732 (rsLoRA);
         as peft builds them.
@@ -39,34 +48,36 @@ class LoRA(PeftMethod):
     def __init__(
         self,
         *,
-        rank: PositiveInt = 8,
-        alpha: Positive = 16,
-        targets: Sequence[str] = ("q", "v"),
+        rank: PositiveInt | None = None,
+        alpha: Positive | None = None,
+        targets: Sequence[str] | None = None,
         dropout: Probability = 0.0,
         rank_stabilized: bool = False,
+        last: PositiveInt | None = None,
     ) -> None:
-        self.targets = list(targets)
-        self.options = {
-            "r": rank,
-            "lora_alpha": alpha,
-            "lora_dropout": dropout,
-            "use_rslora": rank_stabilized,
-        }
+        self.rank, self.alpha, self.dropout, self.last = rank, alpha, dropout, last
+        self.targets = None if targets is None else list(targets)
+        self.options = {"use_rslora": rank_stabilized}
 
     def config(self) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(**self.options)
+        return LoraConfig(**_low_rank_options(self, TEXT_RANK, TEXT_ALPHA), **self.options)
+
+    def tower_options(self) -> dict[str, Any]:
+        """Rank, alpha and scaling for a tower of any builder."""
+        return {**_low_rank_options(self, 16, 32), **self.options}
 
 
 class DoRA(PeftMethod):
     """LoRA on the direction of a weight matrix, and a learned length for each of its rows.
 
     Args:
-        rank: inner width of the product.
-        alpha: the product is scaled by alpha / rank.
+        rank: inner width of the product; by default 16, with builder adapters 8.
+        alpha: the product is scaled by alpha / rank; by default 32, with builder adapters 16.
         targets: as LoRA's.
-        dropout: share of the input dropped while training.
+        dropout: fraction of the input that is dropped in training.
+        last: layers from the end that are changed; by default all.
 
     Source: Liu et al., DoRA, arXiv:2402.09353, equation 5; as peft builds it.
     """
@@ -76,18 +87,23 @@ class DoRA(PeftMethod):
     def __init__(
         self,
         *,
-        rank: PositiveInt = 8,
-        alpha: Positive = 16,
-        targets: Sequence[str] = ("q", "v"),
+        rank: PositiveInt | None = None,
+        alpha: Positive | None = None,
+        targets: Sequence[str] | None = None,
         dropout: Probability = 0.0,
+        last: PositiveInt | None = None,
     ) -> None:
-        self.targets = list(targets)
-        self.options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": True}
+        self.rank, self.alpha, self.dropout, self.last = rank, alpha, dropout, last
+        self.targets = None if targets is None else list(targets)
 
     def config(self) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(**self.options)
+        return LoraConfig(**_low_rank_options(self, TEXT_RANK, TEXT_ALPHA), use_dora=True)
+
+    def tower_options(self) -> dict[str, Any]:
+        """Rank, alpha and scaling for a tower of any builder."""
+        return _low_rank_options(self, 16, 32)
 
 
 class VeRA(PeftMethod):
@@ -99,7 +115,8 @@ class VeRA(PeftMethod):
         initial_scale: first value of the inner vector; the outer one starts at 0.
         targets: as LoRA's.
         dropout: share of the input dropped while training.
-        projection_seed: seed of the random matrices, so that checkpoints need not hold them.
+        projection_seed: seed of the random matrices.
+        last: layers from the end that are changed; by default all.
 
     Source: Kopiczko et al., VeRA, arXiv:2310.11454, equation 2; as peft builds it (the library
         `adapters` trains full matrices instead).
@@ -112,12 +129,14 @@ class VeRA(PeftMethod):
         *,
         rank: PositiveInt = 256,
         initial_scale: Positive = 0.1,
-        targets: Sequence[str] = ("q", "v"),
+        targets: Sequence[str] | None = None,
         dropout: Probability = 0.0,
         projection_seed: NonNegativeInt = 0,
+        last: PositiveInt | None = None,
     ) -> None:
-        self.targets = list(targets)
-        self.options = {
+        self.dropout, self.last = dropout, last
+        self.targets = None if targets is None else list(targets)
+        self.options: dict[str, Any] = {
             "r": rank,
             "d_initial": initial_scale,
             "vera_dropout": dropout,
@@ -137,8 +156,11 @@ class IA3(PeftMethod):
     """One learned factor for each channel of keys, values and the inside of the feed-forward part.
 
     Args:
-        targets: which outputs are scaled: q, k, v, o, intermediate, or the end of a module's name.
+        targets: which outputs are scaled: q, k, v, o, up (intermediate with builder adapters),
+            conv, or the end of a module's name; by default k and v, conv in networks without
+            attention.
         feed_forward: whether the input of the feed-forward part's second matrix is scaled too.
+        last: layers from the end that are changed; by default all.
 
     Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, arXiv:2205.05638, section 3.3; as
         peft builds it.
@@ -146,19 +168,37 @@ class IA3(PeftMethod):
 
     paper: ClassVar[str] = "arXiv:2205.05638"
 
-    def __init__(self, *, targets: Sequence[str] = ("k", "v"), feed_forward: bool = True) -> None:
-        if feed_forward and "output" in targets:
-            raise RecipeError(
-                "adapter.targets: 'output' is scaled at its input by feed_forward: true already."
-                " Remove one of the two."
-            )
-        self.targets = list(targets)
+    text_targets: ClassVar[Sequence[str]] = ("k", "v")
+
+    def __init__(
+        self,
+        *,
+        targets: Sequence[str] | None = None,
+        feed_forward: bool = True,
+        last: PositiveInt | None = None,
+    ) -> None:
+        for name in ("output", "down"):
+            if feed_forward and name in (targets or ()):
+                raise RecipeError(
+                    f"adapter.targets: '{name}' is scaled at its input by feed_forward: true"
+                    " already. Remove one of the two."
+                )
+        self.targets, self.last = None if targets is None else list(targets), last
         self.feed_forward = feed_forward
 
     def config(self) -> Any:
         from peft import IA3Config
 
         return IA3Config()
+
+
+def _low_rank_options(method: LoRA | DoRA, rank: int, alpha: float) -> dict[str, Any]:
+    """Peft's keys, with the defaults where the recipe says nothing."""
+    return {
+        "r": method.rank or rank,
+        "lora_alpha": method.alpha or alpha,
+        "lora_dropout": method.dropout,
+    }
 
 
 class MTLLoRA(Method):
@@ -182,7 +222,7 @@ class MTLLoRA(Method):
     """
 
     paper: ClassVar[str] = "arXiv:2410.09437"
-    library: ClassVar[Literal["adapters", "peft"]] = "adapters"
+    library: ClassVar[Literal["adapters", "peft", "vlkd"]] = "adapters"
 
     def __init__(
         self,

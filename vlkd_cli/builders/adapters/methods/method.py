@@ -14,7 +14,7 @@ class Method:
 
     paper: ClassVar[str]
     """Where the method was published."""
-    library: ClassVar[Literal["adapters", "peft"]]
+    library: ClassVar[Literal["adapters", "peft", "vlkd"]]
     """Which library builds its modules."""
     merges: ClassVar[bool] = False
     """Whether its weights can be folded into the base weights without a remainder."""

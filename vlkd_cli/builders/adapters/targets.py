@@ -1,0 +1,191 @@
+"""The weights of any network that a recipe's words stand for: q, k, v, o, up, down, conv."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_cli.builders.adapters.changes import Part
+from vlkd_cli.builders.layers import first_convolution
+from vlkd_cli.errors import RecipeError
+
+WORDS = ("q", "k", "v", "o", "up", "down", "conv")
+ATTENTION = ("q", "k", "v", "o")
+ENDS: dict[str, tuple[str, ...]] = {
+    "q": ("query", "q", "q_lin", "q_proj", "query_proj"),
+    "k": ("key", "k", "k_lin", "k_proj", "key_proj"),
+    "v": ("value", "v", "v_lin", "v_proj", "value_proj"),
+    "o": (
+        "attention.output.dense",
+        "attention.dense",
+        "attn.o",
+        "attn.proj",
+        "attention.proj",
+        "o_proj",
+        "out_lin",
+        "out_proj",
+    ),
+    "up": (
+        "c_fc",
+        "fc1",
+        "fc1_g",
+        "fc1_x",
+        "ffn",
+        "gate_proj",
+        "intermediate.dense",
+        "lin1",
+        "mlp.0",
+        "pwconv1",
+        "up_proj",
+        "w12",
+        "weights_in",
+        "wi",
+        "wi_0",
+        "wi_1",
+    ),
+    "down": (
+        "down_proj",
+        "fc2",
+        "ffn_output",
+        "lin2",
+        "mlp.3",
+        "mlp.c_proj",
+        "output.dense",
+        "pwconv2",
+        "w3",
+        "weights_out",
+        "wo",
+    ),
+}
+"""The ends of a module's name by its role, over the families of open_clip, timm, torchvision and
+transformers."""
+FUSED: dict[str, str] = {
+    "qkv": "qkv",
+    "Wqkv": "qkv",
+    "qkv_proj": "qkv",
+    "kv": "kv",
+    "in_proj": "qkv",
+}
+"""Layers that make several of queries, keys and values, by the last part of their name."""
+# A block of a row: a part of the name is a number, or ends in one.
+_IN_A_ROW = re.compile(r"(^|\.)[A-Za-z_]*\d+(\.|$)")
+_NOT_IN_BLOCKS = ("embed", "stem", "downsample", "patch")
+_DEEP_STEM = "conv1."
+"""timm's ResNets begin with a row of convolutions."""
+
+
+def find_parts(
+    network: nn.Module, targets: Sequence[str] | None, prefixes: Sequence[str] | None
+) -> list[Part]:
+    """The weights that targets stand for, each once.
+
+    Args:
+        targets: words, or ends of a module's name; None: the attention's q, k, v, o; without
+            attention the MLP's up and down; without either conv.
+        prefixes: what begins the names of the layers that are meant; None: all.
+
+    Raises:
+        RecipeError: a target stands for nothing.
+    """
+    if targets is not None and not targets:
+        raise RecipeError("adapter.targets: is empty. Name at least one, e.g. q.")
+    if targets is None:
+        for usual in (ATTENTION, ("up", "down"), ("conv",)):
+            found = list(_parts(network, usual, prefixes))
+            if found:
+                return found
+        raise RecipeError(
+            "adapter: this network has no attention, MLP or convolution in its layers that could"
+            " be adapted."
+        )
+    for target in targets:
+        if not any(_parts(network, (target,), prefixes)):
+            ends = sorted({name.rpartition(".")[2] for name, _ in _layers(network, prefixes)})
+            where = "this network" if prefixes is None else "these layers"
+            raise RecipeError(
+                f"adapter.targets: '{target}' names nothing in {where}. Words: {', '.join(WORDS)};"
+                f" or the end of a layer's name, of {', '.join(ends[:12])}."
+            )
+    return list(_parts(network, targets, prefixes))
+
+
+def _parts(
+    network: nn.Module, targets: Iterable[str], prefixes: Sequence[str] | None
+) -> Iterator[Part]:
+    wanted = set(targets)
+    stem = first_convolution(network)
+    for name, module in _layers(network, prefixes):
+        if isinstance(module, nn.MultiheadAttention):
+            yield from _of_attention(name, module, wanted)
+            continue
+        fused = FUSED.get(name.rpartition(".")[2])
+        if fused is not None and isinstance(module, (nn.Linear, nn.Conv2d)):
+            if wanted & set(fused) or _ends(name, wanted - set(WORDS)):
+                chosen = wanted & set(fused) or set(fused)
+                yield Part(name, rows=_rows(len(module.weight), fused, chosen))
+            continue
+        role = _role(name, module, is_stem=module is stem)
+        if role in wanted or _ends(name, wanted - set(WORDS)):
+            yield Part(name, inputs=role == "down")
+
+
+def _layers(network: nn.Module, prefixes: Sequence[str] | None) -> Iterator[tuple[str, nn.Module]]:
+    """Modules with a weight inside the blocks of rows, attention as a whole."""
+    inside: list[str] = []
+    for name, module in network.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in inside):
+            continue
+        if prefixes is not None and not any(
+            name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes
+        ):
+            continue
+        attention = isinstance(module, nn.MultiheadAttention)
+        if attention:
+            inside.append(name)
+        if (attention or isinstance(module, (nn.Linear, nn.Conv2d))) and _IN_A_ROW.search(name):
+            yield name, module
+
+
+def _of_attention(name: str, module: nn.MultiheadAttention, wanted: set[str]) -> Iterator[Part]:
+    if not module._qkv_same_embed_dim:
+        for word in "qkv":
+            if word in wanted:
+                yield Part(name, f"{word}_proj_weight")
+    elif wanted & set("qkv"):
+        rows = _rows(3 * module.embed_dim, "qkv", wanted & set("qkv"))
+        yield Part(name, "in_proj_weight", rows)
+    if "o" in wanted or "out_proj" in wanted:
+        yield Part(f"{name}.out_proj")
+
+
+def _role(name: str, module: nn.Module, *, is_stem: bool) -> str | None:
+    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.kernel_size != (1, 1)):
+        return "conv" if module.groups == 1 and not is_stem and _is_inside(name) else None
+    for word, ends in ENDS.items():
+        if any(name == end or name.endswith(f".{end}") for end in ends):
+            if word == "down" and "attention." in name:
+                continue
+            return word
+    if isinstance(module, nn.Linear) and re.search(r"\.block\.[35]$", name):
+        return "up" if name.endswith("3") else "down"  # torchvision's ConvNeXt
+    return "conv" if isinstance(module, nn.Conv2d) and not is_stem and _is_inside(name) else None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a convolution is part of a block, by its name."""
+    return not name.startswith(_DEEP_STEM) and not any(word in name for word in _NOT_IN_BLOCKS)
+
+
+def _ends(name: str, ends: Iterable[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _rows(count: int, fused: str, chosen: set[str]) -> Tensor | None:
+    """The rows of a fused weight that belong to some of its words; None: all of them."""
+    if chosen >= set(fused):
+        return None
+    each = count // len(fused)
+    return torch.cat([torch.full((each,), word in chosen) for word in fused])
