@@ -1,4 +1,4 @@
-"""vlkd on one GPU, beside open_clip and plain torch in the same process.
+"""vlkd on one GPU, compared with open_clip and plain torch in the same process.
 
     python benchmarks/gpu.py --out FOLDER [--sections steps losses ...] [--seconds 330] [--tiny]
 

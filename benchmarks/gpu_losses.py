@@ -22,8 +22,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def losses(table: Table, tiny: bool) -> None:
-    """Value and gradient of both losses beside open_clip's dense ones, from float32 features and
-    from bfloat16 ones under autocast, as a 16-bit training has them."""
+    """Value and gradient of both losses compared with open_clip's dense ones, from float32 features
+    and from bfloat16 ones under autocast, as a 16-bit training has them."""
     for rows in (64, 128) if tiny else (32_768, 65_536):
         for dtype in (torch.float32, torch.bfloat16):
             features = _features(rows, dtype, table.device)
@@ -98,7 +98,8 @@ def _features(rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tens
 
 
 def search(table: Table, tiny: bool) -> None:
-    """The nearest rows and retrieval ranks beside torch's dense product on the same device."""
+    """The nearest rows and retrieval ranks compared with torch's dense product on the same
+    device."""
     rows, queries, images, k = (500, 100, 50, 5) if tiny else (50_000, 10_000, 5_000, 20)
     train, asked = _unit(rows, 1, table.device), _unit(queries, 2, table.device)
     what = f"{k}-NN of {queries:,} in {rows:,} x {WIDTH}"

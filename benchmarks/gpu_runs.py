@@ -22,8 +22,8 @@ WIDTH = 512
 
 
 def frozen(table: Table, tiny: bool) -> None:
-    """Pairs a second with both towers frozen and cached and a linear head on each, beside the same
-    heads and a dense loss in plain torch on a table in the device's memory."""
+    """Pairs a second with both towers frozen and cached and a linear head on each, compared with
+    the same heads and a dense loss in plain torch on a table in the device's memory."""
     pairs, steps = (128, 4) if tiny else (8_192, 200)
     cached = {
         "builder": "openclip",
@@ -92,7 +92,7 @@ def _plain_step(batch: int, rows: int, device: torch.device) -> Any:
 
 
 def decoding(table: Table, tiny: bool) -> None:
-    """The share of a training's time spent waiting for JPEG files, 640 x 480 pixels each."""
+    """The fraction of a training's time spent waiting for JPEG files, 640 x 480 pixels each."""
     model, batch, steps = (TINY, 8, 4) if tiny else ("ViT-B-16", 256, 24)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

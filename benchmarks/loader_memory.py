@@ -3,7 +3,7 @@
 Writes tables of 1/100 and of all of `--rows` rows, opens each through the csv reader, and draws
 `--epochs` episodes through worker
 processes. Printed after each epoch: anonymous memory (what cannot be dropped and read again; shared
-pages counted once) of this process and of all workers, and the mapped file pages beside it. Two
+pages counted once) of this process and of all workers, and the mapped file pages next to it. Two
 claims are checked, and the exit code tells:
 
 - flat over epochs: the last epoch needs at most 5 % (or 8 MiB) more than the second;

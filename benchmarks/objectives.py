@@ -68,7 +68,7 @@ COLUMNS = [
 
 
 class Trial(NamedTuple):
-    """Which towers there are, the keys of the objective under trial, what stands beside it, and
+    """Which towers there are, the keys of the objective under trial, what is added to it, and
     further keys of `data`."""
 
     form: str

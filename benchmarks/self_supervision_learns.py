@@ -188,8 +188,8 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def settings_of(method: Method, data: Path, seed: int) -> list[str]:
     """Every `--set` option of a run."""
-    labelled = f"data: {{reader: classification, path: '{data}', split: test}}"
-    suite = f"{{suite: {method.suite}, first: true, {labelled}, {SUITES[method.suite]}}}"
+    labeled = f"data: {{reader: classification, path: '{data}', split: test}}"
+    suite = f"{{suite: {method.suite}, first: true, {labeled}, {SUITES[method.suite]}}}"
     return [
         *COMMON,
         f"data.path={data / 'train'}",

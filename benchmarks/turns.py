@@ -67,7 +67,7 @@ class Training:
     Args:
         command: the program.
         log: where its output goes.
-        environment: variables beside the usual.
+        environment: variables in addition to the usual ones.
     """
 
     def __init__(

@@ -454,7 +454,7 @@ def check_base(kind: str, name: str) -> None:
     """Make sure that a third party's component is a class of its kind.
 
     Raises:
-        RecipeError: it cannot be imported, is no class, or does not derive from the kind's base.
+        RecipeError: it cannot be imported, is not a class, or does not derive from the kind's base.
     """
     component = load(kind, name)
     if kind not in BASES:

@@ -27,7 +27,7 @@ from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
 
 FORMAT = 2
 BEFORE_COOLDOWN = "before_cooldown.pt"
-"""Where a longer run goes on: the last checkpoint whose rates do not depend on the length."""
+"""Where a longer run continues: the last checkpoint whose rates do not depend on the length."""
 State = dict[str, Tensor]
 Choice = Literal["best", "last"]
 
@@ -50,7 +50,8 @@ class Source(NamedTuple):
     config=ConfigDict(strict=True, arbitrary_types_allowed=True, extra="forbid"),
 )
 class Checkpoint:
-    """Everything that a run needs to go on, and that others take from it. Frozen weights are not in
+    """Everything that a run needs to continue, and that others take from it. Frozen weights are not
+    in
     it: they come from their builders.
 
     Args:
@@ -60,11 +61,12 @@ class Checkpoint:
         evaluated: whether what was due at this step has been evaluated.
         best: value of `train.best` so far.
         waited: evaluations of `train.best` in a row that were no better.
-        towers: of each tower that learns, by its name, what learns and its buffers.
+        towers: of each tower that learns, by its name, trainable parameters and buffers.
         followers, distillers: state dicts of the composition's parts.
         ema: averages of the trainable parameters, by their names in the composition; empty without.
         optimizer: state of each parameter, by its name in the composition (format 1: its position).
-        files: what a run made beside weights, by its path in the run folder, e.g. a tokenizer.
+        files: what a run made in addition to weights, by its path in the run folder, e.g. a
+            tokenizer.
         path: where it was read from; not written.
     """
 

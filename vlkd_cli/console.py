@@ -235,7 +235,7 @@ class TrainingProgress:
         Args:
             step: optimizer steps done, from 1.
             epoch: the epoch under way, from 0; by default told from the step.
-            data_wait: share of the time that was spent waiting for data, 0 to 1.
+            data_wait: fraction of the time that was spent waiting for data, 0 to 1.
         """
         if not self._shown:
             return

@@ -26,7 +26,7 @@ class DataError(UserError):
 
 
 class SubmissionError(DataError):
-    """Predictions that cannot be handed in. The text holds a headline and one line per problem."""
+    """Predictions that cannot be handed in. The text holds a summary and one line per problem."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         UserError.__init__(self, "\n".join(" ".join(line.split("\n")) for line in lines))

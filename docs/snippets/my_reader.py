@@ -24,7 +24,7 @@ class JSONLines(CaptionedImages):
         file = Path(with_split(path, split)).expanduser()
         rows = list(_rows(file))
         if not rows:
-            raise DataError(f"data.path {file}: there is no line in it.")
+            raise DataError(f"data.path {file}: it has no lines.")
         super().__init__(
             str(file.parent), (image for image, _ in rows), (captions for _, captions in rows)
         )

@@ -12,8 +12,8 @@ from vlkd_cli.recipe.types import DataSource
 
 
 class TwoCaptions(Suite):
-    """Share of the images that are more similar to their own first caption than to that of the next
-    image; a tie counts one half.
+    """Fraction of the images that are more similar to their own first caption than to that of the
+    next image; a tie counts one half.
 
     Args:
         data: image-caption data, `{reader: ..., ...}`.

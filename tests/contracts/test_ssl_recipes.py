@@ -358,11 +358,11 @@ def test_features_are_measured_in_each_epoch_without_labels_in_training(tmp_path
         pictures.image(index).save(place)
     recipe = stand_in("ssl/simclr", tmp_path)
     images = {"reader": "images", "path": str(tmp_path / "photos" / "train")}
-    labelled = {"reader": "classification", "path": str(tmp_path / "photos"), "split": "val"}
+    labeled = {"reader": "classification", "path": str(tmp_path / "photos"), "split": "val"}
     recipe["data"] = {**images, "augment": recipe["data"]["augment"], "workers": 0}
     recipe["train"] |= {"epochs": 2, "steps": None}
     recipe["evals"] = [
-        {"suite": "knn", "k": [1], "data": labelled, "first": True, "every_epochs": 1}
+        {"suite": "knn", "k": [1], "data": labeled, "first": True, "every_epochs": 1}
     ]
     run = train(tmp_path, recipe)
     (found,) = [value for name, value in read_metrics(run).items() if name.endswith(".k1_top1")]

@@ -97,7 +97,7 @@ def retrieval(folder: Path) -> Case:
 
 
 def search(folder: Path) -> Case:
-    return labelled(0.06, query="image", index="image")
+    return labeled(0.06, query="image", index="image")
 
 
 def feature_analysis(folder: Path) -> Case:

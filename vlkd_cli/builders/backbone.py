@@ -57,7 +57,7 @@ class Export(NamedTuple):
     and what gives its feature.
 
     `adapter` says what became of a parameter-efficient method: "merged" into the weights or kept
-    "beside" them. `note` is one line on what the library's format cannot hold.
+    next to them ("beside"). `note` is one line on what the library's format cannot hold.
     """
 
     format: str
@@ -98,8 +98,8 @@ class Backbone(nn.Module):
     """Names, as patterns write them, of what can never be trained; set by `towers.freezing` from
     the first `requires_grad` it meets."""
     files: Mapping[str, bytes] = MappingProxyType({})
-    """What its run made and its checkpoints must hold beside weights, by path in the run folder: a
-    trained tokenizer."""
+    """What its run made and its checkpoints must hold in addition to weights, by path in the run
+    folder: a trained tokenizer."""
     prompted: frozenset[str] = frozenset()
     """Names (as in state_dict) of learned prompt vectors: what `train: prompt` means."""
 
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
 
     @property
     def hides(self) -> frozenset[str]:
-        """The values of `masks:` that it can do, beside "none"."""
+        """The values of `masks:` that it supports, in addition to "none"."""
         return Hiding.kinds(self.places())
 
     def places(self) -> Places:
@@ -237,13 +237,13 @@ class ModelInfo(NamedTuple):
 
 
 class BuildContext(NamedTuple):
-    """What a builder is given beside the tower's recipe keys.
+    """What a builder is given in addition to the tower's recipe keys.
 
     Args:
         tower: the tower's name, for messages and for the files that belong to it.
         captions: gives the captions at hand, for a tokenizer trained on them; None where weights of
             a checkpoint follow, which go with the tokenizer of their run.
-        files: what that checkpoint holds beside weights, by path in the run folder.
+        files: what that checkpoint holds in addition to weights, by path in the run folder.
         run_folder: where a trained tokenizer is written and found again.
         adapter: the tower's `adapter:` section, for builders that take one.
     """

@@ -173,7 +173,7 @@ class _Convolution(nn.Module):
 
 
 class _Block(nn.Module):
-    """Four convolutions beside a shortcut; their share falls with the depth of the network."""
+    """Four convolutions and a shortcut; their weight falls with the depth of the network."""
 
     def __init__(self, width_in: int, width: int, num_blocks: int) -> None:
         super().__init__()

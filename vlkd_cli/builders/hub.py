@@ -33,7 +33,7 @@ def prepare_hub() -> bool:
         ).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
-        # Sessions that are open already would go on trying.
+        # Sessions that are open already would keep trying.
         for name in ("reset_sessions", "close_session"):
             reset = getattr(utils, name, None) or getattr(utils._http, name, None)
             if reset is not None:

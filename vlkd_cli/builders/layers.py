@@ -14,7 +14,7 @@ def find_layers(module: nn.Module) -> list[list[str]]:
 
     A layer is a block inside a plain container (Sequential, ModuleList), containers being looked
     for along the path that holds most of the parameters, word embeddings aside. Single
-    convolutions, linears and norms between blocks are no layers of their own, unless the network
+    convolutions, linears and norms between blocks are not layers of their own, unless the network
     consists of nothing else. What follows the containers, such as a pooler, belongs to the last
     layer.
     """

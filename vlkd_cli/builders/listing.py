@@ -93,8 +93,8 @@ def shipped(builder: str) -> Path:
 
 
 def write_shipped(builder: str) -> Path:
-    """Measure the rows of the installed version and keep them in the package; for whoever raises a
-    pin."""
+    """Measure the rows of the installed version and keep them in the package; for anyone who raises
+    a pin."""
     file = shipped(builder)
     file.parent.mkdir(exist_ok=True)
     _write(file, measured(builder, computed(builder)))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from vlkd_cli.errors import RecipeError
 
 SHORTEST_TEXT = 2
-"""A limit of one token leaves nothing of a text beside its start."""
+"""A limit of one token leaves nothing of a text but its start."""
 
 
 def check_sizes(builder: str, config: Mapping[str, object], names: Collection[str]) -> None:

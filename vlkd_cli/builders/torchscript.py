@@ -1,7 +1,7 @@
 """The tensors of a TorchScript archive, read without running anything that is in it.
 
 `torch.jit.load` executes an archive's own code, which may create or overwrite any file. OpenAI
-publishes its CLIP weights as such archives; their tensors lie as plain bytes beside a pickle that
+publishes its CLIP weights as such archives; their tensors lie as plain bytes next to a pickle that
 says which is which, and that is all this reader looks at.
 """
 

@@ -55,7 +55,7 @@ def encode(
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize/--raw", help="Scale vectors to unit length, or not.")
+        bool, typer.Option("--normalize/--raw", help="L2-normalize the vectors, or not.")
     ] = True,
     dtype: Annotated[
         Literal["float32", "float16"], typer.Option(help="Type of the numbers in OUT.")

@@ -38,7 +38,7 @@ def search(
         bool,
         typer.Option(
             "--trust",
-            help="Let the run's recipe run code from outside vlkd.",
+            help="Allow the run's recipe to run code from outside vlkd.",
         ),
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),

@@ -67,7 +67,7 @@ def train(
         bool, typer.Option("--verbose", "-v", help="Also print messages of the libraries.")
     ] = False,
 ) -> None:
-    """Train a recipe. Ctrl-C saves and stops; --resume goes on with the same numbers."""
+    """Train a recipe. Ctrl-C saves and stops; --resume continues with the same numbers."""
     from vlkd_cli import console
 
     if not quiet:

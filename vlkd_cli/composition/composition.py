@@ -62,7 +62,7 @@ class SetupError(RecipeError):
 class Composition(nn.Module):
     """All towers of a recipe and the objectives between them.
 
-    Frozen towers are held outside the module tree: they are no parameters of this module, are not
+    Frozen towers are held outside the module tree: they are not parameters of this module, are not
     in its state dict, not moved by DDP, and always run without gradient. `towers` holds the ones
     that are trained; `followers` the ones that follow another by momentum.
 

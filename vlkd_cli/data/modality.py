@@ -60,7 +60,7 @@ class Modality(Protocol):
             expected: what the tower declares, at the size of the view.
             augment: random changes in training; None where there are none.
             text: the name of the text that is read; None for the main one.
-            copies: how often the changes are made anew.
+            copies: how often the changes are made again.
         """
         ...
 

@@ -31,7 +31,7 @@ class ImageView:
         expected: what the tower expects.
         augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
             the full-size pixels.
-        copies: how often the changes are made anew.
+        copies: how often the changes are made again.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"image"})

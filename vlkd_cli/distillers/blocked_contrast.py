@@ -3,7 +3,7 @@
 A rank multiplies its own B rows with the gathered N columns, once, tile by tile. Its rows'
 log-sum-exps are complete by themselves; those of the columns are completed by exchanging N numbers
 per rank. Small matrices keep their tiles from forward to backward, which saves a matrix product;
-large ones keep a bounded share of them and compute the others anew, so that nothing of size B x N
+large ones keep a bounded fraction of them and recompute the others, so that nothing of size B x N
 is ever held. Rows are normalized tile by tile too, which keeps two copies of the features out of
 memory.
 
@@ -12,7 +12,7 @@ c_i) / 2 - mean_i Z_ii, dL/dZ_ij = (exp(Z_ij - r_i) + exp(Z_ij - c_j)) / 2N - [i
 exponentials share one factor: with any m, exp(Z_ij - r_i) + exp(Z_ij - c_j) = exp(Z_ij - r_i) (1 +
 exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
 
-Where samples match beside the diagonal (`Positives`), the matched term is sum_j P_ij Z_ij with P =
+Where samples match off the diagonal (`Positives`), the matched term is sum_j P_ij Z_ij with P =
 W by its row sums, and for columns Q = W^T by its own: the mean over positives stays outside of the
 logarithm, so each of them keeps a gradient. dL/dZ = (softmax of rows + softmax of columns - P -
 Q^T) / 2N, and for the sigmoid loss (sigmoid(Z) - W) / N.
@@ -49,11 +49,11 @@ TILE_COLUMNS = 1024
 LARGEST_TILE_ON_GPU = 8192
 """Rows and columns. Small tiles would cost more in launches than in products."""
 IGNORED = -1e4
-"""The logit of a pair that is left out: its exponential is 0 beside any other, and finite where a
+"""The logit of a pair that is left out: its exponential is 0 next to any other, and finite where a
 tile holds nothing else."""
 SAFE_NATS = 60.0
 """A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift:
-e^-60 is far above float32's smallest normal number, and what underflows beside it is below a
+e^-60 is far above float32's smallest normal number, and what underflows next to it is below a
 relative 1e-11."""
 
 
@@ -100,7 +100,7 @@ class _Matrix(NamedTuple):
 
     With `tf32` the rows and columns are multiplied as they are, which is exact in TF32 for values
     that come from 16 bits, and the products are scaled afterwards; gradients are multiplied in TF32
-    too, whose rounding is no larger than that of the 16-bit gradients that they become.
+    too, whose rounding does not exceed that of the 16-bit gradients that they become.
     """
 
     rows: Tensor
@@ -196,7 +196,7 @@ class _Matrix(NamedTuple):
         into one of dL/dZ."""
         of_rows = torch.zeros_like(self.rows)
         of_columns = torch.zeros_like(self.columns) if ctx.needs_input_grad[1] else None
-        # Kept tiles are overwritten; a second backward over the same graph computes them anew.
+        # Kept tiles are overwritten; a second backward over the same graph recomputes them.
         kept, ctx.kept = ctx.kept, []
         for tile, values, row_block, column_block in self.walk(scratch, kept):
             gradient = to_gradient(tile, values)
@@ -461,7 +461,7 @@ def _softplus_sum(logits: Tensor) -> Tensor:
 
 
 class Matching(NamedTuple):
-    """Which pairs match beside a sample's own.
+    """Which pairs match in addition to a sample's own.
 
     Args:
         keys: `[B]` int64; samples of equal keys match, negative ones equal nothing.

@@ -19,7 +19,7 @@ def require_num_classes(name: str, num_classes: int, highest_label: int | None) 
     """Refuse labels that have no row.
 
     Raises:
-        RecipeError: the data has a label that is no class; names the number to set.
+        RecipeError: the data has a label without a class; names the number to set.
     """
     if highest_label is not None and highest_label >= num_classes:
         raise RecipeError(

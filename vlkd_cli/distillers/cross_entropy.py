@@ -24,7 +24,7 @@ class CrossEntropy(Distiller):
     Args:
         num_classes: classes of the linear classifier; null takes the student's features themselves
             for logits.
-        label_smoothing: share of the target that is spread evenly over the classes.
+        label_smoothing: fraction of the target that is spread evenly over the classes.
 
     Source: as in ITRA, itra/loss/CrossEntropy.py, whose features are the logits. Differs in
     averaging over the ranks' labeled samples, where that code compares local features with the

@@ -139,7 +139,7 @@ class Distiller(nn.Module):
         """`forward` with autocast off, on sides in float32 or float64 unless it takes 16 bits.
 
         Args:
-            offered: what there is beside the sides; `forward` gets what it names.
+            offered: what is available in addition to the sides; `forward` gets what it names.
         """
         sides = (student,) if teacher is None else (student, teacher)
         device = (student if isinstance(student, Tensor) else student[0]).device

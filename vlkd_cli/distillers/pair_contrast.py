@@ -28,8 +28,8 @@ class PairContrast(ScaledDistiller):
         positives: which pairs match: those of a sample alone, or also those of samples with equal
             captions (white space aside) or equal labels, on any rank. A sample without a caption or
             label matches itself alone. For metadata, read their column as the label.
-        positive_weight: of pairs that match beside the diagonal; 0 leaves them out of the
-            denominators, so that duplicates are no negatives.
+        positive_weight: of pairs that match off the diagonal; 0 leaves them out of the
+            denominators, so that duplicates are not negatives.
         graded: take the weight of a pair from the target of its second sample, in 0 to 1, instead.
     """
 
@@ -63,10 +63,14 @@ class PairContrast(ScaledDistiller):
             )
         self.positives, self.positive_weight, self.graded = positives, positive_weight, graded
         wanted = {"caption": "caption_keys", "label": "labels"}.get(positives)
-        # What it does not look at is neither read nor checked.
-        self.wants = {wanted: True} if wanted else {}
-        if graded:
-            self.wants["targets"] = True
+        # What it does not look at is neither read nor checked; a subclass may want more.
+        used = {wanted, "targets" if graded else None}
+        unused = {"caption_keys", "labels", "targets"} - used
+        self.wants = {
+            name: name in used or needed
+            for name, needed in self.wants.items()
+            if name not in unused
+        }
 
     def check_data(self, facts: DataFacts) -> None:
         super().check_data(facts)

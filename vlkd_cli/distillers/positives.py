@@ -1,4 +1,4 @@
-"""Which pairs of a batch match beside the diagonal: rows of equal keys, with weights.
+"""Which pairs of a batch match off the diagonal: rows of equal keys, with weights.
 
 Keys are those of captions, labels or columns. W_ij = weight where the keys of i and j are equal,
 W_ii = 1; with grades, W_ij = grade_j, and W_ii = grade_i, or 1 where that is 0. A pair of weight 0

@@ -1,4 +1,4 @@
-"""Contrast with the prototypes of the other modality, found anew for each episode."""
+"""Contrast with the prototypes of the other modality, found again for each episode."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class SigLIP(PairContrast):
             is above 100 needs.
         positives: which pairs match: those of a sample alone, or also those of samples with equal
             captions (white space aside) or equal labels, on any rank.
-        positive_weight: target of pairs that match beside the diagonal; 0 leaves them out.
+        positive_weight: target of pairs that match off the diagonal; 0 leaves them out.
         graded: take that target from the target of a pair's second sample, in 0 to 1, instead.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343,

@@ -27,7 +27,7 @@ class SimReg(Distiller):
 
     Source: Navaneet et al., SimReg: Regression as a Simple Yet Effective Tool for Self-supervised
     Knowledge Distillation, BMVC 2021, arXiv:2201.05131; UCDvision/simreg, simreg.py. Its
-    `mse_nonorm` flag has no effect there and is no key here.
+    `mse_nonorm` flag has no effect there and is not a key here.
     """
 
     direction = "one_way"

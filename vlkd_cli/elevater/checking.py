@@ -67,7 +67,7 @@ def check_file(
     path: Path, sets: Mapping[str, SetFacts], *, trust_order: bool = False
 ) -> tuple[CheckedFile | None, list[str]]:
     """Read one file through: keys, name, shape, numbers, order. Returns None where its fields are
-    too wrong to go on."""
+    too wrong to continue."""
     problems = _Problems(path)
     fields: dict[str, Any] = {}
     tables: list[NDArray[np.float64]] = []

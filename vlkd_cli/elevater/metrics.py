@@ -18,7 +18,7 @@ Targets = NDArray[np.int64]
 
 
 def accuracy(scores: Scores, targets: Targets) -> float:
-    """Share of rows whose highest column is the target; the lowest column wins ties."""
+    """Fraction of rows whose highest column is the target; the lowest column wins ties."""
     return float((scores.argmax(1) == targets).mean())
 
 

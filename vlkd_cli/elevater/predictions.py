@@ -24,7 +24,7 @@ KEYS = (
 )
 """What stands before `predictions`, in this order."""
 PROVENANCE = "provenance"
-"""Folder beside the prediction files; the toolkit's merge reads every .json of a folder, but none
+"""Folder next to the prediction files; the toolkit's merge reads every .json of a folder, but none
 below it."""
 _CHUNK = 1 << 16
 
@@ -141,7 +141,7 @@ def read_predictions(path: Path) -> Iterator[Field | Row]:
     """The fields and rows of a prediction file as they come, holding one row at a time.
 
     Raises:
-        DataError: the file is missing or is no prediction file.
+        DataError: the file is missing or is not a prediction file.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:

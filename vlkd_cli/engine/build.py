@@ -221,7 +221,8 @@ def outputs_read(recipe: Recipe) -> dict[str, set[str]]:
 
 
 def made_files(towers: Iterable[Tower | MomentumTower]) -> dict[str, bytes]:
-    """What the towers need beside their weights to be built again, by path in the run folder."""
+    """What the towers need in addition to their weights to be built again, by path in the run
+    folder."""
     return {
         path: content
         for tower in towers
@@ -302,7 +303,7 @@ def _start_from_towers(objectives: list[Objective], towers: Towers) -> Iterator[
         }
         start = next(iter(found))
         if len(found) > 1 or start is None:
-            reason = "differ in it" if None not in found else "are no halves of a dual encoder"
+            reason = "differ in it" if None not in found else "are not halves of a dual encoder"
             yield Problem(
                 ("distillers", number, "logit_scale"),
                 f"'from towers': its towers {reason}. Write a number.",

@@ -13,8 +13,8 @@ class EMA:
     """Average of a module's trainable parameters; batch-norm statistics are the module's own.
 
     Args:
-        module: what learns.
-        decay: share of the average that stays at each step, 0 to 1.
+        module: the trained module.
+        decay: fraction of the average that is retained at each step, 0 to 1.
     """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:

@@ -96,7 +96,7 @@ class Encoder:
             tower: by name, or `image` or `text`; by default the chosen one, else the one that fits
                 the first item, where a string is a text if there is a text tower.
             batch_size: by default that of the suites: the recipe's, at least 64.
-            normalize: scale the vectors to unit length.
+            normalize: L2-normalize the vectors.
 
         Raises:
             UserError: an item is of another kind, or cannot be read, or no tower fits.

@@ -44,7 +44,7 @@ class EvalJob:
         output: a file for all results as one JSON list.
         data_root: where data sets are looked up by name.
         exported: folders of exported towers by name, whose heads are read from there.
-        wise_ft: shares of the trained image tower in interpolations with its start.
+        wise_ft: weights of the trained image tower in interpolations with its start.
     """
 
     recipe: str

@@ -21,7 +21,7 @@ def explained(error: Exception, recipe: str) -> UserError | None:
     batch_size = settings.batch_size
     chunk = max((settings.chunk or batch_size) // 4, 1)
     if _is_out_of_memory(error):
-        # CUDA goes on for lines about every process on the card.
+        # CUDA adds lines about every process on the card.
         first = (text.strip() or "out of memory").splitlines()[0].partition(". GPU")[0].rstrip(".")
         return UserError(
             f"{first}{where}. Set train.chunk: {chunk}, which computes the same step of"

@@ -29,7 +29,7 @@ class Run(Hooks):
     Args:
         recipe: as JSON, for its checkpoints.
         episode_loader: gives the batches that the start of an episode reads.
-        files: what its towers need beside weights, for its checkpoints.
+        files: what its towers need in addition to weights, for its checkpoints.
         sinks: where values go; None on all ranks but the first.
         state: what is said of the run as a whole; None on all ranks but the first.
         saved_step: the step of the checkpoint that the run was resumed from.

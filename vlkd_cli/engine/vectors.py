@@ -1,4 +1,4 @@
-"""Files of vectors: a `.npy` array with a page beside it that says what its rows are, or a parquet
+"""Files of vectors: a `.npy` array with a page next to it that describes its rows, or a parquet
 table."""
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def parquet_writer(
             def write(self, ids: Sequence[str], block: NDArray[Any]) -> None:
                 flat = arrow.array(np.ascontiguousarray(block, dtype=dtype).reshape(-1))
                 vectors = arrow.FixedSizeListArray.from_arrays(flat, width)
-                # Names of files may hold bytes that are no text.
+                # Names of files may hold bytes that are not text.
                 names = [name.encode(errors="backslashreplace").decode() for name in ids]
                 table.write_table(arrow.table([arrow.array(names), vectors], schema=schema))
 
@@ -177,7 +177,7 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], Page]:
         page = Page(**content)
         fits = rows.shape == (len(page.ids), page.width) and str(rows.dtype) == page.dtype
     except FileNotFoundError:
-        raise DataError(f"INDEX {path} has no {page_of(path).name} beside it. {again}.") from None
+        raise DataError(f"INDEX {path} has no {page_of(path).name} next to it. {again}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{page_of(path)} is damaged. {again}.") from None
     if found != FORMAT:

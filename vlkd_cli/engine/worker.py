@@ -125,7 +125,8 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             return 0
     if resumed is not None:
         trainer.restore(resumed)
-        # A value of another result, or one whose checkpoint is gone, is no bar for later ones.
+        # A value of another result, or one whose checkpoint is gone, does not count against later
+        # ones.
         if recipe_from_json(resumed.recipe).train.best == recipe.train.best:
             evaluations.watch.waited = resumed.waited
             if (folder.checkpoints / "best.pt").exists():
@@ -140,7 +141,7 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
         _say(
             job,
             f"Stopped at step {trainer.step_count} of {training.total_steps}; saved in"
-            f" {folder.path}. Go on with --resume.",
+            f" {folder.path}. Continue with --resume.",
         )
         return interruption.signal_number or signal.SIGTERM
     if runtime.is_main():
@@ -154,7 +155,7 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             job,
             f"stopped early at step {trainer.step_count:,} of {trainer.total_steps:,}: no"
             f" improvement in {waited} evaluation{'s' if waited > 1 else ''}"
-            + ("" if steps else ". Raise train.patience to go on."),
+            + ("" if steps else ". Raise train.patience to continue."),
         )
     _say_finished(job, recipe, trainer, time.perf_counter() - begin, steps)
     _refuse_diverged(trainer, steps)

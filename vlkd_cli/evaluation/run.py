@@ -119,7 +119,7 @@ def write_result(result: Result, folder: Path) -> Path:
         for kind, content in arrays.items():
             if content is not None:
                 with _replaced(folder / f"{result.file_stem}.{kind}.npz") as file:
-                    # As Any: numpy 2 has a parameter beside the arrays, numpy 1 has none.
+                    # As Any: numpy 2 has another parameter after the arrays, numpy 1 has none.
                     named: dict[str, Any] = dict(content)
                     np.savez_compressed(file, **named)
         with _replaced(path) as file:
@@ -160,7 +160,7 @@ def print_results(
     results: Sequence[Result],
     before: Mapping[tuple[str, str, str], float | None] = MappingProxyType({}),
 ) -> None:
-    """One table: a line per metric, with the value that a random encoder would reach beside it.
+    """One table: a line per metric, with the value that a random encoder would reach next to it.
 
     Args:
         before: values before training, by name, data set and metric; where there are any, they and

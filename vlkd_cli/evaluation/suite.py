@@ -44,7 +44,7 @@ class Suite:
     version: ClassVar[int] = 1
     """Raised when the suite gives other numbers for the same keys and data."""
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Distributions that its numbers depend on, beside NumPy and PyTorch."""
+    """Distributions that its numbers depend on, in addition to NumPy and PyTorch."""
 
     uses: frozenset[ModalityName]
     """The towers that its numbers depend on: those it needs, and the text tower where a key asks

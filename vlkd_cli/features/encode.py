@@ -72,7 +72,7 @@ def class_features(
     subject: Subject, texts: Sequence[Sequence[str]], ensemble: Ensemble = "normalize"
 ) -> Tensor:
     """One unit-length feature per class, `[C, D]`: the mean of the features of its texts, each
-    brought to unit length before (`normalize`) or taken as it is."""
+    L2-normalized before (`normalize`) or taken as it is."""
     features = embed_texts(subject, [text for own in texts for text in own])
     if ensemble == "normalize":
         features = normalize(features)

@@ -3,8 +3,8 @@
 Where a tower's backbone is frozen and its input never changes, its features are rows of a
 memory-mapped file; training then reads the rows, and neither runs the tower nor decodes its images.
 The file is keyed by what determines the features (weights, preprocessing, data, precision), so
-another run with the same tower and data finds it filled, and an interrupted filling goes on where
-it stopped.
+another run with the same tower and data finds it filled, and an interrupted population resumes
+where it stopped.
 """
 
 from __future__ import annotations

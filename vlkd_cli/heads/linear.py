@@ -15,7 +15,7 @@ class LinearHead(nn.Module):
     Args:
         width: of the projected feature.
         bias: whether the layer has one.
-        dropout: share of the incoming features that is dropped in training.
+        dropout: fraction of the incoming features that is dropped in training.
     """
 
     def __init__(

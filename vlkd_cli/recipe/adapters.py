@@ -154,7 +154,7 @@ def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
             try:
                 return dict(json.loads(found.read_text(encoding="utf-8")))
             except (OSError, ValueError):
-                # Damaged files are the builder's to report, with the weights beside them.
+                # Damaged files are the builder's to report, with the weights next to them.
                 return None
     return None
 

@@ -170,7 +170,7 @@ def pictures_of(data: DataSpec | None, view: str = MAIN_VIEW) -> int:
 
 
 def text_names(data: DataSpec | None) -> list[str]:
-    """The named texts that the readers of a recipe offer beside the main one."""
+    """The named texts that the readers of a recipe offer in addition to the main one."""
     if data is None:
         return []
     entries: list[tuple[str | None, Mapping[str, Any]]] = [(data.reader, data.keys)]
@@ -334,7 +334,7 @@ def _two_towers(
         flipped = frozen == {one} or (teacher is not None and teacher[0].tower == one)
         student = addresses_of(recipe, other if flipped else one)
     if teacher is None and needs_teacher:
-        # A follower beside the tower that it follows is no second tower.
+        # A follower next to the tower that it follows does not count as a second tower.
         learners = {_followed(recipe, address.tower) for address in student}
         found = other if learners == {one} else one
         if found is None or len(learners) > 1:

@@ -1,4 +1,4 @@
-"""Whether the distillers of a recipe connect outputs that exist, and what learns from them."""
+"""Whether the distillers of a recipe connect outputs that exist, and what they train."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def arrows_of(recipe: Recipe) -> list[Drawn]:
 
 
 def check_arrows(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of the distillers' sides, and of what learns or does not learn from them."""
+    """Problems of the distillers' sides, and of what they train or do not train."""
     if not recipe.distillers:
         return
     if recipe.data is None:

@@ -81,8 +81,8 @@ def check_component(
 
     Args:
         keys: everything written at `path` but its name.
-        shared: keys that every component of this place takes beside its own; they are checked by
-            the caller.
+        shared: keys that every component of this place takes in addition to its own; they are
+            checked by the caller.
         name_key: the key that holds the name: name, builder, reader, suite.
     """
     signature = known_signature(kind, name, (*path, name_key))

@@ -24,7 +24,7 @@ _KINDS: dict[tuple[str, ...], Kind] = {
     ("M",): "selected",
 }
 WANTED = ("labels", "targets", "caption_keys", "indices", "samples", "progress")
-"""What `forward` may name beside its sides."""
+"""What `forward` may name in addition to its sides."""
 
 
 class Output(NamedTuple):

@@ -14,7 +14,7 @@ from vlkd_cli.recipe.objectives import kind_of
 from vlkd_cli.recipe.schema import HeadSpec, Recipe, TowerSpec
 
 SOURCES = ("input", "backbone", "tokens")
-"""What a head may read beside other heads."""
+"""What a head may read in addition to other heads."""
 
 
 def check_heads(recipe: Recipe) -> Iterator[Problem]:

@@ -147,7 +147,7 @@ def load_unchecked(path: FilePath) -> Recipe:
     """A run's recipe for comparison: nothing that it names is imported.
 
     Raises:
-        RecipeError: it is no recipe.
+        RecipeError: it is not a recipe.
     """
     document = read_document(_read(path), str(path))
     replace_former_names(document.value)

@@ -84,13 +84,13 @@ def sections_of(name: str) -> dict[str, dict[str, Any]]:
     BUILDER:MODEL[:PRETRAINED].
 
     Raises:
-        RecipeError: there is no such name or builder, or the model is no tower.
+        RecipeError: there is no such name or builder, or the model is not a tower.
     """
     builder, colon, rest = name.partition(":")
     if not colon:
         model = find_named_model(name)
         if not model.towers:
-            raise RecipeError(f"'{name}' scores pairs of texts and is no tower. Choose another.")
+            raise RecipeError(f"'{name}' scores pairs of texts and is not a tower. Choose another.")
         return {modality: dict(deepcopy(own)) for modality, own in model.towers.items()}
     known = catalog.names("builder")
     if builder not in known:
@@ -128,7 +128,7 @@ def expand_likes(document: Document) -> list[Problem]:
         path: Path = ("towers", name)
         like: Path = (*path, "like")
         if sources := [key for key in _SOURCES if tower.get(key) is not None]:
-            text = f"a tower comes from one place, and this one has like and {sources[0]}."
+            text = f"a tower has one source, but this one has like and {sources[0]}."
             problems.append(Problem(path, f"{text} Remove one.", about_value=False))
             continue
         try:

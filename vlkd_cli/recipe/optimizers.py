@@ -29,7 +29,7 @@ def optimizer_names() -> tuple[str, ...]:
 
 @functools.cache
 def optimizer_keys(name: str) -> tuple[Key, ...]:
-    """The keys that an optimizer takes beside lr and weight_decay.
+    """The keys that an optimizer takes in addition to lr and weight_decay.
 
     The libraries' annotations name tensors, so a key's type is told from its default.
 

@@ -43,7 +43,7 @@ def apply_overrides(
 
 def parse_path(text: str) -> Path:
     """`distillers[0].weight` or `distillers.0.weight` as ("distillers", 0, "weight"); () where it
-    is no path."""
+    is not a path."""
     if not re.fullmatch(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*", text):
         return ()
     parts = re.findall(r"[^.\[\]]+", text)

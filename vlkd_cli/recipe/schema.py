@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class Open(BaseModel):
-    """A frozen part of a recipe that holds a component's keys beside its own."""
+    """A frozen part of a recipe that holds a component's keys next to its own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

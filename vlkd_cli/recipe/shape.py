@@ -39,7 +39,7 @@ from vlkd_cli.recipe.schema import (
 )
 
 RUN_TRUST = Key("trust", bool, False, "let the recipe of the run name components of other packages")
-"""The one key of a tower out of a run beside the section's own."""
+"""The one key of a tower out of a run in addition to the section's own."""
 
 Check = Callable[[Any, Path], list[Problem]]
 
@@ -49,7 +49,7 @@ _SOURCES = ("builder", "run", "follows")
 # Keys of a tower that choose a component of a kind.
 TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
 
-# Components whose place declares keys beside their own.
+# Components whose place declares keys in addition to their own.
 PLACES: dict[str, type[Component]] = {"prompt": PromptSpec, "head": HeadSpec, "augment": ViewSpec}
 
 
@@ -216,7 +216,7 @@ def _walk(
         if name not in keys:
             problems.append(unknown_key(name, list(keys), place, owner))
         elif name == naming and value is not None and not isinstance(value, str):
-            # What is no name at all is reported with the names that there are.
+            # What is not a name at all is reported with the names that exist.
             continue
         elif name in handled:
             problems += handled[name](value, place)

@@ -14,7 +14,7 @@ def recipes_folder() -> Path:
     """Where the shipped recipes lie: `recipes/` of a checkout, or inside the installed package."""
     package = Path(vlkd_cli.__file__).resolve().parent
     checkout = package.parent / "recipes"
-    # A folder called recipes beside an installed package belongs to somebody else.
+    # A folder called recipes next to an installed package belongs to somebody else.
     return (
         checkout
         if (package.parent / "pyproject.toml").is_file() and checkout.is_dir()

@@ -264,7 +264,7 @@ class _Builder:
             )
             resolved = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
             value = self._plain(loader, resolved)
-            # A number is no secret, and resuming must find the one that was trained with.
+            # A number is not a secret, and resuming must find the one that was trained with.
             return Resolved(value, written) if isinstance(value, str) else value
         return self._plain(loader, node)
 

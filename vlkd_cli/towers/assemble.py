@@ -57,7 +57,7 @@ def assemble(
             weights of a checkpoint follow.
         cache_dir: where downloaded weights are cached unless the section says so itself.
         run_folder: where a trained tokenizer is written and found again.
-        files: what the checkpoint holds beside weights, by path in its run folder.
+        files: what the checkpoint holds in addition to weights, by path in its run folder.
 
     Raises:
         RecipeError: the parts do not fit together.

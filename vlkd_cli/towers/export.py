@@ -1,4 +1,4 @@
-"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added beside it,
+"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added next to it,
 and a page that says how to use both."""
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_every_named_model_of_a_listing_is_in_it():
                 assert section["pretrained"] is True or section["pretrained"] in row["pretrained"]
 
 
-def test_rows_are_those_of_the_task_and_a_misspelt_task_says_so():
+def test_rows_are_those_of_the_task_and_a_misspelled_task_says_so():
     assert [row["name"] for row in vlkd_cli.describe_models(task="image-to-image")] == [
         "efficientnet-base",
         "efficientnet-large",

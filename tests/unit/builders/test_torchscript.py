@@ -91,7 +91,7 @@ def test_torch_never_loads_such_an_archive_itself(
 def test_nothing_of_an_archive_runs(archive: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     bad = repacked(archive, tmp_path / "bad.pt", data_pkl=pickle.dumps(Writes(mark), protocol=2))
-    with pytest.raises(WeightsError, match=r"bad\.pt' holds '(posix|nt)\.system' beside"):
+    with pytest.raises(WeightsError, match=r"bad\.pt' holds '(posix|nt)\.system' next to"):
         read_weights(bad, "model")
     assert not mark.exists()
 

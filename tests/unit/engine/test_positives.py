@@ -1,4 +1,4 @@
-"""Recipes whose samples match beside the diagonal, from reader to loss."""
+"""Recipes whose samples match off the diagonal, from reader to loss."""
 
 from __future__ import annotations
 

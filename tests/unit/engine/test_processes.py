@@ -186,7 +186,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert "Go on with --resume" in out and "Traceback" not in err
+    assert "Continue with --resume" in out and "Traceback" not in err
     stopped = final_state(tmp_path / "cut")["step"]
     assert 3 <= stopped < 12
     if workers == 2:
@@ -223,7 +223,7 @@ def test_a_signal_to_the_whole_group_stops_at_a_safe_place_too(
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert "Go on with --resume" in out and 2 <= final_state(tmp_path / "run")["step"] < 12
+    assert "Continue with --resume" in out and 2 <= final_state(tmp_path / "run")["step"] < 12
     if workers == 2:
         assert "forcefully" not in (tmp_path / "run" / "logs" / "agent.log").read_text()
 

@@ -74,7 +74,7 @@ def changed(index: Path, **values: object) -> None:
     [
         (lambda index: index.unlink(), r"no such file. `vlkd encode TARGET INPUT .*` writes it"),
         (lambda index: index.write_bytes(b"x"), "cannot be read"),
-        (lambda index: page_of(index).unlink(), "has no x.npy.json beside it"),
+        (lambda index: page_of(index).unlink(), "has no x.npy.json next to it"),
         (lambda index: page_of(index).write_text("{"), "x.npy.json is damaged"),
         (lambda index: page_of(index).write_text("[]"), "x.npy.json is damaged"),
         (lambda index: changed(index, more=1), "x.npy.json is damaged"),

@@ -80,8 +80,7 @@ def test_the_model_tells_the_modality_where_neither_name_nor_builder_does():
         ("a: clip-base-en", "r.yaml:2: towers.a: 'clip-base-en' has image and text towers. Say"),
         (
             "image: {like: resnet-base, builder: timm}",
-            "r.yaml:2: towers.image: a tower comes from one place, and this one has like and"
-            " builder.",
+            "r.yaml:2: towers.image: a tower has one source, but this one has like and builder.",
         ),
         ("text: crossencoder-base-en", "r.yaml:2: towers.text: 'crossencoder-base-en' "),
         (

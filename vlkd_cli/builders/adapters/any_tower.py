@@ -131,7 +131,7 @@ def _attach_changes(
     for part in _parts_of(network, method, prefixes):
         module = network.get_submodule(part.module)
         weight: Any = getattr(module, part.tensor)
-        # The name of the parameters stays the library's for whoever reads them.
+        # The name of the parameters stays the library's for anyone who reads them.
         change = make(weight, part)
         parametrize.register_parametrization(module, part.tensor, change, unsafe=True)
         bias: Any = getattr(module, _BIASES.get(part.tensor, ""), None)

@@ -41,7 +41,7 @@ from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.types import ModalityName, TextLength
 
 ADAPTER = "adapter"
-"""Folder of a method that cannot be merged, beside the encoder's files."""
+"""Folder of a method that cannot be merged, next to the encoder's files."""
 
 
 class Adapters(HuggingFace):

@@ -393,7 +393,7 @@ class HuggingFaceText(Backbone):
         return self.exported(folder, place, keys)
 
     def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        """The tokenizer beside an encoder that is written, and how to load the two."""
+        """The tokenizer next to an encoder that is written, and how to load the two."""
         save_tokenizer(self.input, folder)
         part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
         trusted = ", trust_remote_code=True" if keys.get("trust") else ""

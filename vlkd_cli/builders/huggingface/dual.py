@@ -1,5 +1,5 @@
 """Halves of transformers' dual encoders: a tower takes the half of its modality, projection
-included, and an export puts it back beside the other half."""
+included, and an export puts it back next to the other half."""
 
 from __future__ import annotations
 

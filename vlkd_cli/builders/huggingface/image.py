@@ -131,7 +131,7 @@ class HuggingFaceImage(Backbone):
         return self.exported(folder, place, keys)
 
     def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        """The image processor beside an encoder that is written, and how to load the two."""
+        """The image processor next to an encoder that is written, and how to load the two."""
         self.processor.save_pretrained(folder)
         trusted = ", trust_remote_code=True" if keys.get("trust") else ""
         return Export(

@@ -120,7 +120,7 @@ def default_processor(config: Any) -> Any:
             file.write_text(json.dumps({"image_processor_type": name}), encoding="utf-8")
             try:
                 processor = _from_pretrained(folder)
-            # What is not installed, or is no processor of pictures, cannot be made.
+            # What is not installed, or is not an image processor, cannot be made.
             except Exception:
                 continue
             break

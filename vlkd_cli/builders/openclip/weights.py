@@ -101,7 +101,7 @@ def select_half(state: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names as open_clip has them, where something else (a Lightning module, say) held the whole
-    model beside parts of its own."""
+    model next to parts of its own."""
     prefixes = {name.partition("visual.")[0] for name in state if "visual." in name}
     if len(prefixes) != 1 or "" in prefixes:
         return state

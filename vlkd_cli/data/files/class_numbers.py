@@ -44,7 +44,7 @@ def dense_numbers(numbers: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
 
     They are class numbers as they are below 100,000, or where half of the numbers up to the highest
     occur; a subset of a known set of classes has gaps. Ids beyond that are numbered by size, since
-    whatever counts classes would make room for every number up to them. -1 is no class.
+    whatever counts classes would make room for every number up to them. -1 marks an unlabeled row.
     """
     numbers = np.maximum(numbers, -1)
     highest = int(numbers.max(initial=-1))

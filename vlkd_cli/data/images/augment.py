@@ -55,13 +55,13 @@ class StandardAugment(Augment):
     """Random resized crop, then (each off by default) flip, color jitter, grayscale and blur.
 
     Args:
-        scale: lowest and highest share of the area that is kept.
+        scale: smallest and largest fraction of the area that is cropped.
         ratio: lowest and highest width over height of the region.
         flip: probability of mirroring left and right; wrong for captions that say where things are.
         brightness: largest relative change, drawn from `[1 - x, 1 + x]`.
         contrast: the same of the contrast.
         saturation: the same of the saturation.
-        hue: largest turn of the hue, as a share of the color circle, up to 0.5.
+        hue: largest turn of the hue, as a fraction of the color circle, up to 0.5.
         jitter: probability that the four above are applied at all.
         grayscale: probability of dropping the colors.
         blur: probability of a Gaussian blur.
@@ -155,7 +155,7 @@ class SimCLRAugment(StandardAugment):
     grayscale and blur.
 
     Args:
-        scale: lowest and highest share of the area that is kept.
+        scale: smallest and largest fraction of the area that is cropped.
         flip: probability of mirroring left and right.
         strength: factor on the color jitter (0.4, 0.4, 0.4, 0.1).
         jitter: probability of the color jitter.

@@ -42,7 +42,7 @@ def resize(
     """Pixels `[h, w, 3]` uint8 to `[3, height, width]` uint8, antialiased.
 
     Args:
-        exact: stay within one grey level of PIL also where the image grows, which takes PIL's own
+        exact: stay within one gray level of PIL also where the image grows, which takes PIL's own
             resize; otherwise within two there.
     """
     if pixels.shape[:2] == size:

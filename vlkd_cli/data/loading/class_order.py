@@ -19,8 +19,8 @@ class ClassOrder:
     `per_class`, rows are repeated. Rows are a function of (seed, epoch, position).
 
     Args:
-        labels: int64 `[N]`; -1 is no class. Rows of classes with fewer than two of them are left
-            out, with a warning.
+        labels: int64 `[N]`; -1 marks an unlabeled row. Rows of classes with fewer than two of them
+            are left out, with a warning.
         per_class: samples of a class in a step.
         step_rows: samples of a step over all ranks, a multiple of `per_class`.
         seed: the run's.

@@ -144,8 +144,8 @@ class Loader:
         """The batches `[start, batches_per_epoch)` of an epoch.
 
         Raises:
-            DataError: more than the allowed share of the samples is broken; the message names the
-                first.
+            DataError: more than the allowed fraction of the samples is broken; the message names
+                the first.
         """
         for batch in self._pool.run(
             [Request(epoch, number) for number in range(start, self.batches_per_epoch)]

@@ -37,7 +37,7 @@ class Classification(Reader):
         root: folder of torchvision's data sets; by default `data`.
         path: folder of class folders.
         split: train, val or test; by default the data's own default (training, or all where there
-            are no splits).
+            are not any splits).
         download: let torchvision fetch the data set if it is not there.
         templates: a set's name (name, simple, photo, open_clip:imagenet, open_clip:simple) or a
             list with `{}` in each.

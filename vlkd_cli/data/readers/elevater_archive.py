@@ -1,4 +1,4 @@
-"""Images inside zip archives and beside them, read in place.
+"""Images inside zip archives and next to them, read in place.
 
 Only where each row's bytes lie is kept (a few numbers per row), not the archives' directories:
 PatchCamelyon's has 262,144 entries.

@@ -75,8 +75,8 @@ def read_coco(path: Path, num_classes: int, multi_label: bool) -> tuple[Rows, li
     rows and class names.
 
     Raises:
-        DataError: the file is no such index, or its categories, images and annotations contradict
-            each other.
+        DataError: the file is not such an index, or its categories, images and annotations
+            contradict each other.
     """
     try:
         tables = parse_json(_read_text(path))
@@ -127,7 +127,8 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
         The rows and what their order is taken from.
 
     Raises:
-        DataError: a folder is missing or is no class id, or `index.json` is no order of the rows.
+        DataError: a folder is missing or is not a class id, or `index.json` is not an order of the
+            rows.
     """
     place = folder / split
     if not place.is_dir():

@@ -123,7 +123,7 @@ def read_registry(path: Path) -> dict[str, SetFacts]:
     where not, unless the entry says `metric`.
 
     Raises:
-        DataError: the file is no such registry.
+        DataError: the file is not such a registry.
     """
     try:
         entries = parse_json(read_file(path))

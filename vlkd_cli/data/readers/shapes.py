@@ -234,8 +234,8 @@ class Shapes(Reader):
         return grained.astype(np.uint8)
 
     def _coverage(self, thing: Thing) -> np.ndarray:
-        """Share of each pixel that the shape covers, 0 to 1: its signed distance, blurred over one
-        pixel."""
+        """Fraction of each pixel that the shape covers, 0 to 1: its signed distance, blurred over
+        one pixel."""
         x, y = (
             (self._x - thing.center[0]) / thing.radius,
             (self._y - thing.center[1]) / thing.radius,

@@ -25,7 +25,7 @@ class ShardStream(StreamReader):
         parts: which members of a sample are what.
         samples_per_epoch: over all shares.
         resampled: shards are sampled with replacement, endlessly, instead of each once per epoch.
-        shuffle_buffer: samples shuffled among each other, over the shares of one process.
+        shuffle_buffer: samples shuffled among each other, over the shards of one process.
     """
 
     def __init__(

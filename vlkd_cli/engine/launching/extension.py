@@ -1,4 +1,5 @@
-"""A finished run that is trained for longer: whether its recipe allows it, and where it goes on."""
+"""A finished run that is trained for longer: whether its recipe allows it, and where it
+continues."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ def extend(folder: RunFolder, before: Recipe, recipe: Recipe) -> None:
         elif getattr(read_state(folder.path), "state", None) == "finished":
             raise CheckpointError(
                 f"{first} is missing: it holds the weights from before the cooldown, where a longer"
-                f" run goes on. Start from this run's weights ({_weights(recipe, folder)})."
+                f" run continues. Start from this run's weights ({_weights(recipe, folder)})."
             )
     if start.step < last.step:
         _move_later(folder, start.step)

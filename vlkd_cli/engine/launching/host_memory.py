@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     library can.
 
     A step allocates and frees the same large tensors as the one before. By default each of them is
-    fetched from the system anew, and the
+    fetched from the system again, and the
     kernel clears every page of it again: a tenth of a small model's step.
     """
     if not sys.platform.startswith("linux"):

@@ -64,7 +64,7 @@ class WorkerFailed(UserError):
 
 
 def quieten_libraries() -> None:
-    """Leave out what libraries say of their own affairs; whoever wants to read it says --verbose.
+    """Leave out what libraries say of their own affairs; use --verbose to see it.
     Workers inherit the settings."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -130,7 +130,7 @@ class RunFolder:
         path = self.path / ("skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv")
         noted = self._skipped_in(path)
         new = {item.name: item for item in skipped if item.name not in noted}
-        # Names of files may hold bytes that are no text.
+        # Names of files may hold bytes that are not text.
         with (
             self._writing(),
             path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file,

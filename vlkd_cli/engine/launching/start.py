@@ -300,7 +300,7 @@ def run_to_resume(resume: str, run: Path | None, runs: Path, recipe_name: str) -
 
 
 def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> None:
-    """A run goes on only with the recipe that it began with.
+    """A run continues only with the recipe that it began with.
 
     Raises:
         CheckpointError: they differ in something that changes the numbers; names the first such

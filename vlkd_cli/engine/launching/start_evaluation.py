@@ -127,7 +127,7 @@ def find_trained(
     """The recipe, the folder and the checkpoint of a run, by folder, name or checkpoint; by default
     of the newest run.
 
-    A checkpoint outside its run gets a folder beside it, which is not made here. What comes with
+    A checkpoint outside its run gets a folder next to it, which is not made here. What comes with
     the run may name components of the catalogue only, unless it is to be trusted.
 
     Raises:

@@ -280,7 +280,7 @@ def _report(request: SweepRequest, cells: Sequence[SweepCell], outcome: Outcome)
         counts.append(f"{waiting} not started")
     console.say(f"{len(cells)} cells: {', '.join(counts)}. Sweep: {request.place}")
     if outcome.signal_number:
-        console.say("Stopped; the same command goes on from the last checkpoints.")
+        console.say("Stopped; run the same command to continue from the last checkpoints.")
         return 128 + outcome.signal_number
     if outcome.failed:
         names = ", ".join(outcome.failed[:3]) + (", ..." if len(outcome.failed) > 3 else "")

@@ -154,7 +154,7 @@ def compute_cells(
                         start=start,
                     )
         except Interrupted:
-            console.say("Stopped. Finished cells are kept; the same command goes on from there.")
+            console.say("Stopped. Finished cells are saved; run the same command to resume.")
             return ([] if plan is None else plan.cells), 128 + (interruption.signal_number or 2)
     return plan.cells, 0
 

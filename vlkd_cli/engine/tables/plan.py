@@ -162,7 +162,7 @@ def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
 
 def _takes(suite: Suite, reader: Reader, entry: Entry) -> bool:
     """Whether the suite can measure such data: labels for what needs labels, captions for
-    all others. The prompts of a classification set are no captions."""
+    all others. The prompts of a classification set are not captions."""
     if "label" in suite.needs:
         return reader.classes is not None or (len(reader) > 0 and reader.label(0) >= 0)
     is_own = "reader" in entry.keys or "readers" in entry.keys

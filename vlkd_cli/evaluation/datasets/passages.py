@@ -169,7 +169,8 @@ class Corpus:
         collection: where they lie.
         title: put a passage's title before its text (BEIR).
         keep: ids that stay whatever `limit` is, `[K]` bytes.
-        limit: keep only the first so many passages beside those of `keep`, in total; None: all.
+        limit: keep only the first so many passages in addition to those of `keep`, in total; None:
+            all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files of relevance judgements: BEIR's `query-id corpus-id score`, or trec_eval's `query 0 id
+"""Files of relevance judgments: BEIR's `query-id corpus-id score`, or trec_eval's `query 0 id
 grade`."""
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class Qrels(NamedTuple):
 
 
 def read_qrels(path: Path) -> Qrels:
-    """The judgements of a file. Cells stand between tabs where a line has any, else between blanks.
+    """The judgments of a file. Cells stand between tabs where a line has any, else between blanks.
 
     Raises:
-        DataError: it cannot be read, a line is malformed, or there is no judgement.
+        DataError: it cannot be read, a line is malformed, or there is no judgment.
     """
     if not path.is_file():
         raise DataError(
             f"suite 'search': relevant: {path}: no such file. Say label, row, or a file of"
-            " judgements."
+            " judgments."
         )
     grades: dict[str, dict[str, float]] = {}
     for place, line in enumerate(read_lines(path), start=1):
@@ -42,5 +42,5 @@ def read_qrels(path: Path) -> Qrels:
         grade = number(cells[-1], path, place, "the grade")
         grades.setdefault(cells[0], {})[cells[-2]] = grade
     if not grades:
-        raise DataError(f"{path}: holds no judgements.")
+        raise DataError(f"{path}: holds no judgments.")
     return Qrels(grades, hashlib.sha256(path.read_bytes()).hexdigest()[:16])

@@ -19,7 +19,7 @@ def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
         labels: `[N]` int64.
     """
     own = scores.gather(1, labels.view(-1, 1))
-    # Counted as "not at most", so that a score that is no number is a miss and not a hit.
+    # Counted as "not at most", so that a score that is not a number is a miss and not a hit.
     ahead = scores.shape[1] - (scores <= own).sum(1)
     position = torch.arange(scores.shape[1], device=scores.device)
     ahead += ((scores == own) & (position < labels.view(-1, 1))).sum(1)
@@ -27,7 +27,7 @@ def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share of rows whose label is among the k best classes."""
+    """Fraction of rows whose label is among the k best classes."""
     return top_k_hits(scores, labels, k).double().mean().item()
 
 

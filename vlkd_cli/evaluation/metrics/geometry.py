@@ -67,7 +67,7 @@ def mean_deviation(features: Tensor) -> float:
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """Shares of variance along the principal axes, in falling order, `[D]`."""
+    """Fractions of variance along the principal axes, in falling order, `[D]`."""
     centered = features.double() - features.double().mean(0)
     values = torch.linalg.eigvalsh(centered.T @ centered).flip(0).clamp(min=0)
     shares: Tensor = values / values.sum().clamp(min=1e-300)

@@ -48,7 +48,7 @@ def search_peak(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
 
 
 def search_peak_again(score: Score, *, size: int = 97, stride: int = 16) -> Peak:
-    """The same search where each step trains left, center and right anew and the best of these
+    """The same search where each step retrains left, center and right and the best of these
     three becomes the center.
 
     Scores of a training that is repeated may differ, so the last ones count. If every score is 0

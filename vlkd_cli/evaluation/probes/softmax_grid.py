@@ -118,7 +118,7 @@ class SoftmaxGrid:
                     misses[place] += 1
 
     def accuracy(self, features: Tensor, labels: Tensor) -> list[float]:
-        """Share of right answers of each classifier."""
+        """Fraction of right answers of each classifier."""
         return self._accuracy(self._best, features, labels)
 
     def predict(self, features: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def cluster_scores(labels: Tensor, clusters: Tensor) -> dict[str, float]:
 
 
 def matched_accuracy(labels: Tensor, clusters: Tensor) -> float:
-    """Share of rows in the cluster that the Hungarian method matches with their class."""
+    """Fraction of rows in the cluster that the Hungarian method matches with their class."""
     from scipy.optimize import linear_sum_assignment
 
     width = int(clusters.max()) + 1

@@ -31,7 +31,7 @@ class FewShot(Suite):
         seeds: one draw for each.
         C: inverse regularizer; there is nothing to choose it on.
         features: features before the head, or after it.
-        normalize: bring features to unit length first.
+        normalize: L2-normalize the features first.
     """
 
     modalities = frozenset({"image"})

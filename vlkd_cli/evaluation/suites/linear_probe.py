@@ -84,7 +84,7 @@ class LinearProbe(Suite):
         features: features before the head (`backbone`), or after it (`head`).
         normalize: L2-normalize the features.
         tune: search for the regularizer; else `C`, or `lr` and `weight_decay`, are taken as given.
-        val_share: share of each class's training images that settings are chosen on.
+        val_share: fraction of each class's training images that settings are chosen on.
         C: inverse regularizer of `clip` where it is not tuned.
         lr: learning rate; by default the protocol's (0.004 for sgd; 0.1 for adamw and for elevater
             without tuning).
@@ -252,7 +252,7 @@ class LinearProbe(Suite):
             seed=self.seed,
             each_epoch=watch,
         )
-        # ITRA reports the best epoch on test; the headline is the last one.
+        # ITRA reports the best epoch on test; the primary metric is the last one.
         return Outcome(
             linear.logits(features.test),
             {"best_epoch_on_test_top1": best},

@@ -40,7 +40,7 @@ class PassageRetrieval(Suite):
 
     The search is exact. Passages are embedded in chunks, dealt to the ranks, kept in the cache
     folder, and scored block by block, so that millions of them need no more memory than a chunk; an
-    interrupted evaluation goes on where it was. Ties go to the larger id, read as text, so that an
+    interrupted evaluation resumes where it was. Ties go to the larger id, read as text, so that an
     encoder that makes all passages equal gains nothing.
 
     In BEIR's format the passage with the query's own id is left out of its list, as BEIR, MTEB and

@@ -66,7 +66,7 @@ class Search(Suite):
             the text tower.
         index: address of the index; by default the only tower, else the image tower.
         relevant: which items are: those of the query's `label`, those of its own `row`, or those
-            that a file of judgements names (BEIR's or TREC's format, over the readers' ids).
+            that a file of judgments names (BEIR's or TREC's format, over the readers' ids).
         k: the cut-offs.
         similarity: of queries and items.
         self_match: whether a query's own item is dropped from its list and from its relevant ones;
@@ -137,7 +137,7 @@ class Search(Suite):
             )
         hashes = {"rows": data.row_hash, "index_rows": searched.row_hash}
         if self._judged_by_file:
-            hashes["judgements"] = read_qrels(Path(self.relevant)).digest
+            hashes["judgments"] = read_qrels(Path(self.relevant)).digest
         classes = data.reader.classes if self.relevant == "label" else None
         identity = DataIdentity(data.name, data.split, hashes, len(classes) if classes else None)
         return Opened(queries, items, grades, own, identity)
@@ -277,7 +277,7 @@ def _labels(
         if (found < 0).all():
             raise DataError(
                 f"suite 'search': '{data.name}' has no labels. Give its reader a label, or set"
-                " relevant: row or a file of judgements."
+                " relevant: row or a file of judgments."
             )
         return found
 
@@ -291,7 +291,7 @@ def _labels(
 
 
 def _judged(path: Path, queries: Side, items: Side) -> list[dict[int, float]]:
-    """Grades out of a file of judgements."""
+    """Grades out of a file of judgments."""
     judged = read_qrels(path).grades
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(items.ids):

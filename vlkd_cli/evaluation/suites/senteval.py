@@ -255,5 +255,5 @@ def _scored(features: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Ten
 
 
 def _commonest(part: Part) -> float:
-    """Share of the most frequent class: what always giving one answer reaches."""
+    """Fraction of the most frequent class: what always giving one answer reaches."""
     return float(np.unique(part.labels, return_counts=True)[1].max() / len(part.labels))

@@ -171,7 +171,7 @@ class STS(Suite):
             )
             for kind in kinds
         ]
-        # A correlation that does not exist is no best one.
+        # A correlation that does not exist cannot be the best one.
         figures = {
             metric: max(
                 (figure[metric] for figure, _ in tables), key=lambda value: (value == value, value)
@@ -295,7 +295,8 @@ def _read(root: Path, name: str) -> dict[str, Pairs]:
 
 def _read_year(inputs: Path, scores: Path) -> Pairs:
     lines, gold_lines = read_lines(inputs), read_lines(scores)
-    # Blank lines at the end are no pairs; a blank score beside a pair is one that was not judged.
+    # Blank lines at the end are not pairs; a blank score next to a pair means that it was not
+    # judged.
     while lines and not lines[-1].strip():
         lines.pop()
     while len(gold_lines) > len(lines) and not gold_lines[-1].strip():

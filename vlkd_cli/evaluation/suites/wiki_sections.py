@@ -25,8 +25,8 @@ Triplet = tuple[str, str, str]
 
 
 class WikiSections(Suite):
-    """Share of triplets whose anchor is more similar to the sentence of its own section; a tie is
-    wrong.
+    """Fraction of triplets whose anchor is more similar to the sentence of its own section; a tie
+    is wrong.
 
     Args:
         data: folder with `test.csv` (`validation.csv`, `train.csv`): comma-separated with a header,

@@ -226,11 +226,11 @@ def read_pairs(path: Path) -> WordPairs:
     """Word, word, score from any of the usual spellings: TAB, semicolon, comma or blanks between
     them, with or without a header.
 
-    A header is a first line whose third field is no number; its column `SimLex999` is the score
+    A header is a first line whose third field is not a number; its column `SimLex999` is the score
     where it has one. Further columns are ignored.
 
     Raises:
-        DataError: a line has fewer than three fields, or a score that is no number.
+        DataError: a line has fewer than three fields, or a score that is not a number.
     """
     lines = [(place, line) for place, line in enumerate(read_lines(path), start=1) if line.strip()]
     if not lines:

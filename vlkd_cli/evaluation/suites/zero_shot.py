@@ -46,9 +46,9 @@ class ZeroShot(Suite):
             own, else the set of that data's name, else a general one.
         classes: class names in label order: a list or a file, where the data has none or others are
             wanted.
-        ensemble: how the prompts of a class become one feature: each brought to unit length before
-            the mean (CLIP), or the mean of the features as they are. Either mean is brought to unit
-            length.
+        ensemble: how the prompts of a class become one feature: each L2-normalized before
+            the mean (CLIP), or the mean of the features as they are. Either mean is L2-normalized
+            .
         k: the accuracies to report.
         multi_label: whether images have several labels; by default as the data says.
         items: also write the answer to every image, to compare two models on the same images, and

@@ -187,5 +187,5 @@ def test_a_start_from_towers_needs_halves_and_drops_a_bound_below_it(
     assert distiller.max_logit_scale is None
     assert "above max_logit_scale 5" in capsys.readouterr().err
     other = {"builder": "timm", "model": "test_vit", "head": {"name": "linear", "width": 8}}
-    with pytest.raises(RecipeError, match="are no halves of a dual encoder. Write a number"):
+    with pytest.raises(RecipeError, match="are not halves of a dual encoder. Write a number"):
         composed(other)

@@ -1,5 +1,5 @@
-"""Small networks between or beside the layers: bottleneck adapters, invertible language adapters
-and Compacter."""
+"""Small networks between or parallel to the layers: bottleneck adapters, invertible language
+adapters and Compacter."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Bottleneck(Method):
 
     Args:
         form: `plain` and `houlsby` sit after both parts of a layer, `pfeiffer`, `parallel` and
-            `adapter_plus` at its feed-forward part; `parallel` runs beside it and starts as the
-            exact identity; `adapter_plus` scales each channel and drops layers at random.
+            `adapter_plus` at its feed-forward part; `parallel` runs parallel to it and starts as
+            the exact identity; `adapter_plus` scales each channel and drops layers at random.
         reduction_factor: the layer's width over the bottleneck's; by default the form's own (16,
             parallel 2, adapter_plus 96).
         non_linearity: by default the form's own (plain, pfeiffer, parallel: relu; houlsby: swish;
             adapter_plus: gelu).
         scaling: factor on what is added, a number, one learned number or one learned number per
             channel; by default the form's own.
-        dropout: share of the adapter's values dropped while training.
+        dropout: fraction of the adapter's values dropped while training.
         leave_out: layers, counted from 0, that get no adapter.
 
     Source: Houlsby et al., arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00247; He et al.,
@@ -94,7 +94,7 @@ class Language(Method):
         reduction_factor: the layer's width over the bottleneck's.
         inverse_reduction_factor: half the embedding's width over the hidden width of the invertible
             network.
-        dropout: share of the adapter's values dropped while training.
+        dropout: fraction of the adapter's values dropped while training.
         leave_out: layers, counted from 0, that get no adapter.
 
     Source: Pfeiffer et al., MAD-X, arXiv:2005.00052, section 3.2; as the library `adapters` builds
@@ -151,7 +151,7 @@ class Compacter(Method):
         terms: number of Kronecker products summed, and the side of the small matrices.
         factor_rank: rank of the large factors.
         shared_rule: whether all layers share the small matrices.
-        dropout: share of the adapter's values dropped while training.
+        dropout: fraction of the adapter's values dropped while training.
         leave_out: layers, counted from 0, that get no adapter.
 
     Source: Mahabadi et al., Compacter, arXiv:2106.04647; as the library `adapters` builds it,

@@ -114,7 +114,7 @@ class VeRA(PeftMethod):
         rank: inner width of the product; large, because only vectors of this length learn.
         initial_scale: first value of the inner vector; the outer one starts at 0.
         targets: as LoRA's.
-        dropout: share of the input dropped while training.
+        dropout: fraction of the input dropped while training.
         projection_seed: seed of the random matrices.
         last: layers from the end that are changed; by default all.
 
@@ -213,7 +213,7 @@ class MTLLoRA(Method):
         rank: inner width of the product.
         alpha: the product is scaled by alpha / rank.
         targets: which attention matrices: q, k, v.
-        dropout: share of the input dropped while training.
+        dropout: fraction of the input dropped while training.
         up_projections: number of second matrices that are mixed.
         sharpness: temperature of the mixture.
 

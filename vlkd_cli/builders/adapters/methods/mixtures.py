@@ -9,14 +9,14 @@ from vlkd_cli.recipe.types import Positive, PositiveInt, Probability
 
 
 class MixAndMatch(Method):
-    """Prefix tuning in the attention and a scaled parallel bottleneck beside the feed-forward part.
+    """Prefix tuning in the attention and a scaled bottleneck parallel to the feed-forward part.
 
     Args:
         prefix_length: number of learned positions.
         bottleneck_size: width of the network that produces them.
         reduction_factor: the layer's width over that of the parallel bottleneck.
         scaling: factor on what the parallel bottleneck adds.
-        dropout: share of both parts' values dropped while training.
+        dropout: fraction of both parts' values dropped while training.
 
     Source: He et al., Towards a Unified View of Parameter-Efficient Transfer Learning,
         arXiv:2110.04366; as `adapters` builds it.
@@ -64,7 +64,7 @@ class UniPELT(Method):
         reduction_factor: the layer's width over that of the bottleneck.
         rank: inner width of LoRA's product.
         alpha: LoRA's scale times its rank.
-        dropout: share of each part's values dropped while training.
+        dropout: fraction of each part's values dropped while training.
 
     Source: Mao et al., UniPELT, arXiv:2110.07577; as the library `adapters` builds it.
     """

@@ -17,7 +17,7 @@ class PrefixTuning(Method):
         length: number of learned positions.
         flat: learn keys and values directly instead of through a small network that produces them.
         bottleneck_size: width of that network, 512 by default; has no meaning with `flat`.
-        dropout: share of the prefix's values dropped while training.
+        dropout: fraction of the prefix's values dropped while training.
         leave_out: layers, counted from 0, that get no prefix.
 
     Source: Li and Liang, Prefix-Tuning, arXiv:2101.00190; as the library `adapters` builds it.

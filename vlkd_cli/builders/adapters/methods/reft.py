@@ -23,7 +23,7 @@ class ReFT(Method):
         tied: one edit for the first and the last tokens instead of two. Untied, the edit of a side
             without tokens never learns.
         layers: layers, counted from 0, whose output is edited; by default all.
-        dropout: share of the edited values dropped while training.
+        dropout: fraction of the edited values dropped while training.
 
     Source: Wu et al., ReFT, arXiv:2404.03592, section 3.2; as the library `adapters` builds it,
     except that the form is saved and that loreft's projection is made orthonormal by QR, which
