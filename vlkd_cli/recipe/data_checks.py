@@ -72,7 +72,7 @@ def _check_modalities(
             if offers is not None and modality is not None and modality not in offers:
                 yield Problem(
                     place,
-                    f"reader '{reader}' has no {FACTS[modality].offered} as written, and tower"
+                    f"reader '{reader}' has no {FACTS[modality].offered} with these keys, and tower"
                     f" '{name}' reads them.{_remedy(reader, modality)}",
                 )
 
