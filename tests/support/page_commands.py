@@ -142,7 +142,8 @@ def _plain(command: Command) -> str:
 
 def _vlkd_words(command: Command) -> list[str] | None:
     """The words after `vlkd`, whatever starts it; None where the command is of another program."""
-    words = command.words
+    # What SLURM sets in a task of an array.
+    words = [word.replace("$SLURM_ARRAY_TASK_ID", "0") for word in command.words]
     if words[:1] == ["srun"]:
         words = words[
             next(

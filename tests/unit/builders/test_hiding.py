@@ -164,7 +164,7 @@ def test_rows_that_hide_different_numbers_cannot_be_dropped() -> None:
     backbone = BUILDERS["timm vit"]().build("image")
     hidden = half_hidden(backbone)
     hidden[0] = True
-    with pytest.raises(ValueError, match="rows have between 0 and 8 places"):
+    with pytest.raises(ValueError, match="rows have between 0 and 8 positions"):
         backbone(images_of(backbone), hidden, "drop")
 
 

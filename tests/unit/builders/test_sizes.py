@@ -6,7 +6,7 @@ from vlkd_cli.builders.sizes import check_max_length, check_sizes
 from vlkd_cli.errors import RecipeError
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, None, [2]])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, None, [], [2, 0]])
 def test_sizes_are_positive_integers(value: object) -> None:
     with pytest.raises(RecipeError, match=r"config\.width: expected an integer above 0, got"):
         check_sizes("timm", {"width": value}, ("layers", "width"))

@@ -64,8 +64,13 @@ def expected(kind: str, output: Any) -> Tensor:
 
 
 def test_every_listed_family_is_tested_here() -> None:
-    # These three are halves of dual encoders, with the layers of clip_vision_model.
-    halves = {"altclip_vision_model", "clipseg_vision_model", "metaclip_2_vision_model"}
+    # Halves of dual encoders, tested in test_dual.py.
+    halves = {
+        "align_vision_model",
+        "altclip_vision_model",
+        "clipseg_vision_model",
+        "metaclip_2_vision_model",
+    }
     assert set(FAMILIES) - halves == set(VISION_TYPES)
     assert len(VISION_TYPES) == 35
 

@@ -77,7 +77,7 @@ def test_mistakes_and_missing_weights_are_named_with_their_remedy(
         ({"config": {"in_chans": 1}}, r"config\.in_chans: towers take RGB images"),
         ({"config": {"features_only": True}}, r"config\.features_only"),
         ({"config": {"num_classes": 10}}, r"config\.num_classes: towers have no classifier"),
-        ({"config": {"img_size": 32}}, r"config\.img_size: say `image_size`"),
+        ({"config": {"img_size": 32}}, r"config\.img_size: set `image_size`"),
         ({"config": {"pretrained": True}}, r"config\.pretrained"),
         ({"config": {"checkpoint_path": "a.pth"}}, r"config\.checkpoint_path"),
         ({"config": {"global_pool": ""}}, "not one feature"),

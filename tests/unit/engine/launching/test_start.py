@@ -48,7 +48,7 @@ def test_torchrun_takes_the_options_that_are_its_own(monkeypatch: pytest.MonkeyP
         start_training(TrainRequest(recipe="r.yaml"))
 
 
-def test_another_number_of_processes_is_refused_before_any_starts(
+def test_processes_that_batches_cannot_be_divided_among_are_refused_before_any_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(train={"steps": 1})
@@ -58,11 +58,11 @@ def test_another_number_of_processes_is_refused_before_any_starts(
         raise AssertionError("a worker was started")
 
     monkeypatch.setattr(start, "run_workers", never)
-    with pytest.raises(CheckpointError, match=r"trained on 1 processes .* Start it with 1 proc"):
-        train(tmp_path, recipe, resume=str(run), cpu_workers=2)
+    with pytest.raises(CheckpointError, match="cannot be divided among 3 processes"):
+        train(tmp_path, recipe, resume=str(run), cpu_workers=3)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(CheckpointError, match="would continue on 3"):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(CheckpointError, match="cannot be divided among 5 processes"):
         train(tmp_path, recipe, resume=str(run))
 
 
