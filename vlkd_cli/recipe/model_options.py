@@ -11,10 +11,12 @@ import yaml
 from vlkd_cli import catalog
 from vlkd_cli.recipe.key_rows import key_rows
 from vlkd_cli.recipe.messages import shown
+from vlkd_cli.recipe.modality import has_views, is_named
 from vlkd_cli.recipe.named_models import NamedModel, named_models, sections_of
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.shape import section_keys
+from vlkd_cli.recipe.types import ModalityName
 
 _OF_EVERY_TOWER = ("train", "lr", "layer_decay", "cache")
 
@@ -63,7 +65,7 @@ def section_text(section: Mapping[str, Any]) -> str:
 
 
 def _options(
-    modality: str, section: Mapping[str, Any], architecture: str
+    modality: ModalityName, section: Mapping[str, Any], architecture: str
 ) -> Iterator[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key of a tower of the model; the default of what the
     name says is what it says."""
@@ -84,17 +86,17 @@ def _options(
     about = "what projects the feature; `vlkd show head NAME` has its keys"
     yield "head", _one_of(catalog.names("head")), head, about
     yield from key_rows([key for key in section_keys(TowerSpec) if key.name in _OF_EVERY_TOWER])
-    if modality == "image":
+    if has_views(modality):
         about = "how training images are augmented; `vlkd show augment NAME` has its keys"
         yield "data.augment", _one_of(catalog.names("augment")), "null", about
 
 
-def _poolers(modality: str, builder: str, architecture: str) -> Iterator[str]:
+def _poolers(modality: ModalityName, builder: str, architecture: str) -> Iterator[str]:
     """The poolers that such a model takes."""
     for name in catalog.names("pooler"):
         said = attributes_of("pooler", name)
-        marks_ends = modality == "text" and builder == "openclip"
-        has_class = modality == "image" and architecture != "cnn"
+        marks_ends = is_named(modality) and builder == "openclip"
+        has_class = has_views(modality) and architecture != "cnn"
         if (marks_ends or not said["needs_eot"]) and (has_class or not said["needs_class_token"]):
             yield name
 

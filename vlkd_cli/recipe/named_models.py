@@ -15,7 +15,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.messages import Path, Problem, shown
 from vlkd_cli.recipe.params import attributes_of, signature_of
-from vlkd_cli.recipe.types import MODALITY_NAMES
+from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName
 from vlkd_cli.recipe.yaml_file import Document
 
 TASKS = ("text-to-text", "image-to-image", "text-to-image", "mesh-to-mesh", "synthesis")
@@ -35,7 +35,7 @@ class NamedModel(NamedTuple):
     name: str
     tasks: tuple[str, ...]
     architecture: str
-    towers: Mapping[str, Mapping[str, Any]]
+    towers: Mapping[ModalityName, Mapping[str, Any]]
     about: str
     scorer: Mapping[str, Any] = {}
 
@@ -79,7 +79,7 @@ def find_named_model(name: str) -> NamedModel:
     return model
 
 
-def sections_of(name: str) -> dict[str, dict[str, Any]]:
+def sections_of(name: str) -> dict[ModalityName, dict[str, Any]]:
     """By modality, the towers of a model: a name of `vlkd list-models --task`, or
     BUILDER:MODEL[:PRETRAINED].
 

@@ -27,7 +27,7 @@ def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(
     assert list(dict.fromkeys(row["name"] for row in rows)) == catalog.names("adapter")
     lora = next(row for row in rows if row["name"] == "lora")
     assert (lora["trained"], lora["encoders"], lora["merges"]) == (4096, ["any"], True)
-    assert lora["keys"] == ["rank", "alpha", "targets", "dropout", "rank_stabilized"]
+    assert lora["keys"] == ["rank", "alpha", "targets", "dropout", "rank_stabilized", "last"]
     assert lora["share"] == pytest.approx(4096 / 72832, rel=0.01)
     # Width 64 over 32 is a bottleneck of 2, which Compacter cannot divide by 4.
     compacter = next(row for row in rows if row["name"] == "compacter")

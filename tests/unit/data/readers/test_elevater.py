@@ -178,7 +178,7 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("toy-colors", {"test": {"index_path": "test.txt", "num_images": 5}}, "says 5 ('toy-c"),
+        ("toy-colors", {"test": {"index_path": "test.txt", "num_images": 5}}, "lists 5 ('toy-c"),
         ("toy-colors", {"test": {"index_path": "test.txt", "num_images": "6"}}, "is a text, not"),
         ("toy-colors", {"root_folder": 3}, "a number, not text"),
         ("toy-colors", {"test": {"index_path": "a\0b"}}, "is not a path"),
