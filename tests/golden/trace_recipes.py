@@ -69,6 +69,7 @@ def _pair(folder: Path) -> dict[str, Any]:
                 "num_prototypes": 16,
                 "teacher_temperature": {"linear": [0.1, 0.2], "epochs": 2},
             },
+            {"name": "ntxent", "student": "image", "teacher": "image@strong", "weight": 0.5},
         ],
         "data": {**_DATA, "views": {"strong": {"name": "simclr"}}},
         "train": {**_TRAIN, "clip_grad_norm": 40.0},

@@ -120,7 +120,7 @@ def test_after_too_many_skipped_steps_nothing_changes_until_the_host_has_noticed
     for name, found in state(trainer, line).items():
         assert torch.equal(found, before[name]), name
     with pytest.raises(UserError, match="not finite for 2 consecutive steps, the last at step 5"):
-        trainer.checkpoint(recipe="", evaluated=False, best=None, files={})
+        trainer.checkpoint(recipe="", evaluated=False, best=None, waited=0, files={})
 
 
 def test_an_overflow_of_fp16_is_not_a_divergence() -> None:
@@ -141,7 +141,7 @@ def test_the_counts_of_a_resumed_run_go_on() -> None:
     trainer.skipped_steps = trainer._skipped_before = 4
     step(trainer, broken_batch())
     step(trainer, batch(1))
-    checkpoint = trainer.checkpoint(recipe="", evaluated=False, best=None, files={})
+    checkpoint = trainer.checkpoint(recipe="", evaluated=False, best=None, waited=0, files={})
     assert (checkpoint.skipped_steps, trainer.nonfinite_in_a_row) == (5, 0)
 
 
