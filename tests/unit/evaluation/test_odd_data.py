@@ -70,9 +70,9 @@ def test_results_over_another_number_of_images_have_files_of_their_own():
         FakeTower("image", class_of_picture, 8), FakeTower("text", random_feature(8), 8)
     )
     data = {"reader": COLORED, "num_samples": 16}
-    results = [run(subject, "feature_analysis", data=data, items=items) for items in (8, 12)]
+    results = [run(subject, "feature_analysis", data=data, limit=limit) for limit in (8, 12)]
     assert len({result.key for result in results}) == 2
-    assert [result.settings["items"] for result in results] == [8, 12]
+    assert [result.settings["limit"] for result in results] == [8, 12]
 
 
 @pytest.mark.parametrize("suite", ["retrieval", "feature_analysis"])
