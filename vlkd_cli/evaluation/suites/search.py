@@ -142,6 +142,9 @@ class Search(Suite):
         identity = DataIdentity(data.name, data.split, hashes, len(classes) if classes else None)
         return Opened(queries, items, grades, own, identity)
 
+    def identity(self, opened: Opened) -> DataIdentity:
+        return opened.identity
+
     def measures(self, opened: Opened) -> Measures:
         names = [f"{kind}@{k}" for k in self.k for kind in KINDS]
         return Measures([opened.identity.dataset], [*names, *R_KINDS])
