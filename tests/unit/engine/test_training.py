@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vlkd_cli.engine.periodic import Evaluations
 from vlkd_cli.engine.run import Run
 from vlkd_cli.engine.trainer import Due, Trainer
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
+from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.csv import read_metrics
 
 SMALL_EVAL = [
@@ -284,10 +285,10 @@ def test_a_step_is_saved_before_it_is_evaluated_and_again_with_the_outcome(
 ) -> None:
     real, before = Evaluations.run, []
 
-    def run(self: Evaluations, step: int) -> Any:
+    def run(self: Evaluations, step: int, specs: Sequence[EvalSpec]) -> Any:
         state = final_state(tmp_path / "run")
         before.append((state["step"], state["evaluated"], state["best"]))
-        return real(self, step)
+        return real(self, step, specs)
 
     monkeypatch.setattr(Evaluations, "run", run)
     train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.text_to_image_R@10"}))
@@ -300,7 +301,7 @@ def test_a_step_is_saved_before_it_is_evaluated_and_again_with_the_outcome(
 def test_a_failing_evaluation_costs_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: Evaluations, step: int) -> None:
+    def fails(self: Evaluations, step: int, specs: Sequence[EvalSpec]) -> None:
         raise RuntimeError("out of luck")
 
     recipe = tiny_recipe(

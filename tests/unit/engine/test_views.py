@@ -80,9 +80,10 @@ def test_a_size_that_a_tower_does_not_take_is_named() -> None:
 
 
 def masked(mask: dict[str, Any], masks: str = "replace", **more: Any) -> tuple[Any, Any]:
+    patch = {**PATCH, "at": "visible"} if masks == "drop" else PATCH
     return prepared(
         towers={
-            "image": {**IMAGE, "heads": {"patch": PATCH}, "masks": masks},
+            "image": {**IMAGE, "heads": {"patch": patch}, "masks": masks},
             "text": TEXT,
             **more,
         },
