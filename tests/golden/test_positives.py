@@ -95,7 +95,7 @@ def _on_a_rank(ids: list[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_give_the_same_numbers(ranks: int) -> None:
     cases = [c for c in CASES if str(ranks) in c["expected"]["f64"].get("rank_losses", {})]
     assert len(cases) >= 4

@@ -236,6 +236,7 @@ def test_a_unit_that_another_process_measures_is_left_to_it(
     assert claims[0].exists()
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_cells(place: Path) -> None:
     assert vlkd(f"{EVAL} --datasets s1,s2 --table one.csv") == 0
     before = read("one.csv")
