@@ -1,4 +1,4 @@
-"""MAE as MMSelfSup 1.0 is told: what its base configs come to, in one file."""
+"""MAE as a config of MMSelfSup 1.0: its base configs merged, in one file."""
 
 model = dict(
     type="MAE",

@@ -1,4 +1,4 @@
-"""SimCLR as MMSelfSup 1.0 is told: what its base configs come to, in one file."""
+"""SimCLR as a config of MMSelfSup 1.0: its base configs merged, in one file."""
 
 view = [
     dict(type="RandomResizedCrop", size=224, backend="pillow"),

@@ -16,6 +16,7 @@ from vlkd_cli.builders.adapters.methods.low_rank import IA3, MTLLoRA, PeftMethod
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.prefix_tuning import PrefixTuning, PromptTuning
 from vlkd_cli.builders.adapters.methods.reft import ReFT
+from vlkd_cli.builders.adapters.targets import ENDS
 from vlkd_cli.errors import RecipeError
 
 NAME = "vlkd"
@@ -29,9 +30,7 @@ NOTHING = (
 
 # The end of a module's name by its role, over the families that transformers has.
 _ROLES: dict[str, tuple[str, ...]] = {
-    "q": ("query", "q", "q_lin", "q_proj", "query_proj"),
-    "k": ("key", "k", "k_lin", "k_proj", "key_proj"),
-    "v": ("value", "v", "v_lin", "v_proj", "value_proj"),
+    **{role: ENDS[role] for role in ("q", "k", "v")},
     "o": (
         "attention.output.dense",
         "attention.dense",

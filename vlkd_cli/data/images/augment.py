@@ -196,7 +196,7 @@ class BYOLAugment(StandardAugment):
     BYOL's second view has `blur: 0.1, solarize: 0.2`.
 
     Args:
-        scale: lowest and highest fraction of the area that is kept.
+        scale: smallest and largest fraction of the area that is cropped.
         flip: probability of mirroring left and right.
         jitter: probability of the color jitter (0.4, 0.4, 0.2, 0.1).
         grayscale: probability of dropping the colors.
@@ -234,7 +234,7 @@ class QuarterTurnsAugment(StandardAugment):
     """Four pictures of one crop, turned clockwise by 0, 90, 180 and 270 degrees.
 
     Args:
-        scale: lowest and highest fraction of the area that is kept.
+        scale: smallest and largest fraction of the area that is cropped.
         flip: probability of mirroring left and right.
 
     Source: Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations,
