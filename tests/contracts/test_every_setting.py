@@ -214,6 +214,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ): "the same numbers, faster; see test_a_compiled_composition_trains_the_same",
     ("train", "heartbeat_seconds"): "of several processes; see tests/unit/engine/test_nodes.py",
     ("train", "chunk"): "the same numbers in less memory; see tests/contracts/test_chunks.py",
+    ("train", "checkpoint_activations"): "the same numbers in less memory; see test_blocks.py",
     ("train", "channels_last"): "the same numbers up to rounding, faster on GPUs; see tests/gpu",
 }
 

@@ -76,6 +76,10 @@ CHANGES: dict[str, dict[str, Change]] = {
         "adapter": Change(towers({"adapter": {"name": "lora"}})),
         "prompt": Change(towers(text={**TEXT, "prompt": {"tokens": 2}, "train": "prompt"})),
         "train": Change(towers({"train": {"last": 1}})),
+        "dtype": Change(
+            towers(text={**FROZEN, "dtype": "bf16", "cache": False}),
+            towers(text={**FROZEN, "cache": False}),
+        ),
         "lr": Change(towers({"lr": 0.5})),
         "layer_decay": Change(towers({"layer_decay": 0.5})),
         "cache": Change(
@@ -120,6 +124,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "ema": Change(one("train", ema=0.9)),
         "seed": Change(one("train", seed=1)),
         "chunk": Change(one("train", chunk=2)),
+        "checkpoint_activations": Change(one("train", checkpoint_activations=True)),
         "compile": Change(one("train", compile=True)),
         "channels_last": Change(one("train", channels_last=True)),
         "sync_batch_norm": Change(one("train", sync_batch_norm=True)),

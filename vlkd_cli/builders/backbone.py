@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         # time. What a library keeps outside of parameters and buffers stays as it is, and then only
         # a real run tells.
         tensors = [*self.parameters(), *self.buffers()]
-        shadow = copy.deepcopy(self, {id(tensor): tensor.to("meta") for tensor in tensors}).eval()
+        shadow = copy.deepcopy(self, {id(tensor): _shadow(tensor) for tensor in tensors}).eval()
         problem: Exception | None = None
         for network, device in ((shadow, torch.device("meta")), (self, tensors[0].device)):
             modes = [(module, module.training) for module in network.modules()]
@@ -293,6 +293,12 @@ class Builder:
         classifier.
         """
         return row
+
+
+def _shadow(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape without memory; of float32 where a frozen one has 16 bits."""
+    narrow = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.to("meta", torch.float32 if narrow else tensor.dtype)
 
 
 def _grid_of(tokens: Tokens | None, size_px: tuple[int, int]) -> Grid | None:

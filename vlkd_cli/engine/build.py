@@ -40,6 +40,7 @@ from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
+from vlkd_cli.towers.blocks import checkpoint_activations
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 
@@ -120,6 +121,8 @@ def build_training(
         if settings.sync_batch_norm and runtime.world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)
         tower.to(device)
+    if settings.checkpoint_activations:
+        _checkpoint_activations(towers)
     inputs = prepare_inputs(
         recipe, reader, towers, device, features or cache_folder(settings.cache_dir)
     )
@@ -348,6 +351,21 @@ def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
         raise RecipeError(
             "train.sync_batch_norm: torch synchronizes batch norms on GPUs only. Set it to false"
             " to run on the CPU."
+        )
+
+
+def _checkpoint_activations(towers: Towers) -> None:
+    trained = [
+        tower
+        for tower in towers.values()
+        if isinstance(tower, Tower) and not tower.backbone_is_frozen
+    ]
+    if not sum([checkpoint_activations(tower.encoder) for tower in trained]):
+        names = ", ".join(f"'{tower.name}'" for tower in trained)
+        raise RecipeError(
+            "train.checkpoint_activations has no effect: the trainable backbones"
+            f"{f' ({names})' if names else ''} consist of no layers that could run again. Remove"
+            " it, or use train.chunk."
         )
 
 

@@ -98,9 +98,19 @@ def _check_chunk(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _check_checkpointing(recipe: Recipe) -> Iterator[Problem]:
+    trained = any(trains_backbone(tower) for tower in recipe.towers.values())
+    if recipe.train.checkpoint_activations and not trained:
+        yield Problem(
+            ("train", "checkpoint_activations"),
+            "has no effect: every backbone is frozen and stores no activations. Remove it.",
+        )
+
+
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
     yield from _check_chunk(recipe)
+    yield from _check_checkpointing(recipe)
     yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")

@@ -155,6 +155,13 @@ class TowerSpec(Open):
             " layers"
         ),
     )
+    dtype: Literal["bf16", "fp16"] | None = Field(
+        None,
+        description=(
+            "16-bit type in which the matrices of a frozen backbone are stored and multiplied; by"
+            " default fp32"
+        ),
+    )
     lr: Positive | None = Field(
         None, description="this tower's learning rate instead of the optimizer's"
     )
@@ -238,6 +245,13 @@ class TrainSpec(Section):
         description=(
             "pictures or texts whose activations are held at a time; memory of a small batch,"
             " loss and gradients of batch_size"
+        ),
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description=(
+            "store only the inputs of each layer of trainable backbones and compute its"
+            " activations again in the backward pass; the same gradients in less memory"
         ),
     )
     accumulate: PositiveInt = Field(

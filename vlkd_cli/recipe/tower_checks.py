@@ -31,6 +31,7 @@ _NOT_FOR_FOLLOWERS = (
     "heads",
     "adapter",
     "prompt",
+    "dtype",
     "lr",
     "layer_decay",
     "cache",
@@ -45,6 +46,7 @@ def check_towers(recipe: Recipe) -> Iterator[Problem]:
         yield from _check_source(recipe, name, tower, path)
         if tower.follows is None:
             yield from _check_learning(tower, path)
+            yield from _check_dtype(tower, path)
             own = [address for address in addresses if address.tower == name]
             yield from _check_cache(recipe, name, tower, path, own)
             yield from _check_adapter(tower, path)
@@ -198,6 +200,15 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.train == []:
         yield Problem(
             (*path, "train"), "an empty list of patterns leaves nothing to train. Write none."
+        )
+
+
+def _check_dtype(tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    if tower.dtype is not None and trains_backbone(tower):
+        yield Problem(
+            (*path, "dtype"),
+            "is for frozen backbones, and this one is trained: small updates would be lost in 16"
+            f" bits. Set train: none (or head), or use train.precision: {tower.dtype}.",
         )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -81,7 +81,7 @@ def assemble(
         choose_parameters(
             name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
         )
-        tower = connect(name, backbone, pooler, heads, spec.masks)
+        tower = connect(name, backbone, pooler, heads, spec.masks, spec.dtype)
     tower.section = spec
     return tower
 
@@ -135,14 +135,20 @@ def connect(
     pooler: nn.Module | None,
     heads: Mapping[str, Head],
     masks: Masks,
+    dtype: Literal["bf16", "fp16"] | None = None,
 ) -> Tower:
     """The tower of these parts.
 
     Raises:
-        RecipeError: a head reads what it cannot take.
+        RecipeError: a head reads what it cannot take, or a trainable backbone has a `dtype`.
     """
+    if dtype is not None and any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise RecipeError(
+            f"tower '{name}': dtype: {dtype}: its backbone is trained, and only frozen ones are"
+            " stored in 16 bits. Set train: none (or head), or remove dtype."
+        )
     try:
-        return Tower(name, backbone, pooler=pooler, heads=heads, masks=masks)
+        return Tower(name, backbone, pooler=pooler, heads=heads, masks=masks, dtype=dtype)
     except ValueError as error:
         raise RecipeError(
             f"tower '{name}': {error}. Correct its `reads`, `at` or the tower's `masks`."

@@ -59,6 +59,9 @@ def export_tower(
     section = tower.section
     assert section is not None, "the tower was not assembled from a recipe"
     name = name or tower.name
+    if section.dtype is not None:
+        # Libraries choose the type of a whole model; the numbers stay those of 16 bits.
+        tower.encoder.float()
     if tower.encoder.adapter_name:
         how = merged(tower.encoder).export(folder, place, section.keys)
         how = how._replace(adapter="merged")

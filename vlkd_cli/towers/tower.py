@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class Tower(nn.Module):
         heads: heads by name. Parameters of the one called `head` are `head.*`, those of the others
             `heads.NAME.*`.
         masks: what becomes of places that are hidden, where a forward says which.
+        dtype: in which a frozen backbone's matrices are stored and multiplied; None: as they are.
 
     Raises:
         ValueError: a head reads what the tower does not have.
@@ -78,6 +79,7 @@ class Tower(nn.Module):
         head: nn.Module | None = None,
         heads: Mapping[str, Head] | None = None,
         masks: Masks = "none",
+        dtype: Literal["bf16", "fp16"] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.masks = name, masks
@@ -95,7 +97,9 @@ class Tower(nn.Module):
         self._layer_of = layer_index(backbone)
         self._num_backbone_layers = max(self._layer_of.values(), default=0) + 1
         self._digest: str | None = None
-        self.backbone: Backbone | Frozen = backbone if _learns(backbone) else Frozen(backbone)
+        self.backbone: Backbone | Frozen = (
+            backbone if _learns(backbone) else Frozen(backbone, dtype)
+        )
         # Decided once: a copy that follows this tower by momentum takes no gradient either, yet its
         # batch norms work as this one's do.
         self._held = self._frozen_parts()

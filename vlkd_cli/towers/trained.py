@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal
 
 from vlkd_cli import catalog
+from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.address import modality_of
@@ -46,7 +48,7 @@ def take_from_run(
         extra = ", ".join([*(["pooler"] if spec.pooler else []), *keys])
         raise RecipeError(f"tower '{name}' comes from a run as it was trained; remove {extra}.")
     trained = _as_trained(chosen, sections, checkpoint, cache_dir)
-    own = _refitted(name, spec, trained, outputs)
+    own = _refitted(name, spec, trained, outputs, sections[chosen].dtype)
     own.source = checkpoint.source
     return own
 
@@ -77,7 +79,8 @@ def _as_trained(
     assert checkpoint.path is not None
     tower = assemble(
         chosen,
-        section,
+        # Whether it stays in 16 bits depends on what becomes of it here.
+        section.model_copy(update={"dtype": None}),
         cache_dir=cache_dir,
         run_folder=checkpoint.path.parent.parent,
         files=checkpoint.files,
@@ -90,7 +93,13 @@ def _as_trained(
     return tower
 
 
-def _refitted(name: str, spec: TowerSpec, trained: Tower, outputs: Collection[str] | None) -> Tower:
+def _refitted(
+    name: str,
+    spec: TowerSpec,
+    trained: Tower,
+    outputs: Collection[str] | None,
+    was_stored_in: Literal["bf16", "fp16"] | None,
+) -> Tower:
     backbone, pooler = trained.encoder, trained.pooler
     if spec.masks == "replace" and backbone.mask_token is not None:
         pass
@@ -106,14 +115,24 @@ def _refitted(name: str, spec: TowerSpec, trained: Tower, outputs: Collection[st
     choose_parameters(
         name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
     )
-    own = connect(name, backbone, pooler, heads, spec.masks)
     assert trained.section is not None
+    dtype = spec.dtype or (None if _is_trained(backbone) else was_stored_in)
+    own = connect(name, backbone, pooler, heads, spec.masks, dtype)
     specs = {**trained.section.all_heads, **spec.all_heads}
     specs = {key: specs[key] for key in heads}
     own.section = trained.section.model_copy(
-        update={"head": specs.pop(HEAD, None), "heads": specs, "masks": spec.masks}
+        update={
+            "head": specs.pop(HEAD, None),
+            "heads": specs,
+            "masks": spec.masks,
+            "dtype": dtype,
+        }
     )
     return own
+
+
+def _is_trained(backbone: Backbone) -> bool:
+    return any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def _prefix(head: str) -> str:

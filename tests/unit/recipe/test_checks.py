@@ -577,9 +577,18 @@ def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fi
             ["train.chunk=4", "towers.image.train=head", "towers.text.train=head"],
             "every backbone is frozen",
         ),
+        (
+            [
+                "train.checkpoint_activations=true",
+                "towers.image.train=head",
+                "towers.text.train=head",
+            ],
+            "every backbone is frozen and stores no activations",
+        ),
+        (["towers.image.dtype=bf16"], "is for frozen backbones, and this one is trained"),
     ],
 )
-def test_a_chunk_without_effect_is_refused(options, expected):
+def test_a_setting_for_large_models_without_effect_is_refused(options, expected):
     heads = [f"towers.{name}.head={{name: linear, width: 8}}" for name in ("image", "text")]
     assert any(expected in line for line in problems_with(*heads, *options))
 

@@ -45,6 +45,7 @@ FREE_TRAIN_KEYS = {
     "log_every_steps",
     "cache_dir",
     "heartbeat_seconds",
+    "checkpoint_activations",
     "patience",
     "min_delta",
 }
