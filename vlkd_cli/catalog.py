@@ -262,6 +262,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.readers.clip_benchmark:ClipBenchmark",
             "a data set in CLIP_benchmark's webdataset layout",
         ),
+        "passages": Entry(
+            "data.readers.passages:Passages",
+            "queries with judged passages, or the triplets of `vlkd synthesize`",
+        ),
         "shapes": Entry(
             "data.readers.shapes:Shapes",
             "rendered colored shapes with captions; nothing to download",

@@ -89,6 +89,7 @@ THROUGH = {
         "data.readers.elevater_archive",
         "data.readers.elevater_index",
     ],
+    "unit/data/readers/test_passages.py": ["data.files.passage_table", "data.files.relations"],
     "unit/data/readers/test_webdataset.py": ["data.files.remote"],
     "unit/data/test_readers.py": ["data.files.named_texts", "data.readers.subset"],
     "unit/elevater/test_submission.py": [

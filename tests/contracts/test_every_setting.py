@@ -78,6 +78,7 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
         for key, value in (("positive_weight", 0.5), ("graded", True))
     },
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
+    ("head", "linear", "start"): {"width": 24, "start": "identity"},
     ("suite", "linear_probe", "text_start"): {
         "protocol": "elevater",
         "features": "head",

@@ -19,6 +19,7 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import RecipeError
 
 READERS = catalog.names("reader")
+WITHOUT_IMAGES = ("passages",)
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +39,15 @@ def test_every_reader_of_the_catalogue_has_small_data_for_these_tests() -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_image_decodes_and_has_captions(
-    name: str, sections: dict[str, dict[str, Any]]
-) -> None:
+def test_what_a_reader_offers_is_there(name: str, sections: dict[str, dict[str, Any]]) -> None:
     reader = opened(sections[name])
     assert len(reader) >= 4
     for index in range(len(reader)):
         image = reader.image(index)
-        assert image is not None
-        pixels = decode(image)
-        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        assert (image is not None) == (name not in WITHOUT_IMAGES)
+        if image is not None:
+            pixels = decode(image)
+            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
         captions = reader.captions(index)
         assert bool(captions) == reader.has_captions
         assert all(isinstance(caption, str) and caption for caption in captions)
@@ -79,12 +79,13 @@ def test_labels_agree_with_the_class_names(name: str, sections: dict[str, dict[s
 @pytest.mark.parametrize("name", READERS)
 def test_a_pickled_reader_reads_the_same(name: str, sections: dict[str, dict[str, Any]]) -> None:
     reader = opened(sections[name])
-    assert reader.image(0) is not None and bool(reader.captions(0)) == reader.has_captions
+    assert bool(reader.captions(0)) == reader.has_captions
     copy = pickle.loads(pickle.dumps(reader))
     assert len(copy) == len(reader)
     assert copy.fingerprint() == reader.fingerprint()
     assert list(copy.captions(1)) == list(reader.captions(1))
-    assert np.array_equal(decode(copy.image(1)), decode(reader.image(1)))
+    if name not in WITHOUT_IMAGES:
+        assert np.array_equal(decode(copy.image(1)), decode(reader.image(1)))
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -105,6 +106,9 @@ def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path:
         shutil.copyfile(tmp_path / "shard-1.tar", tmp_path / "shard-0.tar")
     elif name == "clip_benchmark":
         shutil.copyfile(tmp_path / "test" / "1.tar", tmp_path / "test" / "0.tar")
+    elif name == "passages":
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text(corpus.read_text().replace("passage 2", "another passage"))
     else:
         images = sorted(
             path for path in tmp_path.rglob("*.jpg") if path.parent.parent.name != "val"

@@ -155,6 +155,26 @@ def clip_benchmark_data(folder: Path) -> dict[str, Any]:
     return {"reader": "clip_benchmark", "path": str(folder), "split": "test"}
 
 
+def write_passages(folder: Path, *, queries: int = 4, passages: int = 6) -> Path:
+    """A folder in BEIR's format; query qN is judged 2 with passage pN and 1 with the next one."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    asked = [{"_id": f"q{n}", "text": f"question {n}"} for n in range(queries)]
+    texts = [
+        {"_id": f"p{n}", "title": f"title {n}", "text": f"passage {n}"} for n in range(passages)
+    ]
+    for name, records in (("queries", asked), ("corpus", texts)):
+        lines = "\n".join(json.dumps(record) for record in records)
+        (folder / f"{name}.jsonl").write_text(f"{lines}\n")
+    judged = [(f"q{n}", f"p{n + k}", 2 - k) for n in range(queries) for k in range(2)]
+    rows = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in judged)]
+    (folder / "qrels" / "train.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def passages_data(folder: Path) -> dict[str, Any]:
+    return {"reader": "passages", "path": str(write_passages(folder))}
+
+
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "csv": csv_data,
     "folder": folder_data,
@@ -164,6 +184,7 @@ READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "classification": classification_data,
     "elevater": elevater_data,
     "clip_benchmark": clip_benchmark_data,
+    "passages": passages_data,
     "shapes": shapes_data,
 }
 """Reader -> writes a small data set into a folder and returns the `data:` section that reads it.

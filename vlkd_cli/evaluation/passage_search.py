@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlkd_cli.data.files.passages import Corpus
 from vlkd_cli.distributed.collectives import gather_objects, gather_without_grad
 from vlkd_cli.distributed.runtime import local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
-from vlkd_cli.evaluation.datasets.passages import Corpus
 from vlkd_cli.features.encode import encode_texts, normalize, project_texts
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ class LinearHead(nn.Module):
         width: of the projected feature.
         bias: whether the layer has one.
         dropout: fraction of the incoming features that is dropped in training.
+        start: "identity" passes the features on unchanged at first, so that training starts from
+            the pretrained space; its width is that of the features.
     """
 
     def __init__(
@@ -26,12 +30,17 @@ class LinearHead(nn.Module):
         width: PositiveInt,
         bias: bool = True,
         dropout: Probability = 0.0,
+        start: Literal["random", "identity"] = "random",
     ) -> None:
         super().__init__()
+        if start == "identity" and width != width_in:
+            raise ValueError(f"start: identity needs width {width_in}, that of its features")
         self.width = width
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width_in, width, bias=bias)
         initialize(self)
+        if start == "identity":
+            nn.init.eye_(self.linear.weight)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         projected: Tensor = self.linear(self.dropout(features))

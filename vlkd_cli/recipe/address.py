@@ -178,7 +178,10 @@ def text_names(data: DataSpec | None) -> list[str]:
     found: dict[str, None] = {}
     for reader, keys in entries:
         texts = keys.get("texts")
-        fixed = attributes_of("reader", reader).get("text_views", ()) if reader else ()
+        said = attributes_of("reader", reader) if reader else {}
+        fixed = list(said.get("text_views", ()))
+        for key, names in said.get("text_views_by_key", {}).items():
+            fixed += names if keys.get(key) is not None else ()
         found |= dict.fromkeys([*(texts if isinstance(texts, Mapping) else ()), *fixed])
     return list(found)
 

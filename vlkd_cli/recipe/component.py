@@ -7,7 +7,7 @@ import functools
 import math
 import types as python_types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -90,7 +90,19 @@ def check_component(
         return [signature]
     if not signature.is_read:
         return []
-    return check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
+    problems = check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
+    return problems or list(_idle_keys(signature, keys, path))
+
+
+def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> Iterator[Problem]:
+    """Keys that the component says have no effect next to another one."""
+    defaults = {key.name: key.default for key in signature.keys}
+    for decisive, idle in signature.attributes.get("no_effect_with", {}).items():
+        if keys.get(decisive) is None:
+            continue
+        for name in idle:
+            if keys.get(name, defaults[name]) != defaults[name]:
+                yield Problem((*path, name), f"has no effect with '{decisive}'. Leave it out.")
 
 
 def known_signature(kind: str, name: object, path: Path) -> Signature | Problem:

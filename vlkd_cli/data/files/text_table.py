@@ -24,6 +24,14 @@ class TextTable:
         self._blob = np.frombuffer(bytes(blob), dtype=np.uint8)
         self._ends = np.array(ends, dtype=np.int64)
 
+    @classmethod
+    def of_arrays(cls, blob: np.ndarray, ends: np.ndarray) -> TextTable:
+        """The strings whose UTF-8 bytes are joined in `blob`, uint8; string i is
+        `ends[i]` to `ends[i + 1]`. Both may be mapped into memory."""
+        table = cls(())
+        table._blob, table._ends = blob, ends
+        return table
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import stat
 from typing import Any
@@ -179,3 +180,24 @@ def read_entries(path: str | os.PathLike[str], encoding: str = "utf-8") -> list[
         DataError: as `read_text`.
     """
     return entries_of(read_text(path, encoding))
+
+
+def read_lines(path: str | os.PathLike[str], encoding: str = "utf-8") -> list[str]:
+    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line, no lone
+    carriage return.
+
+    Raises:
+        DataError: unreadable, or not in this encoding.
+    """
+    return split_lines(read_text(path, encoding))
+
+
+def number(text: str, path: str | os.PathLike[str], line: int, what: str) -> float:
+    """A finite number out of a file, or a message that says where it should stand."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{path}:{line}: {what} should be a number and is '{text[:40]}'.")
+    return found

@@ -25,6 +25,10 @@ class Offers:
     """What it offers where a key is not null."""
     text_views: ClassVar[tuple[str, ...]] = ()
     """Names of texts that it always has, other than the captions."""
+    text_views_by_key: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Names of further texts that it has where a key is not null."""
+    no_effect_with: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Keys that have no effect where another key, named first, is not null."""
 
 
 class Reader(Offers):

@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from vlkd_cli.data.files.texts import number, read_lines
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.text_files import number, read_lines
 
 
 class Qrels(NamedTuple):

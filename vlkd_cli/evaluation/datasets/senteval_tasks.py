@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkd_cli.data.files.texts import number, read_lines
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.text_files import number, read_lines
 
 Scheme = Literal["nested", "folds", "split", "relatedness"]
 

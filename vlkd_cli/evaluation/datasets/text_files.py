@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlkd_cli.data.files.texts import read_text, split_lines
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.subject import Subject
 
@@ -61,27 +59,6 @@ def missing_files(root: Path, names: Sequence[str]) -> list[str]:
     if len(missing) == len(names) > 2 and len(folders) == 1:
         return [f"all {len(names)} files of {folders.pop()}/"]
     return missing
-
-
-def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a text file, without their ends; only line feeds (and CRLF) end a line, no lone
-    carriage return.
-
-    Raises:
-        DataError: unreadable, or not in this encoding.
-    """
-    return split_lines(read_text(path, encoding))
-
-
-def number(text: str, path: Path, line: int, what: str) -> float:
-    """A finite number out of a file, or a message that says where it should stand."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise DataError(f"{path}:{line}: {what} should be a number and is '{text[:40]}'.")
-    return found
 
 
 def file_hashes(root: Path, names: Iterable[str]) -> dict[str, str]:

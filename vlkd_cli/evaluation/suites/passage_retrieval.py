@@ -9,9 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vlkd_cli import console
-from vlkd_cli.distributed.runtime import is_main
-from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.passages import (
+from vlkd_cli.data.files.passages import (
     BEIR,
     MARCO,
     Collection,
@@ -21,6 +19,8 @@ from vlkd_cli.evaluation.datasets.passages import (
     read_judgments,
     read_queries,
 )
+from vlkd_cli.distributed.runtime import is_main
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.text_files import file_hashes
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
 from vlkd_cli.evaluation.passage_search import search

@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import number, read_lines
 from vlkd_cli.errors import DataError, RecipeError
-from vlkd_cli.evaluation.datasets.text_files import (
-    file_hashes,
-    find_folder,
-    missing_files,
-    number,
-    read_lines,
-)
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder, missing_files
 from vlkd_cli.evaluation.metrics.correlation import SIMILARITIES, pair_similarity, pearson, spearman
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite

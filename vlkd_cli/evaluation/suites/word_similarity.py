@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli import console
+from vlkd_cli.data.files.texts import read_lines
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.prompts import prompts
-from vlkd_cli.evaluation.datasets.text_files import (
-    file_hashes,
-    find_folder,
-    read_lines,
-)
+from vlkd_cli.evaluation.datasets.text_files import file_hashes, find_folder
 from vlkd_cli.evaluation.metrics.correlation import pair_similarity, spearman
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite

@@ -17,8 +17,8 @@ from tests.support.text_folders import (
     write_beir,
     write_marco,
 )
+from vlkd_cli.data.files.passages import Corpus, open_collection, read_queries
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.passages import Corpus, open_collection, read_queries
 from vlkd_cli.evaluation.suites.passage_retrieval import PassageRetrieval
 from vlkd_cli.features.subject import Subject
 

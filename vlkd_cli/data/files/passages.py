@@ -1,29 +1,37 @@
-"""Passage collections on disk: MS MARCO's files and BEIR folders, read in pieces whatever their
-size."""
+"""Passage collections on disk: MS MARCO's files, BEIR folders and plain lines, read in pieces
+whatever their size."""
 
 from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkd_cli.data.files.texts import clean_text, decode_text, kind_of, parse_json
+from vlkd_cli.data.files.texts import (
+    clean_text,
+    decode_text,
+    kind_of,
+    number,
+    parse_json,
+    read_lines,
+)
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.text_files import number, read_lines
 
 MARCO = ("collection.tsv", "queries.dev.small.tsv")
 BEIR = ("corpus.jsonl", "queries.jsonl")
+LINES = ("corpus.txt", "queries.txt")
+"""A text on each line; its id is the number of the line, from 1."""
 
 Judged = dict[str, dict[str, float]]
 
 
 class Undecoded(NamedTuple):
-    """A passage of MS MARCO as its file holds it."""
+    """A passage of MS MARCO, or a line, as its file holds it."""
 
     line: int
     text: bytes
@@ -42,7 +50,7 @@ class Collection(NamedTuple):
         root: the folder.
         corpus: the passages' file below it.
         queries: the queries' file.
-        judgments: the judgments' file.
+        judgments: the judgments' file; empty where none are read.
         restricted: the judgments cover other queries too, which are left out.
     """
 
@@ -59,16 +67,25 @@ class Collection(NamedTuple):
         return self.corpus == MARCO[0]
 
     @property
+    def is_lines(self) -> bool:
+        return self.corpus == LINES[0]
+
+    @property
     def files(self) -> list[str]:
-        return [self.corpus, self.queries, self.judgments]
+        return [name for name in (self.corpus, self.queries, self.judgments) if name]
 
 
-def open_collection(root: Path, split: str | None) -> Collection:
+def open_collection(root: Path, split: str | None, *, judged: bool = True) -> Collection:
     """The files of a folder.
 
     MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full
         `qrels.dev.tsv`, of which the small queries'
-    judgments are kept. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`.
+    judgments are used. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`. Plain lines:
+    `corpus.txt`, `queries.txt`, `qrels/SPLIT.tsv` with the numbers of the lines.
+
+    Args:
+        split: of the judgments; by default dev.small (MS MARCO), else test, else dev.
+        judged: false: no judgments are read, and their file need not be there.
 
     Raises:
         DataError: files are missing; all are named.
@@ -77,30 +94,27 @@ def open_collection(root: Path, split: str | None) -> Collection:
         part = split or "dev.small"
         names = [f"queries.{part}.tsv", f"qrels.{part}.tsv"]
         full = "qrels.dev.tsv"
-        restricted = (
+        restricted = judged and (
             part == "dev.small" and not (root / names[1]).is_file() and (root / full).is_file()
         )
-        missing = [
-            name
-            for name in (names[0], full if restricted else names[1])
-            if not (root / name).is_file()
-        ]
-        if missing:
-            raise DataError(f"suite 'passage_retrieval': {root} lacks {', '.join(missing)}.")
-        return Collection(
-            root.name, part, root, MARCO[0], names[0], full if restricted else names[1], restricted
-        )
+        judgments = (full if restricted else names[1]) if judged else ""
+        _insist_on(root, [names[0], *filter(None, [judgments])])
+        return Collection(root.name, part, root, MARCO[0], names[0], judgments, restricted)
     part = split or next(
         (name for name in ("test", "dev") if (root / f"qrels/{name}.tsv").is_file()), "test"
     )
-    missing = [name for name in (*BEIR, f"qrels/{part}.tsv") if not (root / name).is_file()]
+    corpus, queries = LINES if (root / LINES[0]).is_file() else BEIR
+    judgments = f"qrels/{part}.tsv" if judged else ""
+    there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
+    files = [corpus, queries, *filter(None, [judgments])]
+    _insist_on(root, files, f" Splits with judgments: {there}." if judged else "")
+    return Collection(root.name, part, root, corpus, queries, judgments)
+
+
+def _insist_on(root: Path, files: Sequence[str], remedy: str = "") -> None:
+    missing = [name for name in files if not (root / name).is_file()]
     if missing:
-        there = ", ".join(sorted(path.stem for path in (root / "qrels").glob("*.tsv"))) or "none"
-        raise DataError(
-            f"suite 'passage_retrieval': {root} lacks {', '.join(missing)}. Splits with"
-            f" judgments: {there}."
-        )
-    return Collection(root.name, part, root, BEIR[0], BEIR[1], f"qrels/{part}.tsv")
+        raise DataError(f"{root} lacks {', '.join(missing)}.{remedy}")
 
 
 def read_queries(collection: Collection) -> dict[str, str]:
@@ -114,6 +128,8 @@ def read_queries(collection: Collection) -> dict[str, str]:
             query, tab, text = line.partition("\t")
             if not tab:
                 raise DataError(f"{path}:{place}: expected a query id, a TAB and the query.")
+        elif collection.is_lines:
+            query, text = str(place), line
         else:
             record = _record(line, path, place)
             query, text = record["_id"], record["text"]
@@ -182,7 +198,8 @@ class Corpus:
         limit: int | None = None,
     ) -> None:
         self.path = collection.root / collection.corpus
-        self._is_marco, self._title = collection.is_marco, title
+        self._is_marco, self._is_lines = collection.is_marco, collection.is_lines
+        self._title = title
         pieces = [
             np.array(piece, dtype=np.bytes_)
             for piece in _pieces((row[0] for row in self._rows()), 1 << 18)
@@ -265,6 +282,8 @@ class Corpus:
                             " not UTF-8 text. Restore the original file."
                         )
                     yield passage.strip(), Undecoded(place, text)
+                elif self._is_lines:
+                    yield str(place).encode(), Undecoded(place, line)
                 else:
                     record = _record(line, self.path, place)
                     yield record["_id"].strip().encode(), record
