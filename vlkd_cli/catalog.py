@@ -266,6 +266,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.readers.passages:Passages",
             "queries with judged passages, or the triplets of `vlkd synthesize`",
         ),
+        "choices": Entry(
+            "data.readers.choices:Choices",
+            "right and wrong captions: SugarCrepe, ARO, Winoground, or a list",
+        ),
         "shapes": Entry(
             "data.readers.shapes:Shapes",
             "rendered colored shapes with captions; nothing to download",
@@ -300,6 +304,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "retrieval": Entry(
             "evaluation.suites.retrieval:Retrieval",
             "find the image of a caption and the caption of an image",
+        ),
+        "caption_choice": Entry(
+            "evaluation.suites.caption_choice:CaptionChoice",
+            "tell an image's captions from captions that are almost right",
         ),
         "linear_probe": Entry(
             "evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"

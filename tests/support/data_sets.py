@@ -175,7 +175,23 @@ def passages_data(folder: Path) -> dict[str, Any]:
     return {"reader": "passages", "path": str(write_passages(folder))}
 
 
+def choices_data(folder: Path) -> dict[str, Any]:
+    names = write_photos(folder, 5)
+    items = [
+        {
+            "image": name,
+            "right": f"a photo of number {k}",
+            "wrong": [f"a photo of number {k + 1}", f"number {k}, upside down"],
+            "group": "odd" if k % 2 else "even",
+        }
+        for k, name in enumerate(names)
+    ]
+    (folder / "choices.json").write_text(json.dumps(items))
+    return {"reader": "choices", "path": str(folder / "choices.json")}
+
+
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "choices": choices_data,
     "csv": csv_data,
     "folder": folder_data,
     "images": images_data,

@@ -3,17 +3,19 @@ nothing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.support import text_folders
 from tests.support.color_towers import RandomHead, color_towers
 from tests.support.elevater_root import make_elevater_root
-from tests.support.fakes import COLORED, FakeTower, TableBackbone, random_feature
+from tests.support.fakes import COLORED, FakeTower, TableBackbone, color_of, random_feature
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.towers.tower import Tower
 
@@ -96,6 +98,23 @@ def retrieval(folder: Path) -> Case:
     return pairs(0.03)
 
 
+def caption_choice(folder: Path) -> Case:
+    items = []
+    for number in range(200):
+        Image.new("RGB", (8, 8), color_of(number)).save(folder / f"{number}.png")
+        others = [f"picture {(number + n) % 200}" for n in (1, 2)]
+        items.append(
+            {"image": f"{number}.png", "right": f"picture {number}", "wrong": others, "group": "a"}
+        )
+    (folder / "choices.json").write_text(json.dumps(items))
+    return Case(
+        {"data": {"reader": "choices", "path": str(folder / "choices.json")}},
+        subject(random_feature(32), picture_of_caption, 32),
+        knowing_nothing(),
+        0.14,
+    )
+
+
 def search(folder: Path) -> Case:
     return labeled(0.06, query="image", index="image")
 
@@ -156,6 +175,7 @@ def elevater(folder: Path) -> Case:
 SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
+    "caption_choice": caption_choice,
     "search": search,
     "linear_probe": linear_probe,
     "knn": knn,

@@ -108,6 +108,20 @@ def bootstrap_difference(differences: Sequence[float], groups: Sequence[int]) ->
     return Difference(len(values), float(values.mean()), None, float(low), float(high), None)
 
 
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a fraction.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    if total < 1:
+        raise ValueError("no items")
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, total).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
+
+
 def mcnemar(only_a_right: int, only_b_right: int) -> float:
     """Two-sided p of McNemar's exact test; 1 where the two are right on the same items."""
     total = only_a_right + only_b_right

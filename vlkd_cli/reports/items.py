@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_CHOICES = {
+    "accuracy": "right",
+    "group_score": "right",
+    "text_score": "right_text",
+    "image_score": "right_image",
+}
+"""Metrics of suite `caption_choice`, and the answers that they are the mean of."""
+
+
 class Answers(NamedTuple):
     """A value for each item, their mean being the metric, and the group that an item belongs to."""
 
@@ -23,7 +32,12 @@ class Answers(NamedTuple):
 
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is a fraction of items that are right."""
-    return re.fullmatch(r"top1|(image_to_text|text_to_image)_R@\d+", metric) is not None
+    return (
+        re.fullmatch(
+            r"accuracy|(text|image|group)_score|top1|(image_to_text|text_to_image)_R@\d+", metric
+        )
+        is not None
+    )
 
 
 def answers_of(result: StoredResult, metric: str) -> Answers | None:
@@ -48,6 +62,10 @@ def _answers(
 ) -> Answers | None:
     import numpy as np
 
+    if metric in _CHOICES:
+        rows = int(content["num_items"])
+        right = np.unpackbits(items[_CHOICES[metric]], count=rows).astype(np.float64)
+        return Answers(right, np.arange(rows))
     if metric == "top1":
         rows = len(items["predicted"])
         right = np.unpackbits(items["right"], count=rows).astype(np.float64)

@@ -83,6 +83,7 @@ class Mix(Reader):
         self.text_names, self.num_targets = first.text_names, first.num_targets
         self.has_captions = all(reader.has_captions for reader in readers)
         self.salvages = all(reader.salvages for reader in readers)
+        self.has_groups = all(reader.has_groups for reader in readers)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -118,6 +119,10 @@ class Mix(Reader):
         for part in np.unique(parts):
             targets[parts == part] = self.readers[part].targets_of(rows[parts == part])
         return targets
+
+    def group(self, index: int) -> str:
+        reader, row = self._find(index)
+        return reader.group(row)
 
     def name(self, index: int) -> str:
         reader, row = self._find(index)

@@ -57,6 +57,8 @@ class Reader(Offers):
     """Names of the texts that it has, other than the captions."""
     num_targets: int = 0
     """Numbers that each sample has."""
+    has_groups: bool = False
+    """Whether each sample belongs to a group, for figures by group."""
     streams: ClassVar[bool] = False
     """Whether it can be read in an order of its own only."""
     streams_by_key: ClassVar[frozenset[str]] = frozenset()
@@ -105,6 +107,10 @@ class Reader(Offers):
         """All classes of the image, for multi-label data."""
         label = self.label(index)
         return () if label < 0 else (label,)
+
+    def group(self, index: int) -> str:
+        """Name of the group that the sample belongs to; empty where it is in none."""
+        return ""
 
     def name(self, index: int) -> str:
         """What a message calls the sample."""

@@ -29,7 +29,7 @@ class Subset(Reader):
         self.classes, self.templates = reader.classes, reader.templates
         self.multi_label, self.salvages = reader.multi_label, reader.salvages
         self.has_captions, self.text_names = reader.has_captions, reader.text_names
-        self.num_targets = reader.num_targets
+        self.num_targets, self.has_groups = reader.num_targets, reader.has_groups
         counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -59,6 +59,9 @@ class Subset(Reader):
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         return self.reader.labels_of(self.rows[indices])
+
+    def group(self, index: int) -> str:
+        return self.reader.group(int(self.rows[index]))
 
     def name(self, index: int) -> str:
         return self.reader.name(int(self.rows[index]))

@@ -161,12 +161,16 @@ def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
 
 
 def _takes(suite: Suite, reader: Reader, entry: Entry) -> bool:
-    """Whether the suite can measure such data: labels for what needs labels, captions for
-    all others. The prompts of a classification set are not captions."""
+    """Whether the suite can measure such data: labels for what needs labels, wrong captions for
+    what chooses among captions, captions for all others. The prompts of a classification set are
+    not captions, and sets made for a choice are measured by others only where the user says so."""
+    if "choices" in suite.needs:
+        return "choices" in reader.offers
     if "label" in suite.needs:
         return reader.classes is not None or (len(reader) > 0 and reader.label(0) >= 0)
     is_own = "reader" in entry.keys or "readers" in entry.keys
-    return reader.has_captions and (is_own or reader.classes is None)
+    has_captions = reader.classes is None and "choices" not in reader.offers
+    return reader.has_captions and (is_own or has_captions)
 
 
 def _failure(target: Target, entry: Entry, spec: EvalSpec) -> str:

@@ -170,13 +170,14 @@ def labels_of(reader: Reader, names: Sequence[str]) -> Tensor:
 
 
 def captions_at(reader: Reader, index: int, suite: str) -> list[str]:
-    """The captions of an image that a suite needs some of.
+    """The captions of an image that a suite needs some of; its other named texts do not count.
 
     Raises:
         DataError: it has none, or they cannot be read.
     """
     try:
-        own = [caption for caption in reader.captions(index) if caption.strip()]
+        first, last = reader.text_span(index)
+        own = [caption for caption in reader.captions(index)[first:last] if caption.strip()]
     except Broken as error:
         raise DataError(
             f"{reader.name(index)}: {error}. Repair it or take it out of the data."

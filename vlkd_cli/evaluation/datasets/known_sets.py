@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlkd_cli.data.files.choices import WINOGROUND_FILE
 from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets, on_disk
 
 TORCHVISION = {
@@ -56,8 +57,8 @@ class KnownSet(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a data set lies, and in which layout: elevater, torchvision, clip_benchmark or
-    folder."""
+    """Where a data set lies, and in which layout: elevater, torchvision, clip_benchmark, choices,
+    multilingual or folder."""
 
     layout: str
     path: Path
@@ -113,6 +114,8 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if any((folder / mark).is_file() for mark in _LABELED_COPY):
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
+        elif (folder / WINOGROUND_FILE).is_file():
+            found[folder.name] = Found("choices", folder)
     for name, located in on_disk(root).items():
         found.setdefault(
             known_as(name),
@@ -121,11 +124,32 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
     for name, (_, kept) in TORCHVISION.items():
         if (root / kept).exists():
             found.setdefault(name, Found("torchvision", root / kept))
+    for name in (
+        *packaged("collections.json")["sugar_crepe"],
+        *packaged("collections.json")["aro"],
+    ):
+        if (file := choice_file(root, name)) is not None:
+            found.setdefault(name, Found("choices", file))
     seen = {place.path for place in found.values()}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder not in seen and known_as(folder.name) in known_sets():
             found.setdefault(known_as(folder.name), Found("folder", folder))
     return found
+
+
+def choice_file(root: Path, dataset: str) -> Path | None:
+    """The file of a set of right and wrong captions: `FOLDER/STEM`, or Winoground's folder."""
+    folder, _, stem = dataset.rpartition("/")
+    published = packaged("aro.json")["files"].get(dataset)
+    stems = [stem] if published is None else [stem, published]
+    candidates = [
+        root / folder / inner / f"{each}{ending}"
+        for each in stems
+        for inner in ("", "data")
+        for ending in (".json", ".jsonl")
+    ]
+    candidates.append(root / dataset / WINOGROUND_FILE)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _elevater(name: str, facts: SetFacts) -> KnownSet:

@@ -8,7 +8,12 @@ from pathlib import Path
 from vlkd_cli.data.images.files import SUFFIXES, is_data, suffix_of
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, locate
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.known_sets import TORCHVISION, known_as, sets_on_disk
+from vlkd_cli.evaluation.datasets.known_sets import (
+    TORCHVISION,
+    choice_file,
+    known_as,
+    sets_on_disk,
+)
 
 SPLIT_FOLDERS = {"test": ("test",), "val": ("val", "valid", "validation")}
 """Parts that are measured, by the names of their folders."""
@@ -18,7 +23,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
     """The keys of a reader for `{dataset: NAME, split: ...}`.
 
     Tried in turn below the root: a webdataset copy of CLIP_benchmark (`wds_NAME` or `NAME`),
-    ELEVATER's layout, torchvision's folders, a folder of images per class. A class of
+    ELEVATER's layout, torchvision's folders, a file of right and wrong captions (`FOLDER/STEM`), a
+    folder of images per class. A class of
     torchvision.datasets is taken by its own name where nothing lies below the root.
 
     Raises:
@@ -52,6 +58,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
                 "root": str(root),
                 **({"split": "test"} | given),
             }
+        if (choices := choice_file(root, dataset)) is not None:
+            return {"reader": "choices", "path": str(choices), **given}
         for name in (dataset, known):
             if (root / name).is_dir():
                 part = _part_of(root / name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.support.image_folders import make_image_root
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
@@ -339,3 +340,21 @@ def test_the_long_form_names_run_checkpoint_step_weights_and_hashes(place: Path)
     assert len({row["weights"] for row in rows}) == 3 and len({row["rows"] for row in rows}) == 1
     result = json.loads(Path(first["file"]).read_text())
     assert result["key"] == first["key"] and result["seconds"] > 0 and result["device"] == "cpu"
+
+
+def test_suites_share_a_table_with_the_sets_that_each_takes(place: Path) -> None:
+    (place / "data" / "pairs").mkdir()
+    items = [{"image": f"{n}.png", "right": f"a {n}", "wrong": ["b"]} for n in range(2)]
+    for n in range(2):
+        Image.new("RGB", (8, 8), (90 * n, 0, 0)).save(place / "data" / "pairs" / f"{n}.png")
+    (place / "data" / "pairs" / "mine.json").write_text(json.dumps(items))
+    words = "eval runs/a --data data --suite zero_shot,caption_choice --datasets s1,pairs/mine"
+    assert vlkd(f"{words} --table out.csv") == 0
+    assert list(read("out.csv")[0]) == [
+        "target",
+        "zero_shot.s1.top1",
+        "caption_choice.pairs/mine.accuracy",
+        "mean",
+        "normalized_mean",
+        "mean_rank",
+    ]

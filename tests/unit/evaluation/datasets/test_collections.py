@@ -12,7 +12,14 @@ from vlkd_cli.evaluation.datasets.collections import Entry, absent, collections,
 
 def test_the_collections_are_those_of_their_sources() -> None:
     sizes = {name: len(sets) for name, sets in collections().items()}
-    assert sizes == {"elevater": 20, "vtab": 19, "imagenet_robustness": 5, "retrieval": 3}
+    assert sizes == {
+        "elevater": 20,
+        "vtab": 19,
+        "imagenet_robustness": 5,
+        "retrieval": 3,
+        "sugar_crepe": 7,
+        "aro": 4,
+    }
     assert all(len(set(sets)) == len(sets) for sets in collections().values())
 
 

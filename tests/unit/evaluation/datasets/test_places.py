@@ -10,6 +10,7 @@ from PIL import Image
 from tests.support.elevater_root import make_elevater_root
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import labeled_pair, open_dataset
+from vlkd_cli.evaluation.datasets.known_sets import sets_on_disk
 from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
 from vlkd_cli.features.subject import Subject
 
@@ -62,3 +63,20 @@ def test_a_folder_without_data_and_no_folder_end_in_one_line(tmp_path: Path) -> 
         found_alone(tmp_path)
     with pytest.raises(DataError, match="has no data to measure"):
         found_alone(None)
+
+
+def test_files_of_wrong_captions_are_found_by_name_and_listed(tmp_path: Path) -> None:
+    places = {
+        "sugar_crepe/add_att": "sugar_crepe/data/add_att.json",
+        "aro/vg_relation": "aro/visual_genome_relation.json",
+        "aro/coco_order": "aro/coco_order.json",
+        "winoground": "winoground/examples.jsonl",
+    }
+    for place in places.values():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("[]")
+    for name, place in places.items():
+        keys = found_by_name({"dataset": name}, tmp_path)
+        assert keys == {"reader": "choices", "path": str(tmp_path / place)}
+    listed = sets_on_disk(tmp_path)
+    assert {name for name, found in listed.items() if found.layout == "choices"} == set(places)
