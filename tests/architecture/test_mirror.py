@@ -54,6 +54,7 @@ THROUGH = {
         "engine.launching.start_table",
         "engine.launching.targets",
     ],
+    "unit/data/loading/test_distinct.py": ["data.loading.choices"],
     "contracts/test_readers.py": [
         "data.files.fingerprints",
         "data.files.row_groups",

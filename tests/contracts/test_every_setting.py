@@ -75,7 +75,7 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     **{
         ("distiller", name, key): {"positives": "caption", key: value}
         for name in ("infonce", "siglip")
-        for key, value in (("positive_weight", 0.5), ("graded", True))
+        for key, value in (("positive_weight", 0.5), ("grade", "x"))
     },
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
     ("head", "linear", "start"): {"width": 24, "start": "identity"},

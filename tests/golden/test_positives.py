@@ -27,20 +27,20 @@ CASES = [case for case in GOLDENS if case["kind"].startswith("positives_")]
 EACH = [pytest.param(case, id=case["id"]) for case in CASES]
 
 
-def built(case: dict[str, Any]) -> tuple[Distiller, dict[str, Tensor]]:
+def built(case: dict[str, Any]) -> tuple[Distiller, dict[str, Any]]:
     """The distiller of a case, and what it is offered next to the sides."""
     hyper, grades = case["hyper"], case["hyper"].get("grades")
     keys: dict[str, Any] = {"positives": "label", "logit_scale": hyper["logit_scale"]}
-    keys |= {"graded": True} if grades else {"positive_weight": hyper["weight"]}
+    keys |= {"grade": "relevance"} if grades else {"positive_weight": hyper["weight"]}
     if "logit_bias" in hyper:
         keys["logit_bias"] = hyper["logit_bias"]
     distiller: Distiller = make("distiller", case["kind"].removeprefix("positives_"), keys)
     distiller.double()
     # The logarithm of a scale in float32 moves the goldens in the eighth digit.
     distiller.log_scale.data.fill_(float(np.log(hyper["logit_scale"])))
-    offered = {"labels": torch.tensor(hyper["keys"])}
+    offered: dict[str, Any] = {"labels": torch.tensor(hyper["keys"])}
     if grades:
-        offered["targets"] = torch.tensor(grades, dtype=torch.float64)[:, None]
+        offered["columns"] = {"relevance": torch.tensor(grades, dtype=torch.float64)}
     return distiller, offered
 
 
@@ -86,9 +86,11 @@ def _on_a_rank(ids: list[str]) -> dict[str, Any]:
             student, teacher = sides(case)
             size = len(student) // world_size()
             own = slice(rank() * size, (rank() + 1) * size)
-            loss = distiller(
-                student[own], teacher[own], **{key: value[own] for key, value in offered.items()}
-            )
+            offered["labels"] = offered["labels"][own]
+            offered["columns"] = {
+                name: column[own] for name, column in offered.get("columns", {}).items()
+            }
+            loss = distiller(student[own], teacher[own], **offered)
             loss.backward()
             assert student.grad is not None and teacher.grad is not None
             found[case["id"]] = loss.item(), student.grad.numpy(), teacher.grad.numpy()
@@ -143,12 +145,14 @@ def test_random_keys_and_grades_equal_the_dense_definition(
         teacher.requires_grad_()
         keys = torch.randint(-1, 4, (13,))
         grades = torch.randint(0, 3, (13,)).double() / 2
-        keys_of = {"positives": "label", "graded": True, "logit_scale": 5.0, "learnable": False}
+        # A column compares as labels do.
+        keys_of: dict[str, Any] = {"positives": "product", "grade": "relevance"}
+        keys_of |= {"logit_scale": 5.0, "learnable": False}
         keys_of |= {"logit_bias": -3.0} if name == "siglip" else {}
         distiller = make("distiller", name, keys_of).double()
         distiller.log_scale.fill_(float(np.log(5.0)))
         learned = [side for side in (student, teacher) if side.requires_grad]
-        found = distiller(student, teacher, labels=keys, targets=grades[:, None])
+        found = distiller(student, teacher, columns={"product": keys, "relevance": grades})
         expected = dense(name, student, teacher, keys, grades, 5.0)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
         for ours, theirs in zip(

@@ -110,6 +110,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "episode_samples": Change(one("data", episode_samples=8)),
         "shuffle": Change(one("data", shuffle=False)),
         "per_class": Change(one("data", per_class=2)),
+        "distinct": Change(one("data", distinct="position")),
         "workers": Change(one("data", workers=1)),
         "prefetch": Change(one("data", prefetch=3)),
         "max_broken_share": Change(one("data", max_broken_share=2)),

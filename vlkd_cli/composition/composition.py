@@ -159,6 +159,19 @@ class Composition(nn.Module):
         """Whether a distiller compares captions as such."""
         return any("caption_keys" in each.distiller.wants for each in self.objectives)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of the data that distillers read, and as what."""
+        found: dict[str, str] = {}
+        for name, each in ((each.name, each.distiller) for each in self.objectives):
+            for column, kind in each.columns.items():
+                if found.setdefault(column, kind) != kind:
+                    raise RecipeError(
+                        f"distiller '{name}': column '{column}' is a grade in one distiller and"
+                        " compared in another. Write it to two columns."
+                    )
+        return found
+
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         """Loss of this rank's rows at a step. Each tower encodes each of its inputs once."""
         found = encode(self.passes, self.all_towers, self.towers, batch, progress, self.chunk)
@@ -168,6 +181,7 @@ class Composition(nn.Module):
             "labels": batch.labels,
             "targets": batch.targets,
             "caption_keys": batch.inputs.get(CAPTION_KEYS),
+            "columns": batch.columns,
             "indices": batch.indices,
             "progress": progress,
         }

@@ -87,6 +87,7 @@ class Batch:
         hidden: by view, `[B, T]` or `[B, V, T]` bool as its pictures are, True for the places of
             their grid that are hidden; views without a mask have no entry.
         targets: `[B, N]`, or None where samples have none.
+        columns: by name, `[B]` entries of the columns that distillers compare.
     """
 
     inputs: dict[str, Tensor | TextInput]
@@ -95,6 +96,7 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
     hidden: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -123,4 +125,5 @@ class Batch:
             self.skipped,
             {view: change(hidden) for view, hidden in self.hidden.items()},
             None if self.targets is None else change(self.targets),
+            {name: change(column) for name, column in self.columns.items()},
         )

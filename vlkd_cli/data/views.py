@@ -3,7 +3,6 @@ loader's workers and survive pickling."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.augment import Augment
 from vlkd_cli.data.images.decode import Picture
 from vlkd_cli.data.images.resize import Box, fit
+from vlkd_cli.data.keys import keys_of
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import ImageInput, TextInput
 from vlkd_cli.recipe.modality import Table
@@ -141,14 +141,29 @@ CAPTION_KEYS = "caption keys"
 
 def keys_of_captions(captions: Sequence[str]) -> Tensor:
     """`[B]` int64, equal for captions that differ in white space only; -1 for empty ones."""
-    return torch.tensor([_caption_key(caption) for caption in captions], dtype=torch.int64)
+    return torch.from_numpy(keys_of(captions))
 
 
-def _caption_key(caption: str) -> int:
-    text = " ".join(caption.split()).encode("utf-8", "surrogatepass")
-    if not text:
-        return -1
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+class KeyView:
+    """Keys of the chosen captions out of a table, where no caption is read.
+
+    Args:
+        keys: of all texts of the reader, int64.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    table: Table = "text"
+    text = MAIN
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        return self.gather(np.array([each.first_row + each.text(MAIN) for each in samples]))
+
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """Keys of these texts."""
+        return torch.from_numpy(self.keys[rows])
 
 
 class FeatureView:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -53,9 +53,10 @@ class Distiller(nn.Module):
     n calls whose mean is the term.
 
     Keyword-only names are handed over: `labels` `[B]` int64, -1 where a row has none; `targets`
-    `[B, N]`; `caption_keys` `[B]` int64, equal for equal captions, -1 for an empty one; `indices`
-    `[B]`, the position of each row in the data set; `samples` `[M]`, the row of the batch that a
-    selected position belongs to; `progress`, where training is.
+    `[B, N]`; `caption_keys` `[B]` int64, equal for equal captions, -1 for an empty one; `columns`,
+    by name, `[B]` entries of the columns in `self.columns`; `indices` `[B]`, the position of each
+    row in the data set; `samples` `[M]`, the row of the batch that a selected position belongs to;
+    `progress`, where training is.
 
     `forward` gets the rows of this rank in float32 or float64 with autocast off, and returns their
     mean loss, such that the mean over ranks equals the loss of one process on all rows, and the
@@ -84,12 +85,17 @@ class Distiller(nn.Module):
     """Fewest rows over all ranks."""
     wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
     """Of `labels`, `targets` and `captions`, what it cannot do without for a value of a key."""
+    column_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Its keys that name a column of the data, and their words that name none."""
     paper: ClassVar[str] = ""
     """Short citation with the arXiv number."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wants = dict(wanted_by(type(self).forward))
+        self.columns: dict[str, str] = {}
+        """Columns of the data that it reads: "key", integers that are equal for equal entries and
+        -1 for empty ones; or "grade", numbers in 0 to 1."""
         self._staged: list[tuple[Tensor, ...]] = []
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class InfoNCE(PairContrast):
         *,
         caption_keys: Int[Tensor, "B"] | None = None,
         labels: Int[Tensor, "B"] | None = None,
-        targets: Float[Tensor, "B N"] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
-        matching = self.matching(caption_keys, labels, targets)
+        matching = self.matching(caption_keys, labels, columns)
         return blocked_infonce(student, teacher, self.scale, matching)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import Matching
-from vlkd_cli.distillers.distiller import DataFacts, name_of
+from vlkd_cli.distillers.distiller import name_of
 from vlkd_cli.distillers.logit_scale import CLIP_SCALE, ScaledDistiller
-from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import Positive, Probability
 
-Positives = Literal["diagonal", "caption", "label"]
+OWN, CAPTION, LABEL = "diagonal", "caption", "label"
+"""Words of `positives`; any other is a column of the data."""
 
 
 class PairContrast(ScaledDistiller):
@@ -25,17 +26,22 @@ class PairContrast(ScaledDistiller):
         learnable: whether the factor is trained; it then stays within [1, max_logit_scale] after
             each step.
         max_logit_scale: highest factor; null leaves it unbounded.
-        positives: which pairs match: those of a sample alone, or also those of samples with equal
-            captions (white space aside) or equal labels, on any rank. A sample without a caption or
-            label matches itself alone. For metadata, read their column as the label.
+        positives: which pairs match: `diagonal`, those of a sample alone; or also those of samples
+            with an equal `caption` (white space aside), an equal `label`, or an equal entry of the
+            column of the data that is named, on any rank. A sample whose entry is empty matches
+            itself alone.
         positive_weight: of pairs that match off the diagonal; 0 leaves them out of the
             denominators, so that duplicates are not negatives.
-        graded: take the weight of a pair from the target of its second sample, in 0 to 1, instead.
+        grade: column of the data with the weight of the pairs whose second sample a row is, in 0
+            to 1, instead.
     """
 
     wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {
         "positives": {"caption": "captions", "label": "labels"},
-        "graded": {True: "targets"},
+    }
+    column_keys: ClassVar[Mapping[str, Sequence[str]]] = {
+        "positives": ("diagonal", "caption", "label"),
+        "grade": (),
     }
 
     def __init__(
@@ -44,55 +50,51 @@ class PairContrast(ScaledDistiller):
         logit_scale: Positive | Literal["from towers"] = CLIP_SCALE,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
-        positives: Positives = "diagonal",
+        positives: str = "diagonal",
         positive_weight: Probability = 1.0,
-        graded: bool = False,
+        grade: str | None = None,
     ) -> None:
         super().__init__(
             logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
         )
-        if positives == "diagonal" and (graded or positive_weight != 1):
-            key = "graded" if graded else "positive_weight"
+        if positives == OWN and (grade is not None or positive_weight != 1):
+            key = "positive_weight" if grade is None else "grade"
             raise RecipeError(
                 f"distiller '{name_of(self)}': {key} has no effect without positives. Set"
-                " positives: caption or label."
+                " positives: caption, label or a column."
             )
-        if graded and positive_weight != 1:
-            raise RecipeError(
-                "positive_weight has no effect with graded: true. Leave one of them out."
-            )
-        self.positives, self.positive_weight, self.graded = positives, positive_weight, graded
-        wanted = {"caption": "caption_keys", "label": "labels"}.get(positives)
+        if grade is not None and positive_weight != 1:
+            raise RecipeError("positive_weight has no effect with a grade. Leave one of them out.")
+        self.positives, self.positive_weight, self.grade = positives, positive_weight, grade
+        by_column = positives not in (OWN, CAPTION, LABEL)
+        self.columns = {positives: "key"} if by_column else {}
+        if grade is not None:
+            if grade in self.columns:
+                raise RecipeError(f"column '{grade}' cannot be both positives and grade.")
+            self.columns[grade] = "grade"
         # What it does not look at is neither read nor checked; a subclass may want more.
-        used = {wanted, "targets" if graded else None}
-        unused = {"caption_keys", "labels", "targets"} - used
+        used = {
+            "caption_keys": positives == CAPTION,
+            "labels": positives == LABEL,
+            "columns": bool(self.columns),
+        }
         self.wants = {
-            name: name in used or needed
+            name: used.get(name, needed)
             for name, needed in self.wants.items()
-            if name not in unused
+            if used.get(name, True)
         }
 
-    def check_data(self, facts: DataFacts) -> None:
-        super().check_data(facts)
-        if self.graded and facts.largest_target is not None and facts.largest_target > 1:
-            raise DataError(
-                f"graded: targets go up to {facts.largest_target:g}, and a grade is in 0 to 1."
-                " Scale the column."
-            )
-
     def matching(
-        self, caption_keys: Tensor | None, labels: Tensor | None, targets: Tensor | None
+        self,
+        caption_keys: Tensor | None,
+        labels: Tensor | None,
+        columns: Mapping[str, Tensor] | None,
     ) -> Matching | None:
         """The pairs that match; None for a sample's own alone."""
-        keys = caption_keys if self.positives == "caption" else labels
-        if self.positives == "diagonal" or keys is None:
+        columns = columns or {}
+        words = {CAPTION: caption_keys, LABEL: labels}
+        keys = words[self.positives] if self.positives in words else columns.get(self.positives)
+        if keys is None:
             return None
-        grades = None
-        if self.graded and targets is not None:
-            if targets.shape[1] != 1:
-                raise DataError(
-                    f"graded: samples have {targets.shape[1]} targets, and a grade is one number."
-                    " Name one column in data.target."
-                )
-            grades = targets[:, 0]
+        grades = None if self.grade is None else columns[self.grade]
         return Matching(keys, self.positive_weight, grades)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_siglip
-from vlkd_cli.distillers.pair_contrast import PairContrast, Positives
+from vlkd_cli.distillers.pair_contrast import PairContrast
 from vlkd_cli.recipe.types import Positive, Probability
 
 
@@ -28,10 +29,12 @@ class SigLIP(PairContrast):
             max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale
             is above 100 needs.
-        positives: which pairs match: those of a sample alone, or also those of samples with equal
-            captions (white space aside) or equal labels, on any rank.
+        positives: which pairs match: `diagonal`, those of a sample alone; or also those of samples
+            with an equal `caption` (white space aside), an equal `label`, or an equal entry of the
+            column of the data that is named, on any rank.
         positive_weight: target of pairs that match off the diagonal; 0 leaves them out.
-        graded: take that target from the target of a pair's second sample, in 0 to 1, instead.
+        grade: column of the data with that target for pairs whose second sample a row is, in 0 to
+            1, instead.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343,
     equation 1; open_clip, src/open_clip/loss.py:SigLipLoss. Differs in gathering one side at once
@@ -52,9 +55,9 @@ class SigLIP(PairContrast):
         logit_bias: float = -10.0,
         learnable: bool = True,
         max_logit_scale: Positive | None = 100.0,
-        positives: Positives = "diagonal",
+        positives: str = "diagonal",
         positive_weight: Probability = 1.0,
-        graded: bool = False,
+        grade: str | None = None,
     ) -> None:
         super().__init__(
             logit_scale=logit_scale,
@@ -62,7 +65,7 @@ class SigLIP(PairContrast):
             max_logit_scale=max_logit_scale,
             positives=positives,
             positive_weight=positive_weight,
-            graded=graded,
+            grade=grade,
         )
         self.add_scalar("bias", logit_bias)
 
@@ -79,7 +82,7 @@ class SigLIP(PairContrast):
         *,
         caption_keys: Int[Tensor, "B"] | None = None,
         labels: Int[Tensor, "B"] | None = None,
-        targets: Float[Tensor, "B N"] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, ""]:
-        matching = self.matching(caption_keys, labels, targets)
+        matching = self.matching(caption_keys, labels, columns)
         return blocked_siglip(student, teacher, self.scale, self.bias, matching)

@@ -132,13 +132,9 @@ def build_training(
         num_rows=len(reader) if isinstance(reader, Reader) else None,
         origins=origins,
     ).to(device)
-    keys, episode_keys = composition.input_keys(), composition.input_keys(episode=True)
-    loader = build_loader(
-        recipe, keys, inputs, towers, device, caption_keys=composition.reads_caption_keys
-    )
-    episode_loader = loader
-    if not episode_keys.items() <= keys.items():
-        episode_loader = build_loader(recipe, episode_keys, inputs, towers, device)
+    loader = episode_loader = build_loader(recipe, composition, inputs, towers, device)
+    if not composition.input_keys(episode=True).items() <= composition.input_keys().items():
+        episode_loader = build_loader(recipe, composition, inputs, towers, device, episode=True)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
     run = Progress(0, steps_per_epoch, total_steps)

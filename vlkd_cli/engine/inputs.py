@@ -7,13 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import View
+from vlkd_cli.data.keys import caption_keys as keys_of_all_captions
+from vlkd_cli.data.keys import column_grades, column_keys
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.data.views import CAPTION_KEYS, FeatureView, TextView, keys_of_captions
+from vlkd_cli.data.views import (
+    CAPTION_KEYS,
+    FeatureView,
+    KeyView,
+    TextView,
+    keys_of_captions,
+)
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.views import addresses, build_augment, build_masks, build_views, view_spec
 from vlkd_cli.errors import DataError, RecipeError
@@ -76,20 +87,15 @@ def prepare_inputs(
 
 def build_loader(
     recipe: Recipe,
-    keys: Mapping[str, str],
+    composition: Composition,
     inputs: Inputs,
     towers: Towers,
     device: torch.device,
     *,
-    caption_keys: bool = False,
+    episode: bool = False,
 ) -> Loader:
-    """The loader of what a step reads.
-
-    Args:
-        keys: of `Batch.inputs`, and the tower whose input each is.
-        caption_keys: whether a distiller compares captions as such.
-    """
-    data, settings = recipe.data, recipe.train
+    """The loader of what a step of the composition reads, or the start of an episode."""
+    data, settings, keys = recipe.data, recipe.train, composition.input_keys(episode)
     assert data is not None
     views = build_views(
         recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers
@@ -102,8 +108,8 @@ def build_loader(
                 FACTS[towers[name].modality].table,
                 text if text in text_names(data) else MAIN_VIEW,
             )
-    if caption_keys:
-        views[CAPTION_KEYS] = TextView(keys_of_captions)
+    if composition.reads_caption_keys and not episode:
+        views[CAPTION_KEYS] = _view_of_captions(inputs.reader, views)
     loader = Loader(
         inputs.reader,
         views,
@@ -115,6 +121,8 @@ def build_loader(
         shuffle=data.shuffle,
         episode_samples=data.episode_samples,
         per_class=data.per_class,
+        distinct=data.distinct,
+        columns=None if episode else _columns(inputs.reader, composition.columns),
         max_broken_share=data.max_broken_share,
         pin_memory=device.type == "cuda",
         broken={
@@ -131,6 +139,27 @@ def build_loader(
             " train.accumulate."
         )
     return loader
+
+
+def _view_of_captions(reader: Reader | StreamReader, views: Mapping[str, View]) -> View:
+    """Keys of captions: out of a table where all else is read from tables too."""
+    if isinstance(reader, Reader) and all(isinstance(view, FeatureView) for view in views.values()):
+        return KeyView(keys_of_all_captions(reader))
+    return TextView(keys_of_captions)
+
+
+def _columns(
+    reader: Reader | StreamReader, columns: Mapping[str, str]
+) -> dict[str, np.ndarray] | None:
+    if not columns:
+        return None
+    if not isinstance(reader, Reader):
+        raise DataError(
+            f"column '{next(iter(columns))}' is read by a distiller, but the data is a stream,"
+            " which has no columns. Read it with random access."
+        )
+    read = {"key": column_keys, "grade": column_grades}
+    return {name: read[kind](reader, name) for name, kind in columns.items()}
 
 
 def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> bool:

@@ -34,6 +34,7 @@ from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import located
+from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.reports.open import Sinks
@@ -134,6 +135,8 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
         _say(job, f"Continuing {folder.path} at step {resumed.step} of {trainer.total_steps}.")
         for line in changes_of_group(training, resumed):
             _say(job, line)
+    if resumed is None:
+        _say_duplicates(job, training)
     begin, start = time.perf_counter(), trainer.step_count
     with _opened(job, training, trainer, evaluations, resumed, interruption) as run:
         finished = _fit(run, resumed)
@@ -252,6 +255,25 @@ def _refuse_diverged(trainer: Trainer, steps: int) -> None:
         raise UserError(f"the run diverged: {text}")
     if skipped and runtime.is_main():
         console.warn(text)
+
+
+def _say_duplicates(job: Job, training: Training) -> None:
+    """How many captions of a step are another row's, where a text tower reads captions."""
+    if job.quiet or not runtime.is_main():
+        return
+    towers = {key: training.towers[name] for key, name in training.composition.input_keys().items()}
+    if not any(is_named(tower.modality) for tower in towers.values()):
+        return
+    fraction = training.loader.fraction_of_duplicates()
+    if fraction is None:
+        return
+    advice = ""
+    if fraction >= 0.01 and not training.composition.reads_caption_keys:
+        advice = (
+            " A contrastive loss takes them for negatives: see `positives: caption` of infonce and"
+            " siglip, and `data.distinct: caption`."
+        )
+    console.say(f"Duplicate captions in a step: {fraction:.1%} of the rows.{advice}")
 
 
 def _say_finished(job: Job, recipe: Recipe, trainer: Trainer, seconds: float, steps: int) -> None:

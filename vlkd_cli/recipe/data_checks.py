@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
@@ -12,7 +13,7 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, is_named
 from vlkd_cli.recipe.params import attributes_of, signature_of
-from vlkd_cli.recipe.schema import DataSpec, Recipe
+from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 
 
 def check_offers(recipe: Recipe) -> Iterator[Problem]:
@@ -27,6 +28,7 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     yield from _check_texts(recipe.data)
     yield from _check_wants(recipe, recipe.data)
     yield from _check_per_class(recipe, recipe.data)
+    yield from _check_distinct(recipe, recipe.data)
 
 
 def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
@@ -140,11 +142,74 @@ def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
                     f"distiller '{spec.name}' needs {want}, and reader {names} has none with these"
                     f" keys.{_remedy(readers[0][0], offer)}",
                 )
+        yield from _check_columns(spec, data, path)
         if contract.counts_rows and streams:
             yield Problem(
                 path,
                 f"distiller '{spec.name}' needs the index of each row, but reader"
                 f" '{streams[0]}' streams here. Read it with random access.",
+            )
+
+
+def _check_columns(spec: DistillerSpec, data: DataSpec, path: Path) -> Iterator[Problem]:
+    """Columns that a distiller names and no reader has."""
+    by_key = attributes_of("distiller", spec.name).get("column_keys", {})
+    for key, words in by_key.items():
+        name = spec.keys.get(key)
+        if not isinstance(name, str) or name in words:
+            continue
+        if name == data.distinct:
+            yield Problem((*path, key), f"has no effect: with data.distinct: {name}{_NEVER}")
+        yield from _check_column(data, name, words, (*path, key))
+
+
+_CAPTIONS = "text"
+_NEVER = ", no two samples of a step have the same. Remove one of the two."
+
+
+def _check_column(data: DataSpec, name: str, words: Sequence[str], path: Path) -> Iterator[Problem]:
+    for reader, keys, _ in readers_of(data):
+        said = attributes_of("reader", reader)
+        columns = said.get("column_names", ())
+        if streams_of(reader, keys):
+            text = f"needs random access to samples, but reader '{reader}' streams here."
+        elif not said.get("has_columns", True):
+            text = f"'{name}' is a column, and reader '{reader}' has none."
+        elif columns and name not in columns:
+            text = f"reader '{reader}' has no column '{name}'."
+        else:
+            continue
+        known = [*words, *columns]
+        listed = f" Known: {', '.join(known)}." if known else ""
+        yield Problem(path, text + did_you_mean(name, known) + listed)
+        return
+
+
+def _check_distinct(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
+    path, what = ("data", "distinct"), data.distinct
+    if what is None:
+        return
+    if data.per_class is not None:
+        yield Problem(path, "sets the order of samples, and so does per_class. Remove one of them.")
+    if what != "caption":
+        yield from _check_column(data, what, ("caption",), path)
+        return
+    for reader, keys, _ in readers_of(data):
+        offers = offers_of(reader, keys)
+        if offers is not None and _CAPTIONS not in offers:
+            yield Problem(
+                path,
+                f"reader '{reader}' has no captions with these keys.{_remedy(reader, _CAPTIONS)}",
+            )
+        if streams_of(reader, keys):
+            yield Problem(
+                path, f"needs random access to samples, but reader '{reader}' streams here."
+            )
+    for number, spec in enumerate(recipe.distillers):
+        if spec.keys.get("positives") == "caption":
+            yield Problem(
+                ("distillers", number, "positives"),
+                f"has no effect: with data.distinct: caption{_NEVER}",
             )
 
 

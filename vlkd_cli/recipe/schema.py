@@ -225,6 +225,10 @@ class DataSpec(Open):
     per_class: PositiveInt | None = Field(
         None, description="samples of each class in a step, which holds as many classes as fit"
     )
+    distinct: str | None = Field(
+        None,
+        description="caption, or a column: no two samples of a step have the same",
+    )
     workers: NonNegativeInt = Field(2, description="loader processes for each training process")
     prefetch: PositiveInt = Field(2, description="batches each worker prepares ahead")
     max_broken_share: Probability = Field(

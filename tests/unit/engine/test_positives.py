@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from tests.unit.engine.recipes import TEXT, tiny_recipe, train
+from tests.unit.engine.recipes import TEXT, tiny_recipe, train, write_recipe
 from vlkd_cli.data.views import keys_of_captions
+from vlkd_cli.engine.launching.start import TrainRequest, start_training
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.reports.csv import read_metrics
@@ -65,8 +67,12 @@ def test_labels_and_weights_change_the_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("distiller", "line"),
     [
-        ({"positives": "captions"}, "distillers[0].positives"),
-        ({"positives": "caption", "graded": True}, "needs targets, and reader 'shapes' has none"),
+        (
+            {"positives": "captions"},
+            "distillers[0].positives: reader 'shapes' has no column 'captions'. Did you mean"
+            " 'caption'? Known: diagonal, caption, label, color, shape, size, position,",
+        ),
+        ({"positives": "caption", "grade": "colour"}, "reader 'shapes' has no column 'colour'."),
     ],
 )
 def test_what_the_reader_lacks_is_reported_before_anything_is_built(
@@ -86,19 +92,55 @@ def test_a_weight_without_positives_is_refused(tmp_path: Path) -> None:
         train(tmp_path, recipe_of({"positive_weight": 0.5}))
 
 
-def test_grades_above_one_are_refused(tmp_path: Path) -> None:
-    rows = "".join(f"{n}.png,caption {n % 2},{2.0 * (n % 2)}\n" for n in range(8))
-    (tmp_path / "pairs.csv").write_text("filepath,title,score\n" + rows, encoding="utf-8")
-    from PIL import Image
+def table_of(folder: Path, scores: list[float | str]) -> dict[str, Any]:
+    """A table of pictures whose captions repeat, with a column of products and one of scores."""
+    rows = [
+        f"{n}.png,caption {n % 2},p{n % 3 if n % 3 else ''},{score}"
+        for n, score in enumerate(scores)
+    ]
+    header = "filepath,title,product,score"
+    (folder / "pairs.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    for n in range(len(scores)):
+        Image.new("RGB", (32, 32), (n * 20, 0, 0)).save(folder / f"{n}.png")
+    data = {"reader": "csv", "path": str(folder / "pairs.csv"), "augment": {"name": "none"}}
+    return {**data, "workers": 0, "shuffle": False}
 
-    for n in range(8):
-        Image.new("RGB", (32, 32), (n * 20, 0, 0)).save(tmp_path / f"{n}.png")
-    data = {"reader": "csv", "path": str(tmp_path / "pairs.csv"), "target": "score"}
-    recipe = recipe_of({"positives": "caption", "graded": True})
-    recipe["data"] = {**data, "augment": {"name": "none"}, "workers": 0}
-    recipe["train"]["batch_size"] = 4
-    with pytest.raises(UserError, match="targets go up to 2, and a grade is in 0 to 1"):
+
+def test_a_column_matches_samples_and_another_grades_them(tmp_path: Path) -> None:
+    found = []
+    for number, distiller in enumerate(
+        (
+            {},
+            {"positives": "product"},
+            {"positives": "product", "grade": "score"},
+        )
+    ):
+        recipe = recipe_of(distiller)
+        recipe["data"] = table_of(tmp_path, [0.5, 1, 0, 0.25, 0.5, 1, 0, 0.25])
+        found.append(losses(tmp_path, str(number), recipe)[0])
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("score", [2.0, "many"])
+def test_other_grades_than_0_to_1_are_refused_with_their_row(tmp_path: Path, score: Any) -> None:
+    recipe = recipe_of({"positives": "caption", "grade": "score"})
+    recipe["data"] = table_of(tmp_path, [0.0, 1.0, 0.5, score, 0.0, 1.0, 0.0, 1.0])
+    with pytest.raises(UserError, match=f"3.png: column 'score' is '{score}', and a grade is a"):
         train(tmp_path, recipe)
+
+
+def test_the_first_line_of_a_run_names_the_fraction_of_duplicates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of({}, data={"num_samples": 64})
+    recipe["data"] |= {"reader": "csv", **table_of(tmp_path, [0.0] * 8)}
+    for key in ("num_samples", "size_px"):
+        del recipe["data"][key]
+    start_training(
+        TrainRequest(recipe=write_recipe(tmp_path, recipe), quiet=False, run=tmp_path / "run")
+    )
+    said = capsys.readouterr()
+    assert "Duplicate captions in a step: 100.0% of the rows." in said.out + said.err
 
 
 def test_chunks_change_nothing(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from tests.support.recipes import problems, problems_with
 from vlkd_cli import catalog
 from vlkd_cli.recipe.data_checks import offers_of
 
+POSITIVES = "distillers=[{{name: infonce, positives: {}}}]"
+
 
 def test_every_reader_says_what_it_offers() -> None:
     assert len(catalog.names("reader")) >= 9
     for name in catalog.names("reader"):
         offers = offers_of(name, {})
-        assert offers and offers <= {"image", "text", "mesh", "label", "target"}, name
+        assert offers and offers <= {"image", "text", "mesh", "label", "target", "choices"}, name
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,36 @@ def test_a_reader_that_does_not_say_is_not_judged() -> None:
             "needs random access to samples, but reader 'webdataset' streams here",
         ),
         (
+            ["data={reader: shapes, distinct: caption, per_class: 2}", "train.batch_size=4"],
+            "distinct: sets the order of samples, and so does per_class",
+        ),
+        (
+            ["data={reader: csv, path: a.csv, caption: null, distinct: caption}"],
+            "distinct: reader 'csv' has no captions with these keys. Set data.caption",
+        ),
+        (
+            ["data={reader: webdataset, path: a.tar, stream: true, distinct: caption}"],
+            "distinct: needs random access to samples, but reader 'webdataset' streams here",
+        ),
+        (
+            ["data={reader: coco, path: a, distinct: captoin}"],
+            "distinct: 'captoin' is a column, and reader 'coco' has none. Did you mean",
+        ),
+        (
+            [
+                "data={reader: shapes, distinct: caption}",
+                "distillers=[{name: infonce, positives: caption}]",
+            ],
+            "positives: has no effect: with data.distinct: caption, no two samples of a step",
+        ),
+        (
+            [
+                "data={reader: shapes, distinct: color}",
+                "distillers=[{name: infonce, positives: color}]",
+            ],
+            "positives: has no effect: with data.distinct: color, no two samples of a step",
+        ),
+        (
             [
                 "data={reader: csv, path: a.csv, texts: {more: alt}, views: {more: null}}",
             ],
@@ -101,6 +133,10 @@ def test_what_the_data_does_not_offer_is_told(options: list[str], expected: str)
         ["data={reader: shapes, per_class: 4}"],
         ["data={reader: csv, path: a.csv, label: kind, per_class: 2}"],
         ["data={reader: webdataset, path: a.tar}"],
+        [
+            "data={reader: csv, path: a.csv, distinct: product}",
+            "distillers=[{name: infonce, positives: author}]",
+        ],
         ["data={reader: csv, path: a.csv, caption: null, texts: {a: b}}"],
     ],
 )

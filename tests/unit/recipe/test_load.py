@@ -33,7 +33,7 @@ def test_unknown_key_names_the_closest():
     lines = problems(SMALL.replace("{name: infonce}", "{name: infonce, max_logit_scal: 50}"))
     assert lines == [
         "r.yaml:5: distillers[0].max_logit_scal: unknown key. Did you mean 'max_logit_scale'? "
-        "Accepted: logit_scale, learnable, max_logit_scale, positives, positive_weight, graded,"
+        "Accepted: logit_scale, learnable, max_logit_scale, positives, positive_weight, grade,"
         " name, weight, student, teacher, lr."
     ]
 

@@ -90,15 +90,19 @@ class Table:
         """What a message calls a row."""
         return f"{self.path} row {row + 1}"
 
-    def column(self, name: str, key: str) -> int:
-        """Position of the column that a recipe key names.
+    def column(self, name: str, key: str | None = None) -> int:
+        """Position of a column.
+
+        Args:
+            key: of `data`, whose value the name is.
 
         Raises:
             DataError: there is none, or several.
         """
+        where = "" if key is None else f" (data.{key})"
         if self.columns.count(name) > 1:
             raise DataError(
-                f"table {self.path} has {self.columns.count(name)} columns '{name}' (data.{key})."
+                f"table {self.path} has {self.columns.count(name)} columns '{name}'{where}."
                 " Rename all but the right one."
             )
         if name in self.columns:
@@ -118,7 +122,7 @@ class Table:
                     )
         raise DataError(
             f"table {self.path} has no column '{name}'"
-            f" (data.{key}).{did_you_mean(name, self.columns)} Its columns:"
+            f"{where}.{did_you_mean(name, self.columns)} Its columns:"
             f" {', '.join(self.columns)}."
         )
 

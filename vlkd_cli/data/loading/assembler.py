@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
+from vlkd_cli.data.loading.choices import choices as caption_choices
+from vlkd_cli.data.loading.choices import chosen_texts
 from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
 from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.modality import MODALITIES, TextModality
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import FeatureView, ImageView, TextView, render, seed_of
+from vlkd_cli.data.views import FeatureView, ImageView, KeyView, TextView, render, seed_of
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe.address import MAIN_VIEW
@@ -43,6 +45,7 @@ class Assembler:
         rank: of this process.
         world_size: number of ranks.
         broken: rows that are known to be unreadable; they are replaced without being tried.
+        columns: of the data, by name, one entry for each row; batches get their rows' entries.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class Assembler:
         rank: int = 0,
         world_size: int = 1,
         broken: Mapping[int, Skipped] | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.reader, self.order = reader, order
+        self.reader, self.order, self.columns = reader, order, dict(columns or {})
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.broken = dict(broken or {})
         self.views = SortedViews(views, masks or {})
@@ -72,7 +76,7 @@ class Assembler:
     def __getitem__(self, request: Request) -> Batch:
         positions = self._positions(request.number)
         rows = self.order.rows(request.epoch, int(positions[0]), int(positions[-1]) + 1)
-        choices = hashed(self.seed, request.epoch, rows) >> np.uint64(1)
+        choices = caption_choices(self.seed, request.epoch, rows)
         if not self.reads_samples:
             return (
                 self._readable(request.epoch, positions, rows, choices)
@@ -118,25 +122,13 @@ class Assembler:
         """A batch of cached features only: no sample is looked at."""
         texts = rows
         if any(view.table != "sample" for view in self.views.features.values()):
-            texts = self._main_texts(rows, choices)
+            texts, _ = chosen_texts(self.reader, rows, choices)
         inputs: dict[str, Tensor | TextInput] = {
             key: view.gather(rows if view.table == "sample" else texts)
             for key, view in self.views.features.items()
         }
         labels = torch.from_numpy(self.reader.labels_of(rows))
         return self._with_targets(Batch(inputs, torch.from_numpy(rows), labels))
-
-    def _main_texts(self, rows: np.ndarray, choices: np.ndarray) -> np.ndarray:
-        """Rows of the chosen captions in a table of all texts."""
-        starts = self.reader.caption_starts(rows)
-        if self.reader.text_names:
-            spans = [self.reader.text_span(row) for row in rows.tolist()]
-            first, stop = np.array(spans, dtype=np.int64).T
-        else:
-            first, stop = np.zeros_like(starts), self.reader.caption_starts(rows + 1) - starts
-        chosen = choices % np.maximum(stop - first, 1).astype(np.uint64)
-        rows_of_captions: np.ndarray = starts + first + chosen.astype(np.int64)
-        return rows_of_captions
 
     def _readable(
         self, epoch: int, positions: np.ndarray, rows: np.ndarray, choices: np.ndarray
@@ -187,10 +179,13 @@ class Assembler:
         return sample
 
     def _with_targets(self, batch: Batch) -> Batch:
+        rows = batch.indices.numpy()
+        if self.columns:
+            columns = {name: torch.from_numpy(all_[rows]) for name, all_ in self.columns.items()}
+            batch = replace(batch, columns=columns)
         if not self.reader.num_targets:
             return batch
-        targets = self.reader.targets_of(batch.indices.numpy())
-        return replace(batch, targets=torch.from_numpy(targets))
+        return replace(batch, targets=torch.from_numpy(self.reader.targets_of(rows)))
 
 
 def _all_broken(first: Skipped) -> DataError:
@@ -205,7 +200,9 @@ class SortedViews:
 
     def __init__(self, views: Mapping[str, View], masks: Mapping[str, ViewMask]) -> None:
         self.images = {key: view for key, view in views.items() if isinstance(view, ImageView)}
-        self.features = {key: view for key, view in views.items() if isinstance(view, FeatureView)}
+        self.features = {
+            key: view for key, view in views.items() if isinstance(view, FeatureView | KeyView)
+        }
         self.others = {key: view for key, view in views.items() if not isinstance(view, ImageView)}
         # Towers that look at the same view of a sample see the same regions of it; other views have
         # their own.

@@ -14,9 +14,13 @@ import numpy as np
 import torch
 
 from vlkd_cli.data.batch import Batch, Skipped, View
+from vlkd_cli.data.keys import CAPTION, caption_keys, column_keys
 from vlkd_cli.data.loading.assembler import Assembler
 from vlkd_cli.data.loading.broken import BrokenCount
+from vlkd_cli.data.loading.choices import ColumnKeys, EpochCaptions
 from vlkd_cli.data.loading.class_order import ClassOrder
+from vlkd_cli.data.loading.distinct import DistinctOrder, KeysOf
+from vlkd_cli.data.loading.duplicates import fraction_of_duplicates
 from vlkd_cli.data.loading.order import EpochOrder, Order
 from vlkd_cli.data.loading.streams import StreamAssembler
 from vlkd_cli.data.loading.workers import Request, WorkerPool
@@ -48,6 +52,9 @@ class Loader:
             batch, equal on all ranks, filled up from the epoch's beginning.
         episode_samples: samples per epoch over all ranks; None: one pass over the data.
         per_class: samples of each class in a step of all ranks; None: whatever comes.
+        distinct: "caption", or a column: no two samples of a step of all ranks have the same; None:
+            whatever comes.
+        columns: of the data, by name, one entry for each row; batches get their rows' entries.
         max_broken_share: the largest fraction of different broken samples among those seen.
         rank: of this process; by default that of the process group.
         world_size: likewise.
@@ -73,6 +80,8 @@ class Loader:
         drop_last: bool = True,
         episode_samples: int | None = None,
         per_class: int | None = None,
+        distinct: str | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
         max_broken_share: float = 0.01,
         rank: int | None = None,
         world_size: int | None = None,
@@ -82,17 +91,15 @@ class Loader:
     ) -> None:
         rank = runtime.rank() if rank is None else rank
         world_size = runtime.world_size() if world_size is None else world_size
-        self.reader, self.batch_size = reader, batch_size
+        self.reader, self.batch_size, self.world_size = reader, batch_size, world_size
         step_rows = batch_size * world_size
         num_samples = len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
         positions = episode_samples or num_samples
         if isinstance(reader, Reader):
-            order = _order(reader, seed, shuffle, episode_samples, per_class, step_rows)
+            order = _order(reader, seed, shuffle, episode_samples, per_class, distinct, step_rows)
             positions = len(order)
-        elif per_class is not None:
-            raise DataError(
-                "data.per_class needs random access to samples, but the data is a stream."
-            )
+        else:
+            _refuse_for_streams(per_class=per_class, distinct=distinct, columns=columns)
         self.batches_per_epoch = positions // step_rows if drop_last else -(-positions // step_rows)
         if self.batches_per_epoch == 0:
             raise DataError(
@@ -100,6 +107,7 @@ class Loader:
                 f" ({world_size} x batch size {batch_size}). Lower train.batch_size or the number"
                 " of processes, or raise data.episode_samples."
             )
+        self.seed, self.order = seed, order if isinstance(reader, Reader) else None
         self._broken = BrokenCount(
             max_broken_share, num_samples, is_stream=isinstance(reader, StreamReader)
         )
@@ -131,11 +139,10 @@ class Loader:
                 rank=rank,
                 world_size=world_size,
                 broken={**_without_targets(reader), **(broken or {})},
+                columns=columns,
             )
-            if not self._assembler.reads_samples:
-                workers = (
-                    0  # gathering stored rows takes less time than sending them between processes
-                )
+            # Gathering stored rows takes less time than sending them between processes.
+            workers = workers if self._assembler.reads_samples else 0
         self._pool = WorkerPool(
             self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory
         )
@@ -152,6 +159,14 @@ class Loader:
         ):
             self._broken.take(batch)
             yield batch
+
+    def fraction_of_duplicates(self) -> float | None:
+        """The fraction of the rows of a step whose caption is another row's of that step; None
+        where the data is a stream or has no captions."""
+        reader, step_rows = self.reader, self.batch_size * self.world_size
+        if self.order is None or not isinstance(reader, Reader) or not reader.has_captions:
+            return None
+        return fraction_of_duplicates(reader, self.order, seed=self.seed, step_rows=step_rows)
 
     @property
     def broken(self) -> Mapping[str, Skipped]:
@@ -180,17 +195,32 @@ def _order(
     shuffle: bool,
     episode_samples: int | None,
     per_class: int | None,
+    distinct: str | None,
     step_rows: int,
 ) -> Order:
-    if per_class is None:
-        return EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
-    return ClassOrder(
-        reader.labels_of(np.arange(len(reader))),
-        per_class=per_class,
-        step_rows=step_rows,
-        seed=seed,
-        episode_samples=episode_samples,
-    )
+    if per_class is not None:
+        return ClassOrder(
+            reader.labels_of(np.arange(len(reader))),
+            per_class=per_class,
+            step_rows=step_rows,
+            seed=seed,
+            episode_samples=episode_samples,
+        )
+    order = EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
+    if distinct is None:
+        return order
+    if distinct == CAPTION:
+        keys_of: KeysOf = EpochCaptions(reader, caption_keys(reader), seed)
+    else:
+        keys_of = ColumnKeys(column_keys(reader, distinct))
+    what = "caption" if distinct == CAPTION else f"entry of column '{distinct}'"
+    return DistinctOrder(order, keys_of, step_rows=step_rows, what=what)
+
+
+def _refuse_for_streams(**keys: object) -> None:
+    for key, value in keys.items():
+        if value:
+            raise DataError(f"data.{key} needs random access to samples, but the data is a stream.")
 
 
 def in_order(

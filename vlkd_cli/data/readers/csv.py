@@ -62,6 +62,7 @@ class CSV(Reader):
         "label": "label",
         "target": "target",
     }
+    has_columns = True
 
     def __init__(
         self,
@@ -161,6 +162,15 @@ class CSV(Reader):
 
     def targets_of(self, indices: np.ndarray) -> np.ndarray:
         return self._index["targets"][indices] if self._targets else super().targets_of(indices)
+
+    def column(self, name: str) -> Sequence[str]:
+        place, cells = self._table.column(name), list[str]()
+        for index in range(len(self)):
+            try:
+                cells.append(clean_text(self._table.fields(int(self._rows(index)[0]))[place]))
+            except Broken:
+                cells.append("")  # the loader reports the row
+        return cells
 
     def name(self, index: int) -> str:
         try:

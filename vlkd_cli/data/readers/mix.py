@@ -124,6 +124,11 @@ class Mix(Reader):
         reader, row = self._find(index)
         return reader.group(row)
 
+    def column(self, name: str) -> Sequence[str]:
+        parts, _, rows = self._located(np.arange(len(self)))
+        columns = [reader.column(name) for reader in self.readers]
+        return [columns[part][row] for part, row in zip(parts.tolist(), rows.tolist(), strict=True)]
+
     def name(self, index: int) -> str:
         reader, row = self._find(index)
         return reader.name(row)

@@ -18,6 +18,7 @@ _LOADING = (
     "episode_samples",
     "shuffle",
     "per_class",
+    "distinct",
     "workers",
     "prefetch",
     "max_broken_share",

@@ -23,6 +23,10 @@ class Offers:
     """What it always offers."""
     offers_by_key: ClassVar[Mapping[str, str]] = {}
     """What it offers where a key is not null."""
+    has_columns: ClassVar[bool] = False
+    """Whether `column` gives something."""
+    column_names: ClassVar[tuple[str, ...]] = ()
+    """The columns, where they do not depend on the data."""
     text_views: ClassVar[tuple[str, ...]] = ()
     """Names of texts that it always has, other than the captions."""
     text_views_by_key: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -151,6 +155,15 @@ class Reader(Offers):
         """Numbers of many positions at once, `[N, num_targets]` float32; NaN where a sample lacks
         one."""
         return np.full((len(indices), self.num_targets), np.nan, dtype=np.float32)
+
+    def column(self, name: str) -> Sequence[str]:
+        """A further fact of every sample, as text, by the name of its column; empty where a sample
+        lacks it.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        raise DataError(f"the data has no columns, and '{name}' is one. Read a table.")
 
     @property
     def num_captions(self) -> int:

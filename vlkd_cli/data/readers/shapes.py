@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader
@@ -104,6 +105,8 @@ class Shapes(Reader):
     offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
     templates = TEMPLATES
     classes = CLASSES
+    has_columns = True
+    column_names = ("color", "shape", "size", "position", "background")
 
     def __init__(
         self,
@@ -166,6 +169,18 @@ class Shapes(Reader):
         return np.fromiter(
             (self._kind(index) for index in indices.tolist()), dtype=np.int64, count=len(indices)
         ) % len(CLASSES)
+
+    def column(self, name: str) -> Sequence[str]:
+        if name not in self.column_names:
+            guess = did_you_mean(name, self.column_names)
+            raise DataError(
+                f"reader 'shapes' has no column '{name}'.{guess} Columns:"
+                f" {', '.join(self.column_names)}."
+            )
+        scenes = map(self.scene, range(len(self)))
+        if name == "background":
+            return [scene.background for scene in scenes]
+        return [str(getattr(scene.thing, name)) for scene in scenes]
 
     def name(self, index: int) -> str:
         return f"rendered picture {index}"

@@ -48,6 +48,10 @@ class Subset(Reader):
     def targets_of(self, indices: np.ndarray) -> np.ndarray:
         return self.reader.targets_of(self.rows[indices])
 
+    def column(self, name: str) -> Sequence[str]:
+        whole = self.reader.column(name)
+        return [whole[row] for row in self.rows.tolist()]
+
     def id(self, index: int) -> str:
         return self.reader.id(int(self.rows[index]))
 

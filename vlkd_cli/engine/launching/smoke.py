@@ -96,7 +96,7 @@ def reduced(recipe: Recipe, *, weights: bool = True) -> Recipe:
                 "sync_batch_norm": False,
             }
         )
-        same = ("augment", "views", "shuffle", "per_class")
+        same = ("augment", "views", "shuffle", "per_class", "distinct")
         data = DataSpec.model_validate(
             {
                 **{key: getattr(data, key) for key in same},
