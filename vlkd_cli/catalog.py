@@ -266,6 +266,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.readers.passages:Passages",
             "queries with judged passages, or the triplets of `vlkd synthesize`",
         ),
+        "objectnet": Entry(
+            "data.readers.objectnet:ObjectNet",
+            "ObjectNet's images of the 113 classes that ImageNet has too",
+        ),
         "choices": Entry(
             "data.readers.choices:Choices",
             "right and wrong captions: SugarCrepe, ARO, Winoground, or a list",

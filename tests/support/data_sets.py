@@ -175,6 +175,23 @@ def passages_data(folder: Path) -> dict[str, Any]:
     return {"reader": "passages", "path": str(write_passages(folder))}
 
 
+def objectnet_data(folder: Path) -> dict[str, Any]:
+    """Two classes that ImageNet has, one of them under two names, and one that it has not."""
+    mappings = {
+        "folder_to_objectnet_label.json": {"bowl_b": "Bowl", "cup_a": "Cup", "egg": "Egg"},
+        "objectnet_to_imagenet_1k.json": {"Cup": "cup; coffee mug", "Bowl": "mixing bowl"},
+        "pytorch_to_imagenet_2012_id.json": {"968": 1, "504": 2, "659": 0},
+    }
+    (folder / "mappings").mkdir(parents=True)
+    for name, content in mappings.items():
+        (folder / "mappings" / name).write_text(json.dumps(content))
+    lines = "mixing bowl\ncup\ncoffee mug\n"
+    (folder / "mappings" / "imagenet_to_label_2012_v2").write_text(lines)
+    for number, name in enumerate(("bowl_b", "cup_a", "egg")):
+        write_photos(folder / "images" / name, 2, f"{number}_")
+    return {"reader": "objectnet", "path": str(folder)}
+
+
 def choices_data(folder: Path) -> dict[str, Any]:
     names = write_photos(folder, 5)
     items = [
@@ -192,6 +209,7 @@ def choices_data(folder: Path) -> dict[str, Any]:
 
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "choices": choices_data,
+    "objectnet": objectnet_data,
     "csv": csv_data,
     "folder": folder_data,
     "images": images_data,

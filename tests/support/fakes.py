@@ -119,6 +119,18 @@ class Colored(FakeReader):
 COLORED = "tests.support.fakes:Colored"
 
 
+class Grouped(Colored):
+    """The same, every fourth picture in group b and the others in group a."""
+
+    has_groups = True
+
+    def group(self, index: int) -> str:
+        return "b" if index % 4 == 0 else "a"
+
+
+GROUPED = "tests.support.fakes:Grouped"
+
+
 def color_of(position: int) -> tuple[int, int, int]:
     """The color of the picture at a position; steps of 16 survive rounding."""
     return (position % 16 * 16, position // 16 % 16 * 16, position // 256 * 16)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from tests.support.fakes import COLORED, Colored, FakeTower, random_feature
+from tests.support.fakes import COLORED, GROUPED, Colored, FakeTower, random_feature
 from tests.support.suite_cases import (
     class_of_picture,
     class_of_prompt,
@@ -342,3 +343,28 @@ def test_analysis_of_features_equals_the_direct_formulas() -> None:
     assert effective_rank(spectrum(one)) == pytest.approx(
         float((-(share * share.log()).sum()).exp()), abs=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("suite", "keys"),
+    [("zero_shot", {}), ("knn", {"k": [20]}), ("linear_probe", {"tune": False})],
+)
+def test_the_worst_group_is_the_one_that_the_tower_fails(suite: str, keys: dict[str, Any]) -> None:
+    def failing_every_fourth(position: int) -> Tensor:
+        # Training pictures are at 2048 and later.
+        wrong = position < 1024 and position % 4 == 0
+        return class_of_picture(position + 1 if wrong else position)
+
+    subject = Subject(
+        FakeTower("image", failing_every_fourth, 8), FakeTower("text", class_of_prompt, 8)
+    )
+    result = run(subject, suite, data={"reader": GROUPED}, **keys)
+    assert result.metrics[result.primary_metric] == 0.75
+    groups = {row["group"]: (row["n"], row["share"]) for row in result.details["groups"]}
+    assert groups == {"a": (360, 1.0), "b": (120, 0.0)}
+    assert result.metrics["worst_group"] == 0 and result.metrics["group_gap"] == 1
+    assert result.metrics["average_over_groups"] == 0.5
+    large = run(subject, suite, data={"reader": GROUPED}, min_group=200, **keys)
+    assert large.metrics["worst_group"] == 1 and large.key != result.key
+    with pytest.raises(RecipeError, match="min_group has no effect"):
+        run(subject, suite, min_group=200, **keys)

@@ -15,6 +15,7 @@ from PIL import Image
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.class_numbers import by_size
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.text_table import TextTable
 from vlkd_cli.data.files.texts import clean_text, read_entries
@@ -30,7 +31,8 @@ class Classification(Reader):
     """Images with class labels; every image has one caption per template.
 
     Either `dataset` names a class of torchvision.datasets, or `path` a folder with one sub-folder
-    of images per class (below a folder named like the split, if there is one).
+    of images per class (below a folder named like the split, if there is one), numbered in
+    alphabetical order, folders whose names are numbers by size.
 
     Args:
         dataset: e.g. CIFAR10, MNIST, Flowers102, OxfordIIITPet.
@@ -160,6 +162,9 @@ class _Folders(_Source):
             folder = below[0]
         images = [image for image in find_images(folder) if "/" in image]
         self.class_names = find_folders(folder)
+        # Folders 0, 1, 2, ..., 10 are numbers of classes (ImageNet-V2), not words.
+        if all(name.isascii() and name.isdigit() for name in self.class_names):
+            self.class_names = sorted(self.class_names, key=by_size)
         number = {name: k for k, name in enumerate(self.class_names)}
         self.labels = np.array(
             [number[image.partition("/")[0]] for image in images], dtype=np.int64

@@ -40,9 +40,9 @@ class CSV(Reader):
             table lies in.
         encoding: of the table.
         caption_separator: mark between several captions in one cell.
-        group: rows that name the same image are one sample with several captions; false: each row
-            is a sample. By default true, but for tables with `texts` or `target`, or without
-            images.
+        group: column of the group that a sample belongs to, for figures by group. Or whether rows
+            that name the same image are one sample with several captions, false: each row is a
+            sample; by default true, but for tables with `texts` or `target`, or without images.
         texts: further texts of a sample by name, each a column or several columns with wordings of
             the same text; `tower@NAME` reads them.
         target: column of a number, or several, for distillers that compare with `targets`.
@@ -74,7 +74,7 @@ class CSV(Reader):
         image_root: str | None = None,
         encoding: str = "utf-8",
         caption_separator: str | None = None,
-        group: bool | None = None,
+        group: bool | str | None = None,
         texts: dict[str, str | list[str]] | None = None,
         target: str | list[str] | None = None,
         label: str | None = None,
@@ -95,6 +95,8 @@ class CSV(Reader):
         self._image = None if image is None else table.column(image, "image")
         self._label = None if label is None else table.column(label, "label")
         self._id = None if id is None else table.column(id, "id")
+        self._group_column = table.column(group, "group") if isinstance(group, str) else None
+        self.has_groups = self._group_column is not None
         self._targets = columns(target, "target")
         self._texts = {MAIN: columns(caption, "caption")} | {
             name: columns(own, f"texts.{name}") for name, own in named.items()
@@ -104,10 +106,12 @@ class CSV(Reader):
         if image is None and not self.has_captions:
             raise DataError("data.image and data.caption are both null: name one of the columns.")
         _check_effects(image, image_root, caption_separator, self.has_captions)
-        self._group = _checked_group(group, image, named, target)
+        merges = None if isinstance(group, str) else group
+        self._group = _checked_group(merges, image, named, target)
         self._settings = (
             *(image, caption, table.sep, encoding, caption_separator, self._group, label, quotes),
             *(sorted(named.items()), target, id),
+            *([group] if isinstance(group, str) else []),
         )
         self._index = table.index = cached_arrays(
             digest_of("rows-2", table.version(), self._settings),
@@ -171,6 +175,18 @@ class CSV(Reader):
             except Broken:
                 cells.append("")  # the loader reports the row
         return cells
+
+    def group(self, index: int) -> str:
+        if self._group_column is None:
+            return super().group(index)
+        row = int(self._rows(index)[0])
+        name = clean_text(self._table.fields(row)[self._group_column]).strip()
+        if not name:
+            raise DataError(
+                f"{self._table.row_name(row)}: its group is empty. Name one, e.g. 'none', or take"
+                " the row out."
+            )
+        return name
 
     def name(self, index: int) -> str:
         try:

@@ -60,10 +60,15 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
             }
         if (choices := choice_file(root, dataset)) is not None:
             return {"reader": "choices", "path": str(choices), **given}
-        for name in (dataset, known):
-            if (root / name).is_dir():
-                part = _part_of(root / name)
-                return {"reader": "classification", "path": str(root / name), **part, **given}
+        for folder in _folders_called(root, dataset):
+            if known == "objectnet":
+                return {"reader": "objectnet", "path": str(folder), **given}
+            return {
+                "reader": "classification",
+                "path": str(folder),
+                **_part_of(folder),
+                **given,
+            }
         raise DataError(
             f"data set '{dataset}' is not under '{root}'. `vlkd list-datasets --data {root}` shows"
             " what is, and what is known."
@@ -105,6 +110,17 @@ def found_alone(root: Path | None) -> dict[str, object]:
         f" Folders there: {there}. Choose one with --with data=NAME, or describe it with"
         " --with 'data={reader: ...}'."
     )
+
+
+def _folders_called(root: Path, dataset: str) -> list[Path]:
+    """The folder of this name, else those of another spelling of it."""
+    known = known_as(dataset)
+    named = [root / name for name in (dataset, known) if (root / name).is_dir()]
+    if named or not root.is_dir():
+        return named
+    return [
+        path for path in sorted(root.iterdir()) if path.is_dir() and known_as(path.name) == known
+    ]
 
 
 def _part_of(folder: Path) -> dict[str, str]:

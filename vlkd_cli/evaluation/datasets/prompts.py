@@ -20,7 +20,12 @@ from vlkd_cli.data.files.texts import (
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
 from vlkd_cli.evaluation.datasets.dataset import Dataset
-from vlkd_cli.evaluation.datasets.known_sets import known_as, load_classes, load_templates
+from vlkd_cli.evaluation.datasets.known_sets import (
+    known_as,
+    load_classes,
+    load_templates,
+    packaged,
+)
 from vlkd_cli.recipe.types import DataSource
 
 GENERIC = "photo"
@@ -48,7 +53,7 @@ def class_names(reader: Reader, chosen: str | Sequence[str] | None, dataset: str
         raise DataError(
             f"data '{dataset}' has no class names. Give `classes:` a file with one name per line."
         )
-    names = list(chosen) if not isinstance(chosen, str) else _named_classes(chosen, dataset)
+    names = named_classes_of(chosen, dataset)
     if own and len(names) != len(own):
         raise DataError(
             f"classes '{chosen}': {len(names)} names for data '{dataset}', which has {len(own)}"
@@ -81,7 +86,7 @@ def prompts(
     source: PromptSource
     if chosen is None:
         built_in = load_templates()
-        source = list(reader.templates or ()) or built_in.get(known_as(dataset), built_in[GENERIC])
+        source = list(reader.templates or ()) or built_in.get(_set_for(dataset), built_in[GENERIC])
     else:
         source = _named_templates(chosen, dataset) if isinstance(chosen, str) else list(chosen)
     if isinstance(source, Mapping):
@@ -115,10 +120,16 @@ def prompts_of(
     if (
         chosen is None
         and _left_to_us(data, "templates")
-        and known_as(dataset.name) in load_templates()
+        and _set_for(dataset.name) in load_templates()
     ):
-        chosen = known_as(dataset.name)
+        chosen = _set_for(dataset.name)
     return prompts(names, dataset.reader, chosen, dataset.name)
+
+
+def _set_for(dataset: str) -> str:
+    """The name of the template set for a data set; variants of ImageNet have its own."""
+    known = known_as(dataset)
+    return "imagenet1k" if known in packaged("collections.json")["imagenet_robustness"] else known
 
 
 def _left_to_us(data: DataSource, key: str) -> bool:
@@ -168,7 +179,14 @@ def _named_templates(chosen: str, dataset: str) -> PromptSource:
     )
 
 
-def _named_classes(chosen: str, dataset: str) -> list[str]:
+def named_classes_of(chosen: str | Sequence[str], dataset: str) -> list[str]:
+    """Class names as given, or those of a file or a named set.
+
+    Raises:
+        DataError: it is neither a file nor a set.
+    """
+    if not isinstance(chosen, str):
+        return list(chosen)
     if Path(chosen).is_file():
         found = _from_file(Path(chosen))
         if isinstance(found, Mapping):

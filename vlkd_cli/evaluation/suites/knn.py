@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
-from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
+from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy, top_k_hits
+from vlkd_cli.evaluation.metrics.groups import GROUP_METRICS, check_min_group, figures_by_group
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.encode import embed_images, normalize
@@ -29,6 +30,9 @@ class KNN(Suite):
             that of 20, or of the largest where 20 is not among them.
         temperature: of the weights; 0 lets every neighbor count 1.
         features: features before the head, or after it.
+        min_group: images that a group needs to be the worst one, by default 10, of data whose
+            images belong to groups (`group:` of reader csv). Groups are those of the primary
+            metric's k.
 
     Source: DINO's eval_knn.py; ITRA's knn evaluation is k 20.
     """
@@ -44,8 +48,11 @@ class KNN(Suite):
         k: list[int] | None = None,
         temperature: float = 0.07,
         features: Literal["backbone", "head"] = "backbone",
+        min_group: int | None = None,
     ) -> None:
         self.data, self.train_data = data, train_data
+        self.min_group = min_group
+        check_min_group("knn", min_group)
         self.k = tuple(sorted(k or (10, 20, 100, 200)))
         self.temperature = temperature
         self.features = features
@@ -53,12 +60,14 @@ class KNN(Suite):
             raise RecipeError("suite 'knn': k must be at least 1 and temperature at least 0.")
 
     def open(self, subject: Subject) -> LabeledPair:
-        return labeled_pair(subject, self.data, self.train_data)
+        pair = labeled_pair(subject, self.data, self.train_data)
+        check_min_group("knn", self.min_group, pair.test.reader)
+        return pair
 
     def measures(self, opened: LabeledPair) -> Measures:
         ks = self._neighbors(len(opened.train_labels))
         names = [f"k{k}_{name}" for k in ks for name in ("top1", "top5", "mean_per_class")]
-        return Measures([opened.test.name], names)
+        return Measures([opened.test.name], [*names, *GROUP_METRICS])
 
     def run(self, subject: Subject) -> list[Result]:
         pair = self.open(subject)
@@ -84,15 +93,19 @@ class KNN(Suite):
                 chance[f"k{k}_top5"] = 5 / num_classes
             metrics[f"k{k}_mean_per_class"] = mean_per_class(scores.argmax(1), pair.test_labels)
             chance[f"k{k}_mean_per_class"] = 1 / num_classes
+        primary = 20 if 20 in votes else ks[-1]
+        hits = top_k_hits(votes[primary], pair.test_labels, 1).cpu().numpy()
+        by_group, details = figures_by_group(pair.test.reader, hits, self.min_group)
         return [
             self.result(
                 subject,
                 pair.identity(),
                 protocol="weighted" if self.temperature else "majority",
-                metrics=metrics,
-                primary_metric="k20_top1" if "k20_top1" in metrics else f"k{ks[-1]}_top1",
+                metrics=metrics | by_group,
+                primary_metric=f"k{primary}_top1",
                 chance=chance,
                 num_items=len(test),
+                details=details,
                 settings={
                     "k": list(ks),
                     "train_split": pair.train.split,

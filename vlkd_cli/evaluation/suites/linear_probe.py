@@ -18,7 +18,8 @@ from vlkd_cli.evaluation.datasets.dataset import (
     open_dataset,
 )
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
-from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy
+from vlkd_cli.evaluation.metrics.classification import mean_per_class, top_k_accuracy, top_k_hits
+from vlkd_cli.evaluation.metrics.groups import GROUP_METRICS, check_min_group, figures_by_group
 from vlkd_cli.evaluation.probes.linear import Linear, adamw_probe, logistic_regression, sgd_probe
 from vlkd_cli.evaluation.probes.peak_search import search_peak
 from vlkd_cli.evaluation.probes.probes import HeadSetting, train_heads
@@ -95,6 +96,8 @@ class LinearProbe(Suite):
             and a text tower.
         templates: prompt templates for `text_start`, as in zero_shot.
         seed: of the order of batches, where the protocol trains in batches.
+        min_group: images that a group needs to be the worst one, by default 10, of data whose
+            images belong to groups (`group:` of reader csv).
 
     Source: Radford et al. 2021, appendix A.3; ITRA and ProtoCLIP linear_eval.py; CLIP_benchmark
         linear_probe.py; Elevater_Toolkit_IC.
@@ -122,8 +125,11 @@ class LinearProbe(Suite):
         text_start: bool = False,
         templates: str | list[str] | None = None,
         seed: int = 0,
+        min_group: int | None = None,
     ) -> None:
         self.data, self.train_data, self.val_data = data, train_data, val_data
+        self.min_group = min_group
+        check_min_group("linear_probe", min_group)
         self.protocol, self.tune, self.val_share = protocol, tune, val_share
         self.features, self.normalize = features, normalize
         self.C, self.lr, self.weight_decay, self.epochs, self.seed = (
@@ -145,13 +151,15 @@ class LinearProbe(Suite):
 
     def open(self, subject: Subject) -> LabeledPair:
         pair = labeled_pair(subject, self.data, self.train_data)
+        check_min_group("linear_probe", self.min_group, pair.test.reader)
         if self.val_data is not None:
             open_dataset(subject, self.val_data)
         return pair
 
     def measures(self, opened: LabeledPair) -> Measures:
         best = ["best_epoch_on_test_top1"] if self.protocol == "sgd" else []
-        return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *best])
+        names = ["top1", "top5", "mean_per_class", *best, *GROUP_METRICS]
+        return Measures([opened.test.name], names)
 
     def run(self, subject: Subject) -> list[Result]:
         pair = self.open(subject)
@@ -166,15 +174,18 @@ class LinearProbe(Suite):
         else:
             outcome = self._elevater(features, num_classes, self._start(subject, pair))
         metrics, chance = accuracies(outcome.scores, features.test_labels, num_classes)
+        hits = top_k_hits(outcome.scores, features.test_labels, 1).cpu().numpy()
+        by_group, details = figures_by_group(pair.test.reader, hits, self.min_group)
         return [
             self.result(
                 subject,
                 pair.identity(),
                 protocol=self.protocol,
-                metrics=metrics | outcome.metrics,
+                metrics=metrics | outcome.metrics | by_group,
                 primary_metric="top1",
                 chance=chance | dict.fromkeys(outcome.metrics, 1 / num_classes),
                 num_items=len(features.test),
+                details=details,
                 settings={
                     "train_split": pair.train.split,
                     "train_images": len(features.train),

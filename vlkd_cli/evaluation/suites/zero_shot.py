@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
+from vlkd_cli.evaluation.datasets.imagenet import ImageNetHead, imagenet_head
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
 from vlkd_cli.evaluation.metrics.classification import (
     chance_average_precision,
@@ -18,7 +19,9 @@ from vlkd_cli.evaluation.metrics.classification import (
     mean_per_class,
     recall_per_class,
     top_k_accuracy,
+    top_k_hits,
 )
+from vlkd_cli.evaluation.metrics.groups import GROUP_METRICS, check_min_group, figures_by_group
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.shown import classification_items, classification_shown
 from vlkd_cli.evaluation.suite import Measures, Suite
@@ -32,12 +35,24 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
 
+class Opened(NamedTuple):
+    """What is classified into which classes."""
+
+    dataset: Dataset
+    names: list[str]
+    texts: list[list[str]]
+    """The prompts of each class that is encoded."""
+    head: ImageNetHead | None = None
+    """Of a variant of ImageNet: how scores of the 1,000 classes become scores of `names`."""
+
+
 class ZeroShot(Suite):
     """Classify each image by the nearest class, where a class is the mean of its prompts' text
     features.
 
-    Data with several labels per image is scored by the mean over classes of the average precision
-    of the cosine.
+    Variants of ImageNet are scored by one head of its 1,000 classes, of which ImageNet-A and -R
+    take their 200 columns before the best is chosen. Data with several labels per image is scored
+    by the mean over classes of the average precision of the cosine.
 
     Args:
         data: labeled images, `{reader: ..., ...}`.
@@ -51,6 +66,8 @@ class ZeroShot(Suite):
             .
         k: the accuracies to report.
         multi_label: whether images have several labels; by default as the data says.
+        min_group: images that a group needs to be the worst one, by default 10, of data whose
+            images belong to groups (`group:` of reader csv).
         items: also write the answer to every image, to compare two models on the same images, and
             the pictures that the report page shows; not with several labels per image.
 
@@ -70,6 +87,7 @@ class ZeroShot(Suite):
         ensemble: Literal["normalize", "raw_mean"] = "normalize",
         k: list[int] | None = None,
         multi_label: bool | None = None,
+        min_group: int | None = None,
         items: bool = True,
     ) -> None:
         self.data = data
@@ -78,33 +96,42 @@ class ZeroShot(Suite):
         self.ensemble = ensemble
         self.k = tuple(sorted(k or (1, 5)))
         self.multi_label = multi_label
+        self.min_group = min_group
         self.items = items
+        check_min_group("zero_shot", min_group)
         if self.k[0] < 1:
             raise RecipeError("suite 'zero_shot': k must be at least 1.")
 
-    def open(self, subject: Subject) -> tuple[Dataset, list[str], list[list[str]]]:
-        """The data, its class names, and the prompts of each."""
+    def open(self, subject: Subject) -> Opened:
+        """The data, its class names, and the prompts of the classes that are encoded."""
         dataset = open_dataset(subject, self.data)
+        check_min_group("zero_shot", self.min_group, dataset.reader)
+        head = imagenet_head(dataset, self.classes)
+        if head is not None:
+            texts = prompts_of(dataset, head.encoded, self.templates, self.data)
+            return Opened(dataset, head.names, texts, head)
         names = names_of(dataset, self.classes, self.data)
-        return dataset, names, prompts_of(dataset, names, self.templates, self.data)
+        return Opened(dataset, names, prompts_of(dataset, names, self.templates, self.data))
 
-    def measures(self, opened: tuple[Dataset, list[str], list[list[str]]]) -> Measures:
-        dataset, names, _ = opened
-        accuracies = [f"top{k}" for k in self._cut_offs(len(names))]
-        return Measures([dataset.name], [*accuracies, "mean_per_class", "mean_average_precision"])
+    def measures(self, opened: Opened) -> Measures:
+        accuracies = [f"top{k}" for k in self._cut_offs(len(opened.names))]
+        others = ["mean_per_class", "mean_average_precision", *GROUP_METRICS]
+        return Measures([opened.dataset.name], [*accuracies, *others])
 
-    def identity(self, opened: tuple[Dataset, list[str], list[list[str]]]) -> DataIdentity:
-        dataset, names, texts = opened
-        known = dataset.identity(names)
-        prompts = class_hash([text for own in texts for text in own])
+    def identity(self, opened: Opened) -> DataIdentity:
+        known = opened.dataset.identity(opened.names)
+        prompts = class_hash([text for own in opened.texts for text in own])
         return known._replace(hashes={**known.hashes, "prompts": prompts})
 
     def run(self, subject: Subject) -> list[Result]:
-        dataset, names, texts = self.open(subject)
+        opened = self.open(subject)
+        dataset, names, texts, head = opened
         images = normalize(embed_images(subject, dataset.reader))
         classifier = class_features(subject, texts, self.ensemble)
         require_equal_widths(images.shape[1], classifier.shape[1], "zero_shot")
         cosine = images @ classifier.T
+        if head is not None:
+            cosine = head.scores(cosine)
         several = [tuple(dataset.reader.labels(index)) for index in range(len(dataset.reader))]
         many = (
             dataset.reader.multi_label or any(len(labels) > 1 for labels in several)
@@ -115,8 +142,12 @@ class ZeroShot(Suite):
             labels = None
             metrics, chance, details = self._multi_label(cosine, several, names)
         else:
-            labels = labels_of(dataset.reader, names)
+            labels = labels_of(dataset.reader, dataset.reader.classes or names if head else names)
+            labels = labels if head is None else head.labels(labels)
             metrics, chance, details = self._single_label(cosine, labels, names)
+            hits = top_k_hits(cosine, labels, 1).numpy()
+            by_group, groups = figures_by_group(dataset.reader, hits, self.min_group)
+            metrics, details = metrics | by_group, details | groups
         items, shown = None, None
         if self.items and labels is not None:
             items = classification_items(cosine, labels)
@@ -125,7 +156,7 @@ class ZeroShot(Suite):
         return [
             self.result(
                 subject,
-                self.identity((dataset, names, texts)),
+                self.identity(opened),
                 protocol=f"prompts_{self.ensemble}",
                 metrics=metrics,
                 primary_metric="top1" if "top1" in metrics else next(iter(metrics)),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.data_sets import write_photos, write_table
+from tests.support.data_sets import photo, write_photos, write_table
 from vlkd_cli.data import readers
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.cached_arrays import data_cache
@@ -456,3 +456,22 @@ def test_texts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         CSV(path=write(photos, TRIPLES), **keys)
+
+
+def test_a_column_names_the_group_of_each_sample(tmp_path: Path) -> None:
+    rows = [["a.jpg", "x", "forest"], ["a.jpg", "y", "forest"], ["b.jpg", "z", " lake "]]
+    photo(0).save(tmp_path / "a.jpg")
+    photo(1).save(tmp_path / "b.jpg")
+    path = write_table(tmp_path / "data.tsv", rows, header=("filepath", "title", "place"))
+    reader = CSV(path=str(path), group="place")
+    assert reader.has_groups and len(reader) == 2
+    assert [reader.group(index) for index in range(2)] == ["forest", "lake"]
+    assert reader.fingerprint() != CSV(path=str(path)).fingerprint()
+    assert not CSV(path=str(path), group=True).has_groups
+    half = open_reader({"reader": "csv", "path": str(path), "group": "place", "part": [0, 0.5]})
+    assert half.has_groups and half.group(0) in ("forest", "lake")
+    with pytest.raises(DataError, match="plaec"):
+        CSV(path=str(path), group="plaec")
+    write_table(tmp_path / "data.tsv", [["a.jpg", "x", ""]], header=("filepath", "title", "place"))
+    with pytest.raises(DataError, match="its group is empty"):
+        CSV(path=str(path), group="place").group(0)

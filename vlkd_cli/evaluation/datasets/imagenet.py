@@ -1,0 +1,124 @@
+"""Variants of ImageNet as columns of one head of its 1,000 classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.datasets.dataset import Dataset
+from vlkd_cli.evaluation.datasets.known_sets import known_as, packaged
+from vlkd_cli.evaluation.datasets.prompts import named_classes_of
+
+NUM_CLASSES = 1000
+WITH_ALL = ("imagenetv2", "imagenet_sketch")
+"""Variants that have all 1,000 classes."""
+
+
+class ImageNetHead(NamedTuple):
+    """How scores of ImageNet's 1,000 classes become scores of a variant's classes."""
+
+    encoded: list[str]
+    """Names of the 1,000 classes, whose prompts are encoded."""
+    names: list[str]
+    """Of the variant's classes."""
+    columns: list[list[int]]
+    """ImageNet's classes that each of them stands for; its score is their maximum."""
+    label_of: list[int]
+    """The class of each label of the reader."""
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """`[N, 1000]` to `[N, C]`."""
+        if all(len(own) == 1 for own in self.columns):
+            return scores[:, [own[0] for own in self.columns]]
+        return torch.stack([scores[:, own].amax(1) for own in self.columns], 1)
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Labels of the reader as classes."""
+        return torch.tensor(self.label_of)[labels]
+
+
+@cache
+def wordnet_ids() -> list[str]:
+    """WordNet's ids of the 1,000 classes in label order."""
+    from timm.data import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_names())
+
+
+@cache
+def masks() -> dict[str, list[int]]:
+    """The classes of ImageNet-A and -R, as numbers of ImageNet's.
+
+    Source: clip_benchmark 1.6.2, datasets/builder.py.
+    """
+    return {name: list(own) for name, own in packaged("imagenet_masks.json").items()}
+
+
+def imagenet_head(
+    dataset: Dataset, classes: str | Sequence[str] | None = None
+) -> ImageNetHead | None:
+    """The head for images whose classes are ImageNet's: folders named by WordNet's ids, ImageNet-V2
+    with folders 0 to 999, and ObjectNet with `names: imagenet`. None for all other data, and for
+    data that brings names of its own.
+
+    Args:
+        classes: names of the 1,000 classes; by default open_clip's.
+
+    Raises:
+        DataError: an image is of a class that the variant does not have.
+    """
+    reader = dataset.reader
+    own = list(reader.classes or ())
+    own_columns: Sequence[Sequence[int]] | None = getattr(reader, "imagenet_columns", None)
+    known = known_as(dataset.name)
+    if own_columns is not None:
+        encoded = named_classes_of(classes or "open_clip:imagenet", dataset.name)
+        _check_number(encoded, classes)
+        columns = [list(each) for each in own_columns]
+        return ImageNetHead(encoded, own, columns, list(range(len(own))))
+    numbers = _numbers(own, known)
+    if numbers is None:
+        return None
+    encoded = named_classes_of(classes or "open_clip:imagenet", dataset.name)
+    if classes is not None and len(encoded) != NUM_CLASSES:
+        return None
+    mask = masks().get(known) or (
+        list(range(NUM_CLASSES)) if known in WITH_ALL else sorted(set(numbers))
+    )
+    place = {number: k for k, number in enumerate(mask)}
+    for name, number in zip(own, numbers, strict=True):
+        if number not in place:
+            raise DataError(
+                f"data '{dataset.name}': class '{name}' is not one of its {len(mask)} classes. Take"
+                " the folder out, or give the data another `name:`."
+            )
+    names = [encoded[number] for number in mask]
+    return ImageNetHead(
+        encoded, names, [[number] for number in mask], [place[number] for number in numbers]
+    )
+
+
+def _numbers(classes: Sequence[str], known: str) -> list[int] | None:
+    """ImageNet's number of each class, where the names of all say it."""
+    if not classes:
+        return None
+    if known == "imagenetv2" and all(re.fullmatch(r"\d{1,3}", name) for name in classes):
+        return [int(name) for name in classes]
+    if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return None
+    place = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids())}
+    return [place[name] for name in classes] if set(classes) <= place.keys() else None
+
+
+def _check_number(encoded: Sequence[str], classes: object) -> None:
+    if len(encoded) != NUM_CLASSES:
+        raise DataError(
+            f"classes '{classes}': {len(encoded)} names; `names: imagenet` of reader objectnet"
+            " needs those of ImageNet's 1,000 classes."
+        )
