@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gpu_table import Table, measure
 from torch import Tensor
 
-from vlkd_cli.distillers import blocked_contrast
+from vlkd_cli.distillers import tiles
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.siglip import SigLIP
 from vlkd_cli.evaluation.metrics.ranks import pair_ranks
@@ -42,14 +42,14 @@ def _other_tiles(
     table: Table, what: str, loss: Loss, dtype: torch.dtype, features: tuple[Tensor, Tensor]
 ) -> None:
     """Tiles that fit a GPU's cache better, and wait for the host more."""
-    usual = blocked_contrast.LARGEST_TILE_ON_GPU
+    usual = tiles.LARGEST_TILE_ON_GPU
     for size in (4096, 2048):
         side = f"vlkd, tiles of {size:,}"
         with table.case(what, side):
-            blocked_contrast.LARGEST_TILE_ON_GPU = size
+            tiles.LARGEST_TILE_ON_GPU = size
             call = _both(loss, dtype, features)
             table.add(what, side, measure(call, table.device, warm_up=1, calls=1))
-        blocked_contrast.LARGEST_TILE_ON_GPU = usual
+        tiles.LARGEST_TILE_ON_GPU = usual
 
 
 def _infonce(device: torch.device) -> dict[str, Loss]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.golden import golden_inputs
 from tests.support.ranks import run_on_ranks
-from vlkd_cli.distillers import blocked_contrast
+from vlkd_cli.distillers import tiles
 from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.recipe.component import make
@@ -66,8 +66,8 @@ def test_values_and_gradients(
     case: dict[str, Any], tile: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tile is not None:
-        monkeypatch.setattr(blocked_contrast, "TILE_ROWS", tile[0])
-        monkeypatch.setattr(blocked_contrast, "TILE_COLUMNS", tile[1])
+        monkeypatch.setattr(tiles, "TILE_ROWS", tile[0])
+        monkeypatch.setattr(tiles, "TILE_COLUMNS", tile[1])
     distiller, offered = built(case)
     student, teacher = sides(case)
     loss = distiller(student, teacher, **offered)
@@ -136,8 +136,8 @@ def dense(
 def test_random_keys_and_grades_equal_the_dense_definition(
     name: str, teacher_learns_alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked_contrast, "TILE_ROWS", 3)
-    monkeypatch.setattr(blocked_contrast, "TILE_COLUMNS", 5)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 3)
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", 5)
     for seed in range(5):
         torch.manual_seed(seed)
         student, teacher = (torch.randn(13, 4, dtype=torch.float64) for _ in range(2))

@@ -95,6 +95,12 @@ CHANGES: dict[str, dict[str, Change]] = {
             towers({"head": HEAD}),
         ),
         "teacher": Change({"distillers": [{"name": "infonce", "teacher": "text.backbone"}]}),
+        "negatives": Change(
+            {
+                "data": {"views": {"b": {"name": "simclr"}}},
+                "distillers": [{"name": "infonce", "negatives": "image@b"}],
+            }
+        ),
         "lr": Change({"distillers": [{"name": "infonce", "lr": 0.5}]}),
     },
     "data": {

@@ -13,13 +13,15 @@ from vlkd_cli.composition.chunks import refuse_batch_statistics
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.data.views import CAPTION_KEYS
+from vlkd_cli.data.views import CAPTION_KEYS, keys_of_text
 from vlkd_cli.distillers.distiller import Distiller, Widths, counts_rows
+from vlkd_cli.distillers.negatives import Negatives
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side
 from vlkd_cli.recipe.contract import Contract
-from vlkd_cli.recipe.objectives import listed, uses
-from vlkd_cli.recipe.types import Progress, Schedulable
+from vlkd_cli.recipe.modality import is_named
+from vlkd_cli.recipe.objectives import listed, negative_side, uses
+from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
 from vlkd_cli.towers.named_modules import NamedModules
 from vlkd_cli.towers.tower import Tower
 
@@ -157,7 +159,19 @@ class Composition(nn.Module):
     @property
     def reads_caption_keys(self) -> bool:
         """Whether a distiller compares captions as such."""
-        return any("caption_keys" in each.distiller.wants for each in self.objectives)
+        return bool(self.negative_texts) or any(
+            "caption_keys" in each.distiller.wants for each in self.objectives
+        )
+
+    @property
+    def negative_texts(self) -> frozenset[str]:
+        """The inputs of text towers that distillers read as negatives."""
+        return frozenset(
+            address.input
+            for objective in self.objectives
+            for address in objective.arrow.negatives
+            if is_named(self._modality(address))
+        )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -188,7 +202,13 @@ class Composition(nn.Module):
         for objective in self.objectives:
             # Nothing stands between this line and the distiller, so that a traceback shows both.
             calls = [
-                objective.distiller(student, teacher, samples=samples, **offered)
+                objective.distiller(
+                    student,
+                    teacher,
+                    samples=samples,
+                    negatives=self._negatives(objective, call, found, batch),
+                    **offered,
+                )
                 for call in objective.arrow.calls
                 for student, teacher, samples in [_delivered(objective, call, found)]
             ]
@@ -218,6 +238,23 @@ class Composition(nn.Module):
         for tower in self.frozen.values():
             tower.to(*args, **kwargs)
         return self
+
+    def _negatives(
+        self, objective: Objective, call: Call, found: Mapping[Address, Rows], batch: Batch
+    ) -> tuple[Negatives, ...]:
+        several = []
+        for address in objective.arrow.negatives:
+            keys = row_keys = None
+            if is_named(self._modality(address)):
+                keys = batch.inputs[keys_of_text(address.input)]
+                row_keys = batch.inputs[CAPTION_KEYS]
+            side = negative_side(call, self._modality, address)
+            several.append(Negatives(found[address].values, side, keys, row_keys))  # type: ignore[arg-type]
+        return tuple(several)
+
+    def _modality(self, address: Address) -> ModalityName:
+        tower = self.tower(address.tower)
+        return (tower.tower if isinstance(tower, MomentumTower) else tower).modality
 
     def _widths(self, side: Side) -> Widths:
         if isinstance(side, Address):

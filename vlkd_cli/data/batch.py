@@ -50,6 +50,11 @@ class Sample:
         first, stop = self.spans.get(name, (0, len(self.captions)))
         return first + self.choice % max(stop - first, 1)
 
+    def wording(self, name: str) -> str:
+        """The chosen wording of a text, empty where the sample has none."""
+        first, stop = self.spans.get(name, (0, len(self.captions)))
+        return self.captions[self.text(name)] if first < stop else ""
+
 
 class Broken(Exception):
     """One sample that cannot be read; the text is the reason, without the sample's name. The loader

@@ -122,21 +122,31 @@ class TextView:
     Args:
         tokenize: strings to a TextInput (or a tensor); survives pickling.
         text: which text: the captions, or another by its name.
+        required: whether a sample without it is broken; otherwise it counts as empty.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __init__(
-        self, tokenize: Callable[[Sequence[str]], TextInput | Tensor], text: str = MAIN
+        self,
+        tokenize: Callable[[Sequence[str]], TextInput | Tensor],
+        text: str = MAIN,
+        *,
+        required: bool = True,
     ) -> None:
-        self.tokenize, self.text = tokenize, text
+        self.tokenize, self.text, self.required = tokenize, text, required
 
     def __call__(self, samples: Sequence[Sample]) -> TextInput | Tensor:
-        return self.tokenize([sample.captions[sample.text(self.text)] for sample in samples])
+        return self.tokenize([sample.wording(self.text) for sample in samples])
 
 
 CAPTION_KEYS = "caption keys"
 """Key of `Batch.inputs` for what `keys_of_captions` gives."""
+
+
+def keys_of_text(name: str) -> str:
+    """Key of `Batch.inputs` for the keys of another text; of a view it is the captions'."""
+    return f"{CAPTION_KEYS}@{name}"
 
 
 def keys_of_captions(captions: Sequence[str]) -> Tensor:
@@ -154,6 +164,7 @@ class KeyView:
     needs: ClassVar[frozenset[str]] = frozenset()
     table: Table = "text"
     text = MAIN
+    required = True
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys = keys
@@ -173,10 +184,13 @@ class FeatureView:
         path: a `.npy` file, one row per sample or per text of the reader, in its order.
         table: which of the two.
         text: of texts, which one.
+        required: whether a sample without it is broken; otherwise its features are any.
     """
 
-    def __init__(self, path: str | Path, table: Table, text: str = MAIN) -> None:
-        self.path, self.table, self.text = Path(path), table, text
+    def __init__(
+        self, path: str | Path, table: Table, text: str = MAIN, *, required: bool = True
+    ) -> None:
+        self.path, self.table, self.text, self.required = Path(path), table, text, required
         # Of other texts some samples may have none.
         self.needs = frozenset({"text"}) if text != MAIN else frozenset()
         self._rows: np.ndarray | None = None
@@ -187,7 +201,7 @@ class FeatureView:
             sample.index if self.table == "sample" else sample.first_row + sample.text(self.text)
             for sample in samples
         ]
-        return self.gather(np.array(rows, dtype=np.int64))
+        return self.gather(np.array(rows, dtype=np.int64).clip(max=self.num_rows - 1))
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """The features of these rows of its table."""

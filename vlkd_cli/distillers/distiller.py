@@ -54,7 +54,8 @@ class Distiller(nn.Module):
 
     Keyword-only names are handed over: `labels` `[B]` int64, -1 where a row has none; `targets`
     `[B, N]`; `caption_keys` `[B]` int64, equal for equal captions, -1 for an empty one; `columns`,
-    by name, `[B]` entries of the columns in `self.columns`; `indices` `[B]`, the position of each
+    by name, `[B]` entries of the columns in `self.columns`; `negatives`, a tuple of `Negatives`
+    (`distillers/negatives.py`), which a recipe may name; `indices` `[B]`, the position of each
     row in the data set; `samples` `[M]`, the row of the batch that a selected position belongs to;
     `progress`, where training is.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce
+from vlkd_cli.distillers.negatives import Negatives
 from vlkd_cli.distillers.pair_contrast import PairContrast
 
 
@@ -20,6 +21,10 @@ class InfoNCE(PairContrast):
     With `positives`, CE's target is spread over all matching pairs, W by its row sums: the mean of
     their log-probabilities, as SupCon's L_out (arXiv:2004.11362, equation 2).
 
+    `negatives` of the recipe are further columns of Z in the direction that looks for their kind:
+    hard texts for pictures, hard pictures for texts, those of all ranks. A negative text equal to a
+    row's own caption is left out there, and so are empty ones.
+
     Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
     ICML 2021, arXiv:2103.00020, figure 3; open_clip, src/open_clip/loss.py:ClipLoss, with
     local_loss and gather_with_grad. Differs in that only one side travels between ranks, and in
@@ -29,7 +34,7 @@ class InfoNCE(PairContrast):
     direction = "symmetric"
     takes_16_bits = True
     minimum_batch = 2
-    crosses_ranks = "features of one side, with gradient; one number per column; keys, grades"
+    crosses_ranks = "features of one side and negatives, with gradient; a number per column; keys"
     paper = "Radford et al. 2021, arXiv:2103.00020"
 
     def forward(
@@ -40,6 +45,8 @@ class InfoNCE(PairContrast):
         caption_keys: Int[Tensor, "B"] | None = None,
         labels: Int[Tensor, "B"] | None = None,
         columns: Mapping[str, Tensor] | None = None,
+        negatives: Sequence[Negatives] = (),
     ) -> Float[Tensor, ""]:
         matching = self.matching(caption_keys, labels, columns)
-        return blocked_infonce(student, teacher, self.scale, matching)
+        extra = self.against(student, teacher, negatives)
+        return blocked_infonce(student, teacher, self.scale, matching, extra)

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from vlkd_cli.distillers.blocked_contrast import Matching
+from vlkd_cli.distillers.blocked_contrast import Extra, Matching
 from vlkd_cli.distillers.distiller import name_of
 from vlkd_cli.distillers.logit_scale import CLIP_SCALE, ScaledDistiller
+from vlkd_cli.distillers.negatives import Negatives, against
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import Positive, Probability
 
@@ -34,6 +35,8 @@ class PairContrast(ScaledDistiller):
             denominators, so that duplicates are not negatives.
         grade: column of the data with the weight of the pairs whose second sample a row is, in 0
             to 1, instead.
+        negatives_of: whose `negatives` a sample is compared with: those of the `batch`, of all
+            ranks, or its `own` alone.
     """
 
     wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {
@@ -53,6 +56,7 @@ class PairContrast(ScaledDistiller):
         positives: str = "diagonal",
         positive_weight: Probability = 1.0,
         grade: str | None = None,
+        negatives_of: Literal["batch", "own"] = "batch",
     ) -> None:
         super().__init__(
             logit_scale=logit_scale, learnable=learnable, max_logit_scale=max_logit_scale
@@ -66,6 +70,7 @@ class PairContrast(ScaledDistiller):
         if grade is not None and positive_weight != 1:
             raise RecipeError("positive_weight has no effect with a grade. Leave one of them out.")
         self.positives, self.positive_weight, self.grade = positives, positive_weight, grade
+        self.negatives_of = negatives_of
         by_column = positives not in (OWN, CAPTION, LABEL)
         self.columns = {positives: "key"} if by_column else {}
         if grade is not None:
@@ -98,3 +103,21 @@ class PairContrast(ScaledDistiller):
             return None
         grades = None if self.grade is None else columns[self.grade]
         return Matching(keys, self.positive_weight, grades)
+
+    def against(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        negatives: Sequence[Negatives],
+        bias: Tensor | None = None,
+    ) -> Extra:
+        """What each row makes of the negatives of the other side's kind (`negatives.against`)."""
+        found: dict[str, Tensor | None] = {}
+        for side, rows, kind in (("student", student, "teacher"), ("teacher", teacher, "student")):
+            own = [each for each in negatives if each.side == kind]
+            found[side] = (
+                against(rows, own, self.scale, bias, own_only=self.negatives_of == "own")
+                if own
+                else None
+            )
+        return Extra(found["student"], found["teacher"])

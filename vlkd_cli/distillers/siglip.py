@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.blocked_contrast import blocked_siglip
+from vlkd_cli.distillers.negatives import Negatives
 from vlkd_cli.distillers.pair_contrast import PairContrast
 from vlkd_cli.recipe.types import Positive, Probability
 
@@ -35,6 +36,8 @@ class SigLIP(PairContrast):
         positive_weight: target of pairs that match off the diagonal; 0 leaves them out.
         grade: column of the data with that target for pairs whose second sample a row is, in 0 to
             1, instead.
+        negatives_of: whose `negatives` a sample is compared with: those of the `batch`, of all
+            ranks, or its `own` alone. Each adds softplus(Z) to the sum.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343,
     equation 1; open_clip, src/open_clip/loss.py:SigLipLoss. Differs in gathering one side at once
@@ -43,7 +46,7 @@ class SigLIP(PairContrast):
 
     direction = "symmetric"
     takes_16_bits = True
-    crosses_ranks = "features of one side, with gradient; keys, grades"
+    crosses_ranks = "features of one side and negatives, with gradient; keys"
     paper = "Zhai et al. 2023, arXiv:2303.15343"
 
     bias: Tensor
@@ -58,6 +61,7 @@ class SigLIP(PairContrast):
         positives: str = "diagonal",
         positive_weight: Probability = 1.0,
         grade: str | None = None,
+        negatives_of: Literal["batch", "own"] = "batch",
     ) -> None:
         super().__init__(
             logit_scale=logit_scale,
@@ -66,6 +70,7 @@ class SigLIP(PairContrast):
             positives=positives,
             positive_weight=positive_weight,
             grade=grade,
+            negatives_of=negatives_of,
         )
         self.add_scalar("bias", logit_bias)
 
@@ -83,6 +88,11 @@ class SigLIP(PairContrast):
         caption_keys: Int[Tensor, "B"] | None = None,
         labels: Int[Tensor, "B"] | None = None,
         columns: Mapping[str, Tensor] | None = None,
+        negatives: Sequence[Negatives] = (),
     ) -> Float[Tensor, ""]:
         matching = self.matching(caption_keys, labels, columns)
-        return blocked_siglip(student, teacher, self.scale, self.bias, matching)
+        loss = blocked_siglip(student, teacher, self.scale, self.bias, matching)
+        for each in self.against(student, teacher, negatives, self.bias):
+            if each is not None:
+                loss = loss + (each.sum() / len(student)).to(loss.dtype)
+        return loss

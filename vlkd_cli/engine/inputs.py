@@ -24,9 +24,17 @@ from vlkd_cli.data.views import (
     KeyView,
     TextView,
     keys_of_captions,
+    keys_of_text,
 )
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.views import addresses, build_augment, build_masks, build_views, view_spec
+from vlkd_cli.engine.views import (
+    addresses,
+    build_augment,
+    build_masks,
+    build_views,
+    is_required,
+    view_spec,
+)
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.training_cache import Stored, store_features
 from vlkd_cli.recipe.address import MAIN_VIEW, pictures_of, text_names
@@ -107,9 +115,13 @@ def build_loader(
                 inputs.stored[name].path,
                 FACTS[towers[name].modality].table,
                 text if text in text_names(data) else MAIN_VIEW,
+                required=text not in text_names(data) or is_required(recipe, text),
             )
     if composition.reads_caption_keys and not episode:
         views[CAPTION_KEYS] = _view_of_captions(inputs.reader, views)
+        for name in composition.negative_texts:
+            text = name if name in text_names(data) else MAIN_VIEW
+            views[keys_of_text(name)] = TextView(keys_of_captions, text, required=False)
     loader = Loader(
         inputs.reader,
         views,

@@ -10,7 +10,7 @@ from vlkd_cli.data.batch import View
 from vlkd_cli.data.images.augment import Augment
 from vlkd_cli.data.masks import Mask, ViewMask, is_fixed
 from vlkd_cli.data.modality import MODALITIES
-from vlkd_cli.data.views import ImageView
+from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, arrow_of, text_names
@@ -90,6 +90,16 @@ def addresses(recipe: Recipe, tower: str | None = None) -> list[Address]:
     ]
 
 
+def is_required(recipe: Recipe, text: str) -> bool:
+    """Whether a sample without a text is broken: it is more than a negative to some distiller."""
+    arrows = [arrow_of(recipe, spec) for spec in recipe.distillers]
+    return any(
+        address.input == text
+        for arrow in arrows
+        for address in (*arrow.sides(), *arrow.episode_addresses())
+    )
+
+
 def _original(tower: Tower | MomentumTower) -> Tower:
     return tower.tower if isinstance(tower, MomentumTower) else tower
 
@@ -104,7 +114,10 @@ def _view(recipe: Recipe, key: str, name: str, tower: Tower | MomentumTower) -> 
     original, view = _original(tower), key.partition("@")[2] or MAIN_VIEW
     modality, expected = MODALITIES[original.modality], original.input
     if view in text_names(recipe.data):
-        return modality.view(expected, None, view)
+        built = modality.view(expected, None, view)
+        if isinstance(built, TextView):
+            built.required = is_required(recipe, view)
+        return built
     spec = view_spec(recipe.data, view)
     if isinstance(expected, ImageInput) and spec.size_px is not None:
         expected = expected.at_size(spec.size_px)

@@ -89,14 +89,19 @@ class Call(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """What a distiller compares: the calls of one step, whose mean is its term, and the sides that
-    it reads at the start of an episode."""
+    """What a distiller compares: the calls of one step, whose mean is its term, the sides that it
+    reads at the start of an episode, and the negatives of every call."""
 
     calls: tuple[Call, ...]
     episode: Call | None = None
+    negatives: tuple[Address, ...] = ()
 
     def addresses(self) -> list[Address]:
         """What a step reads, each address once, in order."""
+        return list(dict.fromkeys((*self.sides(), *self.negatives)))
+
+    def sides(self) -> list[Address]:
+        """What the calls of a step read."""
         return list(dict.fromkeys(address for call in self.calls for address in call.addresses()))
 
     def episode_addresses(self) -> list[Address]:
@@ -236,13 +241,16 @@ def arrow_of(recipe: Recipe, spec: DistillerSpec) -> Arrow:
         )
     if not contract.teacher:
         teacher = None
+    if spec.negatives is not None and "negatives" not in contract.wants:
+        raise SideError("negatives", f"distiller '{spec.name}' takes no negatives. Remove it")
+    negatives = _given(recipe, spec, "negatives") or ()
     if contract.pairs:
-        return Arrow(_pairs(student, teacher), episode)
+        return Arrow(_pairs(student, teacher), episode, negatives)
     call = Call(
         _delivered(spec, "student", student, contract.student),
         None if teacher is None else _delivered(spec, "teacher", teacher, contract.teacher),
     )
-    return Arrow((call,), episode)
+    return Arrow((call,), episode, negatives)
 
 
 def _given(recipe: Recipe, spec: DistillerSpec, side: str) -> tuple[Address, ...] | None:

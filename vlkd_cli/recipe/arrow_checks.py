@@ -20,7 +20,7 @@ from vlkd_cli.recipe.address import (
 )
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, is_named
-from vlkd_cli.recipe.objectives import check_objective, listed
+from vlkd_cli.recipe.objectives import check_negatives, check_objective, listed
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
@@ -89,7 +89,12 @@ def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Pr
         addresses.sort(key=lambda address: address.picture)
         for address in {address._replace(picture=1): address for address in addresses}.values():
             problems += _check_address(recipe, address, (*path, side))
-    return list(dict.fromkeys(problems)) or list(check_objective(recipe, spec, arrow, path))
+    for address in arrow.negatives:
+        problems += _check_address(recipe, address, (*path, "negatives"))
+    return list(dict.fromkeys(problems)) or [
+        *check_objective(recipe, spec, arrow, path),
+        *check_negatives(recipe, spec, arrow, path),
+    ]
 
 
 def _check_address(recipe: Recipe, address: Address, path: Path) -> Iterator[Problem]:
@@ -165,7 +170,7 @@ def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) ->
         for call in arrow.calls:
             students, teachers = _towers(call.student), _towers(call.teacher)
             reached = (students if one_way else students | teachers) & learners
-            taught |= reached
+            taught |= reached | ({address.tower for address in arrow.negatives} & learners)
             if not reached:
                 yield Problem(*_nothing_learns(recipe, spec, path, students))
                 break

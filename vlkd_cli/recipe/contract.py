@@ -23,7 +23,10 @@ _KINDS: dict[tuple[str, ...], Kind] = {
     ("B", "T"): "positions",
     ("M",): "selected",
 }
-WANTED = ("labels", "targets", "caption_keys", "columns", "indices", "samples", "progress")
+WANTED = (
+    *("labels", "targets", "caption_keys", "columns", "negatives"),
+    *("indices", "samples", "progress"),
+)
 """What `forward` may name in addition to its sides."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
@@ -14,6 +15,10 @@ from vlkd_cli.recipe.schema import Component, DistillerSpec, HeadSpec, Recipe, T
 
 Use = tuple[Address, Output]
 """An address and what the distiller takes it for."""
+
+
+NEGATIVE_WIDTH = "D"
+"""The letter of the width of distillers that take negatives."""
 
 
 def check_objective(
@@ -42,7 +47,8 @@ def check_widths(
     contract = contract_of(spec.name)
     for call in arrow.calls:
         seen: dict[str, tuple[Address, int]] = {}
-        for address, output in uses(contract, call):
+        negatives = [(address, Output("rows", NEGATIVE_WIDTH)) for address in arrow.negatives]
+        for address, output in [*uses(contract, call), *negatives]:
             width = width_of(address)
             if width is None or output.width == "_":
                 continue
@@ -55,6 +61,54 @@ def check_widths(
                     f" {_remedy(recipe, ours, width)}",
                 )
                 return
+
+
+def negative_side(call: Call, kind_of: Callable[[Address], object], address: Address) -> str | None:
+    """Which side's kind a negative is of, "student" or "teacher"; None: of neither.
+
+    A negative of both kinds, as of two texts, is one of the teacher's: a candidate for the student.
+
+    Args:
+        kind_of: the modality of an address.
+    """
+    for side, addresses in (("teacher", listed(call.teacher)), ("student", listed(call.student))):
+        if any(kind_of(own) == kind_of(address) for own in addresses):
+            return side
+    return None
+
+
+def check_negatives(
+    recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
+) -> Iterator[Problem]:
+    """Negatives that the sides cannot be compared with, and settings of negatives without any."""
+    if not arrow.negatives:
+        if "negatives_of" in spec.keys:
+            yield Problem(
+                (*path, "negatives_of"),
+                "has no effect without negatives. Add `negatives: text@NAME`, or remove it.",
+            )
+        return
+    place, call = (*path, "negatives"), arrow.calls[0]
+    sides = ", ".join(map(str, arrow.sides()))
+    for address in arrow.negatives:
+        if address in arrow.sides():
+            yield Problem(
+                place,
+                f"'{address}' is what the distiller compares already, so every match would be a"
+                " negative. Name another text or view.",
+            )
+        elif negative_side(call, partial(_modality, recipe), address) is None:
+            yield Problem(
+                place,
+                f"'{address}' is of another modality than {sides}. Name texts or pictures that one"
+                " of them could be.",
+            )
+        elif kind_of(recipe, address) not in (None, "rows"):
+            yield Problem(place, f"'{address}' has positions, and negatives are rows.")
+
+
+def _modality(recipe: Recipe, address: Address) -> object:
+    return modality_of(recipe.towers, address.tower)
 
 
 def head_of(towers: dict[str, TowerSpec], address: Address) -> HeadSpec | None:

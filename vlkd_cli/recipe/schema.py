@@ -196,6 +196,13 @@ class DistillerSpec(Component):
     teacher: str | list[str] | None = Field(
         None, description="address of the teacher output, or several"
     )
+    negatives: str | list[str] | None = Field(
+        None,
+        description=(
+            "address of texts or pictures of the samples that match nothing, or several, such as"
+            " text@hard; of infonce and siglip"
+        ),
+    )
     lr: Positive | None = Field(
         None, description="learning rate of its parameters instead of the optimizer's"
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlkd_cli.distillers import blocked_contrast
+from vlkd_cli.distillers import blocked_contrast, tiles
 from vlkd_cli.distillers.blocked_contrast import blocked_infonce, blocked_siglip
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.siglip import SigLIP
@@ -46,7 +46,7 @@ def test_tiles_equal_the_whole_matrix(
         "SMALL_ENTRIES": 0,
     }
     for name, value in sizes.items():
-        monkeypatch.setattr(blocked_contrast, name, value)
+        monkeypatch.setattr(tiles, name, value)
     x, y = pair(23, 2.0)
     factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
     found = blocked_infonce(x, y, factor)
@@ -61,7 +61,7 @@ def test_tiles_equal_the_whole_matrix(
 
 
 def test_logits_beyond_one_shared_exponential_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked_contrast, "SMALL_ENTRIES", 0)
+    monkeypatch.setattr(tiles, "SMALL_ENTRIES", 0)
     x, y = pair(40, 0.5, torch.float32)
     # One opposed pair puts a row and a column some 200 nats below the tile's highest entry.
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_backward_twice_over_one_graph_gives_the_same_gradient() -> None:
 
 
 def test_siglip_tiles_equal_the_sum_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked_contrast, "TILE_ROWS", 5)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 5)
     x, y = pair(13, 1.0)
     scale, bias = (
         torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -10.0)
@@ -135,8 +135,8 @@ def test_tiles_on_a_gpu_are_as_large_as_its_memory_allows(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30)
     )
-    assert blocked_contrast._tile_size(torch.device("cuda")) == (side, side)
-    assert blocked_contrast._tile_size(torch.device("cpu")) == (1024, 1024)
+    assert tiles.tile_size(torch.device("cuda")) == (side, side)
+    assert tiles.tile_size(torch.device("cpu")) == (1024, 1024)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -145,9 +145,9 @@ def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
     dtype: torch.dtype, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows multiplied before they are scaled, as on a GPU, where the products are in TF32."""
-    monkeypatch.setattr(blocked_contrast, "_multiplies_tf32", lambda _: True)
+    monkeypatch.setattr(tiles, "multiplies_tf32", lambda _: True)
     for name, value in {"KEPT_ENTRIES": kept, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
-        monkeypatch.setattr(blocked_contrast, name, value)
+        monkeypatch.setattr(tiles, name, value)
     x, y = pair(23, 2.0, dtype)
     exact = [each.detach().double().requires_grad_() for each in (x, y)]
     for distiller in (InfoNCE(logit_scale=14.0), SigLIP()):
@@ -167,7 +167,7 @@ def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
 def test_what_a_gpu_computes_of_a_tile_is_what_a_cpu_computes() -> None:
     generator = torch.Generator().manual_seed(0)
     values = 30 * torch.randn(40, 60, generator=generator)
-    exact, scratch = values.double(), blocked_contrast._Scratch()
+    exact, scratch = values.double(), tiles.Scratch()
     rows, columns = blocked_contrast._lse_on_device(values, scratch)
     torch.testing.assert_close(rows, exact.logsumexp(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(columns, exact.logsumexp(0), rtol=0, atol=1e-6)

@@ -112,14 +112,14 @@ def test_methods_of_bases_count(read):
         (
             f"def forward(self, student: {ROWS}, teacher: {ROWS}, context: Any = None)",
             "forward: 'context' is neither a side nor keyword-only. Other arguments go after"
-            " the *: labels, targets, caption_keys, columns, indices, samples, progress.",
+            " the *: labels, targets, caption_keys, columns, negatives, indices, samples,",
         ),
         (f"def forward(self, features: {ROWS})", "'features' is neither a side nor"),
         (f"def forward(self, teacher: {ROWS})", "its first argument is not `student`."),
         (
             f"def forward(self, student: {ROWS}, *, weights: Tensor)",
-            "unknown argument 'weights'; known: labels, targets, caption_keys, columns, indices,"
-            " samples, progress.",
+            "unknown argument 'weights'; known: labels, targets, caption_keys, columns,"
+            " negatives, indices, samples, progress.",
         ),
         ("def forward(self, student: Unheard)", "the annotation of 'student' cannot be read"),
     ],

@@ -211,9 +211,12 @@ class SortedViews:
         needs = frozenset[str]().union(*(view.needs for view in views.values()))
         self.modalities = [modality for name, modality in MODALITIES.items() if name in needs]
         self.reads_captions = TextModality.name in needs
-        read = [view.text for view in views.values() if isinstance(view, TextView)]
-        read += [view.text for view in self.features.values() if view.table != "sample"]
-        self.texts = tuple(dict.fromkeys(read))
+        read: list[TextView | FeatureView | KeyView] = [
+            view for view in views.values() if isinstance(view, TextView)
+        ]
+        read += [view for view in self.features.values() if view.table != "sample"]
+        self.texts = tuple(dict.fromkeys(view.text for view in read))
+        self.required = tuple(dict.fromkeys(view.text for view in read if view.required))
 
 
 def _number_of(view: str) -> int:
@@ -236,7 +239,7 @@ class Filling:
             Broken: it cannot be read.
         """
         for modality in self.views.modalities:
-            modality.require(sample, self.views.texts)
+            modality.require(sample, self.views.required)
         if self.images:
             views, rooms = list(self.views.images.values()), [room[slot] for room in self.images]
             render(sample, views, rooms, self.views.salts)
