@@ -266,6 +266,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.readers.passages:Passages",
             "queries with judged passages, or the triplets of `vlkd synthesize`",
         ),
+        "multilingual": Entry(
+            "data.readers.multilingual:Multilingual",
+            "captions in many languages: XTD and Crossmodal-3600",
+        ),
         "objectnet": Entry(
             "data.readers.objectnet:ObjectNet",
             "ObjectNet's images of the 113 classes that ImageNet has too",

@@ -341,6 +341,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--mode": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --mode x"),
         "--shots": ("eval runs/a --suite few_shot", "eval runs/a --suite few_shot --shots 3"),
         "--seeds": ("eval runs/a --suite few_shot", "eval runs/a --suite few_shot --seeds 3"),
+        "--languages": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --languages all"),
         "--wise-ft": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --wise-ft 0,1"),
         "--gpus": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --gpus 64"),
         "--cpu-workers": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --cpu-workers 3"),

@@ -192,6 +192,22 @@ def objectnet_data(folder: Path) -> dict[str, Any]:
     return {"reader": "objectnet", "path": str(folder)}
 
 
+def multilingual_data(folder: Path) -> dict[str, Any]:
+    """The layout of Crossmodal-3600, in German and English."""
+    names = write_photos(folder / "images", 4)
+    lines = [
+        {
+            "image/key": name.removesuffix(".jpg"),
+            "image/locale": "de",
+            "de": {"caption": [f"Bild {number}", f"noch einmal Bild {number}"]},
+            "en": {"caption": [f"picture {number}"]},
+        }
+        for number, name in enumerate(names)
+    ]
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return {"reader": "multilingual", "path": str(folder)}
+
+
 def choices_data(folder: Path) -> dict[str, Any]:
     names = write_photos(folder, 5)
     items = [
@@ -209,6 +225,7 @@ def choices_data(folder: Path) -> dict[str, Any]:
 
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "choices": choices_data,
+    "multilingual": multilingual_data,
     "objectnet": objectnet_data,
     "csv": csv_data,
     "folder": folder_data,

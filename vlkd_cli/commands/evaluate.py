@@ -61,8 +61,8 @@ def evaluate(
         typer.Option(
             metavar="NAME[,NAME...]",
             help="Of a table: data sets below --data, `all`, a collection (elevater, vtab,"
-            " imagenet_robustness, retrieval) or FILE.yaml:LIST. Else only these data sets, for"
-            " suites that have several.",
+            " imagenet_robustness, retrieval, sugar_crepe, aro, xtd10, crossmodal3600) or"
+            " FILE.yaml:LIST. Else only these data sets, for suites that have several.",
         ),
     ] = None,
     mode: Annotated[
@@ -74,6 +74,12 @@ def evaluate(
     seeds: Annotated[
         str | None,
         typer.Option(metavar="N[,N...]", help="Seeds of the sampled shots; for suites with shots."),
+    ] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|LANG[,LANG...]", help="Languages to measure; for suite retrieval."
+        ),
     ] = None,
     wise_ft: Annotated[
         str | None,
@@ -137,7 +143,7 @@ def evaluate(
         "--missing": missing is not Missing.refuse,
         "--list": list_,
     }
-    given = {"mode": mode, "shots": shots, "seeds": seeds}
+    given = {"mode": mode, "shots": shots, "seeds": seeds, "languages": languages}
     settings = [*(with_ or []), *_as_settings(given)]
     if table is not None or len(targets) > 1 or any(word.startswith("@") for word in targets):
         _refuse_idle(

@@ -86,7 +86,12 @@ def sample_table(
         )
     tower = needed(subject, modality)
     expected = tower.input
-    own = (subject.digest(tower), reader.fingerprint(), repr(tuple(expected)), subject.precision)
+    own = (
+        subject.digest(tower),
+        reader.image_fingerprint(),
+        repr(tuple(expected)),
+        subject.precision,
+    )
     key = table_key(*own, *(["skip"] if skip else []))
 
     def compute(batches: list[Rows]) -> Iterator[_Computed]:

@@ -129,6 +129,11 @@ class Reader(Offers):
         it."""
         raise NotImplementedError
 
+    def image_fingerprint(self) -> str:
+        """Changes whenever the images or their order do; cached features of images are found by
+        it. By default `fingerprint`."""
+        return self.fingerprint()
+
     def caption_start(self, index: int) -> int:
         """Number of texts before those of this position; the row of its first text in a table of
         all texts.

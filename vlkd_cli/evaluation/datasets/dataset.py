@@ -201,5 +201,5 @@ def _name(keys: Mapping[str, object]) -> str:
     for key in ("dataset", "path", "root", "captions", "annotations"):
         value = keys.get(key)
         if isinstance(value, str) and value:
-            return Path(value).stem or value
+            return value if key == "dataset" else Path(value).stem or value
     return str(keys.get("reader", "data"))

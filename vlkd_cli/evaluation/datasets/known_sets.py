@@ -36,6 +36,7 @@ TORCHVISION = {
 }
 """vlkd's name of a data set: torchvision's class, and what that class keeps directly below its
 root."""
+_MULTILINGUAL = ("captions.jsonl", "test_image_names.txt")
 _LABELED_COPY = ("classnames.txt", "dataset_type.txt")
 
 
@@ -116,6 +117,8 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
         elif (folder / WINOGROUND_FILE).is_file():
             found[folder.name] = Found("choices", folder)
+        elif is_multilingual(folder):
+            found[known_as(folder.name)] = Found("multilingual", folder)
     for name, located in on_disk(root).items():
         found.setdefault(
             known_as(name),
@@ -135,6 +138,11 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
         if folder not in seen and known_as(folder.name) in known_sets():
             found.setdefault(known_as(folder.name), Found("folder", folder))
     return found
+
+
+def is_multilingual(folder: Path) -> bool:
+    """Whether a folder has the layout of XTD or Crossmodal-3600."""
+    return any((folder / mark).is_file() for mark in _MULTILINGUAL)
 
 
 def choice_file(root: Path, dataset: str) -> Path | None:

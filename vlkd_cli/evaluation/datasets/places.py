@@ -11,6 +11,7 @@ from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.known_sets import (
     TORCHVISION,
     choice_file,
+    is_multilingual,
     known_as,
     sets_on_disk,
 )
@@ -60,6 +61,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
             }
         if (choices := choice_file(root, dataset)) is not None:
             return {"reader": "choices", "path": str(choices), **given}
+        if (captioned := _multilingual(root, dataset)) is not None:
+            return {**captioned, **given}
         for folder in _folders_called(root, dataset):
             if known == "objectnet":
                 return {"reader": "objectnet", "path": str(folder), **given}
@@ -110,6 +113,16 @@ def found_alone(root: Path | None) -> dict[str, object]:
         f" Folders there: {there}. Choose one with --with data=NAME, or describe it with"
         " --with 'data={reader: ...}'."
     )
+
+
+def _multilingual(root: Path, dataset: str) -> dict[str, object] | None:
+    """The keys of captions in many languages, `FOLDER` or `FOLDER/LANGUAGE`."""
+    name, _, language = dataset.partition("/")
+    for folder in _folders_called(root, name):
+        if is_multilingual(folder):
+            keys: dict[str, object] = {"reader": "multilingual", "path": str(folder)}
+            return {**keys, "language": language} if language else keys
+    return None
 
 
 def _folders_called(root: Path, dataset: str) -> list[Path]:

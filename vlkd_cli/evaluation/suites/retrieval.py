@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, captions_at, open_dataset
+from vlkd_cli.evaluation.datasets.languages import in_languages, without_language
 from vlkd_cli.evaluation.metrics.ranks import (
     chance_mean_rank,
     chance_median_rank,
@@ -23,6 +26,13 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
 
+class Opened(NamedTuple):
+    """Data with the captions of each image."""
+
+    dataset: Dataset
+    captions: list[list[str]]
+
+
 class Retrieval(Suite):
     """Rank all captions for each image and all images for each caption by cosine.
 
@@ -35,6 +45,9 @@ class Retrieval(Suite):
             split, e.g. coco2014-karpathy5k.
         k: the cut-offs of recall.
         captions_per_image: use only the first so many captions of each image; by default all.
+        languages: of data in many languages (reader multilingual): `all`, or those to measure, each
+            a result of its own (`xtd10/de`), and one with the means over them. Images are encoded
+            once.
         items: also write the rank of every image and caption, to compare two models on the same
             items, and the pictures that the report page shows.
 
@@ -51,35 +64,55 @@ class Retrieval(Suite):
         data: DataSource = None,
         k: list[int] | None = None,
         captions_per_image: int | None = None,
+        languages: str | list[str] | None = None,
         items: bool = True,
     ) -> None:
         self.data = data
+        self.languages = [languages] if isinstance(languages, str) else languages
         self.k = tuple(sorted(k or (1, 5, 10)))
         self.captions_per_image = captions_per_image
         self.items = items
         if self.k[0] < 1 or (captions_per_image is not None and captions_per_image < 1):
             raise RecipeError("suite 'retrieval': k and captions_per_image must be at least 1.")
+        if self.languages == []:
+            raise RecipeError("suite 'retrieval': languages is empty. Name some, or `all`.")
 
-    def open(self, subject: Subject) -> tuple[Dataset, list[list[str]]]:
-        """The data, and the captions of each image."""
+    def open(self, subject: Subject) -> list[Opened]:
+        """The data, and the captions of each image; of each language, where it has several."""
         dataset = open_dataset(subject, self.data)
-        reader = dataset.reader
-        return dataset, [
-            captions_at(reader, index, "retrieval")[: self.captions_per_image]
-            for index in range(len(reader))
+        found = [dataset]
+        if self.languages is not None:
+            found = in_languages(subject, self.data, dataset, self.languages)
+        return [
+            Opened(
+                each,
+                [
+                    captions_at(each.reader, index, "retrieval")[: self.captions_per_image]
+                    for index in range(len(each.reader))
+                ],
+            )
+            for each in found
         ]
 
-    def measures(self, opened: tuple[Dataset, list[list[str]]]) -> Measures:
+    def measures(self, opened: list[Opened]) -> Measures:
         kinds = [*(f"R@{k}" for k in self.k), "mean_rank", "median_rank"]
         ways = ("image_to_text", "text_to_image")
         names = [f"{way}_{kind}" for way in ways for kind in kinds]
-        return Measures([opened[0].name], [*names, "mean_recall"])
+        datasets = [each.dataset.name for each in opened]
+        together = [without_language(datasets[0])] if len(opened) > 1 else []
+        return Measures([*datasets, *together], [*names, "mean_recall"])
 
-    def identity(self, opened: tuple[Dataset, list[list[str]]]) -> DataIdentity:
-        return opened[0].identity()
+    def identity(self, opened: list[Opened]) -> DataIdentity | None:
+        return opened[0].dataset.identity() if len(opened) == 1 else None
 
     def run(self, subject: Subject) -> list[Result]:
-        dataset, own_captions = self.open(subject)
+        opened = self.open(subject)
+        results = [self._measured(subject, each.dataset, each.captions) for each in opened]
+        return [*results, self._mean(subject, results)] if len(results) > 1 else results
+
+    def _measured(
+        self, subject: Subject, dataset: Dataset, own_captions: list[list[str]]
+    ) -> Result:
         reader = dataset.reader
         captions = [caption for own in own_captions for caption in own]
         counts = np.array([len(own) for own in own_captions], dtype=np.int64)
@@ -108,27 +141,45 @@ class Retrieval(Suite):
         for values in (metrics, chance):
             recalls = [value for name, value in values.items() if "_R@" in name]
             values["mean_recall"] = float(np.mean(recalls))
-        return [
-            self.result(
-                subject,
-                self.identity((dataset, own_captions)),
-                protocol=(
-                    "all_captions"
-                    if self.captions_per_image is None
-                    else f"first_{self.captions_per_image}_captions"
-                ),
-                metrics=metrics,
-                primary_metric="mean_recall",
-                chance=chance,
-                num_items=len(reader),
-                settings={"k": list(self.k), "captions": len(captions)},
-                items=(
-                    retrieval_items(ranks.of_texts, ranks.of_images, counts) if self.items else None
-                ),
-                shown=(
-                    retrieval_shown(images, texts, owner, ranks.of_images, captions, reader)
-                    if self.items and is_main()
-                    else None
-                ),
-            )
-        ]
+        return self.result(
+            subject,
+            dataset.identity(),
+            protocol=self._protocol(),
+            metrics=metrics,
+            primary_metric="mean_recall",
+            chance=chance,
+            num_items=len(reader),
+            settings={"k": list(self.k), "captions": len(captions)},
+            items=(
+                retrieval_items(ranks.of_texts, ranks.of_images, counts) if self.items else None
+            ),
+            shown=(
+                retrieval_shown(images, texts, owner, ranks.of_images, captions, reader)
+                if self.items and is_main()
+                else None
+            ),
+        )
+
+    def _mean(self, subject: Subject, results: list[Result]) -> Result:
+        """The mean over languages of every metric."""
+
+        def mean(values: list[dict[str, float]]) -> dict[str, float]:
+            return {name: float(np.mean([own[name] for own in values])) for name in values[0]}
+
+        hashes = {result.dataset: result.hashes["rows"] for result in results}
+        name = without_language(results[0].dataset)
+        return self.result(
+            subject,
+            DataIdentity(name, results[0].split, hashes),
+            protocol=self._protocol(),
+            metrics=mean([result.metrics for result in results]),
+            primary_metric="mean_recall",
+            chance=mean([result.chance for result in results]),
+            num_items=sum(result.num_items for result in results),
+            settings={"k": list(self.k), "mean_over": list(hashes)},
+        )
+
+    def _protocol(self) -> str:
+        if self.captions_per_image is None:
+            return "all_captions"
+        return f"first_{self.captions_per_image}_captions"

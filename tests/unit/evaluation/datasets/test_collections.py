@@ -19,6 +19,8 @@ def test_the_collections_are_those_of_their_sources() -> None:
         "retrieval": 3,
         "sugar_crepe": 7,
         "aro": 4,
+        "xtd10": 11,
+        "crossmodal3600": 36,
     }
     assert all(len(set(sets)) == len(sets) for sets in collections().values())
 
