@@ -226,7 +226,7 @@ class AttentionPooler(Pooler):
         mask: Bool[Tensor, "B T"],
         eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
+        query = self.query.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         # A row without real tokens attends to everything: a softmax over nothing is not a number.
         ignored = ~mask & mask.any(1, keepdim=True)
         pooled = self.attention(
@@ -244,4 +244,4 @@ def masked_mean(tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Fl
 
 
 def _pick(tokens: Tensor, positions: Tensor) -> Tensor:
-    return tokens[torch.arange(len(tokens), device=tokens.device), positions]
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), positions]

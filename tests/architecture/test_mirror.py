@@ -107,6 +107,7 @@ THROUGH = {
     "unit/engine/launching/test_host_memory.py": ["engine.launching.host_memory"],
     "unit/engine/launching/test_start_evaluation.py": ["engine.launching.suite_specs"],
     "unit/engine/test_encode.py": ["commands.encode", "engine.items"],
+    "unit/engine/test_export_onnx.py": ["towers.onnx.session"],
     "unit/engine/test_encoder.py": ["api", "engine.target"],
     "unit/engine/test_search.py": ["commands.search"],
     "unit/engine/test_trainer.py": ["engine.ema", "numerics.precision"],

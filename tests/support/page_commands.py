@@ -62,6 +62,8 @@ RUN: dict[str, list[str]] = {
     "vlkd export runs/first exported": [],
     "vlkd export exported_newest": [],
     "vlkd export runs/first/checkpoints/last.pt exported --tower text --force": [],
+    "vlkd export runs/first exported_onnx --format onnx": [],
+    "vlkd export runs/first exported_int8 --format onnx --int8 --normalize": [],
     "vlkd encode runs/first photos photos.npy": [],
     "vlkd encode runs/first queries.txt queries.parquet": [],
     "vlkd encode runs/first - -": [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,25 @@ def export(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
     ] = None,
+    format_: Annotated[
+        Literal["library", "onnx"],
+        typer.Option(
+            "--format",
+            help="`library`: each tower as its library has it; `onnx`: files for onnxruntime, from"
+            " uint8 pixels and token ids to vectors.",
+        ),
+    ] = "library",
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="With onnx: L2-normalize the vectors in the file.")
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="With onnx: also write 8-bit weights, and print what both score on the recipe's"
+            " `evals`.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace towers that are in the folder already.")
     ] = False,
@@ -65,4 +84,7 @@ def export(
         force=force,
         runs=runs,
         trust=trust,
+        format=format_,
+        normalize=normalize,
+        int8=int8,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -18,8 +19,10 @@ from vlkd_cli.engine.launching.start_evaluation import find_trained
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.export import DUAL, ExportedTower, export_pair, export_tower
+from vlkd_cli.towers.tower import Tower
 
 UNFINISHED = ".unfinished"
+Format = Literal["library", "onnx"]
 
 
 def export(
@@ -31,6 +34,9 @@ def export(
     force: bool = False,
     runs: Path = Path("runs"),
     trust: bool = False,
+    format: Format = "library",
+    normalize: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
     kept an average, and say how to load them.
@@ -44,36 +50,61 @@ def export(
             lies now.
         trust: let the run's recipe name components of other packages.
         force: write into a folder that holds something already, over towers of these names.
+        format: each tower as its library has it, or as ONNX.
+        normalize, int8: see `engine.export_onnx`.
 
     Raises:
         UserError: there is no such run, checkpoint or tower, or the folder cannot be written.
     """
     quieten_libraries()
+    _refuse_unused(format, {"--normalize": normalize, "--int8": int8})
     recipe, folder, path = find_trained(target, overrides, runs, trust)
     chosen = _chosen(recipe, towers)
     _refuse_full(output, force)
     checkpoint = Checkpoint.load(path)
     built = load_towers(recipe, folder.path, checkpoint)
-    written = []
+    wanted = {name: built[name].eval() for name in chosen}
     with _staged(output) as unfinished:
-        for name in chosen:
-            (unfinished / name).mkdir()
-            written.append(
-                export_tower(built[name].eval(), unfinished / name, output / name, name=name)
+        if format == "onnx":
+            from vlkd_cli.engine.export_onnx import write_onnx
+
+            written = write_onnx(
+                recipe,
+                checkpoint,
+                wanted,
+                unfinished,
+                output,
+                every=built,
+                normalize=normalize,
+                int8=int8,
             )
-        pair = export_pair(
-            [built[name] for name in chosen],
-            checkpoint.distillers,
-            unfinished / DUAL,
-            output / DUAL,
-        )
-        if pair is not None:
-            written.append(pair)
+        else:
+            written = _write_towers(wanted, checkpoint, unfinished, output)
         for name in [tower.name for tower in written]:
             if (output / name).exists():
                 shutil.rmtree(output / name)
             (unfinished / name).replace(output / name)
     _report(written, output, checkpoint.source)
+
+
+def _write_towers(
+    towers: Mapping[str, Tower], checkpoint: Checkpoint, folder: Path, place: Path
+) -> list[ExportedTower]:
+    """Each tower as its library has it, and a pair of halves also together."""
+    written = []
+    for name, tower in towers.items():
+        (folder / name).mkdir()
+        written.append(export_tower(tower, folder / name, place / name, name=name))
+    pair = export_pair(list(towers.values()), checkpoint.distillers, folder / DUAL, place / DUAL)
+    return written if pair is None else [*written, pair]
+
+
+def _refuse_unused(format: Format, options: Mapping[str, bool]) -> None:
+    for option, given in options.items():
+        if given and format != "onnx":
+            raise UserError(
+                f"{option} has no effect on --format {format}. Leave it out, or add --format onnx."
+            )
 
 
 def _chosen(recipe: Recipe, towers: Sequence[str]) -> list[str]:
@@ -140,9 +171,10 @@ def _report(written: Sequence[ExportedTower], output: Path, source: Source) -> N
     console.print_table(title, ["tower", "format", "parameters", "adapter", "files"], rows)
     for tower in written:
         console.say(f"{tower.name}, Python: {tower.how.python}")
-        recipe = yaml.safe_dump(
-            tower.how.recipe, default_flow_style=True, sort_keys=False, width=10**6
-        )
-        console.say(f"{tower.name}, recipe: {recipe.strip()}")
+        if tower.how.recipe:
+            recipe = yaml.safe_dump(
+                tower.how.recipe, default_flow_style=True, sort_keys=False, width=10**6
+            )
+            console.say(f"{tower.name}, recipe: {recipe.strip()}")
         if tower.how.note:
             console.say(f"{tower.name}, note: {tower.how.note}")

@@ -114,18 +114,23 @@ def export_pair(
     if first.modality == second.modality or own.config.to_dict() != other.config.to_dict():
         return None
     folder.mkdir()
-    scales = [name for name in state if name.rpartition(".")[2] == "log_scale"]
-    start = None
-    if len(scales) == 1:
-        bias = state.get(scales[0].replace("log_scale", "bias"))
-        factor = math.exp(float(state[scales[0]]))
-        start = LogitStart(factor, None if bias is None else float(bias))
-    own.write(folder, first.encoder, second.encoder, start=start)
+    own.write(folder, first.encoder, second.encoder, start=logit_start_of(state))
     hows = [half.exported(folder, place, {}) for half in halves]
     recipe = {key: value for key, value in hows[0].recipe.items() if key != "modality"}
     how = hows[0]._replace(note="", recipe=recipe)
     files = sorted(path.name for path in folder.iterdir())
     return ExportedTower(DUAL, how, files, sum(_count(tower, merged=False) for tower in towers))
+
+
+def logit_start_of(state: Mapping[str, Tensor]) -> LogitStart | None:
+    """The factor on cosines, and the bias, of the only distiller of a run that has them; None where
+    there is none, or more than one."""
+    scales = [name for name in state if name.rpartition(".")[2] == "log_scale"]
+    if len(scales) != 1:
+        return None
+    bias = state.get(scales[0].replace("log_scale", "bias"))
+    factor = math.exp(float(state[scales[0]]))
+    return LogitStart(factor, None if bias is None else float(bias))
 
 
 def load_added(tower: Tower, folder: Path) -> None:

@@ -76,6 +76,11 @@ def _read(file: Path) -> dict[str, Any]:
         page = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise _damaged(file, type(error).__name__) from error
+    if isinstance(page, dict) and page.get("format") == "ONNX":
+        raise RecipeError(
+            f"{file.parent} holds an ONNX file, which vlkd writes and does not read. Name the run,"
+            " or export it without --format onnx."
+        )
     if not isinstance(page, dict) or not isinstance(page.get("recipe"), dict):
         raise _damaged(file, "it holds no recipe")
     if "tower" not in page:

@@ -237,7 +237,7 @@ class AdaptedText(HuggingFaceText):
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         tasks = inputs.get("task_ids")
         if tasks is None:
-            tasks = ids.new_full((len(ids),), self.method.tasks.index(self.method.task))
+            tasks = ids.new_full((ids.shape[0],), self.method.tasks.index(self.method.task))
         output = self.encoder(input_ids=ids, attention_mask=mask, task_ids=tasks, return_dict=True)
         if torch.is_grad_enabled():
             # Tasks that no row has get a gradient of zero rather than none, which every process of

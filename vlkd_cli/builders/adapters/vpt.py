@@ -60,7 +60,7 @@ class Prompts(nn.Module):
         """Tokens `[B, T, D]` with the prompts of a block in their positions."""
         own = F.dropout(self.vectors[number], self.dropout, self.training).to(states.dtype)
         behind = self.prefix + (0 if first else self.tokens)
-        own = own.expand(len(states), -1, -1)
+        own = own.expand(states.shape[0], -1, -1)
         return torch.cat([states[:, : self.prefix], own, states[:, behind:]], dim=1)
 
     def _remove(self, block: nn.Module, given: Any, output: Any) -> Any:

@@ -15,7 +15,6 @@ from vlkd_cli.builders.backbone import (
     BuildContext,
     Builder,
     Encoded,
-    Export,
     ModelInfo,
     Tokens,
 )
@@ -29,9 +28,7 @@ from vlkd_cli.builders.huggingface.configs import (
     scratch_config,
 )
 from vlkd_cli.builders.huggingface.dual import (
-    AS_LOADED,
     DUALS,
-    PROJECTED,
     Half,
     Origin,
     load_whole,
@@ -40,9 +37,10 @@ from vlkd_cli.builders.huggingface.dual import (
 from vlkd_cli.builders.huggingface.families import family_of
 from vlkd_cli.builders.huggingface.image import HuggingFaceImage, settings_of
 from vlkd_cli.builders.huggingface.known import types_of
+from vlkd_cli.builders.huggingface.library_encoder import LibraryEncoder
 from vlkd_cli.builders.huggingface.load import load_model, load_tokenizer
 from vlkd_cli.builders.huggingface.processors import at_size, load_processor
-from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
+from vlkd_cli.builders.huggingface.save import save_tokenizer
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.padding import Outputs, by_length, leaks, probing
 from vlkd_cli.builders.sizes import check_max_length
@@ -56,8 +54,6 @@ from vlkd_cli.recipe.types import ModalityName, PositiveInt, TextLength
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
 Tokenize = Callable[[Sequence[str]], TextInput]
-EXPORTED_KEYS = ("max_length", "own_pooler", "trust")
-"""Keys that hold for an exported encoder as for the original."""
 
 
 class HuggingFace(Builder):
@@ -341,7 +337,7 @@ class HuggingFace(Builder):
         return limit
 
 
-class HuggingFaceText(Backbone):
+class HuggingFaceText(LibraryEncoder):
     """A transformers encoder: mean over the real tokens of the last layer, or the model's own
     pooled output.
 
@@ -355,6 +351,7 @@ class HuggingFaceText(Backbone):
 
     modality = "text"
     input: Any
+    exported_keys = ("max_length", "own_pooler", "trust")
 
     def __init__(
         self,
@@ -385,35 +382,16 @@ class HuggingFaceText(Backbone):
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        if self.origin is not None:
-            self.origin.write(folder, self.encoder)
-        else:
-            save_encoder(self.encoder, self.config, folder)
-        return self.exported(folder, place, keys)
-
-    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        """The tokenizer next to an encoder that is written, and how to load the two."""
-        save_tokenizer(self.input, folder)
-        part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
-        trusted = ", trust_remote_code=True" if keys.get("trust") else ""
-        return Export(
-            "Hugging Face",
-            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted}){part}",
-            recipe={
-                "builder": "huggingface",
-                "model": str(place),
-                **{key: keys[key] for key in EXPORTED_KEYS if keys.get(key)},
-            },
-            feature=(
-                PROJECTED
-                if self.origin is not None
-                else "pooler_output"
-                if self.own_pooler
-                else "the mean of last_hidden_state over the real tokens"
-            ),
-            note="" if self.origin is None else AS_LOADED,
+    @property
+    def reads(self) -> str:
+        return (
+            "pooler_output"
+            if self.own_pooler
+            else "the mean of last_hidden_state over the real tokens"
         )
+
+    def save_input(self, folder: Path) -> None:
+        save_tokenizer(self.input, folder)
 
     def _run(self, inputs: TextInput) -> Any:
         """The encoder's output; padding changes nothing in it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli import console
-from vlkd_cli.builders.backbone import Backbone, Encoded, Export, Tokens
+from vlkd_cli.builders.backbone import Encoded, Tokens
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.hiding import Places
-from vlkd_cli.builders.huggingface.dual import (
-    AS_LOADED,
-    PROJECTED,
-    Origin,
-    inner_encoder,
-    keys_of,
-)
+from vlkd_cli.builders.huggingface.dual import Origin, inner_encoder, keys_of
 from vlkd_cli.builders.huggingface.families import (
     Family,
     as_rows,
@@ -29,8 +22,8 @@ from vlkd_cli.builders.huggingface.families import (
     inner_module,
     patch_embedding,
 )
+from vlkd_cli.builders.huggingface.library_encoder import LibraryEncoder
 from vlkd_cli.builders.huggingface.processors import read_processor
-from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.builders.layers import find_layers
 from vlkd_cli.builders.padding import probing
 from vlkd_cli.builders.trial import try_images, width_of
@@ -46,7 +39,7 @@ _READS = {
 }
 
 
-class HuggingFaceImage(Backbone):
+class HuggingFaceImage(LibraryEncoder):
     """A vision encoder of transformers; its feature is what its family's checkpoints were trained
     to have there (see `families`), its tokens are normed where the library has a norm for them.
 
@@ -60,6 +53,7 @@ class HuggingFaceImage(Backbone):
 
     modality = "image"
     input: ImageInput
+    exported_keys = ("own_pooler", "trust")
 
     def __init__(
         self,
@@ -123,29 +117,12 @@ class HuggingFaceImage(Backbone):
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        if self.origin is not None:
-            self.origin.write(folder, self.encoder)
-        else:
-            save_encoder(self.encoder, self.config, folder)
-        return self.exported(folder, place, keys)
+    @property
+    def reads(self) -> str:
+        return _READS[self.family.feature]
 
-    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
-        """The image processor next to an encoder that is written, and how to load the two."""
+    def save_input(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
-        trusted = ", trust_remote_code=True" if keys.get("trust") else ""
-        return Export(
-            "Hugging Face",
-            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted})",
-            recipe={
-                "builder": "huggingface",
-                "modality": "image",
-                "model": str(place),
-                **{key: keys[key] for key in ("own_pooler", "trust") if keys.get(key)},
-            },
-            feature=_READS[self.family.feature] if self.origin is None else PROJECTED,
-            note="" if self.origin is None else AS_LOADED,
-        )
 
     def _output(self, encoder: Any, images: Tensor) -> Any:
         """What the library gives for standardized pictures `[B, 3, H, W]`."""
@@ -160,7 +137,7 @@ class HuggingFaceImage(Backbone):
             patch = self.config.patch_size
             places = (images.shape[-2] // patch) * (images.shape[-1] // patch)
             order = torch.arange(places, device=images.device, dtype=images.dtype)
-            extra["noise"] = order.expand(len(images), -1)
+            extra["noise"] = order.expand(images.shape[0], -1)
         return encoder(pixel_values=images, **extra)
 
     def _measured(self, encoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -215,13 +192,13 @@ def patchified(images: Tensor, patch_px: int) -> dict[str, Tensor]:
     row, channels last within a patch, with their grid."""
     rows, columns = images.shape[-2] // patch_px, images.shape[-1] // patch_px
     cut = images[..., : rows * patch_px, : columns * patch_px]
-    cut = cut.reshape(len(images), 3, rows, patch_px, columns, patch_px)
+    cut = cut.reshape(images.shape[0], 3, rows, patch_px, columns, patch_px)
     patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shape = torch.tensor([[rows, columns]], device=images.device)
     return {
         "pixel_values": patches,
         "pixel_attention_mask": torch.ones(patches.shape[:2], device=images.device).int(),
-        "spatial_shapes": shape.expand(len(images), -1),
+        "spatial_shapes": shape.expand(images.shape[0], -1),
     }
 
 

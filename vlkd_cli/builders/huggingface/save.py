@@ -44,7 +44,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tower's tokenizer for AutoTokenizer, with the tower's own limit on the length.
 
     CLIP's byte pairs become a fast tokenizer with the same ids. It does not repair HTML entities
-    and broken Unicode first.
+    and broken Unicode first. Where padding has no id of its own, it pads with the end token, as
+    OpenAI's does: the first one counts.
     """
     if isinstance(tokenizer, ClipTokenizer):
         _clip_tokenizer(tokenizer).save_pretrained(folder)
@@ -97,8 +98,12 @@ def _clip_tokenizer(clip: ClipTokenizer) -> Any:
     )
     from transformers import PreTrainedTokenizerFast
 
-    start, end, pad = "<start_of_text>", "<end_of_text>", "<pad>"
+    start, end = "<start_of_text>", "<end_of_text>"
+    pad = "<pad>" if clip.shift else end
     vocabulary, merges = clip.vocabulary()
+    if pad == end:
+        # The id that fills up is that of a word.
+        vocabulary = {piece: own for piece, own in vocabulary.items() if piece != "<pad>"}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -121,7 +126,7 @@ def _clip_tokenizer(clip: ClipTokenizer) -> Any:
     tokenizer.add_special_tokens(
         [
             AddedToken(token, normalized=False, special=True)
-            for token in (pad, start, end)
+            for token in dict.fromkeys((pad, start, end))
             if token in vocabulary
         ]
     )

@@ -194,11 +194,10 @@ class _SplitHeads(torch.autograd.Function):
 
 
 def _pick(tokens: Tensor, positions: Tensor | None) -> Tensor:
-    return (
-        tokens[:, 0]
-        if positions is None
-        else tokens[torch.arange(len(tokens), device=tokens.device), positions]
-    )
+    if positions is None:
+        return tokens[:, 0]
+    # Not `len`, which a trace would take for a constant.
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), positions]
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:

@@ -91,9 +91,12 @@ class PromptedTokenizer:
         self.start = start
 
     def __call__(self, texts: Sequence[str]) -> TextInput:
-        ids = self.tokenizer(texts)["input_ids"]
-        room = ids.new_full((len(ids), self.tokens), PLACEHOLDER)
-        return {"input_ids": torch.cat([ids[:, : self.start], room, ids[:, self.start :]], dim=1)}
+        return {"input_ids": self.with_room(self.tokenizer(texts)["input_ids"])}
+
+    def with_room(self, ids: Tensor) -> Tensor:
+        """Token ids `[B, T]` of the tokenizer inside, with placeholders for the prompt."""
+        room = ids.new_full((ids.shape[0], self.tokens), PLACEHOLDER)
+        return torch.cat([ids[:, : self.start], room, ids[:, self.start :]], dim=1)
 
     def __getattr__(self, name: str) -> Any:
         # The end token and the like are asked of the tokenizer inside. Pickling looks for
@@ -118,4 +121,6 @@ def _shorten(tokenizer: Any, tokens: int) -> tuple[Any, int]:
 def _insert(embedding: Any, arguments: tuple[Any, ...], words: Tensor) -> Tensor:
     prompt = embedding.prompt.to(words.dtype)
     start, stop = embedding.prompt_start, embedding.prompt_start + len(prompt)
-    return torch.cat([words[:, :start], prompt.expand(len(words), -1, -1), words[:, stop:]], dim=1)
+    return torch.cat(
+        [words[:, :start], prompt.expand(words.shape[0], -1, -1), words[:, stop:]], dim=1
+    )

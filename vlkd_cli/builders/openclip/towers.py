@@ -212,7 +212,7 @@ class OpenClipText(Backbone):
             feature = (
                 values[:, 0]
                 if positions is None
-                else values[torch.arange(len(ids), device=ids.device), positions]
+                else values[torch.arange(ids.shape[0], device=ids.device), positions]
             )
         projection = encoder.text_projection
         if isinstance(projection, nn.Linear):

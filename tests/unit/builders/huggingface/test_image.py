@@ -13,7 +13,7 @@ from transformers import AutoModel, Siglip2ImageProcessor, ViTConfig
 
 from tests.support.vision_types import PLAIN, VISION_TYPES
 from vlkd_cli.builders.huggingface.builder import HuggingFace
-from vlkd_cli.builders.huggingface.families import FAMILIES
+from vlkd_cli.builders.huggingface.families import FAMILIES, inner_module
 from vlkd_cli.builders.huggingface.image import HuggingFaceImage, patchified
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.towers.freezing import layer_index
@@ -97,7 +97,7 @@ def test_feature_and_tokens_are_the_librarys_own_also_after_an_export(
     states = output.last_hidden_state
     states = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
     if kind.endswith("clip_vision_model"):
-        states = reference.vision_model.post_layernorm(states)
+        states = inner_module(reference, "vision_model.post_layernorm")(states)
     torch.testing.assert_close(encoded.tokens.values, states, rtol=0, atol=1e-5)
     again = HuggingFace(model=str(tmp_path)).build("image").eval()
     assert again.input == backbone.input
