@@ -36,3 +36,9 @@ def is_first() -> bool:
     if not rank and slurm_tasks() > 1:
         rank = os.environ["SLURM_PROCID"]
     return rank in (None, "", "0")
+
+
+def local_place() -> tuple[int, int]:
+    """This process among those of the job on the same machine: its position, and their number."""
+    count = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return int(os.environ.get("LOCAL_RANK") or 0) % count, count

@@ -59,7 +59,7 @@ THROUGH = {
         "data.files.fingerprints",
         "data.files.row_groups",
         "data.files.table",
-        "data.files.tar_index",
+        "data.files.shard_samples",
         "data.files.tar_members",
         "data.loading.assembler",
         "data.loading.streams",
@@ -91,6 +91,7 @@ THROUGH = {
         "data.readers.elevater_index",
     ],
     "unit/data/readers/test_passages.py": ["data.files.passage_table", "data.files.relations"],
+    "unit/data/readers/test_caption_weights.py": ["recipe.caption_weights"],
     "unit/data/readers/test_webdataset.py": ["data.files.remote"],
     "unit/data/test_readers.py": ["data.files.named_texts", "data.readers.subset"],
     "unit/elevater/test_submission.py": [

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from vlkd_cli.data.caption_choice import Sources, chosen
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.preprocessing import TextInput
 
 if TYPE_CHECKING:
@@ -30,13 +32,15 @@ class Sample:
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """First and past-the-last position of the texts of a name; a name that is not there has all."""
     choice: int = 0
-    """A random number that says which of several wordings of a text is used; the same for all
-    names."""
+    """A random number of 63 bits that says which of several wordings of a text is used; the same
+    for all names."""
     first_row: int = 0
     """Row of its first text in a table of all texts of the reader."""
     label: int = -1
     name: str = ""
     """What a message calls it, e.g. the file's path."""
+    sources: Sources | None = None
+    """Where its captions proper come from; None: each is as likely as any other."""
     seed: int = 0
     """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position
     only."""
@@ -44,10 +48,14 @@ class Sample:
     """Whether an image that is cut off is taken as far as it goes."""
     problem: str = ""
     """Why its image or its captions are missing, where the reader knows."""
+    num_samples: int = 1
+    """Samples that it stands for: of a stream's shard that cannot be read, those that are lost."""
 
     def text(self, name: str) -> int:
         """Position of the chosen wording of a text."""
         first, stop = self.spans.get(name, (0, len(self.captions)))
+        if name == MAIN and self.sources is not None and stop > first:
+            return first + chosen(self.choice, self.sources)
         return first + self.choice % max(stop - first, 1)
 
     def wording(self, name: str) -> str:
@@ -66,6 +74,20 @@ class Skipped(NamedTuple):
 
     name: str
     reason: str
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples that is."""
+        return 1
+
+
+class Lost(NamedTuple):
+    """A shard, or a part of one, that cannot be read and is left out, with the number of samples it
+    held as far as that can be estimated."""
+
+    name: str
+    reason: str
+    num_samples: int
 
 
 class View(Protocol):
@@ -88,7 +110,8 @@ class Batch:
             a view has V > 1 pictures; a TextInput; or cached features `[B, D]`.
         indices: `[B]` int64, positions in the data set.
         labels: `[B]` int64, -1 where a sample has none.
-        skipped: samples that could not be read and were replaced.
+        skipped: samples that could not be read and were replaced, and shards of a stream that
+            could not.
         hidden: by view, `[B, T]` or `[B, V, T]` bool as its pictures are, True for the places of
             their grid that are hidden; views without a mask have no entry.
         targets: `[B, N]`, or None where samples have none.
@@ -98,7 +121,7 @@ class Batch:
     inputs: dict[str, Tensor | TextInput]
     indices: Tensor
     labels: Tensor
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped | Lost] = field(default_factory=list)
     hidden: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)

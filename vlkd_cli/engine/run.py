@@ -11,7 +11,7 @@ import torch
 
 from vlkd_cli import console
 from vlkd_cli.composition.episodes import has_episodes, start_episode
-from vlkd_cli.data.batch import Skipped
+from vlkd_cli.data.batch import Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
@@ -79,7 +79,7 @@ class Run(Hooks):
             # Its moments belong to numbers that are gone.
             trainer.optimizer.state.pop(parameter, None)
 
-    def skipped(self, samples: Sequence[Skipped]) -> None:
+    def skipped(self, samples: Sequence[Skipped | Lost]) -> None:
         self.folder.note_skipped(samples, runtime.rank())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

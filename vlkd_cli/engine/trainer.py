@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.composition import Composition, StepOutput
-from vlkd_cli.data.batch import Batch, Skipped
+from vlkd_cli.data.batch import Batch, Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.device_update import DeviceUpdate, suits
@@ -49,7 +49,7 @@ class Hooks:
     def start_epoch(self, epoch: int) -> None:
         """Before the first step of an epoch; not where a resumed run is inside one."""
 
-    def skipped(self, samples: Sequence[Skipped]) -> None:
+    def skipped(self, samples: Sequence[Skipped | Lost]) -> None:
         """Samples of the coming step could not be read and were replaced."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -124,6 +124,8 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
         if job.dry_run:
             dry_run(training, trainer)
             return 0
+        if runtime.is_main():
+            folder.note_skipped(training.loader.lost, runtime.rank())
     if resumed is not None:
         trainer.restore(resumed)
         # A value of another result, or one whose checkpoint is gone, does not count against later

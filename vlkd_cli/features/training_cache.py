@@ -154,7 +154,7 @@ def _sample_features(
             with autocast(precision, device):
                 features[rows] = tower.features(batch.to(device).inputs[tower.name]).float().cpu()
         if batch.skipped:
-            named = {skipped.name: skipped for skipped in batch.skipped}
+            named = {name: Skipped(name, reason) for name, reason, *_ in batch.skipped}
             broken |= {row: named[name] for row in positions if (name := reader.name(row)) in named}
     return features, broken
 

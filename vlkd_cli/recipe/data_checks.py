@@ -9,6 +9,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
+from vlkd_cli.recipe.caption_weights import weights_problem
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, is_named
@@ -19,6 +20,7 @@ from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 def check_offers(recipe: Recipe) -> Iterator[Problem]:
     """Problems of the data section: towers and texts without a reader that offers them, and classes
     that cannot be balanced."""
+    yield from _check_caption_weights(recipe)
     if recipe.data is None:
         return
     addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
@@ -122,6 +124,25 @@ def _check_texts(data: DataSpec) -> Iterator[Problem]:
             yield Problem(
                 ("data", "views", name), f"'{name}' is a view and a text. Rename one of them."
             )
+
+
+def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
+    for number, spec in enumerate(recipe.evals):
+        data = spec.keys.get("data")
+        if isinstance(data, dict) and data.get("caption_weights") is not None:
+            yield Problem(
+                ("evals", number, "data", "caption_weights"),
+                "has no effect: suites read all captions of a sample. Leave it out.",
+            )
+    for _, keys, place in readers_of(recipe.data):
+        weights = keys.get("caption_weights")
+        if not isinstance(weights, list):
+            continue
+        key = "caption_key" if isinstance(keys.get("caption_key"), list) else "caption"
+        sources = keys.get(key)
+        count = len(sources) if isinstance(sources, list) else 1
+        if problem := weights_problem(weights, count, key):
+            yield Problem((*place[:-1], "caption_weights"), problem)
 
 
 def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:

@@ -82,6 +82,6 @@ def test_members_are_parted_at_the_first_dot_of_their_name() -> None:
 
 
 def test_the_first_suffix_that_a_sample_has_is_its_image() -> None:
-    parts = Parts(("png", "jpg"), "txt")
+    parts = Parts(("png", "jpg"), ("txt",))
     assert parts.of_image({"jpg": 1, "txt": 2}) == 1 and parts.of_image({"txt": 2}) is None
     assert parts.texts_in({"txt": b" a \n"}) == {"main": ["a"]} and parts.label_in({}) == -1

@@ -3,13 +3,14 @@ that reads the data."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,64 @@ def cached_arrays(
             return CachedArrays(
                 {name: np.array(array) for name, array in build(Path(temporary)).items()}
             )
-    folder = data_cache() / "index" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    return _stored(folder) or _built(folder, build)
+    folder = _folder(key)
+    found = _stored(folder)
+    if found is None:
+        with _alone(folder):
+            # Another process of this machine may have made them in the meantime.
+            found = _stored(folder) or _built(folder, build)
+    return found
+
+
+def is_cached(key: str) -> bool:
+    """Whether the cache folder has the arrays of a key."""
+    return _folder(key).is_dir()
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file of the cache folder; it appears when it is whole.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    making = file.with_name(f"making-{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        making.write_bytes(content)
+        os.replace(making, file)
+    except OSError as error:
+        raise _unwritable(file.parent, error) from None
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def _folder(key: str) -> Path:
+    return data_cache() / "index" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of a machine at a time, where the file system has locks; elsewhere each makes the
+    arrays, and one of them is used."""
+    import fcntl
+
+    locks = data_cache() / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        file = (locks / folder.name).open("ab")
+    except OSError as error:
+        raise _unwritable(locks, error) from None
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot write {folder} ({error.strerror}). Set VLKD_CACHE to a folder that can be written"
+        " and has room."
+    )
 
 
 def _stored(folder: Path) -> CachedArrays | None:
@@ -123,10 +180,7 @@ def _built(folder: Path, build: Callable[[Path], dict[str, np.ndarray]]) -> Cach
     except OSError as error:
         # Another process may have been quicker; a folder that is there is complete.
         if not folder.is_dir():
-            raise DataError(
-                f"cannot write {folder.parent} ({error.strerror}). Set VLKD_CACHE to a"
-                " folder that can be written and has room."
-            ) from None
+            raise _unwritable(folder.parent, error) from None
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return CachedArrays(folder=folder)

@@ -3,7 +3,7 @@ hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from vlkd_cli.data.files.class_numbers import class_number
@@ -16,14 +16,31 @@ JSON = "json"
 
 
 class Parts(NamedTuple):
-    """Which members of a sample are what, by their suffix (lower case, without a leading dot)."""
+    """Which members of a sample are what, by their suffix (lower case, without a leading dot).
+
+    Args:
+        images: of the image, the first that a sample has is taken.
+        captions: of texts, each a source of captions.
+        caption_keys: where the only one of `captions` is a json: its keys, each a source.
+        label: of the class number.
+        texts: named texts, each with its keys in the json member.
+    """
 
     images: tuple[str, ...]
-    caption: str | None
-    caption_key: str | None = None
+    captions: tuple[str, ...] = ()
+    caption_keys: tuple[str, ...] = ()
     label: str = "cls"
     texts: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Named texts, each with its keys in the json member."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What is read of a sample: "image", and the suffix of each member with texts."""
+        return ("image", *dict.fromkeys((*self.captions, *([JSON] if self.texts else []))))
+
+    @property
+    def counts_members(self) -> bool:
+        """Whether a sample has as many texts as members that hold texts."""
+        return not (self.texts or self.caption_keys or len(self.captions) > 1)
 
     def of_image(self, members: Mapping[str, _Member]) -> _Member | None:
         """The member of the image: the first suffix that the sample has."""
@@ -31,11 +48,11 @@ class Parts(NamedTuple):
 
     def of_texts(self, members: Mapping[str, _Member]) -> dict[str, _Member]:
         """The members that hold texts."""
-        wanted = {self.caption, JSON if self.texts else None}
-        return {suffix: members[suffix] for suffix in members if suffix in wanted}
+        return {suffix: members[suffix] for suffix in self.members[1:] if suffix in members}
 
-    def texts_in(self, members: Mapping[str, bytes]) -> dict[str, list[str]]:
-        """All texts of a sample by name, its captions first.
+    def captions_in(self, members: Mapping[str, bytes]) -> list[tuple[int, str]]:
+        """The captions of a sample, each with the number of its source. Of several sources, empty
+        ones have none.
 
         Args:
             members: content by suffix.
@@ -43,13 +60,19 @@ class Parts(NamedTuple):
         Raises:
             ValueError: a member does not hold what is expected.
         """
-        found: dict[str, list[str]] = {MAIN: []}
-        if self.caption is not None and self.caption in members:
-            content = members[self.caption]
-            if self.caption_key is None:
-                found[MAIN] = [decode_text(content).strip()]
-            else:
-                found[MAIN] = _under(parse_json(content), self.caption_key)
+        if self.caption_keys:
+            content = members.get(self.captions[0])
+            return [] if content is None else _under_keys(parse_json(content), self.caption_keys)
+        found = [
+            (source, decode_text(members[suffix]).strip())
+            for source, suffix in enumerate(self.captions)
+            if suffix in members
+        ]
+        return [each for each in found if each[1] or len(self.captions) == 1]
+
+    def texts_in(self, members: Mapping[str, bytes]) -> dict[str, list[str]]:
+        """All texts of a sample by name, its captions first; see `captions_in`."""
+        found = {MAIN: [text for _, text in self.captions_in(members)]}
         if self.texts:
             values = parse_json(members[JSON]) if JSON in members else {}
             for name, keys in self.texts:
@@ -75,6 +98,16 @@ def split_member(path: str) -> tuple[str, str] | None:
     folder, slash, file = path.rpartition("/")
     name, _, suffix = file.partition(".")
     return f"{folder}{slash}{name}", suffix.lower()
+
+
+def _under_keys(values: object, keys: Sequence[str]) -> list[tuple[int, str]]:
+    """The texts of several keys, of which a sample may lack some."""
+    if len(keys) == 1 or not isinstance(values, dict):
+        return [(0, text) for text in _under(values, keys[0])]
+    there = [(source, key) for source, key in enumerate(keys) if key in values]
+    if not there:
+        raise ValueError(f"the json has none of the keys {', '.join(keys)}")
+    return [(source, text) for source, key in there for text in _under(values, key) if text]
 
 
 def _under(values: object, key: str) -> list[str]:

@@ -49,6 +49,8 @@ def existing_folder(place: str, key: str) -> Path:
 def is_data(path: str) -> bool:
     """Whether a file of this path below a data folder or in an archive counts: files and folders
     whose names begin with a dot, and `__MACOSX`, are what systems and editors leave behind."""
+    if "." not in path[:1] and "/." not in path and "__MACOSX" not in path:
+        return True
     return not any(
         (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
         for part in path.split("/")

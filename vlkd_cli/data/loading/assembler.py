@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
+from vlkd_cli.data.batch import Batch, Broken, Lost, Sample, Skipped, View
+from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.loading.choices import choices as caption_choices
 from vlkd_cli.data.loading.choices import chosen_texts
 from vlkd_cli.data.loading.order import Order
@@ -173,6 +174,11 @@ class Assembler:
             label=reader.label(row),
             seed=seed,
             salvage=reader.salvages,
+            sources=(
+                reader.caption_sources(row)
+                if reader.weighs_captions and MAIN in views.texts
+                else None
+            ),
         )
         for modality in views.modalities:
             modality.read(sample, reader)
@@ -188,7 +194,7 @@ class Assembler:
         return replace(batch, targets=torch.from_numpy(self.reader.targets_of(rows)))
 
 
-def _all_broken(first: Skipped) -> DataError:
+def _all_broken(first: Skipped | Lost) -> DataError:
     return DataError(
         f"{_REPLACEMENTS} consecutive samples are broken, the first: {first.name}: {first.reason}."
         " Check the data and its paths."
@@ -228,7 +234,7 @@ class Filling:
 
     def __init__(self, views: SortedViews, size: int) -> None:
         self.views = views
-        self.skipped: list[Skipped] = []
+        self.skipped: list[Skipped | Lost] = []
         self.images = [view.empty(size) for view in views.images.values()]
         self.samples: list[Any] = [None] * size
 

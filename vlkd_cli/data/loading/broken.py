@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from vlkd_cli.data.batch import Batch, Skipped
+from vlkd_cli.data.batch import Batch, Lost, Skipped
 from vlkd_cli.errors import DataError
 
 _FEWEST = 5
@@ -25,7 +27,7 @@ class BrokenCount:
 
     def __init__(self, max_share: float, num_samples: int, *, is_stream: bool = False) -> None:
         self.max_share, self.num_samples = max_share, num_samples
-        self.broken: dict[str, Skipped] = {}
+        self.broken: dict[str, Skipped | Lost] = {}
         # A bit for each sample: a billion of them are 125 MB.
         self._seen = None if is_stream else np.zeros((num_samples + 7) // 8, dtype=np.uint8)
         self._num_good = 0
@@ -41,7 +43,8 @@ class BrokenCount:
             return
         for skipped in batch.skipped:
             self.broken.setdefault(skipped.name, skipped)
-        count, seen = len(self.broken), self._num_good + len(self.broken)
+        count = sum(each.num_samples for each in self.broken.values())
+        seen = self._num_good + count
         if count > self.max_share * seen and (count >= _FEWEST or self.max_share == 0):
             first = next(iter(self.broken.values()))
             raise DataError(
@@ -59,3 +62,30 @@ class BrokenCount:
         num_new = int(np.count_nonzero(self._seen[places] & bits == 0))
         np.bitwise_or.at(self._seen, places, bits)
         return num_new
+
+
+def refuse_lost(lost: Sequence[Lost], num_samples: int, max_share: float | None) -> None:
+    """Check what a reader has left out before anything is read.
+
+    Args:
+        lost: shards and parts of shards that cannot be read.
+        num_samples: that the reader has.
+        max_share: the largest fraction of the data that may be lost; None: nothing may, as in an
+            evaluation.
+
+    Raises:
+        DataError: more is lost.
+    """
+    if not lost:
+        return
+    first = f"{lost[0].name}: {lost[0].reason}"
+    if max_share is None:
+        raise DataError(f"{first}. Fetch it again, or take it out of data.path.")
+    count = sum(each.num_samples for each in lost)
+    share = count / (num_samples + count)
+    if share > max_share and (max_share == 0 or count >= _FEWEST or len(lost) < count):
+        raise DataError(
+            f"about {count:,} of {num_samples + count:,} samples are lost ({share:.1%}, allowed"
+            f" {max_share:.1%}); the first: {first}. Fetch the shards again, take them out of"
+            " data.path, or raise data.max_broken_share."
+        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from vlkd_cli.data.caption_choice import chosen
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.readers.reader import Reader
 
 
 def choices(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """A random number for each row, uint64; modulo the number of its captions it is the one that
-    is read."""
+    """A random number for each row, uint64; modulo the number of its captions, or by the weights
+    of their sources, it says which is read."""
     return hashed(seed, epoch, rows) >> np.uint64(1)
 
 
@@ -24,8 +25,16 @@ def chosen_texts(
         first, stop = np.array(spans, dtype=np.int64).reshape(-1, 2).T
     else:
         first, stop = np.zeros_like(starts), reader.caption_starts(rows + 1) - starts
-    chosen = numbers % np.maximum(stop - first, 1).astype(np.uint64)
-    found: np.ndarray = starts + first + chosen.astype(np.int64)
+    if reader.weighs_captions:
+        own = [
+            chosen(number, reader.caption_sources(row)) if has_any else 0
+            for row, number, has_any in zip(
+                rows.tolist(), numbers.tolist(), stop > first, strict=True
+            )
+        ]
+    else:
+        own = (numbers % np.maximum(stop - first, 1).astype(np.uint64)).astype(np.int64).tolist()
+    found: np.ndarray = starts + first + np.array(own, dtype=np.int64)
     return found, stop > first
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkd_cli.data.batch import Batch, Skipped, View
+from vlkd_cli.data.batch import Batch, Lost, Skipped, View
 from vlkd_cli.data.keys import CAPTION, caption_keys, column_keys
 from vlkd_cli.data.loading.assembler import Assembler
 from vlkd_cli.data.loading.broken import BrokenCount
@@ -169,7 +169,12 @@ class Loader:
         return fraction_of_duplicates(reader, self.order, seed=self.seed, step_rows=step_rows)
 
     @property
-    def broken(self) -> Mapping[str, Skipped]:
+    def lost(self) -> Sequence[Lost]:
+        """Shards and parts of shards that are not among the samples."""
+        return self.reader.lost if isinstance(self.reader, Reader) else ()
+
+    @property
+    def broken(self) -> Mapping[str, Skipped | Lost]:
         """The broken samples that this rank has met, by name."""
         return self._broken.broken
 

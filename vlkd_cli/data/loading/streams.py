@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vlkd_cli.data.batch import Batch, Broken, Sample, Skipped, View
+from vlkd_cli.data.batch import Batch, Broken, Lost, Sample, Skipped, View
 from vlkd_cli.data.loading.assembler import Filling, SortedViews
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
@@ -66,7 +66,8 @@ class StreamAssembler:
                 filling.put(slot, sample)
                 good.append(sample)
             except Broken as broken:
-                filling.skipped.append(Skipped(sample.name, str(broken)))
+                lost = Lost(sample.name, str(broken), sample.num_samples)
+                filling.skipped.append(Skipped(*lost[:2]) if lost.num_samples == 1 else lost)
                 replaced.append(slot)
         if not good:
             first = filling.skipped[0]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.remote import fetch_bytes, is_url, joined
 from vlkd_cli.data.files.text_table import TextTable
@@ -23,6 +24,8 @@ class CaptionedImages(Reader):
         root: what paths are relative to.
         paths: of the images.
         captions: of each image.
+        sources: number of the source of each caption, one after another; None: one source.
+        caption_weights: of the sources; empty: all captions of an image are equally likely.
         problems: why the captions of an image cannot be read, by its position.
         part: of the images that `opened` gives, as fractions of a fixed random order.
     """
@@ -36,9 +39,15 @@ class CaptionedImages(Reader):
         captions: Iterable[Sequence[str]],
         problems: Mapping[int, str] | None = None,
         part: tuple[float, float] = (0.0, 1.0),
+        *,
+        sources: Sequence[int] | None = None,
+        caption_weights: Sequence[float] = (),
     ) -> None:
         self.root, self.part, self._problems = root, checked_part(part), dict(problems or {})
         self._paths = TextTable(paths)
+        self.caption_weights = tuple(caption_weights)
+        self.weighs_captions = bool(self.caption_weights)
+        self._sources = np.array(sources or (), dtype=np.uint8)
         counts: list[int] = []
 
         def flat() -> Iterable[str]:
@@ -64,6 +73,10 @@ class CaptionedImages(Reader):
             raise Broken(self._problems[index])
         start, stop = self._starts[index : index + 2].tolist()
         return self._texts.slice(start, stop)
+
+    def caption_sources(self, index: int) -> Sources:
+        start, stop = self._starts[index : index + 2].tolist()
+        return Sources(self._sources[start:stop].tolist(), self.caption_weights)
 
     def name(self, index: int) -> str:
         return joined(self.root, self._paths[index])

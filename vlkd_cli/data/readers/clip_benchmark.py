@@ -12,9 +12,9 @@ import numpy as np
 
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.fingerprints import digest_of
-from vlkd_cli.data.files.tar_index import index_shards
+from vlkd_cli.data.files.shard_samples import ShardSamples
 from vlkd_cli.data.files.tar_members import Parts
-from vlkd_cli.data.files.texts import decode_text, entries_of, read_at, read_entries
+from vlkd_cli.data.files.texts import decode_text, entries_of, read_entries
 from vlkd_cli.data.images.files import SUFFIXES
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
@@ -71,10 +71,11 @@ class ClipBenchmark(Reader):
             if templates.is_file()
             else None
         )
-        text = {"classification": None, "multilabel": "npy", "retrieval": "txt"}[self.kind]
-        self._index = index_shards(self.shards, Parts(SUFFIXES, text))
-        if not len(self):
-            raise DataError(f"{part}: the shards hold no sample.")
+        self._text = {"classification": (), "multilabel": ("npy",), "retrieval": ("txt",)}[
+            self.kind
+        ]
+        self._samples = ShardSamples(self.shards, Parts(SUFFIXES, self._text))
+        self.lost = self._samples.lost
         self._captions: list[list[str]] = (
             [self._caption_lines(index) for index in range(len(self))]
             if self.kind == "retrieval"
@@ -89,10 +90,10 @@ class ClipBenchmark(Reader):
             self._check_labels()
 
     def __len__(self) -> int:
-        return len(self._index["shard"])
+        return len(self._samples)
 
     def image(self, index: int) -> bytes:
-        return self._part(index, "image", "an image")
+        return self._read(index, "image", "an image")
 
     def captions(self, index: int) -> Sequence[str]:
         if self._captions:
@@ -105,21 +106,24 @@ class ClipBenchmark(Reader):
     def label(self, index: int) -> int:
         if self._labels:
             return self._labels[index][0] if self._labels[index] else -1
-        return int(self._index["label"][index])
+        return int(self.labels_of(np.asarray(index)))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        if self._labels:
+            return super().labels_of(indices)
+        labels, ids = self._samples.labels(indices), self._samples.label_ids()
+        return labels if ids is None else np.where(labels < 0, -1, np.take(ids, labels))
 
     def labels(self, index: int) -> Sequence[int]:
         return self._labels[index] if self._labels else super().labels(index)
 
     def name(self, index: int) -> str:
-        start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
-        shard = self.shards[int(self._index["shard"][index])]
-        stem = self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogatepass")
-        return f"{shard}:{stem}"
+        return self._samples.name(index)
 
     def fingerprint(self) -> str:
         return digest_of(
             "clip_benchmark",
-            bytes(self._index["digest"]),
+            self._samples.digest(),
             list(self.classes or ()),
             list(self.templates or ()),
         )
@@ -129,7 +133,7 @@ class ClipBenchmark(Reader):
 
     def _check_labels(self) -> None:
         assert self.classes is not None
-        labels = self._index["label"]
+        labels = self.labels_of(np.arange(len(self)))
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if len(wrong):
             first = int(wrong[0])
@@ -166,19 +170,15 @@ class ClipBenchmark(Reader):
 
     def _needed(self, index: int, what: str) -> bytes:
         try:
-            return self._part(index, "caption", what)
+            return self._read(index, self._text[0], what)
         except Broken as broken:
             raise DataError(f"{self.name(index)}: {broken}.") from None
 
-    def _part(self, index: int, part: str, what: str) -> bytes:
-        start, size = int(self._index[part][index]), int(self._index[f"{part}_bytes"][index])
-        if start < 0:
+    def _read(self, index: int, member: str, what: str) -> bytes:
+        content = self._samples.read(index, member)
+        if content is None:
             raise Broken(f"no member holds {what}")
-        with open(self.shards[int(self._index["shard"][index])], "rb", buffering=0) as file:
-            try:
-                return read_at(file.fileno(), start, size)
-            except ValueError:
-                raise Broken("the shard ends before the member does") from None
+        return content
 
 
 def _shards(part: Path) -> list[str]:

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from vlkd_cli import console
+from vlkd_cli.data.caption_choice import checked_weights
 from vlkd_cli.data.files.remote import expanded, is_url, joined, local_copy, parent_of
 from vlkd_cli.data.files.texts import kind_of, parse_json, text_of
 from vlkd_cli.data.readers.captioned_images import CaptionedImages
 from vlkd_cli.errors import DataError
+
+_Pair = tuple[str, list[tuple[int, str]]]
+"""Path of an image, and its captions, each with the number of its source."""
 
 
 class COCO(CaptionedImages):
@@ -20,6 +24,11 @@ class COCO(CaptionedImages):
     Args:
         path: the json file, or a URL.
         image_root: folder or URL of the images; by default the one that the json lies in.
+        caption: key of the caption in an annotation or, in Karpathy's layout, in a sentence; by
+            default `caption` and `raw`. Several keys: each is a source of captions, and one that is
+            missing or empty gives none.
+        caption_weights: how often each of several keys is chosen, in any unit; an image without the
+            chosen one gives the next. By default all captions of an image are equally likely.
         split: of a Karpathy file; by default all of it. `{split}` in `path` is replaced by it, for
             files of the original layout.
         restval: count Karpathy's "restval" images among the training images, as is usual.
@@ -32,6 +41,8 @@ class COCO(CaptionedImages):
         *,
         path: str,
         image_root: str | None = None,
+        caption: str | list[str] | None = None,
+        caption_weights: list[float] | None = None,
         split: Literal["train", "val", "test"] | None = None,
         restval: bool = True,
         part: tuple[float, float] = (0.0, 1.0),
@@ -40,11 +51,14 @@ class COCO(CaptionedImages):
         path = expanded(path.replace("{split}", split or "train"))
         self.split = split
         content = _load(path)
+        keys = [caption] if isinstance(caption, str) else list(caption or ())
+        weights = checked_weights(caption_weights, len(keys))
         root = parent_of(path) if image_root is None else expanded(image_root)
         if image_root is not None and not is_url(root) and not os.path.isdir(root):
             raise DataError(f"data.image_root {image_root}: no such folder.")
         if "annotations" not in content:
-            pairs = _karpathy(content, path, None if has_place else split, restval)
+            part_of_file = None if has_place else split
+            pairs = _karpathy(content, path, part_of_file, restval, keys or ["raw"])
         elif split is not None and not has_place:
             raise DataError(
                 f"data.split is '{split}', but {path} has no splits: it is a COCO captions file."
@@ -53,13 +67,18 @@ class COCO(CaptionedImages):
         elif not restval:
             raise DataError(f"data.restval has no effect: {path} has no splits. Leave it out.")
         else:
-            pairs = _original(content, path)
+            pairs = _original(content, path, keys or ["caption"])
         if not pairs:
             raise DataError(
                 f"{path}: no image with captions" + (f" in split '{split}'." if split else ".")
             )
         super().__init__(
-            root, (image for image, _ in pairs), (captions for _, captions in pairs), part=part
+            root,
+            (image for image, _ in pairs),
+            ([text for _, text in captions] for _, captions in pairs),
+            part=part,
+            sources=[source for _, captions in pairs for source, _ in captions],
+            caption_weights=weights,
         )
         first = joined(root, pairs[0][0])
         if not is_url(first) and not any(
@@ -87,19 +106,24 @@ def _load(path: str) -> dict[str, object]:
     return content
 
 
-def _original(content: dict[str, object], path: str) -> list[tuple[str, list[str]]]:
-    captions: dict[object, list[str]] = {}
+def _original(content: dict[str, object], path: str, keys: list[str]) -> list[_Pair]:
+    captions: dict[object, list[tuple[int, str]]] = {}
     for entry in _entries(content, "annotations", path):
-        if "caption" not in entry.values:
+        if not any(key in entry.values for key in keys):
+            if keys != ["caption"]:
+                raise DataError(
+                    f"{entry.where} has no {' or '.join(map(repr, keys))} (data.caption). Its keys:"
+                    f" {', '.join(entry.values)}."
+                )
             raise DataError(
                 f"{path} holds annotations without captions (instances or keypoints?). Take the"
                 " captions_*.json file."
             )
-        captions.setdefault(entry.id("image_id"), []).append(entry.text("caption"))
+        captions.setdefault(entry.id("image_id"), []).extend(entry.texts(keys))
     images = [
         (entry.id("id"), entry.path("file_name")) for entry in _entries(content, "images", path)
     ]
-    pairs = [(name, captions[image]) for image, name in images if image in captions]
+    pairs = [(name, captions[image]) for image, name in images if captions.get(image)]
     if len(pairs) < len(images):
         console.warn_once(
             f"{path}: {len(images) - len(pairs)} images have no caption and are left out."
@@ -108,15 +132,19 @@ def _original(content: dict[str, object], path: str) -> list[tuple[str, list[str
 
 
 def _karpathy(
-    content: dict[str, object], path: str, split: str | None, restval: bool
-) -> list[tuple[str, list[str]]]:
+    content: dict[str, object], path: str, split: str | None, restval: bool, keys: list[str]
+) -> list[_Pair]:
     wanted = [split] + ["restval"] * (split == "train" and restval)
     pairs = []
     for entry in _entries(content, "images", path):
         if split is not None and entry.values.get("split") not in wanted:
             continue
         sentences = _entries(entry.values, "sentences", entry.where)
-        captions = [" ".join(sentence.text("raw").split()) for sentence in sentences]
+        captions = [
+            (source, " ".join(text.split()))
+            for sentence in sentences
+            for source, text in sentence.texts(keys)
+        ]
         folder = entry.path("filepath") if entry.values.get("filepath") else ""
         if captions:
             name = entry.path("filename")
@@ -137,6 +165,14 @@ class _Entry:
             return text_of(self._get(key))
         except ValueError as error:
             raise DataError(f"{self.where}.{key} is {error}.") from None
+
+    def texts(self, keys: list[str]) -> list[tuple[int, str]]:
+        """The texts of the keys, each with the position of its key; of several keys, those that are
+        there and not empty."""
+        if len(keys) == 1:
+            return [(0, self.text(keys[0]))]
+        there = [(k, key) for k, key in enumerate(keys) if self.values.get(key) is not None]
+        return [(k, text) for k, key in there if (text := self.text(key))]
 
     def path(self, key: str) -> str:
         value = self._get(key)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.caption_choice import Sources, checked_weights
 from vlkd_cli.data.files.cached_arrays import CACHE_ABOVE_BYTES, CachedArrays, cached_arrays
 from vlkd_cli.data.files.class_numbers import number_labels
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
@@ -35,6 +36,8 @@ class CSV(Reader):
             replaced by `split`.
         image: column of the image's path or URL; null: rows without images.
         caption: column of the caption, or several columns; null: images without captions.
+        caption_weights: how often each of several columns is chosen, in any unit; where the chosen
+            one is empty, the next is taken. By default all captions of a sample are equally likely.
         sep: what separates the columns; by default a comma in .csv files and a tab elsewhere.
         image_root: folder or URL that image paths are relative to; by default the one that the
             table lies in.
@@ -70,6 +73,7 @@ class CSV(Reader):
         path: str,
         image: str | None = "filepath",
         caption: str | list[str] | None = "title",
+        caption_weights: list[float] | None = None,
         sep: str | None = None,
         image_root: str | None = None,
         encoding: str = "utf-8",
@@ -102,6 +106,8 @@ class CSV(Reader):
             name: columns(own, f"texts.{name}") for name, own in named.items()
         }
         self.num_targets, self.text_names = len(self._targets), tuple(named)
+        self.caption_weights = checked_weights(caption_weights, len(self._texts[MAIN]))
+        self.weighs_captions = bool(self.caption_weights)
         self.has_captions = any(self._texts.values())
         if image is None and not self.has_captions:
             raise DataError("data.image and data.caption are both null: name one of the columns.")
@@ -148,6 +154,12 @@ class CSV(Reader):
             for fields in rows
             for cell in self._cells(fields, columns)
         ]
+
+    def caption_sources(self, index: int) -> Sources:
+        rows = [self._table.fields(row) for row in self._rows(index)]
+        columns = self._texts[MAIN]
+        sources = [source for fields in rows for source, _ in self._sourced(fields, columns)]
+        return Sources(sources, self.caption_weights)
 
     def text_span(self, index: int, name: str = MAIN) -> tuple[int, int]:
         if not self.text_names:
@@ -237,12 +249,20 @@ class CSV(Reader):
     def _cells(self, fields: Sequence[str], columns: Sequence[int]) -> list[str]:
         """The texts in these columns of a row; where there may be several, empty ones do not
         count."""
-        cells = [fields[column] for column in columns]
+        return [cell for _, cell in self._sourced(fields, columns)]
+
+    def _sourced(self, fields: Sequence[str], columns: Sequence[int]) -> list[tuple[int, str]]:
+        """`_cells`, each with the position of its column."""
+        cells = [(source, fields[column]) for source, column in enumerate(columns)]
         if self.caption_separator is not None:
-            cells = [part.strip() for cell in cells for part in cell.split(self.caption_separator)]
+            cells = [
+                (source, part.strip())
+                for source, cell in cells
+                for part in cell.split(self.caption_separator)
+            ]
         elif len(columns) == 1:
             return cells
-        return [cell for cell in cells if cell.strip()]
+        return [(source, cell) for source, cell in cells if cell.strip()]
 
     def _arrays(self, scratch: Path) -> dict[str, np.ndarray]:
         """The index: where rows begin, and what one pass over them finds."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vlkd_cli.data.batch import Broken, Sample
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.loading.shuffling import hashed, permuted
@@ -84,6 +85,8 @@ class Mix(Reader):
         self.has_captions = all(reader.has_captions for reader in readers)
         self.salvages = all(reader.salvages for reader in readers)
         self.has_groups = all(reader.has_groups for reader in readers)
+        self.weighs_captions = any(reader.weighs_captions for reader in readers)
+        self.lost = [each for reader in readers for each in reader.lost]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -112,6 +115,13 @@ class Mix(Reader):
     def text_span(self, index: int, name: str = "main") -> tuple[int, int]:
         reader, row = self._find(index)
         return reader.text_span(row, name)
+
+    def caption_sources(self, index: int) -> Sources:
+        reader, row = self._find(index)
+        if reader.weighs_captions:
+            return reader.caption_sources(row)
+        first, stop = reader.text_span(row)
+        return Sources([0] * (stop - first), [1])
 
     def targets_of(self, indices: np.ndarray) -> np.ndarray:
         parts, _, rows = self._located(indices)
@@ -231,13 +241,14 @@ def _shuffled(
 ) -> Iterator[Sample]:
     for position in range(shard, len(reader), num_shards):
         row = int(permuted(np.asarray([position]), len(reader), hashed(seed, epoch))[0])
-        image, problem = None, ""
+        image, sources, problem = None, None, ""
         captions: Sequence[str] = ()
         spans: Mapping[str, tuple[int, int]] = {}
         try:
             image = reader.image(row)
             captions = reader.captions(row)
             spans = {name: reader.text_span(row, name) for name in (MAIN, *reader.text_names)}
+            sources = reader.caption_sources(row) if reader.weighs_captions else None
         except Broken as broken:
             problem = str(broken)
         yield Sample(
@@ -248,5 +259,6 @@ def _shuffled(
             label=reader.label(row),
             name=reader.name(row),
             salvage=reader.salvages,
+            sources=sources,
             problem=problem,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlkd_cli import catalog
+from vlkd_cli.data.loading.broken import refuse_lost
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.component import make
@@ -36,13 +37,21 @@ def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader 
 
     Raises:
         RecipeError: no such reader, or a key that it does not take.
-        DataError: the data cannot be opened.
+        DataError: the data cannot be opened, or more of it is lost than `max_broken_share` allows;
+            without that key, as in an evaluation, nothing may be.
     """
-    keys = (
-        dict(spec.keys, reader=spec.reader, readers=spec.readers)
-        if isinstance(spec, DataSpec)
-        else dict(spec)
-    )
+    if isinstance(spec, DataSpec):
+        allowed: float | None = spec.max_broken_share
+        keys = dict(spec.keys, reader=spec.reader, readers=spec.readers)
+    else:
+        allowed, keys = spec.get("max_broken_share"), dict(spec)
+    reader = _opened(keys, overrides)
+    if isinstance(reader, Reader):
+        refuse_lost(reader.lost, len(reader), allowed)
+    return reader
+
+
+def _opened(keys: dict[str, Any], overrides: Mapping[str, Any]) -> Reader | StreamReader:
     keys = {key: value for key, value in keys.items() if key not in _LOADING}
     several = keys.pop("readers", None)
     name = keys.pop("reader", None)
@@ -57,7 +66,7 @@ def open_reader(spec: DataSpec | Mapping[str, Any], **overrides: Any) -> Reader 
 
         weights = [part.get("weight") for part in several]
         parts = [{key: value for key, value in part.items() if key != "weight"} for part in several]
-        return mixed([open_reader(part, **keys) for part in parts], weights)
+        return mixed([_opened(part, keys) for part in parts], weights)
     return _open(name, keys)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from vlkd_cli.data.batch import Sample
+from vlkd_cli.data.batch import Lost, Sample
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Reader(Offers):
     """Numbers that each sample has."""
     has_groups: bool = False
     """Whether each sample belongs to a group, for figures by group."""
+    weighs_captions: bool = False
+    """Whether `caption_sources` is defined."""
+    lost: Sequence[Lost] = ()
+    """Shards, and parts of shards, that cannot be read and are left out."""
     streams: ClassVar[bool] = False
     """Whether it can be read in an order of its own only."""
     streams_by_key: ClassVar[frozenset[str]] = frozenset()
@@ -102,6 +107,14 @@ class Reader(Offers):
         if name != "main":
             raise KeyError(name)
         return 0, self.caption_start(index + 1) - self.caption_start(index)
+
+    def caption_sources(self, index: int) -> Sources:
+        """Where each of the captions proper comes from, where sources have weights.
+
+        Raises:
+            Broken: the captions cannot be read.
+        """
+        raise NotImplementedError
 
     def label(self, index: int) -> int:
         """Class of the image, or -1."""

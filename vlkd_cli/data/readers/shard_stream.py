@@ -4,25 +4,31 @@ with replacement."""
 from __future__ import annotations
 
 import random
+import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlkd_cli.data.batch import Sample
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.named_texts import spans_of
+from vlkd_cli.data.files.remote import is_url
 from vlkd_cli.data.files.tar_members import Parts, split_member
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.streams import STREAM_SHARES
 from vlkd_cli.data.readers.reader import StreamReader
-from vlkd_cli.errors import DataError
 
 
 class ShardStream(StreamReader):
     """Samples of tar shards, each share reading shards of its own; where there are fewer shards
     than shares, some read every n-th sample.
 
+    A shard that is missing, or damaged from some point on, is one broken sample with the number of
+    samples that are lost, as far as the other shards of the share tell.
+
     Args:
         shards: files, URLs or `pipe:` commands.
         parts: which members of a sample are what.
+        caption_weights: of the sources of captions; empty: all captions are equally likely.
         samples_per_epoch: over all shares.
         resampled: shards are sampled with replacement, endlessly, instead of each once per epoch.
         shuffle_buffer: samples shuffled among each other, over the shards of one process.
@@ -32,6 +38,7 @@ class ShardStream(StreamReader):
         self,
         shards: Sequence[str],
         parts: Parts,
+        caption_weights: Sequence[float] = (),
         *,
         samples_per_epoch: int,
         resampled: bool = False,
@@ -43,6 +50,7 @@ class ShardStream(StreamReader):
             samples_per_epoch,
             resampled,
         )
+        self.caption_weights = tuple(caption_weights)
         self.buffer = max(1, shuffle_buffer // STREAM_SHARES)
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
@@ -60,10 +68,21 @@ class ShardStream(StreamReader):
         yield from buffer
 
     def _in_order(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        num_read = num_whole = 0
         for number, (first, step) in self._own(epoch, seed, shard, num_shards):
-            for place, members in enumerate(self._members(self.shards[number])):
-                if place % step == first:
-                    yield self._sample(self.shards[number], members)
+            place, problem = 0, ""
+            for place, found in enumerate(self._members(self.shards[number]), start=1):
+                if isinstance(found, str):
+                    problem = found
+                elif (place - 1) % step == first:
+                    yield self._sample(f"{self.shards[number]}:{found[0]}", found[1])
+            if not problem:
+                num_read, num_whole = num_read + place, num_whole + 1
+            elif first == 0:
+                mean = self.samples_per_epoch / len(self.shards)
+                mean = num_read / num_whole if num_whole else mean
+                lost = max(1, round(mean) - (place - 1))
+                yield Sample(-1, name=self.shards[number], problem=problem, num_samples=lost)
 
     def _own(
         self, epoch: int, seed: int, shard: int, num_shards: int
@@ -83,39 +102,83 @@ class ShardStream(StreamReader):
             sharing = len(range(shard % len(order), num_shards, len(order)))
             yield order[shard % len(order)], (shard // len(order), sharing)
 
-    def _members(self, shard: str) -> Iterator[dict[str, object]]:
-        import webdataset
-
-        def give_up(error: Exception) -> bool:
-            raise DataError(
-                f"shard {shard} cannot be read ({type(error).__name__}: {error}). Check data.path"
-                " and the connection."
-            )
-
-        yield from webdataset.DataPipeline(
-            webdataset.SimpleShardList([shard]),
-            webdataset.tarfile_to_samples(
-                handler=give_up,
-                select_files=lambda path: split_member(path) is not None,
-                rename_files=lambda path: path.removeprefix("./"),
-            ),
-        )
-
-    def _sample(self, shard: str, members: dict[str, Any]) -> Sample:
-        name = f"{shard}:{members['__key__']}"
-        texts: dict[str, list[str]] = {}
+    def _members(self, shard: str) -> Iterator[tuple[str, dict[str, bytes]] | str]:
+        """Stem of each sample and the content of its members by suffix; a text last where the shard
+        cannot be read, or not to its end. A sample that is cut off there does not count."""
+        stem, members = "", dict[str, bytes]()
         problem = ""
         try:
+            for path, content in _files(shard):
+                found = split_member(path)
+                if found is None:
+                    continue
+                if found[0] != stem:
+                    if members:
+                        yield stem, members
+                    stem, members = found[0], {}
+                members[found[1]] = content
+        # Every protocol and every compression has exceptions of its own.
+        except Exception as error:
+            problem = f"the shard cannot be read ({type(error).__name__}: {error})"
+        if members and (not problem or self._is_whole(members)):
+            yield stem, members
+        if problem:
+            yield problem
+
+    def _is_whole(self, members: dict[str, bytes]) -> bool:
+        wanted = set(self.parts.members[1:])
+        return self.parts.of_image(members) is not None and wanted <= set(members)
+
+    def _sample(self, name: str, members: dict[str, bytes]) -> Sample:
+        texts: dict[str, list[str]] = {}
+        sources, problem = None, ""
+        try:
             texts = self.parts.texts_in(members)
+            if self.caption_weights:
+                captions = self.parts.captions_in(members)
+                sources = Sources([source for source, _ in captions], self.caption_weights)
         except ValueError as error:
             problem = f"its caption cannot be read: {error}"
-        captions = [text for own in texts.values() for text in own]
         return Sample(
             -1,
             self.parts.of_image(members),
-            captions,
+            [text for own in texts.values() for text in own],
             spans_of({key: len(own) for key, own in texts.items()}),
             label=self.parts.label_in(members),
             name=name,
+            sources=sources,
             problem=problem,
         )
+
+
+class _Strict(tarfile.TarInfo):
+    """Headers of members; a damaged one is an error and not the end of the shard."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"no member begins at byte {tar.offset}: {error}") from None
+
+
+def _files(shard: str) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every regular file, in order."""
+    with _opened(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Strict) as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # or it stores all that it has passed
+            if member.isfile() and (content := tar.extractfile(member)) is not None:
+                yield member.name, content.read()
+        # A command that is still writing would end with an error.
+        while file.read(1 << 16):
+            pass
+
+
+def _opened(shard: str) -> Any:
+    """A shard opened by webdataset, or by fsspec where webdataset does not know the protocol."""
+    import fsspec
+    import webdataset
+    from webdataset.gopen import gopen_schemes
+
+    known = not is_url(shard) or shard.partition("://")[0] in {*gopen_schemes, "file"}
+    return webdataset.gopen(shard) if known else fsspec.open(shard, "rb").open()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader
@@ -30,6 +31,7 @@ class Subset(Reader):
         self.multi_label, self.salvages = reader.multi_label, reader.salvages
         self.has_captions, self.text_names = reader.has_captions, reader.text_names
         self.num_targets, self.has_groups = reader.num_targets, reader.has_groups
+        self.lost, self.weighs_captions = reader.lost, reader.weighs_captions
         counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -44,6 +46,9 @@ class Subset(Reader):
 
     def text_span(self, index: int, name: str = "main") -> tuple[int, int]:
         return self.reader.text_span(int(self.rows[index]), name)
+
+    def caption_sources(self, index: int) -> Sources:
+        return self.reader.caption_sources(int(self.rows[index]))
 
     def targets_of(self, indices: np.ndarray) -> np.ndarray:
         return self.reader.targets_of(self.rows[indices])

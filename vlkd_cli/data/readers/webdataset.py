@@ -5,26 +5,23 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.files.class_numbers import dense_numbers
+from vlkd_cli.data.caption_choice import Sources, checked_weights
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
 from vlkd_cli.data.files.remote import expanded, is_url
-from vlkd_cli.data.files.tar_index import index_shards
+from vlkd_cli.data.files.shard_samples import ShardSamples
 from vlkd_cli.data.files.tar_members import JSON, Parts, suffix_of_key
-from vlkd_cli.data.files.texts import read_at
 from vlkd_cli.data.images.files import SUFFIXES
 from vlkd_cli.data.readers.reader import Reader, StreamReader, with_split
 from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.types import PositiveInt
 
-_OPEN_SHARDS = 64
 _SHUFFLE_BUFFER = 4000
 
 
@@ -36,14 +33,18 @@ class WebDataset(Reader):
     shards sampled with replacement, are read as streams.
 
     Args:
-        path: a shard or several: a list, braces (`train-{000..127}.tar`), `*`; local, a URL, or
-            `pipe:command`. `{split}` in it is replaced by `split`. A path that exists is that
-            file, whatever characters it has.
+        path: a shard or several: a list, braces (`train-{000..127}.tar`), `*`, or a folder with
+            them (img2dataset's output); local, a URL, or `pipe:command`. `{split}` in it is
+            replaced by `split`. A path that exists is that file, whatever characters it has.
         image: suffixes of the image, the first that a sample has is taken; by default those of all
             formats that are read. Upper and lower case are the same.
-        caption: suffix of the caption: a text, or a json with `caption_key`; null: images without
-            captions.
-        caption_key: key of the caption (or of a list of them) in the json.
+        caption: suffix of the caption: a text, or a json with `caption_key`; several suffixes of
+            texts: each is a source of captions; null: images without captions.
+        caption_key: key of the caption (or of a list of them) in the json; several keys: each is a
+            source of captions.
+        caption_weights: how often each source of captions is chosen, in any unit; a sample that
+            lacks the chosen one gives the next. By default all captions of a sample are equally
+            likely.
         texts: further texts of a sample by name, each a key of its json member, or several keys
             with wordings of the same text; `tower@NAME` reads them.
         label: suffix of the class number.
@@ -64,8 +65,9 @@ class WebDataset(Reader):
         *,
         path: str | list[str],
         image: str | list[str] | None = None,
-        caption: str | None = "txt",
-        caption_key: str | None = None,
+        caption: str | list[str] | None = "txt",
+        caption_key: str | list[str] | None = None,
+        caption_weights: list[float] | None = None,
         texts: dict[str, str | list[str]] | None = None,
         label: str = "cls",
         stream: bool | None = None,
@@ -84,6 +86,8 @@ class WebDataset(Reader):
         self.parts = _parts(image, caption, caption_key, label, checked_texts(texts))
         self.text_names = tuple(name for name, _ in self.parts.texts)
         self.has_captions = caption is not None or bool(self.text_names)
+        self.caption_weights = _weights(caption_weights, self.parts)
+        self.weighs_captions = bool(self.caption_weights)
         remote = [shard for shard in self.shards if not _is_local(shard)]
         self.is_stream = bool(remote) or resampled if stream is None else stream or resampled
         if remote and not self.is_stream:
@@ -91,7 +95,6 @@ class WebDataset(Reader):
                 f"shard {remote[0]} is not a local file, so it can only be streamed. Leave"
                 " data.stream out."
             )
-        self._handles: OrderedDict[int, int] = OrderedDict()
         if self.is_stream:
             if samples_per_epoch is None:
                 raise DataError(
@@ -105,11 +108,11 @@ class WebDataset(Reader):
                     f"data.{key} has no effect: local shards are read with random access. Leave it"
                     " out, or set data.stream: true."
                 )
-        self._index = index_shards(self.shards, self.parts)
-        if not len(self):
-            raise DataError(f"the shards of data.path hold no sample, e.g. {self.shards[0]}.")
+        self._samples = ShardSamples(self.shards, self.parts)
+        self.lost = self._samples.lost
         self._check_members()
-        self._labels, self.classes = dense_numbers(self._index["label"])
+        ids = self._samples.label_ids()
+        self.classes = None if ids is None else list(map(str, ids))
 
     def opened(self) -> Reader | StreamReader:
         if not self.is_stream:
@@ -120,16 +123,20 @@ class WebDataset(Reader):
         return ShardStream(
             self.shards,
             self.parts,
+            self.caption_weights,
             samples_per_epoch=self.samples_per_epoch,
             resampled=self.resampled,
             shuffle_buffer=self.shuffle_buffer or _SHUFFLE_BUFFER,
         )
 
     def __len__(self) -> int:
-        return len(self._index["shard"])
+        return len(self._samples)
 
     def image(self, index: int) -> bytes:
-        return self._part(index, "image")
+        content = self._samples.read(index, "image")
+        if content is None:
+            raise Broken("it has no member for the image")
+        return content
 
     def captions(self, index: int) -> Sequence[str]:
         return [text for texts in self._texts(index).values() for text in texts]
@@ -137,73 +144,50 @@ class WebDataset(Reader):
     def text_span(self, index: int, name: str = MAIN) -> tuple[int, int]:
         return span_of({key: len(own) for key, own in self._texts(index).items()}, name)
 
+    def caption_sources(self, index: int) -> Sources:
+        captions = self.parts.captions_in(self._samples.texts(index))
+        return Sources([source for source, _ in captions], self.caption_weights)
+
     def label(self, index: int) -> int:
-        return int(self._labels[index])
+        return int(self._samples.labels(np.asarray(index)))
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return self._labels.take(indices)
+        return self._samples.labels(indices)
 
     def name(self, index: int) -> str:
-        start, size = int(self._index["name"][index]), int(self._index["name_bytes"][index])
-        stem = self._index["names"][start : start + size].tobytes().decode("utf-8", "surrogatepass")
-        return f"{self.shards[int(self._index['shard'][index])]}:{stem}"
+        return self._samples.name(index)
 
     def fingerprint(self) -> str:
-        return digest_of("webdataset", bytes(self._index["digest"]))
+        return digest_of("webdataset", self._samples.digest())
 
     def caption_start(self, index: int) -> int:
-        return int(self._index["captions_before"][index])
+        return int(self.caption_starts(np.asarray([index]))[0])
 
     def caption_starts(self, indices: np.ndarray) -> np.ndarray:
-        return self._index["captions_before"].take(indices)
+        if not self.has_captions:
+            return np.zeros(len(indices), dtype=np.int64)
+        return self._samples.captions_before(indices)
 
     def _texts(self, index: int) -> dict[str, list[str]]:
         """All texts of a sample by name."""
-        wanted = {self.parts.caption: "caption"} if self.parts.caption is not None else {}
-        wanted |= {JSON: "json"} if self.parts.texts else {}
-        members = {
-            suffix: self._part(index, part)
-            for suffix, part in wanted.items()
-            if self._index[part][index] >= 0
-        }
-        if wanted and not members:
+        members = self._samples.texts(index)
+        if self.has_captions and not members:
             raise Broken("it has no member for the caption")
         try:
             return self.parts.texts_in(members)
         except ValueError as error:
             raise Broken(f"its caption cannot be read: {error}") from None
 
-    def _part(self, index: int, part: str) -> bytes:
-        start, size = int(self._index[part][index]), int(self._index[f"{part}_bytes"][index])
-        if start < 0:
-            raise Broken(f"it has no member for the {part}")
-        try:
-            return read_at(self._handle(int(self._index["shard"][index])), start, size)
-        except OSError as error:
-            raise Broken(error.strerror or str(error)) from None
-        except ValueError:
-            raise Broken("the shard ends before the member does") from None
-
-    def _handle(self, shard: int) -> int:
-        if shard in self._handles:
-            self._handles.move_to_end(shard)
-            return self._handles[shard]
-        if len(self._handles) >= _OPEN_SHARDS:
-            os.close(self._handles.popitem(last=False)[1])
-        self._handles[shard] = os.open(self.shards[shard], os.O_RDONLY)
-        return self._handles[shard]
-
     def _check_members(self) -> None:
         """Wrong suffixes and keys show in all samples."""
         others = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
         where = f"no sample in {self.shards[0]}{others}"
         wanted = [("image", "image", self.parts.images)]
-        if self.parts.caption is not None:
-            wanted.append(("caption", "caption", (self.parts.caption,)))
+        wanted += [("caption", suffix, (suffix,)) for suffix in self.parts.captions]
         if self.parts.texts:
-            wanted.append(("texts", "json", (JSON,)))
-        for what, column, suffixes in wanted:
-            if (self._index[column] < 0).all():
+            wanted.append(("texts", JSON, (JSON,)))
+        for what, member, suffixes in wanted:
+            if not self._samples.has(member):
                 raise DataError(f"{where} has a member for the {what}: .{', .'.join(suffixes)}.")
         if self.has_captions and self.num_captions == 0:
             try:
@@ -216,44 +200,45 @@ class WebDataset(Reader):
                 f" {reason}."
             )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": OrderedDict()}
-
-    def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
-            os.close(handle)
-
 
 def _parts(
     image: str | Sequence[str] | None,
-    caption: str | None,
-    caption_key: str | None,
+    caption: str | Sequence[str] | None,
+    caption_key: str | Sequence[str] | None,
     label: str,
     texts: Mapping[str, Sequence[str]],
 ) -> Parts:
-    images = SUFFIXES if image is None else [image] if isinstance(image, str) else image
     parts = Parts(
-        tuple(suffix_of_key(suffix) for suffix in images),
-        None if caption is None else suffix_of_key(caption),
-        caption_key,
+        SUFFIXES if image is None else _suffixes(image, "image"),
+        () if caption is None else _suffixes(caption, "caption"),
+        (caption_key,) if isinstance(caption_key, str) else tuple(caption_key or ()),
         suffix_of_key(label),
         tuple((name, tuple(keys)) for name, keys in texts.items()),
     )
-    for key, suffixes in (("image", parts.images), ("caption", (parts.caption,))):
-        if not suffixes or "" in suffixes:
-            raise DataError(
-                f"data.{key} is empty; it must be a suffix such as jpg, without the dot."
-            )
-    if parts.caption == JSON and caption_key is None:
+    if JSON in parts.captions and not parts.caption_keys:
         raise DataError(
             "data.caption is json; set data.caption_key to the key of the caption in it."
         )
-    if caption is None and caption_key is not None:
+    if parts.caption_keys and len(parts.captions) != 1:
+        problem = "is null" if caption is None else "lists several members"
         raise DataError(
-            f"data.caption_key '{caption_key}' has no effect: data.caption is null. Set"
-            " data.caption: json, or leave caption_key out."
+            f"data.caption_key '{', '.join(parts.caption_keys)}' has no effect: data.caption"
+            f" {problem}. Set data.caption: json, or leave caption_key out."
         )
     return parts
+
+
+def _suffixes(given: str | Sequence[str], key: str) -> tuple[str, ...]:
+    suffixes = tuple(map(suffix_of_key, [given] if isinstance(given, str) else given))
+    if not suffixes or "" in suffixes:
+        raise DataError(f"data.{key} is empty; it must be a suffix such as jpg, without the dot.")
+    return suffixes
+
+
+def _weights(weights: Sequence[float] | None, parts: Parts) -> tuple[float, ...]:
+    if parts.caption_keys:
+        return checked_weights(weights, len(parts.caption_keys), "caption_key")
+    return checked_weights(weights, len(parts.captions))
 
 
 def _is_local(shard: str) -> bool:
@@ -281,6 +266,11 @@ def _expanded(path: str) -> list[str]:
     so is a folder with brackets in its name."""
     from braceexpand import braceexpand
 
+    if _is_local(path) and os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+        if not found:
+            raise DataError(f"data.path {path} is a folder without shards (*.tar).")
+        return found
     if _is_local(path) and os.path.exists(path):
         return [path]
     try:

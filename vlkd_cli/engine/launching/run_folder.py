@@ -19,7 +19,7 @@ from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_yaml, write_snapshot
 
 if TYPE_CHECKING:
-    from vlkd_cli.data.batch import Skipped
+    from vlkd_cli.data.batch import Lost, Skipped
 
 LOCK = ".lock"
 
@@ -120,13 +120,15 @@ class RunFolder:
             partial.write_text(recipe_to_yaml(recipe), encoding="utf-8")
             partial.replace(self.recipe)
 
-    def note_skipped(self, skipped: Sequence[Skipped], rank: int) -> None:
-        """Append samples that could not be read to `skipped.csv` (of this rank, where there are
-        several), each once, however often it was sampled.
+    def note_skipped(self, skipped: Sequence[Skipped | Lost], rank: int) -> None:
+        """Append samples that could not be read, and shards that are left out, to `skipped.csv` (of
+        this rank, where there are several), each once, however often it was sampled.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
+        if not skipped:
+            return
         path = self.path / ("skipped.csv" if rank == 0 else f"skipped_rank_{rank}.csv")
         noted = self._skipped_in(path)
         new = {item.name: item for item in skipped if item.name not in noted}
@@ -138,8 +140,8 @@ class RunFolder:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(("sample", "reason"))
-            writer.writerows((item.name, item.reason) for item in new.values())
-        noted |= {name: item.reason for name, item in new.items()}
+            writer.writerows((item.name, _reason(item)) for item in new.values())
+        noted |= {name: _reason(item) for name, item in new.items()}
 
     def skipped_summary(self) -> str | None:
         """A line on the samples that could not be read, of all ranks; None where there are none."""
@@ -151,8 +153,8 @@ class RunFolder:
         name, reason = next(iter(found.items()))
         each = "1 sample" if len(found) == 1 else f"{len(found):,} samples"
         return (
-            f"{each} could not be read and {'was' if len(found) == 1 else 'were'} replaced, e.g."
-            f" {name}: {reason}. See {self.path / 'skipped.csv'}."
+            f"{each} could not be read and {'was' if len(found) == 1 else 'were'} replaced or left"
+            f" out, e.g. {name}: {reason}. See {self.path / 'skipped.csv'}."
         )
 
     def _skipped_in(self, path: Path) -> dict[str, str]:
@@ -183,6 +185,12 @@ class RunFolder:
         return CheckpointError(
             f"{self.path} is in use by {holder}. Wait for that run to end, or choose another --run."
         )
+
+
+def _reason(item: Skipped | Lost) -> str:
+    if item.num_samples == 1:
+        return item.reason
+    return f"{item.reason}; about {item.num_samples:,} samples"
 
 
 def fresh_run(recipe_name: str, base: Path) -> RunFolder:

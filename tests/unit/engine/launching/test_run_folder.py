@@ -71,7 +71,7 @@ def test_skipped_samples_are_listed_by_name(tmp_path: Path) -> None:
         "e,gone",
     ]
     assert RunFolder(tmp_path).skipped_summary() == (
-        "5 samples could not be read and were replaced, e.g. a,b.jpg: truncated. See"
+        "5 samples could not be read and were replaced or left out, e.g. a,b.jpg: truncated. See"
         f" {tmp_path}/skipped.csv."
     )
 

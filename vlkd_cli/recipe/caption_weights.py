@@ -1,0 +1,22 @@
+"""What `caption_weights` of a reader may be, judged without opening any data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def weights_problem(weights: Sequence[object], num_sources: int, key: str = "caption") -> str:
+    """What is wrong with `caption_weights`, or nothing."""
+    if num_sources < 2:
+        return (
+            f"has no effect: it weighs several sources of captions. Name them in data.{key}, or"
+            " leave it out."
+        )
+    if len(weights) != num_sources:
+        return (
+            f"has {len(weights)} weights, and data.{key} names {num_sources}. Give one weight for"
+            " each."
+        )
+    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
+        return f"is {list(weights)}; each weight must be above 0. Leave others out of data.{key}."
+    return ""
