@@ -101,6 +101,11 @@ CHANGES: dict[str, dict[str, Change]] = {
                 "distillers": [{"name": "infonce", "negatives": "image@b"}],
             }
         ),
+        "widths": Change({"distillers": [{"name": "infonce", "widths": [4, 16]}]}),
+        "width_weights": Change(
+            {"distillers": [{"name": "infonce", "widths": [4, 16], "width_weights": [0.1, 1]}]},
+            {"distillers": [{"name": "infonce", "widths": [4, 16]}]},
+        ),
         "lr": Change({"distillers": [{"name": "infonce", "lr": 0.5}]}),
     },
     "data": {
@@ -196,6 +201,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "suite": Change({"evals": [{"suite": "zero_shot", "data": SHAPES}]}, {"evals": EVALS}),
         "name": Change(evals(name="mine"), evals()),
         "tower": Change(evals(tower="nowhere"), evals()),
+        "width": Change(evals(width=4), evals()),
         "every_epochs": Change(evals(every_epochs=1), evals()),
         "every_steps": Change(evals(every_steps=2), evals()),
         "first": Change(evals(first=True), evals()),

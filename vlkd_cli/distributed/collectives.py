@@ -10,6 +10,9 @@ gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from vlkd_cli.distributed.runtime import is_distributed, rank, world_size
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, local: Tensor) -> Tensor:
-        return gather_without_grad(local)
+        return _gathered(local)
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> Tensor:
@@ -55,18 +58,68 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
 
+class _Prefixes:
+    """Prefixes of tensors that are gathered whole, once, while they are in use."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._gathered: dict[tuple[int, bool], Tensor] = {}
+
+    def __call__(self, whole: Tensor, width: int) -> Tensor:
+        """The first values of each row, `[..., width]`."""
+        prefix = whole[..., :width]
+        self._prefixes[id(prefix)] = prefix, whole
+        return prefix
+
+    def gathered(self, local: Tensor, *, with_gradient: bool) -> Tensor | None:
+        """The rows of all ranks, where this is a prefix."""
+        if id(local) not in self._prefixes:
+            return None
+        whole = self._prefixes[id(local)][1]
+        key = id(whole), with_gradient
+        if key not in self._gathered:
+            self._gathered[key] = (
+                _Gather.apply(whole) if with_gradient else _gathered(whole.detach())
+            )
+        return self._gathered[key][..., : local.shape[-1]]
+
+
+_prefixes: ContextVar[_Prefixes | None] = ContextVar("prefixes", default=None)
+
+
+@contextmanager
+def gathering_once() -> Iterator[_Prefixes]:
+    """Gather a tensor once, however many of its prefixes are gathered inside; call what this gives
+    to take a prefix."""
+    inside = _Prefixes()
+    token = _prefixes.set(inside)
+    try:
+        yield inside
+    finally:
+        _prefixes.reset(token)
+
+
 def gather(local: Tensor) -> Tensor:
     """Rows of all ranks in rank order, `[W * B, ...]`, with the exact gradient. Every rank must
     hold the same number of rows."""
-    return _Gather.apply(local) if is_distributed() and world_size() > 1 else local
+    if not is_distributed() or world_size() == 1:
+        return local
+    shared = _prefixes.get()
+    found = None if shared is None else shared.gathered(local, with_gradient=True)
+    return _Gather.apply(local) if found is None else found
 
 
 def gather_without_grad(local: Tensor) -> Tensor:
     """Rows of all ranks in rank order, `[W * B, ...]`, cut off from the graph. Every rank must hold
     the same number of rows."""
-    local = local.detach()
     if not is_distributed() or world_size() == 1:
-        return local
+        return local.detach()
+    shared = _prefixes.get()
+    found = None if shared is None else shared.gathered(local, with_gradient=False)
+    return _gathered(local.detach()) if found is None else found
+
+
+def _gathered(local: Tensor) -> Tensor:
     everywhere = torch.empty(
         world_size() * local.shape[0], *local.shape[1:], dtype=local.dtype, device=local.device
     )

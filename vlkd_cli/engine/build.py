@@ -23,6 +23,7 @@ from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import DataFacts, Distiller
+from vlkd_cli.distillers.widths import AtWidths
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
@@ -37,7 +38,7 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
-from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.schema import DistillerSpec, Recipe
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.blocks import checkpoint_activations
@@ -253,13 +254,18 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
         objectives.append(
             Objective(
                 name,
-                make("distiller", spec.name, spec.keys),
+                _distiller(spec),
                 arrow,
                 spec.weight,
                 contract_of(spec.name),
             )
         )
     return objectives
+
+
+def _distiller(spec: DistillerSpec) -> Distiller:
+    inner = [make("distiller", spec.name, spec.keys) for _ in spec.widths or [0]]
+    return AtWidths(inner, spec.widths, spec.width_weights) if spec.widths else inner[0]
 
 
 def build_composition(

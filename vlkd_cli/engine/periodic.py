@@ -17,10 +17,10 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import (
     build_suite,
+    chosen_by,
     print_results,
     run_suites,
     stored_metrics,
-    with_tower,
 )
 from vlkd_cli.evaluation.suite import Measures
 from vlkd_cli.features.subject import Subject
@@ -92,7 +92,7 @@ class Evaluations:
         end a run before its first step and not after its first epoch."""
         found: list[tuple[str, Measures | None]] = []
         for number, spec in enumerate(self.specs):
-            subject = with_tower(self._subject, spec.tower)
+            subject = chosen_by(spec, self._subject)
             suite = build_suite(spec, subject)
             try:
                 opened = suite.open(subject)

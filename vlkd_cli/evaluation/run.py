@@ -42,7 +42,7 @@ def run_suites(
             before the first suite runs.
     """
     shared = replace(subject, tables=OpenTables(datasets=subject.tables.datasets))
-    chosen = [with_tower(shared, spec.tower) for spec in specs]
+    chosen = [chosen_by(spec, shared) for spec in specs]
     suites = [build_suite(spec, own) for spec, own in zip(specs, chosen, strict=True)]
     results: list[Result] = []
     for spec, suite, own in zip(specs, suites, chosen, strict=True):
@@ -59,7 +59,26 @@ def run_suite(suite: Suite, spec: EvalSpec, subject: Subject) -> list[Result]:
     # Rank 0's results: what a library computes may differ in the last bit from machine to machine.
     found = broadcast_object(suite.run(subject))
     seconds = time.perf_counter() - begin
-    return [replace(result, name=spec.title, suite=spec.suite, seconds=seconds) for result in found]
+    width = {} if spec.width is None else {"width": spec.width}
+    return [
+        replace(
+            result,
+            name=spec.title,
+            suite=spec.suite,
+            seconds=seconds,
+            settings={**result.settings, **width},
+        )
+        for result in found
+    ]
+
+
+def chosen_by(spec: EvalSpec, subject: Subject) -> Subject:
+    """The subject with the tower and at the width that an entry of `evals:` asks for.
+
+    Raises:
+        RecipeError: there is no such tower, or it gives fewer values.
+    """
+    return with_tower(subject, spec.tower).at_width(spec.width)
 
 
 def with_tower(subject: Subject, name: str | None) -> Subject:

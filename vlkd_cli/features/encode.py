@@ -6,9 +6,8 @@ applied to cached features: heads are cheap, backbones are not.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +19,10 @@ from vlkd_cli.features.forward import evaluating, features_of, project
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.features.table import Table, needed, sample_table, split_rows, table_key, text_table
 from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.towers.outputs import BACKBONE, HEAD, Source
+
+if TYPE_CHECKING:
+    from vlkd_cli.towers.tower import Tower
 
 Point = Literal["head", "backbone"]
 Ensemble = Literal["normalize", "raw_mean"]
@@ -129,22 +132,28 @@ def _embedded(subject: Subject, table: Table, point: Point) -> Tensor:
     tower, wanted, features = table.tower, table.wanted, table.store.table()
     everything = len(wanted) == len(features) and bool((wanted == np.arange(len(wanted))).all())
     found = torch.from_numpy(features if everything else features[wanted])
+    if point == "backbone" and getattr(tower, "cut", None) is not None:
+        return _cut_backbone(tower, found)
     if point == "backbone" or isinstance(tower.head, nn.Identity):
         return found
     if not everything:
         return project(subject, tower, found)
-    memo = table_key(table.key, _weights_digest(tower.head))
+    memo = table_key(table.key, subject.weights_digest(tower))
     projected = subject.tables.projected
     if memo not in projected:
         projected[memo] = project(subject, tower, found)
     return projected[memo]
 
 
-def _weights_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(
-            name.encode()
-            + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def _cut_backbone(tower: Tower, features: Tensor) -> Tensor:
+    """Features of a tower that is cut to a width, where they are those of `head` too.
+
+    Raises:
+        RecipeError: there is a head, and it is what is cut.
+    """
+    if tower.graph.links[HEAD].reads != (Source(BACKBONE),):
+        raise RecipeError(
+            f"width: {tower.cut} cuts what the head of tower '{tower.name}' gives, and this suite"
+            " reads the backbone. Set features: head."
         )
-    return digest.hexdigest()
+    return features[:, : tower.cut]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.features.store import FeatureStore
-from vlkd_cli.recipe.types import ModalityName, Precision
+from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
 
 if TYPE_CHECKING:
     from vlkd_cli.checkpoint import Source
@@ -86,6 +86,22 @@ class Subject:
         setattr(chosen, tower.modality, tower)
         return chosen
 
+    def at_width(self, width: int | None) -> Subject:
+        """The subject with every tower cut to its first values; None: as it is."""
+        if width is None:
+            return self
+        cut: dict[int, Tower] = {}
+
+        def narrow(tower: Tower | None) -> Tower | None:
+            if tower is not None and id(tower) not in cut:
+                cut[id(tower)] = tower.at_width(width)
+            return None if tower is None else cut[id(tower)]
+
+        chosen = replace(self)
+        for name in MODALITY_NAMES:
+            setattr(chosen, name, narrow(self.tower(name)))
+        return chosen
+
     def tower_facts(self, modality: ModalityName) -> dict[str, str]:
         """`facts_of` the tower of a modality."""
         tower = self.tower(modality)
@@ -111,6 +127,8 @@ class Subject:
         """sha256 over all that determines what a tower gives, heads included."""
         if id(tower) not in self.tables.weights:
             digest = hashlib.sha256(self.digest(tower).encode())
+            if getattr(tower, "cut", None) is not None:
+                digest.update(f"\0first {tower.cut}".encode())
             for name, tensor in tower.state_dict().items():
                 if name.startswith(("head.", "heads.")):
                     digest.update(f"\0{name}\0".encode())

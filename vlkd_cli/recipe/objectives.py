@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
@@ -61,6 +62,39 @@ def check_widths(
                     f" {_remedy(recipe, ours, width)}",
                 )
                 return
+
+
+def check_nested(
+    recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
+) -> Iterator[Problem]:
+    """Widths that no sum of objectives can have."""
+    widths, place = spec.widths, (*path, "widths")
+    if widths is None:
+        if spec.width_weights is not None:
+            yield Problem((*path, "width_weights"), "has no effect without widths. Remove it.")
+        return
+    if not widths or any(one >= other for one, other in pairwise(widths)):
+        yield Problem(place, f"{widths} does not ascend. Write the narrowest width first.")
+        return
+    if spec.width_weights is not None and len(spec.width_weights) != len(widths):
+        yield Problem(
+            (*path, "width_weights"),
+            f"has {len(spec.width_weights)} weights for {len(widths)} widths. Give one for each.",
+        )
+    if arrow.episode is not None or not all(
+        isinstance(side, Address) for call in arrow.calls for side in call
+    ):
+        yield Problem(
+            place, f"are of objectives between two outputs, and '{spec.name}' is not one here."
+        )
+        return
+    for address in arrow.sides():
+        width = _width(recipe, address)
+        if width is not None and widths[-1] > width:
+            yield Problem(
+                place, f"{widths[-1]} is more than the {width} values of {_named(address)}."
+            )
+            return
 
 
 def negative_side(call: Call, kind_of: Callable[[Address], object], address: Address) -> str | None:

@@ -203,6 +203,16 @@ class DistillerSpec(Component):
             " text@hard; of infonce and siglip"
         ),
     )
+    widths: list[PositiveInt] | None = Field(
+        None,
+        description=(
+            "widths, ascending: the sum over the objective between the first so many values of both"
+            " sides (Matryoshka)"
+        ),
+    )
+    width_weights: list[NonNegative] | None = Field(
+        None, description="weights of the widths; by default 1"
+    )
     lr: Positive | None = Field(
         None, description="learning rate of its parameters instead of the optimizer's"
     )
@@ -424,6 +434,9 @@ class EvalSpec(Open):
     tower: str | None = Field(
         None, description="which tower is evaluated; by default that of the suite's modality"
     )
+    width: PositiveInt | None = Field(
+        None, description="read only so many of the first values of every feature"
+    )
     every_epochs: PositiveInt | None = Field(None, description="epochs between two evaluations")
     every_steps: PositiveInt | None = Field(
         None, description="optimizer steps between two evaluations"
@@ -434,7 +447,8 @@ class EvalSpec(Open):
     @property
     def title(self) -> str:
         """What its results are called."""
-        return self.name or self.suite.rpartition(":")[2]
+        suite = self.suite.rpartition(":")[2]
+        return self.name or (suite if self.width is None else f"{suite}_{self.width}")
 
 
 class Recipe(Section):

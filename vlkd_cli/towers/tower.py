@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.builders.hiding import Masks
-from vlkd_cli.checkpoint import Source
+from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.preprocessing import ImageInput, Tokenizer
@@ -30,6 +32,7 @@ from vlkd_cli.towers.outputs import (
     Head,
     Output,
     Outputs,
+    Source,
     Wanted,
 )
 
@@ -67,8 +70,11 @@ class Tower(nn.Module):
     """The recipe's section that builder, pooler and heads were made from; of a tower out of a run,
     the section of that run."""
 
-    source: Source | None = None
+    source: Checkpointed | None = None
     """The checkpoint that a tower out of a run was taken from."""
+
+    cut: int | None = None
+    """How many of the first values its output `head` is cut to; None: it is whole."""
 
     def __init__(
         self,
@@ -336,6 +342,37 @@ class Tower(nn.Module):
                 )
         self.load_state_dict(dict(state), strict=False)
 
+    def at_width(self, width: int) -> Tower:
+        """The tower with only the first values of the output `head`; it shares all its parts.
+
+        Raises:
+            RecipeError: it has fewer.
+        """
+        if width > self.width:
+            raise RecipeError(
+                f"tower '{self.name}' gives {self.width} values, fewer than width {width}."
+            )
+        uncut = Source("uncut head")
+        parts = {
+            name: part._replace(
+                reads=tuple(uncut if each.output == HEAD else each for each in part.reads)
+            )
+            for name, part in self.parts().items()
+        }
+        own = parts.pop(HEAD, None)
+        if own is not None:
+            parts[uncut.output] = own
+        reads = (Source(BACKBONE) if own is None else uncut,)
+        parts[HEAD] = Head(First(width), reads)
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin.graph, twin.cut = Outputs(parts), width
+        twin.head = parts[HEAD].module
+        twin.heads = NamedModules({key: one.module for key, one in parts.items() if key != HEAD})
+        modules = dict(twin.named_modules())
+        twin._held = [name for name in self._held if name in modules]
+        return twin
+
     def leave_out_heads(self, outputs: Collection[str]) -> None:
         """Remove the heads that none of these outputs needs."""
         needed = self.graph.closure(outputs)
@@ -391,6 +428,19 @@ class Tower(nn.Module):
         if isinstance(self.backbone, Frozen):
             self.backbone.move(fn)
         return self
+
+
+class First(nn.Module):
+    """The first values of each row."""
+
+    has_weights = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
+        return rows[:, : self.width]
 
 
 def _learns(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from vlkd_cli.recipe.shape import check_eval
 from vlkd_cli.recipe.variables import without_marks
 from vlkd_cli.recipe.yaml_file import Document
 
-ENTRY_KEYS = ("name", "tower")
+ENTRY_KEYS = ("name", "tower", "width")
 """Keys of an entry that are not the suite's and that `--with` sets too."""
 SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last")
 

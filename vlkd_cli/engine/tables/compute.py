@@ -18,7 +18,7 @@ from vlkd_cli.engine.tables.plan import Model, Plan, data_of
 from vlkd_cli.errors import UserError, ran_out_of_memory
 from vlkd_cli.evaluation.datasets.collections import Entry
 from vlkd_cli.evaluation.results import Result
-from vlkd_cli.evaluation.run import build_suite, run_suite, with_tower, write_result
+from vlkd_cli.evaluation.run import build_suite, chosen_by, run_suite, write_result
 from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.table import Cell, find_result
@@ -108,7 +108,7 @@ def _measure(
 
 
 def _run(subject: Subject, spec: EvalSpec) -> Result:
-    chosen = with_tower(subject, spec.tower)
+    chosen = chosen_by(spec, subject)
     try:
         found = run_suite(build_suite(spec, chosen), spec, chosen)
     except (MemoryError, RuntimeError) as error:

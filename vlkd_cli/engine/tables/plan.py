@@ -18,7 +18,7 @@ from vlkd_cli.engine.launching.targets import Target
 from vlkd_cli.errors import UserError
 from vlkd_cli.evaluation.datasets.collections import Entry
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
-from vlkd_cli.evaluation.run import build_suite, with_tower
+from vlkd_cli.evaluation.run import build_suite, chosen_by
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.params import attributes_of
@@ -146,7 +146,7 @@ def _cells_of(model: Model, entries: Sequence[Entry], specs: Sequence[EvalSpec])
 
 def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
     """The cell's key; empty where data cannot be opened, None where there is no cell."""
-    chosen = with_tower(subject, spec.tower)
+    chosen = chosen_by(spec, subject)
     needed = attributes_of("suite", spec.suite).get("modalities", frozenset())
     if any(chosen.tower(modality) is None for modality in needed):
         return None
