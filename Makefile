@@ -7,6 +7,9 @@ LOWEST := .venv-lowest
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 # One core per process: tests start processes of their own, and small tensors gain nothing from threads.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+# The fast tests run in this many processes, each file in one of them; more need about 2 GiB each.
+WORKERS ?= 2
+FAST := -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install install-dev test test-slow test-latest test-lowest test-gpu coverage check format bench \
@@ -40,13 +43,13 @@ $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/pyt
 	@touch $@ $(VENV)/.installed
 
 test: install-dev  ## set up and run the fast tests
-	$(TEST) -q -m "not slow and not gpu"
+	$(TEST) $(FAST)
 
 test-slow: install-dev  ## the tests that take over 5 seconds each
 	$(TEST) -q -m "slow and not gpu" --timeout 1200
 
 test-latest: $(LATEST)/.installed  ## the fast tests with transformers 5 and sentence-transformers 6, where no adapters can be
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LATEST)/bin/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LATEST)/bin/python -m pytest $(FAST)
 
 # Pinned as everywhere, but for the libraries around transformers.
 $(LATEST)/.installed: pyproject.toml requirements/constraints.txt requirements/latest.txt | $(BIN)/python
@@ -58,7 +61,7 @@ $(LATEST)/.installed: pyproject.toml requirements/constraints.txt requirements/l
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest $(FAST)
 
 # uv resolves to the lowest versions of what vlkd itself asks for; the tools of the tests are the usual ones.
 $(LOWEST)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
@@ -71,7 +74,7 @@ test-gpu: install-dev  ## the tests that need CUDA devices
 	$(TEST) -q -m gpu --timeout 1200
 
 coverage: install-dev  ## the fast tests with their line coverage, workers and commands included
-	COVERAGE_PROCESS_START=pyproject.toml $(TEST) -q -m "not slow and not gpu" --cov --cov-report=term --cov-report=html
+	COVERAGE_PROCESS_START=pyproject.toml $(TEST) $(FAST) --cov --cov-report=term --cov-report=html
 
 check: install-dev  ## lint, format, types and spelling
 	$(BIN)/ruff check .
