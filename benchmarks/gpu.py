@@ -23,8 +23,8 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 import torch
 from gpu_host import host
 from gpu_losses import losses, search
+from gpu_recipes import recipes, ssl
 from gpu_runs import decoding, frozen
-from gpu_ssl import ssl
 from gpu_steps import CONTEXT, TINY, Ours, Peer, captions, flops, pictures
 from gpu_table import OutOfTime, Table, Timing, limited, measure
 
@@ -194,9 +194,10 @@ SECTIONS: dict[str, tuple[Callable[[Table, bool], None], float]] = {
     "decoding": (decoding, 60),
     "small_steps": (small_steps, 25),
     "ssl": (ssl, 110),
+    "recipes": (recipes, 120),
     "compiled": (compiled, 120),
 }
-ON_REQUEST = {"small_steps", "ssl"}
+ON_REQUEST = {"small_steps", "ssl", "recipes"}
 """Sections that run only where they are named."""
 
 
