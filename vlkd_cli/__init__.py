@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vlkd_cli.api import describe_models as describe_models
     from vlkd_cli.api import list_model_options as list_model_options
     from vlkd_cli.api import load as load
+    from vlkd_cli.api import synthesize as synthesize
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vlkd_cli.engine.encoder import Encoder
     from vlkd_cli.recipe.types import Precision
 
-__all__ = ["describe_models", "list_model_options", "load"]
+__all__ = ["describe_models", "list_model_options", "load", "synthesize"]
 
 
 def load(
@@ -55,6 +55,43 @@ def load(
         runs=Path(runs),
         trust=trust,
     )
+
+
+def synthesize(
+    recipe: str | Path,
+    output: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    runs: str | Path = "runs",
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Write triplets to train on, as `vlkd synthesize RECIPE OUT` does: passages are mined for each
+    query, and the margin between a positive and a negative passage is scored.
+
+    An interrupted call resumes; a complete one returns at once.
+
+    Args:
+        recipe: a recipe with a section `synthesis`, or a run of one, whose weights then mine.
+        output: the folder that is written.
+        overrides: changes of the recipe, e.g. `["synthesis.relations=30"]`.
+        device: `auto` is a GPU where there is one.
+        runs: the folder of runs.
+        trust: let what comes with a run execute code from outside vlkd.
+
+    Returns:
+        `relations`, the path of the file, and what OUT/synthesis.json says: `counts`,
+        `share_of_negative_margins`, `data`, `synthesis`, `towers`, `digest`, `version`.
+
+    Raises:
+        UserError: something does not fit; the line says what to change.
+    """
+    from dataclasses import replace
+
+    from vlkd_cli.engine import synthesize as engine
+
+    job = engine.prepared(str(recipe), output, overrides, Path(runs), trust)
+    return engine.summary(engine.synthesized(replace(job, device=device)))
 
 
 def describe_models(task: str | None = None) -> list[dict[str, Any]]:

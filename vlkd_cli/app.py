@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("export", "export", TRAIN),
     "encode": Command("encode", "encode", USE),
     "search": Command("search", "search", USE),
+    "synthesize": Command("synthesize", "synthesize", TRAIN),
     "runs": Command("runs", "runs", COMPARE),
     "compare": Command("compare", "compare", COMPARE),
     "report": Command("report", "report", COMPARE),

@@ -357,6 +357,14 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "linear evaluation of text features of captions",
         ),
     },
+    "scorer": {
+        "cross_encoder": Entry(
+            "synthesis.scorers.cross_encoder:CrossEncoder",
+            "a model that reads query and passage together",
+        ),
+        "bm25": Entry("synthesis.scorers.bm25:BM25", "words that both have, weighted (Okapi)"),
+        "tower": Entry("synthesis.scorers.tower:TowerScorer", "similarity of a tower's vectors"),
+    },
     "sink": {
         "csv": Entry("reports.csv:CSVSink", "every logged value"),
         "html": Entry("reports.html.html:HTMLSink", "an HTML page of the run, written at its end"),
@@ -390,6 +398,7 @@ BASES: dict[str, tuple[str, ...]] = {
     "augment": ("vlkd_cli.data.images.augment:Augment",),
     "mask": ("vlkd_cli.data.masks:Mask",),
     "suite": ("vlkd_cli.evaluation.suite:Suite",),
+    "scorer": ("vlkd_cli.synthesis.scorers.scorer:Scorer",),
     "sink": ("vlkd_cli.reports.sink:Sink",),
 }
 """What a third party's class of each kind derives from."""

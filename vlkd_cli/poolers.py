@@ -178,14 +178,12 @@ class GeMPooler(Pooler):
         mask: Bool[Tensor, "B T"],
         eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        # fp32: 1e-6 to the third power is below what 16-bit floats hold.
-        raised = tokens.float().clamp(min=self.eps).pow(self.p.float())
-        return (
-            masked_mean(raised, mask)
-            .clamp(min=torch.finfo(torch.float32).tiny)
-            .pow(1 / self.p.float())
-            .to(tokens.dtype)
-        )
+        # At least fp32: 1e-6 to the third power is below what 16-bit floats hold.
+        kind = torch.promote_types(tokens.dtype, torch.float32)
+        power = self.p.to(kind)
+        raised = tokens.to(kind).clamp(min=self.eps).pow(power)
+        mean = masked_mean(raised, mask).clamp(min=torch.finfo(kind).tiny)
+        return mean.pow(1 / power).to(tokens.dtype)
 
 
 class AttentionPooler(Pooler):

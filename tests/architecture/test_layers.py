@@ -24,6 +24,7 @@ ROWS = [
     {"composition"},
     {"features"},
     {"evaluation", "elevater", "reports"},
+    {"synthesis"},
     {"engine"},
     {"commands", "app", "api"},
 ]

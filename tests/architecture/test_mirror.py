@@ -23,6 +23,7 @@ CONTRACTS = {
     "augment": "unit/data/images/test_decode.py",
     "mask": "unit/data/test_masks.py",
     "suite": "contracts/test_suites.py",
+    "scorer": "unit/synthesis/test_scorers.py",
     "sink": "unit/reports/test_open.py",
 }
 """Kind of component -> the test that runs over all of its kind in the catalogue."""
@@ -111,6 +112,7 @@ THROUGH = {
     "unit/engine/test_export_onnx.py": ["towers.onnx.session"],
     "unit/engine/test_encoder.py": ["api", "engine.target"],
     "unit/engine/test_search.py": ["commands.search"],
+    "unit/engine/test_synthesize.py": ["commands.synthesize"],
     "unit/engine/test_trainer.py": ["engine.ema", "numerics.precision"],
     "unit/engine/test_training.py": [
         "composition.episodes",
@@ -137,6 +139,13 @@ THROUGH = {
         "reports.html.run_page",
     ],
     "unit/reports/test_open.py": ["reports.sink"],
+    "unit/synthesis/test_choosing.py": ["synthesis.mining"],
+    "unit/synthesis/test_run.py": ["synthesis.parts"],
+    "unit/synthesis/test_scorers.py": [
+        "synthesis.scorers.scorer",
+        "synthesis.scoring",
+        "synthesis.sources",
+    ],
 }
 
 

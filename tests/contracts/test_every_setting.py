@@ -22,6 +22,7 @@ import click
 import pytest
 import torch
 import typer
+import yaml
 
 from tests.support.data_sets import READER_DATA
 from tests.support.fake_trackers import fake_trackers
@@ -213,6 +214,10 @@ NOT_RUN: dict[tuple[str, str], str] = {
         "train",
         "compile",
     ): "the same numbers, faster; see test_a_compiled_composition_trains_the_same",
+    **{
+        ("synthesis", key.name): "of vlkd synthesize; see tests/unit/synthesis/test_run.py"
+        for key in section_keys(SECTIONS["synthesis"])
+    },
     ("train", "heartbeat_seconds"): "of several processes; see tests/unit/engine/test_nodes.py",
     ("train", "chunk"): "the same numbers in less memory; see tests/contracts/test_chunks.py",
     ("train", "checkpoint_activations"): "the same numbers in less memory; see test_blocks.py",
@@ -386,6 +391,15 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--trust": ("search hostile words.npy disc", "search hostile words.npy disc --trust"),
         "--runs": ("search a words.npy disc", "search a words.npy disc --runs here"),
     },
+    "synthesize": {
+        "target": ("synthesize pairs.yaml out", "synthesize tiny.yaml out"),
+        "output": ("synthesize pairs.yaml out", "synthesize pairs.yaml other"),
+        "--set": ("synthesize pairs.yaml out", "synthesize pairs.yaml out --set synthesis.depth=9"),
+        "--gpus": ("synthesize pairs.yaml out", "synthesize pairs.yaml out --gpus 64"),
+        "--cpu-workers": ("synthesize pairs.yaml out", "synthesize pairs.yaml out --cpu-workers 3"),
+        "--trust": ("synthesize hostile_pairs out", "synthesize hostile_pairs out --trust"),
+        "--runs": ("synthesize pairs out", "synthesize pairs out --runs kept"),
+    },
     "runs": {
         "folder": ("runs", "runs here"),
         "--json": ("runs", "runs --json"),
@@ -480,6 +494,13 @@ def bench(tmp_path_factory) -> Path:
     other = "suite: 'docs.snippets.my_suite:TwoCaptions'"
     (folder / "hostile" / "recipe.yaml").write_text(text.replace("suite: retrieval", other))
     (folder / "runs" / "b" / "x-zero_shot.json").touch()
+    pairs = {"data": {"reader": "passages", "path": "here"}, "miners": ["bm25"]}
+    synthesis = {"synthesis": {**pairs, "scorers": [{"name": "bm25"}], "depth": 10}}
+    write_recipe(folder, {**recipe, **synthesis}, "pairs")
+    for name, source in (("kept/pairs", "runs/a"), ("hostile_pairs", "hostile")):
+        shutil.copytree(folder / source, folder / name)
+        with (folder / name / "recipe.yaml").open("a") as file:
+            yaml.safe_dump(synthesis, file)
     (folder / "words.txt").write_text("a red disc\na blue square\n")
     (folder / "other.txt").write_text("a green square\n")
     shapes = "{reader: shapes, split: val, num_samples: 6, size_px: 32}"
@@ -499,7 +520,7 @@ def outcome(words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -
         started.append(repr((target.__name__, job, placement)))
         return 0
 
-    for module in ("launching.start", "launching.start_evaluation", "encode"):
+    for module in ("launching.start", "launching.start_evaluation", "encode", "synthesize"):
         monkeypatch.setattr(f"vlkd_cli.engine.{module}.run_workers", run_workers)
 
     def submit(*words: Any, **keys: Any) -> Done:

@@ -1,5 +1,6 @@
 """The objectives of fine-tuning for search give the numbers of pytorch-metric-learning and of the
-published formulas (tests/golden/search_tuning.json), in value and gradient."""
+published formulas (tests/golden/search_tuning.json), in value and gradient; pooler gem and the
+relations of `vlkd synthesize` those of references in plain Python."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.passages import ScoredByTable, written_relations
 from vlkd_cli.recipe.component import make
 
 GOLDENS = json.loads((Path(__file__).parent / "search_tuning.json").read_text(encoding="utf-8"))[
@@ -19,6 +21,8 @@ GOLDENS = json.loads((Path(__file__).parent / "search_tuning.json").read_text(en
 ]
 METRIC = [case for case in GOLDENS if case["kind"] == "metric_loss"]
 SCORED = [case for case in GOLDENS if case["kind"] in ("margin_mse", "score_regression")]
+GEM = [case for case in GOLDENS if case["kind"] == "gem"]
+SYNTHESIS = [case for case in GOLDENS if case["kind"] == "synthesis"]
 MINERS = {"TripletMarginMiner": "type_of_triplets", "MultiSimilarityMiner": "pairs"}
 
 
@@ -80,7 +84,7 @@ def agrees(gradient: Tensor, spec: dict[str, Any], expected: dict[str, Any]) -> 
 
 
 def test_every_kind_of_case_is_there():
-    assert len(OURS) == 40 and len(SCORED) == 7
+    assert (len(OURS), len(SCORED), len(GEM), len(SYNTHESIS)) == (40, 7, 4, 3)
 
 
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case["id"])
@@ -123,3 +127,48 @@ def test_an_objective_over_scores_has_the_formula_s_value_and_gradient(case):
     for side, feature in zip(sides, features, strict=True):
         assert feature.grad is not None
         agrees(feature.grad, case["inputs"][side], case["expected"][f"grad_{side}"])
+
+
+@pytest.mark.parametrize("case", GEM, ids=lambda case: case["id"])
+def test_pooler_gem_has_the_formula_s_value_and_gradient(case):
+    spec, lengths = case["inputs"]["tokens"], torch.tensor(case["inputs"]["lengths"])
+    tokens = built(spec).requires_grad_()
+    mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+    pooler = make("pooler", "gem", case["hyper"], tokens.shape[2]).double()
+    torch.nn.init.constant_(pooler.p, case["hyper"]["p"])
+    pooled = pooler(tokens, mask)
+    np.testing.assert_allclose(
+        pooled.detach().numpy().ravel(), case["expected"]["pooled"], rtol=1e-6, atol=1e-9
+    )
+    pooled.square().sum().backward()
+    assert tokens.grad is not None
+    agrees(tokens.grad, spec, case["expected"]["grad_of_sum_of_squares"])
+
+
+@pytest.mark.parametrize("case", SYNTHESIS, ids=lambda case: case["id"])
+def test_synthesis_gives_the_relations_of_the_reference(case, tmp_path, monkeypatch):
+    inputs = case["inputs"]
+    # The recipe of the file: D, Q, D2 and CE in this order from one stream.
+    seed, (_, num_passages, width), num_queries = {
+        "synthesis/top": (2201, (0, 30, 5), 5),
+        "synthesis/random": (2202, (0, 40, 5), 6),
+        "synthesis/two_miners": (2203, (0, 25, 4), 4),
+    }[case["id"]]
+    random = np.random.RandomState(seed)
+    passages = random.randint(-3, 4, size=(num_passages, width))
+    chosen = passages[random.permutation(num_passages)[:num_queries]]
+    queries = chosen + random.randint(-1, 2, size=(num_queries, width))
+    others = random.randint(-3, 4, size=(num_passages, width))
+    scores = np.round(random.randn(num_queries, num_passages) * 4, 3)
+    monkeypatch.setattr(ScoredByTable, "table", scores)
+    miners = [passages, others] if "second" in inputs["miners"] else [passages]
+    keys = {key: inputs[key] for key in ("relations", "depth", "seed", "sampling")}
+    rows, page = written_relations(tmp_path, queries, miners, **keys)
+    assert [row[:3] for row in rows] == [row[:3] for row in case["expected"]["rows"]]
+    expected = [[*row[3:7], f"text_{row[7]}"] for row in case["expected"]["rows"]]
+    for row, (positive, negative, margin, rank, miner) in zip(rows, expected, strict=True):
+        numbers = [float(row[4]), float(row[5]), float(row[3])]
+        np.testing.assert_allclose(numbers, [positive, negative, margin], rtol=0, atol=1e-9)
+        assert (int(row[6]), row[7]) == (rank, miner)
+    share = case["expected"]["share_of_negative_margins"]
+    assert page["share_of_negative_margins"] == pytest.approx(share)

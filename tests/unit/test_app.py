@@ -36,6 +36,7 @@ def test_help_lists_every_command():
         "export",
         "encode",
         "search",
+        "synthesize",
         "sweep",
         "runs",
         "compare",

@@ -4,16 +4,15 @@ on disk, and scored at once."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlkd_cli.data.files.passages import Corpus
 from vlkd_cli.distributed.collectives import gather_objects, gather_without_grad
 from vlkd_cli.distributed.runtime import local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
@@ -23,10 +22,28 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.topk import TopK
 
 
+class Searched(Protocol):
+    """Passages by position: `Corpus`, or a `TextsById`."""
+
+    @property
+    def keys(self) -> NDArray[np.int64]: ...
+
+    def __len__(self) -> int: ...
+
+    def texts(
+        self, size: int, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, list[str]]]: ...
+
+
+def fingerprint_of(corpus_digest: str, *, title: bool, limit: int | None = None) -> str:
+    """What passages are called that a file of this sha256 holds, as `search` takes it."""
+    return f"{corpus_digest}-{title}-{limit}"
+
+
 def search(
     subject: Subject,
     queries: Tensor,
-    corpus: Corpus,
+    corpus: Searched,
     depth: int,
     *,
     similarity: Literal["cosine", "dot"] = "cosine",
@@ -67,8 +84,35 @@ def search(
     return merge(best, depth, len(corpus))
 
 
+def stored_passages(
+    subject: Subject, corpus: Searched, *, fingerprint: str, chunk_size: int = 16384
+) -> FeatureStore:
+    """Features of the backbone of all passages, in the cache folder of the subject: those that
+    `search` left there, and the others computed.
+
+    Raises:
+        DataError: this machine lacks some, because the cache folder is not shared by all.
+    """
+    store = _open_store(subject, corpus, fingerprint, "")
+    assert store is not None and store.folder is not None
+    problem = ""
+    try:
+        for _ in _chunks(subject, corpus, chunk_size, "", store):
+            pass
+    except UserError as error:
+        problem = str(error)
+    _fail_together(problem)
+    whole = FeatureStore(store.folder, len(corpus), store.width, verify=False)
+    if not whole.done.all():
+        raise DataError(
+            f"{store.folder} lacks passages that another machine encoded. Set train.cache_dir to a"
+            " folder that all machines share."
+        )
+    return whole
+
+
 def _chunks(
-    subject: Subject, corpus: Corpus, size: int, prompt: str, store: FeatureStore | None
+    subject: Subject, corpus: Searched, size: int, prompt: str, store: FeatureStore | None
 ) -> Iterator[tuple[int, Tensor]]:
     """This rank's chunks with their features."""
     own = range(rank(), -(-len(corpus) // size), world_size())
@@ -89,7 +133,7 @@ def _chunks(
 
 
 def _open_store(
-    subject: Subject, corpus: Corpus, fingerprint: str, prompt: str
+    subject: Subject, corpus: Searched, fingerprint: str, prompt: str
 ) -> FeatureStore | None:
     if subject.cache is None:
         return None

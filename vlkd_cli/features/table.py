@@ -131,7 +131,8 @@ def text_table(subject: Subject, texts: Sequence[str], *, whole: bool = False) -
     for text in unique:
         encoded = text.encode("utf-8", "surrogatepass")
         fingerprint.update(f"{len(encoded)}:".encode() + encoded)
-    key = table_key(subject.digest(tower), fingerprint.hexdigest(), "text", subject.precision)
+    own = (subject.digest(tower), fingerprint.hexdigest(), "text", subject.precision)
+    key = table_key(*own, *(["whole"] if whole else []))
     lengths = np.fromiter((len(text) for text in unique), dtype=np.int64, count=len(unique))
 
     def by_length(missing: Rows, batch_size: int) -> list[list[Rows]]:

@@ -98,7 +98,7 @@ def store_features(
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if runtime.is_distributed() else 1
     # Every process must have read what is missing before one of them fills it in.
     runtime.barrier()
-    compute = _sample_features if facts.has_views else _caption_features
+    compute = _sample_features if facts.has_views else partial(_caption_features, Computed(store))
     with evaluating(tower), torch.no_grad():
         for positions in missing[runtime.local_rank() :: local_world]:
             features, broken = compute(
@@ -116,6 +116,36 @@ def store_features(
     store = FeatureStore(place, rows, tower.feature_width, verify=False)
     assert store.folder is not None
     return Stored(store.folder / FEATURES, _broken_samples(store, reader, tower.modality))
+
+
+class Computed:
+    """Where the features of captions are that this process has computed, so that a text of many
+    samples (a passage of many triplets) is encoded once.
+
+    Args:
+        store: that holds them.
+        most: captions that are remembered, of about 150 bytes each.
+    """
+
+    def __init__(self, store: FeatureStore, most: int = 1_000_000) -> None:
+        self._store, self._most, self._rows = store, most, dict[bytes, int]()
+
+    def row(self, caption: str) -> int | None:
+        """The row of the table with the features of this text."""
+        return self._rows.get(_key(caption))
+
+    def remember(self, caption: str, row: int) -> None:
+        """The features of a text are going to be in this row."""
+        if len(self._rows) < self._most:
+            self._rows[_key(caption)] = row
+
+    def features(self, rows: list[int]) -> Tensor:
+        """The features in these rows."""
+        return torch.from_numpy(self._store.table()[rows])
+
+
+def _key(caption: str) -> bytes:
+    return hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _windows(count: int) -> list[range]:
@@ -160,6 +190,7 @@ def _sample_features(
 
 
 def _caption_features(
+    computed: Computed,
     tower: Tower,
     reader: Reader,
     positions: range,
@@ -183,9 +214,13 @@ def _caption_features(
             captions |= dict(enumerate(own, reader.caption_start(position) - first))
         else:
             broken[position] = Skipped(reader.name(position), reason)
-    # Captions of similar length share a batch, so that little of it is padding.
-    order = sorted(captions, key=lambda row: len(captions[row]))
     features = torch.zeros(reader.caption_start(positions.stop) - first, tower.feature_width)
+    known = {row: at for row, text in captions.items() if (at := computed.row(text)) is not None}
+    features[list(known)] = computed.features(list(known.values()))
+    firsts: dict[str, int] = {}
+    same = {row: firsts.setdefault(captions[row], row) for row in captions if row not in known}
+    # Captions of similar length share a batch, so that little of it is padding.
+    order = sorted(firsts.values(), key=lambda row: len(captions[row]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         tokens = {
@@ -194,6 +229,9 @@ def _caption_features(
         }
         with autocast(precision, device):
             features[chosen] = tower.features(tokens).float().cpu()
+    features[list(same)] = features[list(same.values())]
+    for text, row in firsts.items():
+        computed.remember(text, first + row)
     return features, broken
 
 

@@ -18,6 +18,7 @@ from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schedules import check_schedules
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, Start
+from vlkd_cli.recipe.synthesis_checks import check_synthesis
 from vlkd_cli.recipe.tower_checks import check_towers, trains_backbone
 
 
@@ -32,6 +33,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_check_training(recipe),
         *_check_evals(recipe),
         *check_evaluation_data(recipe),
+        *check_synthesis(recipe),
     ]
 
 

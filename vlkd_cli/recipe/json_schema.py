@@ -77,6 +77,7 @@ def recipe_schema() -> Schema:
                 )
             },
         },
+        "synthesis": _synthesis(reader, definitions),
         "reports": {
             "type": "array",
             "items": {"anyOf": [{"enum": catalog.names("sink")}, components["sink"]]},
@@ -110,6 +111,31 @@ def _towers(keys: dict[str, Schema], definitions: dict[str, Schema]) -> Schema:
             ]
         },
     }
+
+
+def _synthesis(reader: Schema, definitions: dict[str, Schema]) -> Schema:
+    place = _replaced(schema.ScorerSpec, {}, definitions)
+    scorers: Schema = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "anyOf": [
+                *_alternatives("scorer", "name", place, definitions),
+                {"enum": [*catalog.names("scorer"), *_scorers_by_name()]},
+                {
+                    "type": "object",
+                    "properties": place | {"like": {"enum": _scorers_by_name()}},
+                    "required": ["like"],
+                },
+            ]
+        },
+    }
+    keys = _replaced(schema.SynthesisSpec, {"data": reader, "scorers": scorers}, definitions)
+    return _closed(keys, required=["data", "miners", "scorers"])
+
+
+def _scorers_by_name() -> list[str]:
+    return [name for name, model in named_models().items() if model.scorer]
 
 
 def _component(kind: str, definitions: dict[str, Schema]) -> Schema:

@@ -166,7 +166,7 @@ def origin_of(origins: Mapping[Path, str], path: Path, default: str) -> str:
 
 
 _BEGINNING = re.compile(
-    r"(?:(?P<path>(?:towers|distillers|data|train|optimizer|schedule|evals|reports)"
+    r"(?:(?P<path>(?:towers|distillers|data|train|optimizer|schedule|evals|reports|synthesis)"
     r"(?:\.\w+|\[\d+\])*)|tower '(?P<tower>\w+)'): "
 )
 

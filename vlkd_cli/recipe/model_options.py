@@ -14,7 +14,7 @@ from vlkd_cli.recipe.messages import shown
 from vlkd_cli.recipe.modality import has_views, is_named
 from vlkd_cli.recipe.named_models import NamedModel, named_models, sections_of
 from vlkd_cli.recipe.params import attributes_of, signature_of
-from vlkd_cli.recipe.schema import TowerSpec
+from vlkd_cli.recipe.schema import ScorerSpec, TowerSpec
 from vlkd_cli.recipe.shape import section_keys
 from vlkd_cli.recipe.types import ModalityName
 
@@ -29,9 +29,10 @@ def list_model_options(name: str) -> dict[str, Any]:
 
     Returns:
         `name`, `tasks`, `about`, `missing` (what it needs that this version of vlkd does not have,
-        else ""), `towers` (by modality, the keys that the name stands for) and `options`, a list of
-        mappings with `key`, `type`, `default`, `meaning` and `towers`, the modalities that have it.
-        Keys are those of the tower's section; `data.augment` is one of the data.
+        else ""), `towers` (by modality, the keys that the name stands for), `scorer` (the same of a
+        model that scores pairs) and `options`, a list of mappings with `key`, `type`, `default`,
+        `meaning` and `towers`, the modalities that have it. Keys are those of the tower's section,
+        or of the entry of `synthesis.scorers`; `data.augment` is one of the data.
 
     Raises:
         RecipeError: there is no such model.
@@ -45,12 +46,15 @@ def list_model_options(name: str) -> dict[str, Any]:
             continue
         for row in _options(modality, section, model.architecture):
             found.setdefault(row, []).append(modality)
+    if model.scorer:
+        found |= {row: [] for row in _scorer_options(model.scorer)}
     return {
         "name": model.name,
         "tasks": list(model.tasks),
         "about": model.about,
         "missing": model.missing,
         "towers": {modality: dict(section) for modality, section in model.towers.items()},
+        "scorer": dict(model.scorer),
         "options": [
             {**dict(zip(("key", "type", "default", "meaning"), row, strict=True)), "towers": towers}
             for row, towers in found.items()
@@ -89,6 +93,14 @@ def _options(
     if has_views(modality):
         about = "how training images are augmented; `vlkd show augment NAME` has its keys"
         yield "data.augment", _one_of(catalog.names("augment")), "null", about
+
+
+def _scorer_options(scorer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    place = [key for key in section_keys(ScorerSpec) if key.name != "name"]
+    for name, kind, default, meaning in key_rows(
+        [*signature_of("scorer", scorer["name"]).keys, *place]
+    ):
+        yield name, kind, shown(scorer[name]) if name in scorer else default, meaning
 
 
 def _poolers(modality: ModalityName, builder: str, architecture: str) -> Iterator[str]:

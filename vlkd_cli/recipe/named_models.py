@@ -111,11 +111,17 @@ def sections_of(name: str) -> dict[ModalityName, dict[str, Any]]:
 
 
 def write_out_likes(document: Document) -> None:
-    """Write every tower that is a name, `image: resnet-base`, as `image: {like: resnet-base}`, so
-    that `--set` can change its keys."""
+    """Write every tower that is a name, `image: resnet-base`, as `image: {like: resnet-base}`, and
+    every scorer as `{name: bm25}` or `{like: crossencoder-base-en}`, so that `--set` can change
+    their keys."""
     for name, tower in _towers(document.value).items():
         if isinstance(tower, str):
             document.value["towers"][name] = {"like": tower}
+    scorers = _scorers(document.value)
+    for number, scorer in enumerate(scorers):
+        if isinstance(scorer, str):
+            key = "like" if scorer in named_models() else "name"
+            scorers[number] = {key: scorer}
 
 
 def expand_likes(document: Document) -> list[Problem]:
@@ -137,7 +143,31 @@ def expand_likes(document: Document) -> list[Problem]:
         except RecipeError as error:
             place = like if like in document.origins else path
             problems.append(Problem(place, str(error), about_value=False))
+    for number, scorer in enumerate(_scorers(document.value)):
+        if isinstance(scorer, Mapping) and scorer.get("like") is not None:
+            try:
+                own = {key: value for key, value in scorer.items() if key != "like"}
+                _scorers(document.value)[number] = {**_scorer_of(scorer["like"]), **own}
+            except RecipeError as error:
+                path = ("synthesis", "scorers", number)
+                problems.append(Problem(path, str(error), about_value=False))
     return problems
+
+
+def _scorers(values: object) -> list[Any]:
+    synthesis = values.get("synthesis") if isinstance(values, Mapping) else None
+    scorers = synthesis.get("scorers") if isinstance(synthesis, Mapping) else None
+    return scorers if isinstance(scorers, list) else []
+
+
+def _scorer_of(like: object) -> Mapping[str, Any]:
+    if not isinstance(like, str):
+        raise RecipeError(f"`like:` takes the name of a model, got {shown(like)}.")
+    model = find_named_model(like)
+    if not model.scorer:
+        known = ", ".join(name for name, own in named_models().items() if own.scorer)
+        raise RecipeError(f"'{like}' is not a scorer. Models that score pairs of texts: {known}.")
+    return model.scorer
 
 
 def _towers(values: object) -> dict[Any, Any]:

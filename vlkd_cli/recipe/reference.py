@@ -27,6 +27,7 @@ SECTIONS: dict[str, type[Any]] = {
     "optimizer": schema.OptimizerSpec,
     "schedule": schema.ScheduleSpec,
     "evals": schema.EvalSpec,
+    "synthesis": schema.SynthesisSpec,
 }
 _PLURALS = {"suite": "Suites", "section": "Sections"}
 
@@ -116,6 +117,8 @@ def _about_model(name: str) -> Page:
     said = list_model_options(name)
     facts = [("tasks", ", ".join(said["tasks"]))] if said["tasks"] else []
     facts += [(f"{word} tower", section_text(own)) for word, own in said["towers"].items()]
+    if said["scorer"]:
+        facts.append(("scorer", section_text(said["scorer"])))
     if said["missing"]:
         facts.append(("not usable yet", f"needs {said['missing']}"))
     several = len(said["towers"]) > 1

@@ -451,6 +451,49 @@ class EvalSpec(Open):
         return self.name or (suite if self.width is None else f"{suite}_{self.width}")
 
 
+class ScorerSpec(Component):
+    """What gives a query and a passage a score."""
+
+    weight: Positive = Field(1.0, description="factor on its scores, which are added up")
+    standardize: bool | None = Field(
+        None,
+        description=(
+            "scale its scores to mean 0 and deviation 1 over the mined passages of each query; by"
+            " default where there are several scorers"
+        ),
+    )
+
+
+class SynthesisSpec(Section):
+    """What `vlkd synthesize` makes training data of: queries, the passages that are mined for each,
+    and what scores the pairs."""
+
+    data: dict[str, Any] = Field(
+        description="queries and passages: `reader: passages` with its keys, judged or not"
+    )
+    miners: list[str] = Field(
+        min_length=1, description="text towers of this recipe, and bm25: what finds passages"
+    )
+    scorers: list[ScorerSpec] = Field(
+        min_length=1, description="what scores a query with a passage; several are added up"
+    )
+    relations: Annotated[int, Field(ge=2)] = Field(
+        10, description="passages of each query: the positive and its negatives"
+    )
+    depth: PositiveInt = Field(50, description="passages that each miner finds for a query")
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine", description="by which towers mine and score"
+    )
+    sampling: Literal["random", "top"] = Field(
+        "random", description="which of the mined passages are negatives"
+    )
+    positive: Literal["first", "judged"] = Field(
+        "first",
+        description="the first mined passage, or each passage that is judged relevant",
+    )
+    seed: NonNegativeInt = Field(0, description="seed of random sampling")
+
+
 class Recipe(Section):
     """Towers, what aligns them, on which data, for how long, and how the outcome is measured."""
 
@@ -461,6 +504,7 @@ class Recipe(Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     evals: list[EvalSpec] = Field(default_factory=list)
+    synthesis: SynthesisSpec | None = None
     reports: list[str | Component] = ["csv"]
 
     _written: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)

@@ -33,6 +33,8 @@ from vlkd_cli.recipe.schema import (
     PromptSpec,
     Recipe,
     ScheduleSpec,
+    ScorerSpec,
+    SynthesisSpec,
     TowerSpec,
     TrainSpec,
     ViewSpec,
@@ -97,6 +99,7 @@ def check_shape(recipe: object) -> list[Problem]:
         "optimizer": check_optimizer_section,
         "schedule": lambda value, path: _section(value, path, ScheduleSpec),
         "evals": lambda value, path: _list(value, path, "suites", check_eval),
+        "synthesis": check_synthesis_section,
         "reports": lambda value, path: _list(value, path, "sinks", check_report),
     }
     problems = _walk(recipe, (), Recipe, handled, "recipe")
@@ -142,6 +145,22 @@ def check_distiller(distiller: object, path: Path) -> list[Problem]:
 
 def check_eval(entry: Any, path: Path) -> list[Problem]:
     return _named(entry, path, "suite", EvalSpec, "suite")
+
+
+def check_synthesis_section(synthesis: object, path: Path) -> list[Problem]:
+    if synthesis is None:
+        return []
+    if not isinstance(synthesis, Mapping):
+        return [_no_mapping(synthesis, path, "miners")]
+
+    def check_scorer(scorer: object, at: Path) -> list[Problem]:
+        return _named(scorer, at, "scorer", ScorerSpec, "name")
+
+    handled: dict[str, Check] = {
+        "data": check_reader,
+        "scorers": lambda value, at: _list(value, at, "scorers", check_scorer),
+    }
+    return _walk(synthesis, path, SynthesisSpec, handled, "synthesis")
 
 
 def check_report(report: object, path: Path) -> list[Problem]:

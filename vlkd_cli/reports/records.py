@@ -25,7 +25,7 @@ FAILED = ".failed.json"
 """How files end that say why a cell of a table could not be measured."""
 LOWER_IS_BETTER = {"rank", "loss", "mae", "mse", "error", "perplexity", "uniformity", "gap"}
 # What may differ between two runs of one group: it changes no number that is trained.
-IGNORED_SECTIONS = {"evals", "reports"}
+IGNORED_SECTIONS = {"evals", "reports", "synthesis"}
 IGNORED_KEYS = {
     "train.seed",
     "train.cache_dir",

@@ -49,6 +49,13 @@ def test_gem_says_what_it_does_to_negative_tokens_of_transformers_only():
     assert "counts as eps" not in options("resnet-base")["pooler.eps"][0]["meaning"]
 
 
+def test_a_scorer_has_its_own_keys_and_those_of_its_place():
+    said = options("crossencoder-base-en")
+    assert list(said) == ["model", "max_length", "batch_size", "weight", "standardize"]
+    assert said["model"][0]["default"] == "'cross-encoder/ms-marco-MiniLM-L6-v2'"
+    assert list_model_options("crossencoder-base-en")["scorer"]["name"] == "cross_encoder"
+
+
 def test_a_builders_model_has_options_too_and_every_name_has_a_page():
     assert list_model_options("timm:resnet10t")["towers"] == {
         "image": {"builder": "timm", "model": "resnet10t", "pretrained": True}

@@ -16,7 +16,7 @@ jina-embedding-s-en-v1 jina-embedding-b-en-v1 jina-embedding-l-en-v1 efficientne
 efficientnet-large resnet-base resnet-large clip-base-en clip-large-en clip-base-multi
 pointnet-base crossencoder-base-en""".split()
 USABLE = [name for name in NAMES if not named_models()[name].missing]
-TOWERS = [(name, modality) for name in USABLE for modality in sections_of(name)]
+TOWERS = [(name, modality) for name in USABLE for modality in named_models()[name].towers]
 
 
 def test_the_seventeen_names_are_there_each_with_a_task():

@@ -47,7 +47,7 @@ def test_misspelled_kinds_and_names_name_the_closest(kind, name, message):
 
 def test_every_key_of_every_section_is_described():
     sections = names_of("section")
-    assert len(sections) == 7
+    assert len(sections) == 8
     for section in sections:
         assert [key for key, _, _, meaning in about("section", section).keys if not meaning] == []
 

@@ -53,3 +53,9 @@ def digest_files(paths: Iterable[str]) -> str:
         finally:
             os.close(handle)
     return digest.hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """sha256 of a whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

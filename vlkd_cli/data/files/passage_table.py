@@ -3,7 +3,8 @@ where they are large."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ _AT_ONCE = 4096
 
 
 class TextsById:
-    """Texts by position, and their positions by id.
+    """Texts by position in their file, and their positions by id.
 
     Args:
         arrays: what `passage_table` stores.
@@ -28,7 +29,8 @@ class TextsById:
     def __init__(self, arrays: CachedArrays, name: str) -> None:
         self.ids: NDArray[np.bytes_] = arrays[f"{name}_ids"]
         self._order: NDArray[np.int64] = arrays[f"{name}_order"]
-        self._texts = TextTable.of_arrays(arrays[f"{name}_blob"], arrays[f"{name}_ends"])
+        self._ends: NDArray[np.int64] = arrays[f"{name}_ends"]
+        self._texts = TextTable.of_arrays(arrays[f"{name}_blob"], self._ends)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,6 +41,30 @@ class TextsById:
     def id_of(self, position: int) -> str:
         """The id of a text."""
         return str(self.ids[position].decode())
+
+    @functools.cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """For each text the rank of its id among all ids in ascending order, which breaks ties."""
+        keys = np.empty(len(self), dtype=np.int64)
+        keys[self._order] = np.arange(len(self))
+        return keys
+
+    def of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The positions that keys stand for."""
+        places: NDArray[np.int64] = self._order[keys]
+        return places
+
+    def blank(self) -> NDArray[np.int64]:
+        """Positions of texts without a character that is not white space."""
+        # Only short ones are looked at: blank texts are empty nearly always.
+        short = np.flatnonzero(np.diff(self._ends) < 64)
+        found = [place for place in short.tolist() if not self[place].strip()]
+        return np.array(found, dtype=np.int64)
+
+    def texts(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[str]]]:
+        """Chunks of `size` texts, each with its number; only those that are wanted."""
+        for chunk in filter(wanted, range(-(-len(self) // size))):
+            yield chunk, self._texts.slice(chunk * size, min((chunk + 1) * size, len(self)))
 
     def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Where these ids are; -1 for those that are not there."""

@@ -75,6 +75,21 @@ class Collection(NamedTuple):
         return [name for name in (self.corpus, self.queries, self.judgments) if name]
 
 
+def collection_root(path: str) -> Path:
+    """The folder of a collection.
+
+    Raises:
+        DataError: it holds none.
+    """
+    root = Path(path)
+    if not any((root / files[0]).is_file() for files in (BEIR, MARCO, LINES)):
+        raise DataError(
+            f"data.path {path}: holds no {BEIR[0]}, {MARCO[0]} or {LINES[0]}. Name the folder"
+            " of the passages."
+        )
+    return root
+
+
 def open_collection(root: Path, split: str | None, *, judged: bool = True) -> Collection:
     """The files of a folder.
 

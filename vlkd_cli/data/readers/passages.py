@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli import console
-from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.files.fingerprints import digest_of, file_digest
 from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.files.passage_table import PassageTable, TextsById
-from vlkd_cli.data.files.passages import BEIR, LINES, MARCO, Collection, open_collection
+from vlkd_cli.data.files.passages import Collection, collection_root, open_collection
 from vlkd_cli.data.files.passages import read_judgments as read_grades
 from vlkd_cli.data.files.relations import read_page, read_relations
 from vlkd_cli.data.readers.reader import Reader
@@ -59,12 +59,7 @@ class Passages(Reader):
         title: bool = True,
         min_grade: Positive = 1,
     ) -> None:
-        root = Path(path)
-        if not any((root / files[0]).is_file() for files in (BEIR, MARCO, LINES)):
-            raise DataError(
-                f"data.path {path}: holds no {BEIR[0]}, {MARCO[0]} or {LINES[0]}. Name the folder"
-                " of the passages."
-            )
+        root = collection_root(path)
         collection = open_collection(
             root, None if relations else split or "train", judged=relations is None
         )
@@ -171,12 +166,6 @@ def _related(path: Path, collection: Collection, table: PassageTable) -> _Rows:
             raise _foreign(path, collection.root, what, None if page is None else page["path"])
         columns.append(places)
     return _Rows(np.stack(columns, axis=1).astype(np.int32), np.array(found.margins, np.float32))
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _foreign(path: Path, root: Path, what: str, origin: str | None) -> DataError:

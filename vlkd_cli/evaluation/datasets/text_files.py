@@ -3,12 +3,12 @@ about them in a result."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vlkd_cli.data.files.fingerprints import file_digest
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.subject import Subject
 
@@ -63,11 +63,7 @@ def missing_files(root: Path, names: Sequence[str]) -> list[str]:
 
 def file_hashes(root: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of files, by their names below `root`."""
-    hashes = {}
-    for name in names:
-        with open(root / name, "rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    return {name: file_digest(root / name) for name in names}
 
 
 def library_versions(*libraries: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.text_files import file_hashes
 from vlkd_cli.evaluation.metrics.ranking import chance_metrics, ranking_metrics
-from vlkd_cli.evaluation.passage_search import search
+from vlkd_cli.evaluation.passage_search import fingerprint_of, search
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.evaluation.trec import write_run
@@ -193,10 +193,9 @@ class PassageRetrieval(Suite):
     def _fingerprint(self, collection: Collection, hashes: Mapping[str, str]) -> str:
         """What the embeddings on disk are named by: all that chooses and composes the passages, so
         that a judged one does not depend on being judged."""
-        parts = [hashes[collection.corpus], str(self.title), str(self.limit)]
-        if self.limit is not None:
-            parts += [hashes[collection.judgments], hashes[collection.queries]]
-        return "-".join(parts)
+        own = fingerprint_of(hashes[collection.corpus], title=self.title, limit=self.limit)
+        chosen = [hashes[collection.judgments], hashes[collection.queries]]
+        return "-".join([own, *(chosen if self.limit is not None else [])])
 
     def _own(
         self, collection: Collection, asked: Sequence[str], judged: Judged
