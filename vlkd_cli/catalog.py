@@ -356,6 +356,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "evaluation.suites.captioned:Captioned",
             "linear evaluation of text features of captions",
         ),
+        "mteb": Entry("evaluation.suites.mteb:MTEB", "tasks of mteb, for texts and images", "mteb"),
     },
     "scorer": {
         "cross_encoder": Entry(
@@ -384,6 +385,7 @@ PACKAGES = {
     "wandb": ("wandb",),
     "trackio": ("trackio",),
     "mlflow": ("mlflow",),
+    "mteb": ("mteb",),
 }
 """The packages that the extras install, by the names they are imported under."""
 

@@ -68,6 +68,8 @@ INSIDE_FUNCTIONS = {
     "pandas",
     "simplejpeg",
     "fsspec",
+    "mteb",
+    "datasets",
 }
 
 

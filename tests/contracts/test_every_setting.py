@@ -347,6 +347,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--shots": ("eval runs/a --suite few_shot", "eval runs/a --suite few_shot --shots 3"),
         "--seeds": ("eval runs/a --suite few_shot", "eval runs/a --suite few_shot --seeds 3"),
         "--languages": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --languages all"),
+        "--tasks": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --tasks x"),
         "--wise-ft": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --wise-ft 0,1"),
         "--gpus": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --gpus 64"),
         "--cpu-workers": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --cpu-workers 3"),

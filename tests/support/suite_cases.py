@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,7 @@ from tests.support import text_folders
 from tests.support.color_towers import RandomHead, color_towers
 from tests.support.elevater_root import make_elevater_root
 from tests.support.fakes import COLORED, FakeTower, TableBackbone, color_of, random_feature
+from vlkd_cli import catalog
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.towers.tower import Tower
 
@@ -32,6 +34,8 @@ class Case(NamedTuple):
     """About four standard deviations of the primary metric under random towers."""
     best: float = 1.0
     """The primary metric of perfect towers."""
+    chance: float | None = None
+    """What random towers reach, where the suite cannot know."""
 
 
 def class_of_picture(position: int) -> Tensor:
@@ -163,6 +167,20 @@ def captioned(folder: Path) -> Case:
     return sentences(0.14, data=str(text_folders.write_captioned(folder, items=200)))
 
 
+def mteb(folder: Path) -> Case:
+    if catalog.missing_extra("suite", "mteb") is not None:
+        pytest.skip("needs the extra 'mteb', in an environment of its own (docs/mteb.md)")
+    knowing = subject(random_feature(32), picture_of_caption, 32)
+    # Of 40 documents, ten are ranked; the mean of 1 / log2(rank + 1) over 40 ranks, 0 beyond ten.
+    return Case(
+        {"tasks": ["tests.support.mteb_tasks:ToyImage"]},
+        knowing,
+        knowing_nothing(),
+        0.12,
+        chance=0.114,
+    )
+
+
 def elevater(folder: Path) -> Case:
     root = make_elevater_root(folder / "elevater", train=1, test=60)
     random = Subject(*color_towers())
@@ -190,6 +208,7 @@ SUITE_CASES: dict[str, Callable[[Path], Case]] = {
     "wiki_sections": wiki_sections,
     "passage_retrieval": passage_retrieval,
     "captioned": captioned,
+    "mteb": mteb,
 }
 """Suite -> writes its data into a folder, if it needs files, and returns the case. Every suite has
 its line here."""

@@ -81,6 +81,10 @@ def evaluate(
             metavar="all|LANG[,LANG...]", help="Languages to measure; for suite retrieval."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME...]", help="Tasks of suites mteb and senteval."),
+    ] = None,
     wise_ft: Annotated[
         str | None,
         typer.Option(
@@ -143,7 +147,13 @@ def evaluate(
         "--missing": missing is not Missing.refuse,
         "--list": list_,
     }
-    given = {"mode": mode, "shots": shots, "seeds": seeds, "languages": languages}
+    given = {
+        "mode": mode,
+        "shots": shots,
+        "seeds": seeds,
+        "languages": languages,
+        "tasks": None if tasks is None else f"[{tasks}]",
+    }
     settings = [*(with_ or []), *_as_settings(given)]
     if table is not None or len(targets) > 1 or any(word.startswith("@") for word in targets):
         _refuse_idle(
@@ -233,5 +243,7 @@ def _listed(value: object) -> str:
     """A comma-separated option as YAML: "a,b" -> "[a, b]"; seeds are a list even when there is
     one."""
     return (
-        f"[{value}]" if isinstance(value, str) and ("," in value or value.isdigit()) else str(value)
+        f"[{value}]"
+        if isinstance(value, str) and value[:1] != "[" and ("," in value or value.isdigit())
+        else str(value)
     )

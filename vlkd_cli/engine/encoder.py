@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.readers.pictures import Pictures
 from vlkd_cli.distributed.runtime import pick_device
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.engine.target import Target, open_target
@@ -117,7 +117,9 @@ class Encoder:
         if not FACTS[chosen.modality].has_views:
             features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
         else:
-            features = embed_images(subject, _Pictures(listed, name))
+            features = embed_images(
+                subject, Pictures([_picture(item, n, name) for n, item in enumerate(listed)])
+            )
         vectors: NDArray[np.float32] = (l2_normalize(features) if normalize else features).numpy()
         return vectors
 
@@ -163,29 +165,6 @@ class Encoder:
                 )
             return self._named("text")
         return self._named("image")
-
-
-class _Pictures(Reader):
-    """Pictures that a caller has at hand, by position."""
-
-    def __init__(self, items: Sequence[Any], tower: str) -> None:
-        self._items: list[bytes | str | Image.Image] = [
-            _picture(item, n, tower) for n, item in enumerate(items)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def image(self, index: int) -> bytes | str | Image.Image:
-        return self._items[index]
-
-    def name(self, index: int) -> str:
-        item = self._items[index]
-        return item if isinstance(item, str) else f"item {index}"
-
-    def fingerprint(self) -> str:
-        # Their features are kept for one call only.
-        return "items of one call"
 
 
 def _is_single(items: object) -> bool:

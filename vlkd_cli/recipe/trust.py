@@ -12,7 +12,7 @@ from vlkd_cli.recipe.messages import Path, Problem, shown
 _CHOOSING = frozenset(
     ("name", "builder", "reader", "suite", "optimizer", "distiller", "sink")
     + ("pooler", "head", "adapter", "prompt", "augment", "mask", "modality")
-    + ("scorers",)
+    + ("scorers", "tasks")
 )
 _COMMAND = "pipe"
 

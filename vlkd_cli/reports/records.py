@@ -276,12 +276,17 @@ def _read_metrics(record: RunRecord) -> None:
             record.evaluations[Metric(suite, dataset, metric)] = series
 
 
+MTEB_FOLDER = "mteb"
+"""Where mteb keeps its own files below the results."""
+
+
 def _read_results(record: RunRecord) -> None:
     folder = record.path / "results"
     found: list[StoredResult] = []
     for path in sorted(folder.rglob("*.json")):
         is_old = path.relative_to(folder).parts[0].startswith(BEFORE_EXTENSION)
-        if is_old or path.name.endswith(FAILED):
+        is_of_mteb = MTEB_FOLDER in path.relative_to(folder).parts
+        if is_old or is_of_mteb or path.name.endswith(FAILED):
             continue
         step = re.fullmatch(r"step_(\d+)", path.parent.name)
         try:

@@ -108,7 +108,7 @@ def _reads_root(spec: EvalSpec) -> bool:
     """Whether some of a suite's data is looked up below the data root."""
     own = {key: spec.keys.get(key) for key in _DATA_KEYS if key in _keys(spec.suite)}
     if not own:
-        return True  # of a third party, who knows
+        return ":" in spec.suite  # a third party's may read it in a way of its own
     for key, value in own.items():
         if value is None and key in ("data", "root"):
             return True
