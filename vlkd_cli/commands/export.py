@@ -30,11 +30,12 @@ def export(
         typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
     ] = None,
     format_: Annotated[
-        Literal["library", "onnx"],
+        Literal["library", "onnx", "open_clip", "hf_clip", "sentence_transformers"],
         typer.Option(
             "--format",
-            help="`library`: each tower as its library has it; `onnx`: files for onnxruntime, from"
-            " uint8 pixels and token ids to vectors.",
+            help="`library`: each tower as its library has it; `onnx`: for onnxruntime, from uint8"
+            " pixels and token ids to vectors; `open_clip`, `hf_clip`: an image and a text tower"
+            " as one model; `sentence_transformers`: text towers with their heads.",
         ),
     ] = "library",
     normalize: Annotated[

@@ -22,7 +22,9 @@ from vlkd_cli.towers.export import DUAL, ExportedTower, export_pair, export_towe
 from vlkd_cli.towers.tower import Tower
 
 UNFINISHED = ".unfinished"
-Format = Literal["library", "onnx"]
+OPEN_CLIP = "vlkd_cli.builders.openclip.towers"
+"""Of towers that may be halves of one model of open_clip."""
+Format = Literal["library", "onnx", "open_clip", "hf_clip", "sentence_transformers"]
 
 
 def export(
@@ -50,7 +52,7 @@ def export(
             lies now.
         trust: let the run's recipe name components of other packages.
         force: write into a folder that holds something already, over towers of these names.
-        format: each tower as its library has it, or as ONNX.
+        format: each tower as its library has it, as ONNX, or see `engine.export_whole`.
         normalize, int8: see `engine.export_onnx`.
 
     Raises:
@@ -78,6 +80,10 @@ def export(
                 normalize=normalize,
                 int8=int8,
             )
+        elif format != "library":
+            from vlkd_cli.engine.export_whole import write_whole
+
+            written = write_whole(format, wanted, checkpoint, unfinished, output)
         else:
             written = _write_towers(wanted, checkpoint, unfinished, output)
         for name in [tower.name for tower in written]:
@@ -90,13 +96,23 @@ def export(
 def _write_towers(
     towers: Mapping[str, Tower], checkpoint: Checkpoint, folder: Path, place: Path
 ) -> list[ExportedTower]:
-    """Each tower as its library has it, and a pair of halves also together."""
+    """Each tower as its library has it, and a pair that its library has one model for also
+    together."""
     written = []
     for name, tower in towers.items():
         (folder / name).mkdir()
         written.append(export_tower(tower, folder / name, place / name, name=name))
     pair = export_pair(list(towers.values()), checkpoint.distillers, folder / DUAL, place / DUAL)
-    return written if pair is None else [*written, pair]
+    if pair is not None:
+        return [*written, pair]
+    builders = [type(tower.encoder).__module__ for tower in towers.values()]
+    if builders == [OPEN_CLIP, OPEN_CLIP]:
+        from vlkd_cli.engine.export_whole import write_whole
+        from vlkd_cli.towers.whole.parts import Misfit
+
+        with contextlib.suppress(Misfit):
+            written += write_whole("open_clip", towers, checkpoint, folder, place)
+    return written
 
 
 def _refuse_unused(format: Format, options: Mapping[str, bool]) -> None:

@@ -80,7 +80,7 @@ def export_tower(
         write_weights(added, folder / ADDED)
     (folder / PAGE).write_text(
         yaml.safe_dump(
-            {"tower": name, **_page(tower, how, bool(added))}, sort_keys=False, width=140
+            {"tower": name, **page_of(tower, how, added=bool(added))}, sort_keys=False, width=140
         ),
         encoding="utf-8",
     )
@@ -162,21 +162,29 @@ def load_added(tower: Tower, folder: Path) -> None:
         ) from error
 
 
-def _page(tower: Tower, how: Export, added: bool) -> dict[str, Any]:
+def page_of(tower: Tower, how: Export, *, added: bool, own_head: bool = False) -> dict[str, Any]:
+    """What `vlkd_tower.yaml` says of a tower.
+
+    Args:
+        added: whether pooler and heads are in a file of their own.
+        own_head: whether they are in the library's own files.
+    """
     section = tower.section
     assert section is not None
     page: dict[str, Any] = {"modality": tower.modality, "format": how.format, "python": how.python}
     page["recipe"] = how.recipe
     page["feature"] = (
-        how.feature if section.pooler is None else f"the tokens, pooled by {section.pooler.name}"
+        how.feature
+        if section.pooler is None or own_head
+        else f"the tokens, pooled by {section.pooler.name}"
     )
-    page["feature_width"] = tower.feature_width
+    page["feature_width"] = tower.width if own_head else tower.feature_width
     if isinstance(tower.input, ImageInput):
         page["images"] = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in tower.input._asdict().items()
         }
-    for name, head in section.all_heads.items():
+    for name, head in ({} if own_head else section.all_heads).items():
         described = head.model_dump(exclude_defaults=True)
         if name == "head":
             page["head"] = described

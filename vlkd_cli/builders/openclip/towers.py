@@ -114,17 +114,22 @@ class OpenClipImage(Backbone):
         return _with_last(find_layers(self.encoder), self.encoder, LAST_IMAGE_PARTS)
 
     def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+        state = self.encoder.state_dict()
+        return save_half(
+            "visual", self.source, state, folder, place, preprocessing=self.preprocessing
+        )
+
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        """How images are prepared, in open_clip's words."""
         expected = self.input
-        prepared = {
+        return {
             "size": expected.size_px,
             "mean": expected.mean,
             "std": expected.std,
             "interpolation": expected.interpolation,
             "resize_mode": expected.resize,
         }
-        return save_half(
-            "visual", self.source, self.encoder.state_dict(), folder, place, preprocessing=prepared
-        )
 
 
 class OpenClipText(Backbone):
