@@ -252,6 +252,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "folder": Entry("data.readers.folder:Folder", "images with a .txt of the same stem"),
         "images": Entry("data.readers.images:Images", "images only, a folder or a list of them"),
         "webdataset": Entry("data.readers.webdataset:WebDataset", "tar shards, local or remote"),
+        "parquet": Entry(
+            "data.readers.parquet:Parquet", "Parquet files, folders of datasets", "parquet"
+        ),
         "coco": Entry("data.readers.coco:COCO", "COCO captions json with an image folder"),
         "classification": Entry(
             "data.readers.classification:Classification",
@@ -386,6 +389,7 @@ PACKAGES = {
     "trackio": ("trackio",),
     "mlflow": ("mlflow",),
     "mteb": ("mteb",),
+    "parquet": ("pyarrow",),
 }
 """The packages that the extras install, by the names they are imported under."""
 

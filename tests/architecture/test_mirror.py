@@ -93,6 +93,7 @@ THROUGH = {
     ],
     "unit/data/readers/test_passages.py": ["data.files.passage_table", "data.files.relations"],
     "unit/data/readers/test_caption_weights.py": ["recipe.caption_weights"],
+    "unit/data/readers/test_parquet.py": ["data.files.arrow_files"],
     "unit/data/readers/test_webdataset.py": ["data.files.remote"],
     "unit/data/test_readers.py": ["data.files.named_texts", "data.readers.subset"],
     "unit/elevater/test_submission.py": [

@@ -104,6 +104,8 @@ def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path:
         section = section | {"root": str(tmp_path / "other")}
     elif name == "webdataset":
         shutil.copyfile(tmp_path / "shard-1.tar", tmp_path / "shard-0.tar")
+    elif name == "parquet":
+        shutil.copyfile(tmp_path / "1.parquet", tmp_path / "0.parquet")
     elif name == "clip_benchmark":
         shutil.copyfile(tmp_path / "test" / "1.tar", tmp_path / "test" / "0.tar")
     elif name == "passages":

@@ -223,6 +223,33 @@ def choices_data(folder: Path) -> dict[str, Any]:
     return {"reader": "choices", "path": str(folder / "choices.json")}
 
 
+def parquet_data(folder: Path) -> dict[str, Any]:
+    """Two files of four rows in row groups of two; some keys need columns of their own."""
+    for number in range(2):
+        rows = range(4 * number, 4 * number + 4)
+        write_parquet(
+            folder / f"{number}.parquet",
+            {
+                "image": [encoded(photo(k)) for k in rows],
+                "caption": [f"caption of {k}" for k in rows],
+                "label": [k % 3 for k in rows],
+            },
+            group_rows=2,
+        )
+    return {"reader": "parquet", "path": f"{folder}/*.parquet"}
+
+
+def write_parquet(path: Path, columns: dict[str, Any], *, group_rows: int = 3) -> str:
+    """A Parquet file with these columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table(columns)
+    pyarrow.parquet.write_table(table, path, row_group_size=group_rows)
+    return str(path)
+
+
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "choices": choices_data,
     "multilingual": multilingual_data,
@@ -231,6 +258,7 @@ READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "folder": folder_data,
     "images": images_data,
     "webdataset": webdataset_data,
+    "parquet": parquet_data,
     "coco": coco_data,
     "classification": classification_data,
     "elevater": elevater_data,

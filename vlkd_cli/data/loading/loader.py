@@ -21,7 +21,7 @@ from vlkd_cli.data.loading.choices import ColumnKeys, EpochCaptions
 from vlkd_cli.data.loading.class_order import ClassOrder
 from vlkd_cli.data.loading.distinct import DistinctOrder, KeysOf
 from vlkd_cli.data.loading.duplicates import fraction_of_duplicates
-from vlkd_cli.data.loading.order import EpochOrder, Order
+from vlkd_cli.data.loading.order import BlockOrder, EpochOrder, Order
 from vlkd_cli.data.loading.streams import StreamAssembler
 from vlkd_cli.data.loading.workers import Request, WorkerPool
 from vlkd_cli.data.masks import ViewMask
@@ -211,7 +211,11 @@ def _order(
             seed=seed,
             episode_samples=episode_samples,
         )
-    order = EpochOrder(len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples)
+    order: Order = EpochOrder(
+        len(reader), seed=seed, shuffle=shuffle, episode_samples=episode_samples
+    )
+    if shuffle and reader.blocks is not None:
+        order = BlockOrder(reader.blocks, seed=seed, episode_samples=episode_samples)
     if distinct is None:
         return order
     if distinct == CAPTION:

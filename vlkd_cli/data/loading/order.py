@@ -3,7 +3,7 @@ any slice."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -82,3 +82,84 @@ class EpochOrder:
                 permuted(places, self.num_rows, hashed(self.seed, passes)),
             )
         return self._block[1]
+
+
+class Blocks(NamedTuple):
+    """Rows that are read together, such as the row groups of Parquet files.
+
+    Args:
+        starts: `[G + 1]` int64, ascending: where each block begins, and the number of rows.
+        at_once: blocks whose rows are shuffled among each other.
+    """
+
+    starts: np.ndarray
+    at_once: int
+
+
+class BlockOrder:
+    """All rows, pass after pass, as `EpochOrder`, for data that is read in blocks: each pass takes
+    the blocks in an order of its own, and shuffles the rows of several of them among each other. A
+    process reads each block about once.
+
+    Args:
+        blocks: of the rows.
+        seed: the run's.
+        episode_samples: positions per epoch; None: as many as there are rows.
+    """
+
+    def __init__(self, blocks: Blocks, *, seed: int, episode_samples: int | None = None) -> None:
+        self.blocks, self.seed = blocks, seed
+        self.num_rows = int(blocks.starts[-1])
+        self.num_positions = episode_samples or self.num_rows
+        self._pass: tuple[int, _Pass] | None = None
+
+    def __len__(self) -> int:
+        return self.num_positions
+
+    def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Rows at the positions `[start, stop)` of an epoch, int64; positions beyond its end are
+        those of its beginning."""
+        positions = np.arange(start, stop, dtype=np.int64) % self.num_positions
+        passes, places = np.divmod(epoch * self.num_positions + positions, self.num_rows)
+        rows = np.empty(len(positions), dtype=np.int64)
+        for number in np.unique(passes):
+            own = passes == number
+            rows[own] = self._of_pass(int(number)).rows(places[own])
+        return rows
+
+    def replacement(self, row: int, seed: int, attempt: int) -> int:
+        """A row of the same block, which is in memory; after some tries any row."""
+        starts = self.blocks.starts
+        block = int(np.searchsorted(starts, row, side="right")) - 1
+        first, stop = (0, self.num_rows) if attempt > 8 else starts[block : block + 2].tolist()
+        return int(first + hashed(seed, attempt)[0] % np.uint64(stop - first))
+
+    def _of_pass(self, number: int) -> _Pass:
+        if self._pass is None or self._pass[0] != number:
+            self._pass = number, _Pass(self.blocks, int(hashed(self.seed, number, 2)[0]))
+        return self._pass[1]
+
+
+class _Pass:
+    """The order of one pass over all blocks."""
+
+    def __init__(self, blocks: Blocks, key: int) -> None:
+        count = len(blocks.starts) - 1
+        self.key = np.uint64(key)
+        self.order = permuted(np.arange(count), count, np.array([self.key]))
+        self.firsts = blocks.starts[self.order]
+        sizes = np.diff(blocks.starts)[self.order]
+        self.before = np.concatenate([[0], np.cumsum(sizes)])
+        self.bounds = np.append(self.before[: -1 : blocks.at_once], self.before[-1])
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        shuffled = np.empty_like(places)
+        windows = np.searchsorted(self.bounds, places, side="right") - 1
+        for window in np.unique(windows):
+            own = windows == window
+            first, stop = self.bounds[window : window + 2].tolist()
+            key = hashed(self.key, window, 4)
+            shuffled[own] = first + permuted(places[own] - first, stop - first, key)
+        blocks = np.searchsorted(self.before, shuffled, side="right") - 1
+        rows: np.ndarray = self.firsts[blocks] + shuffled - self.before[blocks]
+        return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from vlkd_cli.data.batch import Lost, Sample
 from vlkd_cli.data.caption_choice import Sources
+from vlkd_cli.data.loading.order import Blocks
 from vlkd_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Reader(Offers):
     """Whether each sample belongs to a group, for figures by group."""
     weighs_captions: bool = False
     """Whether `caption_sources` is defined."""
+    blocks: Blocks | None = None
+    """Samples that are read together, where reading one alone takes as long."""
     lost: Sequence[Lost] = ()
     """Shards, and parts of shards, that cannot be read and are left out."""
     streams: ClassVar[bool] = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.fingerprints import digest_of
+from vlkd_cli.data.loading.order import Blocks
 from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
@@ -31,6 +32,9 @@ class Subset(Reader):
         self.multi_label, self.salvages = reader.multi_label, reader.salvages
         self.has_captions, self.text_names = reader.has_captions, reader.text_names
         self.num_targets, self.has_groups = reader.num_targets, reader.has_groups
+        if reader.blocks is not None and (np.diff(self.rows) > 0).all():
+            starts = np.searchsorted(self.rows, reader.blocks.starts)
+            self.blocks = Blocks(np.unique(starts), reader.blocks.at_once)
         self.lost, self.weighs_captions = reader.lost, reader.weighs_captions
         counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
         self._starts = np.concatenate([[0], np.cumsum(counts)])

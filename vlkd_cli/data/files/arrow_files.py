@@ -1,0 +1,278 @@
+"""Parquet files, and the Arrow files that `datasets` saves: which a path names, and their rows in
+the groups in which they lie."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.fingerprints import digest_files, digest_of
+from vlkd_cli.data.files.remote import expanded, is_url
+from vlkd_cli.data.images.files import is_data
+from vlkd_cli.data.readers.reader import with_split
+from vlkd_cli.errors import DataError
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_OPEN_FILES = 16
+_FOOTER_BYTES = 1 << 16
+
+
+def data_files(path: str | Sequence[str], split: str | None) -> list[str]:
+    """The files that a recipe's `path` names: files, patterns, or folders as `datasets` and
+    img2dataset write them.
+
+    Args:
+        split: takes the place of `{split}`, or chooses among the splits of a folder; by default
+            the training one.
+
+    Raises:
+        DataError: there is none.
+    """
+    from braceexpand import braceexpand
+
+    files: list[str] = []
+    for each in [path] if isinstance(path, str) else path:
+        place = expanded(each.replace("{split}", split or "train"))
+        if os.path.isdir(place):
+            files += _in_folder(Path(place), None if "{split}" in each else split)
+        elif os.path.exists(place):
+            files.append(expanded(with_split(each, split)))
+        else:
+            places = list(braceexpand(expanded(with_split(each, split))))
+            files += [file for name in places for file in _matching(name) or [name]]
+    if not any(is_url(file) or os.path.isfile(file) for file in files):
+        raise DataError(f"data.path {path}: no such file. Name .parquet files or a folder.")
+    return files
+
+
+def _matching(place: str) -> list[str]:
+    if not is_url(place):
+        return sorted(glob.glob(place))
+    import fsspec
+
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(place)
+        if filesystem.isdir(inner):
+            inner = f"{inner.rstrip('/')}/**/*.parquet"
+        found = filesystem.glob(inner) if "*" in inner else [inner] * filesystem.exists(inner)
+        return sorted(filesystem.unstrip_protocol(name) for name in found)
+    except Exception as error:  # every fsspec protocol has exceptions of its own
+        raise DataError(
+            f"data.path {place} cannot be read ({type(error).__name__}: {error})."
+        ) from None
+
+
+def _in_folder(folder: Path, split: str | None) -> list[str]:
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        names = json.loads(listing.read_bytes())["splits"]
+        folder, split = folder / _of_split(names, split, folder), None
+    if (folder / "state.json").is_file():
+        if split is not None:
+            raise DataError(f"data.split is '{split}', but {folder} is a data set without splits.")
+        parts = json.loads((folder / "state.json").read_bytes())["_data_files"]
+        return [str(folder / part["filename"]) for part in parts]
+    files = [
+        str(file)
+        for file in sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.arrow"))
+        if is_data(file.relative_to(folder).as_posix())
+    ]
+    if not files:
+        raise DataError(f"data.path {folder}: it holds no .parquet or .arrow file.")
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        relative = os.path.relpath(file, folder)
+        words = re.split(r"[^a-z]+", relative.lower())
+        own = next((k for k, names in _SPLITS.items() if set(names) & set(words)), "")
+        by_split.setdefault(own, []).append(file)
+    if set(by_split) == {""} and split is None:
+        return files
+    return by_split[_of_split(list(by_split), split, folder)]
+
+
+def _of_split(names: Sequence[str], split: str | None, folder: Path) -> str:
+    wanted = _SPLITS.get(split or "train", (split,))
+    found = next((name for name in names if name in wanted or name == split), None)
+    if found is None and split is None and len(names) == 1:
+        return names[0]
+    if found is None:
+        there = ", ".join(filter(None, names)) or "none"
+        raise DataError(
+            f"{folder} has no split '{split or 'train'}' (data.split). Splits there: {there}."
+        )
+    return found
+
+
+class ArrowFiles:
+    """Rows of several files as one table, read group by group: the row groups of Parquet files, the
+    record batches of Arrow files. Survives pickling.
+
+    Args:
+        files: paths or URLs.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = list(files)
+        self._open: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self.schema: pa.Schema = self._first_schema()
+
+    def find_groups(self, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """`groups` `[G, 3]` int64: file, number in it, rows; `bytes` `[G]` int64, uncompressed;
+        `lost`: files that cannot be read.
+
+        Args:
+            columns: that every file needs.
+
+        Raises:
+            DataError: a file lacks one of the columns.
+        """
+        rows, sizes, lost = [], [], []
+        for number, file in enumerate(self.files):
+            try:
+                schema, parts = self._schema(number), self._sizes(number)
+            except DataError:
+                lost.append(number)
+                continue
+            missing = [name for name in columns if name not in schema.names]
+            if missing:
+                raise DataError(f"{file} has no column '{missing[0]}', as others have.")
+            for group, (count, size) in enumerate(parts):
+                if count:
+                    rows.append((number, group, count))
+                    sizes.append(size)
+        return {
+            "groups": np.array(rows, dtype=np.int64).reshape(-1, 3),
+            "bytes": np.array(sizes, dtype=np.int64),
+            "lost": np.array(lost, dtype=np.int64),
+        }
+
+    def read(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a group.
+
+        Raises:
+            Broken: they cannot be read.
+        """
+        try:
+            opened = self._opened(file)
+            if isinstance(opened, pq.ParquetFile):
+                return opened.read_row_group(group, columns=list(columns), use_threads=False)
+            return pa.Table.from_batches([opened[group]]).select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise Broken(f"row group {group} of its file cannot be read ({reason})") from None
+
+    def version(self) -> str:
+        """Changes whenever a file does; little of it is read."""
+        states = []
+        for file in self.files:
+            if is_url(file):
+                states.append(repr(_info(file)))
+            elif os.path.isfile(file):
+                status = os.stat(file)
+                states.append(f"{os.path.realpath(file)} {status.st_size} {status.st_mtime_ns}")
+        return digest_of(states)
+
+    def digest(self) -> str:
+        """Of the content, as far as ends and middles of the files tell; equal for equal copies."""
+        local = [file for file in self.files if not is_url(file)]
+        remote = [_info(file) for file in self.files if is_url(file)]
+        return digest_of(digest_files(local), [_end(file) for file in local], remote)
+
+    def _first_schema(self) -> pa.Schema:
+        problem: DataError | None = None
+        for number in range(len(self.files)):
+            try:
+                return self._schema(number)
+            except DataError as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
+
+    def _schema(self, file: int) -> pa.Schema:
+        opened = self._opened(file)
+        if isinstance(opened, pq.ParquetFile):
+            return opened.schema_arrow
+        return opened[0].schema if opened else pa.schema([])
+
+    def _sizes(self, file: int) -> list[tuple[int, int]]:
+        """Rows and uncompressed bytes of each group."""
+        opened = self._opened(file)
+        if not isinstance(opened, pq.ParquetFile):
+            return [(batch.num_rows, batch.nbytes) for batch in opened]
+        parts = [opened.metadata.row_group(k) for k in range(opened.num_row_groups)]
+        return [(part.num_rows, part.total_byte_size) for part in parts]
+
+    def _opened(self, file: int) -> Any:
+        """A Parquet file, or the batches of an Arrow file, mapped into memory."""
+        # A handle that processes share has one position for all of them.
+        key = (os.getpid(), file)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        while len(self._open) >= _OPEN_FILES:
+            self._open.popitem(last=False)
+        path = self.files[file]
+        try:
+            self._open[key] = _open(path)
+        except DataError:
+            raise
+        except Exception as error:  # pyarrow's and those of every fsspec protocol
+            reason = str(error).partition("\n")[0]
+            raise DataError(
+                f"{path} cannot be read ({type(error).__name__}: {reason}). Fetch it again, or take"
+                " it out of data.path."
+            ) from None
+        return self._open[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _open(path: str) -> Any:
+    if path.endswith(".arrow"):
+        with pa.memory_map(path) as source:
+            try:
+                return pa.ipc.open_stream(source).read_all().to_batches()
+            except pa.ArrowInvalid:
+                source.seek(0)
+                return pa.ipc.open_file(source).read_all().to_batches()
+    if not is_url(path):
+        return pq.ParquetFile(path)
+    import fsspec
+
+    return pq.ParquetFile(fsspec.open(path, "rb").open())
+
+
+def _info(url: str) -> list[tuple[str, str]]:
+    import fsspec
+
+    filesystem, inner = fsspec.core.url_to_fs(url)
+    return sorted((key, str(value)) for key, value in filesystem.info(inner).items())
+
+
+def _end(file: str) -> bytes:
+    """The end of a file, which in Parquet holds the sizes of all its parts."""
+    if not os.path.isfile(file):
+        return b""
+    with open(file, "rb") as opened:
+        opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, opened.tell() - _FOOTER_BYTES))
+        return opened.read()
