@@ -24,6 +24,7 @@ from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.load import TRUST_OPTION, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt
+from vlkd_cli.remote_runs import local_run
 
 FORMAT = 2
 BEFORE_COOLDOWN = "before_cooldown.pt"
@@ -232,12 +233,12 @@ class Checkpoint:
 
 def resolve(run: str | Path, checkpoint: Choice | None = None) -> Path:
     """The checkpoint that a run stands for: its best where there is one, else its last; the one
-    that is asked for; or the file itself that is named.
+    that is asked for; or the file itself that is named. What is at a URL is copied first.
 
     Raises:
         CheckpointError: there is none, or a file is named and a choice made as well.
     """
-    path = Path(run).expanduser()
+    path = Path(local_run(str(run))).expanduser()
     if path.is_file():
         if checkpoint is not None:
             raise CheckpointError(

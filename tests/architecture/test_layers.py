@@ -19,6 +19,7 @@ ROWS = [
     {"numerics", "preprocessing"},
     {"distillers", "poolers", "heads"},
     {"builders", "data"},
+    {"remote_runs"},
     {"checkpoint"},
     {"towers"},
     {"composition"},

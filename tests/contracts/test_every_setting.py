@@ -218,6 +218,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
         ("synthesis", key.name): "of vlkd synthesize; see tests/unit/synthesis/test_run.py"
         for key in section_keys(SECTIONS["synthesis"])
     },
+    ("train", "save_in_background"): "the same checkpoints; see tests/unit/engine/test_saving.py",
     ("train", "heartbeat_seconds"): "of several processes; see tests/unit/engine/test_nodes.py",
     ("train", "chunk"): "the same numbers in less memory; see tests/contracts/test_chunks.py",
     ("train", "checkpoint_activations"): "the same numbers in less memory; see test_blocks.py",

@@ -124,6 +124,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "distinct": Change(one("data", distinct="position")),
         "workers": Change(one("data", workers=1)),
         "prefetch": Change(one("data", prefetch=3)),
+        "exclude": Change(one("data", exclude="missing.csv")),
         "max_broken_share": Change(one("data", max_broken_share=2)),
     },
     "train": {

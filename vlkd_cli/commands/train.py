@@ -36,7 +36,8 @@ def train(
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of this run. By default runs/RECIPE-TIME.")
+        str | None,
+        typer.Option(metavar="FOLDER|URL", help="Folder of this run. By default runs/RECIPE-TIME."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
     dry_run: Annotated[

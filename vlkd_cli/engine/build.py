@@ -20,6 +20,7 @@ from vlkd_cli.composition.composition import Composition, Objective, SetupError
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.loading.loader import Loader
+from vlkd_cli.data.readers.excluded import excluded_names, excluding
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import DataFacts, Distiller
@@ -38,12 +39,15 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
-from vlkd_cli.recipe.schema import DistillerSpec, Recipe
+from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.blocks import checkpoint_activations
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
+
+EXCLUDED = "excluded.txt"
+"""In a checkpoint's files: the names of the samples that the run leaves out."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Training:
         episode_loader: of what the start of an episode reads, in the same order; `loader` where a
             step reads the same.
         steps_per_epoch, total_steps: in optimizer steps.
+        files: what the run needs to be resumed in addition to weights, for its checkpoints.
         cooldown_start: step at which the first cooldown of a schedule starts, if there is one.
     """
 
@@ -69,6 +74,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     steps_per_epoch: int
     total_steps: int
+    files: dict[str, bytes]
     cooldown_start: int | None
 
     def evaluated_towers(self) -> dict[str, Tower]:
@@ -105,7 +111,8 @@ def build_training(
     _refuse_untrainable(recipe, device)
     assert recipe.data is not None
     data = recipe.data
-    reader = open_everywhere(lambda: open_reader(data))
+    excluded = _excluded(data, resumed)
+    reader = open_everywhere(lambda: _opened(data, excluded))
     if resumed is not None and isinstance(reader, StreamReader):
         refuse_other_group(resumed)
     towers = build_towers(
@@ -151,10 +158,28 @@ def build_training(
         loader=loader,
         episode_loader=episode_loader,
         optimizer=build_optimizer(composition, recipe, run),
+        files={EXCLUDED: "\n".join(excluded).encode("utf-8", "surrogateescape")}
+        if excluded
+        else {},
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         cooldown_start=cooldown_start(recipe, run),
     )
+
+
+def _excluded(data: DataSpec, resumed: Checkpoint | None) -> list[str]:
+    """The samples that the run leaves out; a run that is resumed leaves out those it began with,
+    whatever the file says now."""
+    if data.exclude is None:
+        return []
+    if resumed is not None:
+        return resumed.files[EXCLUDED].decode("utf-8", "surrogateescape").split("\n")
+    return excluded_names(data.exclude)
+
+
+def _opened(data: DataSpec, excluded: Sequence[str]) -> Reader | StreamReader:
+    reader = open_reader(data)
+    return excluding(reader, excluded) if data.exclude is not None else reader
 
 
 def build_towers(

@@ -16,9 +16,12 @@ from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
+from vlkd_cli.engine.saving import Saver
 from vlkd_cli.engine.trainer import Due, Hooks, Loads, Trainer
+from vlkd_cli.errors import CheckpointError
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.remote_runs import RemoteRun
 from vlkd_cli.reports.sink import Sink
 from vlkd_cli.reports.state import StateFile
 
@@ -32,6 +35,7 @@ class Run(Hooks):
         files: what its towers need in addition to weights, for its checkpoints.
         sinks: where values go; None on all ranks but the first.
         state: what is said of the run as a whole; None on all ranks but the first.
+        url: where the run folder is copied to after each save.
         saved_step: the step of the checkpoint that the run was resumed from.
     """
 
@@ -49,6 +53,7 @@ class Run(Hooks):
         state: StateFile | None,
         progress: console.TrainingProgress,
         interruption: Interruption,
+        url: str | None = None,
         saved_step: int | None = None,
     ) -> None:
         self.recipe, self.folder, self.trainer, self.files = recipe, folder, trainer, files
@@ -57,13 +62,25 @@ class Run(Hooks):
         self.sinks, self.progress, self.interruption = sinks, progress, interruption
         self.state = state
         self._saved_step = saved_step
+        self.saver = Saver(
+            folder.checkpoints,
+            keep=trainer.settings.keep,
+            in_background=trainer.settings.save_in_background,
+            then=None if url is None else RemoteRun(url).push,
+        )
 
     def __enter__(self) -> Run:
         self._note_progress(self.trainer.step_count, write=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._note_progress(self.trainer.step_count, write=True)
+        try:
+            self.saver.wait()
+        except CheckpointError as lost:
+            if error is None:
+                raise
+            console.warn(str(lost))
 
     def start_epoch(self, epoch: int) -> None:
         trainer = self.trainer
@@ -187,9 +204,8 @@ class Run(Hooks):
                 waited=self.evaluations.watch.waited,
                 files=self.files,
             )
-            checkpoint.save(
-                self.folder.checkpoints,
+            self.saver.save(
+                checkpoint,
                 is_best=is_best,
                 before_cooldown=step == self.saves.cooldown_start,
-                keep=self.trainer.settings.keep,
             )

@@ -16,6 +16,7 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.recipe.named_models import named_models, sections_of
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.remote_runs import local_run
 from vlkd_cli.towers.exported import exported_folders, load_exported
 from vlkd_cli.towers.tower import Tower
 
@@ -54,6 +55,7 @@ def open_target(
     Raises:
         UserError: there is no such target, or it cannot be loaded.
     """
+    target = None if target is None else local_run(target)
     exported = {} if target is None else _exported(Path(target))
     if exported:
         assert target is not None

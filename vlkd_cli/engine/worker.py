@@ -55,6 +55,7 @@ class Job:
         dry_run: build everything, take one step, report sizes, write no checkpoint.
         quiet: print results and errors only.
         origins: `file:line` of the recipe's keys.
+        url: where the run folder is copied to; None: nowhere.
         features: folder of cached features; by default that of the recipe's `train.cache_dir`.
     """
 
@@ -66,6 +67,7 @@ class Job:
     quiet: bool = False
     origins: Mapping[Place, str] = field(default_factory=dict)
     features: str | None = None
+    url: str | None = None
 
 
 def train(job: Job) -> int:
@@ -198,7 +200,7 @@ def _opened(
             folder,
             trainer,
             episode_loader=training.episode_loader,
-            files=made_files(training.towers.values()),
+            files={**made_files(training.towers.values()), **training.files},
             evaluations=evaluations,
             saves=Saves(
                 recipe.train,
@@ -210,6 +212,7 @@ def _opened(
             state=state,
             progress=stack.enter_context(progress),
             interruption=interruption,
+            url=job.url,
             saved_step=None if resumed is None else resumed.step,
         )
         yield stack.enter_context(run)
@@ -285,7 +288,7 @@ def _say_finished(job: Job, recipe: Recipe, trainer: Trainer, seconds: float, st
     # A trial run (`vlkd recipes smoke`) is quiet and leaves no record to read.
     if runtime.is_main() and not job.quiet and (outcome := outcome_line(read_run(Path(job.run)))):
         _say(job, outcome)
-    _say(job, f"Run folder: {job.run}")
+    _say(job, f"Run folder: {job.run}" + (f", copied to {job.url}" if job.url else ""))
     metrics = shlex.quote(str(Path(job.run) / "metrics.csv"))
     _say(job, f"Next: vlkd {_next_command(recipe, shlex.quote(job.run))}    or look into {metrics}")
 

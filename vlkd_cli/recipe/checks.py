@@ -109,9 +109,22 @@ def _check_checkpointing(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _check_saving(recipe: Recipe) -> Iterator[Problem]:
+    train = recipe.train
+    in_between = train.save_every_epochs is not None and train.save_every_epochs < train.epochs
+    saves = in_between or train.save_every_steps or train.save_every_minutes or recipe.evals
+    if train.save_in_background and not saves:
+        yield Problem(
+            ("train", "save_in_background"),
+            "has no effect: only the end of the run is saved, and waited for. Remove it, or set"
+            " train.save_every_steps.",
+        )
+
+
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
     yield from _check_chunk(recipe)
+    yield from _check_saving(recipe)
     yield from _check_checkpointing(recipe)
     yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:

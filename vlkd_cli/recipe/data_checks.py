@@ -28,6 +28,7 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     yield from _check_modalities(recipe, recipe.data, addresses)
     yield from _check_views(recipe, recipe.data)
     yield from _check_texts(recipe.data)
+    yield from _check_exclude(recipe.data)
     yield from _check_wants(recipe, recipe.data)
     yield from _check_per_class(recipe, recipe.data)
     yield from _check_distinct(recipe, recipe.data)
@@ -143,6 +144,16 @@ def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
         count = len(sources) if isinstance(sources, list) else 1
         if problem := weights_problem(weights, count, key):
             yield Problem((*place[:-1], "caption_weights"), problem)
+
+
+def _check_exclude(data: DataSpec) -> Iterator[Problem]:
+    streams = [reader for reader, keys, _ in readers_of(data) if streams_of(reader, keys)]
+    if data.exclude is not None and streams:
+        yield Problem(
+            ("data", "exclude"),
+            f"has no effect: reader '{streams[0]}' streams here, and broken samples are replaced as"
+            " they come. Remove it.",
+        )
 
 
 def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:

@@ -251,6 +251,12 @@ class DataSpec(Open):
     max_broken_share: Probability = Field(
         0.01, description="largest fraction of broken samples; the run stops above it"
     )
+    exclude: str | None = Field(
+        None,
+        description=(
+            "samples to leave out: a run folder or its skipped.csv, or a file with a name per line"
+        ),
+    )
 
 
 class TrainSpec(Section):
@@ -304,6 +310,13 @@ class TrainSpec(Section):
     )
     save_every_epochs: PositiveInt | None = Field(1, description="epochs between checkpoints")
     save_every_minutes: Positive | None = Field(None, description="minutes between checkpoints")
+    save_in_background: bool = Field(
+        False,
+        description=(
+            "write checkpoints while training continues; takes memory of the host for one more"
+            " copy of the state"
+        ),
+    )
     keep: PositiveInt = Field(1, description="number of the newest checkpoints that stay")
     best: str | None = Field(
         None,

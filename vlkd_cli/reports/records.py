@@ -33,6 +33,7 @@ IGNORED_KEYS = {
     "train.save_every_steps",
     "train.save_every_epochs",
     "train.save_every_minutes",
+    "train.save_in_background",
     "train.keep",
     "train.best",
     "data.workers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 
 from tests.support.data_sets import encoded, photo, write_tar
 from tests.unit.engine.recipes import differences, final_state, tiny_recipe, train
-from vlkd_cli.errors import DataError
+from vlkd_cli.errors import DataError, RecipeError
 
 
-def shards(folder: Path, numbers: list[list[int]]) -> str:
+def shards(folder: Path, numbers: list[list[int]], broken: Collection[int] = ()) -> str:
     for shard, own in enumerate(numbers):
         members: dict[str, bytes] = {}
         for number in own:
-            members[f"{number:04}.jpg"] = encoded(photo(number))
+            image = b"no image" if number in broken else encoded(photo(number))
+            members[f"{number:04}.jpg"] = image
             members[f"{number:04}.txt"] = f"caption {number}".encode()
         write_tar(folder / f"{shard:05}.tar", members)
     return f"{folder}/{{00000..{len(numbers) - 1:05}}}.tar"
@@ -25,7 +27,8 @@ def shards(folder: Path, numbers: list[list[int]]) -> str:
 
 def recipe(path: str, **keys: Any) -> dict[str, Any]:
     data = {"reader": "webdataset", "path": path, "workers": 0, "max_broken_share": 0.5, **keys}
-    return {**tiny_recipe(train={"epochs": 2, "batch_size": 4}), "data": data}
+    sections = {"train": {"epochs": 2, "batch_size": 4}, "schedule": {"name": "constant"}}
+    return {**tiny_recipe(**sections), "data": data}
 
 
 def damaged(folder: Path) -> str:
@@ -75,3 +78,45 @@ def test_a_stream_with_a_gap_in_its_shard_numbers_runs_to_its_end(tmp_path: Path
     with pytest.raises(DataError, match=expected):
         section = recipe(path, stream=True, samples_per_epoch=20, max_broken_share=0.05)
         train(tmp_path, section, run="strict")
+
+
+@pytest.mark.slow
+def test_what_an_earlier_run_could_not_read_is_left_out_as_if_it_had_never_been_there(
+    tmp_path: Path,
+) -> None:
+    """Images that only decoding finds to be broken, named by `data.exclude`."""
+    numbers = [list(range(6 * k, 6 * k + 6)) for k in range(3)]
+    path = shards(tmp_path / "damaged", numbers, broken={2, 8})
+    first = train(tmp_path, recipe(path), run="first")
+    assert {line.partition(",")[0].rpartition(":")[2] for line in skipped(first)} == {
+        "0002",
+        "0008",
+    }
+    good = [[number for number in own if number not in (2, 8)] for own in numbers]
+    intact = train(tmp_path, recipe(shards(tmp_path / "intact", good)), run="intact")
+    without = recipe(path, exclude=str(first))
+    run = train(tmp_path, without, run="without")
+    assert differences(*(final_state(each)["towers"] for each in (run, intact))) == []
+    assert not (run / "skipped.csv").exists()
+    # The list of the start is the run's, whatever becomes of the file.
+    short = train(tmp_path, {**without, "train": {**without["train"], "steps": 3}}, run="short")
+    (first / "skipped.csv").unlink()
+    train(tmp_path, without, resume=str(short))
+    assert differences(*(final_state(each)["towers"] for each in (short, run))) == []
+
+
+def test_a_list_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
+    path = shards(tmp_path / "data", [list(range(8))])
+    names = tmp_path / "names.txt"
+    names.write_text("no such sample\n")
+    with pytest.raises(DataError, match="names 1 samples, and the data has none of them"):
+        train(tmp_path, recipe(path, exclude=str(names)))
+    with pytest.raises(DataError, match=r"data.exclude .*none.txt: no such file"):
+        train(tmp_path, recipe(path, exclude=str(tmp_path / "none.txt")), run="other")
+    stream = recipe(path, exclude=str(names), stream=True, samples_per_epoch=8)
+    with pytest.raises(RecipeError, match=r"data.exclude: has no effect: .* streams here"):
+        train(tmp_path, stream, run="stream")
+
+
+def skipped(run: Path) -> list[str]:
+    return (run / "skipped.csv").read_text().splitlines()[1:]

@@ -142,7 +142,8 @@ def _samples(
             is_torn = after_gap = True
             continue
         if isinstance(found, End):
-            if not found.is_marked and members and _lacks(members, parts):
+            # An empty file, or one that ends in the middle of a sample.
+            if not found.is_marked and _lacks(members, parts):
                 gaps.append((size, _REASONS.index(CUT_OFF), True))
                 is_torn = True
             break

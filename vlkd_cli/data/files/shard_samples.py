@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,19 @@ class ShardSamples:
         except (OSError, ValueError):
             named = None  # the file has changed since it was indexed
         return f"{self.shards[shard]}:{named[0] if named else block * BLOCK}"
+
+    def rows_named(self, names: Collection[str]) -> np.ndarray:
+        """Positions of the samples of these names; only the shards in them are looked into."""
+        shards = {name.rpartition(":")[0] for name in names}
+        starts = self.arrays["starts"].tolist()
+        rows = [
+            row
+            for number, shard in enumerate(self.shards)
+            if shard in shards
+            for row in range(starts[number], starts[number + 1])
+            if self.name(row) in names
+        ]
+        return np.array(rows, dtype=np.int64)
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """Class numbers, int64; -1 where there is none."""

@@ -23,6 +23,7 @@ _LOADING = (
     "workers",
     "prefetch",
     "max_broken_share",
+    "exclude",
 )
 
 

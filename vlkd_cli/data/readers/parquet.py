@@ -33,6 +33,7 @@ from vlkd_cli.recipe.types import PositiveInt
 
 IMAGES = ["image", "jpg", "jpeg", "png", "webp"]
 _STATUS, _SUCCESS = "status", "success"
+_LARGE_BYTES = 512 << 20
 _TOGETHER_BYTES, _FEWEST_GROUPS, _MOST_GROUPS = 256 << 20, 4, 64
 
 
@@ -360,6 +361,11 @@ class Parquet(Reader):
         if "rows" in self._index:
             starts = np.searchsorted(self._index["rows"], starts)
         mean = max(1, int(self._index["bytes"].mean()))
+        if mean > _LARGE_BYTES:
+            console.warn_once(
+                f"{self._files.files[0]}: its row groups hold {mean / 2**30:.1f} GiB each, and each"
+                " loader worker reads several whole. Write the files with a smaller row_group_size."
+            )
         at_once = min(max(_TOGETHER_BYTES // mean, _FEWEST_GROUPS), _MOST_GROUPS)
         return Blocks(np.unique(starts), shuffle_groups or int(at_once))
 

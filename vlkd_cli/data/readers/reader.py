@@ -3,7 +3,7 @@ their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -135,6 +135,10 @@ class Reader(Offers):
     def name(self, index: int) -> str:
         """What a message calls the sample."""
         return f"sample {index}"
+
+    def rows_named(self, names: Collection[str]) -> np.ndarray:
+        """Positions of the samples of these names, ascending, int64."""
+        return np.array([k for k in range(len(self)) if self.name(k) in names], dtype=np.int64)
 
     def id(self, index: int) -> str:
         """What results call the sample."""

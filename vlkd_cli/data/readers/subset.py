@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+class Others:
+    """All positions of a data set but some, computed when they are asked for.
+
+    Args:
+        left_out: ascending, int64.
+        size: of the data set.
+    """
+
+    def __init__(self, left_out: np.ndarray, size: int) -> None:
+        self.size = size - len(left_out)
+        self.shifted = left_out - np.arange(len(left_out))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        index = np.asarray(index)
+        if (index >= self.size).any() or (index < -self.size).any():
+            raise IndexError(index)
+        index = np.where(index < 0, index + self.size, index)
+        found: np.ndarray = index + np.searchsorted(self.shifted, index, side="right")
+        return found
+
+
 class Subset(Reader):
     """The samples at some positions of another reader, in the order given.
 
@@ -26,18 +50,16 @@ class Subset(Reader):
         rows: positions in it.
     """
 
-    def __init__(self, reader: Reader, rows: Sequence[int] | np.ndarray) -> None:
-        self.reader, self.rows = reader, np.asarray(rows, dtype=np.int64)
+    def __init__(self, reader: Reader, rows: Sequence[int] | np.ndarray | Others) -> None:
+        self.reader = reader
+        self.rows: Any = rows if isinstance(rows, Others) else np.asarray(rows, dtype=np.int64)
         self.classes, self.templates = reader.classes, reader.templates
         self.multi_label, self.salvages = reader.multi_label, reader.salvages
         self.has_captions, self.text_names = reader.has_captions, reader.text_names
         self.num_targets, self.has_groups = reader.num_targets, reader.has_groups
-        if reader.blocks is not None and (np.diff(self.rows) > 0).all():
-            starts = np.searchsorted(self.rows, reader.blocks.starts)
-            self.blocks = Blocks(np.unique(starts), reader.blocks.at_once)
         self.lost, self.weighs_captions = reader.lost, reader.weighs_captions
-        counts = reader.caption_starts(self.rows + 1) - reader.caption_starts(self.rows)
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.blocks = None if reader.blocks is None else self._blocks(reader.blocks)
+        self._find_starts()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,6 +103,16 @@ class Subset(Reader):
 
     def fingerprint(self) -> str:
         return digest_of("subset", self.reader.fingerprint(), self.rows.tobytes())
+
+    def _find_starts(self) -> None:
+        counts = self.reader.caption_starts(self.rows + 1) - self.reader.caption_starts(self.rows)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def _blocks(self, blocks: Blocks) -> Blocks | None:
+        if not (np.diff(self.rows) > 0).all():
+            return None
+        starts = np.searchsorted(self.rows, blocks.starts)
+        return Blocks(np.unique(starts), blocks.at_once)
 
     def caption_start(self, index: int) -> int:
         return int(self._starts[index])

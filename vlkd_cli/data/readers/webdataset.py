@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -156,6 +156,9 @@ class WebDataset(Reader):
 
     def name(self, index: int) -> str:
         return self._samples.name(index)
+
+    def rows_named(self, names: Collection[str]) -> np.ndarray:
+        return self._samples.rows_named(names)
 
     def fingerprint(self) -> str:
         return digest_of("webdataset", self._samples.digest())

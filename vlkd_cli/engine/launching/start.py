@@ -28,6 +28,7 @@ from vlkd_cli.recipe.difference import first_difference
 from vlkd_cli.recipe.load import load_recipe, load_unchecked, origins_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
+from vlkd_cli.remote_runs import RemoteRun, is_url
 
 if TYPE_CHECKING:
     from vlkd_cli.engine.worker import Job
@@ -40,6 +41,7 @@ FREE_TRAIN_KEYS = {
     "save_every_steps",
     "save_every_epochs",
     "save_every_minutes",
+    "save_in_background",
     "keep",
     "best",
     "log_every_steps",
@@ -60,7 +62,7 @@ class TrainRequest:
     gpus: int | None = None
     cpu_workers: int | None = None
     resume: str | None = None
-    run: Path | None = None
+    run: str | Path | None = None
     runs: Path = Path("runs")
     dry_run: bool = False
     nodes: int = 1
@@ -75,6 +77,12 @@ class TrainRequest:
     def name(self) -> str:
         """The recipe's name, which new run folders begin with."""
         return "" if self.recipe is None else Path(self.recipe).stem
+
+    @property
+    def url(self) -> str | None:
+        """Where the run folder is copied to, if it is not a local one."""
+        named = self.run if self.resume in (None, LATEST) else self.resume
+        return str(named) if is_url(named) else None
 
     @property
     def num_processes(self) -> int:
@@ -130,6 +138,7 @@ def start_training(request: TrainRequest) -> int:
             dry_run=request.dry_run,
             quiet=request.quiet,
             origins=origins_of(request.recipe or folder.recipe, request.overrides),
+            url=request.url,
         )
         # A group that the agent starts again continues from the last checkpoint; the first attempt
         # finds none.
@@ -196,7 +205,7 @@ def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
         else None
     )
     if request.resume is not None:
-        folder = run_to_resume(request.resume, request.run, request.runs, request.name)
+        folder = run_to_resume(request)
         if recipe is None:
             recipe = load_recipe(
                 folder.recipe,
@@ -209,8 +218,11 @@ def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
     assert recipe is not None
     if request.dry_run:
         return recipe, RunFolder(Path(tempfile.mkdtemp(prefix="vlkd-dry-run-")))
+    if request.url is not None:
+        remote = RemoteRun(request.url)
+        return recipe, RunFolder(remote.begin() if request.writes_the_folder else remote.folder)
     if request.run is not None:
-        return recipe, RunFolder(request.run)
+        return recipe, RunFolder(Path(request.run))
     return recipe, fresh_run(request.name, request.runs)
 
 
@@ -224,10 +236,28 @@ def _prepared(folder: RunFolder, recipe: Recipe, request: TrainRequest) -> Itera
             if request.writes_the_folder and request.resume is None:
                 folder.refuse_another_run()
                 folder.write_recipe(recipe)
-            yield
+            with _copied(request):
+                yield
     finally:
         if request.dry_run:
             shutil.rmtree(folder.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _copied(request: TrainRequest) -> Iterator[None]:
+    """Copy the run folder to its URL, at the beginning and, however the run ends, at the end."""
+    if request.url is None or not request.writes_the_folder:
+        yield
+        return
+    remote = RemoteRun(request.url)
+    remote.push()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(CheckpointError):  # the reason of the end is what is reported
+            remote.push()
+        raise
+    remote.push()
 
 
 def _extend_if_longer(folder: RunFolder, recipe: Recipe, request: TrainRequest) -> None:
@@ -253,6 +283,8 @@ def restartable(job: Job) -> int:
     """Train from the last checkpoint where there is one."""
     from vlkd_cli.engine import worker
 
+    if job.url is not None:
+        RemoteRun(job.url).fetch()  # every node continues from what reached the URL
     has_checkpoint = (Path(job.run) / "checkpoints" / "last.pt").exists()
     return worker.train(replace(job, resume=job.resume or has_checkpoint))
 
@@ -293,11 +325,14 @@ def choose_placement(
     return Placement(gpus or cpu_workers or 1, device, nodes, node_rank, rendezvous, max_restarts)
 
 
-def run_to_resume(resume: str, run: Path | None, runs: Path, recipe_name: str) -> RunFolder:
+def run_to_resume(request: TrainRequest) -> RunFolder:
     """The run that `--resume [RUN]` means."""
-    if resume != LATEST:
-        return existing_run(Path(resume), runs)
-    return existing_run(run, runs) if run is not None else latest_run(runs, recipe_name)
+    if request.url is not None:
+        return RunFolder(RemoteRun(request.url).fetch())
+    named = request.run if request.resume == LATEST else request.resume
+    if named is None:
+        return latest_run(request.runs, request.name)
+    return existing_run(Path(named), request.runs)
 
 
 def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> None:

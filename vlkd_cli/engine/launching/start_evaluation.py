@@ -18,6 +18,7 @@ from vlkd_cli.recipe.overrides import parse_path
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.shipped import find_recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
+from vlkd_cli.remote_runs import local_run
 
 _NO_TRUST_NEEDED = (
     "--trust has no effect on a recipe of your own: it may name anything; set `trust: true` next"
@@ -91,6 +92,7 @@ def find_target(
 
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
     """
+    target = None if target is None else local_run(target)
     set_paths = [parse_path(override.partition("=")[0].strip()) for override in overrides]
     if target is None and any(path[:1] == ("towers",) for path in set_paths):
         # The towers that --set describes, empty: it fills keys, and refuses towers that are not
@@ -135,6 +137,7 @@ def find_trained(
     """
     if target is None:
         return _of_run(latest_run(runs), overrides, trust)
+    target = local_run(target)
     path = Path(target)
     if not _is_trained(target, runs):
         untrained = (

@@ -14,6 +14,7 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.remote_runs import is_url, local_run
 
 PAGE = "vlkd_tower.yaml"
 
@@ -64,7 +65,7 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
     Raises:
         UserError: nothing.
     """
-    path = Path(label)
+    path = Path(local_run(label))
     pages = sorted(path.glob(f"*/{PAGE}")) if path.is_dir() else []
     if path.is_dir() and (path / PAGE).is_file():
         pages = [path / PAGE]
@@ -84,7 +85,9 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
             _parsed(towers, label, overrides),
             RunFolder(runs / f"eval-{_file_name(label)}"),
         )
-    return Target(label, *find_target(label, overrides, runs, trust))
+    return Target(
+        label, *find_target(str(path) if is_url(label) else label, overrides, runs, trust)
+    )
 
 
 def _of_builder(builder: str, model: str) -> dict[str, Any]:

@@ -138,6 +138,16 @@ def test_the_digest_depends_on_content_and_not_on_the_folder(tmp_path: Path) -> 
     assert one == two != ShardSamples(shards(tmp_path / "c", [3, 2]), PARTS).digest()
 
 
+def test_an_empty_file_is_a_lost_shard(tmp_path: Path) -> None:
+    paths = shards(tmp_path, [4, 4])
+    Path(paths[0]).write_bytes(b"")
+    (lost,) = ShardSamples(paths, PARTS).lost
+    assert (lost.name, lost.num_samples) == (f"{paths[0]}:0", 4)
+    # An archive that ends properly and holds nothing is no damage.
+    write_tar(Path(paths[0]), {})
+    assert not ShardSamples(paths, PARTS).lost
+
+
 def test_without_any_sample_the_first_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"garbage" * 1000)
     with pytest.raises(DataError, match=r"s.tar is damaged \(no member begins at byte 0\)"):
