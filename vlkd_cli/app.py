@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "encode": Command("encode", "encode", USE),
     "search": Command("search", "search", USE),
     "synthesize": Command("synthesize", "synthesize", TRAIN),
+    "data": Command("data", "data", TRAIN),
     "runs": Command("runs", "runs", COMPARE),
     "compare": Command("compare", "compare", COMPARE),
     "report": Command("report", "report", COMPARE),

@@ -110,6 +110,7 @@ THROUGH = {
     "unit/engine/launching/test_host_memory.py": ["engine.launching.host_memory"],
     "unit/engine/launching/test_start_evaluation.py": ["engine.launching.suite_specs"],
     "unit/engine/test_encode.py": ["commands.encode", "engine.items"],
+    "unit/engine/test_check_data.py": ["commands.data"],
     "unit/engine/test_export_onnx.py": ["towers.onnx.session"],
     "unit/engine/test_encoder.py": ["api", "data.readers.pictures", "engine.target"],
     "unit/engine/test_search.py": ["commands.search"],

@@ -402,6 +402,11 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--trust": ("synthesize hostile_pairs out", "synthesize hostile_pairs out --trust"),
         "--runs": ("synthesize pairs out", "synthesize pairs out --runs kept"),
     },
+    "data check": {
+        "recipe": ("data check tiny.yaml", "data check nothing.yaml"),
+        "--set": ("data check tiny.yaml", "data check tiny.yaml --set data.num_samples=3"),
+        "--output": ("data check tiny.yaml", "data check tiny.yaml --output x.csv"),
+    },
     "runs": {
         "folder": ("runs", "runs here"),
         "--json": ("runs", "runs --json"),

@@ -37,6 +37,7 @@ def test_help_lists_every_command():
         "encode",
         "search",
         "synthesize",
+        "data",
         "sweep",
         "runs",
         "compare",

@@ -138,7 +138,7 @@ class Loader:
                 masks=masks,
                 rank=rank,
                 world_size=world_size,
-                broken={**_without_targets(reader), **(broken or {})},
+                broken={**without_targets(reader), **(broken or {})},
                 columns=columns,
             )
             # Gathering stored rows takes less time than sending them between processes.
@@ -183,7 +183,7 @@ class Loader:
         self._pool.close()
 
 
-def _without_targets(reader: Reader) -> dict[int, Skipped]:
+def without_targets(reader: Reader) -> dict[int, Skipped]:
     """Rows with a target that is not a finite number."""
     if not reader.num_targets:
         return {}

@@ -10,6 +10,7 @@ from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.named_texts import MAIN
+from vlkd_cli.data.loading.order import Blocks
 from vlkd_cli.data.loading.shuffling import hashed, permuted
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.errors import DataError
@@ -87,6 +88,7 @@ class Mix(Reader):
         self.has_groups = all(reader.has_groups for reader in readers)
         self.weighs_captions = any(reader.weighs_captions for reader in readers)
         self.lost = [each for reader in readers for each in reader.lost]
+        self.blocks = self._blocks()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -166,6 +168,22 @@ class Mix(Reader):
                 + reader.caption_starts(rows[own])
             )
         return starts
+
+    def _blocks(self) -> Blocks | None:
+        """The blocks of all sets and their repetitions; sets without any in pieces of their mean
+        size."""
+        given = [reader.blocks for reader in self.readers if reader.blocks is not None]
+        if not given:
+            return None
+        mean = max(1, round(float(np.mean([np.diff(each.starts).mean() for each in given]))))
+        starts = [self._starts]
+        for reader, first, stop in zip(
+            self.readers, self._starts.tolist(), self._starts[1:].tolist(), strict=False
+        ):
+            size = len(reader)
+            own = np.arange(0, size, mean) if reader.blocks is None else reader.blocks.starts
+            starts += [begin + own[own < stop - begin] for begin in range(first, stop, size)]
+        return Blocks(np.unique(np.concatenate(starts)), max(each.at_once for each in given))
 
     def _located(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which reader each position is of, in which of its repetitions, and at which row."""

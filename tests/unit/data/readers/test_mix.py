@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.data_sets import csv_data, write_photos, write_tar
+from tests.support.data_sets import csv_data, parquet_data, write_photos, write_tar
 from vlkd_cli.data.readers.mix import Mix, MixedStream, mixed
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
@@ -125,3 +125,18 @@ def test_a_caption_that_cannot_be_read_breaks_its_sample_in_a_mixed_stream(tmp_p
     samples = [sample for epoch in range(4) for sample in stream.stream(epoch, 0, 0, 1)]
     problems = {sample.problem for sample in samples if not sample.captions}
     assert len(problems) == 1 and "row 2 has 3 columns" in problems.pop()
+
+
+def test_row_groups_of_a_mixture_are_read_together(tmp_path: Path) -> None:
+    """Eight rows in groups of two, twice; sixteen others in pieces of that size."""
+    reader = open_reader(
+        {
+            "readers": [
+                parquet_data(tmp_path) | {"weight": 1},
+                {"reader": "shapes", "num_samples": 16, "size_px": 16, "weight": 1},
+            ]
+        }
+    )
+    assert isinstance(reader, Mix) and reader.blocks is not None and len(reader) == 32
+    assert reader.blocks.starts.tolist() == list(range(0, 33, 2))
+    assert open_reader({"readers": [{"reader": "shapes", "num_samples": 4}]}).blocks is None  # type: ignore[union-attr]
