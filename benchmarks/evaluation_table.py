@@ -1,7 +1,7 @@
 """A table of three models, four data sets and three suites against a loop that only encodes the
-pictures, one thread.
+pictures.
 
-    python benchmarks/evaluation_table.py [--train 160] [--test 80] [--model resnet18]
+    python benchmarks/evaluation_table.py [--train 160] [--test 80] [--model resnet18] [--threads 1]
 
 Exits with 1 where the table takes more than 1.05 times the loop, both from towers in memory to the
 end: planning, digests, probes, result files and the table itself are in it.
@@ -74,8 +74,9 @@ def main() -> int:
     options.add_argument("--train", type=int, default=160)
     options.add_argument("--test", type=int, default=80)
     options.add_argument("--model", default="resnet18")
+    options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         os.chdir(place)

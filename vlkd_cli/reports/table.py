@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vlkd_cli.numerics.statistics import Averages, average_columns
 from vlkd_cli.reports.records import Metric
@@ -51,6 +52,15 @@ class Column(NamedTuple):
     settings: str
 
 
+class GroupMean(NamedTuple):
+    """The mean of one suite over the data sets of a group."""
+
+    name: str
+    values: list[float | None]
+    """Of each target; None unless it has a value for every data set."""
+    chance: float | None
+
+
 @dataclass
 class Table:
     """Values by target and column; None: not measured."""
@@ -63,6 +73,8 @@ class Table:
     failed: list[list[bool]]
     chance: list[float | None]
     averages: Averages
+    groups: list[GroupMean]
+    """Means over the data sets of a collection or a part of it."""
     rows: list[dict[str, Any]]
     """The long form: a line per target, column and metric."""
     notes: list[str] = field(default_factory=list)
@@ -80,11 +92,16 @@ def find_result(cell: Cell) -> dict[str, Any] | None:
     return None
 
 
-def make_table(cells: Sequence[Cell], metrics: Sequence[str] = ("primary",)) -> Table:
+def make_table(
+    cells: Sequence[Cell],
+    metrics: Sequence[str] = ("primary",),
+    groups: Sequence[NamedSets] = (),
+) -> Table:
     """The table of these cells.
 
     Args:
         metrics: `primary`, `all`, or names of metrics.
+        groups: data sets whose mean is reported too.
     """
     targets = list(dict.fromkeys(cell.target for cell in cells))
     found = [(cell, find_result(cell)) for cell in cells]
@@ -117,6 +134,13 @@ def make_table(cells: Sequence[Cell], metrics: Sequence[str] = ("primary",)) -> 
             f"mean, normalized_mean and mean_rank use {len(averages.common_columns)} of"
             f" {len(ordered)} columns, those in which every target has a value"
         )
+    means = _group_means(groups, targets, found)
+    notes += [
+        f"{mean.name}: no target has all {len(group.datasets)} data sets, so it has no mean"
+        for group, own in means
+        for mean in own
+        if all(value is None for value in mean.values)
+    ]
     return Table(
         targets,
         ordered,
@@ -125,10 +149,75 @@ def make_table(cells: Sequence[Cell], metrics: Sequence[str] = ("primary",)) -> 
         [[(t, c.suite, c.dataset) in failing for c in ordered] for t in targets],
         chance,
         averages,
+        [mean for _, own in means for mean in own],
         rows,
         notes,
         _failures(cell for cell, result in found if result is None),
     )
+
+
+class NamedSets(Protocol):
+    """A group of data sets; see `evaluation.datasets.collections.Group`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datasets(self) -> tuple[str, ...]: ...
+    @property
+    def by_items(self) -> bool: ...
+
+
+Found = Sequence[tuple[Cell, Mapping[str, Any] | None]]
+
+
+def _group_means(
+    groups: Sequence[NamedSets], targets: Sequence[str], found: Found
+) -> list[tuple[NamedSets, list[GroupMean]]]:
+    """For each group, the mean of each suite that measured one of its data sets: of the primary
+    metric, over data that is the same for all targets."""
+    results: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for cell, result in found:
+        own = results.setdefault((cell.suite, cell.dataset), {})
+        first = next(iter(own.values()), result)
+        if result is not None and first is not None and _measured_alike(first, result):
+            own[cell.target] = result
+    suites = list(dict.fromkeys(cell.suite for cell, _ in found))
+    means = []
+    for group in groups:
+        own_means = []
+        for suite in suites:
+            own_results = [results.get((suite, name), {}) for name in group.datasets]
+            if any(own_results):
+                values = [_mean_of(own_results, target, group.by_items) for target in targets]
+                chance = next((each for _, each in values if each is not None), None)
+                name = f"{suite}.{group.name}"
+                own_means.append(GroupMean(name, [value for value, _ in values], chance))
+        means.append((group, own_means))
+    return means
+
+
+def _measured_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    parts = ("primary_metric", "split", "protocol", "hashes", "precision", "settings")
+    return all(first.get(part) == other.get(part) for part in parts)
+
+
+def _mean_of(
+    results: Sequence[Mapping[str, Mapping[str, Any]]], target: str, by_items: bool
+) -> tuple[float | None, float | None]:
+    """A target's mean over data sets and its chance level; None where one is missing."""
+    own = [each[target] for each in results if target in each]
+    if len(own) < len(results):
+        return None, None
+    weights = [float(result.get("num_items") or 0) if by_items else 1.0 for result in own]
+
+    def mean(part: str) -> float | None:
+        values = [_number((result.get(part) or {}).get(result["primary_metric"])) for result in own]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or not sum(weights):
+            return None
+        return math.fsum(w * v for w, v in zip(weights, known, strict=True)) / sum(weights)
+
+    return mean("metrics"), mean("chance")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

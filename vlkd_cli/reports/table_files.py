@@ -51,11 +51,13 @@ def shown_rows(table: Table, digits: int = 3) -> tuple[list[str], list[list[str]
 
 def _wide(table: Table) -> list[list[Any]]:
     averages = table.averages
-    rows: list[list[Any]] = [["target", *table.names, *SUMMARIES]]
-    rows.append(["chance", *table.chance, None, None, None])
+    groups = table.groups
+    rows: list[list[Any]] = [["target", *table.names, *(each.name for each in groups), *SUMMARIES]]
+    rows.append(["chance", *table.chance, *(each.chance for each in groups), None, None, None])
     for number, target in enumerate(table.targets):
         own = [getattr(averages, name)[number] for name in SUMMARIES]
-        rows.append([target, *table.values[number], *own])
+        means = [each.values[number] for each in groups]
+        rows.append([target, *table.values[number], *means, *own])
     return rows
 
 
@@ -69,7 +71,7 @@ def _shown(table: Table, digits: int) -> list[list[str]]:
 
     lines = [[str(cell) for cell in head], ["chance", *(text(value) for value in chance[1:])]]
     for row, failed in zip(rows, table.failed, strict=True):
-        marks = [*failed, False, False, False]
+        marks = [*failed, *[False] * (len(row) - 1 - len(failed))]
         cells = [text(value, mark) for value, mark in zip(row[1:], marks, strict=True)]
         lines.append([row[0], *cells])
     return lines
@@ -98,6 +100,10 @@ def _json(table: Table) -> dict[str, Any]:
         target: {name: getattr(averages, name)[number] for name in SUMMARIES}
         for number, target in enumerate(table.targets)
     }
+    groups = {
+        each.name: {"chance": each.chance, **dict(zip(table.targets, each.values, strict=True))}
+        for each in table.groups
+    }
     return {
         "command": _command(),
         "version": vlkd_cli.__version__,
@@ -105,6 +111,7 @@ def _json(table: Table) -> dict[str, Any]:
         "columns": table.names,
         "common_columns": [table.names[number] for number in averages.common_columns],
         "summaries": summaries,
+        "groups": groups,
         "notes": table.notes,
     }
 
@@ -182,6 +189,7 @@ def _best(table: Table) -> dict[int, set[int]]:
         )
         for number, column in enumerate(table.columns)
     ]
+    columns += [(each.values, False) for each in table.groups]
     columns += [
         (list(values), name == "mean_rank")
         for name, values in zip(SUMMARIES, averages, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vlkd_cli.evaluation.datasets.collections import Group
 from vlkd_cli.reports.table import Cell, Table, find_result, make_table
 from vlkd_cli.reports.table_files import write_table
 
@@ -131,3 +132,49 @@ def test_json_holds_every_cell_and_the_summaries(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "t.json").read_text())
     assert len(found["cells"]) == 12 and found["common_columns"][0] == "s.a.top1"
     assert found["summaries"]["m0"]["mean"] == pytest.approx(0.6)
+
+
+def test_groups_have_means_where_a_target_has_every_set_measured_alike(tmp_path: Path) -> None:
+    def own(target: str, dataset: str, number: int, value: float, rows: str = "r") -> Cell:
+        return cell(
+            tmp_path,
+            target,
+            dataset,
+            number,
+            metrics={"top1": value},
+            chance={"top1": 0.1 if dataset == "a" else 0.5},
+            hashes={"rows": rows},
+            num_items=10 if dataset == "a" else 30,
+        )
+
+    cells = [
+        own("m0", "a", 0, 0.4),
+        own("m0", "b", 1, 0.8),
+        own("m1", "a", 7, 0.6),
+        own("m1", "b", 8, 0.9, rows="other"),
+        own("m2", "a", 14, 0.5),
+    ]
+    groups = [
+        Group("pair", ("a", "b")),
+        Group("pair.all_items", ("a", "b"), by_items=True),
+        Group("larger", ("a", "c")),
+        Group("elsewhere", ("x",)),
+    ]
+    table = make_table(cells, groups=groups)
+    assert [mean.name for mean in table.groups] == ["s.pair", "s.pair.all_items", "s.larger"]
+    plain, by_items, larger = table.groups
+    assert plain.values == [pytest.approx(0.6), None, None]
+    assert plain.chance == pytest.approx(0.3)
+    assert by_items.values[0] == pytest.approx(0.7) and by_items.chance == pytest.approx(0.4)
+    assert larger.values == [None, None, None]
+    assert "s.larger: no target has all 2 data sets, so it has no mean" in table.notes
+    write_table(tmp_path / "t.csv", table)
+    head, chance, first = list(csv.reader((tmp_path / "t.csv").open(newline="")))[:3]
+    assert head[-6:-3] == ["s.pair", "s.pair.all_items", "s.larger"]
+    assert float(chance[-6]) == pytest.approx(0.3) and float(first[-6]) == pytest.approx(0.6)
+    assert first[-4] == ""
+    write_table(tmp_path / "t.tex", table)
+    assert r"s.pair.all\_items" in (tmp_path / "t.tex").read_text()
+    write_table(tmp_path / "t.json", table)
+    found = json.loads((tmp_path / "t.json").read_text())["groups"]
+    assert found["s.pair"]["m0"] == pytest.approx(0.6) and found["s.pair"]["m1"] is None

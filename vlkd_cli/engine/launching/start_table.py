@@ -17,7 +17,7 @@ from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.suite_specs import suite_specs
 from vlkd_cli.engine.launching.targets import Target, targets_of
 from vlkd_cli.errors import RecipeError, UserError
-from vlkd_cli.evaluation.datasets.collections import Entry, absent, entries_of
+from vlkd_cli.evaluation.datasets.collections import Entry, absent, entries_of, groups_of
 from vlkd_cli.recipe.evaluation_data import reads_data_sets
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.schema import EvalSpec
@@ -69,7 +69,7 @@ def start_table(request: TableRequest) -> int:
     if request.only_list:
         _print_list(cells)
         return 0
-    table = make_table(cells, request.metrics)
+    table = make_table(cells, request.metrics, groups_of(request.datasets))
     _report(request, cells, table)
     return status or (FAILED_CELLS if table.failures else 0)
 

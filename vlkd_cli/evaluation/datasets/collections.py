@@ -39,6 +39,29 @@ def collections() -> dict[str, list[str]]:
     return {"elevater": elevater, **packaged("collections.json")}
 
 
+class Group(NamedTuple):
+    """Data sets whose mean is a column of a table."""
+
+    name: str
+    datasets: tuple[str, ...]
+    by_items: bool = False
+    """Whether every item counts the same, and not every data set."""
+
+
+def groups_of(words: Sequence[str]) -> list[Group]:
+    """The groups that a table reports means of: each collection that was asked for, VTAB's natural,
+    specialized and structured sets, and all items of SugarCrepe together, as its paper has it."""
+    found = []
+    for word in dict.fromkeys(words):
+        parts = packaged("groups.json").get(word, {})
+        found += [Group(f"{word}.{name}", tuple(own)) for name, own in parts.items()]
+        if word in collections():
+            found.append(Group(word, tuple(collections()[word])))
+        if word == "sugar_crepe":
+            found.append(Group(f"{word}.all_items", tuple(collections()[word]), by_items=True))
+    return found
+
+
 def entries_of(words: Sequence[str], root: Path | None) -> list[Entry]:
     """The data sets that are meant, each once.
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from vlkd_cli.errors import UserError
-from vlkd_cli.evaluation.datasets.collections import Entry, absent, collections, entries_of
+from vlkd_cli.evaluation.datasets.collections import (
+    Entry,
+    absent,
+    collections,
+    entries_of,
+    groups_of,
+)
 
 
 def test_the_collections_are_those_of_their_sources() -> None:
@@ -79,3 +85,21 @@ def test_lists_that_mean_nothing_end_in_one_line(
 def test_a_reader_is_never_absent(tmp_path: Path) -> None:
     entries = [Entry("a", {"reader": "csv", "path": "x"}), Entry("b", {"dataset": "b"})]
     assert absent(entries, tmp_path) == [entries[1]]
+
+
+def test_collections_have_means_and_vtab_one_for_each_kind_of_set() -> None:
+    vtab = {group.name: group.datasets for group in groups_of(["vtab", "pets", "vtab"])}
+    assert {name: len(own) for name, own in vtab.items()} == {
+        "vtab.natural": 7,
+        "vtab.specialized": 4,
+        "vtab.structured": 8,
+        "vtab": 19,
+    }
+    parts = [name for group in list(vtab)[:3] for name in vtab[group]]
+    assert sorted(parts) == sorted(collections()["vtab"])
+    sugar = groups_of(["sugar_crepe"])
+    assert [(group.name, group.by_items) for group in sugar] == [
+        ("sugar_crepe", False),
+        ("sugar_crepe.all_items", True),
+    ]
+    assert groups_of(["all", "lists.yaml:mine"]) == []
