@@ -69,7 +69,10 @@ def test_every_page_is_linked_from_the_index():
     assert {page.name for page in PAGES} - reachable == {"index.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+ROOT_PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     for target in inside(page):
         file, _, anchor = target.partition("#")

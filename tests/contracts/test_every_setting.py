@@ -433,7 +433,10 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "paths": ("recipes check tiny.yaml", "recipes check x.yaml"),
         "--set": ("recipes check tiny.yaml", "recipes check tiny.yaml --set train.epochs=x"),
     },
-    "recipes reference": {"--output": ("recipes reference", "recipes reference --output x.md")},
+    "recipes reference": {
+        "--output": ("recipes reference", "recipes reference --output x.md"),
+        "--folder": ("recipes reference", "recipes reference --folder pages"),
+    },
     "show": {
         "kind": ("show", "show sink"),
         "name": ("show sink", "show sink csv"),

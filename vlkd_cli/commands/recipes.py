@@ -142,11 +142,25 @@ def write_reference(
     output: Annotated[
         Path | None, typer.Option(help="File to write; by default standard output.")
     ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for a page per component instead.")
+    ] = None,
 ) -> None:
     """Every section and component with its keys, as Markdown: docs/catalogue.md."""
     from vlkd_cli import console
+    from vlkd_cli.errors import UserError
     from vlkd_cli.recipe.reference import catalogue_page
+    from vlkd_cli.recipe.reference_pages import component_pages
 
+    if folder is not None:
+        if output is not None:
+            raise UserError("--output and --folder exclude each other. Give one of them.")
+        pages = component_pages({}, lambda tex: f"$$ {tex} $$")
+        for name, text in pages.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        console.say(f"{len(pages)} pages written to {folder}.")
+        return
     if output is None:
         console.say(catalogue_page().rstrip("\n"))
     else:

@@ -171,7 +171,7 @@ def catalogue_page() -> str:
             parts += [page.text, ""]
             parts += [f"- {fact}: {value}" for fact, value in page.facts]
             parts += [""] if page.facts else []
-            parts += _markdown_table(page.keys)
+            parts += markdown_table(page.keys)
     parts += [
         "## Optimizers",
         "",
@@ -225,7 +225,8 @@ def _without_arguments(docstring: str) -> str:
     return text.strip()
 
 
-def _markdown_table(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
+def markdown_table(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    """Rows of (key, type, default, meaning) as a table."""
     if not rows:
         return ["Takes no keys.", ""]
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
