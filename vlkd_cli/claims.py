@@ -50,7 +50,7 @@ def is_claimed(path: Path) -> bool:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this host has this number."""
+    """Whether a process of this host has this number and has not ended yet."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError, TypeError):
@@ -58,7 +58,17 @@ def process_exists(pid: int) -> bool:
     except PermissionError:
         # It belongs to another user.
         return True
-    return pid > 0
+    return pid > 0 and not _has_ended(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether only the process's exit status is left: in a container without an init process, what
+    lost its parent stays so forever."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # not Linux, or gone this moment
+    return status.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
 
 
 def _take(path: Path) -> bool:

@@ -114,3 +114,16 @@ def test_of_several_processes_after_a_stale_claim_one_gets_it(tmp_path: Path) ->
     assert all(worker.exitcode == 0 for worker in workers)
     assert all(list(tmp_path.glob(f"{turn}.[0-9]")) for turn in range(20))
     assert not list(tmp_path.glob("*.lock*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs Linux's /proc")
+def test_a_process_that_nobody_has_reaped_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert claims.process_exists(child.pid)
+    child.kill()
+    end = time.monotonic() + 30
+    while claims.process_exists(child.pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(child.pid, 0)  # its number is still taken
+    child.communicate()

@@ -12,7 +12,7 @@ from vlkd_cli.errors import MissingPackageError
 from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, parse_address, pictures_of
 from vlkd_cli.recipe.arrow_checks import check_arrows
 from vlkd_cli.recipe.data_checks import check_offers
-from vlkd_cli.recipe.evaluation_data import check_evaluation_data
+from vlkd_cli.recipe.evaluation_data import check_evaluation_data, check_wanted_by_suites
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.params import attributes_of
@@ -33,6 +33,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_check_training(recipe),
         *_check_evals(recipe),
         *check_evaluation_data(recipe),
+        *check_wanted_by_suites(recipe),
         *check_synthesis(recipe),
     ]
 

@@ -67,6 +67,37 @@ def check_evaluation_data(recipe: Recipe) -> Iterator[Problem]:
                 )
 
 
+_WANTED_BY_KEY = {
+    "min_group": ("group", "gives no groups. Name the column of the group, `group: COLUMN`"),
+    "languages": ("languages", "has captions in one language only. Use reader multilingual"),
+}
+"""Keys of suites that need something of their data, and what to do where it is not there."""
+
+
+def check_wanted_by_suites(recipe: Recipe) -> Iterator[Problem]:
+    """Evaluations whose reader cannot offer what the suite or a key of it is about."""
+    for number, spec in enumerate(recipe.evals):
+        data = spec.keys.get("data")
+        if not isinstance(data, Mapping) or not isinstance(data.get("reader"), str):
+            continue
+        reader, offers = data["reader"], offers_of(data["reader"], data)
+        if offers is None or ":" in reader:  # a third party's may offer what it does not declare
+            continue
+        for key, (offer, remedy) in _WANTED_BY_KEY.items():
+            if spec.keys.get(key) is not None and offer not in offers:
+                yield Problem(
+                    ("evals", number, key),
+                    f"has no effect: reader '{reader}' {remedy}, or remove the key.",
+                )
+        needs = attributes_of("suite", spec.suite).get("needs", frozenset())
+        if "choices" in needs and "choices" not in offers:
+            yield Problem(
+                ("evals", number, "data"),
+                f"'{spec.suite}' needs right and wrong captions, and reader '{reader}' has no wrong"
+                " ones. Use reader choices.",
+            )
+
+
 def _offers(data: Mapping[str, object], needs: frozenset[str]) -> bool:
     reader = data.get("reader")
     offers = offers_of(reader, data) if isinstance(reader, str) else None

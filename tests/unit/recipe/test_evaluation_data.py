@@ -96,3 +96,35 @@ def test_the_tower_of_an_entry_exists_and_has_the_suite_s_modality(entry: str, s
     with pytest.raises(RecipeError, match=r"evals\[0\].tower") as caught:
         recipe(f"evals: [{entry}]")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            "{suite: knn, min_group: 5, data: {reader: csv, path: a.csv, label: y}}",
+            "evals[0].min_group: has no effect: reader 'csv' gives no groups. Name the column",
+        ),
+        (
+            "{suite: retrieval, languages: all, data: {reader: coco, path: a.json}}",
+            "evals[0].languages: has no effect: reader 'coco' has captions in one language only.",
+        ),
+        (
+            "{suite: caption_choice, data: {reader: coco, path: a.json}}",
+            "evals[0].data: 'caption_choice' needs right and wrong captions, and reader 'coco'",
+        ),
+    ],
+)
+def test_keys_that_the_data_cannot_serve_are_refused_by_the_check(entry: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(f"evals: [{entry}]")
+    assert said in str(caught.value) and "r.yaml:" in str(caught.value)
+
+
+def test_keys_that_the_data_serves_are_accepted() -> None:
+    assert recipe(
+        "evals:\n"
+        "  - {suite: knn, min_group: 5, data: {reader: csv, path: a.csv, label: y, group: place}}\n"
+        "  - {suite: retrieval, languages: [de], data: {reader: multilingual, path: xtd}}\n"
+        "  - {suite: caption_choice, min_group: 3, data: {reader: choices, path: a.json}}\n"
+    ).evals

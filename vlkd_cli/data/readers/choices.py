@@ -45,7 +45,7 @@ class Choices(Reader):
     Source: the data of SugarCrepe @6e45274, ARO @81fdd20 and Winoground (formats only).
     """
 
-    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "choices"})
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "choices", "group"})
     text_views: ClassVar[tuple[str, ...]] = ("wrong",)
     text_names = text_views
 

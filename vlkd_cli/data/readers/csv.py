@@ -63,6 +63,7 @@ class CSV(Reader):
         "caption": "text",
         "texts": "text",
         "label": "label",
+        "group": "group",
         "target": "target",
     }
     has_columns = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
@@ -36,6 +36,8 @@ class Multilingual(CaptionedImages):
     Source: Aggarwal and Kale, XTD (2020); Thapliyal et al., Crossmodal-3600 (EMNLP 2022), formats
         only.
     """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "languages"})
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class Offers:
     """What a reader offers, read from its class without opening any data: words out of image,
-    text, mesh, label, target."""
+    text, mesh, label, target, choices, group, languages."""
 
     offers: ClassVar[frozenset[str]] = frozenset()
     """What it always offers."""

@@ -115,8 +115,10 @@ def test_a_sweep_of_nine_killed_in_the_fourth_cell_is_resumed(
     write_recipe(tmp_path, recipe)
     name = "003-lr=2e-3-seed=0"
     killed_in_cell(tmp_path, name)
-    before = read_state(tmp_path / "sweep" / name)
-    assert before is not None and before.state == "killed"
+    end = time.monotonic() + 60
+    while (before := read_state(tmp_path / "sweep" / name)) is None or before.state != "killed":
+        assert time.monotonic() < end, before
+        time.sleep(0.1)
 
     output = said(program(tmp_path, "-m", "vlkd_cli", *shlex.split(SWEEP)))
     assert "9 cells: 3 finished before, 6 to run" in output and "9 cells: 9 finished" in output
