@@ -93,6 +93,11 @@ def parts_table() -> list[str]:
         ),
         ("suites for image towers", _suites({"image"}), "the same"),
         ("suites for text towers", _suites({"text"}), "the same"),
+        (
+            "scorers",
+            catalog.names("scorer"),
+            "`vlkd synthesize`, see [synthesize](docs/synthesize.md)",
+        ),
         ("sinks", catalog.names("sink"), "every run; the csv is always written"),
     ]
     quoted = [(part, ", ".join(f"`{name}`" for name in names), fits) for part, names, fits in rows]

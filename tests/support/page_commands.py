@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.support.pages import BASE, ROOT, Block, Command
+from tests.support.tuning_data import settings, write_tuning_data
 from vlkd_cli.app import main
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.launching.sweep_cells import sweep_cells
@@ -74,6 +75,30 @@ RUN: dict[str, list[str]] = {
     "vlkd eval quickstart --suite retrieval": [*TINY_SUITES, "--set", "data.num_samples=64"],
 }
 
+RUN |= {
+    f"vlkd train {recipe} --run runs/{run}": settings(recipe)
+    for recipe, run in (
+        ("tune_text", "pairs"),
+        ("tune_image", "characters"),
+        ("tune_clip", "photos"),
+        ("synthesize", "passages"),
+    )
+}
+RUN |= {
+    "vlkd synthesize synthesize data/relations": settings("synthesize"),
+    "vlkd encode runs/pairs sentences.txt sentences.npy": [],
+    "vlkd search sentences.npy 'a plane takes off' -k 3 --page sentences.html": [],
+    "vlkd export runs/pairs exported_pairs": [],
+    "vlkd encode runs/characters pictures pictures.npy": [],
+    "vlkd search pictures.npy pictures/00.jpg -k 4 --page pictures.html": [],
+    "vlkd export runs/characters exported_characters": [],
+    "vlkd encode runs/photos pictures photos_tuned.npy": [],
+    "vlkd search photos_tuned.npy 'a red circle' -k 4 --page photos.html": [],
+    "vlkd export runs/photos exported_photos": [],
+    "vlkd encode runs/passages data/cranfield passages.npy": [],
+    "vlkd search passages.npy 'a plane takes off' -k 3 --page passages.html": [],
+}
+
 # Run for real, but only among the slow tests.
 SLOW = ("vlkd list-adapters", "vlkd list-models --builder torchvision --search 'resnet*'")
 
@@ -109,6 +134,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "queries.txt").write_text("a red circle\na green square\n", encoding="utf-8")
     table = "key,words\na,a red circle\nb,a green square\n"
     (folder / "products.csv").write_text(table, encoding="utf-8")
+    write_tuning_data(folder)
 
 
 def is_slow(command: Command) -> bool:

@@ -21,6 +21,7 @@ from vlkd_cli.data.files.passages import (
     open_collection,
     read_judgments,
 )
+from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.passage_search import fingerprint_of, search, stored_passages
 from vlkd_cli.evaluation.run import with_tower
 from vlkd_cli.features.encode import normalize, project_texts
@@ -122,6 +123,8 @@ def open_sources(spec: SynthesisSpec, subject: Subject) -> Sources:
     split = keys.get("split") or ("train" if is_judged else None)
     collection = open_collection(root, split, judged=is_judged)
     table = PassageTable(collection, title=title)
+    for name, texts in ((collection.queries, table.queries), (collection.corpus, table.passages)):
+        _check_ids(texts, str(collection.root / name))
     names = frozenset(table.queries.id_of(place) for place in range(len(table.queries)))
     roles = ("corpus", "queries", "judgments")
     files = {role: getattr(collection, role) for role in roles}
@@ -135,3 +138,14 @@ def open_sources(spec: SynthesisSpec, subject: Subject) -> Sources:
         subject=subject,
         similarity=spec.similarity,
     )
+
+
+def _check_ids(texts: TextsById, file: str) -> None:
+    """Ids that a line of cells can hold."""
+    for mark in (b"\t", b"\n", b"\r"):
+        found = np.flatnonzero(np.char.find(texts.ids, mark) >= 0)
+        if len(found):
+            raise DataError(
+                f"{file}: id {texts.id_of(int(found[0]))!r} holds a tab or a line break, which a"
+                " file of relations cannot. Rename it."
+            )

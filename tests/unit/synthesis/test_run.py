@@ -152,6 +152,13 @@ def test_queries_that_give_nothing_are_counted(tmp_path: Path) -> None:
     assert page["data"]["passages_without_text"] == 0
 
 
+def test_an_id_that_no_table_can_hold_is_refused(root: Path, tmp_path: Path) -> None:
+    corpus = root / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace('"_id": "p3"', '"_id": "p\\t3"'))
+    with pytest.raises(DataError, match=r"corpus\.jsonl: id 'p\\t3' holds a tab or a line break"):
+        synthesized(tmp_path, root)
+
+
 def test_no_relation_at_all_is_one_line(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     root.mkdir()

@@ -14,6 +14,7 @@ from vlkd_cli.data.files.cached_arrays import CACHE_ABOVE_BYTES, CachedArrays, c
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.passages import Collection, Corpus, read_queries
 from vlkd_cli.data.files.text_table import TextTable
+from vlkd_cli.errors import DataError
 
 _AT_ONCE = 4096
 
@@ -82,9 +83,16 @@ class PassageTable:
     Args:
         collection: where they are.
         title: put a passage's title before its text (BEIR).
+
+    Raises:
+        DataError: a file cannot be read, or there are no titles to leave out.
     """
 
     def __init__(self, collection: Collection, *, title: bool = True) -> None:
+        if not title and (collection.is_marco or collection.is_lines):
+            raise DataError(
+                f"data.title has no effect: {collection.corpus} holds no titles. Leave it out."
+            )
         files = [collection.root / collection.corpus, collection.root / collection.queries]
         states = [(str(file.resolve()), *_state(file)) for file in files]
         self._arrays = cached_arrays(

@@ -75,6 +75,8 @@ def test_lines_of_plain_text_are_numbered_from_1(tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("who?\n")
     (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n1\t3\t1\n")
     assert list(Passages(path=str(tmp_path)).captions(0)) == ["who?", "third \u2028 line"]
+    with pytest.raises(DataError, match=r"data.title has no effect: corpus\.txt holds no titles"):
+        Passages(path=str(tmp_path), title=False)
 
 
 def test_relations_of_another_corpus_are_refused(root: Path, tmp_path: Path) -> None:

