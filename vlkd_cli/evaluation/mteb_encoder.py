@@ -22,8 +22,8 @@ from vlkd_cli.towers.tower import Tower
 def encode_batches(subject: Subject, batches: Iterable[Mapping[str, Any]]) -> NDArray[np.float32]:
     """Unit features of batches as mteb's data loaders give them, `[N, D]`.
 
-    A batch has `text`, a list of strings, `image`, a list of PIL images, or both; of both, the sum
-    of the two unit features is taken and brought to unit length.
+    A batch has `text`, a list of strings, `image`, a list of PIL images, or both; of both, the
+    L2-normalized sum of the two unit features is taken.
 
     Raises:
         UserError: there is no tower for what a batch holds.

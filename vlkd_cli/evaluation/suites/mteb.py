@@ -25,8 +25,8 @@ FOLDER = "mteb"
 class MTEB(Suite):
     """Run tasks of mteb with the text tower, the image tower, or both, as the task asks.
 
-    Features are of unit length and compared by cosine; of an input with text and image, the sum of
-    both is taken and brought to unit length (mteb's own CLIP encoders add them as they are). mteb
+    Features are of unit length and compared by cosine; of an input with text and image, the
+    L2-normalized sum of both is taken (mteb's own CLIP encoders add them as they are). mteb
     downloads its data from the Hugging Face hub. What it computed before, it takes from its files.
 
     Args:
