@@ -43,7 +43,8 @@ DUALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "chinese_clip": ("ChineseCLIP", TEXT, PLAIN, {"projection_dim": 8}),
     "clip": ("CLIP", TEXT, PLAIN, {"projection_dim": 8}),
     "siglip": ("Siglip", TEXT, PLAIN, {}),
-    "siglip2": ("Siglip2", TEXT, {**SIGLIP2, "num_patches": 16}, {}),
+    # Its tokenizer of transformers 5 adds special tokens of its own.
+    "siglip2": ("Siglip2", {**TEXT, "vocab_size": 16}, {**SIGLIP2, "num_patches": 16}, {}),
 }
 """model_type -> name of the classes, configurations of texts and images, keys of the whole."""
 

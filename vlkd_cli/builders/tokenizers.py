@@ -161,7 +161,8 @@ class PretrainedTokenizer:
             whatever fills up.
         max_length: longest caption in tokens; longer ones are cut.
         lower: lower-case the texts first (some sentence encoders ask for it).
-        fills: pad every caption to `max_length`.
+        fills: pad every caption to `max_length`, on the tokenizer's own side: the feature depends
+            on it.
     """
 
     def __init__(
@@ -183,6 +184,8 @@ class PretrainedTokenizer:
             return_token_type_ids=False,
         )["input_ids"]
         rows = [row or [self.pad] for row in rows]
+        if self.fills and self.tokenizer.padding_side == "left":
+            rows = [[self.pad] * (self.max_length - len(row)) + row for row in rows]
         return pad(rows, self.pad, least=self.max_length if self.fills else 1)
 
 

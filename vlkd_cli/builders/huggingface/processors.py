@@ -198,8 +198,8 @@ def read_processor(processor: Any, what: str) -> ImageInput:
         interpolation=_interpolation(processor, what),
         mean=(red, green, blue),
         std=(spread[0], spread[1], spread[2]),
-        # This one class crops by torchvision's own function.
-        crop="round" if (kind, backend) == ("ConvNextImageProcessor", "torchvision") else "floor",
+        # This one class of transformers 4 crops by torchvision's own function.
+        crop="round" if type(processor).__name__ == "ConvNextImageProcessorFast" else "floor",
         backend=backend,
         channels="bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb",
         rescales_first=kind == "DINOv3ViTImageProcessor",

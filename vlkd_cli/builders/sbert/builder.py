@@ -276,6 +276,12 @@ def _tokenizer(
             f"builder 'sbert': models that begin with '{type(first).__name__}' take no plain texts."
             " Choose another model."
         )
+    # transformers 5 makes a tokenizer of special tokens where a folder has no files of one.
+    if len(own) <= len(set(own.all_special_ids)):
+        raise RecipeError(
+            f"builder 'sbert': '{own.name_or_path}' has no readable tokenizer. Put tokenizer.json"
+            " there."
+        )
     config = getattr(getattr(first, "auto_model", None), "config", None)
     positions = None if config is None else num_positions(config)
     longest = getattr(first, "max_seq_length", None) or encoder.max_seq_length or positions or 512

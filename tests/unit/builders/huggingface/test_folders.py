@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def test_a_wrong_configuration_is_one_line(changes: dict[str, Any], bert: Path) 
 @both
 def test_a_tokenizer_without_padding_is_taken(builder: str, bert: Path) -> None:
     expected = embed(build(builder, bert))
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    # transformers 5 writes the first alone.
+    for name in {"tokenizer_config.json", "special_tokens_map.json"} & set(os.listdir(bert)):
         content = json.loads((bert / name).read_text())
         content.pop("pad_token")
         (bert / name).write_text(json.dumps(content))
@@ -205,7 +207,7 @@ def test_a_pooler_that_is_read_must_be_in_the_weights(bert: Path) -> None:
 
 
 def test_the_exported_tokenizer_of_a_model_without_padding_pads(bert: Path, tmp_path: Path) -> None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in {"tokenizer_config.json", "special_tokens_map.json"} & set(os.listdir(bert)):
         content = json.loads((bert / name).read_text())
         content.pop("pad_token")
         (bert / name).write_text(json.dumps(content))
