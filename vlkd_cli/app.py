@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "search": Command("search", "search", USE),
     "synthesize": Command("synthesize", "synthesize", TRAIN),
     "data": Command("data", "data", TRAIN),
+    "mine": Command("mine", "mine", USE),
     "runs": Command("runs", "runs", COMPARE),
     "compare": Command("compare", "compare", COMPARE),
     "report": Command("report", "report", COMPARE),

@@ -56,6 +56,8 @@ THROUGH = {
         "engine.launching.targets",
     ],
     "unit/data/loading/test_distinct.py": ["data.loading.choices"],
+    "golden/test_mining.py": ["numerics.mining"],
+    "unit/engine/test_mine.py": ["commands.mine"],
     "contracts/test_readers.py": [
         "data.files.fingerprints",
         "data.files.row_groups",

@@ -53,6 +53,7 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("report", "--help"),
         ("encode", "--help"),
         ("search", "--help"),
+        ("mine", "--help"),
     ],
 )
 def test_looking_things_up_needs_no_torch(words):

@@ -290,6 +290,7 @@ def test_every_key_of_a_section_changes_a_run_or_ends_in_one_line(
 # -- the options of commands -----------------------------------------------------------------------
 
 TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
+MINE = "mine runs/a out.csv"
 ENCODE, SEARCH = "encode runs/a words.txt out.npy", "search words.npy disc"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
@@ -383,6 +384,22 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--cpu-workers": (ENCODE, f"{ENCODE} --cpu-workers 3"),
         "--trust": ("encode hostile words.txt out.npy", "encode hostile words.txt out.npy --trust"),
         "--runs": ("encode words.txt out.npy", "encode words.txt out.npy --runs here"),
+    },
+    "mine": {
+        "target": ("mine out.csv", "mine runs/b out.csv"),
+        "output": (MINE, "mine runs/a other.tsv"),
+        "--query": (MINE, f"{MINE} --query text"),
+        "--num": (MINE, f"{MINE} --num 2"),
+        "--range": (MINE, f"{MINE} --range 3:"),
+        "--absolute-margin": (MINE, f"{MINE} --absolute-margin 0.5"),
+        "--relative-margin": (MINE, f"{MINE} --relative-margin 0.9"),
+        "--max-score": (MINE, f"{MINE} --max-score -0.2"),
+        "--min-score": (MINE, f"{MINE} --min-score 0.99"),
+        "--set": (MINE, f"{MINE} --set data.num_samples=3"),
+        "--gpus": (MINE, f"{MINE} --gpus 64"),
+        "--cpu-workers": (MINE, f"{MINE} --cpu-workers 3"),
+        "--trust": ("mine hostile out.csv", "mine hostile out.csv --trust"),
+        "--runs": ("mine out.csv", "mine out.csv --runs here"),
     },
     "search": {
         "words": (SEARCH, "search words.npy square"),

@@ -46,6 +46,8 @@ RUN: dict[str, list[str]] = {
     "vlkd train quickstart --run runs/first": TINY,
     "vlkd train quickstart --dry-run": TINY,
     "vlkd train quickstart --run runs/second --set train.seed=1": TINY,
+    "vlkd mine runs/first hard.csv": [],
+    "vlkd mine runs/first hard.csv --query text --num 8 --range 5:200 --relative-margin 0.05": [],
     "vlkd report runs/first": [],
     "vlkd report runs/first -o first.html": [],
     "vlkd report runs/first runs/second": [],

@@ -38,6 +38,7 @@ def test_help_lists_every_command():
         "search",
         "synthesize",
         "data",
+        "mine",
         "sweep",
         "runs",
         "compare",
