@@ -351,6 +351,10 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--languages": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --languages all"),
         "--tasks": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --tasks x"),
         "--wise-ft": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --wise-ft 0,1"),
+        "--wise-ft-tower": (
+            f"{EVAL} {WITH} --wise-ft 0",
+            f"{EVAL} {WITH} --wise-ft 0 --wise-ft-tower image",
+        ),
         "--gpus": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --gpus 64"),
         "--cpu-workers": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --cpu-workers 3"),
         "--output": (f"{EVAL} {WITH}", f"{EVAL} {WITH} --output x.json"),

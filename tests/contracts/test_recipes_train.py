@@ -62,6 +62,12 @@ def stand_in(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
     builder = tower.get("builder")
+    if tower.get("like"):
+        return {key: tower[key] for key in ("like", "train", "modality") if key in tower}
+    if tower.get("run"):
+        # What a run would bring along.
+        tower = {k: v for k, v in tower.items() if k not in ("run", "tower", "checkpoint", "soup")}
+        builder = tower["builder"] = "openclip"
     kept = {
         key: value
         for key, value in tower.items()

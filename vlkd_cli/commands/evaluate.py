@@ -89,8 +89,12 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A[,A...]",
-            help="Interpolate the image tower between its start (0) and its end (1).",
+            help="Interpolate the trained towers between their start (0) and their end (1).",
         ),
+    ] = None,
+    wise_ft_tower: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --wise-ft: only this tower. Repeatable."),
     ] = None,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
@@ -162,6 +166,7 @@ def evaluate(
                 "--gpus": gpus is not None,
                 "--cpu-workers": cpu_workers not in (None, 1),
                 "--wise-ft": wise_ft is not None,
+                "--wise-ft-tower": bool(wise_ft_tower),
                 "--output": output is not None,
             },
             "Use --jobs for several processes, and --table FILE.json for all results.",
@@ -201,6 +206,7 @@ def evaluate(
         overrides=set_ or [],
         data_root=data,
         wise_ft=wise_ft,
+        wise_ft_towers=wise_ft_tower or [],
         gpus=gpus,
         cpu_workers=cpu_workers,
         output=output,

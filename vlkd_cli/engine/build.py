@@ -39,7 +39,7 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
-from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
+from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.blocks import checkpoint_activations
@@ -198,8 +198,9 @@ def build_towers(
     """
     towers: Towers = {}
     outputs = outputs_read(recipe)
-    for name, spec in sorted(recipe.towers.items(), key=lambda item: item[1].follows is not None):
-        seed_everything(recipe.train.seed, "weights", name)
+    for name, spec in sorted(recipe.towers.items(), key=_comes_late):
+        # A copy of another tower starts from that tower's random weights.
+        seed_everything(recipe.train.seed, "weights", spec.like if spec.like in towers else name)
         if spec.follows is not None:
             followed = towers[spec.follows]
             assert isinstance(followed, Tower)
@@ -226,6 +227,11 @@ def build_towers(
             files=files,
         )
     return {name: towers[name] for name in recipe.towers}
+
+
+def _comes_late(item: tuple[str, TowerSpec]) -> tuple[bool, bool]:
+    """Followers and copies come after the towers that they follow or copy."""
+    return item[1].follows is not None, item[1].like is not None
 
 
 def outputs_read(recipe: Recipe) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ import torch
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.readers.open import open_reader
@@ -44,7 +45,8 @@ class EvalJob:
         output: a file for all results as one JSON list.
         data_root: where data sets are looked up by name.
         exported: folders of exported towers by name, whose heads are read from there.
-        wise_ft: weights of the trained image tower in interpolations with its start.
+        wise_ft: weights of the trained towers in interpolations with their starts.
+        wise_ft_towers: only these towers; by default every one that was trained.
     """
 
     recipe: str
@@ -55,6 +57,7 @@ class EvalJob:
     device: str = "auto"
     data_root: str | None = None
     wise_ft: tuple[float, ...] = ()
+    wise_ft_towers: tuple[str, ...] = ()
     exported: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,11 +92,8 @@ def _evaluate(job: EvalJob, device: Any) -> None:
     say_sources(subject.towers.values())
     specs = [EvalSpec.model_validate(spec) for spec in json.loads(job.specs)]
     if job.wise_ft:
-        if subject.image is None:
-            raise UserError("--wise-ft interpolates an image tower, and this recipe has none.")
         loaded = None if checkpoint is None else Checkpoint.load(checkpoint)
-        start = load_towers(recipe, folder, loaded, trained=False)[subject.image.name]
-        subject.image_start = start.to(device)
+        subject.starts = _starts(subject, load_towers(recipe, folder, loaded, trained=False), job)
         from vlkd_cli.evaluation.probes.wise_ft import wise_ft
 
         results = wise_ft(
@@ -103,6 +103,27 @@ def _evaluate(job: EvalJob, device: Any) -> None:
         results = run_suites(subject, specs, folder=subject.output)
     if runtime.is_main():
         _report(job, results, subject.output)
+
+
+def _starts(subject: Subject, starts: dict[str, Tower], job: EvalJob) -> dict[str, Tower]:
+    """The towers to interpolate, as they were before training.
+
+    Raises:
+        UserError: a tower that is named does not exist or was not trained.
+    """
+    trained = [name for name, tower in subject.towers.items() if not tower.is_frozen]
+    for name in job.wise_ft_towers:
+        if name not in subject.towers:
+            raise UserError(
+                f"--wise-ft-tower: no tower '{name}'.{did_you_mean(name, trained)} Trained:"
+                f" {', '.join(trained) or 'none'}."
+            )
+        if name not in trained:
+            raise UserError(
+                f"--wise-ft-tower {name}: it was not trained in this run, so its start and its end"
+                f" are the same. Trained: {', '.join(trained) or 'none'}."
+            )
+    return {name: starts[name].to(subject.device) for name in job.wise_ft_towers or trained}
 
 
 def subject_to_evaluate(

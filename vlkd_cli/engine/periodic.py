@@ -13,14 +13,16 @@ from vlkd_cli.checkpoint import Source
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.watching import Watch, check_best
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import (
+    Stored,
     build_suite,
     chosen_by,
     print_results,
     run_suites,
     stored_metrics,
+    stored_results,
 )
 from vlkd_cli.evaluation.suite import Measures
 from vlkd_cli.features.subject import Subject
@@ -118,6 +120,8 @@ class Evaluations:
             specs,
             folder=self.folder.results / f"step_{step:08d}" if runtime.is_main() else None,
         )
+        if step == 0:
+            _require_chance(specs, results)
         self.last = results
         return {
             f"eval/{result.name}.{result.dataset}.{name}": value
@@ -148,13 +152,18 @@ class Evaluations:
         return f"step {step}: " + ", ".join(shown)
 
     def print_last(self) -> None:
-        """The table of the newest results, next to those before training where there are any."""
-        if self.last:
-            print_results(self.last, stored_metrics(self.folder.results / "step_00000000"))
+        """The table of the newest results, next to those before training where there are any; of a
+        run that was complete already, as its files have them."""
+        results: list[Result] | list[Stored] = self.last or stored_results(
+            self.folder.results / f"step_{self.total_steps:08d}"
+        )
+        if results:
+            before = stored_metrics(self.folder.results / "step_00000000")
+            print_results(results, before, {spec.title for spec in self.specs if spec.reference})
 
     def _is_due(self, spec: EvalSpec, step: int) -> bool:
         if step == 0:
-            return spec.first
+            return spec.first or spec.reference
         if step == self.total_steps and spec.last:
             return True
         return (spec.every_steps is not None and step % spec.every_steps == 0) or (
@@ -190,6 +199,21 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
     for tower in map(chosen, MODALITY_NAMES):
         subject = subject if tower is None else subject.with_tower(tower)
     return subject
+
+
+def _require_chance(specs: Sequence[EvalSpec], results: Sequence[Result]) -> None:
+    """What is kept is counted from chance.
+
+    Raises:
+        RecipeError: a reference gives none.
+    """
+    references = {spec.title for spec in specs if spec.reference}
+    for result in results:
+        if result.name in references and result.primary_metric not in result.chance:
+            raise RecipeError(
+                f"evals: '{result.name}' is a reference, and its suite gives no chance for"
+                f" {result.primary_metric}, from which what is kept is counted. Use first: true."
+            )
 
 
 def _with_place(message: str, number: int, spec: EvalSpec) -> str:

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -160,44 +160,81 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
     os.replace(partial, path)
 
 
-def stored_metrics(folder: Path) -> dict[tuple[str, str, str], float | None]:
-    """What `write_result` wrote to a folder, by name, data set and metric; empty where there is no
-    such folder. A file that is damaged does not count."""
-    found: dict[tuple[str, str, str], float | None] = {}
-    for file in sorted(folder.glob("*.json")):
+class Stored(NamedTuple):
+    """What a table shows of a result, as its file has it."""
+
+    name: str
+    dataset: str
+    split: str
+    metrics: Mapping[str, float | None]
+    chance: Mapping[str, float]
+
+
+def stored_results(folder: Path) -> list[Stored]:
+    """What `write_result` wrote to a folder, the oldest first; empty where there is no such folder.
+    A file that is damaged does not count."""
+    found = []
+    for file in sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             result = json.loads(file.read_text(encoding="utf-8"))
-            own = {
-                (str(result["name"]), str(result["dataset"]), str(metric)): value
-                for metric, value in result["metrics"].items()
-            }
-            found |= own
+            names = (str(result["name"]), str(result["dataset"]), str(result["split"]))
+            found.append(Stored(*names, dict(result["metrics"]), dict(result["chance"])))
     return found
 
 
+def stored_metrics(folder: Path) -> dict[tuple[str, str, str], float | None]:
+    """Values of `stored_results` by name, data set and metric."""
+    return {
+        (result.name, result.dataset, str(metric)): value
+        for result in stored_results(folder)
+        for metric, value in result.metrics.items()
+    }
+
+
 def print_results(
-    results: Sequence[Result],
+    results: Sequence[Result | Stored],
     before: Mapping[tuple[str, str, str], float | None] = MappingProxyType({}),
+    references: Container[str] = frozenset(),
 ) -> None:
     """One table: a line per metric, with the value that a random encoder would reach next to it.
 
     Args:
         before: values before training, by name, data set and metric; where there are any, they and
             the change are shown too.
+        references: names of results of which the table also says how much was kept: the distance
+            from chance as a fraction of what it was.
     """
     rows = []
+    shows_kept = any(result.name in references for result in results)
     for result in results:
         for metric, value in result.metrics.items():
-            start = before.get((result.name, result.dataset, metric))
-            compared = [_number(start), _number(value), _change(start, value)]
+            start, chance = (
+                before.get((result.name, result.dataset, metric)),
+                result.chance.get(metric),
+            )
+            kept = kept_fraction(start, value, chance) if result.name in references else None
             rows.append(
                 [result.name, result.dataset, result.split, metric]
-                + (compared if before else [_number(value)])
-                + [_number(result.chance.get(metric))]
+                + ([_number(start), _number(value), _change(start, value)] if before else [])
+                + ([] if before else [_number(value)])
+                + ([_percent(kept)] if shows_kept else [])
+                + [_number(chance)]
             )
     values = ["before", "after", "change"] if before else ["value"]
-    columns = ["suite", "data", "split", "metric", *values, "chance"]
+    kept_column = ["kept"] if shows_kept else []
+    columns = ["suite", "data", "split", "metric", *values, *kept_column, "chance"]
     console.print_table("Results", columns, rows)
+
+
+def kept_fraction(start: float | None, end: float | None, chance: float | None) -> float | None:
+    """(end - chance) / (start - chance); None where it is not known, or the start is at chance."""
+    if start is None or end is None or chance is None or start == chance:
+        return None
+    return (end - chance) / (start - chance)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.1%}"
 
 
 def _told_apart(result: Result, before: Sequence[Result]) -> Result:
@@ -217,8 +254,8 @@ def _number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def _change(before: float | None, after: float) -> str:
-    if before is None:
+def _change(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
         return ""
     change = after - before
     return f"{change:+.4f}" if abs(change) < 100 else f"{change:+,.1f}"

@@ -51,14 +51,14 @@ def embed_images(
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    return _embedded(subject, sample_table(subject, "image", reader, indices), point)
+    return _embedded(subject, sample_table(subject, "image", reader, indices, point=point), point)
 
 
 def embed_samples(
     subject: Subject, modality: ModalityName, reader: Reader, *, point: Point = "head"
 ) -> Tensor:
     """What `embed_images` gives, of the samples of a modality that is read through views."""
-    return _embedded(subject, sample_table(subject, modality, reader), point)
+    return _embedded(subject, sample_table(subject, modality, reader, point=point), point)
 
 
 def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "head") -> Tensor:
@@ -68,7 +68,7 @@ def embed_texts(subject: Subject, texts: Sequence[str], *, point: Point = "head"
     Returns:
         `[M, D]` float32 on the CPU.
     """
-    return _embedded(subject, text_table(subject, texts), point)
+    return _embedded(subject, text_table(subject, texts, point=point), point)
 
 
 def class_features(
@@ -134,7 +134,7 @@ def _embedded(subject: Subject, table: Table, point: Point) -> Tensor:
     found = torch.from_numpy(features if everything else features[wanted])
     if point == "backbone" and getattr(tower, "cut", None) is not None:
         return _cut_backbone(tower, found)
-    if point == "backbone" or isinstance(tower.head, nn.Identity):
+    if point == "backbone" or table.output == "head" or isinstance(tower.head, nn.Identity):
         return found
     if not everything:
         return project(subject, tower, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,26 @@ if TYPE_CHECKING:
 PROJECTED_AT_ONCE = 4096
 
 
-def features_of(subject: Subject, tower: Tower, inputs: object) -> Tensor:
-    """Features of the backbone, `[B, feature_width]` float32 on the CPU."""
+Stored = Literal["backbone", "head"]
+"""Which output of a tower a table holds."""
+
+
+def stored_output(tower: Tower, point: Stored) -> Stored:
+    """What is stored to give an output: the backbone's feature, which serves any head over it; the
+    head's own output where that reads tokens or pictures."""
+    graph = getattr(tower, "graph", None)
+    if point == "backbone" or graph is None:
+        return "backbone"
+    return "head" if {"tokens", "input"} & set(graph.needed({"head": (1,)})) else "backbone"
+
+
+def features_of(
+    subject: Subject, tower: Tower, inputs: object, output: Stored = "backbone"
+) -> Tensor:
+    """Rows of an output, `[B, width]` float32 on the CPU."""
     with torch.no_grad(), autocast(subject.precision, subject.device):
-        return tower.features(inputs).float().cpu()
+        found = tower.encode(inputs) if output == "head" else tower.features(inputs)
+        return found.float().cpu()
 
 
 def project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ class Subject:
     """Which checkpoint the towers come from; None: they are as their builders gave them."""
     towers: dict[str, Tower] = field(default_factory=dict)
     """All towers by name, those that follow another among them; an entry's `tower:` chooses one."""
-    image_start: Tower | None = None
-    """The image tower before training, for WiSE-FT."""
+    starts: dict[str, Tower] = field(default_factory=dict)
+    """Towers as they were before training, by name, for WiSE-FT."""
     tables: OpenTables = field(default_factory=OpenTables, repr=False, compare=False)
     """What suites share; `run_suites` gives its suites tables of their own."""
     mesh: Tower | None = None

@@ -24,10 +24,12 @@ from vlkd_cli.distributed.runtime import barrier, local_rank, rank, world_size
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.features.forward import (
     PROJECTED_AT_ONCE,
+    Stored,
     evaluating,
     features_of,
     insist_on_numbers,
     project,
+    stored_output,
 )
 from vlkd_cli.features.store import FeatureStore
 from vlkd_cli.features.subject import Subject
@@ -45,18 +47,21 @@ BATCHES_PER_WINDOW = 16
 
 
 class Table(NamedTuple):
-    """Features of a tower's backbone, and which of them were asked for.
+    """Features of a tower's backbone, or of a head that reads more than its feature, and which of
+    them were asked for.
 
     Args:
         key: what determines the features.
         store: a row for each image, or for each different text.
         wanted: the rows asked for, in order.
+        output: which output the rows are.
     """
 
     tower: Tower
     key: str
     store: FeatureStore
     wanted: Rows
+    output: Stored = "backbone"
 
 
 def sample_table(
@@ -65,6 +70,7 @@ def sample_table(
     reader: Reader,
     indices: Sequence[int] | None = None,
     *,
+    point: Stored = "head",
     skip: bool = False,
 ) -> Table:
     """The features of the samples of a data set, complete on every rank.
@@ -72,6 +78,7 @@ def sample_table(
     Args:
         modality: one that is read through views, e.g. image.
         indices: see `embed_images`.
+        point: the output that is wanted of them.
         skip: mark the rows of samples that cannot be read (`FeatureStore.broken`) instead of
             raising; windows of batches are then computed whole, so that after an interruption the
             numbers are those of a pass without one.
@@ -86,8 +93,9 @@ def sample_table(
         )
     tower = needed(subject, modality)
     expected = tower.input
+    output = stored_output(tower, point)
     own = (
-        subject.digest(tower),
+        _digest(subject, tower, output),
         reader.image_fingerprint(),
         repr(tuple(expected)),
         subject.precision,
@@ -103,22 +111,25 @@ def sample_table(
         )
         for rows, batch in zip(split_rows(positions, size), found, strict=True):
             read = torch.isin(torch.from_numpy(rows), batch.indices)
-            values = torch.zeros(len(rows), tower.feature_width)
+            values = torch.zeros(len(rows), _width(tower, output))
             if read.any():
                 inputs = batch.to(subject.device).inputs[tower.name]
-                values[read] = features_of(subject, tower, inputs)
+                values[read] = features_of(subject, tower, inputs, output)
             yield _Computed(values, ~read)
 
     wanted = np.arange(len(reader)) if indices is None else np.asarray(indices, dtype=np.int64)
-    store = _open_store(subject, tower, key, len(reader))
+    store = _open_store(subject, _width(tower, output), key, len(reader))
     _fill(subject, tower, store, wanted, compute, _in_order_batches, whole=skip)
-    return Table(tower, key, store, wanted)
+    return Table(tower, key, store, wanted, output)
 
 
-def text_table(subject: Subject, texts: Sequence[str], *, whole: bool = False) -> Table:
+def text_table(
+    subject: Subject, texts: Sequence[str], *, point: Stored = "head", whole: bool = False
+) -> Table:
     """The features of texts, complete on every rank; a text that occurs twice is one row.
 
     Args:
+        point: the output that is wanted of them.
         whole: compute windows of batches whole, see `sample_table`.
     """
     tower = needed(subject, "text")
@@ -131,7 +142,9 @@ def text_table(subject: Subject, texts: Sequence[str], *, whole: bool = False) -
     for text in unique:
         encoded = text.encode("utf-8", "surrogatepass")
         fingerprint.update(f"{len(encoded)}:".encode() + encoded)
-    own = (subject.digest(tower), fingerprint.hexdigest(), "text", subject.precision)
+    output = stored_output(tower, point)
+    digest = _digest(subject, tower, output)
+    own = (digest, fingerprint.hexdigest(), "text", subject.precision)
     key = table_key(*own, *(["whole"] if whole else []))
     lengths = np.fromiter((len(text) for text in unique), dtype=np.int64, count=len(unique))
 
@@ -145,12 +158,12 @@ def text_table(subject: Subject, texts: Sequence[str], *, whole: bool = False) -
         for batch in batches:
             tokens = tower.input([unique[row] for row in batch])
             inputs = {name: tensor.to(subject.device) for name, tensor in tokens.items()}
-            values = features_of(subject, tower, inputs)
+            values = features_of(subject, tower, inputs, output)
             yield _Computed(values, torch.zeros(len(values), dtype=torch.bool))
 
-    store = _open_store(subject, tower, key, len(unique))
+    store = _open_store(subject, _width(tower, output), key, len(unique))
     _fill(subject, tower, store, wanted, compute, by_length, whole=whole)
-    return Table(tower, key, store, wanted)
+    return Table(tower, key, store, wanted, output)
 
 
 def projected_blocks(subject: Subject, table: Table, wanted: Rows) -> Iterator[Tensor]:
@@ -160,7 +173,8 @@ def projected_blocks(subject: Subject, table: Table, wanted: Rows) -> Iterator[T
     for start in range(0, len(wanted), PROJECTED_AT_ONCE):
         block = torch.from_numpy(features[wanted[start : start + PROJECTED_AT_ONCE]])
         tower = table.tower
-        yield block if isinstance(tower.head, nn.Identity) else project(subject, tower, block)
+        is_ready = table.output == "head" or isinstance(tower.head, nn.Identity)
+        yield block if is_ready else project(subject, tower, block)
 
 
 def needed(subject: Subject, modality: ModalityName) -> Tower:
@@ -194,17 +208,23 @@ class _Computed(NamedTuple):
     broken: Tensor
 
 
-def _open_store(subject: Subject, tower: Tower, key: str, rows: int) -> FeatureStore:
+def _digest(subject: Subject, tower: Tower, output: Stored) -> str:
+    return subject.digest(tower) if output == "backbone" else subject.weights_digest(tower)
+
+
+def _width(tower: Tower, output: Stored) -> int:
+    return tower.feature_width if output == "backbone" else tower.width
+
+
+def _open_store(subject: Subject, width: int, key: str, rows: int) -> FeatureStore:
     store = subject.tables.stores.get(key)
     if store is None:
         # Files of another shape belong to another version of the tower's builder; the width is part
         # of the name.
         folder = (
-            None
-            if subject.cache is None
-            else Path(subject.cache) / "features" / f"{key}-{tower.feature_width}"
+            None if subject.cache is None else Path(subject.cache) / "features" / f"{key}-{width}"
         )
-        store = _open_together(folder, rows, tower.feature_width)
+        store = _open_together(folder, rows, width)
         subject.tables.stores[key] = store
     return store
 

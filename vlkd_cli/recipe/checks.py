@@ -199,6 +199,14 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
         yield from _check_eval_tower(recipe, entry, (*path, "tower"))
         for key in attributes_of("suite", entry.suite).get("address_keys", ()):
             yield from _check_eval_address(recipe, entry.keys.get(key), (*path, key))
+        if entry.reference and not entry.last:
+            yield Problem(
+                (*path, "reference"),
+                "compares the end of the run with its start, and last: false leaves the end out."
+                " Remove one of them.",
+            )
+        if entry.reference and entry.first:
+            yield Problem((*path, "first"), "has no effect with reference: true. Remove it.")
         if not (entry.every_epochs or entry.every_steps or entry.first or entry.last):
             yield Problem(path, "never runs: set every_epochs, every_steps, first or last.")
         needed = attributes_of("suite", entry.suite).get("modalities", frozenset())

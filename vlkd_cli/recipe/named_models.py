@@ -131,6 +131,8 @@ def expand_likes(document: Document) -> list[Problem]:
     for name, tower in _towers(document.value).items():
         if not isinstance(tower, Mapping) or tower.get("like") is None:
             continue
+        if _copied(document.value, name) is not None:
+            continue
         path: Path = ("towers", name)
         like: Path = (*path, "like")
         if sources := [key for key in _SOURCES if tower.get(key) is not None]:
@@ -143,6 +145,7 @@ def expand_likes(document: Document) -> list[Problem]:
         except RecipeError as error:
             place = like if like in document.origins else path
             problems.append(Problem(place, str(error), about_value=False))
+    problems += _copy_towers(document)
     for number, scorer in enumerate(_scorers(document.value)):
         if isinstance(scorer, Mapping) and scorer.get("like") is not None:
             try:
@@ -152,6 +155,49 @@ def expand_likes(document: Document) -> list[Problem]:
                 path = ("synthesis", "scorers", number)
                 problems.append(Problem(path, str(error), about_value=False))
     return problems
+
+
+_OF_TRAINING = ("train", "lr", "layer_decay", "cache", "adapter", "prompt", "like")
+"""Keys of a tower that a copy of it does not take over."""
+
+
+def _copied(values: object, name: object) -> str | None:
+    """The other tower of the recipe that a tower's `like:` names."""
+    towers = _towers(values)
+    like = towers[name].get("like")
+    return like if isinstance(like, str) and like in towers and like != name else None
+
+
+def _copy_towers(document: Document) -> list[Problem]:
+    """Give each `{like: TOWER}` the keys of that tower of the recipe, but for those of training.
+
+    `like` stays, since the copy starts from the same random weights.
+    """
+    problems = []
+    towers = _towers(document.value)
+    for name, tower in towers.items():
+        source = _copied(document.value, name) if isinstance(tower, Mapping) else None
+        if source is None:
+            continue
+        original, path = towers[source], ("towers", name, "like")
+        if not _has_source(original):
+            text = f"tower '{source}' has no builder or run of its own. Name one that has."
+            problems.append(Problem(path, text, about_value=False))
+            continue
+        for key in _SOURCES:
+            if tower.get(key) is not None and tower[key] != original.get(key):
+                text = f"a tower has one source, but this one has like and {key}. Remove one."
+                problems.append(Problem(path[:2], text, about_value=False))
+        taken = {key: value for key, value in original.items() if key not in _OF_TRAINING}
+        named = [word for word in MODALITY_NAMES if word in source.lower().split("_")]
+        if named and "modality" not in taken:
+            taken["modality"] = named[0]
+        towers[name] = {**deepcopy(taken), **tower}
+    return problems
+
+
+def _has_source(tower: object) -> bool:
+    return isinstance(tower, Mapping) and any(tower.get(key) for key in ("builder", "run"))
 
 
 def _scorers(values: object) -> list[Any]:

@@ -97,8 +97,9 @@ class TowerSpec(Open):
     like: str | None = Field(
         None,
         description=(
-            "a model of `vlkd list-models --task TASK` whose keys the tower takes, under its own;"
-            " `image: NAME` is short for `image: {like: NAME}`"
+            "a model of `vlkd list-models --task TASK` whose keys the tower takes, under its own"
+            " (`image: NAME` is short for `image: {like: NAME}`); or another tower of the recipe,"
+            " whose copy this is, with its weights at the start"
         ),
     )
     modality: ModalityName | None = Field(
@@ -106,9 +107,19 @@ class TowerSpec(Open):
         description="image or text; needed if neither the tower's name nor its builder determines"
         " it",
     )
-    run: str | None = Field(
+    run: str | list[str] | None = Field(
         None,
-        description="a vlkd run or checkpoint to take a trained tower from, instead of a builder",
+        description=(
+            "a vlkd run or checkpoint to take a trained tower from, instead of a builder; a list:"
+            " their average"
+        ),
+    )
+    soup: Literal["uniform"] | dict[Literal["greedy"], str] | None = Field(
+        None,
+        description=(
+            "of several runs: their average (uniform, the default), or {greedy: EVAL}: those that"
+            " this entry of evals gains by"
+        ),
     )
     tower: str | None = Field(
         None, description="which tower of that run; by default the one of the same modality"
@@ -453,6 +464,13 @@ class EvalSpec(Open):
     every_epochs: PositiveInt | None = Field(None, description="epochs between two evaluations")
     every_steps: PositiveInt | None = Field(
         None, description="optimizer steps between two evaluations"
+    )
+    reference: bool = Field(
+        False,
+        description=(
+            "what the run should retain: measured before the first step too, and the closing table"
+            " shows how much of it was kept"
+        ),
     )
     first: bool = Field(False, description="also before the first step")
     last: bool = Field(True, description="also after the last step")

@@ -62,11 +62,12 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             f"a tower has one source, but this one has {' and '.join(sources)}. Remove one.",
         )
     if tower.run is not None:
-        for part in ("pooler", "adapter", "prompt"):
+        for part in ("pooler", "prompt"):
             if getattr(tower, part) is not None:
                 yield Problem(
                     (*path, part), "a tower of a run comes as it was trained there. Remove it."
                 )
+    yield from _check_soup(recipe, tower, path)
     for key in ("tower", "checkpoint"):
         if getattr(tower, key) is not None and tower.run is None:
             yield Problem((*path, key), "has no effect without `run:`.")
@@ -120,6 +121,29 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
         yield Problem(
             (*path, "train"), "has no effect on a tower that follows another: it only ever follows."
         )
+
+
+def _check_soup(recipe: Recipe, tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    """Averages of no several runs, and evaluations that are not there."""
+    if not isinstance(tower.run, list):
+        if tower.soup is not None:
+            yield Problem(
+                (*path, "soup"), "averages several runs. Give a list: `run: [runs/a, runs/b]`."
+            )
+        return
+    if len(tower.run) < 2:
+        yield Problem(
+            (*path, "run"), f"a list of {len(tower.run)} has nothing to average. Name two runs."
+        )
+    if isinstance(tower.soup, dict):
+        titles = [entry.title for entry in recipe.evals]
+        title = tower.soup.get("greedy", "")
+        if title not in titles:
+            known = f" Entries: {', '.join(titles)}." if titles else " Add it under evals."
+            yield Problem(
+                (*path, "soup"),
+                f"no entry of evals is '{title}'.{did_you_mean(title, titles)}{known}",
+            )
 
 
 def _check_modality(name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
@@ -325,6 +349,8 @@ def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
         and tower.train != "prompt"
     ):
         return
+    if tower.adapter is not None and tower.run is not None:
+        return  # which builder the run's tower has is known once its checkpoint is open
     rules = importlib.import_module("vlkd_cli.recipe.adapters")
     for said in rules.check(tower.model_dump(mode="json", exclude_none=True)):
         key, colon, text = said.partition(": ")

@@ -342,6 +342,12 @@ class Tower(nn.Module):
                 )
         self.load_state_dict(dict(state), strict=False)
 
+    def same_input(self, other: Tower) -> bool:
+        """Whether another tower prepares pictures, or splits texts, as this one does."""
+        if isinstance(self.input, ImageInput) or isinstance(other.input, ImageInput):
+            return bool(self.input == other.input)
+        return _tokens_of(self.input) == _tokens_of(other.input)
+
     def at_width(self, width: int) -> Tower:
         """The tower with only the first values of the output `head`; it shares all its parts.
 

@@ -100,6 +100,8 @@ class Shapes(Reader):
         combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on
             the seen and validate on the unseen to see whether a model puts a known color and a
             known shape together; candidates are still all 48.
+        colors: only pictures whose (first) shape has one of these colors; null: all eight.
+            Candidates are still all 48.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"image", "text", "label"})
@@ -118,6 +120,7 @@ class Shapes(Reader):
         relations: bool = False,
         short_captions: bool | None = None,
         combinations: Literal["all", "seen", "unseen"] = "all",
+        colors: list[str] | None = None,
     ) -> None:
         if split not in _SPLITS:
             raise DataError(f"data.split '{split}': reader 'shapes' has train, val and test.")
@@ -133,6 +136,9 @@ class Shapes(Reader):
         self._split_kinds = {"all": kinds, "seen": kinds[~unseen], "unseen": kinds[unseen]}[
             combinations
         ]
+        self.colors = None if colors is None else tuple(sorted(set(colors)))
+        if self.colors is not None:
+            self._split_kinds = _of_colors(self._split_kinds, self.colors)
         grid = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
         self._x, self._y = np.meshgrid(grid, grid)
         self._blocks: dict[int, np.ndarray] = {}
@@ -195,7 +201,8 @@ class Shapes(Reader):
             self.short_captions,
             self.combinations,
         )
-        return digest_of("shapes", _DRAWING, *keys)
+        of_colors = () if self.colors is None else (self.colors,)
+        return digest_of("shapes", _DRAWING, *keys, *of_colors)
 
     def caption_start(self, index: int) -> int:
         return index * self._num_captions
@@ -309,6 +316,23 @@ class Shapes(Reader):
         return np.random.Generator(
             np.random.SFC64((self.seed, list(_SPLITS).index(self.split), index, purpose))
         )
+
+
+def _of_colors(kinds: np.ndarray, colors: Sequence[str]) -> np.ndarray:
+    """The kinds of picture in these colors."""
+    for color in colors:
+        if color not in COLORS:
+            raise DataError(
+                f"data.colors: no color '{color}'.{did_you_mean(color, COLORS)} Colors:"
+                f" {', '.join(COLORS)}."
+            )
+    if not colors:
+        raise DataError("data.colors is empty. Name a color, or leave it out.")
+    numbers = [list(COLORS).index(color) for color in colors]
+    found = kinds[np.isin(kinds % len(COLORS), numbers)]
+    if not len(found):
+        raise DataError(f"data.colors: no picture of these combinations is {' or '.join(colors)}.")
+    return found
 
 
 def _place(position: str) -> str:

@@ -204,6 +204,10 @@ def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
         if request.recipe is not None
         else None
     )
+    if recipe is not None and any(tower.soup is not None for tower in recipe.towers.values()):
+        from vlkd_cli.engine.soups import decide_soups
+
+        recipe = decide_soups(recipe)
     if request.resume is not None:
         folder = run_to_resume(request)
         if recipe is None:

@@ -34,6 +34,7 @@ def start_evaluation(
     overrides: Sequence[str] = (),
     data_root: Path | None = None,
     wise_ft: str | None = None,
+    wise_ft_towers: Sequence[str] = (),
     gpus: int | None = None,
     cpu_workers: int | None = None,
     output: Path | None = None,
@@ -47,11 +48,17 @@ def start_evaluation(
         0, or the number of the signal that stopped it.
     """
     quieten_libraries()
+    if wise_ft is None and wise_ft_towers:
+        raise UserError("--wise-ft-tower has no effect without --wise-ft. Add --wise-ft 0,0.5,1.")
     recipe, folder, checkpoint, exported = _found(target, overrides, runs, trust)
     if not folder.recipe.is_file():
         folder.create()
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"--data {data_root}: no such folder.")
+    if any(tower.soup is not None for tower in recipe.towers.values()):
+        from vlkd_cli.engine.soups import decide_soups
+
+        recipe = decide_soups(recipe)
     specs = suite_specs(recipe, suites, suite_settings, data_root)
     placement = choose_placement(gpus, cpu_workers)
     from vlkd_cli.engine.evaluate import EvalJob, evaluate
@@ -66,6 +73,7 @@ def start_evaluation(
         device=placement.device,
         data_root=None if data_root is None else str(data_root),
         wise_ft=_shares(wise_ft),
+        wise_ft_towers=tuple(wise_ft_towers),
     )
     return run_workers(evaluate, job, placement, folder.logs)
 

@@ -22,7 +22,7 @@ from vlkd_cli.recipe.yaml_file import Document
 
 ENTRY_KEYS = ("name", "tower", "width")
 """Keys of an entry that are not the suite's and that `--with` sets too."""
-SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last")
+SCHEDULE_KEYS = ("every_epochs", "every_steps", "first", "last", "reference")
 
 
 def suite_specs(

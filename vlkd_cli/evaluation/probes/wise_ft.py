@@ -18,6 +18,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites, write_result
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.towers.soup import plain
 from vlkd_cli.towers.tower import Tower
 
 
@@ -53,17 +54,20 @@ def interpolate_states(
 
 
 def interpolate_towers(start: Tower, end: Tower, alpha: float) -> Tower:
-    """A new tower between two of the same making; parts that are frozen are those of the end.
+    """A new tower between two of the same making; parts that are frozen are those of the end, and
+    adapters are merged into the weights.
 
     Raises:
         CheckpointError: the two are built differently.
     """
-    if start.encoder.settings != end.encoder.settings or start.input != end.input:
+    if start.encoder.settings != end.encoder.settings or not start.same_input(end):
         raise CheckpointError(
             f"tower '{end.name}': start and end are built differently (model, activation or image"
             " size), so the weights between them mean nothing. Build the start with the run's own"
             " recipe."
         )
+    # A path between the factors of an update is no path between the weights.
+    start, end = plain(start), plain(end)
     between = copy.deepcopy(end)
     between.load_state_dict(interpolate_states(start.state_dict(), end.state_dict(), alpha))
     return between
@@ -76,30 +80,26 @@ def wise_ft(
     *,
     folder: Path | None = None,
 ) -> list[Result]:
-    """Run suites with the image tower at every alpha between `subject.image_start` (0) and
-    `subject.image` (1).
+    """Run suites with every tower of `subject.starts` at each alpha between its start (0) and its
+    end (1).
 
     The curve is printed. Results say their alpha in protocol and settings; with a folder they are
     written, the curve as `wise_ft.csv`.
 
     Raises:
-        RecipeError: there is no start, or nothing between it and the end.
+        RecipeError: nothing was trained that could be interpolated.
     """
-    if subject.image is None or subject.image_start is None:
+    if not subject.starts:
         raise RecipeError(
-            "--wise-ft needs a run with an image tower: its start is built from the run's recipe."
-        )
-    if subject.image.is_frozen:
-        raise RecipeError(
-            "--wise-ft: the image tower was not trained in this run, so its start and its end are"
+            "--wise-ft: no tower that is evaluated was trained in this run, so start and end are"
             " the same."
         )
     if not alphas:
         raise RecipeError("--wise-ft needs at least one number, e.g. 0,0.5,1.")
     results: list[Result] = []
     for alpha in alphas:
-        between = interpolate_towers(subject.image_start, subject.image, alpha).to(subject.device)
-        for result in run_suites(replace(subject, image=between), specs):
+        between = _at(subject, alpha)
+        for result in run_suites(between, specs):
             named = replace(
                 result,
                 protocol=f"{result.protocol}_alpha{alpha:g}",
@@ -112,6 +112,18 @@ def wise_ft(
         _write_curve(results, folder / "wise_ft.csv")
     print_curve(results)
     return results
+
+
+def _at(subject: Subject, alpha: float) -> Subject:
+    """The subject with its towers between start and end."""
+    towers = dict(subject.towers)
+    chosen = replace(subject)
+    for name, start in subject.starts.items():
+        end = towers[name]
+        towers[name] = interpolate_towers(start, end, alpha).to(subject.device)
+        if chosen.tower(end.modality) is end:
+            chosen = chosen.with_tower(towers[name])
+    return replace(chosen, towers=towers)
 
 
 def print_curve(results: Sequence[Result]) -> None:

@@ -9,11 +9,14 @@ from torch import nn
 
 from tests.support.fakes import COLORED, FakeTower, TableBackbone
 from tests.support.suite_cases import CLASSES, class_of_prompt
+from tests.unit.engine.recipes import IMAGE
 from tests.unit.evaluation.test_goldens import CASES
+from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.evaluation.probes.wise_ft import interpolate_states, interpolate_towers, wise_ft
 from vlkd_cli.features.subject import Subject
-from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
+from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.tower import Tower
 
 SPEC = EvalSpec.model_validate(
@@ -57,8 +60,12 @@ def test_weights_are_mixed_as_wise_ft_mixes_them_and_counters_are_the_end_s() ->
 def test_the_curve_goes_from_the_start_to_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    end = tower(1.0)
     subject = Subject(
-        tower(1.0), FakeTower("text", class_of_prompt, CLASSES), image_start=tower(0.0)
+        end,
+        FakeTower("text", class_of_prompt, CLASSES),
+        towers={"image": end},
+        starts={"image": tower(0.0)},
     )
     results = wise_ft(subject, [SPEC], [0, 0.4, 0.6, 1], folder=tmp_path)
     assert [result.metrics["top1"] for result in results] == [0, 0, 1, 1]
@@ -78,10 +85,28 @@ def test_towers_that_do_not_fit_are_refused() -> None:
         interpolate_states({"a": torch.ones(2)}, {"b": torch.ones(2)}, 0.5)
 
 
-def test_a_tower_that_did_not_learn_has_no_curve() -> None:
-    frozen = tower(1.0).requires_grad_(False)
-    frozen = Tower("image", copy.deepcopy(frozen.encoder).requires_grad_(False), head=frozen.head)
-    with pytest.raises(RecipeError, match="was not trained"):
-        wise_ft(Subject(frozen, None, image_start=tower(0.0)), [SPEC], [0.5])
-    with pytest.raises(RecipeError, match="needs a run"):
+def test_a_run_in_which_nothing_was_trained_has_no_curve() -> None:
+    with pytest.raises(RecipeError, match="no tower that is evaluated was trained in this run"):
         wise_ft(Subject(tower(1.0), None), [SPEC], [0.5])
+
+
+def test_adapters_are_merged_before_weights_are_mixed() -> None:
+    """The weights at alpha are W + alpha B A, not W + (alpha B) (alpha A)."""
+    torch.manual_seed(0)
+    section = TowerSpec.model_validate({**IMAGE, "adapter": {"name": "lora", "rank": 2}})
+    start = assemble("image", section)
+    end = copy.deepcopy(start)
+    torch.manual_seed(1)
+    for name, value in end.trainable_state().items():
+        if value.is_floating_point():
+            value.copy_(torch.randn_like(value) * 0.1)
+        assert name in start.trainable_state()
+    half = interpolate_towers(start, end, 0.5).encoder.state_dict()
+    from_weights = interpolate_states(
+        merged(start.encoder).state_dict(), merged(end.encoder).state_dict(), 0.5
+    )
+    moved = 0
+    for name, value in half.items():
+        torch.testing.assert_close(value, from_weights[name])
+        moved += not value.equal(merged(start.encoder).state_dict()[name])
+    assert moved

@@ -1,0 +1,158 @@
+"""Hard negatives on the relations of the rendered shapes: do they help to tell what is where?
+
+    python benchmarks/negatives.py [--seeds 0,1,2] [--folder runs/negatives] [--images 4000]
+
+Writes pictures of two shapes with a caption each, and three captions that are almost right: the
+colors exchanged, the shapes exchanged, the relation reversed. Trains each seed in three ways, with
+as many steps: by InfoNCE alone; with the almost right captions as `negatives`; and with the hardest
+captions of other pictures that `vlkd mine` finds by the first run. Prints the accuracy of suite
+caption_choice (the right caption above all three wrong ones; chance 0.25) and R@1 among held-out
+pictures, means over seeds with their standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlkd_cli.console import print_table
+from vlkd_cli.data.readers.shapes import Scene, Shapes
+
+REVERSED = {
+    "to the left of": "to the right of",
+    "to the right of": "to the left of",
+    "above": "below",
+    "below": "above",
+}
+WRONG = ("colors", "shapes", "relation")
+RECIPE = """
+towers:
+  image:
+    builder: timm
+    model: resnet10t
+    image_size: 48
+    config: {channels: [32, 64, 128, 256], stem_width: 16}
+    head: {name: linear, width: 128}
+  text: {builder: huggingface, config: {layers: 2, width: 128, heads: 4}, tokenizer: trained}
+distillers: [{name: infonce}]
+"""
+REST = """
+train: {epochs: 10, batch_size: 128, clip_grad_norm: 1}
+optimizer: {name: adamw, lr: 4e-3, weight_decay: 0.05}
+schedule: {warmup_steps: 50}
+"""
+
+
+def captions(scene: Scene) -> list[str]:
+    """The right caption, and the three that are almost right."""
+    assert scene.other is not None
+    one, two, relation = scene.thing, scene.other, scene.relation
+    return [
+        f"a {one.color} {one.shape} {relation} a {two.color} {two.shape}",
+        f"a {two.color} {one.shape} {relation} a {one.color} {two.shape}",
+        f"a {one.color} {two.shape} {relation} a {two.color} {one.shape}",
+        f"a {one.color} {one.shape} {REVERSED[relation]} a {two.color} {two.shape}",
+    ]
+
+
+def pictures(folder: Path, split: str, count: int) -> Iterator[tuple[str, list[str]]]:
+    """Pictures of two different shapes in different colors, written to the folder."""
+    reader = Shapes(num_samples=2 * count, size_px=48, split=split, relations=True)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = 0
+    for index in range(len(reader)):
+        scene = reader.scene(index)
+        if scene.other is None or scene.other.shape == scene.thing.shape or found == count:
+            continue
+        path = folder / f"{index:06d}.png"
+        if not path.exists():
+            reader.image(index).save(path)
+        found += 1
+        yield str(path.absolute()), captions(scene)
+
+
+def write_data(folder: Path, count: int) -> None:
+    """`train.csv`, and `val.json` for suite caption_choice and `val.csv` for retrieval."""
+    if (folder / "val.json").exists():
+        return
+    for split, size in (("train", count), ("val", 500)):
+        rows = list(pictures(folder / split, split, size))
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["filepath", "title", *WRONG])
+            table.writerows([place, *texts] for place, texts in rows)
+    items = [{"image": place, "right": texts[0], "wrong": texts[1:]} for place, texts in rows]
+    (folder / "val.json").write_text(json.dumps(items))
+
+
+def train(folder: Path, name: str, seed: str, data: str, negatives: str) -> Path:
+    """Train once; the run folder."""
+    run = folder / f"{name}-{seed}"
+    if (run / "checkpoints" / "last.pt").exists():
+        return run
+    recipe = folder / f"{name}-{seed}.yaml"
+    evals = (
+        f"evals:\n  - {{suite: caption_choice, data: '{folder}/val.json'}}\n"
+        f"  - {{suite: retrieval, data: {{reader: csv, path: '{folder}/val.csv'}}}}\n"
+    )
+    objective = f"{{name: infonce{', negatives: ' + negatives if negatives else ''}}}"
+    text = RECIPE.replace("{name: infonce}", objective) + f"data: {data}\n" + REST + evals
+    recipe.write_text(text.replace("epochs: 10", f"seed: {seed}, epochs: 10"))
+    vlkd("train", str(recipe), "--run", str(run), "--cpu-workers", "1", "--quiet")
+    return run
+
+
+def vlkd(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "vlkd_cli", *words], check=True, env=dict(os.environ))
+
+
+def metric(run: Path, suite: str, name: str) -> float:
+    (file,) = sorted((run / "results").glob("step_*"))[-1].glob(f"{suite}-*.json")
+    value: float = json.loads(file.read_text())["metrics"][name]
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--folder", type=Path, default=Path("runs/negatives"))
+    parser.add_argument("--images", type=int, default=4000)
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_data(folder, options.images)
+    keys = "reader: csv, image_root: /, augment: {name: none}, workers: 0"
+    runs: dict[str, list[Path]] = {"plain": [], "swapped": [], "mined": []}
+    for seed in options.seeds.split(","):
+        plain = train(folder, "plain", seed, f"{{{keys}, path: '{folder}/train.csv'}}", "")
+        runs["plain"].append(plain)
+        swapped = f"{{{keys}, path: '{folder}/train.csv', texts: {{hard: [{', '.join(WRONG)}]}}}}"
+        runs["swapped"].append(train(folder, "swapped", seed, swapped, "text@hard"))
+        table = folder / f"mined-{seed}.csv"
+        if not table.exists():
+            vlkd("mine", str(plain), str(table), "--cpu-workers", "1")
+        names = ", ".join(f"negative_{number}" for number in range(1, 5))
+        mined = f"{{{keys}, path: '{table}', texts: {{hard: [{names}]}}}}"
+        runs["mined"].append(train(folder, "mined", seed, mined, "text@hard"))
+    rows = []
+    for way, found in runs.items():
+        row = [way]
+        for suite, name in (("caption_choice", "accuracy"), ("retrieval", "image_to_text_R@1")):
+            values = [metric(run, suite, name) for run in found]
+            spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            row += [" ".join(f"{value:.3f}" for value in values), f"{statistics.mean(values):.3f}"]
+            row.append(f"{spread:.3f}")
+        rows.append(row)
+    columns = ["negatives", "caption_choice", "mean", "error", "R@1", "mean", "error"]
+    print_table("Relations of the rendered shapes", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
