@@ -255,7 +255,7 @@ def _is_checked(command: Command) -> bool:
     words = _vlkd_words(command)
     return (
         words is not None
-        and words[:1] in (["train"], ["eval"], ["encode"], ["sweep"], ["submit-elevater"])
+        and words[:1] in (["train"], ["eval"], ["encode"], ["sweep"], ["submit-elevater"], ["data"])
         and not _is_run(command)
     )
 
@@ -285,6 +285,10 @@ def _try_checked(command: Command, folder: Path) -> None:
             lambda *words, **keys: take(submitted=True) or Done(),
         )
         patch.setattr("vlkd_cli.elevater.submission.prediction_folder", lambda run: run)
+        patch.setattr(
+            "vlkd_cli.engine.check_data.check_data",
+            lambda recipe, overrides, output: take(recipe=load_recipe(recipe, overrides)),
+        )
         assert leaves(words) == 0, command
     assert given, command
     if words[0] == "sweep":
