@@ -75,8 +75,10 @@ class Parts:
 
     def lists(self, miner: str) -> NDArray[np.int32] | None:
         """The passages that a miner found, `[Q, depth]`, where they are stored whole."""
-        file = self._lists(miner)
-        return np.asarray(load_npy(file, mmap_mode="r")) if file.is_file() else None
+        try:
+            return np.asarray(load_npy(self._lists(miner), mmap_mode="r"))
+        except (OSError, ValueError):
+            return None  # not there, or cut off: mined again
 
     def write_lists(self, miner: str, lists: NDArray[np.int32]) -> None:
         """Store what a miner found."""

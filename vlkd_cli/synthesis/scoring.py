@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkd_cli.errors import DataError
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import SynthesisSpec
 from vlkd_cli.synthesis.scorers.scorer import Pairs, Scorer
@@ -15,8 +16,10 @@ from vlkd_cli.synthesis.sources import Sources
 
 
 class Weighted(NamedTuple):
-    """A scorer, the factor on its scores, and whether they are scaled for each query."""
+    """A scorer with its name, the factor on its scores, and whether they are scaled for each
+    query."""
 
+    name: str
     scorer: Scorer
     weight: float
     standardize: bool
@@ -34,7 +37,7 @@ def open_scorers(spec: SynthesisSpec, sources: Sources) -> list[Weighted]:
         scorer: Scorer = make("scorer", entry.name, entry.keys)
         scorer.open(sources)
         scaled = several if entry.standardize is None else entry.standardize
-        found.append(Weighted(scorer, entry.weight, scaled))
+        found.append(Weighted(entry.name, scorer, entry.weight, scaled))
     return found
 
 
@@ -50,10 +53,18 @@ def scores_of(
 
     Args:
         mined: for each query, which of its passages were mined; scores are scaled over these.
+
+    Raises:
+        DataError: a score is not finite.
     """
     totals = [np.zeros(len(own.passages)) for own in pairs]
-    for scorer, weight, standardize in scorers:
+    for name, scorer, weight, standardize in scorers:
         for total, scores, listed in zip(totals, scorer.scores(pairs), mined, strict=True):
+            if not np.isfinite(scores).all():
+                raise DataError(
+                    f"scorer '{name}' gives scores that are NaN or infinite. Choose other weights,"
+                    " or `--set train.precision=fp32`."
+                )
             total += weight * (_standardized(scores, listed) if standardize else scores)
     return totals
 

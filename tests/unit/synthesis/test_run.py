@@ -105,6 +105,29 @@ def test_a_folder_with_other_files_is_refused(root: Path, tmp_path: Path) -> Non
         synthesized(tmp_path, root)
 
 
+def test_a_list_that_is_cut_off_is_mined_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = synthesized(tmp_path / "whole", root)
+
+    def dying(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write_block", dying)
+        with pytest.raises(KeyboardInterrupt):
+            synthesized(tmp_path / "cut", root)
+    file = tmp_path / "cut" / "out" / "parts" / "mined-text_0.npy"
+    file.write_bytes(file.read_bytes()[:-40])
+    assert synthesized(tmp_path / "cut", root) == expected
+
+
+def test_scores_that_are_no_numbers_end_in_one_line(root: Path, tmp_path: Path) -> None:
+    ScoredByTable.table = np.full((7, 12), np.nan)
+    with pytest.raises(DataError, match="gives scores that are NaN or infinite. Choose other"):
+        synthesized(tmp_path, root, scorers=[{"name": BY_TABLE}])
+
+
 def test_each_pair_is_scored_once_and_only_where_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
