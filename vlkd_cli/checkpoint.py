@@ -20,6 +20,15 @@ from torch import Tensor
 import vlkd_cli
 from vlkd_cli.builders.weight_files import first_line, load_pickled
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.checkpoint_shards import (
+    is_shard,
+    join_shards,
+    remove_unused_shards,
+    separated,
+    step_files,
+    write_shards,
+)
+from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.load import TRUST_OPTION, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
@@ -68,6 +77,8 @@ class Checkpoint:
         optimizer: state of each parameter, by its name in the composition (format 1: its position).
         files: what a run made in addition to weights, by its path in the run folder, e.g. a
             tokenizer.
+        shards: of a run whose weights were divided among processes, the files next to it that hold
+            the slices of each; joined when it is read.
         path: where it was read from; not written.
     """
 
@@ -88,6 +99,7 @@ class Checkpoint:
     skipped_steps: NonNegativeInt = 0
     format: int = FORMAT
     version: str = vlkd_cli.__version__
+    shards: list[str] = field(default_factory=list)
     path: Path | None = None
 
     @staticmethod
@@ -120,6 +132,7 @@ class Checkpoint:
         try:
             if content["format"] == 1:
                 content = _from_format_1(content)
+            join_shards(content, path)
             return Checkpoint(**{**content, "path": path})
         except (ValidationError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -133,39 +146,30 @@ class Checkpoint:
         `step_*.pt` files the newest `keep` stay.
 
         A file appears under its name only when it is whole: a kill or a full disk while saving
-        leaves the former ones as they were.
+        leaves the former ones as they were. Where weights are divided among processes, all call it:
+        each writes its slices to `step_N.shard-K-of-W.pt`, and then the first one the rest.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
         target = folder / f"step_{self.step:08d}.pt"
-        partial = target.with_suffix(".partial")
         content = {each.name: getattr(self, each.name) for each in fields(self)}
-        del content["path"]
-        written: _Writes | None = None
+        del content["path"], content["shards"]
+        content, slices = separated(content)
+        if slices:
+            content["shards"] = write_shards(slices, target, self.step, _write)
+        if slices and not is_main():
+            return target
+        _write(content, target)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_partial_files(folder)
-            with partial.open("wb") as file:
-                written = _Writes(file)
-                torch.save(content, written)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
             names = {"last.pt": True, "best.pt": is_best, BEFORE_COOLDOWN: before_cooldown}
             for name in (name for name, applies in names.items() if applies):
                 point(folder / name, target)
-        except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                _remove_partial_files(folder)
-            # torch's writer reports at which position it stopped; why is what the file reported.
-            cause = (written.error if written is not None else None) or error
-            raise CheckpointError(
-                f"could not save {target.name} in {folder}: {_first_line(cause)}. Earlier"
-                " checkpoints there are whole; free space, then continue with --resume."
-            ) from error
-        for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+        except OSError as error:
+            raise _unsaved(target, error) from error
+        for old in step_files(folder)[:-keep]:
             old.unlink(missing_ok=True)
+        remove_unused_shards(folder)
         return target
 
     def tower(self, name: str, averaged: bool = True) -> State:
@@ -287,6 +291,37 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
+def _write(content: Mapping[str, Any], target: Path) -> None:
+    """Write what torch.save takes, so that the file appears under its name when it is whole.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    partial = target.with_suffix(".partial")
+    written: _Writes | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_partial_files(target)
+        with partial.open("wb") as file:
+            written = _Writes(file)
+            torch.save(content, written)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            _remove_partial_files(target)
+        # torch's writer reports at which position it stopped; why is what the file reported.
+        raise _unsaved(target, (written.error if written else None) or error) from error
+
+
+def _unsaved(target: Path, cause: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"could not save {target.name} in {target.parent}: {_first_line(cause)}. Earlier"
+        " checkpoints there are whole; free space, then continue with --resume."
+    )
+
+
 class _Writes:
     """A file that remembers why writing to it failed."""
 
@@ -305,8 +340,11 @@ class _Writes:
         return getattr(self._file, name)
 
 
-def _remove_partial_files(folder: Path) -> None:
-    for left in folder.glob("*.partial"):
+def _remove_partial_files(target: Path) -> None:
+    """What a kill has left, of any checkpoint; of shards, which other processes may be writing,
+    only the file's own."""
+    pattern = f"{target.stem}.partial" if is_shard(target) else "*.partial"
+    for left in target.parent.glob(pattern):
         left.unlink(missing_ok=True)
 
 
@@ -322,7 +360,11 @@ def point(name: Path, target: Path) -> None:
 
 
 def _others(path: Path) -> str:
-    names = [other.name for other in sorted(path.parent.glob("*.pt")) if not other.samefile(path)]
+    names = [
+        other.name
+        for other in sorted(path.parent.glob("*.pt"))
+        if not other.samefile(path) and not is_shard(other)
+    ]
     return f" Others there: {', '.join(names)}." if names else ""
 
 

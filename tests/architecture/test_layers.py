@@ -20,6 +20,7 @@ ROWS = [
     {"distillers", "poolers", "heads"},
     {"builders", "data"},
     {"remote_runs"},
+    {"checkpoint_shards"},
     {"checkpoint"},
     {"towers"},
     {"composition"},

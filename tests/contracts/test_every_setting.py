@@ -322,6 +322,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--run": (TRAIN, f"{TRAIN} --run here"),
         "--runs": (TRAIN, f"{TRAIN} --runs here"),
         "--dry-run": (TRAIN, f"{TRAIN} --dry-run"),
+        "--memory": (f"{TRAIN} --dry-run", f"{TRAIN} --dry-run --memory 24GiB"),
         "--nodes": (TRAIN, f"{TRAIN} --nodes 2"),
         "--node-rank": (TRAIN, f"{TRAIN} --node-rank 1"),
         "--rendezvous": (TRAIN, f"{TRAIN} --rendezvous a:1"),

@@ -68,6 +68,13 @@ class Export(NamedTuple):
     note: str = ""
 
 
+class _Grids(dict[tuple[int, int], Grid | None]):
+    """Grids by the size of pictures, shared by all copies of a backbone."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Grids:
+        return self
+
+
 class Backbone(nn.Module):
     """An encoder without a head.
 
@@ -106,6 +113,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("mask_token", None)
+        self._grids = _Grids()
 
     def forward(
         self,
@@ -160,10 +168,9 @@ class Backbone(nn.Module):
         """
         if not isinstance(self.input, ImageInput):
             return None
-        grids: dict[tuple[int, int], Grid | None] = self.__dict__.setdefault("_grids", {})
-        if size_px not in grids:
-            grids[size_px] = _grid_of(self._tokens_of(size_px), size_px)
-        return grids[size_px]
+        if size_px not in self._grids:
+            self._grids[size_px] = _grid_of(self._tokens_of(size_px), size_px)
+        return self._grids[size_px]
 
     def _tokens_of(self, size_px: tuple[int, int]) -> Tokens | None:
         """The tokens of one picture of a size; their numbers mean nothing."""

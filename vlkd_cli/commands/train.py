@@ -44,6 +44,15 @@ def train(
         bool,
         typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop."),
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --dry-run: print the largest batch and chunk that fit a GPU of this memory,"
+            " e.g. 24GiB.",
+            show_default=False,
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (machines).")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Rank of this node, from 0.")] = 0,
     rendezvous: Annotated[
@@ -84,6 +93,7 @@ def train(
         run=run,
         runs=runs,
         dry_run=dry_run,
+        memory=memory,
         nodes=nodes,
         node_rank=node_rank,
         rendezvous=rendezvous,

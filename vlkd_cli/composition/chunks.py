@@ -1,9 +1,15 @@
 """Encoding a large batch piece by piece, with the activations of one piece in memory at a time.
 
-Forward keeps no activations of a trained tower; backward takes piece after piece, last first: it
-runs the piece again with its random state, computes its gradients and frees it. To autograd this
-is one graph, so distillers see all rows at once, a parameter's hooks fire once, and neither the
-trainer nor DistributedDataParallel know of it. Dropout of a piece is the same in both runs.
+Forward keeps no activations of a trained tower but those of the last piece; backward takes piece
+after piece, last first: it runs the piece again with its random state, computes its gradients and
+frees it. To autograd this is one graph, so distillers see all rows at once, a parameter's hooks
+fire once, and neither the trainer nor DistributedDataParallel know of it. Dropout of a piece is the
+same in both runs.
+
+A piece is one node of that graph, whose inputs are the weights (`_Again`). torch's checkpoint
+intercepts every tensor that an operation saves, in both runs, which costs more than the operations
+themselves where a piece is small; it serves in the first step, which shows the weights that a pass
+reads, and where weights are divided among processes and arrive block by block.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
 (GradCache), arXiv:2101.06983, by way of Chen et al., Training Deep Nets with Sublinear Memory Cost,
@@ -12,11 +18,12 @@ arXiv:1604.06174.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -25,9 +32,23 @@ from vlkd_cli.errors import RecipeError
 Run = Callable[[Any, Tensor | None], dict[str, Tensor]]
 
 
+class Reads(NamedTuple):
+    """What a pass was seen to do: the weights that it reads, and its outputs that learn."""
+
+    weights: tuple[Tensor, ...]
+    learning: frozenset[str]
+
+
 def encode_in_chunks(
-    run: Run, inputs: object, hidden: Tensor | None, *, size: int, learns: bool
-) -> dict[str, Tensor]:
+    run: Run,
+    inputs: object,
+    hidden: Tensor | None,
+    *,
+    size: int,
+    learns: bool,
+    layers: Sequence[nn.Module] | None = None,
+    reads: Reads | None = None,
+) -> tuple[dict[str, Tensor], Reads | None]:
     """What `run` gives for all inputs, computed for `size` of them at a time.
 
     Args:
@@ -36,16 +57,115 @@ def encode_in_chunks(
         hidden: `[N, T]` hidden places, or None.
         size: inputs of a piece, a multiple of the pictures of a sample.
         learns: whether gradients are needed; otherwise every piece runs once.
+        layers: whose weights a piece reads or not (experts, layers that are left out at random);
+            None: weights that are divided among processes.
+        reads: what an earlier step returned for this pass.
+
+    Returns:
+        the outputs, and what to give the next step.
     """
+    every = list(_pieces(inputs, hidden, size))
     pieces = []
-    for rows, places in _pieces(inputs, hidden, size):
-        if learns:
+    for number, (rows, places) in enumerate(every):
+        # Backward begins with the last piece, so running it again would save nothing.
+        if not learns or number == len(every) - 1:
+            pieces.append(run(rows, places))
+        elif reads is None:
             pieces.append(checkpoint(run, rows, places, use_reentrant=False))
         else:
-            pieces.append(run(rows, places))
+            pieces.append(_again(run, rows, places, reads))
         # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
         torch.clear_autocast_cache()
-    return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
+    outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
+    if learns and reads is None and layers is not None:
+        reads = _reads(pieces[-1], layers)
+    return outputs, reads
+
+
+def _again(run: Run, rows: Any, places: Tensor | None, reads: Reads) -> dict[str, Tensor]:
+    names: list[str] = []
+    outputs = _Again.apply(run, rows, places, reads.learning, names, *reads.weights)
+    return dict(zip(names, outputs, strict=True))
+
+
+class _Again(torch.autograd.Function):
+    """A piece whose backward pass runs it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Run,
+        rows: Any,
+        places: Tensor | None,
+        learning: frozenset[str],
+        names: list[str],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.run, ctx.rows, ctx.places, ctx.weights = run, rows, places, weights
+        some = rows if isinstance(rows, Tensor) else next(iter(rows.values()))
+        ctx.device = some.device
+        ctx.random = torch.get_rng_state()
+        ctx.device_random = torch.cuda.get_rng_state(ctx.device) if some.is_cuda else None
+        ctx.autocast = (
+            torch.is_autocast_enabled(some.device.type),
+            torch.get_autocast_dtype(some.device.type),
+        )
+        found = run(rows, places)
+        names.extend(found)
+        # Two names may stand for one tensor, and a node has each of its outputs once.
+        seen: set[int] = set()
+        outputs = []
+        for value in found.values():
+            outputs.append(value.view_as(value) if id(value) in seen else value)
+            seen.add(id(value))
+        ctx.mark_non_differentiable(
+            *(value for name, value in zip(found, outputs, strict=True) if name not in learning)
+        )
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        enabled, dtype = ctx.autocast
+        devices = [ctx.device] if ctx.device_random is not None else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.set_rng_state(ctx.random)
+            if ctx.device_random is not None:
+                torch.cuda.set_rng_state(ctx.device_random, ctx.device)
+            with torch.autocast(ctx.device.type, dtype=dtype, enabled=enabled):
+                outputs = ctx.run(ctx.rows, ctx.places).values()
+        pairs = [
+            (output, grad)
+            for output, grad in zip(outputs, grads, strict=True)
+            if output.requires_grad and grad is not None
+        ]
+        if not pairs:
+            return (None,) * (5 + len(ctx.weights))
+        found = torch.autograd.grad(
+            [output for output, _ in pairs],
+            ctx.weights,
+            [grad for _, grad in pairs],
+            allow_unused=True,
+        )
+        return None, None, None, None, None, *found
+
+
+def _reads(outputs: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Reads:
+    """The weights that outputs depend on, from their graph, and those of the layers."""
+    learning = frozenset(name for name, output in outputs.items() if output.requires_grad)
+    weights = {id(one): one for layer in layers for one in layer.parameters() if one.requires_grad}
+    waiting: list[Any] = [outputs[name].grad_fn for name in learning]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            weights[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return Reads(tuple(weights.values()), learning)
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlkd_cli.composition.chunks import refuse_batch_statistics
+from vlkd_cli.composition.chunks import Reads, refuse_batch_statistics
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Rows, encode, input_key, plan
 from vlkd_cli.data.batch import Batch
@@ -90,6 +90,7 @@ class Composition(nn.Module):
     ) -> None:
         super().__init__()
         self.chunk = chunk
+        self._known_reads: dict[tuple[str, str], Reads] = {}
         self.towers = NamedModules(
             {
                 name: tower
@@ -186,9 +187,25 @@ class Composition(nn.Module):
                     )
         return found
 
-    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        """Loss of this rank's rows at a step. Each tower encodes each of its inputs once."""
-        found = encode(self.passes, self.all_towers, self.towers, batch, progress, self.chunk)
+    def forward(
+        self, batch: Batch, progress: Progress, outputs: Mapping[Address, Rows] | None = None
+    ) -> StepOutput:
+        """Loss of this rank's rows at a step. Each tower encodes each of its inputs once.
+
+        Args:
+            outputs: of the towers; by default what they encode of the batch.
+        """
+        found = outputs
+        if found is None:
+            found = encode(
+                self.passes,
+                self.all_towers,
+                self.towers,
+                batch,
+                progress,
+                self.chunk,
+                self._known_reads,
+            )
         loss = torch.zeros((), device=batch.indices.device)
         terms = {}
         offered = {

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.distributed.sharding import own_slice
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
@@ -116,7 +117,7 @@ class MomentumTower(nn.Module):
         optimizer step."""
         followed = dict(source.named_parameters())
         pairs = [
-            (own, followed[name].detach())
+            (own_slice(own), own_slice(followed[name]))
             for name, own in self.tower.named_parameters()
             if own.is_floating_point()
         ]

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlkd_cli.composition.chunks import encode_in_chunks
+from vlkd_cli.composition.chunks import Reads, encode_in_chunks
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
+from vlkd_cli.distributed.sharding import is_divided
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.types import Progress
+from vlkd_cli.towers.blocks import blocks_of
 from vlkd_cli.towers.outputs import Output
 from vlkd_cli.towers.tower import Tower
 
@@ -78,19 +80,22 @@ def encode(
     batch: Batch,
     progress: Progress,
     chunk: int | None = None,
+    known: dict[tuple[str, str], Reads] | None = None,
 ) -> dict[Address, Rows]:
     """Run the passes on a batch.
 
     Args:
         learning: names of the towers that take a gradient; the others run without.
         chunk: pictures or texts whose activations are held at a time; None: all.
+        known: what chunked passes, by tower and input, were seen to read; filled here.
     """
+    known = {} if known is None else known
     found: dict[Address, Rows] = {}
     for one in passes:
         tower = towers[one.tower]
         with torch.set_grad_enabled(torch.is_grad_enabled() and one.tower in learning):
             key = input_key(towers, one.tower, one.input)
-            found |= _encode_one(one, tower, key, batch, progress, chunk)
+            found |= _encode_one(one, tower, key, batch, progress, chunk, known)
     return found
 
 
@@ -101,6 +106,7 @@ def _encode_one(
     batch: Batch,
     progress: Progress,
     chunk: int | None,
+    known: dict[tuple[str, str], Reads],
 ) -> dict[Address, Rows]:
     inputs, pictures = batch.inputs[key], 1
     if isinstance(inputs, Tensor) and inputs.ndim == 5:
@@ -124,7 +130,15 @@ def _encode_one(
         # A frozen backbone keeps no activations, so running it again would only cost time.
         learns = torch.is_grad_enabled() and not original.backbone_is_frozen
         size = max(chunk // pictures, 1) * pictures
-        values = encode_in_chunks(run, inputs, hidden, size=size, learns=learns)
+        place = one.tower, one.input
+        layers, reads = None, known.get(place)
+        if learns and reads is None and not any(map(is_divided, original.encoder.parameters())):
+            layers = blocks_of(original.encoder)
+        values, reads = encode_in_chunks(
+            run, inputs, hidden, size=size, learns=learns, layers=layers, reads=reads
+        )
+        if reads is not None:
+            known[place] = reads
     found: dict[Address, Rows] = {}
     for output, read in one.outputs.items():
         counts = None

@@ -26,6 +26,7 @@ from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import DataFacts, Distiller
 from vlkd_cli.distillers.widths import AtWidths
 from vlkd_cli.distributed import runtime
+from vlkd_cli.distributed.sharding import divide
 from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
@@ -42,7 +43,7 @@ from vlkd_cli.recipe.objectives import check_widths
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
-from vlkd_cli.towers.blocks import checkpoint_activations
+from vlkd_cli.towers.blocks import checkpoint_activations, repeated_blocks_of
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 
@@ -143,6 +144,8 @@ def build_training(
     loader = episode_loader = build_loader(recipe, composition, inputs, towers, device)
     if not composition.input_keys(episode=True).items() <= composition.input_keys().items():
         episode_loader = build_loader(recipe, composition, inputs, towers, device, episode=True)
+    if settings.shard == "towers" and runtime.world_size() > 1:
+        _divide_backbones(composition, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
     run = Progress(0, steps_per_epoch, total_steps)
@@ -380,6 +383,11 @@ def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
             "this recipe trains nothing: it needs `data:` and `distillers:`. Evaluate it with"
             " `vlkd eval`."
         )
+    if recipe.train.shard != "none" and runtime.world_size() == 1:
+        raise RecipeError(
+            "train.shard: has no effect on one process, which holds all weights. Train on several"
+            " (--gpus, --cpu-workers, --nodes), or set it to none."
+        )
     if recipe.train.sync_batch_norm and device.type != "cuda":
         raise RecipeError(
             "train.sync_batch_norm: torch synchronizes batch norms on GPUs only. Set it to false"
@@ -400,6 +408,16 @@ def _checkpoint_activations(towers: Towers) -> None:
             f"{f' ({names})' if names else ''} consist of no layers that could run again. Remove"
             " it, or use train.chunk."
         )
+
+
+def _divide_backbones(composition: Composition, device: torch.device) -> None:
+    """Divide the weights of backbones that are trained, and of those that follow them, among the
+    processes."""
+    followers = (follower.tower for follower in composition.followers.values())
+    for tower in (*composition.towers.values(), *followers):
+        assert isinstance(tower, Tower)
+        if not tower.backbone_is_frozen:
+            divide(tower.encoder, repeated_blocks_of(tower.encoder), device)
 
 
 def _largest_target(reader: Reader | StreamReader, distillers: Sequence[Distiller]) -> float | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.distillers.distiller import counts_rows
+from vlkd_cli.distributed.sharding import own_slice
 from vlkd_cli.engine.ema import EMA
 from vlkd_cli.recipe.schema import TrainSpec
 
@@ -51,7 +52,7 @@ class DeviceUpdate:
         self.optimizer, self.settings = optimizer, settings
         self._committed = [*_state(composition.distillers), *_state(composition.followers)]
         if ema is not None:
-            self._committed += ema.state_dict().values()
+            self._committed += ema.averages
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
 
     def __call__(self, norm: Tensor, loss: Tensor, commit: Callable[[], None]) -> None:
@@ -117,7 +118,7 @@ def unchanged_where(skip: Tensor, tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _state(modules: torch.nn.Module) -> Iterator[Tensor]:
-    yield from (parameter.detach() for parameter in modules.parameters())
+    yield from map(own_slice, modules.parameters())
     yield from modules.buffers()
 
 

@@ -8,15 +8,17 @@ import torch
 
 from vlkd_cli import console
 from vlkd_cli.composition.momentum import MomentumTower
+from vlkd_cli.data.batch import Batch
 from vlkd_cli.engine.build import Training
+from vlkd_cli.engine.memory import CONTEXT_BYTES, FRAGMENTATION, what_fits
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.tower import Tower
 
 
-def dry_run(training: Training, trainer: Trainer) -> None:
+def dry_run(training: Training, trainer: Trainer, memory: int | None = None) -> None:
     """Take one step and print the towers' sizes, the loss as the sum of its terms, time and
-    memory."""
+    memory; and what fits into so many bytes of a GPU."""
     batches = training.loader.batches(0)
     begin = time.perf_counter()
     rows = [next(batches) for _ in range(training.recipe.train.accumulate)]
@@ -42,6 +44,32 @@ def dry_run(training: Training, trainer: Trainer) -> None:
     console.say(
         f"{training.steps_per_epoch} steps per epoch, {training.total_steps} in all; peak memory"
         f" {_peak_memory(training.device)}."
+    )
+    if memory is not None:
+        _say_what_fits(trainer, rows[0], memory)
+
+
+def _say_what_fits(trainer: Trainer, batch: Batch, memory: int) -> None:
+    size = f"{memory / 2**30:.4g} GiB"
+    fits = what_fits(trainer, batch, memory)
+    if not fits:
+        console.say(
+            f"Not even the smallest batch fits into {size}. Use smaller towers, freeze them, or set"
+            " train.checkpoint_activations or train.shard."
+        )
+        return
+    how = "measured" if trainer.device.type == "cuda" else "counted"
+    console.print_table(
+        f"Largest that fits into a GPU of {size} ({how})",
+        ["train.batch_size", "train.chunk", "GiB"],
+        [
+            [f"{fit.batch_size:,}", f"{fit.chunk or '-'}", f"{fit.num_bytes / 2**30:.2f}"]
+            for fit in fits
+        ],
+    )
+    spared = (FRAGMENTATION - 1) * 100
+    console.say(
+        f"GiB include {CONTEXT_BYTES / 2**30:.1f} for CUDA and {spared:.0f} % for fragmentation."
     )
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.distributed.sharding import as_divided, own_slice, slice_of
+
 
 class EMA:
     """Average of a module's trainable parameters; batch-norm statistics are the module's own.
@@ -22,15 +24,15 @@ class EMA:
         self._names = [
             name for name, parameter in module.named_parameters() if parameter.requires_grad
         ]
-        self._live = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._average = [parameter.detach().clone() for parameter in self._live]
+        self._parameters = [each for each in module.parameters() if each.requires_grad]
+        # Of weights that are divided among processes, this one's slices.
+        self._live = [own_slice(parameter) for parameter in self._parameters]
+        self.averages = [live.clone() for live in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimizer step."""
-        torch._foreach_lerp_(
-            self._average, [parameter.detach() for parameter in self._live], 1 - self.decay
-        )
+        torch._foreach_lerp_(self.averages, self._live, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -43,13 +45,18 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for live, average in zip(self._live, self._average, strict=True):
-            kept = live.detach().clone()
+        for live, average in zip(self._live, self.averages, strict=True):
+            kept = live.clone()
             live.copy_(average)
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(zip(self._names, self._average, strict=True))
+        return {
+            name: as_divided(average, parameter)
+            for name, average, parameter in zip(
+                self._names, self.averages, self._parameters, strict=True
+            )
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -58,7 +65,9 @@ class EMA:
         Raises:
             ValueError: one is missing or has another shape.
         """
-        for name, average in zip(self._names, self._average, strict=True):
-            if name not in state or state[name].shape != average.shape:
+        for name, average, parameter in zip(
+            self._names, self.averages, self._parameters, strict=True
+        ):
+            if name not in state or state[name].shape != parameter.shape:
                 raise ValueError(f"the average of '{name}' is missing or has another shape")
-            average.copy_(state[name])
+            average.copy_(slice_of(state[name], parameter))

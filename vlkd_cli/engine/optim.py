@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlkd_cli.composition.composition import Composition
+from vlkd_cli.distributed.sharding import as_divided, divided_of, slice_of, slice_parameter
 from vlkd_cli.engine.schedules import learning_rate_factor
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.component import typed_keys
@@ -75,7 +76,8 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
     _refuse_idle_groups(spec, trainable, run)
     gathered: dict[Settings, list[tuple[str, nn.Parameter]]] = {}
     for each in trainable:
-        gathered.setdefault(_settings(spec, each), []).append((each.name, each.parameter))
+        named = (each.name, slice_parameter(each.parameter))
+        gathered.setdefault(_settings(spec, each), []).append(named)
     keys = typed_keys("optimizer", spec.name, spec.keys)
     kind: Any = optimizer_class(spec.name)
     if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {
@@ -121,9 +123,17 @@ def drop_waiting(optimizer: torch.optim.Optimizer, step: int) -> None:
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
     """What the optimizer remembers of each parameter, by the parameter's name. Rates and the like
     are not in it: they follow from the recipe and the step."""
-    names = _names(optimizer)
+    names, parameters = _names(optimizer), _parameters(optimizer)
     state: dict[int, dict[str, object]] = optimizer.state_dict()["state"]
-    return {names[position]: values for position, values in state.items()}
+    return {
+        names[position]: {
+            name: as_divided(value, divided_of(parameters[position]))
+            if isinstance(value, torch.Tensor) and value.ndim
+            else value
+            for name, value in values.items()
+        }
+        for position, values in state.items()
+    }
 
 
 def restore_optimizer(
@@ -139,7 +149,7 @@ def restore_optimizer(
     position_of = {name: position for position, name in enumerate(names)}
     if saved and all(key.isdecimal() for key in saved):
         position_of = {str(position): position for position in range(len(names))}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [divided_of(parameter) for parameter in _parameters(optimizer)]
     state = {}
     for key, values in saved.items():
         if key not in position_of:
@@ -150,17 +160,25 @@ def restore_optimizer(
                 raise ValueError(f"the optimizer's {name} of '{names[position]}' has another shape")
         # The file is mapped into memory: what the optimizer changes in place must be its own.
         state[position] = {
-            name: value.clone() if isinstance(value, torch.Tensor) else value
+            name: _own(value, parameters[position]) if isinstance(value, torch.Tensor) else value
             for name, value in values.items()
         }
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def _own(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return (slice_of(value, parameter) if value.ndim else value).clone()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
-def _fits(value: object, parameter: nn.Parameter) -> bool:
+def _fits(value: object, parameter: torch.Tensor) -> bool:
     # A count, or one number for each entry, or (Adafactor) for each row or column of a matrix.
     return (
         not isinstance(value, torch.Tensor)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from torch import nn
@@ -12,6 +12,13 @@ from torch import nn
 from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distributed import runtime
+from vlkd_cli.distributed.sharding import (
+    divided_modules,
+    is_divided,
+    own_slice,
+    slice_parameter,
+)
+from vlkd_cli.engine.gradients import average_gradients
 from vlkd_cli.recipe.types import Progress
 
 
@@ -22,10 +29,12 @@ class Wrapped(NamedTuple):
         call: the forward pass; the backward pass of its loss averages gradients over the ranks.
         local: a context in which gradients stay on their rank, for all but the last batch of a
             step.
+        finish: called after the last backward pass of a step, before gradients are read.
     """
 
     call: Callable[[Batch, Progress], StepOutput]
     local: Callable[[], AbstractContextManager[None]] = nullcontext
+    finish: Callable[[], None] = lambda: None
 
 
 Wrap = Callable[[Composition], Wrapped]
@@ -51,8 +60,37 @@ def ddp(composition: Composition) -> Wrapped:
         # after the first step of a process: the order of summation over three ranks or more depends
         # on the layout, and a resumed run has to add up as the uninterrupted one does.
         find_unused_parameters=True,
+        # Gradients lie in the buckets that are sent: without a second set of them, and a copy less.
+        gradient_as_bucket_view=True,
     )
     return Wrapped(module, module.no_sync)
+
+
+def sharded(composition: Composition) -> Wrapped:
+    """Towers whose weights are divided among the ranks (`distributed.sharding`); everything else is
+    the same on every rank, its gradients averaged after the backward pass."""
+    trained = [one for one in composition.parameters() if one.requires_grad]
+    divided = [(one, slice_parameter(one)) for one in trained if is_divided(one)]
+    whole = [one for one in trained if not is_divided(one)]
+    modules = divided_modules(composition)
+
+    @contextmanager
+    def local() -> Iterator[None]:
+        for module in modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    def finish() -> None:
+        for parameter, own in divided:
+            own.grad = None if parameter.grad is None else own_slice(parameter.grad)
+            parameter.grad = None
+        average_gradients(whole)
+
+    return Wrapped(composition, local, finish)
 
 
 def compiled(wrap: Wrap) -> Wrap:
@@ -67,7 +105,7 @@ def compiled(wrap: Wrap) -> Wrap:
     return wrap_compiled
 
 
-def wrap_for_this_group(*, compile: bool = False) -> Wrap:
-    """DDP where a group of several processes is up, else the composition as it is."""
-    wrap = ddp if runtime.world_size() > 1 else plain
+def wrap_for_this_group(*, compile: bool = False, shard: bool = False) -> Wrap:
+    """DDP or sharding where a group of several processes is up, else the composition as it is."""
+    wrap = plain if runtime.world_size() == 1 else sharded if shard else ddp
     return compiled(wrap) if compile else wrap

@@ -13,6 +13,7 @@ from vlkd_cli import console
 from vlkd_cli.composition.episodes import has_episodes, start_episode
 from vlkd_cli.data.batch import Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
+from vlkd_cli.distributed.sharding import divided_modules, whole_weights
 from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
@@ -170,7 +171,11 @@ class Run(Hooks):
         """Evaluate; whether `train.best` reached a new best value."""
         self._share_statistics()
         ema = self.trainer.ema
-        with self.interruption.dropping(), ema.applied() if ema else contextlib.nullcontext():
+        with (
+            self.interruption.dropping(),
+            ema.applied() if ema else contextlib.nullcontext(),
+            whole_weights(self.trainer.composition),
+        ):
             values = self.evaluations.run(step, specs)
         watch = self.evaluations.watch
         is_best = watch.note(self.evaluations.last)
@@ -196,7 +201,7 @@ class Run(Hooks):
     def _write(self, step: int, *, evaluated: bool, is_best: bool) -> None:
         self.saves.done()
         self._saved_step = step
-        if runtime.is_main():
+        if runtime.is_main() or divided_modules(self.trainer.composition):
             checkpoint = self.trainer.checkpoint(
                 recipe=self.recipe,
                 evaluated=evaluated,

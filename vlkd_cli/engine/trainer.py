@@ -16,9 +16,11 @@ from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch, Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
+from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.device_update import DeviceUpdate, suits
 from vlkd_cli.engine.ema import EMA
+from vlkd_cli.engine.gradients import gradient_norm, gradient_scaler
 from vlkd_cli.engine.optim import drop_waiting, optimizer_state, restore_optimizer, set_rates
 from vlkd_cli.engine.parallel import Wrap, plain
 from vlkd_cli.errors import CheckpointError, UserError
@@ -99,7 +101,11 @@ class Trainer:
     diverged_steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.scaler = grad_scaler(self.settings.precision, self.device)
+        self._parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
+        scaler = grad_scaler(self.settings.precision, self.device)
+        self.scaler = gradient_scaler(scaler, self._parameters)
         self.ema = EMA(self.composition, decay=self.settings.ema) if self.settings.ema else None
         self.device_update: DeviceUpdate | None = None
         if suits(self.composition, self.optimizer, self.device):
@@ -108,9 +114,6 @@ class Trainer:
             )
         self._skipped_before = self.skipped_steps
         self._wrapped = self.wrap(self.composition)
-        self._parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
         # Libraries hand out their models in eval mode.
         self.composition.train()
 
@@ -163,6 +166,7 @@ class Trainer:
                 self.scaler.scale(output.loss / len(batches)).backward()
             total = _add(total, output, 1 / len(batches))
         assert total is not None
+        self._wrapped.finish()
         return total, self._update(total.loss)
 
     def checkpoint(
@@ -205,7 +209,9 @@ class Trainer:
         try:
             for name, tower in composition.towers.items():
                 tower.load_trainable_state(checkpoint.tower(name, averaged=False))  # type: ignore[operator]
-            composition.followers.load_state_dict(checkpoint.followers)
+            composition.followers.load_state_dict(
+                divided_state(checkpoint.followers, composition.followers)
+            )
             composition.distillers.load_state_dict(checkpoint.distillers)
             restore_optimizer(self.optimizer, checkpoint.optimizer)
             self.scaler.load_state_dict(checkpoint.scaler)
@@ -258,8 +264,7 @@ class Trainer:
     def _update(self, loss: Tensor) -> Tensor:
         drop_waiting(self.optimizer, self.step_count)
         self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = gradient_norm(self._parameters)
         if self.device_update is None:
             self._update_if_finite(norm, loss)
         else:

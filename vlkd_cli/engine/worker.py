@@ -53,6 +53,7 @@ class Job:
         device: "auto", "cuda" or "cpu".
         resume: continue from the run's last checkpoint.
         dry_run: build everything, take one step, report sizes, write no checkpoint.
+        memory: with it, bytes of a GPU for which the largest batch is looked for.
         quiet: print results and errors only.
         origins: `file:line` of the recipe's keys.
         url: where the run folder is copied to; None: nowhere.
@@ -64,6 +65,7 @@ class Job:
     device: str = "auto"
     resume: bool = False
     dry_run: bool = False
+    memory: int | None = None
     quiet: bool = False
     origins: Mapping[Place, str] = field(default_factory=dict)
     features: str | None = None
@@ -124,7 +126,7 @@ def _train(job: Job, device: torch.device, interruption: Interruption) -> int:
             training.total_steps,
         )
         if job.dry_run:
-            dry_run(training, trainer)
+            dry_run(training, trainer, job.memory)
             return 0
         if runtime.is_main():
             folder.note_skipped(training.loader.lost, runtime.rank())
@@ -241,7 +243,7 @@ def _trainer(training: Training) -> Trainer:
         training.device,
         training.steps_per_epoch,
         training.total_steps,
-        wrap=wrap_for_this_group(compile=settings.compile),
+        wrap=wrap_for_this_group(compile=settings.compile, shard=settings.shard == "towers"),
     )
 
 

@@ -15,6 +15,7 @@ from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data, check_wanted_by_suites
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.optimizers import ELEMENTWISE
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schedules import check_schedules
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, Start
@@ -122,11 +123,30 @@ def _check_saving(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _check_sharding(recipe: Recipe) -> Iterator[Problem]:
+    train, path = recipe.train, ("train", "shard")
+    if train.shard == "none":
+        return
+    if not any(trains_backbone(tower) for tower in recipe.towers.values()):
+        yield Problem(
+            path, "has no effect: every backbone is frozen, and only trained ones are divided."
+        )
+    if train.channels_last:
+        yield Problem(path, "divides weights in rows only. Remove train.channels_last.")
+    if recipe.optimizer.name.lower() not in ELEMENTWISE:
+        yield Problem(
+            path,
+            f"optimizer '{recipe.optimizer.name}' needs whole weights. Choose one of:"
+            f" {', '.join(sorted(ELEMENTWISE))}.",
+        )
+
+
 def _check_training(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
     yield from _check_chunk(recipe)
     yield from _check_saving(recipe)
     yield from _check_checkpointing(recipe)
+    yield from _check_sharding(recipe)
     yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")

@@ -15,6 +15,10 @@ from vlkd_cli.recipe.params import REQUIRED, Key, module_file
 ELSEWHERE = {"lars": ("timm.optim.lars", "Lars"), "lion": ("timm.optim.lion", "Lion")}
 # A closure, sparse gradients, and matrices only: what a training step here does not give.
 UNUSABLE = frozenset({"lbfgs", "sparseadam", "muon", "optimizer"})
+ELEMENTWISE = frozenset(
+    "adadelta adagrad adam adamax adamw asgd lion nadam radam rmsprop rprop sgd".split()
+)
+"""Optimizers that move every number by its own gradients alone, so that they work on slices."""
 # Set by vlkd itself, or of no meaning in a recipe.
 SUPPLIED = frozenset(
     {"params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}

@@ -292,6 +292,13 @@ class TrainSpec(Section):
             " activations again in the backward pass; the same gradients in less memory"
         ),
     )
+    shard: Literal["none", "towers"] = Field(
+        "none",
+        description=(
+            "towers: divide weights, gradients and optimizer state of trainable backbones among"
+            " the processes (FSDP)"
+        ),
+    )
     accumulate: PositiveInt = Field(
         1, description="batches whose gradients are added up before one optimizer step"
     )

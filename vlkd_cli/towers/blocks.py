@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.towers.freezing import HOLDER
 
+_RECOMPUTES = ContextVar("recomputes", default=True)
+
 
 def blocks_of(backbone: Backbone) -> list[nn.Module]:
     """The modules that `Backbone.layers` names, input side first; none of them inside another."""
@@ -24,6 +28,13 @@ def blocks_of(backbone: Backbone) -> list[nn.Module]:
     # Lists are never called themselves.
     found = [modules[name] for name in outermost]
     return [block for block in found if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
+
+
+def repeated_blocks_of(backbone: Backbone) -> list[nn.Module]:
+    """The blocks of which there are several of a kind: the body of a network, without the stem."""
+    blocks = blocks_of(backbone)
+    counts = Counter(type(block) for block in blocks)
+    return [block for block in blocks if counts[type(block)] > 1]
 
 
 def checkpoint_activations(backbone: Backbone) -> int:
@@ -40,8 +51,18 @@ def checkpoint_activations(backbone: Backbone) -> int:
     return len(blocks)
 
 
+@contextmanager
+def activations_stored() -> Iterator[None]:
+    """Within it, blocks store their activations all the same."""
+    token = _RECOMPUTES.set(False)
+    try:
+        yield
+    finally:
+        _RECOMPUTES.reset(token)
+
+
 def _recomputed(block: nn.Module, run: Callable[..., Any], *inputs: Any, **keys: Any) -> Any:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _RECOMPUTES.get():
         return run(*inputs, **keys)
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     if not norms:

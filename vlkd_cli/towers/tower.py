@@ -16,6 +16,7 @@ from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
+from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.preprocessing import ImageInput, Tokenizer
 from vlkd_cli.recipe.schema import TowerSpec
@@ -340,7 +341,7 @@ class Tower(nn.Module):
                     f" and {here} in the recipe's tower. Resume with the recipe that the run was"
                     " started with."
                 )
-        self.load_state_dict(dict(state), strict=False)
+        self.load_state_dict(divided_state(state, self), strict=False)
 
     def same_input(self, other: Tower) -> bool:
         """Whether another tower prepares pictures, or splits texts, as this one does."""

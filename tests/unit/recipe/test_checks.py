@@ -585,6 +585,12 @@ def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fi
             ],
             "every backbone is frozen and stores no activations",
         ),
+        (
+            ["train.shard=towers", "towers.image.train=head", "towers.text.train=head"],
+            "every backbone is frozen, and only trained ones are divided",
+        ),
+        (["train.shard=towers", "train.channels_last=true"], "Remove train.channels_last"),
+        (["train.shard=towers", "optimizer.name=adafactor"], "'adafactor' needs whole weights"),
         (["towers.image.dtype=bf16"], "is for frozen backbones, and this one is trained"),
     ],
 )

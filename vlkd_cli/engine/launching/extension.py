@@ -118,9 +118,10 @@ def _lengths(recipe: Recipe | dict[str, Any]) -> list[int | None]:
 def _move_later(folder: RunFolder, step: int) -> None:
     """Put aside what came after this step: results, and checkpoints, the best one among them."""
     from vlkd_cli.checkpoint import Checkpoint
+    from vlkd_cli.checkpoint_shards import step_of
 
     results = [path for path in folder.results.glob("step_*") if _number(path) > step]
-    checkpoints = [path for path in folder.checkpoints.glob("step_*.pt") if _number(path) > step]
+    checkpoints = [path for path in folder.checkpoints.glob("step_*.pt") if step_of(path) > step]
     best = folder.checkpoints / "best.pt"
     if best.is_file() and Checkpoint.load(best).step > step:
         checkpoints.append(best)

@@ -94,6 +94,7 @@ def reduced(recipe: Recipe, *, weights: bool = True) -> Recipe:
                 "log_every_steps": 1,
                 "compile": False,
                 "sync_batch_norm": False,
+                "shard": "none",
             }
         )
         same = ("augment", "views", "shuffle", "per_class", "distinct")

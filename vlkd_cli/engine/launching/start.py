@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd_cli import console
+from vlkd_cli.engine.launching.byte_sizes import parse_bytes
 from vlkd_cli.engine.launching.extension import (
     LENGTHS,
     extend,
@@ -48,6 +49,7 @@ FREE_TRAIN_KEYS = {
     "cache_dir",
     "heartbeat_seconds",
     "checkpoint_activations",
+    "shard",
     "patience",
     "min_delta",
 }
@@ -65,6 +67,7 @@ class TrainRequest:
     run: str | Path | None = None
     runs: Path = Path("runs")
     dry_run: bool = False
+    memory: str | None = None
     nodes: int = 1
     node_rank: int = 0
     rendezvous: str | None = None
@@ -120,7 +123,9 @@ def start_training(request: TrainRequest) -> int:
         heartbeat_seconds=recipe.train.heartbeat_seconds,
     )
     # Stopped before its first save, a run starts again from its beginning.
-    resumes = request.resume is not None and any(folder.checkpoints.glob("*.pt"))
+    resumes = request.resume is not None and any(
+        ".shard-" not in path.name for path in folder.checkpoints.glob("*.pt")
+    )
     if resumes:
         _refuse_uneven_batches(folder, placement)
     from vlkd_cli.engine import worker
@@ -136,6 +141,7 @@ def start_training(request: TrainRequest) -> int:
             device=placement.device,
             resume=resumes,
             dry_run=request.dry_run,
+            memory=None if request.memory is None else parse_bytes(request.memory, "--memory"),
             quiet=request.quiet,
             origins=origins_of(request.recipe or folder.recipe, request.overrides),
             url=request.url,
@@ -162,6 +168,15 @@ def _refuse_idle_options(request: TrainRequest) -> None:
             "--trust has no effect here: your own recipe may name anything. It is for --resume RUN"
             " without a recipe."
         )
+    if request.memory is not None:
+        parse_bytes(request.memory, "--memory")
+        if not request.dry_run:
+            raise UserError("--memory has no effect without --dry-run. Add it, or leave this out.")
+        if request.num_processes > 1:
+            raise UserError(
+                "--memory looks for the batch of one process, whatever their number. Leave --gpus,"
+                " --cpu-workers and --nodes out."
+            )
     if request.dry_run:
         for option, given in (
             ("--resume", request.resume is not None),

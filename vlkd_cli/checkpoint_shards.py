@@ -1,0 +1,136 @@
+"""Checkpoints of runs whose weights are divided among processes: `step_N.pt` holds what is the same
+everywhere and names the files of slices next to it, `step_N.shard-K-of-W.pt`, one for each process.
+
+Slices are of the first dimension, so that joining them in order gives the whole tensors: what is
+read does not depend on how many processes wrote it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlkd_cli.builders.weight_files import first_line, load_pickled
+from vlkd_cli.distributed.collectives import gather_objects
+from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.distributed.sharding import is_divided, own_slice
+from vlkd_cli.errors import CheckpointError
+
+_STEP, _SHARD = re.compile(r"step_(\d+)\.pt"), re.compile(r"step_(\d+)\.shard-\d+-of-\d+\.pt")
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file of this name holds slices."""
+    return _SHARD.fullmatch(path.name) is not None
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by their steps, without their shards."""
+    return sorted(path for path in folder.glob("step_*.pt") if _STEP.fullmatch(path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint or shard; -1 for other files."""
+    found = _STEP.fullmatch(path.name) or _SHARD.fullmatch(path.name)
+    return int(found[1]) if found else -1
+
+
+def separated(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested dicts without the divided tensors, and this process's slices of those alone."""
+    whole: dict[str, Any] = {}
+    slices: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            whole[name], inner = separated(value)
+            if inner:
+                slices[name] = inner
+        elif isinstance(value, Tensor) and is_divided(value):
+            slices[name] = own_slice(value).clone()
+        else:
+            whole[name] = value
+    return whole, slices
+
+
+def write_shards(
+    slices: Mapping[str, Any],
+    target: Path,
+    step: int,
+    write: Callable[[Mapping[str, Any], Path], None],
+) -> list[str]:
+    """Write this process's slices next to a checkpoint; the names of all processes' files.
+
+    Raises:
+        CheckpointError: on every process, where one could not write.
+    """
+    names = [
+        f"{target.stem}.shard-{number}-of-{world_size()}.pt"
+        for number in range(1, world_size() + 1)
+    ]
+    problem = None
+    try:
+        write({"step": step, "slices": slices}, target.parent / names[rank()])
+    except CheckpointError as error:
+        problem = str(error)
+    for found in gather_objects(problem):
+        if found is not None:
+            raise CheckpointError(found)
+    return names
+
+
+def join_shards(content: dict[str, Any], path: Path) -> None:
+    """Put the slices of a checkpoint's shards into what was read of it.
+
+    Raises:
+        CheckpointError: a shard is missing, damaged or of another step.
+    """
+    names = content.get("shards") or []
+    if not names:
+        return
+    parts = []
+    for name in names:
+        place = path.parent / Path(str(name)).name
+        if not place.is_file():
+            raise CheckpointError(
+                f"{path} needs {place.name} next to it, which is missing. Copy the files"
+                f" step_{content['step']:08d}.shard-*.pt along with it."
+            )
+        try:
+            part: Any = load_pickled(place, mapped=True)
+            fits = part["step"] == content["step"]
+            parts.append(part["slices"])
+        # Damaged bytes make the unpickler fail in any way there is.
+        except Exception as error:
+            raise CheckpointError(f"{place} is damaged ({first_line(error)}).") from error
+        if not fits:
+            raise CheckpointError(f"{place} is of another checkpoint than {path}.")
+    _join(content, parts)
+
+
+def remove_unused_shards(folder: Path) -> None:
+    """Remove the shards that no checkpoint of a folder names."""
+    shards = [path for path in folder.glob("step_*.pt") if is_shard(path)]
+    if not shards:
+        return
+    used: set[str] = set()
+    for path in folder.glob("*.pt"):
+        if not is_shard(path):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            used.update(content.get("shards", ()))
+    for path in shards:
+        if path.name not in used:
+            path.unlink(missing_ok=True)
+
+
+def _join(whole: dict[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    for name, first in parts[0].items():
+        own = [part[name] for part in parts]
+        if isinstance(first, Mapping):
+            _join(whole.setdefault(name, {}), own)
+        else:
+            # Where there are fewer rows than processes, the last ones hold none.
+            whole[name] = torch.cat([piece for piece in own if len(piece)] or own[:1])
