@@ -1,6 +1,6 @@
 """vlkd on one GPU, compared with open_clip and plain torch in the same process.
 
-    python benchmarks/gpu.py --out FOLDER [--sections steps losses ...] [--seconds 330] [--tiny]
+    python benchmarks/gpu.py --out FOLDER [--sections steps losses ...] [--seconds 345] [--tiny]
 
 Writes `gpu.md` and `gpu.json` after each measurement. A section that fails, runs out of memory or
 of time leaves a row that says so. Pictures are random, and models are built from scratch, so
@@ -127,18 +127,23 @@ def one_frozen(table: Table, tiny: bool) -> None:
 def chunks(table: Table, tiny: bool) -> None:
     """A batch in chunks next to the whole one, and open_clip's --accum-freq next to its own; and a
     batch that no card holds whole."""
-    model, batch, chunk = (TINY, 8, 4) if tiny else ("ViT-B-16", 1024, 256)
-    what, texts = f"{model} CLIP step, bf16, batch {batch} in chunks", captions(batch)
-    whole = None
-    for size in (None, chunk):
-        side = f"vlkd, chunk {size}" if size else "vlkd, whole"
-        with table.case(what, side):
-            ours = Ours(model, table.device, train={"chunk": size})
-            images = pictures(batch, ours.size_px, table.device)
-            timing = measure(ours.step(images, texts, tokens=CONTEXT), table.device, calls=2)
-            whole = whole or timing
-            _add_rate(table, what, side, batch, timing, _times(timing, whole))
-        ours = images = None  # type: ignore[assignment]
+    small = (TINY, 8, 2) if tiny else ("ViT-B-32", 1024, 128)
+    large = (TINY, 8, 4) if tiny else ("ViT-B-16", 1024, 256)
+    for model, batch, chunk in (small, large):
+        what, texts = f"{model} CLIP step, bf16, batch {batch} in chunks", captions(batch)
+        whole = None
+        for side, settings in (
+            ("vlkd, whole", {}),
+            (f"vlkd, chunk {chunk}", {"chunk": chunk}),
+            ("vlkd, checkpoint_activations", {"checkpoint_activations": True}),
+        ):
+            with table.case(what, side):
+                ours = Ours(model, table.device, train=settings)
+                images = pictures(batch, ours.size_px, table.device)
+                timing = measure(ours.step(images, texts, tokens=CONTEXT), table.device, calls=2)
+                whole = whole or timing
+                _add_rate(table, what, side, batch, timing, _times(timing, whole))
+            ours = images = None  # type: ignore[assignment]
     peer, whole, count = Peer(model, table.device), None, batch // chunk
     for side in ("open_clip, whole", f"open_clip, --accum-freq {count}"):
         with table.case(what, side):
@@ -188,7 +193,7 @@ SECTIONS: dict[str, tuple[Callable[[Table, bool], None], float]] = {
     "losses": (losses, 35),
     "search": (search, 25),
     "one_frozen": (one_frozen, 25),
-    "chunks": (chunks, 60),
+    "chunks": (chunks, 75),
     "host": (host, 25),
     "frozen": (frozen, 35),
     "decoding": (decoding, 60),
@@ -212,7 +217,7 @@ def main() -> int:
         choices=SECTIONS,
         default=[name for name in SECTIONS if name not in ON_REQUEST],
     )
-    parser.add_argument("--seconds", type=float, default=330.0, help="for all sections")
+    parser.add_argument("--seconds", type=float, default=345.0, help="for all sections")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vlkd_cli.engine.parallel import wrap_for_this_group
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.recipe.types import Progress
+from vlkd_cli.towers.blocks import checkpoint_activations
 from vlkd_cli.towers.tower import Tower
 
 Step = Callable[[], object]
@@ -42,16 +44,20 @@ def captions(count: int) -> list[str]:
     return [draw_caption(draw) for _ in range(count)]
 
 
-TINY = "tiny"
-SIZES: dict[str, int] = {"layers": 1, "width": 16, "heads": 1}
+TINY, SMALL = "tiny", "small"
+SIZES: dict[str, dict[str, int]] = {
+    TINY: {"layers": 1, "width": 16, "heads": 1},
+    SMALL: {"layers": 6, "width": 192, "heads": 3},
+}
+PIXELS = {TINY: {"image_size": 32, "patch_size": 16}, SMALL: {"image_size": 112, "patch_size": 16}}
 
 
 def tower(model: str, kind: str) -> dict[str, Any]:
-    """An image or text tower of one of open_clip's models, or a tiny one."""
-    if model != TINY:
+    """An image or text tower of one of open_clip's models, or of a size of our own."""
+    if model not in SIZES:
         return {"builder": "openclip", "model": model}
-    pixels = {"image_size": 32, "patch_size": 16} if kind == "image" else {}
-    return {"builder": "openclip", "config": {**SIZES, **pixels, "embed_dim": 16}}
+    sizes, pixels = SIZES[model], PIXELS[model] if kind == "image" else {}
+    return {"builder": "openclip", "config": {**sizes, **pixels, "embed_dim": sizes["width"]}}
 
 
 class Ours:
@@ -59,13 +65,23 @@ class Ours:
 
     Args:
         model: a name of open_clip's.
-        sections: of the recipe, over the defaults.
+        sections: of the recipe, instead of the defaults; images are left out where they name
+            distillers of texts.
+        keys: of the towers and of `train`, over the defaults.
     """
 
-    def __init__(self, model: str, device: torch.device, **sections: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        *,
+        sections: Mapping[str, Any] = MappingProxyType({}),
+        **keys: dict[str, Any],
+    ) -> None:
         recipe: dict[str, Any] = {
             "towers": {
-                kind: {**tower(model, kind), **sections.get(kind, {})} for kind in ("image", "text")
+                kind: {**tower(model, kind), **keys.get(kind, {})}
+                for kind in (("text",) if sections else ("image", "text"))
             },
             "distillers": [{"name": "infonce"}],
             "data": {"reader": "shapes"},
@@ -73,16 +89,21 @@ class Ours:
                 "batch_size": 10**6,
                 "precision": "bf16",
                 "log_every_steps": 10**6,
-                **sections.get("train", {}),
+                **keys.get("train", {}),
             },
             "optimizer": {"name": "adamw", **OPTIMIZER},
             "schedule": {"name": "constant"},
+            **sections,
         }
         parsed = parse_recipe(yaml.safe_dump(recipe), "gpu.yaml")
         self.device, self.model = device, model
         towers = build_towers(parsed, captions=None, run_folder=None, cache_dir=None)
         self.tokenize = towers["text"].encoder.input  # type: ignore[union-attr]
-        self.size_px = towers["image"].encoder.input.size_px[0]  # type: ignore[union-attr]
+        if "image" in towers:
+            self.size_px = towers["image"].encoder.input.size_px[0]  # type: ignore[union-attr]
+        if parsed.train.checkpoint_activations:
+            for each in towers.values():
+                checkpoint_activations(each.encoder)  # type: ignore[union-attr]
         run = {
             name: each.cached() if isinstance(each, Tower) and each.is_frozen else each
             for name, each in towers.items()
@@ -116,6 +137,15 @@ class Ours:
         inputs: dict[str, Any] = {"image": images, "text": text}
         for name in self.frozen:
             inputs[name] = torch.randn(count, self.widths[name], device=self.device)
+        return self._step(inputs, count)
+
+    def text_step(self, texts: list[str]) -> Step:
+        """A step on pairs of texts, the second half's being those of the first."""
+        count = len(texts) // 2
+        first, second = self.tokenize(texts[:count]), self.tokenize(texts[count:])
+        return self._step({"text": first, "text@second": second}, count)
+
+    def _step(self, inputs: dict[str, Any], count: int) -> Step:
         rows = torch.arange(count, device=self.device)
         batch = Batch(inputs, rows, torch.full_like(rows, -1))
 
@@ -138,18 +168,25 @@ class Peer:
 
     Args:
         locks: freeze the image tower, as --lock-image.
+        casts: whether it multiplies in bfloat16.
     """
 
     def __init__(
-        self, model: str, device: torch.device, *, locks: bool = False, compiles: bool = False
+        self,
+        model: str,
+        device: torch.device,
+        *,
+        locks: bool = False,
+        compiles: bool = False,
+        casts: bool = True,
     ) -> None:
         import open_clip
         from open_clip.loss import ClipLoss
 
-        self.device = device
+        self.device, self.casts = device, casts
         self.model: Any = (
-            _tiny_clip()
-            if model == TINY
+            _own_clip(model)
+            if model in SIZES
             else open_clip.create_model(model, precision="fp32", output_dict=True)
         )
         self.model.to(device)
@@ -231,7 +268,7 @@ class Peer:
         return step
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.casts)
 
     def _update(self) -> None:
         self.optimizer.step()
@@ -239,11 +276,18 @@ class Peer:
             self.model.logit_scale.clamp_(0, math.log(100))
 
 
-def _tiny_clip() -> Any:
+def _own_clip(model: str) -> Any:
     from open_clip.model import CLIP
 
-    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 16, "head_width": 16}
-    return CLIP(16, vision, dict(SIZES), output_dict=True)
+    sizes = SIZES[model]
+    head_width = sizes["width"] // sizes["heads"]
+    vision = {
+        **PIXELS[model],
+        "layers": sizes["layers"],
+        "width": sizes["width"],
+        "head_width": head_width,
+    }
+    return CLIP(sizes["width"], vision, dict(sizes), output_dict=True)
 
 
 def flops(step: Step) -> float:

@@ -127,7 +127,7 @@ NUM_SAMPLES, NEGATIVES = 100_000, 4096
 
 def npid() -> Callable[[], object]:
     features, indices = rows(BATCH).requires_grad_(), torch.arange(BATCH)
-    loss = distiller("npid", WIDTH, None, {"num_rows": NUM_SAMPLES}, negatives=NEGATIVES)
+    loss = distiller("npid", WIDTH, None, {"num_rows": NUM_SAMPLES}, num_negatives=NEGATIVES)
 
     def work() -> None:
         loss(features, indices=indices, progress=Progress()).backward()

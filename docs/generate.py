@@ -7,6 +7,7 @@ before the table or the code block.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -122,7 +123,26 @@ def models_table() -> list[str]:
     return _table(("name", "task", "what it is", "stands for"), rows)
 
 
+def forms_table() -> list[str]:
+    """In which forms, and on how many processes, a step of each objective was compared; the
+    contract test covers the whole catalogue."""
+    text = (ROOT / "tests" / "contracts" / "test_chunks.py").read_text(encoding="utf-8")
+    found = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in ("PROCESSES", "FORMS")
+    }
+    processes = ", ".join(map(str, found["PROCESSES"]))
+    rows = [
+        (f"`{name}`", *(processes for _ in found["FORMS"])) for name in catalog.names("distiller")
+    ]
+    return _table(("processes", *found["FORMS"]), rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
+    "forms": forms_table,
     "parts": parts_table,
     "suites": suites_table,
     "models": models_table,

@@ -25,6 +25,9 @@ from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import Progress
 
 ROWS, CHUNK, STEPS = 8, 3, 2
+PROCESSES = (1, 2, 4)
+FORMS = ("whole, fresh", "whole, resumed", "in chunks, fresh", "in chunks, resumed")
+"""What every objective is compared in; `docs/generate.py` makes a table of these two lines."""
 LINEAR = {"name": "linear", "width": 16}
 TOWERS = {
     "image": {
@@ -70,7 +73,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ibot": {"student": "image.patch", "teacher": "image_key.patch"},
     "koleo": {"student": "image"},
     "view_order": {"student": ["image.order", "image.order@second"]},
-    "npid": {"student": "image", "negatives": 8},
+    "npid": {"student": "image", "num_negatives": 8},
     **{
         name: {
             "student": "image",
@@ -127,13 +130,22 @@ def batch_of(composition: Composition, step: int) -> Batch:
     )
 
 
-def record(name: str, chunk: int | None) -> dict[str, Tensor]:
-    """Losses, gradients and the final state of some steps."""
+def record(name: str, chunk: int | None, *, resumes: bool = False) -> dict[str, Tensor]:
+    """Losses, gradients and the final state of some steps.
+
+    Args:
+        resumes: before the last step, go on with a new composition that took over the state.
+    """
     composition = composed(name, chunk)
     composition.train()
     start_episode(composition, [batch_of(composition, 50 + k) for k in range(3)], Progress(0, 2, 4))
     found: dict[str, Tensor] = {}
     for step in range(STEPS):
+        if resumes and step == STEPS - 1:
+            state = copy.deepcopy(composition.state_dict())
+            composition = composed(name, chunk)
+            composition.train()
+            composition.load_state_dict(state)
         composition.zero_grad()
         output = composition(batch_of(composition, step), Progress(step, 2, 4))
         output.loss.backward()
@@ -146,17 +158,21 @@ def record(name: str, chunk: int | None) -> dict[str, Tensor]:
     return found
 
 
-def deviation(name: str) -> float:
-    """Largest deviation of the chunked step, relative to the largest entry of each tensor."""
+def deviation(name: str, *, resumes: bool = False) -> float:
+    """Largest deviation of the chunked step, relative to the largest entry of each tensor; of both
+    forms resumed too, where that is asked for."""
     whole, chunked = record(name, None), record(name, CHUNK)
-    assert whole.keys() == chunked.keys()
+    others = [chunked]
+    if resumes:
+        others += [record(name, chunk, resumes=True) for chunk in (None, CHUNK)]
     assert any(key.startswith("gradient") for key in whole)
     worst = 0.0
-    for key, value in whole.items():
-        scale = max(float(value.abs().max()), 1e-3) if value.numel() else 1.0
-        worst = max(
-            worst, float((chunked[key] - value).abs().max()) / scale if value.numel() else 0
-        )
+    for other in others:
+        assert whole.keys() == other.keys()
+        for key, value in whole.items():
+            scale = max(float(value.abs().max()), 1e-3) if value.numel() else 1.0
+            apart = float((other[key] - value).abs().max()) if value.numel() else 0.0
+            worst = max(worst, apart / scale)
     return worst
 
 
@@ -170,13 +186,14 @@ def test_a_step_in_chunks_is_a_whole_step(name):
 
 
 def deviations() -> dict[str, float]:
-    return {name: deviation(name) for name in OBJECTIVES}
+    return {name: deviation(name, resumes=True) for name in OBJECTIVES}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_a_step_in_chunks_is_a_whole_step_on_ranks(world_size):
-    for found in run_on_ranks(deviations, world_size, timeout_seconds=1200):
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_all_forms_of_a_step_are_one_on_ranks(processes):
+    assert len(FORMS) == 4
+    for found in run_on_ranks(deviations, processes, timeout_seconds=1200):
         assert max(found.values()) < 1e-9, found
 
 

@@ -30,7 +30,7 @@ def rows(folder: Path, *sections: str) -> list[dict[str, object]]:
         ("losses", 24),
         ("search", 4),
         ("one_frozen", 2),
-        ("chunks", 5),
+        ("chunks", 9),
         ("host", 2),
         ("small_steps", 3),
         ("frozen", 4),

@@ -174,7 +174,7 @@ def test_npid_of_both_estimators():
 
 def test_npid_moves_its_bank():
     case = Case("npid/b5_N30_K12")
-    npid = ready("npid", {"negatives": 12}, 8, num_rows=30)
+    npid = ready("npid", {"num_negatives": 12}, 8, num_rows=30)
     npid.bank.copy_(case["bank"])
     npid(case["feature"], indices=case["index"], progress=Progress(0))
     npid.commit(Progress(0))

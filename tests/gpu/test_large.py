@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.contracts.test_chunks import CHUNK, batch_of, composed
 from tests.unit.engine.recipes import tiny_recipe, train
+from tests.unit.towers.test_frozen import tower_of
+from vlkd_cli.composition import chunks
 from vlkd_cli.distillers.infonce import InfoNCE
 from vlkd_cli.distillers.siglip import SigLIP
 from vlkd_cli.evaluation.metrics.ranks import pair_ranks
 from vlkd_cli.numerics.kmeans import kmeans
 from vlkd_cli.numerics.topk import top_k
+from vlkd_cli.recipe.types import Progress
 
 GPU = torch.device("cuda")
 ROWS, WIDTH = 32_768, 512
@@ -100,6 +104,59 @@ def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
         assert ours.grad is not None and ours.grad.dtype == dtype and theirs.grad is not None
         error = (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm()
         assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.gpu
+def test_chunks_with_dropout_are_those_with_activations_kept(monkeypatch) -> None:
+    def gradients() -> list[Tensor]:
+        composition = composed("infonce", CHUNK).float().to(GPU)
+        composition.tower("text").head = torch.nn.Dropout(0.5)  # type: ignore[union-attr]
+        composition.train()
+        found = []
+        for step in range(2):
+            composition.zero_grad()
+            torch.manual_seed(step)
+            batch = batch_of(composition, step).to(GPU)
+            batch = batch.each(lambda one: one.float() if one.is_floating_point() else one)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = composition(batch, Progress()).loss
+            loss.backward()
+            found += [each.grad for each in composition.parameters() if each.grad is not None]
+        return found
+
+    recomputed = gradients()
+    monkeypatch.setattr(chunks, "checkpoint", lambda run, *inputs, use_reentrant: run(*inputs))
+    monkeypatch.setattr(chunks, "_again", lambda run, rows, places, reads: run(rows, places))
+    for one, other in zip(recomputed, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_frozen_tower_in_16_bits_gives_nearly_the_same_on_a_gpu(dtype: str) -> None:
+    full, narrow = (tower_of("image", **keys).to(GPU) for keys in ({}, {"dtype": dtype}))
+    images = torch.rand(3, 3, 32, 32).to(GPU)
+    cosine = F.cosine_similarity(full.encode(images), narrow.encode(images))
+    assert narrow.encode(images).dtype == torch.float32 and cosine.min() > 0.999
+
+
+@pytest.mark.gpu
+def test_a_dry_run_measures_what_fits(tmp_path: Path, capsys) -> None:
+    train(tmp_path, tiny_recipe(), dry_run=True, memory="1GiB", gpus=1)
+    said = capsys.readouterr().out
+    assert "Largest that fits into a GPU of 1 GiB (measured)" in said
+
+
+@pytest.mark.gpu
+def test_a_step_in_tf32_is_close_to_one_in_float32(tmp_path: Path) -> None:
+    from vlkd_cli.reports.csv import read_metrics
+
+    losses = []
+    for tf32 in (False, True):
+        settings = {"tf32": tf32, "steps": 2}
+        run = train(tmp_path, tiny_recipe(train=settings), str(tf32), gpus=1)
+        losses.append([value for _, value in read_metrics(run)["train/loss"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.gpu

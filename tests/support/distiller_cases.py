@@ -116,9 +116,9 @@ CASES = {
     "ibot": Case("ibot", kind="selected"),
     "koleo": Case("koleo", 6, None),
     "view_order": Case("view_order", (3, 3, 3), None),
-    "npid": Case("npid", 6, None, {"negatives": 16}),
-    "npid softmax": Case("npid", 6, None, {"negatives": 16, "estimator": "softmax"}),
-    "npid bank": Case("npid", 6, None, {"negatives": None, "estimator": "softmax"}),
+    "npid": Case("npid", 6, None, {"num_negatives": 16}),
+    "npid softmax": Case("npid", 6, None, {"num_negatives": 16, "estimator": "softmax"}),
+    "npid bank": Case("npid", 6, None, {"num_negatives": None, "estimator": "softmax"}),
     "deepcluster": Case("deepcluster", 6, 6, {"num_clusters": 4, "components": 4}),
     "odc": Case(
         "odc",

@@ -138,6 +138,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "ema": Change(one("train", ema=0.9)),
         "seed": Change(one("train", seed=1)),
         "chunk": Change(one("train", chunk=2)),
+        "tf32": Change(one("train", tf32=True)),
         "shard": Change(one("train", shard="towers")),
         "checkpoint_activations": Change(one("train", checkpoint_activations=True)),
         "compile": Change(one("train", compile=True)),

@@ -27,7 +27,7 @@ class NPID(Distiller):
 
     Args:
         estimator: "nce" or "softmax".
-        negatives: rows sampled from the bank for each step; null takes the whole bank, for
+        num_negatives: rows sampled from the bank for each step; null takes the whole bank, for
             softmax.
         temperature: divides the cosines.
         momentum: fraction of a bank row that is replaced by the new feature.
@@ -48,17 +48,17 @@ class NPID(Distiller):
         self,
         *,
         estimator: Literal["nce", "softmax"] = "nce",
-        negatives: PositiveInt | None = 4096,
+        num_negatives: PositiveInt | None = 4096,
         temperature: Positive = 0.07,
         momentum: Probability = 0.5,
     ) -> None:
         super().__init__()
-        if negatives is None and estimator == "nce":
+        if num_negatives is None and estimator == "nce":
             raise RecipeError(
-                "distiller 'npid': `negatives: null`, the whole bank, goes with estimator: softmax."
-                " Give a number of negatives, or set estimator: softmax."
+                "distiller 'npid': `num_negatives: null`, the whole bank, goes with estimator:"
+                " softmax. Give a number of negatives, or set estimator: softmax."
             )
-        self.estimator, self.num_negatives = estimator, negatives
+        self.estimator, self.num_negatives = estimator, num_negatives
         self.temperature, self.momentum = temperature, momentum
 
     def setup(  # type: ignore[override]  # `Distiller.setup` says why

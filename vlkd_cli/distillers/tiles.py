@@ -8,7 +8,7 @@ bounded fraction of them and recompute the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ class Matrix(NamedTuple):
 
     def precision(self) -> AbstractContextManager[None]:
         """Of products on a GPU."""
-        return matrix_precision("high", self.rows.device) if self.tf32 else nullcontext()
+        return matrix_precision("high" if self.tf32 else "highest", self.rows.device)
 
     def product(
         self, rows: slice, columns: slice, scaled: Tensor, unit_columns: Tensor, out: Tensor | None
@@ -106,7 +106,8 @@ class Matrix(NamedTuple):
             scaled: the unit rows times the scale.
         """
         if not self.tf32:
-            return torch.mm(scaled, unit_columns.T, out=out)
+            with self.precision():
+                return torch.mm(scaled, unit_columns.T, out=out)
         with self.precision():
             values = torch.mm(self.rows[rows], self.columns[columns].T, out=out)
         row_factors = self.row_inverse[rows] * self.scale

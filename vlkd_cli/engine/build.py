@@ -130,8 +130,7 @@ def build_training(
         if settings.sync_batch_norm and runtime.world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(tower)
         tower.to(device)
-    if settings.checkpoint_activations:
-        _checkpoint_activations(towers)
+    _checkpoint_activations(recipe, towers)
     inputs = prepare_inputs(
         recipe, reader, towers, device, features or cache_folder(settings.cache_dir)
     )
@@ -144,8 +143,7 @@ def build_training(
     loader = episode_loader = build_loader(recipe, composition, inputs, towers, device)
     if not composition.input_keys(episode=True).items() <= composition.input_keys().items():
         episode_loader = build_loader(recipe, composition, inputs, towers, device, episode=True)
-    if settings.shard == "towers" and runtime.world_size() > 1:
-        _divide_backbones(composition, device)
+    _divide_backbones(composition, recipe, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
     run = Progress(0, steps_per_epoch, total_steps)
@@ -388,6 +386,10 @@ def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
             "train.shard: has no effect on one process, which holds all weights. Train on several"
             " (--gpus, --cpu-workers, --nodes), or set it to none."
         )
+    if recipe.train.tf32 and device.type != "cuda":
+        raise RecipeError(
+            "train.tf32: only GPUs multiply in TF32. Set it to false to run on the CPU."
+        )
     if recipe.train.sync_batch_norm and device.type != "cuda":
         raise RecipeError(
             "train.sync_batch_norm: torch synchronizes batch norms on GPUs only. Set it to false"
@@ -395,7 +397,9 @@ def _refuse_untrainable(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _checkpoint_activations(towers: Towers) -> None:
+def _checkpoint_activations(recipe: Recipe, towers: Towers) -> None:
+    if not recipe.train.checkpoint_activations:
+        return
     trained = [
         tower
         for tower in towers.values()
@@ -410,9 +414,11 @@ def _checkpoint_activations(towers: Towers) -> None:
         )
 
 
-def _divide_backbones(composition: Composition, device: torch.device) -> None:
+def _divide_backbones(composition: Composition, recipe: Recipe, device: torch.device) -> None:
     """Divide the weights of backbones that are trained, and of those that follow them, among the
-    processes."""
+    processes, where the recipe says so."""
+    if recipe.train.shard == "none":
+        return
     followers = (follower.tower for follower in composition.followers.values())
     for tower in (*composition.towers.values(), *followers):
         assert isinstance(tower, Tower)

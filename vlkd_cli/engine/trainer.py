@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ from vlkd_cli.composition.composition import Composition, StepOutput
 from vlkd_cli.data.batch import Batch, Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.distributed.sharding import divided_state
+from vlkd_cli.engine.copies import Copies
 from vlkd_cli.engine.determinism import seed_everything
 from vlkd_cli.engine.device_update import DeviceUpdate, suits
 from vlkd_cli.engine.ema import EMA
@@ -24,7 +26,7 @@ from vlkd_cli.engine.gradients import gradient_norm, gradient_scaler
 from vlkd_cli.engine.optim import drop_waiting, optimizer_state, restore_optimizer, set_rates
 from vlkd_cli.engine.parallel import Wrap, plain
 from vlkd_cli.errors import CheckpointError, UserError
-from vlkd_cli.numerics.precision import autocast, grad_scaler
+from vlkd_cli.numerics.precision import autocast, grad_scaler, matrix_precision
 from vlkd_cli.recipe.schema import ScheduleSpec, TrainSpec
 from vlkd_cli.recipe.types import Progress
 
@@ -114,6 +116,7 @@ class Trainer:
             )
         self._skipped_before = self.skipped_steps
         self._wrapped = self.wrap(self.composition)
+        self._copies = Copies(self.device)
         # Libraries hand out their models in eval mode.
         self.composition.train()
 
@@ -160,9 +163,9 @@ class Trainer:
         for position, batch in enumerate(batches):
             seed_everything(self.settings.seed, "step", self.step_count, position, runtime.rank())
             is_last = position == len(batches) - 1
-            with contextlib.nullcontext() if is_last else self._wrapped.local():
+            with nullcontext() if is_last else self._wrapped.local(), self._multiplying():
                 with autocast(self.settings.precision, self.device):
-                    output = self._wrapped.call(batch.to(self.device), self.progress)
+                    output = self._wrapped.call(self._copies(batch), self.progress)
                 self.scaler.scale(output.loss / len(batches)).backward()
             total = _add(total, output, 1 / len(batches))
         assert total is not None
@@ -247,6 +250,9 @@ class Trainer:
         # Reading a number off a GPU waits for it, so values are collected only when they are
         # logged.
         return step % self.settings.log_every_steps == 0 or step in (1, self.total_steps)
+
+    def _multiplying(self) -> AbstractContextManager[None]:
+        return matrix_precision("high", self.device) if self.settings.tf32 else nullcontext()
 
     def _set_training(self) -> None:
         # Walking through all modules takes a while in a small step; an evaluation changes whole

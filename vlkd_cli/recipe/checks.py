@@ -133,6 +133,10 @@ def _check_sharding(recipe: Recipe) -> Iterator[Problem]:
         )
     if train.channels_last:
         yield Problem(path, "divides weights in rows only. Remove train.channels_last.")
+    if train.save_in_background:
+        yield Problem(
+            path, "each process writes its part of a checkpoint. Remove train.save_in_background."
+        )
     if recipe.optimizer.name.lower() not in ELEMENTWISE:
         yield Problem(
             path,
@@ -147,6 +151,12 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
     yield from _check_saving(recipe)
     yield from _check_checkpointing(recipe)
     yield from _check_sharding(recipe)
+    if recipe.train.tf32 and recipe.train.precision != "fp32":
+        yield Problem(
+            ("train", "tf32"),
+            f"has no effect with precision: {recipe.train.precision}, which multiplies in 16 bits."
+            " Remove it.",
+        )
     yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")

@@ -59,6 +59,7 @@ KEYS: dict[str, dict[str, dict[str, str]]] = {
             "teacher_temp": "teacher_temperature",
         },
         "gradient_match": {"gd_temperature": "gradient_temperature"},
+        "npid": {"negatives": "num_negatives"},
         "protoclip": {
             "w_clip": "contrastive_weight",
             "w_proto": "prototype_weight",

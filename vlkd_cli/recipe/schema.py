@@ -305,6 +305,13 @@ class TrainSpec(Section):
     precision: Precision = Field(
         "fp32", description="autocast type of the forward pass; weights stay fp32"
     )
+    tf32: bool = Field(
+        False,
+        description=(
+            "with precision fp32 on a GPU: multiply matrices of a training step in TF32, which is"
+            " faster and rounds factors to 11 bits; infonce and siglip stay exact"
+        ),
+    )
     clip_grad_norm: Positive | None = Field(
         None, description="maximum gradient norm; larger gradients are rescaled"
     )

@@ -158,7 +158,10 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
 @pytest.mark.parametrize("name", ["npid", "odc"])
 def test_a_sample_in_two_batches_of_one_step_counts_with_its_later_row(name: str) -> None:
     torch.manual_seed(0)
-    keys: dict[str, Any] = {"npid": {"negatives": 4}, "odc": {"num_clusters": 2, "components": 2}}
+    keys: dict[str, Any] = {
+        "npid": {"num_negatives": 4},
+        "odc": {"num_clusters": 2, "components": 2},
+    }
     bank: Any = make("distiller", name, keys[name])
     bank.setup(3, 3 if name == "odc" else None, num_rows=6)
     if name == "odc":

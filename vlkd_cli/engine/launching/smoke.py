@@ -95,6 +95,7 @@ def reduced(recipe: Recipe, *, weights: bool = True) -> Recipe:
                 "compile": False,
                 "sync_batch_norm": False,
                 "shard": "none",
+                "tf32": False,
             }
         )
         same = ("augment", "views", "shuffle", "per_class", "distinct")

@@ -1,0 +1,162 @@
+"""A training step in chunks next to the whole one, next to open_clip's `--accum-freq` and to
+sentence-transformers' cached loss next to theirs, on the CPU.
+
+    OMP_NUM_THREADS=1 python benchmarks/chunked_step.py [--batch 128] [--chunk 16] [--rounds 3]
+
+Both sides have the same network and the same data, and the first case of each is the step without
+chunks. Each measurement is a process of its own; time is the median of steps after a first one,
+memory that of the first step (gradients and the optimizer's state included) beyond the model.
+The exit code is 1 where vlkd's step in chunks takes more than 1.35 times the whole one, or more
+memory than a whole step of as many pairs as a chunk has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from forked import Cost
+from gpu_steps import OPTIMIZER, SMALL, Ours, Peer, captions, pictures
+from torch import Tensor, nn
+
+Step = Callable[[], object]
+CPU = torch.device("cpu")
+MOST_TIME, MOST_MEMORY = 1.35, 1.1
+
+
+def ours(batch: int, chunk: int | None) -> Step:
+    side = Ours(SMALL, CPU, train={"precision": "fp32", "chunk": chunk})
+    return side.step(pictures(batch, side.size_px, CPU), captions(batch))
+
+
+def open_clip(batch: int, chunk: int | None) -> Step:
+    side = Peer(SMALL, CPU, casts=False)
+    images, texts = pictures(batch, side.size_px, CPU), captions(batch)
+    if chunk is None:
+        return side.step(images, texts)
+    return side.accumulating_step(images, texts, batch // chunk)
+
+
+class Encoder(nn.Module):
+    """vlkd's text tower as sentence-transformers calls it."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        tokens = {key: features[key] for key in features if isinstance(features[key], Tensor)}
+        return {**features, "sentence_embedding": self.tower.encode(tokens)}
+
+
+TEXTS: dict[str, Any] = {
+    "distillers": [{"name": "infonce", "student": "text", "teacher": "text@second"}],
+    "data": {"reader": "shapes", "views": {"second": None}},
+}
+
+
+def ours_of_texts(batch: int, chunk: int | None) -> Step:
+    side = Ours(SMALL, CPU, train={"precision": "fp32", "chunk": chunk}, sections=TEXTS)
+    return side.text_step(captions(2 * batch))
+
+
+def sentence_transformers(batch: int, chunk: int | None) -> Step:
+    from sentence_transformers import SentenceTransformer, losses
+
+    tower: Any = Ours(SMALL, CPU, sections=TEXTS).trainer.composition.tower("text")
+    model = SentenceTransformer(modules=[Encoder(tower)], device="cpu")
+    loss: Any = (
+        losses.MultipleNegativesRankingLoss(model)
+        if chunk is None
+        else losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=chunk)
+    )
+    texts = captions(2 * batch)
+    pairs = [tower.input(part) for part in (texts[:batch], texts[batch:])]
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=OPTIMIZER["lr"], fused=True)
+    model.train()
+
+    def step() -> None:
+        loss([dict(each) for each in pairs], None).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+SIDES: dict[str, Callable[[int, int | None], Step]] = {
+    "vlkd, images and texts": ours,
+    "open_clip, --accum-freq": open_clip,
+    "vlkd, pairs of texts": ours_of_texts,
+    "sentence-transformers, cached loss": sentence_transformers,
+}
+
+
+def case(name: str, batch: int, chunk: int | None, rounds: int) -> Cost:
+    """Memory of a first step beyond the model, then the median cost of later ones."""
+    step = SIDES[name](batch, chunk)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _kib("VmRSS")
+    step()
+    memory = (_kib("VmHWM") - before) / 1024
+    found = []
+    for _ in range(rounds):
+        cpu, wall = time.process_time(), time.perf_counter()
+        step()
+        found.append((time.process_time() - cpu, time.perf_counter() - wall))
+    cpu, wall = (statistics.median(each) for each in zip(*found, strict=True))
+    return Cost(cpu, wall, memory)
+
+
+def _kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def in_a_process(name: str, batch: int, chunk: int | None, rounds: int) -> Cost:
+    """The same in a process of its own."""
+    words = [sys.executable, __file__, "--case", json.dumps([name, batch, chunk, rounds])]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(case(*json.loads(given.case))))
+        return 0
+    holds = True
+    for name in SIDES:
+        sizes = ((given.batch, None), (given.batch, given.chunk), (given.chunk, None))
+        whole, chunked, small = (in_a_process(name, *size, given.rounds) for size in sizes)
+        slower, larger = chunked.cpu / whole.cpu, chunked.peak_mib / small.peak_mib
+        print(
+            f"{name}: batch {given.batch} whole {whole.cpu:.2f} s CPU, {whole.peak_mib:.0f} MiB;"
+            f" in chunks of {given.chunk} {chunked.cpu:.2f} s, {chunked.peak_mib:.0f} MiB;"
+            f" {slower:.2f} times the time, {larger:.2f} times the memory of a batch of"
+            f" {given.chunk} ({small.peak_mib:.0f} MiB)",
+            flush=True,
+        )
+        if name.startswith("vlkd"):
+            holds = holds and slower <= MOST_TIME and larger <= MOST_MEMORY
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
