@@ -74,7 +74,7 @@ class Table:
     chance: list[float | None]
     averages: Averages
     groups: list[GroupMean]
-    """Means over the data sets of a collection or a part of it."""
+    """Means over the data sets of a collection or a part of it, where some target has one."""
     rows: list[dict[str, Any]]
     """The long form: a line per target, column and metric."""
     notes: list[str] = field(default_factory=list)
@@ -149,7 +149,12 @@ def make_table(
         [[(t, c.suite, c.dataset) in failing for c in ordered] for t in targets],
         chance,
         averages,
-        [mean for _, own in means for mean in own],
+        [
+            mean
+            for _, own in means
+            for mean in own
+            if any(value is not None for value in mean.values)
+        ],
         rows,
         notes,
         _failures(cell for cell, result in found if result is None),

@@ -161,18 +161,16 @@ def test_groups_have_means_where_a_target_has_every_set_measured_alike(tmp_path:
         Group("elsewhere", ("x",)),
     ]
     table = make_table(cells, groups=groups)
-    assert [mean.name for mean in table.groups] == ["s.pair", "s.pair.all_items", "s.larger"]
-    plain, by_items, larger = table.groups
+    assert [mean.name for mean in table.groups] == ["s.pair", "s.pair.all_items"]
+    plain, by_items = table.groups
     assert plain.values == [pytest.approx(0.6), None, None]
     assert plain.chance == pytest.approx(0.3)
     assert by_items.values[0] == pytest.approx(0.7) and by_items.chance == pytest.approx(0.4)
-    assert larger.values == [None, None, None]
     assert "s.larger: no target has all 2 data sets, so it has no mean" in table.notes
     write_table(tmp_path / "t.csv", table)
     head, chance, first = list(csv.reader((tmp_path / "t.csv").open(newline="")))[:3]
-    assert head[-6:-3] == ["s.pair", "s.pair.all_items", "s.larger"]
-    assert float(chance[-6]) == pytest.approx(0.3) and float(first[-6]) == pytest.approx(0.6)
-    assert first[-4] == ""
+    assert head[-5:-3] == ["s.pair", "s.pair.all_items"]
+    assert float(chance[-5]) == pytest.approx(0.3) and float(first[-5]) == pytest.approx(0.6)
     write_table(tmp_path / "t.tex", table)
     assert r"s.pair.all\_items" in (tmp_path / "t.tex").read_text()
     write_table(tmp_path / "t.json", table)

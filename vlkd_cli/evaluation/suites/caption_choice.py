@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlkd_cli import console
 from vlkd_cli.data.readers.choices import WRONG, Choices
+from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.choice_sets import SYMMETRIC, choice_sets
 from vlkd_cli.evaluation.datasets.dataset import Dataset
@@ -114,6 +116,9 @@ class CaptionChoice(Suite):
             outcome = self._pairs(scored)
         else:
             outcome = self._captions(reader, scored)
+        if is_main():  # to be compared with the number that a paper gives
+            ties = outcome.details["ties"]
+            console.say(f"{dataset.name}: {outcome.num_items} items, {ties} wrong by a tie alone")
         return self.result(
             subject,
             dataset.identity(),

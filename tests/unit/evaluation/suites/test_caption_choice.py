@@ -70,12 +70,15 @@ def sugar(folder: Path, name: str, wrong: list[float]) -> Path:
     return written(folder / f"{name}.json", items)
 
 
-def test_a_sugar_crepe_file_is_measured_and_a_tie_is_wrong(tmp_path: Path) -> None:
+def test_a_sugar_crepe_file_is_measured_and_a_tie_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = sugar(tmp_path, "add_att", [5, 1, 2, 30])
     (result,) = measured(by_number(), {"reader": "choices", "path": str(path)})
     assert result.protocol == "sugar_crepe" and result.dataset == "add_att"
     assert (result.metrics["accuracy"], result.chance["accuracy"]) == (0.5, 0.5)
     assert (result.details["ties"], result.num_items) == (1, 4)
+    assert "add_att: 4 items, 1 wrong by a tie alone" in capsys.readouterr().out
     assert result.items is not None
     assert np.unpackbits(result.items["right"], count=4).tolist() == [1, 0, 0, 1]
 
