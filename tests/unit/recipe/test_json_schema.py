@@ -30,17 +30,16 @@ def alternatives(schema: dict[str, Any], name_key: str) -> dict[str, dict[str, A
     }
 
 
+ARROW = ("student", "teacher", "negatives", "widths", "width_weights")
+"""What any distiller may compare, and at which widths."""
+
+
 def test_every_component_is_an_alternative_with_its_own_keys(schema):
     distillers = alternatives(schema["properties"]["distillers"]["items"], "name")
     assert list(distillers) == catalog.names("distiller")
     for name, one in distillers.items():
-        assert set(signature_of("distiller", name).key_names()) | {
-            "name",
-            "weight",
-            "student",
-            "teacher",
-            "lr",
-        } == set(one["properties"])
+        own = set(signature_of("distiller", name).key_names())
+        assert own | {*ARROW, "name", "weight", "lr"} == set(one["properties"])
         assert one["additionalProperties"] is False
 
 
