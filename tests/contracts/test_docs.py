@@ -373,6 +373,36 @@ def test_an_exported_head_goes_on_the_features(tmp_path):
     assert torch.equal(load_head(tmp_path)(features), tower.project(features))
 
 
+@torch.no_grad()
+def test_an_onnx_export_gives_the_vectors_of_the_towers(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    from docs.snippets.onnx_search import encode_images, encode_texts
+    from vlkd_cli.recipe.schema import TowerSpec
+    from vlkd_cli.towers.assemble import assemble
+    from vlkd_cli.towers.onnx.write import export_onnx
+
+    sizes = {"layers": 1, "width": 16, "heads": 2}
+    sections = {
+        "image": {"builder": "openclip", "config": {**sizes, "image_size": 32, "patch_size": 8}},
+        "text": {"builder": "openclip", "config": sizes},
+    }
+    towers = {}
+    for name, section in sections.items():
+        towers[name] = assemble(name, TowerSpec.model_validate(section)).eval()
+        (tmp_path / name).mkdir()
+        export_onnx(towers[name], tmp_path / name, tmp_path / name)
+    texts = ["a red circle", "two dogs"]
+    expected = towers["text"].encode(towers["text"].input(texts))
+    found = torch.from_numpy(encode_texts(tmp_path / "text", texts))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    found = encode_images(tmp_path / "image", [Image.fromarray(pixels.numpy())])
+    expected = towers["image"].encode(pixels.permute(2, 0, 1)[None])
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
 def test_an_adapter_is_saved_and_merged_as_the_page_says(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("adapters")

@@ -291,6 +291,7 @@ def test_every_key_of_a_section_changes_a_run_or_ends_in_one_line(
 
 TRAIN, EVAL = "train tiny.yaml", "eval runs/a --suite retrieval"
 MINE = "mine runs/a out.csv"
+CARD = "export runs/a out --license mit"
 ENCODE, SEARCH = "encode runs/a words.txt out.npy", "search words.npy disc"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
@@ -370,6 +371,12 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--format": ("export runs/a out", "export runs/a out --format onnx"),
         "--normalize": ("export runs/a out --format onnx", "export runs/a out --normalize"),
         "--int8": ("export runs/a out --format onnx", "export runs/a out --int8"),
+        "--card": (CARD, f"{CARD} --card"),
+        "--license": (f"{CARD} --card", f"{CARD} --card --license bsd-3-clause"),
+        "--language": (f"{CARD} --card", f"{CARD} --card --language en"),
+        "--dataset": (f"{CARD} --card", f"{CARD} --card --dataset org/name"),
+        "--push": (f"{CARD} --card", f"{CARD} --push name"),
+        "--private": (f"{CARD} --card", f"{CARD} --card --private"),
         "--force": ("export runs/a full", "export runs/a full --force"),
         "--trust": ("export hostile out", "export hostile out --trust"),
         "--runs": ("export out", "export out --runs here"),

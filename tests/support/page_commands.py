@@ -67,9 +67,15 @@ RUN: dict[str, list[str]] = {
     "vlkd eval runs/first/checkpoints/last.pt --suite zero_shot --output results.json": TINY_SUITES,
     "vlkd export runs/first exported": [],
     "vlkd export exported_newest": [],
+    "vlkd train pair.yaml --run runs/pair": ["--set", "data.num_samples=64"],
+    "vlkd export runs/pair exported_open_clip --format open_clip": [],
+    "vlkd export runs/pair exported_clip --format hf_clip": [],
+    "vlkd export runs/first exported_sentences --format sentence_transformers": [],
     "vlkd export runs/first/checkpoints/last.pt exported --tower text --force": [],
     "vlkd export runs/first exported_onnx --format onnx": [],
     "vlkd export runs/first exported_int8 --format onnx --int8 --normalize": [],
+    "vlkd export runs/first exported_card --card --license apache-2.0 --language en": [],
+    "vlkd export runs/first exported_hub --push org/name --private --license apache-2.0": [],
     "vlkd encode runs/first photos photos.npy": [],
     "vlkd encode runs/first queries.txt queries.parquet": [],
     "vlkd encode runs/first - -": [],
@@ -105,7 +111,11 @@ RUN |= {
 }
 
 # Run for real, but only among the slow tests.
-SLOW = ("vlkd list-adapters", "vlkd list-models --builder torchvision --search 'resnet*'")
+SLOW = (
+    "vlkd list-adapters",
+    "vlkd list-models --builder torchvision --search 'resnet*'",
+    "vlkd export runs/first exported_int8 --format onnx --int8 --normalize",
+)
 
 
 def way_of(command: Command) -> str:
@@ -226,6 +236,8 @@ def _is_run(command: Command) -> bool:
 
 def _try_run(command: Command, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        # What is sent, and how, is tested in test_hand_over.py.
+        patch.setattr("vlkd_cli.engine.export.push", lambda *given: "the hub")
         if command.words[-1] == "-":
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a red circle\n")))
             patch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))

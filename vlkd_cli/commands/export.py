@@ -49,6 +49,35 @@ def export(
             " `evals`.",
         ),
     ] = False,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Also write README.md: a model card with results, data and recipe."
+        ),
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="Of the card, e.g. apache-2.0."),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Of the card, e.g. en. Repeatable."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Of the card: a data set on the hub. Repeatable."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Also send the export and its card to the Hugging Face hub, with the token of"
+            " HF_TOKEN or of the hub's login.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: create a private repository.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace towers that are in the folder already.")
     ] = False,
@@ -76,6 +105,7 @@ def export(
 
     console.announce("Loading torch ...")
     from vlkd_cli.engine.export import export as export_towers
+    from vlkd_cli.engine.hand_over import HandOver
 
     export_towers(
         target=targets[0] if targets else None,
@@ -88,4 +118,5 @@ def export(
         format=format_,
         normalize=normalize,
         int8=int8,
+        hand_over=HandOver(card, license_, language or (), dataset or (), push, private),
     )

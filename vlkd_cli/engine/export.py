@@ -14,6 +14,7 @@ from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.engine.evaluate import load_towers
+from vlkd_cli.engine.hand_over import CARD, HandOver, push, write_card
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.start_evaluation import find_trained
 from vlkd_cli.errors import UserError
@@ -39,6 +40,7 @@ def export(
     format: Format = "library",
     normalize: bool = False,
     int8: bool = False,
+    hand_over: HandOver = HandOver(),
 ) -> None:
     """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
     kept an average, and say how to load them.
@@ -54,12 +56,14 @@ def export(
         force: write into a folder that holds something already, over towers of these names.
         format: each tower as its library has it, as ONNX, or see `engine.export_whole`.
         normalize, int8: see `engine.export_onnx`.
+        hand_over: whether a card is written, and where the export is sent.
 
     Raises:
         UserError: there is no such run, checkpoint or tower, or the folder cannot be written.
     """
     quieten_libraries()
     _refuse_unused(format, {"--normalize": normalize, "--int8": int8})
+    hand_over.check()
     recipe, folder, path = find_trained(target, overrides, runs, trust)
     chosen = _chosen(recipe, towers)
     _refuse_full(output, force)
@@ -68,29 +72,30 @@ def export(
     wanted = {name: built[name].eval() for name in chosen}
     with _staged(output) as unfinished:
         if format == "onnx":
-            from vlkd_cli.engine.export_onnx import write_onnx
+            from vlkd_cli.engine.export_onnx import OnnxOptions, write_onnx
 
-            written = write_onnx(
-                recipe,
-                checkpoint,
-                wanted,
-                unfinished,
-                output,
-                every=built,
-                normalize=normalize,
-                int8=int8,
-            )
-        elif format != "library":
+            options = OnnxOptions(normalize, int8)
+            written = write_onnx(recipe, checkpoint, wanted, built, options, unfinished, output)
+        elif format == "library":
+            written = _write_towers(wanted, checkpoint, unfinished, output)
+        else:
             from vlkd_cli.engine.export_whole import write_whole
 
             written = write_whole(format, wanted, checkpoint, unfinished, output)
-        else:
-            written = _write_towers(wanted, checkpoint, unfinished, output)
+        if hand_over.wants_card:
+            place = (unfinished, output, format)
+            write_card(hand_over, recipe, checkpoint, folder.path, wanted, written, *place)
+            (unfinished / CARD).replace(output / CARD)
         for name in [tower.name for tower in written]:
             if (output / name).exists():
                 shutil.rmtree(output / name)
             (unfinished / name).replace(output / name)
     _report(written, output, checkpoint.source)
+    if hand_over.wants_card:
+        console.say(f"Card: {output / CARD}")
+    if hand_over.push is not None:
+        console.announce(f"Sending to {hand_over.push} ...")
+        console.say(f"Sent to {push(hand_over, output, written)}")
 
 
 def _write_towers(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,26 +38,34 @@ TRAINING_SUITES = ("elevater", "fine_tune")
 Inputs = dict[str, Tensor]
 
 
+class OnnxOptions(NamedTuple):
+    """What is written.
+
+    Args:
+        normalize: L2-normalize vectors inside the graphs.
+        int8: also write copies with 8-bit weights, and print what both score.
+    """
+
+    normalize: bool = False
+    int8: bool = False
+
+
 def write_onnx(
     recipe: Recipe,
     checkpoint: Checkpoint,
     towers: Mapping[str, Tower],
+    every: Mapping[str, Tower],
+    options: OnnxOptions,
     folder: Path,
     place: Path,
-    *,
-    every: Mapping[str, Tower],
-    normalize: bool = False,
-    int8: bool = False,
 ) -> list[ExportedTower]:
     """Write each tower to `folder/TOWER`, and an image and a text tower of one width together to
     `folder/dual_encoder`.
 
     Args:
         towers: by name; all that is written.
-        place: where the folder will be when it is done.
         every: all towers of the run, which its evaluations may need.
-        normalize: L2-normalize vectors inside the graphs.
-        int8: also write copies with 8-bit weights, and print what both score.
+        place: where the folder will be when it is done.
 
     Raises:
         UserError: a tower cannot be traced, or its file gives other vectors.
@@ -66,7 +74,7 @@ def write_onnx(
     digest = hashlib.sha256(recipe_to_json(recipe).encode()).hexdigest()
     source = checkpoint.source
     facts = {"recipe_digest": digest, "trained": f"run {source.run}, step {source.step}"}
-    wanted = Wanted(normalize, int8, facts)
+    wanted = Wanted(*options, facts)
     samples = {name: list(_samples(recipe, tower)) for name, tower in towers.items()}
     written = []
     for name, tower in towers.items():
@@ -93,7 +101,7 @@ def write_onnx(
                 bias=0.0 if start is None else start.bias or 0.0,
             )
         )
-    if int8:
+    if options.int8:
         _compare_int8(recipe, towers, every, folder)
     return written
 

@@ -140,4 +140,6 @@ def _clip_tokenizer(clip: ClipTokenizer) -> Any:
         eos_token=end,
         pad_token=pad,
         model_max_length=clip.context_length,
+        # No token types, which CLIP's text encoders do not take.
+        model_input_names=["input_ids", "attention_mask"],
     )
