@@ -472,6 +472,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "list-models": {
         "--task": ("list-models -b timm", "list-models --task image-to-image"),
+        "--all": ("list-models --task mesh-to-mesh", "list-models --task mesh-to-mesh --all"),
         "--builder": ("list-models", "list-models --builder torchvision"),
         "--modality": ("list-models -b openclip", "list-models -b openclip --modality text"),
         "--search": ("list-models -b timm", "list-models -b timm --search resnet10t*"),

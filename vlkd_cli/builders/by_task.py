@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlkd_cli import catalog, console
 from vlkd_cli.builders.huggingface import known
 from vlkd_cli.builders.listing import rows_of
 from vlkd_cli.cache_folder import cache_folder
@@ -17,6 +18,18 @@ from vlkd_cli.recipe.named_models import TASKS, NamedModel, named_models
 
 OF_THE_HUB = ("huggingface", "sbert")
 """Builders of models whose widths only their files tell."""
+
+
+MODALITIES_OF: Mapping[str, tuple[str, ...]] = {
+    "text-to-text": ("text",),
+    "image-to-image": ("image",),
+    "text-to-image": ("image", "text"),
+    "mesh-to-mesh": ("mesh",),
+    "synthesis": (),
+}
+"""The towers that a model of a task has."""
+TYPES_ONLY = ("adapters",)
+"""Builders whose rows are types of encoders, not models."""
 
 
 def describe_models(task: str | None = None) -> list[dict[str, Any]]:
@@ -50,6 +63,55 @@ def describe_models(task: str | None = None) -> list[dict[str, Any]]:
         for each in model.tasks
         if task in (None, each)
     ]
+
+
+def every_model(task: str) -> list[dict[str, Any]]:
+    """The rows of `describe_models`, and one for each model of a builder that has all the towers of
+    a task, named `BUILDER:MODEL`.
+
+    Of hub models, those that are on disk. Builders whose library is not installed are left out with
+    a warning.
+
+    Raises:
+        UserError: no such task.
+    """
+    rows = describe_models(task)
+    wanted = MODALITIES_OF[task]
+    for builder in catalog.names("builder") if wanted else ():
+        if builder in TYPES_ONLY:
+            continue
+        try:
+            listed = rows_of(builder)
+        except MissingPackageError as error:
+            console.warn(f"{error} Its models are left out.")
+            continue
+        towers: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for row in listed:
+            if builder == "huggingface" and not row["pretrained"]:
+                continue
+            towers.setdefault(str(row["name"]), {})[str(row["modality"])] = row
+        rows += [
+            _row_of_builder(builder, name, task, own)
+            for name, own in towers.items()
+            if set(wanted) <= set(own)
+        ]
+    return rows
+
+
+def _row_of_builder(
+    builder: str, name: str, task: str, towers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    first = towers[MODALITIES_OF[task][0]]
+    tags = ", ".join(first["pretrained"])
+    return {
+        "name": f"{builder}:{name}",
+        "task": task,
+        "output_dim": first["width"],
+        "architecture": None,
+        "description": f"weights: {tags}" if tags else "no published weights",
+        "towers": list(MODALITIES_OF[task]),
+        "missing": "",
+    }
 
 
 def output_dim(model: NamedModel) -> int | None:

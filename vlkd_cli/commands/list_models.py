@@ -18,6 +18,12 @@ def list_models(
             show_default=False,
         ),
     ] = None,
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="With --task: also every model of the builders, as BUILDER:MODEL."
+        ),
+    ] = False,
     builder: Annotated[
         str | None,
         typer.Option("--builder", "-b", help="Only this builder's models.", show_default=False),
@@ -51,8 +57,10 @@ def list_models(
         for option, value in unused.items():
             if value is not None:
                 raise UserError(f"{option} has no effect with --task. Leave one of them out.")
-        _list_task(task, search, json)
+        _list_task(task, search, json, every=all_)
         return
+    if all_:
+        raise UserError("--all has no effect without --task. Name a task, or leave it out.")
     known = catalog.names("builder")
     if builder is not None and builder not in known:
         raise UserError(
@@ -99,16 +107,16 @@ def list_models(
     )
 
 
-def _list_task(task: str, pattern: str, json: bool) -> None:
+def _list_task(task: str, pattern: str, json: bool, *, every: bool) -> None:
     import json as json_library
 
     from vlkd_cli import console
-    from vlkd_cli.builders.by_task import describe_models
+    from vlkd_cli.builders.by_task import describe_models, every_model
     from vlkd_cli.builders.listing import matches
     from vlkd_cli.catalog import did_you_mean
     from vlkd_cli.errors import UserError
 
-    rows = describe_models(task)
+    rows = every_model(task) if every else describe_models(task)
     found = [row for row in rows if matches(row["name"], pattern)]
     if not found:
         near = did_you_mean(pattern.strip("*"), [row["name"] for row in rows])
@@ -121,6 +129,10 @@ def _list_task(task: str, pattern: str, json: bool) -> None:
     for row in found:
         if row["missing"]:
             console.say(f"{row['name']} cannot be used: this version has no {row['missing']}.")
-    unknown = [row["name"] for row in found if row["output_dim"] is None and row["towers"]]
+    unknown = [
+        row["name"]
+        for row in found
+        if row["output_dim"] is None and row["towers"] and ":" not in row["name"]
+    ]
     if unknown:
         console.say(f"The output_dim of {', '.join(unknown)} is known once the model is fetched.")

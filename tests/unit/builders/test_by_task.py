@@ -12,8 +12,9 @@ import vlkd_cli
 from tests.support.pages import ROOT
 from vlkd_cli import catalog
 from vlkd_cli.builders import listing
-from vlkd_cli.builders.by_task import describe_models
+from vlkd_cli.builders.by_task import describe_models, every_model
 from vlkd_cli.commands.list_models import list_models
+from vlkd_cli.engine.launching.targets import target_of
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.named_models import named_models
 
@@ -131,6 +132,35 @@ def test_the_table_says_what_cannot_be_used_and_what_must_be_fetched(capsys, mon
 def test_options_without_effect_beside_a_task_are_refused(option, value):
     with pytest.raises(UserError, match=f"--{option} has no effect with --task"):
         list_models(task="image-to-image", **{option: value})
+
+
+def test_all_adds_the_models_of_builders_that_have_every_tower_of_the_task(capsys):
+    rows = {row["name"]: row for row in every_model("image-to-image")}
+    assert list(rows)[:4] == [row["name"] for row in vlkd_cli.describe_models("image-to-image")]
+    assert rows["torchvision:resnet50"]["output_dim"] == 2048
+    assert rows["openclip:ViT-B-32"]["output_dim"] == 512
+    assert "openai" in rows["openclip:ViT-B-32"]["description"]
+    assert len(rows) > 1000
+    pairs = {row["name"] for row in every_model("text-to-image")}
+    assert "openclip:ViT-B-32" in pairs and "torchvision:resnet50" not in pairs
+    assert len(every_model("synthesis")) == len(vlkd_cli.describe_models("synthesis"))
+    list_models(task="image-to-image", search="resnet50", all_=True)
+    assert "torchvision:resnet50 " in capsys.readouterr().out
+    with pytest.raises(UserError, match="--all has no effect without --task"):
+        list_models(all_=True)
+
+
+def test_a_model_by_name_can_be_evaluated_and_a_misspelled_one_is_named(tmp_path):
+    target = target_of("clip-base-en", [], tmp_path, False)
+    assert {name: tower.model_dump()["model"] for name, tower in target.recipe.towers.items()} == {
+        "image": "ViT-B-32",
+        "text": "ViT-B-32",
+    }
+    assert {tower.train for tower in target.recipe.towers.values()} == {"none"}
+    with pytest.raises(UserError, match="'crossencoder-base-en' scores pairs of texts"):
+        target_of("crossencoder-base-en", [], tmp_path, False)
+    with pytest.raises(UserError, match="Did you mean 'resnet-base'"):
+        target_of("resnet-bse", [], tmp_path, False)
 
 
 def test_the_snippet_of_the_page_prints_names_and_defaults(capsys):

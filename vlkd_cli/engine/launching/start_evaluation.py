@@ -14,6 +14,7 @@ from vlkd_cli.engine.launching.start import choose_placement
 from vlkd_cli.engine.launching.suite_specs import suite_specs
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
+from vlkd_cli.recipe.named_models import named_models
 from vlkd_cli.recipe.overrides import parse_path
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.shipped import find_recipe
@@ -177,7 +178,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
-    names = [folder.parent.name for folder in runs.glob("*/recipe.yaml")]
+    names = [*(folder.parent.name for folder in runs.glob("*/recipe.yaml")), *named_models()]
     return UserError(
         f"'{target}' is not a {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"
     )

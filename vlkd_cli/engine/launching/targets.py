@@ -12,6 +12,7 @@ from vlkd_cli.engine.launching.run_folder import RunFolder, latest_run
 from vlkd_cli.engine.launching.start_evaluation import find_target
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.recipe.named_models import named_models, sections_of
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.remote_runs import is_url, local_run
@@ -77,6 +78,12 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
             RunFolder(runs / f"eval-{_file_name(label)}"),
             exported={page.parent.name: page.parent for page in pages},
         )
+    if label in named_models() and not path.exists() and not (runs / label).exists():
+        named = {
+            str(modality): {**section, "train": "none"}
+            for modality, section in sections_of(label).items()
+        }
+        return Target(label, _parsed(named, label, overrides), RunFolder(runs / f"eval-{label}"))
     builder, _, model = label.partition(":")
     if model and builder in catalog.names("builder"):
         towers = _of_builder(builder, model)
@@ -112,6 +119,11 @@ def _exported(page: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(page.read_text(encoding="utf-8"))
+        if content["format"] == "ONNX":
+            raise UserError(
+                f"{page.parent} holds an ONNX file, which vlkd writes and does not read. Name the"
+                " run, or export it without --format onnx."
+            )
         section = {key: _moved(value, page.parent) for key, value in content["recipe"].items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{page}: not the page of an exported tower. Export it again.") from error
