@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("report", "report", COMPARE),
     "recipes": Command("recipes", "recipes", LOOK),
     "show": Command("show", "show", LOOK),
+    "cache": Command("cache", "cache", LOOK),
     "list-models": Command("list_models", "list_models", LOOK),
     "list-distillers": Command("list_distillers", "list_distillers", LOOK),
     "list-datasets": Command("list_datasets", "list_datasets", LOOK),

@@ -58,6 +58,16 @@ THROUGH = {
     "unit/data/loading/test_distinct.py": ["data.loading.choices"],
     "golden/test_mining.py": ["numerics.mining"],
     "unit/engine/test_mine.py": ["commands.mine"],
+    "unit/engine/test_draws.py": [
+        "commands.cache",
+        "data.loading.draws",
+        "data.stored_view",
+        "engine.draw_fill",
+        "engine.draws",
+        "features.draw_tables",
+        "towers.storing",
+    ],
+    "unit/features/test_training_cache.py": ["features.broken_rows"],
     "contracts/test_readers.py": [
         "data.files.fingerprints",
         "data.files.row_groups",

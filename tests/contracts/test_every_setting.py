@@ -29,7 +29,7 @@ from tests.support.fake_trackers import fake_trackers
 from tests.support.page_commands import Done, leaves
 from tests.support.section_changes import CHANGES, EVALS
 from tests.support.settings import digest, names_read, other_values, parts_of
-from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
+from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe, train, write_recipe
 from vlkd_cli import catalog
 from vlkd_cli.app import build_app, main
 from vlkd_cli.data.readers.open import open_reader
@@ -462,6 +462,33 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "paths": ("recipes check tiny.yaml", "recipes check x.yaml"),
         "--set": ("recipes check tiny.yaml", "recipes check tiny.yaml --set train.epochs=x"),
     },
+    "cache list": {
+        "--cache": ("cache list", "cache list --cache stored"),
+        "--json": ("cache list --cache stored", "cache list --cache stored --json"),
+    },
+    "cache fill": {
+        "recipe": ("cache fill teacher.yaml", "cache fill tiny.yaml"),
+        "--set": ("cache fill teacher.yaml", "cache fill teacher.yaml --set data.num_samples=8"),
+    },
+    "cache export": {
+        "file": ("cache export x.tar --cache stored", "cache export y.tar --cache stored"),
+        "tables": ("cache export x.tar --cache stored", "cache export x.tar 00 --cache stored"),
+        "--cache": ("cache export x.tar", "cache export x.tar --cache stored"),
+    },
+    "cache import": {
+        "file": ("cache import t.tar", "cache import x.tar"),
+        "--cache": ("cache import t.tar", "cache import t.tar --cache other"),
+    },
+    "cache prune": {
+        "--unused-for": (
+            "cache prune --cache stored --unused-for 0",
+            "cache prune --cache stored --unused-for 9",
+        ),
+        "--cache": (
+            "cache prune --unused-for 0",
+            "cache prune --unused-for 0 --cache stored",
+        ),
+    },
     "recipes reference": {
         "--output": ("recipes reference", "recipes reference --output x.md"),
         "--folder": ("recipes reference", "recipes reference --folder pages"),
@@ -547,9 +574,29 @@ def bench(tmp_path_factory) -> Path:
     (folder / "lists.yaml").write_text(f"mine:\n- {shapes}\n")
     words = ["encode", *(str(folder / name) for name in ("runs/a", "words.txt", "words.npy"))]
     assert leaves(words) == 0
+    make_tables(folder)
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
     return folder
+
+
+def make_tables(folder: Path) -> None:
+    """A recipe with a stored teacher, a cache folder with a table, and an export of it."""
+    teacher = {**IMAGE, "train": "none", "cache": {"draws": 1}}
+    recipe = tiny_recipe(
+        towers={"image": IMAGE, "text": TEXT, "teacher_image": teacher},
+        distillers=[
+            {"name": "infonce", "student": "image", "teacher": "text"},
+            {"name": "simreg", "student": "image", "teacher": "teacher_image"},
+        ],
+        data={"num_samples": 16},
+    )
+    path = write_recipe(folder, recipe, "teacher")
+    stored = {"train.cache_dir": folder / "stored", "train.batch_size": 4}
+    words = [word for key, value in stored.items() for word in ("--set", f"{key}={value}")]
+    assert leaves(["cache", "fill", path, *words]) == 0
+    tables = ["--cache", str(folder / "stored")]
+    assert leaves(["cache", "export", str(folder / "t.tar"), *tables]) == 0
 
 
 def outcome(words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> dict[str, str]:

@@ -45,6 +45,7 @@ def test_help_lists_every_command():
         "report",
         "recipes",
         "show",
+        "cache",
         "list-models",
         "list-distillers",
         "list-datasets",

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlkd_cli.composition.chunks import Reads, encode_in_chunks
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
+from vlkd_cli.data.stored_view import ROWS
 from vlkd_cli.distributed.sharding import is_divided
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.types import Progress
@@ -108,10 +109,7 @@ def _encode_one(
     chunk: int | None,
     known: dict[tuple[str, str], Reads],
 ) -> dict[Address, Rows]:
-    inputs, pictures = batch.inputs[key], 1
-    if isinstance(inputs, Tensor) and inputs.ndim == 5:
-        pictures = inputs.shape[1]
-        inputs = inputs.flatten(0, 1)
+    inputs, pictures = _by_picture(batch.inputs[key])
     original = tower.tower if isinstance(tower, MomentumTower) else tower
     hidden = batch.hidden.get(one.input) if original.reads_hidden else None
     if hidden is not None and hidden.ndim == 3:
@@ -151,6 +149,16 @@ def _encode_one(
             address = Address(one.tower, output, one.input, picture)
             found[address] = Rows(own.values, own.counts)
     return found
+
+
+def _by_picture(inputs: Any) -> tuple[Any, int]:
+    """Inputs of all pictures, sample after sample, and how many each sample has."""
+    if isinstance(inputs, Tensor):
+        return (inputs.flatten(0, 1), inputs.shape[1]) if inputs.ndim == 5 else (inputs, 1)
+    if ROWS in inputs:  # a stored tower's: `[B, V, ...]` each
+        flat = {name: values.flatten(0, 1) for name, values in inputs.items()}
+        return flat, inputs[ROWS].shape[1]
+    return inputs, 1
 
 
 def _counts(tower: Tower, output: str, hidden: Output, pictures: tuple[int, ...]) -> Tensor:

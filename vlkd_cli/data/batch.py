@@ -44,6 +44,10 @@ class Sample:
     seed: int = 0
     """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position
     only."""
+    draw: int = 0
+    """Which of the stored augmentations of this row is shown, see `loading.draws`."""
+    drawn_seed: int = 0
+    """Seed of that augmentation: depends on its number and the row only."""
     salvage: bool = False
     """Whether an image that is cut off is taken as far as it goes."""
     problem: str = ""

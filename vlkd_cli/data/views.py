@@ -32,14 +32,24 @@ class ImageView:
         augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
             the full-size pixels.
         copies: how often the changes are made again.
+        drawn: the changes are those of the row (`Sample.drawn_seed`), not of the position.
+        alone: it decodes an image at the scale that it needs itself, whatever others need, and does
+            not count for theirs.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
-        self, expected: ImageInput, augment: Augment | None = None, *, copies: int = 1
+        self,
+        expected: ImageInput,
+        augment: Augment | None = None,
+        *,
+        copies: int = 1,
+        drawn: bool = False,
+        alone: bool = False,
     ) -> None:
         self.expected, self.augment, self.copies = expected, augment, copies
+        self.drawn, self.alone = drawn, alone
         self.pictures = copies * (1 if augment is None else augment.pictures)
         self.size_px = expected.size_px if augment is None else augment.size(expected)
 
@@ -64,6 +74,7 @@ class _Plan(NamedTuple):
     room: Tensor
     box: Box | None
     draw: random.Random
+    shrink: int
 
 
 def render(
@@ -74,7 +85,8 @@ def render(
 ) -> None:
     """Write the sample's pictures as each view shows them.
 
-    The image is decoded once, at the largest scale that one of them needs.
+    The image is decoded once, at the largest scale that one of them needs; views that decode alone
+    have their own scale.
 
     Args:
         rooms: for each view, one sample's part of `ImageView.empty`.
@@ -86,17 +98,26 @@ def render(
     assert sample.image is not None
     picture = Picture(sample.image, salvage=sample.salvage)
     full = picture.height, picture.width
-    shrink, plans = 8, []
+    shared, plans = 8, []
     for view, room, salt in zip(views, rooms, salts or [0] * len(views), strict=True):
         apart = room.view(view.copies, -1, *room.shape[-3:])
         for copy in range(view.copies):
-            draw = random.Random(seed_of(sample.seed, salt, copy))
+            seed = sample.drawn_seed if view.drawn else sample.seed
+            draw = random.Random(seed_of(seed, salt, copy))
             box = None if view.augment is None else view.augment.region(full, draw)
             scale = 1 if box is None else view.augment.shrink(box, view.expected)  # type: ignore[union-attr]
-            shrink = min(shrink, scale)
-            plans.append(_Plan(view, apart[copy], box, draw))
-    pixels = picture.pixels(shrink)
-    for view, room, box, draw in plans:
+            if not view.alone:
+                shared = min(shared, scale)
+            plans.append(_Plan(view, apart[copy], box, draw, scale))
+    scales = {
+        view: min((plan.shrink for plan in plans if plan.view is view), default=1)
+        if view.alone
+        else shared
+        for view in views
+    }
+    decoded = {scale: picture.pixels(scale) for scale in dict.fromkeys(scales.values())}
+    for view, room, box, draw, _ in plans:
+        pixels = decoded[scales[view]]
         shown: Sequence[Tensor] = (
             (fit(pixels, view.expected),)
             if view.augment is None or box is None

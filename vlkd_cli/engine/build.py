@@ -29,18 +29,20 @@ from vlkd_cli.distributed import runtime
 from vlkd_cli.distributed.sharding import divide
 from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
 from vlkd_cli.engine.determinism import seed_everything
+from vlkd_cli.engine.draw_fill import DrawFill
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.regroup import refuse_other_group
 from vlkd_cli.engine.schedules import cooldown_start
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.features.draw_tables import say_what_is_stored
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
-from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec
+from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec, TrainSpec
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.blocks import checkpoint_activations, repeated_blocks_of
@@ -58,6 +60,7 @@ class Training:
     Args:
         towers: every tower as it was built; evaluations run these.
         cached: names of the towers whose features a step reads from the cache.
+        storing: names of those that fill it while training goes on.
         episode_loader: of what the start of an episode reads, in the same order; `loader` where a
             step reads the same.
         steps_per_epoch, total_steps: in optimizer steps.
@@ -69,6 +72,7 @@ class Training:
     device: torch.device
     towers: Towers
     cached: frozenset[str]
+    storing: frozenset[str]
     composition: Composition
     loader: Loader
     episode_loader: Loader
@@ -77,6 +81,19 @@ class Training:
     total_steps: int
     files: dict[str, bytes]
     cooldown_start: int | None
+
+    def draw_fill(self) -> DrawFill | None:
+        """What completes the tables of towers whose features are stored under augmentation; None
+        where there are none."""
+        if not self.storing:
+            return None
+        return DrawFill(
+            self.composition,
+            self.loader,
+            self.device,
+            batches=self.steps_per_epoch * self.recipe.train.accumulate,
+            precision=self.recipe.train.precision,
+        )
 
     def evaluated_towers(self) -> dict[str, Tower]:
         """The towers that suites may run, those that follow another among them."""
@@ -126,14 +143,13 @@ def build_training(
     if not quiet:
         say_sources(tower for tower in towers.values() if isinstance(tower, Tower))
     refuse_other_weights(tower for tower in towers.values() if isinstance(tower, Tower))
-    for tower in towers.values():
-        if settings.sync_batch_norm and runtime.world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(tower)
-        tower.to(device)
+    _put_on_device(towers, settings, device)
     _checkpoint_activations(recipe, towers)
     inputs = prepare_inputs(
         recipe, reader, towers, device, features or cache_folder(settings.cache_dir)
     )
+    if not quiet and runtime.is_main() and inputs.draws is not None:
+        say_what_is_stored(inputs.tables, inputs.draws)
     composition = build_composition(
         recipe,
         inputs.towers,
@@ -154,7 +170,8 @@ def build_training(
         recipe=recipe,
         device=device,
         towers=towers,
-        cached=frozenset(inputs.stored),
+        cached=frozenset({*inputs.stored, *inputs.tables}),
+        storing=frozenset(inputs.tables),
         composition=composition,
         loader=loader,
         episode_loader=episode_loader,
@@ -166,6 +183,13 @@ def build_training(
         total_steps=total_steps,
         cooldown_start=cooldown_start(recipe, run),
     )
+
+
+def _put_on_device(towers: Towers, settings: TrainSpec, device: torch.device) -> None:
+    for tower in towers.values():
+        if settings.sync_batch_norm and runtime.world_size() > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(tower)
+        tower.to(device)
 
 
 def _excluded(data: DataSpec, resumed: Checkpoint | None) -> list[str]:

@@ -1,10 +1,10 @@
-"""What a training step reads: which towers run, which read stored features, and the loader that
+"""What a training step reads: which towers run, which read cached features, and the loader that
 serves both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ import torch
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import View
+from vlkd_cli.data.fixed_length import FixedLength, longest_text
 from vlkd_cli.data.keys import caption_keys as keys_of_all_captions
 from vlkd_cli.data.keys import column_grades, column_keys
+from vlkd_cli.data.loading.draws import Draws
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader, StreamReader
@@ -27,6 +29,7 @@ from vlkd_cli.data.views import (
     keys_of_text,
 )
 from vlkd_cli.distributed import runtime
+from vlkd_cli.engine.draws import draws_of, open_tables, show_draws
 from vlkd_cli.engine.views import (
     addresses,
     build_augment,
@@ -36,11 +39,13 @@ from vlkd_cli.engine.views import (
     view_spec,
 )
 from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.features.draw_tables import DrawTables
 from vlkd_cli.features.training_cache import Stored, store_features
 from vlkd_cli.recipe.address import MAIN_VIEW, pictures_of, text_names
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.outputs import INPUT, TOKENS
+from vlkd_cli.towers.storing import StoringTower
 from vlkd_cli.towers.tower import Tower
 
 Towers = dict[str, Tower | MomentumTower]
@@ -48,11 +53,21 @@ Towers = dict[str, Tower | MomentumTower]
 
 @dataclass
 class Inputs:
-    """The towers as training runs them, and the stored features of those that are not run."""
+    """The towers as training runs them, and the cached features of those that are not run.
+
+    Args:
+        stored: features that are complete, by tower.
+        tables: features under random augmentation that fill up while training goes on, by tower.
+        draws: the augmentations; None where no tower has `cache: {draws: K}`.
+        padded: towers of texts that are padded to one length, with their tokenizers.
+    """
 
     reader: Reader | StreamReader
     towers: Towers
-    stored: dict[str, Stored]
+    stored: dict[str, Stored] = field(default_factory=dict)
+    tables: dict[str, DrawTables] = field(default_factory=dict)
+    draws: Draws | None = None
+    padded: dict[str, FixedLength] = field(default_factory=dict)
 
 
 def prepare_inputs(
@@ -72,9 +87,23 @@ def prepare_inputs(
         RecipeError: the recipe asks for it and it cannot be.
     """
     assert recipe.data is not None
-    inputs = Inputs(reader, dict(towers), {})
+    inputs = Inputs(reader, dict(towers), draws=draws_of(recipe))
     for name, tower in towers.items():
-        if isinstance(tower, Tower) and _reads_stored(recipe, reader, name, tower):
+        if not isinstance(tower, Tower):
+            continue
+        spec = recipe.towers[name].draws
+        if spec is not None and FACTS[tower.modality].has_views:
+            if obstacle := _not_fixed(recipe, reader, name, tower):
+                raise RecipeError(f"towers.{name}.cache: features cannot be stored: {obstacle}.")
+            assert isinstance(reader, Reader) and inputs.draws is not None
+            tables = open_tables(recipe, reader, inputs.draws, tower, folder)
+            if tables is not None:
+                inputs.tables[name] = tables
+            inputs.towers[name] = StoringTower(tower, tables.keep if tables else None)
+        elif spec is not None and not spec.store:
+            assert isinstance(reader, Reader)
+            inputs.padded[name] = FixedLength(tower.input, longest_text(reader, tower.input))
+        elif _reads_stored(recipe, reader, name, tower):
             assert isinstance(reader, Reader)
             inputs.stored[name] = store_features(
                 tower,
@@ -84,6 +113,7 @@ def prepare_inputs(
                 precision=recipe.train.precision,
                 batch_size=recipe.train.batch_size,
                 workers=recipe.data.workers,
+                alike=spec is not None,
             )
             inputs.towers[name] = tower.cached()
     for name, tower in towers.items():
@@ -108,6 +138,12 @@ def build_loader(
     views = build_views(
         recipe, {key: name for key, name in keys.items() if name not in inputs.stored}, towers
     )
+    storing = [name for name, one in inputs.towers.items() if isinstance(one, StoringTower)]
+    show_draws(views, keys, storing, inputs.tables)
+    for key, name in keys.items():
+        view = views.get(key)
+        if name in inputs.padded and isinstance(view, TextView):
+            view.tokenize = inputs.padded[name]
     for key, name in keys.items():
         if name in inputs.stored:
             text = key.partition("@")[2]
@@ -142,6 +178,7 @@ def build_loader(
             for stored in inputs.stored.values()
             for row, skipped in stored.broken.items()
         },
+        draws=inputs.draws,
     )
     if loader.batches_per_epoch < settings.accumulate:
         needed = settings.batch_size * settings.accumulate * runtime.world_size()
@@ -187,7 +224,10 @@ def _reads_stored(recipe: Recipe, reader: Reader | StreamReader, name: str, towe
     return rows <= (recipe.data.episode_samples or len(reader)) * recipe.train.epochs
 
 
-def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> str | None:
+def _not_fixed(
+    recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower
+) -> str | None:
+    """Why a tower's features of a given input could change, or be more than a row."""
     if not tower.cacheable:
         return "its backbone or pooler is trained"
     if not isinstance(reader, Reader):
@@ -196,6 +236,13 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
     needed = tower.graph.closure({address.output for address in read}) & {INPUT, TOKENS}
     if needed:
         return f"'{min(needed)}' is read from it, and only features are cached"
+    return None
+
+
+def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: Tower) -> str | None:
+    if obstacle := _not_fixed(recipe, reader, name, tower):
+        return obstacle
+    read = addresses(recipe, name)
     if not FACTS[tower.modality].has_views:
         return None
     views = {address.input for address in read}

@@ -14,6 +14,7 @@ from vlkd_cli.composition.episodes import has_episodes, start_episode
 from vlkd_cli.data.batch import Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.distributed.sharding import divided_modules, whole_weights
+from vlkd_cli.engine.draw_fill import DrawFill
 from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
@@ -33,6 +34,7 @@ class Run(Hooks):
     Args:
         recipe: as JSON, for its checkpoints.
         episode_loader: gives the batches that the start of an episode reads.
+        draw_fill: completes what stored towers lack of an epoch; None where there are none.
         files: what its towers need in addition to weights, for its checkpoints.
         sinks: where values go; None on all ranks but the first.
         state: what is said of the run as a whole; None on all ranks but the first.
@@ -47,6 +49,7 @@ class Run(Hooks):
         trainer: Trainer,
         *,
         episode_loader: Loads,
+        draw_fill: DrawFill | None,
         files: dict[str, bytes],
         evaluations: Evaluations,
         saves: Saves,
@@ -63,7 +66,7 @@ class Run(Hooks):
                 " folder that all processes see, or set train.shard to none."
             )
         self.recipe, self.folder, self.trainer, self.files = recipe, folder, trainer, files
-        self.episode_loader = episode_loader
+        self.episode_loader, self.draw_fill = episode_loader, draw_fill
         self.evaluations, self.saves = evaluations, saves
         self.sinks, self.progress, self.interruption = sinks, progress, interruption
         self.state = state
@@ -90,6 +93,9 @@ class Run(Hooks):
 
     def start_epoch(self, epoch: int) -> None:
         trainer = self.trainer
+        if self.draw_fill is not None and epoch:
+            with self.interruption.dropping():
+                self.draw_fill.complete(epoch - 1)
         if not has_episodes(trainer.composition):
             return
         batches = (batch.to(trainer.device) for batch in self.episode_loader.batches(epoch))

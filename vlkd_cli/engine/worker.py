@@ -202,6 +202,7 @@ def _opened(
             folder,
             trainer,
             episode_loader=training.episode_loader,
+            draw_fill=training.draw_fill(),
             files={**made_files(training.towers.values()), **training.files},
             evaluations=evaluations,
             saves=Saves(

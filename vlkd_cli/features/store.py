@@ -137,8 +137,8 @@ class FeatureStore:
             checks[wrong] = 0
             # For the other processes of this machine, which do not verify.
             self._write_checks(np.flatnonzero(wrong), checks[wrong])
-        self.done = ((checks & _STATE) != 0).astype(np.uint8)
-        self.broken = (checks & _STATE) == _BROKEN
+        self.done = is_done(checks).astype(np.uint8)
+        self.broken = is_broken(checks)
 
     def write(
         self,
@@ -208,6 +208,18 @@ def _sums(rows: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.ui
         # The bits that hold the state are given up; the words' lowest bits reach the others.
         mixed: NDArray[np.uint64] = (sums ^ (sums << np.uint64(32))) & ~_STATE
     return mixed
+
+
+def is_done(checks: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which checks are of finished rows, those of inputs that cannot be read among them."""
+    done: NDArray[np.bool_] = (checks & _STATE) != 0
+    return done
+
+
+def is_broken(checks: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which checks are of inputs that cannot be read."""
+    broken: NDArray[np.bool_] = (checks & _STATE) == _BROKEN
+    return broken
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

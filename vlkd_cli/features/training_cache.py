@@ -9,11 +9,8 @@ where it stopped.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +21,13 @@ from torch import Tensor
 
 from vlkd_cli import console
 from vlkd_cli.data.batch import Broken, Skipped
+from vlkd_cli.data.fixed_length import FixedLength, longest_text
 from vlkd_cli.data.loading.loader import in_order
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed import runtime
+from vlkd_cli.features.about import About, remember
+from vlkd_cli.features.broken_rows import note_broken, noted_broken
 from vlkd_cli.features.forward import evaluating, insist_on_numbers
 from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
@@ -37,8 +37,6 @@ from vlkd_cli.recipe.types import ModalityName, Precision
 from vlkd_cli.towers.tower import Tower
 
 SAMPLES_PER_WINDOW = 1024
-BROKEN = "broken.csv"
-"""Why samples could not be read; which they are is marked in the table."""
 NO_CAPTION = "has no caption"
 
 
@@ -59,11 +57,16 @@ def store_features(
     precision: Precision,
     batch_size: int,
     workers: int,
+    alike: bool = False,
 ) -> Stored:
     """Fill the table of a tower's features over a data set.
 
     Rows are the samples in the reader's order, or all captions (`Modality.rows`). The
     processes of one machine share the work; each machine fills the table of its own cache folder.
+
+    Args:
+        alike: texts are encoded in batches of one size and one length (`FixedLength`), so that a
+            step which encodes them in such batches gives the same bits.
 
     Returns:
         The table `[rows, feature_width]` float32, complete on return, on every rank.
@@ -78,10 +81,15 @@ def store_features(
         repr(tower.input if isinstance(tower.input, ImageInput) else None),
         precision,
         str(tower.feature_width),
+        *(["alike"] if alike else []),
     )
     place = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     # The first process of each machine creates and verifies the table before the others look.
     store = FeatureStore(place, rows, tower.feature_width) if runtime.local_rank() == 0 else None
+    if store is not None and store.folder is not None:
+        view = "main" if facts.has_views else "texts"
+        about = About(tower.name, tower.digest(), "backbone", view, reader.fingerprint())
+        remember(store.folder, about)
     runtime.barrier()
     if store is None:
         store = FeatureStore(place, rows, tower.feature_width, verify=False)
@@ -99,12 +107,15 @@ def store_features(
     # Every process must have read what is missing before one of them fills it in.
     runtime.barrier()
     compute = _sample_features if facts.has_views else partial(_caption_features, Computed(store))
+    if alike and missing:
+        tokenize = FixedLength(tower.input, longest_text(reader, tower.input))
+        compute = partial(_caption_features, Computed(store), tokenize=tokenize)
     with evaluating(tower), torch.no_grad():
         for positions in missing[runtime.local_rank() :: local_world]:
             features, broken = compute(
                 tower, reader, positions, device, precision, batch_size, workers
             )
-            _note(store.folder / BROKEN, broken)
+            note_broken(store.folder, broken)
             own = rows_of(positions)
             insist_on_numbers(tower, features)
             marks = np.zeros(len(own), dtype=np.bool_)
@@ -198,9 +209,15 @@ def _caption_features(
     precision: Precision,
     batch_size: int,
     workers: int,
+    *,
+    tokenize: FixedLength | None = None,
 ) -> tuple[Tensor, dict[int, Skipped]]:
     """Features of all captions of the samples, zeros where a sample has none that can be read; and
-    those samples."""
+    those samples.
+
+    Args:
+        tokenize: pads to one length; batches are then filled up to one size too.
+    """
     first = reader.caption_start(positions.start)
     captions: dict[int, str] = {}
     broken: dict[int, Skipped] = {}
@@ -223,12 +240,14 @@ def _caption_features(
     order = sorted(firsts.values(), key=lambda row: len(captions[row]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
+        texts = [captions[row] for row in chosen]
+        if tokenize is not None:
+            texts += texts[-1:] * (batch_size - len(texts))
         tokens = {
-            name: tensor.to(device)
-            for name, tensor in tower.input([captions[row] for row in chosen]).items()
+            name: tensor.to(device) for name, tensor in (tokenize or tower.input)(texts).items()
         }
         with autocast(precision, device):
-            features[chosen] = tower.features(tokens).float().cpu()
+            features[chosen] = tower.features(tokens).float().cpu()[: len(chosen)]
     features[list(same)] = features[list(same.values())]
     for text, row in firsts.items():
         computed.remember(text, first + row)
@@ -250,30 +269,9 @@ def _broken_samples(
         )
     if not len(rows):
         return {}
-    noted = _noted(store.folder / BROKEN)
+    noted = noted_broken(store.folder)
     return {
         row: noted.get(row)
         or Skipped(reader.name(row), "could not be read" if by_sample else NO_CAPTION)
         for row in rows.tolist()
     }
-
-
-def _note(path: Path, broken: Mapping[int, Skipped]) -> None:
-    if broken:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows((row, *skipped) for row, skipped in broken.items())
-
-
-def _noted(path: Path) -> dict[int, Skipped]:
-    """Names and reasons by position. Lines that are cut off or damaged are left out: which samples
-    are broken is known from the table."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return {}
-    found: dict[int, Skipped] = {}
-    for line in lines:
-        with contextlib.suppress(csv.Error, ValueError):
-            row, name, reason = next(csv.reader([line]))
-            found[int(row)] = Skipped(name, reason)
-    return found

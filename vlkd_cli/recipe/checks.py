@@ -11,6 +11,7 @@ from vlkd_cli.catalog import did_you_mean, missing_extra
 from vlkd_cli.errors import MissingPackageError
 from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, parse_address, pictures_of
 from vlkd_cli.recipe.arrow_checks import check_arrows
+from vlkd_cli.recipe.cache_checks import check_caches
 from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data, check_wanted_by_suites
 from vlkd_cli.recipe.head_checks import check_heads
@@ -27,6 +28,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
     """Every problem of a recipe whose shape is right."""
     return [
         *check_towers(recipe),
+        *check_caches(recipe),
         *check_arrows(recipe),
         *check_heads(recipe),
         *_check_data(recipe),

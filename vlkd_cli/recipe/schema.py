@@ -85,6 +85,20 @@ class LastLayers(Section):
 Train = Literal["all", "none", "head", "prompt"] | list[str] | LastLayers
 
 
+class CacheSpec(Section):
+    """Features of a frozen tower under random augmentation: `cache: {draws: 10}`."""
+
+    draws: PositiveInt = Field(
+        description="augmentations of each image; pass e over the data reads number e mod draws"
+    )
+    seed: NonNegativeInt = Field(
+        0, description="seed of these augmentations, which runs of any train.seed share"
+    )
+    store: bool = Field(
+        True, description="false: the same augmentations, computed again in every pass"
+    )
+
+
 class TowerSpec(Open):
     """One tower: a backbone from a builder, how its tokens are pooled, what head it carries and
     what of it learns.
@@ -179,13 +193,18 @@ class TowerSpec(Open):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate per layer below the last"
     )
-    cache: bool | None = Field(
+    cache: bool | CacheSpec | None = Field(
         None,
         description=(
             "compute a frozen backbone's features once and read them later; by default where the"
-            " input never changes"
+            " input never changes. {draws: K}: under K augmentations of each image"
         ),
     )
+
+    @property
+    def draws(self) -> CacheSpec | None:
+        """The `cache:` section where it asks for features under random augmentation."""
+        return self.cache if isinstance(self.cache, CacheSpec) else None
 
     @property
     def all_heads(self) -> dict[str, HeadSpec]:

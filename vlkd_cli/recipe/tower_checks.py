@@ -1,5 +1,4 @@
-"""Whether a tower's settings go together: where it comes from, what of it learns, whether its
-features can be cached."""
+"""Whether a tower's settings go together: where it comes from and what of it learns."""
 
 from __future__ import annotations
 
@@ -8,13 +7,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 
 from vlkd_cli.catalog import did_you_mean, names
-from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, pictures_of
-from vlkd_cli.recipe.arrow_checks import arrows_of, learns
-from vlkd_cli.recipe.data_checks import readers_of, streams_of
+from vlkd_cli.recipe.address import modality_of
+from vlkd_cli.recipe.arrow_checks import learns
 from vlkd_cli.recipe.head_checks import head_place
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.modality import FACTS, has_views
-from vlkd_cli.recipe.objectives import root_of
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe, TowerSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
@@ -40,15 +37,12 @@ _NOT_FOR_FOLLOWERS = (
 
 def check_towers(recipe: Recipe) -> Iterator[Problem]:
     """Problems of every tower."""
-    addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
     for name, tower in recipe.towers.items():
         path = ("towers", name)
         yield from _check_source(recipe, name, tower, path)
         if tower.follows is None:
             yield from _check_learning(tower, path)
             yield from _check_dtype(tower, path)
-            own = [address for address in addresses if address.tower == name]
-            yield from _check_cache(recipe, name, tower, path, own)
             yield from _check_adapter(tower, path)
 
 
@@ -262,78 +256,16 @@ def _random_parts(tower: TowerSpec, path: Path) -> list[Path]:
     return found
 
 
-def _check_cache(
-    recipe: Recipe, name: str, tower: TowerSpec, path: Path, addresses: list[Address]
-) -> Iterator[Problem]:
-    """Whether one feature of each sample, computed once, is all that training reads."""
-    if not tower.cache:
-        return
-    trains_backbone = tower.train not in ("none", "head") and not _only_head_patterns(tower.train)
-    changing = next(
-        (
-            part
-            for part in ("adapter", "prompt")
-            if getattr(tower, part) is not None and tower.train != "none"
-        ),
-        None,
-    )
-    if trains_backbone or changing:
-        what = f"its {changing} is trained" if changing else "its backbone is trained"
-        yield Problem(
-            (*path, "cache"),
-            f"the tower's features change while {what}. Remove cache, or set train: none (or"
-            " head).",
-        )
-    else:
-        obstacle = _cache_obstacle(recipe, name, tower, addresses)
-        if obstacle is not None:
-            yield Problem((*path, "cache"), obstacle)
-    streams = [name for name, keys, _ in readers_of(recipe.data) if streams_of(name, keys)]
-    if streams:
-        yield Problem(
-            (*path, "cache"),
-            f"reader '{streams[0]}' streams here: samples have no index to cache features by."
-            " Remove cache, or read without streaming.",
-        )
-
-
-def _cache_obstacle(
-    recipe: Recipe, name: str, tower: TowerSpec, addresses: list[Address]
-) -> str | None:
-    if tower.masks != "none":
-        return f"masks: {tower.masks} changes what it encodes. Remove cache, or masks."
-    for address in addresses:
-        root = root_of(recipe.towers, address)
-        if root in ("tokens", "input"):
-            return (
-                f"'{address}' reads {root}, but one feature of each sample is cached. Remove cache,"
-                " or read the backbone."
-            )
-    if not has_views(modality_of(recipe.towers, name)) or recipe.data is None:
-        return None
-    for view in dict.fromkeys([address.input for address in addresses] or [MAIN_VIEW]):
-        augment = recipe.data.views.get(view) or recipe.data.augment
-        if augment is None or augment.name != "none":
-            key = "data.augment" if view == MAIN_VIEW else f"data.views.{view}"
-            return (
-                "cached features of images that are augmented at random would be wrong from the"
-                f" second epoch on. Say {key}: {{name: none}}, or cache: false."
-            )
-        if pictures_of(recipe.data, view) > 1:
-            return f"view '{view}' has several pictures, but one feature of each sample is cached."
-    return None
-
-
 def trains_backbone(tower: TowerSpec) -> bool:
     """Whether anything of the tower's backbone is trained, its adapter or prompt included."""
     if tower.follows is not None or tower.train == "none":
         return False
     if tower.adapter is not None or tower.prompt is not None:
         return True
-    return tower.train != "head" and not _only_head_patterns(tower.train)
+    return tower.train != "head" and not only_head_patterns(tower.train)
 
 
-def _only_head_patterns(train: object) -> bool:
+def only_head_patterns(train: object) -> bool:
     if not isinstance(train, list):
         return False
     taken = [pattern for pattern in train if not pattern.startswith("!")]

@@ -112,7 +112,8 @@ def test_where_a_tower_comes_from(options, expected):
             ["towers.image.train=none", "towers.image.cache=true"],
             (
                 "cached features of images that are augmented at random would be wrong from the"
-                " second epoch on. Say data.augment: {name: none}, or cache: false."
+                " second epoch on. Say data.augment: {name: none}, cache: {draws: K} for K"
+                " augmentations of each image, or cache: false."
             ),
         ),
         (

@@ -15,14 +15,18 @@ from torch import Tensor
 
 from vlkd_cli.data.batch import Batch, Broken, Lost, Sample, Skipped, View
 from vlkd_cli.data.files.named_texts import MAIN
+from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.loading.choices import choices as caption_choices
 from vlkd_cli.data.loading.choices import chosen_texts
+from vlkd_cli.data.loading.draws import Draws
 from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
 from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.modality import MODALITIES, TextModality
+from vlkd_cli.data.readers.mix import Mix
 from vlkd_cli.data.readers.reader import Reader
+from vlkd_cli.data.stored_view import StoredView
 from vlkd_cli.data.views import FeatureView, ImageView, KeyView, TextView, render, seed_of
 from vlkd_cli.errors import DataError
 from vlkd_cli.preprocessing import TextInput
@@ -47,6 +51,7 @@ class Assembler:
         world_size: number of ranks.
         broken: rows that are known to be unreadable; they are replaced without being tried.
         columns: of the data, by name, one entry for each row; batches get their rows' entries.
+        draws: the augmentations that views of the rows' own show (`ImageView.drawn`).
     """
 
     def __init__(
@@ -62,10 +67,13 @@ class Assembler:
         world_size: int = 1,
         broken: Mapping[int, Skipped] | None = None,
         columns: Mapping[str, np.ndarray] | None = None,
+        draws: Draws | None = None,
     ) -> None:
         self.reader, self.order, self.columns = reader, order, dict(columns or {})
+        self.draws = draws or Draws(1)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.broken = dict(broken or {})
+        self._without_text: set[int] = set()
         self.views = SortedViews(views, masks or {})
 
     @property
@@ -85,12 +93,34 @@ class Assembler:
                 else self._gathered(rows, choices)
             )
         seeds = hashed(self.seed, request.epoch, positions, 1) >> np.uint64(1)
-        filling = Filling(self.views, len(rows))
-        for slot, (row, choice, seed) in enumerate(
-            zip(rows.tolist(), choices.tolist(), seeds.tolist(), strict=True)
-        ):
-            self._put(filling, slot, row, choice, seed)
+        passes = self._of_mix(request.epoch, self.order.passes(request.epoch, positions))
+        draws = self.draws.numbers(passes)
+        readable = ~np.isin(rows, list(self._without_text))
+        stored = self.views.stored(rows[readable], draws[readable])
+        filling = self._filled(rows, choices, seeds, draws, stored)
+        if stored and self.views.stored(filling.rows(), draws) != stored:
+            # What came in place of a broken sample has no features yet.
+            filling = self._filled(rows, choices, seeds, draws, frozenset())
         return self._with_targets(filling.batch())
+
+    def _filled(
+        self,
+        rows: np.ndarray,
+        choices: np.ndarray,
+        seeds: np.ndarray,
+        draws: np.ndarray,
+        stored: frozenset[str],
+    ) -> Filling:
+        filling = Filling(self.views, len(rows), stored)
+        for slot, (row, *own) in enumerate(
+            zip(rows.tolist(), choices.tolist(), seeds.tolist(), draws.tolist(), strict=True)
+        ):
+            self._put(filling, slot, row, *own)
+        return filling
+
+    def _of_mix(self, epoch: int, passes: np.ndarray) -> np.ndarray:
+        # A mixture repeats its smaller sets, so its rows are no pass over any of them.
+        return np.full_like(passes, epoch) if isinstance(self.reader, Mix) else passes
 
     def exactly(self, rows: np.ndarray, *, skip: bool) -> Batch:
         """These rows with their first captions; broken ones raise, or are left out."""
@@ -110,6 +140,33 @@ class Assembler:
                     ) from None
                 filling.skipped.append(Skipped(self.reader.name(row), str(broken)))
         return self._with_targets(filling.batch(slot))
+
+    def images_of(self, rows: np.ndarray, draws: np.ndarray) -> Batch:
+        """The images that stored towers read of these rows under these augmentations; samples that
+        cannot be read are left out and remembered as such."""
+        filling = Filling(self.views.only_kept(), len(rows))
+        slot = 0
+        for row, draw in zip(rows.tolist(), draws.tolist(), strict=True):
+            try:
+                filling.put(slot, self._sample(row, 0, 0, draw))
+                slot += 1
+            except Broken as broken:
+                self._remember(row, draw, Skipped(self.reader.name(row), str(broken)))
+        return filling.batch(slot)
+
+    def missing(self, rows: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Which of these rows lack features of a stored tower under these augmentations, bool."""
+        readable = ~np.isin(rows, list(self._without_text))
+        found = [view.missing(rows, draws) for view in self.views.kept.values() if view.tables]
+        lacking: np.ndarray = np.any([np.zeros(len(rows), dtype=np.bool_), *found], axis=0)
+        found_missing: np.ndarray = readable & lacking
+        return found_missing
+
+    def left_out(self, epoch: int, batches: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of an epoch that so many batches do not reach, and their augmentations."""
+        first = min(batches * self.batch_size * self.world_size, len(self.order))
+        rows, passes = self.order.rest(epoch, first)
+        return rows, self.draws.numbers(self._of_mix(epoch, passes))
 
     def _positions(self, number: int) -> np.ndarray:
         """Positions of this rank's rows in the epoch; the last step of an epoch may hold fewer rows
@@ -150,19 +207,42 @@ class Assembler:
         batch.skipped.extend(skipped)
         return batch
 
-    def _put(self, filling: Filling, slot: int, row: int, choice: int, seed: int) -> None:
+    def _put(
+        self, filling: Filling, slot: int, row: int, choice: int, seed: int, draw: int
+    ) -> None:
         for attempt in range(_REPLACEMENTS):
             try:
-                return filling.put(slot, self._sample(row, choice, seed))
+                return filling.put(slot, self._sample(row, choice, seed, draw))
             except Broken as broken:
-                filling.skipped.append(Skipped(self.reader.name(row), str(broken)))
+                skipped = Skipped(self.reader.name(row), str(broken))
+                filling.skipped.append(skipped)
+                self._remember(row, draw, skipped)
                 row = self.order.replacement(row, seed, attempt)
         raise _all_broken(filling.skipped[0])
 
-    def _sample(self, row: int, choice: int, seed: int) -> Sample:
+    def _remember(self, row: int, draw: int, skipped: Skipped) -> None:
+        """Let a sample that cannot be read count as one whose features are stored."""
+        if not self.views.kept:
+            return
+        try:
+            image = self.reader.image(row)
+            if image is not None:
+                decode(image)
+                # Not in the tables: another run may read this image without its texts.
+                self._without_text.add(row)
+                return
+        except Broken:
+            pass
+        for view in self.views.kept.values():
+            view.note(row, draw, *skipped)
+
+    def _sample(self, row: int, choice: int, seed: int, draw: int = 0) -> Sample:
         reader, views = self.reader, self.views
         if row in self.broken:
             raise Broken(self.broken[row].reason)
+        for view in views.kept.values():
+            if (reason := view.reason(row, draw)) is not None:
+                raise Broken(reason)
         spans = {}
         if views.texts and (reader.text_names or not views.reads_captions):
             spans = {name: reader.text_span(row, name) for name in views.texts}
@@ -173,6 +253,10 @@ class Assembler:
             first_row=reader.caption_start(row) if views.features else 0,
             label=reader.label(row),
             seed=seed,
+            draw=draw,
+            drawn_seed=int(self.draws.seeds(np.array([draw]), np.array([row]))[0])
+            if views.are_drawn
+            else 0,
             salvage=reader.salvages,
             sources=(
                 reader.caption_sources(row)
@@ -206,14 +290,16 @@ class SortedViews:
 
     def __init__(self, views: Mapping[str, View], masks: Mapping[str, ViewMask]) -> None:
         self.images = {key: view for key, view in views.items() if isinstance(view, ImageView)}
+        self.kept = {key: view for key, view in views.items() if isinstance(view, StoredView)}
+        self.are_drawn = any(view.drawn for view in self.images.values())
         self.features = {
             key: view for key, view in views.items() if isinstance(view, FeatureView | KeyView)
         }
         self.others = {key: view for key, view in views.items() if not isinstance(view, ImageView)}
         # Towers that look at the same view of a sample see the same regions of it; other views have
         # their own.
-        self.salts = [_number_of(key.partition("@")[2]) for key in self.images]
-        self.masks = {name: (_number_of(name), mask) for name, mask in masks.items()}
+        self.salts = {key: number_of(key.partition("@")[2]) for key in self.images}
+        self.masks = {name: (number_of(name), mask) for name, mask in masks.items()}
         needs = frozenset[str]().union(*(view.needs for view in views.values()))
         self.modalities = [modality for name, modality in MODALITIES.items() if name in needs]
         self.reads_captions = TextModality.name in needs
@@ -224,19 +310,38 @@ class SortedViews:
         self.texts = tuple(dict.fromkeys(view.text for view in read))
         self.required = tuple(dict.fromkeys(view.text for view in read if view.required))
 
+    def only_kept(self) -> SortedViews:
+        """The views of stored towers alone."""
+        return SortedViews(self.kept, {})
 
-def _number_of(view: str) -> int:
+    def stored(self, rows: np.ndarray, draws: np.ndarray) -> frozenset[str]:
+        """Keys of the views whose features are stored for all of these rows."""
+        return frozenset(key for key, view in self.kept.items() if view.stored(rows, draws))
+
+
+def number_of(view: str) -> int:
+    """The number that tells the random choices of a view from those of others."""
     return 0 if view in ("", MAIN_VIEW) else zlib.crc32(view.encode())
 
 
 class Filling:
-    """A batch that is being filled."""
+    """A batch that is being filled.
 
-    def __init__(self, views: SortedViews, size: int) -> None:
-        self.views = views
+    Args:
+        stored: keys of the views of which features are read and no image is decoded.
+    """
+
+    def __init__(self, views: SortedViews, size: int, stored: frozenset[str] = frozenset()) -> None:
+        self.views, self.stored = views, stored
         self.skipped: list[Skipped | Lost] = []
-        self.images = [view.empty(size) for view in views.images.values()]
+        self.images = {
+            key: view.empty(size) for key, view in views.images.items() if key not in stored
+        }
         self.samples: list[Any] = [None] * size
+
+    def rows(self) -> np.ndarray:
+        """The rows that it holds."""
+        return np.array([sample.index for sample in self.samples], dtype=np.int64)
 
     def put(self, slot: int, sample: Sample) -> None:
         """Decode a sample into its row.
@@ -247,17 +352,25 @@ class Filling:
         for modality in self.views.modalities:
             modality.require(sample, self.views.required)
         if self.images:
-            views, rooms = list(self.views.images.values()), [room[slot] for room in self.images]
-            render(sample, views, rooms, self.views.salts)
+            render(
+                sample,
+                [self.views.images[key] for key in self.images],
+                [room[slot] for room in self.images.values()],
+                [self.views.salts[key] for key in self.images],
+            )
         self.samples[slot] = sample
 
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
         inputs: dict[str, Tensor | TextInput] = {
-            key: images[:size] for key, images in zip(self.views.images, self.images, strict=True)
+            key: self.views.kept[key].images(samples, images[:size])
+            if key in self.views.kept
+            else images[:size]
+            for key, images in self.images.items()
         }
         hidden = {}
         if samples:
+            inputs |= {key: self.views.kept[key].features(samples) for key in self.stored}
             inputs |= {key: view(samples) for key, view in self.views.others.items()}
             hidden = {
                 view: torch.stack([_hidden(sample, number, mask) for sample in samples])

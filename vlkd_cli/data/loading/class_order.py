@@ -67,6 +67,14 @@ class ClassOrder:
         first = start - steps[0] * self.step_rows if rows else 0
         return np.concatenate([*rows, np.zeros(0, dtype=np.int64)])[first : first + stop - start]
 
+    def passes(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The epoch's number: classes are passed at paces of their own."""
+        return np.full(len(positions), epoch, dtype=np.int64)
+
+    def rest(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """None: an epoch is no pass over the data."""
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
     def replacement(self, row: int, seed: int, attempt: int) -> int:
         """A row of the same class in the place of a broken one."""
         own = self._class_of[int(self._labels[row])]

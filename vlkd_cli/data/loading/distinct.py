@@ -93,7 +93,8 @@ class DistinctOrder:
 
     def __init__(self, order: Order, keys_of: KeysOf, *, step_rows: int, what: str) -> None:
         self.order, self.keys_of, self.step_rows, self.what = order, keys_of, step_rows, what
-        self._epoch: tuple[int, np.ndarray] | None = None
+        # Its number, the positions of its steps, and the rows of all positions.
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         first = self._plan(0)
         self.steps_per_epoch = len(first.steps)
         if not self.steps_per_epoch:
@@ -108,18 +109,35 @@ class DistinctOrder:
 
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Rows at the positions `[start, stop)` of an epoch, int64."""
+        wanted = self._positions(epoch, np.arange(start, stop, dtype=np.int64))
+        assert self._epoch is not None
+        found: np.ndarray = self._epoch[2][wanted]
+        return found
+
+    def passes(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Those of the other order's positions."""
+        return self.order.passes(epoch, self._positions(epoch, positions))
+
+    def rest(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is in no step before `start`."""
+        left = np.ones(len(self.order), dtype=np.bool_)
+        left[self._positions(epoch, np.arange(start, dtype=np.int64))] = False
+        positions = np.flatnonzero(left)
+        rows = self.order.rows(epoch, 0, len(self.order))[positions]
+        return rows, self.order.passes(epoch, positions)
+
+    def _positions(self, epoch: int, own: np.ndarray) -> np.ndarray:
+        """Positions in the other order."""
         if self._epoch is None or self._epoch[0] != epoch:
             steps = self._plan(epoch).steps
-            rows = self.order.rows(epoch, 0, len(self.order))
             if not len(steps):
                 raise DataError(
                     f"data.distinct: {self.what}: epoch {epoch} has no step of {self.step_rows}"
                     " different ones, though the first has. Lower train.batch_size."
                 )
-            self._epoch = epoch, rows[steps]
+            self._epoch = epoch, steps, self.order.rows(epoch, 0, len(self.order))
         steps = self._epoch[1]
-        wanted = np.arange(start, stop, dtype=np.int64)
-        found: np.ndarray = steps[(wanted // self.step_rows) % len(steps), wanted % self.step_rows]
+        found: np.ndarray = steps[(own // self.step_rows) % len(steps), own % self.step_rows]
         return found
 
     def replacement(self, row: int, seed: int, attempt: int) -> int:

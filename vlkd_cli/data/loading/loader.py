@@ -20,6 +20,7 @@ from vlkd_cli.data.loading.broken import BrokenCount
 from vlkd_cli.data.loading.choices import ColumnKeys, EpochCaptions
 from vlkd_cli.data.loading.class_order import ClassOrder
 from vlkd_cli.data.loading.distinct import DistinctOrder, KeysOf
+from vlkd_cli.data.loading.draws import Draws
 from vlkd_cli.data.loading.duplicates import fraction_of_duplicates
 from vlkd_cli.data.loading.order import BlockOrder, EpochOrder, Order
 from vlkd_cli.data.loading.streams import StreamAssembler
@@ -28,6 +29,8 @@ from vlkd_cli.data.masks import ViewMask
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distributed import runtime
 from vlkd_cli.errors import DataError
+
+_FEW_BATCHES = 8
 
 
 class Loader:
@@ -61,6 +64,7 @@ class Loader:
         pin_memory: deliver page-locked memory, for copies to a GPU that do not block.
         broken: rows that are known to be unreadable (their stored features are missing); replaced
             and reported like those found broken.
+        draws: the augmentations that views of the rows' own show.
 
     Raises:
         DataError: there is less data than one step of all ranks needs; while iterating: too much of
@@ -88,6 +92,7 @@ class Loader:
         pin_memory: bool = False,
         broken: Mapping[int, Skipped] | None = None,
         masks: Mapping[str, ViewMask] | None = None,
+        draws: Draws | None = None,
     ) -> None:
         rank = runtime.rank() if rank is None else rank
         world_size = runtime.world_size() if world_size is None else world_size
@@ -102,11 +107,7 @@ class Loader:
             _refuse_for_streams(per_class=per_class, distinct=distinct, columns=columns)
         self.batches_per_epoch = positions // step_rows if drop_last else -(-positions // step_rows)
         if self.batches_per_epoch == 0:
-            raise DataError(
-                f"an epoch has {positions} samples, fewer than the {step_rows} of one step"
-                f" ({world_size} x batch size {batch_size}). Lower train.batch_size or the number"
-                " of processes, or raise data.episode_samples."
-            )
+            raise _too_few(positions, batch_size, world_size)
         self.seed, self.order = seed, order if isinstance(reader, Reader) else None
         self._broken = BrokenCount(
             max_broken_share, num_samples, is_stream=isinstance(reader, StreamReader)
@@ -140,9 +141,11 @@ class Loader:
                 world_size=world_size,
                 broken={**without_targets(reader), **(broken or {})},
                 columns=columns,
+                draws=draws,
             )
             # Gathering stored rows takes less time than sending them between processes.
             workers = workers if self._assembler.reads_samples else 0
+        self._workers, self._prefetch = workers, prefetch
         self._pool = WorkerPool(
             self._assembler, workers=workers, prefetch=prefetch, pin_memory=pin_memory
         )
@@ -174,6 +177,30 @@ class Loader:
         return self.reader.lost if isinstance(self.reader, Reader) else ()
 
     @property
+    def rows(self) -> Assembler:
+        """Access to the data by rows.
+
+        Raises:
+            TypeError: the data is a stream.
+        """
+        if not isinstance(self._assembler, Assembler):
+            raise TypeError("a stream has no rows")
+        return self._assembler
+
+    def images_of(self, rows: np.ndarray, draws: np.ndarray) -> Iterator[Batch]:
+        """Batches of the images that stored towers read of these rows under these augmentations;
+        what cannot be read is left out."""
+        count = -(-len(rows) // self.batch_size)
+        # Starting processes takes longer than decoding a few batches.
+        workers = self._workers if count > _FEW_BATCHES else 0
+        images = _ImagesOf(self.rows, rows, draws, self.batch_size)
+        pool = WorkerPool(images, workers=workers, prefetch=self._prefetch, pin_memory=False)
+        try:
+            yield from pool.run([Request(0, number) for number in range(count)])
+        finally:
+            pool.close()
+
+    @property
     def broken(self) -> Mapping[str, Skipped | Lost]:
         """The broken samples that this rank has met, by name."""
         return self._broken.broken
@@ -181,6 +208,27 @@ class Loader:
     def close(self) -> None:
         """Let the workers go; they come back when batches are asked for again."""
         self._pool.close()
+
+
+def _too_few(positions: int, batch_size: int, world_size: int) -> DataError:
+    return DataError(
+        f"an epoch has {positions} samples, fewer than the {batch_size * world_size} of one step"
+        f" ({world_size} x batch size {batch_size}). Lower train.batch_size or the number of"
+        " processes, or raise data.episode_samples."
+    )
+
+
+class _ImagesOf:
+    """Makes batches of images of given rows under given augmentations."""
+
+    def __init__(
+        self, assembler: Assembler, rows: np.ndarray, draws: np.ndarray, batch_size: int
+    ) -> None:
+        self.assembler, self.of, self.draws, self.size = assembler, rows, draws, batch_size
+
+    def __getitem__(self, request: Request) -> Batch:
+        own = slice(request.number * self.size, (request.number + 1) * self.size)
+        return self.assembler.images_of(self.of[own], self.draws[own])
 
 
 def without_targets(reader: Reader) -> dict[int, Skipped]:

@@ -23,12 +23,41 @@ class Order(Protocol):
         """Rows at the positions `[start, stop)` of an epoch, int64."""
         ...
 
+    def passes(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """How many passes over the data are complete at the positions of an epoch, int64."""
+        ...
+
+    def rest(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of an epoch's data at no position before `start`, and their passes."""
+        ...
+
     def replacement(self, row: int, seed: int, attempt: int) -> int:
         """The row that takes the place of a broken one."""
         ...
 
 
-class EpochOrder:
+class _PassAfterPass:
+    """Base of the orders of all rows: `num_positions` of an epoch, in passes of `num_rows`."""
+
+    num_rows: int
+    num_positions: int
+
+    def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def passes(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The epoch's number; with `episode_samples` a pass may begin inside an epoch."""
+        own = np.asarray(positions, dtype=np.int64) % self.num_positions
+        passes: np.ndarray = (epoch * self.num_positions + own) // self.num_rows
+        return passes
+
+    def rest(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """The positions from `start` on."""
+        positions = np.arange(start, self.num_positions, dtype=np.int64)
+        return self.rows(epoch, start, self.num_positions), self.passes(epoch, positions)
+
+
+class EpochOrder(_PassAfterPass):
     """All rows, pass after pass.
 
     Without `episode_samples` an epoch is one pass over all rows. With it, passes over all rows
@@ -96,7 +125,7 @@ class Blocks(NamedTuple):
     at_once: int
 
 
-class BlockOrder:
+class BlockOrder(_PassAfterPass):
     """All rows, pass after pass, as `EpochOrder`, for data that is read in blocks: each pass takes
     the blocks in an order of its own, and shuffles the rows of several of them among each other. A
     process reads each block about once.
