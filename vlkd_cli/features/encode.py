@@ -6,6 +6,7 @@ applied to cached features: heads are cheap, backbones are not.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -138,11 +139,21 @@ def _embedded(subject: Subject, table: Table, point: Point) -> Tensor:
         return found
     if not everything:
         return project(subject, tower, found)
-    memo = table_key(table.key, subject.weights_digest(tower))
+    # Computed again each time: heads may be trained while tables are open.
+    memo = table_key(table.key, _heads_digest(tower))
     projected = subject.tables.projected
     if memo not in projected:
         projected[memo] = project(subject, tower, found)
     return projected[memo]
+
+
+def _heads_digest(tower: Tower) -> str:
+    digest = hashlib.sha256(f"first {getattr(tower, 'cut', None)}".encode())
+    for name, tensor in tower.state_dict().items():
+        if name.startswith(("head.", "heads.")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _cut_backbone(tower: Tower, features: Tensor) -> Tensor:
