@@ -155,4 +155,4 @@ def test_divided_weights_train_as_whole_ones(tmp_path: Path, ranks: int) -> None
                     torch.tensor(value), torch.tensor(other_state[key]), rtol=1e-3, atol=2e-4
                 )
             assert less < 1.2 * held / ranks + 1500
-        assert answers[0][f"{name} towers"][0] == answers[1][f"{name} towers"][0]
+        assert len({repr(answer[f"{name} towers"][0]) for answer in answers}) == 1
