@@ -83,6 +83,13 @@ CHANGES: dict[str, dict[str, Change]] = {
         ),
         "lr": Change(towers({"lr": 0.5})),
         "layer_decay": Change(towers({"layer_decay": 0.5})),
+        "init": Change(
+            towers(
+                {"init": {"from": "other_image", "layers": "first"}},
+                other_image={**IMAGE, "train": "none"},
+            ),
+            towers(other_image={**IMAGE, "train": "none"}),
+        ),
         "cache": Change(
             towers(text={**FROZEN, "cache": False}),
             towers(text={**FROZEN, "cache": True}),

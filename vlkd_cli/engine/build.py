@@ -42,10 +42,11 @@ from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths
-from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec, TrainSpec
+from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, InitSpec, Recipe, TowerSpec, TrainSpec
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.blocks import checkpoint_activations, repeated_blocks_of
+from vlkd_cli.towers.inherit import inherit
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 
@@ -251,12 +252,23 @@ def build_towers(
             run_folder=run_folder,
             files=files,
         )
+        if spec.init is not None and spec.init.from_ in towers:
+            _inherit(towers[name], towers[spec.init.from_], spec.init)
     return {name: towers[name] for name in recipe.towers}
 
 
-def _comes_late(item: tuple[str, TowerSpec]) -> tuple[bool, bool]:
-    """Followers and copies come after the towers that they follow or copy."""
-    return item[1].follows is not None, item[1].like is not None
+def _inherit(student: Tower | MomentumTower, source: Tower | MomentumTower, init: InitSpec) -> None:
+    assert isinstance(student, Tower) and isinstance(source, Tower)
+    student.inherited = inherit(
+        student.encoder, source.encoder, init.layers, init.from_, student.name
+    )
+
+
+def _comes_late(item: tuple[str, TowerSpec]) -> tuple[bool, bool, bool]:
+    """Followers, copies and students come after the towers that they follow, copy or inherit
+    from."""
+    spec = item[1]
+    return spec.follows is not None, spec.init is not None, spec.like is not None
 
 
 def outputs_read(recipe: Recipe) -> dict[str, set[str]]:
@@ -288,10 +300,12 @@ def made_files(towers: Iterable[Tower | MomentumTower]) -> dict[str, bytes]:
 
 
 def say_sources(towers: Iterable[Tower]) -> None:
-    """Print which checkpoint each tower out of a run was taken from."""
+    """Print which checkpoint each tower out of a run was taken from, and what others inherit."""
     for tower in towers:
         if tower.source is not None:
             console.say(f"Tower '{tower.name}': {tower.source}")
+        if tower.inherited is not None:
+            console.say(f"Tower '{tower.name}' {tower.inherited}.")
 
 
 def build_objectives(recipe: Recipe) -> list[Objective]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from vlkd_cli.recipe.types import (
+    LayerChoice,
     ModalityName,
     NonNegative,
     NonNegativeInt,
@@ -96,6 +97,21 @@ class CacheSpec(Section):
     )
     store: bool = Field(
         True, description="false: the same augmentations, computed again in every pass"
+    )
+
+
+class InitSpec(Section):
+    """Initial weights out of another tower: `init: {from: teacher_image, layers: every 2}`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: str = Field(alias="from", description="the tower whose weights it inherits")
+    layers: LayerChoice = Field(
+        "even",
+        description=(
+            "which of its layers: even (every s-th from the first, as many as needed), first, last,"
+            " every N, or their numbers from 0"
+        ),
     )
 
 
@@ -192,6 +208,13 @@ class TowerSpec(Open):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="factor on the learning rate per layer below the last"
+    )
+    init: InitSpec | None = Field(
+        None,
+        description=(
+            "initial weights out of a larger tower of the same builder: some of its layers, and of"
+            " every tensor the leading channels"
+        ),
     )
     cache: bool | CacheSpec | None = Field(
         None,

@@ -31,6 +31,7 @@ _NOT_FOR_FOLLOWERS = (
     "dtype",
     "lr",
     "layer_decay",
+    "init",
     "cache",
 )
 
@@ -44,6 +45,7 @@ def check_towers(recipe: Recipe) -> Iterator[Problem]:
             yield from _check_learning(tower, path)
             yield from _check_dtype(tower, path)
             yield from _check_adapter(tower, path)
+            yield from _check_init(recipe, name, tower, path)
 
 
 def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
@@ -218,6 +220,46 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.train == []:
         yield Problem(
             (*path, "train"), "an empty list of patterns leaves nothing to train. Write none."
+        )
+
+
+def _check_init(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    if tower.init is None:
+        return
+    place, source = (*path, "init"), tower.init.from_
+    if source not in recipe.towers or source == name:
+        others = [other for other in recipe.towers if other != name]
+        guess = did_you_mean(source, others)
+        yield Problem(
+            (*place, "from"), f"no other tower '{source}'.{guess} Towers: {', '.join(others)}."
+        )
+        return
+    for part in ("run", "adapter", "prompt"):
+        if getattr(tower, part) is not None:
+            yield Problem(place, f"init and {part} cannot be combined. Remove one of them.")
+    if tower.keys.get("pretrained"):
+        yield Problem(
+            (*path, "pretrained"), "has no effect: init replaces these weights. Remove it."
+        )
+    if tower.train == "none":
+        yield Problem(
+            place, "would be a smaller copy that nothing trains. Set train: all, or remove init."
+        )
+    other = recipe.towers[source]
+    if other.init is not None or other.follows is not None:
+        yield Problem((*place, "from"), f"'{source}' has no weights of its own. Name their source.")
+    ours, theirs = modality_of(recipe.towers, name), modality_of(recipe.towers, source)
+    if ours is not None and theirs is not None and ours != theirs:
+        yield Problem(
+            (*place, "from"),
+            f"'{source}' takes {FACTS[theirs].plural}, and this tower takes {FACTS[ours].plural}."
+            f" Inherit from a tower for {FACTS[ours].plural}.",
+        )
+    elif other.builder is not None and tower.builder is not None and other.builder != tower.builder:
+        yield Problem(
+            (*place, "from"),
+            f"'{source}' is of builder '{other.builder}', and this one of '{tower.builder}'."
+            " Inherit from a tower of the same builder.",
         )
 
 

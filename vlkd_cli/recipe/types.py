@@ -26,6 +26,11 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 TextLength = Annotated[int, Field(ge=2)]  # in tokens: one alone leaves no room for a text
 
 
+LayerChoice = (
+    Annotated[str, Field(pattern=r"^(even|first|last|every [1-9]\d*)$")] | list[NonNegativeInt]
+)
+"""Which of a teacher's layers a student takes: even, first, last, `every N`, or their numbers."""
+
 ModalityName = Literal["image", "text", "mesh"]
 """What a tower encodes."""
 MODALITY_NAMES: tuple[ModalityName, ...] = get_args(ModalityName)

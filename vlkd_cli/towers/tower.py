@@ -23,6 +23,7 @@ from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
+from vlkd_cli.towers.inherit import Inherited
 from vlkd_cli.towers.named_modules import NamedModules
 from vlkd_cli.towers.outputs import (
     BACKBONE,
@@ -73,6 +74,9 @@ class Tower(nn.Module):
 
     source: Checkpointed | None = None
     """The checkpoint that a tower out of a run was taken from."""
+
+    inherited: Inherited | None = None
+    """What it took from another tower at the start."""
 
     cut: int | None = None
     """How many of the first values its output `head` is cut to; None: it is whole."""

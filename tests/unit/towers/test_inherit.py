@@ -1,0 +1,206 @@
+"""A student's weights taken from its teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.golden import golden_inputs
+from tests.support.recipes import problems
+from tests.unit.engine.recipes import IMAGE, TEXT
+from vlkd_cli.engine.build import build_towers
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.towers.inherit import choose_layers, leading
+from vlkd_cli.towers.tower import Tower
+
+GOLDENS = Path(golden_inputs.__file__).parent / "distil_adapt.json"
+CASES = [
+    case
+    for case in json.loads(GOLDENS.read_text(encoding="utf-8"))["cases"]
+    if case["kind"] == "inherit"
+]
+HF_TEXT = {"builder": "huggingface", "tokenizer": "trained"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_layers_and_channels_are_those_of_tinyclip(case: dict[str, Any]) -> None:
+    hyper, expected = case["hyper"], case["expected"]
+    rule = hyper["layers"] if isinstance(hyper["layers"], str) else f"every {hyper['layers']}"
+    layers = choose_layers(hyper["student"]["layers"], hyper["teacher"]["layers"], rule)
+    assert layers == expected["teacher_layers"]
+    for name, values in golden_inputs.build(case).items():
+        shape = expected["tensors"][name]["shape"][1:]
+        parts = 3 if name.startswith("in_proj") else 1
+        found = torch.stack([leading(torch.tensor(values[n]), shape, parts) for n in layers])
+        found = found.double()
+        assert list(found.shape) == expected["tensors"][name]["shape"]
+        assert found.sum().item() == pytest.approx(expected["tensors"][name]["sum"], rel=1e-9)
+        assert found.square().sum().item() == pytest.approx(
+            expected["tensors"][name]["sumsq"], rel=1e-9
+        )
+        assert found.flatten()[:3].tolist() == pytest.approx(expected["tensors"][name]["head"])
+        assert found.flatten()[-1].item() == pytest.approx(expected["tensors"][name]["last"])
+
+
+def towers(student: dict[str, Any], teacher: dict[str, Any], init: dict[str, Any]) -> list[Tower]:
+    sections = {
+        "student_image": {**student, "init": {"from": "teacher_image", **init}},
+        "teacher_image": {**teacher, "train": "none"},
+    }
+    if "image_size" not in student.get("config", {"image_size": 0}):
+        sections = {name.replace("image", "text"): own for name, own in sections.items()}
+        own = next(iter(sections.values()))
+        own["init"]["from"] = "teacher_text"
+    built = build_towers(
+        parse_recipe(json.dumps({"towers": sections}), "r.yaml"),
+        captions=lambda: ["a red disc", "a blue square"],
+        run_folder=None,
+        cache_dir=None,
+    )
+    return [tower for tower in built.values() if isinstance(tower, Tower)]
+
+
+def sized(section: dict[str, Any], **config: Any) -> dict[str, Any]:
+    return {**section, "config": {**section["config"], **config}}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        sized(IMAGE, layers=2),
+        sized(TEXT, layers=2),
+        {
+            "builder": "timm",
+            "model": "vit_tiny_patch16_224",
+            "image_size": 32,
+            "config": {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8},
+        },
+        {**HF_TEXT, "config": {"layers": 2, "width": 16, "heads": 2}},
+    ],
+    ids=["openclip image", "openclip text", "timm", "huggingface text"],
+)
+def test_a_student_of_its_teacher_s_size_has_its_features(section: dict[str, Any]) -> None:
+    if section["builder"] == "timm":
+        section = {**section, "image_size": 32}
+        built = build_towers(
+            parse_recipe(
+                json.dumps(
+                    {
+                        "towers": {
+                            "student_image": {**section, "init": {"from": "teacher_image"}},
+                            "teacher_image": {**section, "train": "none"},
+                        }
+                    }
+                ),
+                "r.yaml",
+            ),
+            captions=None,
+            run_folder=None,
+            cache_dir=None,
+        )
+        student, teacher = built.values()
+    else:
+        student, teacher = towers(section, section, {})
+    if teacher.modality == "image":
+        inputs: Any = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    else:
+        inputs = teacher.input(["a red disc", "a blue square"])
+    student.eval()
+    with torch.no_grad():
+        assert student.features(inputs).equal(teacher.features(inputs))
+    assert str(student.inherited).endswith("100.0% of its parameters")
+
+
+def test_every_second_block_and_the_leading_heads_are_taken() -> None:
+    student, teacher = towers(
+        sized(IMAGE, layers=2, width=16, heads=2, patch_size=16),
+        sized(IMAGE, layers=4, width=32, heads=4, patch_size=8),
+        {"layers": "every 2"},
+    )
+    ours, theirs = student.encoder.state_dict(), teacher.encoder.state_dict()
+    block = "encoder.transformer.resblocks.{}.attn.in_proj_weight"
+    big = theirs[block.format(2)]
+    expected = torch.cat([part[:16, :16] for part in big.chunk(3)])
+    assert ours[block.format(1)].equal(expected)
+    kernel, patch = ours["encoder.conv1.weight"], theirs["encoder.conv1.weight"]
+    torch.testing.assert_close(kernel.sum((2, 3)), patch[:16].sum((2, 3)), rtol=0.1, atol=0.05)
+    assert str(student.inherited) == (
+        "inherits from 'teacher_image': layers 0, 2, 100.0% of its parameters"
+    )
+
+
+def test_a_smaller_vocabulary_takes_the_rows_of_its_tokens() -> None:
+    student, teacher = towers(sized(TEXT, vocab_size=1000), sized(TEXT, vocab_size=2000), {})
+    ours, theirs = (
+        tower.encoder.state_dict()["encoder.token_embedding.weight"] for tower in (student, teacher)
+    )
+    assert ours[:998].equal(theirs[:998])
+    assert ours[998:].equal(theirs[1998:])  # start and end of a text
+
+
+@pytest.mark.parametrize(
+    ("teacher", "init", "expected"),
+    [
+        (sized(IMAGE, layers=1), {}, "has 1 layers for 2"),
+        (sized(IMAGE, layers=4, width=8, heads=1), {}, "A student inherits from a teacher that is"),
+        (sized(IMAGE, layers=4, width=32, heads=2), {}, "its attention heads are 16 channels wide"),
+        (sized(IMAGE, layers=4), {"layers": "every 3"}, None),
+        (sized(IMAGE, layers=3), {"layers": "every 3"}, "gives 1 layers for 2"),
+        (sized(IMAGE, layers=4), {"layers": [1, 4]}, "has 4 layers, numbered from 0"),
+        (sized(IMAGE, layers=4), {"layers": [1]}, "gives 1 layers for 2"),
+    ],
+)
+def test_what_cannot_be_inherited_is_one_line(
+    teacher: dict[str, Any], init: dict[str, Any], expected: str | None
+) -> None:
+    student = sized(IMAGE, layers=2)
+    if expected is None:
+        assert towers(student, teacher, init)
+        return
+    with pytest.raises(RecipeError) as caught:
+        towers(student, teacher, init)
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+RECIPE = """\
+towers:
+  image: {builder: torchvision, model: resnet18, init: {from: teacher_image}}
+  text: {builder: openclip, config: {layers: 2, width: 64, heads: 2}}
+  teacher_image: {builder: torchvision, model: resnet18, train: none}
+distillers:
+  - {name: infonce, student: image, teacher: text}
+  - {name: simreg, student: image, teacher: teacher_image}
+data: {reader: shapes}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("towers.image.init={from: teacher_imag}", "no other tower 'teacher_imag'. Did you mean"),
+        ("towers.image.init={from: image}", "no other tower 'image'"),
+        ("towers.image.init={from: text}", "'text' takes texts, and this tower takes images"),
+        (
+            "towers.teacher_image.builder=timm",
+            "is of builder 'timm', and this one of 'torchvision'",
+        ),
+        ("towers.image.pretrained=true", "has no effect: init replaces these weights"),
+        ("towers.image.adapter={name: lora}", "init and adapter cannot be combined"),
+        (
+            "towers.image.init={from: teacher_image, layers: every 0}",
+            "expected a mapping with from",
+        ),
+        ("towers.image.init={from: teacher_image, layers: odd}", "expected a mapping with from"),
+        ("towers.image.train=none", "would be a smaller copy that nothing trains"),
+    ],
+)
+def test_an_init_without_meaning_is_one_line(override: str, expected: str) -> None:
+    assert problems(RECIPE) == []
+    assert any(expected in line for line in problems(RECIPE, [override])), problems(
+        RECIPE, [override]
+    )
