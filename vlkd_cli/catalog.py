@@ -48,6 +48,9 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "builders.sbert.builder:SBERT",
             "sentence encoders and static word vectors of sentence-transformers",
         ),
+        "pointnet": Entry(
+            "builders.pointnet.builder:PointNet", "PointNet++ over points of the surface of meshes"
+        ),
         "adapters": Entry(
             "builders.adapters.builder:Adapters",
             "Hugging Face text encoders with adapters",
@@ -281,6 +284,11 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.readers.choices:Choices",
             "right and wrong captions: SugarCrepe, ARO, Winoground, or a list",
         ),
+        "meshes": Entry(
+            "data.readers.meshes:Meshes",
+            "labeled meshes in class folders or a table, with captions from templates",
+            "mesh",
+        ),
         "shapes": Entry(
             "data.readers.shapes:Shapes",
             "rendered colored shapes with captions; nothing to download",
@@ -299,6 +307,10 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "data.images.augment:QuarterTurnsAugment", "a crop in its four rotations"
         ),
         "patch_grid": Entry("data.images.augment:PatchGridAugment", "nine patches of a crop"),
+        "points": Entry(
+            "data.meshes.augment:PointsAugment",
+            "points of meshes rotated, scaled, shifted, jittered and dropped",
+        ),
         "none": Entry(
             "data.images.augment:NoAugment",
             "the tower's evaluation transform, the same in every epoch",
@@ -390,6 +402,7 @@ PACKAGES = {
     "mlflow": ("mlflow",),
     "mteb": ("mteb",),
     "parquet": ("pyarrow",),
+    "mesh": ("trimesh",),
 }
 """The packages that the extras install, by the names they are imported under."""
 
@@ -401,7 +414,10 @@ BASES: dict[str, tuple[str, ...]] = {
     "head": ("torch.nn:Module",),
     "distiller": ("vlkd_cli.distillers.distiller:Distiller",),
     "reader": ("vlkd_cli.data.readers.reader:Reader", "vlkd_cli.data.readers.reader:StreamReader"),
-    "augment": ("vlkd_cli.data.images.augment:Augment",),
+    "augment": (
+        "vlkd_cli.data.images.augment:Augment",
+        "vlkd_cli.data.meshes.augment:CloudAugment",
+    ),
     "mask": ("vlkd_cli.data.masks:Mask",),
     "suite": ("vlkd_cli.evaluation.suite:Suite",),
     "scorer": ("vlkd_cli.synthesis.scorers.scorer:Scorer",),

@@ -54,6 +54,14 @@ class ImageInput(NamedTuple):
         return self._replace(size_px=(size_px, size_px), resize_px=resize_px)
 
 
+class MeshInput(NamedTuple):
+    """What a mesh tower reads of a point cloud in the unit sphere: float32 `[B, points, 3]`, or
+    `[B, points, 6]` with the normals."""
+
+    points: int = 1024
+    normals: bool = False
+
+
 TextInput = dict[str, Tensor]
 """`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the
 longest caption of the batch where the encoder allows it."""
@@ -61,8 +69,14 @@ longest caption of the batch where the encoder allows it."""
 Tokenizer = Callable[[Sequence[str]], TextInput]
 """Strings to a TextInput. Runs in loader workers: it survives pickling and touches no device."""
 
-InputSpec = ImageInput | Tokenizer
-"""What an encoder expects of its input: how pictures are prepared, or what tokenizes texts."""
+InputSpec = ImageInput | MeshInput | Tokenizer
+"""What an encoder expects of its input: how pictures are prepared, which points of a mesh are read,
+or what tokenizes texts."""
+
+
+def described_input(expected: InputSpec) -> str:
+    """What determines how samples are prepared; empty for texts, whose tokens tell."""
+    return "" if callable(expected) else repr(expected)
 
 
 class Grid(NamedTuple):

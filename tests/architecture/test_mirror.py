@@ -99,6 +99,7 @@ THROUGH = {
     ],
     "unit/builders/huggingface/test_builder.py": ["builders.huggingface.load"],
     "unit/data/images/test_decode.py": ["data.images.orientation"],
+    "unit/data/meshes/test_files.py": ["data.meshes.off"],
     "unit/data/readers/test_elevater.py": [
         "data.readers.elevater_archive",
         "data.readers.elevater_index",
@@ -125,6 +126,7 @@ THROUGH = {
     "unit/engine/test_check_data.py": ["commands.data"],
     "unit/engine/test_export_onnx.py": ["towers.onnx.session"],
     "unit/engine/test_encoder.py": ["api", "data.readers.pictures", "engine.target"],
+    "unit/engine/test_meshes.py": ["engine.given"],
     "unit/engine/test_search.py": ["commands.search"],
     "unit/engine/test_synthesize.py": ["commands.synthesize"],
     "unit/engine/test_trainer.py": ["engine.ema", "numerics.precision"],

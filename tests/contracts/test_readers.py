@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.data_sets import READER_DATA, photo
 from tests.support.elevater_root import make_elevater_root
+from tests.support.meshes import box, off_text
 from vlkd_cli import catalog
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.readers.open import open_reader
@@ -19,7 +20,8 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import RecipeError
 
 READERS = catalog.names("reader")
-WITHOUT_IMAGES = ("passages",)
+WITHOUT_IMAGES = ("passages", "meshes")
+WITH_MESHES = ("meshes",)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,14 @@ def test_what_a_reader_offers_is_there(name: str, sections: dict[str, dict[str, 
     reader = opened(sections[name])
     assert len(reader) >= 4
     for index in range(len(reader)):
-        image = reader.image(index)
+        image, mesh = reader.image(index), reader.mesh(index)
         assert (image is not None) == (name not in WITHOUT_IMAGES)
+        assert (mesh is not None) == (name in WITH_MESHES)
         if image is not None:
             pixels = decode(image)
             assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        if mesh is not None:
+            assert mesh.dtype == np.float32 and mesh.ndim == 2 and mesh.shape[1] == 6
         captions = reader.captions(index)
         assert bool(captions) == reader.has_captions
         assert all(isinstance(caption, str) and caption for caption in captions)
@@ -79,11 +84,14 @@ def test_labels_agree_with_the_class_names(name: str, sections: dict[str, dict[s
 @pytest.mark.parametrize("name", READERS)
 def test_a_pickled_reader_reads_the_same(name: str, sections: dict[str, dict[str, Any]]) -> None:
     reader = opened(sections[name])
+    mesh = reader.mesh(1)
     assert bool(reader.captions(0)) == reader.has_captions
     copy = pickle.loads(pickle.dumps(reader))
     assert len(copy) == len(reader)
     assert copy.fingerprint() == reader.fingerprint()
     assert list(copy.captions(1)) == list(reader.captions(1))
+    if mesh is not None:
+        assert np.array_equal(copy.mesh(1), mesh)
     if name not in WITHOUT_IMAGES:
         assert np.array_equal(decode(copy.image(1)), decode(reader.image(1)))
 
@@ -111,6 +119,8 @@ def test_the_fingerprint_changes_with_an_image_or_a_caption(name: str, tmp_path:
     elif name == "passages":
         corpus = tmp_path / "corpus.jsonl"
         corpus.write_text(corpus.read_text().replace("passage 2", "another passage"))
+    elif name == "meshes":
+        (tmp_path / "flat_slab" / "00.off").write_text(off_text(box(2, 3, 4)))
     else:
         images = sorted(
             path for path in tmp_path.rglob("*.jpg") if path.parent.parent.name != "val"

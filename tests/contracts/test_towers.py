@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.meshes import small_tower
 from vlkd_cli import catalog
 from vlkd_cli.preprocessing import standardize
 from vlkd_cli.recipe import adapters as adapter_rules
@@ -35,6 +36,7 @@ TEXT_TOWERS: dict[str, dict[str, Any]] = {
         "adapter": {"name": "lora"},
     },
 }
+MESH_TOWERS: dict[str, dict[str, Any]] = {"pointnet": small_tower()}
 CAPTIONS = ["a red square", "a blue circle above a square", "two dogs", "a car"]
 
 
@@ -63,7 +65,8 @@ def build(name: str, modality: str, word_file: Path, **keys: Any) -> Tower:
     if name == "adapters" and not adapter_rules.is_installed():
         pytest.skip("needs the extra 'adapters'")
     torch.manual_seed(0)
-    own = dict((IMAGE_TOWERS if modality == "image" else TEXT_TOWERS)[name])
+    towers = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS, "mesh": MESH_TOWERS}
+    own = dict(towers[modality][name])
     if own.get("model") == "glove.txt":
         own["model"] = str(word_file)
     return assemble(modality, TowerSpec.model_validate({"builder": name, **own, **keys}))
@@ -72,12 +75,15 @@ def build(name: str, modality: str, word_file: Path, **keys: Any) -> Tower:
 def test_every_builder_of_the_catalogue_is_composed_here() -> None:
     assert sorted(builders_of("image")) == sorted(IMAGE_TOWERS)
     assert sorted(builders_of("text")) == sorted(TEXT_TOWERS)
+    assert sorted(builders_of("mesh")) == sorted(MESH_TOWERS)
 
 
 def inputs_of(tower: Tower) -> Any:
     if tower.modality == "text":
         return tower.input(CAPTIONS)
     generator = torch.Generator().manual_seed(0)
+    if tower.modality == "mesh":
+        return torch.rand(len(CAPTIONS), tower.input.points, 3, generator=generator) - 0.5
     return torch.randint(
         0,
         256,
@@ -127,7 +133,11 @@ def test_every_pair_of_builders_takes_a_training_step(
 
 
 @pytest.fixture(
-    params=[("image", name) for name in IMAGE_TOWERS] + [("text", name) for name in TEXT_TOWERS],
+    params=[
+        *(("image", name) for name in IMAGE_TOWERS),
+        *(("text", name) for name in TEXT_TOWERS),
+        *(("mesh", name) for name in MESH_TOWERS),
+    ],
     ids="-".join,
 )
 def tower(request: pytest.FixtureRequest, word_file: Path) -> Iterator[Tower]:
@@ -155,11 +165,11 @@ def test_every_tower_keeps_the_contract(tower: Tower) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_a_caption_is_encoded_alike_in_any_batch(tower: Tower) -> None:
-    if tower.modality == "image":
-        images = inputs_of(tower)
+def test_a_sample_is_encoded_alike_in_any_batch(tower: Tower) -> None:
+    if tower.modality != "text":
+        whole = inputs_of(tower)
         torch.testing.assert_close(
-            tower.encode(images)[:1], tower.encode(images[:1]), rtol=1e-4, atol=1e-5
+            tower.encode(whole)[:1], tower.encode(whole[:1]), rtol=1e-4, atol=1e-5
         )
         return
     together = tower.encode(tower.input(CAPTIONS))

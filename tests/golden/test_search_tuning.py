@@ -4,6 +4,7 @@ relations of `vlkd synthesize` those of references in plain Python."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from tests.support.passages import ScoredByTable, written_relations
+from vlkd_cli.builders.pointnet.groups import ball_query, farthest_points
+from vlkd_cli.data.meshes.files import parse_mesh
+from vlkd_cli.data.meshes.points import cloud_of, sample_surface
 from vlkd_cli.recipe.component import make
 
 GOLDENS = json.loads((Path(__file__).parent / "search_tuning.json").read_text(encoding="utf-8"))[
@@ -23,11 +27,20 @@ METRIC = [case for case in GOLDENS if case["kind"] == "metric_loss"]
 SCORED = [case for case in GOLDENS if case["kind"] in ("margin_mse", "score_regression")]
 GEM = [case for case in GOLDENS if case["kind"] == "gem"]
 SYNTHESIS = [case for case in GOLDENS if case["kind"] == "synthesis"]
+CLOUDS = [case for case in GOLDENS if case["kind"] in ("farthest_points", "ball_query")]
+MESHES = [case for case in GOLDENS if case["kind"] == "mesh_sampling"]
 MINERS = {"TripletMarginMiner": "type_of_triplets", "MultiSimilarityMiner": "pairs"}
 
 
 def built(spec: dict[str, Any]) -> Tensor:
     """An input of a case, as the file's `meta` says."""
+    if "cloud" in spec:
+        clouds, count, grid = spec["cloud"]
+        random, shape = np.random.RandomState(spec["seed"]), (clouds, count, 3)
+        if grid is None:
+            return torch.from_numpy(random.randn(*shape).astype(np.float32) / np.float32(3))
+        whole = random.randint(-grid, grid + 1, size=shape).astype(np.float32)
+        return torch.from_numpy(whole / np.float32(grid))
     if "randn" in spec:
         values = np.random.RandomState(spec["seed"]).randn(*spec["randn"]) * spec.get("scale", 1.0)
         for to, source in spec.get("copy_rows", []):
@@ -172,3 +185,30 @@ def test_synthesis_gives_the_relations_of_the_reference(case, tmp_path, monkeypa
         assert (int(row[6]), row[7]) == (rank, miner)
     share = case["expected"]["share_of_negative_margins"]
     assert page["share_of_negative_margins"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("case", CLOUDS, ids=lambda case: case["id"])
+def test_points_are_chosen_and_grouped_as_the_goldens(case: dict[str, Any]) -> None:
+    given, expected = case["inputs"], case["expected"]["indices"]
+    points = built(given["points"])
+    if case["kind"] == "farthest_points":
+        assert farthest_points(points, given["count"]).tolist() == expected
+        return
+    found = ball_query(points, points[:, :6], given["radius"], given["count"])
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("case", MESHES, ids=lambda case: case["id"])
+def test_surfaces_are_sampled_as_the_goldens(case: dict[str, Any]) -> None:
+    content, expected = case["inputs"]["off"].encode(), case["expected"]
+    mesh = parse_mesh(content, "off")
+    seed = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    points, faces = sample_surface(mesh, seed, case["inputs"]["points"])
+    assert faces[:8].tolist() == expected["faces_of_first"]
+    assert np.bincount(faces, minlength=len(mesh.faces)).tolist() == expected["counts_per_face"]
+    np.testing.assert_allclose(points[:4], expected["first_points_before_normalising"], atol=1e-8)
+    cloud = cloud_of(content, "off", case["inputs"]["points"])
+    np.testing.assert_allclose(cloud[:4, :3], expected["first_points"], atol=1e-6)
+    np.testing.assert_allclose(cloud[:4, 3:], expected["first_normals"], atol=1e-6)
+    assert abs(cloud[:, :3].mean(0)).max() < 1e-7
+    assert abs(np.linalg.norm(cloud[:, :3], axis=1).max() - expected["largest_norm"]) < 1e-6

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support.elevater_root import make_elevater_root
+from tests.support.meshes import write_boxes
 
 COLORS = [
     (200, 30, 30),
@@ -250,6 +251,11 @@ def write_parquet(path: Path, columns: dict[str, Any], *, group_rows: int = 3) -
     return str(path)
 
 
+def meshes_data(folder: Path) -> dict[str, Any]:
+    write_boxes(folder)
+    return {"reader": "meshes", "path": str(folder), "points": 64}
+
+
 READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "choices": choices_data,
     "multilingual": multilingual_data,
@@ -264,6 +270,7 @@ READER_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "elevater": elevater_data,
     "clip_benchmark": clip_benchmark_data,
     "passages": passages_data,
+    "meshes": meshes_data,
     "shapes": shapes_data,
 }
 """Reader -> writes a small data set into a folder and returns the `data:` section that reads it.

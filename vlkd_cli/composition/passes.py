@@ -15,6 +15,7 @@ from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.stored_view import ROWS
 from vlkd_cli.distributed.sharding import is_divided
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.blocks import blocks_of
 from vlkd_cli.towers.outputs import Output
@@ -109,8 +110,8 @@ def _encode_one(
     chunk: int | None,
     known: dict[tuple[str, str], Reads],
 ) -> dict[Address, Rows]:
-    inputs, pictures = _by_picture(batch.inputs[key])
     original = tower.tower if isinstance(tower, MomentumTower) else tower
+    inputs, pictures = _by_picture(batch.inputs[key], FACTS[original.modality].axes)
     hidden = batch.hidden.get(one.input) if original.reads_hidden else None
     if hidden is not None and hidden.ndim == 3:
         hidden = hidden.flatten(0, 1)
@@ -151,10 +152,14 @@ def _encode_one(
     return found
 
 
-def _by_picture(inputs: Any) -> tuple[Any, int]:
-    """Inputs of all pictures, sample after sample, and how many each sample has."""
+def _by_picture(inputs: Any, axes: int) -> tuple[Any, int]:
+    """Inputs of all pictures, sample after sample, and how many each sample has.
+
+    Args:
+        axes: of a batch with one picture of each sample, at most.
+    """
     if isinstance(inputs, Tensor):
-        return (inputs.flatten(0, 1), inputs.shape[1]) if inputs.ndim == 5 else (inputs, 1)
+        return (inputs.flatten(0, 1), inputs.shape[1]) if inputs.ndim > axes else (inputs, 1)
     if ROWS in inputs:  # a stored tower's: `[B, V, ...]` each
         flat = {name: values.flatten(0, 1) for name, values in inputs.items()}
         return flat, inputs[ROWS].shape[1]

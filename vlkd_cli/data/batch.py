@@ -13,13 +13,14 @@ from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.preprocessing import TextInput
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
 
 
 @dataclass
 class Sample:
-    """One image with its texts, for one row of a batch.
+    """One image or mesh with its texts, for one row of a batch.
 
     `image` holds encoded bytes, a file's path, or a rendered PIL image; it is decoded once,
     whatever the number of views.
@@ -51,9 +52,11 @@ class Sample:
     salvage: bool = False
     """Whether an image that is cut off is taken as far as it goes."""
     problem: str = ""
-    """Why its image or its captions are missing, where the reader knows."""
+    """Why its image, mesh or captions are missing, where the reader knows."""
     num_samples: int = 1
     """Samples that it stands for: of a stream's shard that cannot be read, those that are lost."""
+    mesh: np.ndarray | None = None
+    """Points on its surface with their normals, `[P, 6]` float32."""
 
     def text(self, name: str) -> int:
         """Position of the chosen wording of a text."""
@@ -111,7 +114,8 @@ class Batch:
 
     Args:
         inputs: by "tower" or "tower@input": uint8 images `[B, 3, H, W]`, or `[B, V, 3, H, W]` where
-            a view has V > 1 pictures; a TextInput; or cached features `[B, D]`.
+            a view has V > 1 pictures; points of meshes `[B, N, 3]` or `[B, V, N, 3]`; a TextInput;
+            or cached features `[B, D]`.
         indices: `[B]` int64, positions in the data set.
         labels: `[B]` int64, -1 where a sample has none.
         skipped: samples that could not be read and were replaced, and shards of a stream that

@@ -15,22 +15,34 @@ from torch import Tensor
 
 from vlkd_cli.data.batch import Broken, Sample
 from vlkd_cli.data.files.named_texts import MAIN
+from vlkd_cli.data.images import files as image_files
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.images.resize import fit
+from vlkd_cli.data.meshes import files as mesh_files
+from vlkd_cli.data.meshes.augment import CloudAugment
+from vlkd_cli.data.meshes.picture import picture_of
+from vlkd_cli.data.meshes.points import cloud_of_file, cloud_of_points
+from vlkd_cli.data.meshes.view import MeshView
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView, TextView
-from vlkd_cli.preprocessing import ImageInput, InputSpec, TextInput, standardize
+from vlkd_cli.preprocessing import ImageInput, InputSpec, MeshInput, TextInput, standardize
 from vlkd_cli.recipe.types import ModalityName
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vlkd_cli.data.batch import View
     from vlkd_cli.data.images.augment import Augment
+
+    AnyAugment = Augment | CloudAugment
 
 
 class Modality(Protocol):
     """What towers of one modality have in common."""
 
     name: ModalityName
+    suffixes: Sequence[str]
+    """What names of its files end in, without the dot."""
 
     def read(self, sample: Sample, reader: Reader) -> None:
         """Give a sample what the reader has for this modality; nothing is decoded here.
@@ -52,7 +64,7 @@ class Modality(Protocol):
         ...
 
     def view(
-        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+        self, expected: InputSpec, augment: AnyAugment | None, text: str | None, *, copies: int = 1
     ) -> View:
         """What the loader prepares of each sample.
 
@@ -76,8 +88,12 @@ class Modality(Protocol):
         """Inputs of a tower from what a Python caller has.
 
         Raises:
-            Broken: a picture cannot be read.
+            Broken: an item cannot be read.
         """
+        ...
+
+    def picture(self, reader: Reader, index: int) -> bytes | str | Image.Image | None:
+        """What shows a sample on a page; None where only its text does."""
         ...
 
 
@@ -85,6 +101,7 @@ class ImageModality:
     """Pictures: files, encoded bytes, PIL images or `[H, W, 3]` uint8 arrays."""
 
     name: ModalityName = "image"
+    suffixes: Sequence[str] = image_files.SUFFIXES
 
     def read(self, sample: Sample, reader: Reader) -> None:
         sample.image = reader.image(sample.index)
@@ -94,9 +111,9 @@ class ImageModality:
             raise Broken(sample.problem or "has no image")
 
     def view(
-        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+        self, expected: InputSpec, augment: AnyAugment | None, text: str | None, *, copies: int = 1
     ) -> View:
-        assert isinstance(expected, ImageInput)
+        assert isinstance(expected, ImageInput) and not isinstance(augment, CloudAugment)
         return ImageView(expected, augment, copies=copies)
 
     def rows(self, reader: Reader, positions: range) -> range:
@@ -110,11 +127,15 @@ class ImageModality:
         assert isinstance(expected, ImageInput)
         return torch.stack([fit(_pixels(item), expected) for item in items])
 
+    def picture(self, reader: Reader, index: int) -> bytes | str | Image.Image | None:
+        return reader.image(index)
+
 
 class TextModality:
     """Strings."""
 
     name: ModalityName = "text"
+    suffixes: Sequence[str] = ()
 
     def read(self, sample: Sample, reader: Reader) -> None:
         sample.captions = reader.captions(sample.index)
@@ -127,9 +148,9 @@ class TextModality:
                 raise Broken(sample.problem or f"has no {missing}")
 
     def view(
-        self, expected: InputSpec, augment: Augment | None, text: str | None, *, copies: int = 1
+        self, expected: InputSpec, augment: AnyAugment | None, text: str | None, *, copies: int = 1
     ) -> View:
-        assert not isinstance(expected, ImageInput)
+        assert callable(expected)
         return TextView(expected, text or MAIN)
 
     def rows(self, reader: Reader, positions: range) -> range:
@@ -140,8 +161,51 @@ class TextModality:
         return prepared
 
     def load(self, items: Sequence[Any], expected: InputSpec) -> TextInput:
-        assert not isinstance(expected, ImageInput)
+        assert callable(expected)
         return expected(list(items))
+
+    def picture(self, reader: Reader, index: int) -> None:
+        return None
+
+
+class MeshModality:
+    """Surfaces: files, or arrays of points `[P, 3]`, or `[P, 6]` with normals."""
+
+    name: ModalityName = "mesh"
+    suffixes: Sequence[str] = mesh_files.SUFFIXES
+
+    def read(self, sample: Sample, reader: Reader) -> None:
+        sample.mesh = reader.mesh(sample.index)
+
+    def require(self, sample: Sample, texts: Sequence[str]) -> None:
+        if sample.mesh is None:
+            raise Broken(sample.problem or "has no mesh")
+
+    def view(
+        self, expected: InputSpec, augment: AnyAugment | None, text: str | None, *, copies: int = 1
+    ) -> View:
+        assert isinstance(expected, MeshInput)
+        assert augment is None or isinstance(augment, CloudAugment)
+        return MeshView(expected, augment, copies=copies)
+
+    def rows(self, reader: Reader, positions: range) -> range:
+        return positions
+
+    def prepare(self, inputs: Any, expected: InputSpec) -> Tensor:
+        points: Tensor = inputs
+        return points
+
+    def load(self, items: Sequence[Any], expected: InputSpec) -> Any:
+        assert isinstance(expected, MeshInput)
+        clouds = [
+            cloud_of_points(item) if isinstance(item, np.ndarray) else cloud_of_file(str(item))
+            for item in items
+        ]
+        return MeshView(expected)([Sample(n, mesh=cloud) for n, cloud in enumerate(clouds)])
+
+    def picture(self, reader: Reader, index: int) -> Image.Image | None:
+        cloud = reader.mesh(index)
+        return None if cloud is None else picture_of(cloud)
 
 
 def _pixels(item: Any) -> np.ndarray:
@@ -150,4 +214,14 @@ def _pixels(item: Any) -> np.ndarray:
     return decode(str(item) if isinstance(item, Path) else item)
 
 
-MODALITIES: dict[ModalityName, Modality] = {"image": ImageModality(), "text": TextModality()}
+MODALITIES: dict[ModalityName, Modality] = {
+    "image": ImageModality(),
+    "text": TextModality(),
+    "mesh": MeshModality(),
+}
+
+
+def modality_of_file(path: str) -> ModalityName | None:
+    """What a file holds by its name; None where it has the suffix of none."""
+    suffix = image_files.suffix_of(path)
+    return next((name for name, own in MODALITIES.items() if suffix in own.suffixes), None)

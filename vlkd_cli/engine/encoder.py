@@ -14,13 +14,14 @@ from PIL import Image
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.data.readers.pictures import Pictures
+from vlkd_cli.data.modality import modality_of_file
 from vlkd_cli.distributed.runtime import pick_device
+from vlkd_cli.engine.given import GIVEN, is_points
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.engine.target import Target, open_target
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.run import with_tower
-from vlkd_cli.features.encode import embed_images, embed_texts
+from vlkd_cli.features.encode import embed_samples, embed_texts
 from vlkd_cli.features.encode import normalize as l2_normalize
 from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.modality import FACTS
@@ -92,9 +93,10 @@ class Encoder:
 
         Args:
             items: strings for a text tower; for an image tower paths, encoded bytes, PIL images or
-                `[H, W, 3]` (or `[H, W]`) uint8 arrays.
-            tower: by name, or `image` or `text`; by default the chosen one, else the one that fits
-                the first item, where a string is a text if there is a text tower.
+                `[H, W, 3]` (or `[H, W]`) uint8 arrays; for a mesh tower paths, or arrays of points
+                `[P, 3]`, or `[P, 6]` with normals.
+            tower: by name, or `image`, `text` or `mesh`; by default the chosen one, else the one
+                that fits the first item, where a string is a text if there is a text tower.
             batch_size: by default that of the suites: the recipe's, at least 64.
             normalize: L2-normalize the vectors.
 
@@ -117,9 +119,7 @@ class Encoder:
         if not FACTS[chosen.modality].has_views:
             features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
         else:
-            features = embed_images(
-                subject, Pictures([_picture(item, n, name) for n, item in enumerate(listed)])
-            )
+            features = embed_samples(subject, chosen.modality, GIVEN[chosen.modality](listed, name))
         vectors: NDArray[np.float32] = (l2_normalize(features) if normalize else features).numpy()
         return vectors
 
@@ -164,7 +164,7 @@ class Encoder:
                     " give a pathlib.Path."
                 )
             return self._named("text")
-        return self._named("image")
+        return self._named(_modality_of(first))
 
 
 def _is_single(items: object) -> bool:
@@ -174,28 +174,19 @@ def _is_single(items: object) -> bool:
     return isinstance(items, (str, bytes, os.PathLike, Image.Image))
 
 
+def _modality_of(item: object) -> ModalityName:
+    """Of an item that is not a text."""
+    if isinstance(item, np.ndarray):
+        return "mesh" if is_points(item) else "image"
+    if isinstance(item, (str, os.PathLike)):
+        return modality_of_file(str(os.fspath(item))) or "image"
+    return "image"
+
+
 def _text(item: object, number: int, tower: str) -> str:
     if isinstance(item, str):
         return item
     raise DataError(f"item {number} is a {type(item).__name__}; tower '{tower}' takes strings.")
-
-
-def _picture(item: object, number: int, tower: str) -> bytes | str | Image.Image:
-    if isinstance(item, (str, bytes, Image.Image)):
-        return item
-    if isinstance(item, os.PathLike):
-        return str(os.fspath(item))
-    if isinstance(item, np.ndarray):
-        if item.dtype == np.uint8 and (item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)):
-            return Image.fromarray(np.ascontiguousarray(item))
-        raise DataError(
-            f"item {number} is an array of {item.dtype} {list(item.shape)}; tower '{tower}' takes"
-            " uint8 arrays [height, width, 3]."
-        )
-    raise DataError(
-        f"item {number} is a {type(item).__name__}; tower '{tower}' takes paths, bytes, PIL images"
-        " or arrays."
-    )
 
 
 def load_encoder(

@@ -246,17 +246,20 @@ def _obstacle(recipe: Recipe, reader: Reader | StreamReader, name: str, tower: T
     if not FACTS[tower.modality].has_views:
         return None
     views = {address.input for address in read}
-    if any(build_augment(recipe, view) is not None for view in views):
+    if any(
+        build_augment(recipe, view, FACTS[tower.modality].augment) is not None for view in views
+    ):
         return (
-            "its images are augmented at random, so its features change from epoch to epoch; set"
-            " data.augment: {name: none}"
+            f"its {FACTS[tower.modality].plural} are augmented at random, so its features change"
+            " from epoch to epoch; set data.augment: {name: none}"
         )
     assert recipe.data is not None
     for view in views:
-        if view_spec(recipe.data, view).mask is not None and tower.reads_hidden:
+        spec = view_spec(recipe.data, view)
+        if spec.mask is not None and tower.reads_hidden:
             return f"view '{view}' has a mask"
         if pictures_of(recipe.data, view) > 1:
             return f"view '{view}' has several pictures"
-        if view_spec(recipe.data, view).size_px is not None:
+        if spec.size_px is not None:
             return f"view '{view}' has its own size"
     return None

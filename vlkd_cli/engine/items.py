@@ -1,4 +1,5 @@
-"""What `vlkd encode` reads: pictures or texts of a folder, a table or a file, each with an id."""
+"""What `vlkd encode` reads: images, meshes or texts of a folder, a table or a file, each with an
+id."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import yaml
 from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.files.table import Table
 from vlkd_cli.data.files.texts import decode_text, parse_json, read_file, split_lines, text_of
+from vlkd_cli.data.meshes.files import holds_meshes
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, UserError
@@ -29,11 +31,16 @@ CORPUS = "corpus.jsonl"
 USUAL_COLUMNS: dict[ModalityName, tuple[str, ...]] = {
     "image": ("filepath", "image", "path"),
     "text": ("title", "caption", "text"),
+    "mesh": ("mesh", "file", "filepath", "path"),
 }
 """Columns that need no --column; the first are the defaults of reader csv."""
-READERS: dict[ModalityName, str] = {"image": "images"}
-"""What reads a folder, or a list of paths."""
-COLUMN_KEYS: dict[ModalityName, str] = {"image": "image", "text": "caption"}
+READERS: dict[ModalityName, str] = {"image": "images", "mesh": "meshes"}
+"""What reads a folder, or a list of paths of images."""
+COLUMN_KEYS: dict[ModalityName, str] = {
+    "image": "image",
+    "text": "caption",
+    "mesh": "mesh",
+}
 """The key of reader csv that names the column."""
 
 
@@ -52,13 +59,13 @@ class Input(NamedTuple):
 
 
 class Items:
-    """Pictures of a reader, or texts.
+    """Images or meshes of a reader, or texts.
 
     Args:
         ids: of all of them, in order.
         fingerprint: changes whenever they do.
-        reader: of pictures.
-        texts: None where the items are pictures.
+        reader: of images or meshes.
+        texts: None where there is a reader.
         skipped: texts that were left out.
     """
 
@@ -87,8 +94,11 @@ def modalities_of(source: Input) -> tuple[ModalityName, ...]:
     if not path.exists():
         raise UserError(f"INPUT {path}: no such file or folder (relative to {Path.cwd()}).")
     if path.is_dir():
-        return ("text", "image") if (path / CORPUS).is_file() else ("image", "text")
-    return ("text", "image")
+        if (path / CORPUS).is_file():
+            return ("text", "image")
+        # Images next to meshes are their textures.
+        return ("mesh", "image") if holds_meshes(path) else ("image", "text")
+    return ("text", "image", "mesh") if is_table(source.path) else ("text", "image")
 
 
 def open_items(source: Input, modality: ModalityName, lines: Sequence[str] | None = None) -> Items:
@@ -163,7 +173,7 @@ def _is_corpus(path: Path, source: Input) -> bool:
 
 
 def _reader(source: Input, modality: ModalityName) -> Reader:
-    """The reader of pictures, tables, and of anything that `--reader reader=NAME` names."""
+    """The reader of images, meshes, tables, and of anything that `--reader reader=NAME` names."""
     keys = dict(source.reader)
     name = keys.pop("reader", None)
     column = COLUMN_KEYS.get(modality)

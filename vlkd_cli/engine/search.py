@@ -1,4 +1,4 @@
-"""`vlkd search`: what in a file of vectors is nearest to some texts or images."""
+"""`vlkd search`: what in a file of vectors is nearest to some texts, images or meshes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from vlkd_cli import console
-from vlkd_cli.data.images.files import SUFFIXES, suffix_of
+from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.modality import MODALITIES, modality_of_file
 from vlkd_cli.engine.encoder import Encoder, subject_for
+from vlkd_cli.engine.given import GIVEN
 from vlkd_cli.engine.items import Input, Items, open_items
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.target import open_target
@@ -109,7 +111,7 @@ def search(
             subtitle=f"{opened.described}; {len(rows):,} {FACTS[about.modality].plural}",
             scores="cosine" if about.normalized else "inner product",
             answers=[
-                (each.text, Path(each.text) if each.is_file else None, _shown(items, about, own))
+                (each.text, _picture_of(encoder, each), _shown(items, about, own))
                 for each, own in zip(asked, found, strict=True)
             ],
         )
@@ -143,22 +145,29 @@ def _refuse_another_model(
 
 
 def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query:
-    """A query is an image if there is a file of its name, else a text, unless the tower says
-    which."""
+    """A query is what its file's name says, an image or a mesh, if there is a file of its name,
+    else a text, unless the tower says which."""
     is_file = os.path.isfile(text)
     if tower is not None:
         chosen = encoder[tower]
-        is_image = FACTS[chosen.modality].has_views
-        if is_image and not is_file:
+        takes_files = FACTS[chosen.modality].has_views
+        if takes_files and not is_file:
             raise UserError(f"query {text}: no such file, and tower '{chosen.name}' takes files.")
-        return Query(text, chosen.name, is_image)
-    if not is_file and suffix_of(text) in SUFFIXES:
+        return Query(text, chosen.name, takes_files)
+    by_name = modality_of_file(text)
+    if not is_file and by_name is not None:
         raise UserError(f"query {text}: no such file. For a text of these words, add --tower.")
-    wanted = [name for name in encoder.towers if FACTS[encoder[name].modality].has_views == is_file]
+    wanted = [
+        name
+        for name in encoder.towers
+        if FACTS[encoder[name].modality].has_views == is_file
+        and by_name in (None, encoder[name].modality)
+    ]
     if about.tower in wanted:
         return Query(text, about.tower, is_file)
     if not wanted:
-        kind = "a file" if is_file else "a text"
+        holds = f" of {FACTS[by_name].plural}" if by_name is not None else ""
+        kind = f"a file{holds}" if is_file else "a text"
         raise UserError(
             f"query {text}: it is {kind}, and no tower of the index's model takes one. Towers:"
             f" {', '.join(encoder.towers)}."
@@ -205,7 +214,19 @@ def _shown(
     if items is None or items.reader is None:
         return [(each, None) for each in found]
     rows = np.setdiff1d(np.arange(len(items.ids)), about.skipped)
-    return [(each, items.reader.image(int(rows[each.position]))) for each in found]
+    picture = MODALITIES[about.modality].picture
+    return [(each, picture(items.reader, int(rows[each.position]))) for each in found]
+
+
+def _picture_of(encoder: Encoder, query: Query) -> bytes | str | Image.Image | None:
+    """What shows a query that is a file."""
+    modality = encoder[query.tower].modality
+    if not query.is_file or modality not in GIVEN:
+        return None
+    try:
+        return MODALITIES[modality].picture(GIVEN[modality]([query.text], query.tower), 0)
+    except Broken:
+        return None
 
 
 def _print(query: Query, found: Sequence[Found]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import View
-from vlkd_cli.data.images.augment import Augment
 from vlkd_cli.data.masks import Mask, ViewMask, is_fixed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.views import ImageView, TextView
@@ -15,10 +14,13 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, arrow_of, text_names
 from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.modality import FACTS, PAIR
 from vlkd_cli.recipe.schema import DataSpec, Recipe, ViewSpec
 from vlkd_cli.towers.tower import Tower
 
 Towers = Mapping[str, Tower | MomentumTower]
+USUAL = FACTS[PAIR[0]].augment
+"""The augmentation of images where none is named."""
 
 
 def build_views(recipe: Recipe, input_keys: Mapping[str, str], towers: Towers) -> dict[str, View]:
@@ -56,24 +58,25 @@ def build_masks(recipe: Recipe, views: Mapping[str, View], towers: Towers) -> di
     return masks
 
 
-def view_spec(data: DataSpec, name: str) -> ViewSpec:
+def view_spec(data: DataSpec, name: str, usual: str = USUAL) -> ViewSpec:
     """The section of a view; one that is null has the augmentation of the main view, without its
-    copies and mask."""
+    copies and mask.
+
+    Args:
+        usual: the augmentation where none is named.
+    """
     own = data.augment if name == MAIN_VIEW else data.views.get(name)
     if own is not None:
         return own
-    base = data.augment or ViewSpec(name="standard")
+    base = data.augment or ViewSpec(name=usual)
     return base.model_copy(update={"copies": 1, "mask": None})
 
 
-def build_augment(recipe: Recipe, view: str = MAIN_VIEW) -> Augment | None:
-    """The augmentation of a view of the training images, or None where it is switched off."""
+def build_augment(recipe: Recipe, view: str = MAIN_VIEW, usual: str = USUAL) -> Any:
+    """The augmentation of a view of the training samples, or None where it is switched off."""
     assert recipe.data is not None
-    spec = view_spec(recipe.data, view)
-    if spec.name == "none":
-        return None
-    augment: Augment = make("augment", spec.name, spec.keys)
-    return augment
+    spec = view_spec(recipe.data, view, usual)
+    return None if spec.name == "none" else make("augment", spec.name, spec.keys)
 
 
 def addresses(recipe: Recipe, tower: str | None = None) -> list[Address]:
@@ -118,10 +121,11 @@ def _view(recipe: Recipe, key: str, name: str, tower: Tower | MomentumTower) -> 
         if isinstance(built, TextView):
             built.required = is_required(recipe, view)
         return built
-    spec = view_spec(recipe.data, view)
+    usual = FACTS[original.modality].augment
+    spec = view_spec(recipe.data, view, usual)
     if isinstance(expected, ImageInput) and spec.size_px is not None:
         expected = expected.at_size(spec.size_px)
-    built = modality.view(expected, build_augment(recipe, view), None, copies=spec.copies)
+    built = modality.view(expected, build_augment(recipe, view, usual), None, copies=spec.copies)
     if isinstance(built, ImageView) and built.size_px != original.input.size_px:
         try:
             original.encoder.grid(built.size_px)

@@ -31,7 +31,7 @@ from vlkd_cli.features.broken_rows import note_broken, noted_broken
 from vlkd_cli.features.forward import evaluating, insist_on_numbers
 from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import described_input
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Precision
 from vlkd_cli.towers.tower import Tower
@@ -78,7 +78,7 @@ def store_features(
         tower.digest(),
         reader.fingerprint(),
         tower.modality,
-        repr(tower.input if isinstance(tower.input, ImageInput) else None),
+        described_input(tower.input) or "None",
         precision,
         str(tower.feature_width),
         *(["alike"] if alike else []),

@@ -12,7 +12,7 @@ from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.caption_weights import weights_problem
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.modality import FACTS, is_named
+from vlkd_cli.recipe.modality import FACTS, has_views, is_named
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 
@@ -27,6 +27,8 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     addresses = [address for address in addresses if address.tower in recipe.towers]
     yield from _check_modalities(recipe, recipe.data, addresses)
     yield from _check_views(recipe, recipe.data)
+    yield from _check_augments(recipe, recipe.data, addresses)
+    yield from _check_points(recipe, recipe.data, addresses)
     yield from _check_texts(recipe.data)
     yield from _check_exclude(recipe.data)
     yield from _check_wants(recipe, recipe.data)
@@ -116,6 +118,55 @@ def _check_views(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
             ("data", "augment"),
             "has no effect: no distiller reads pictures of the view 'main'. Remove it.",
         )
+
+
+def _check_augments(recipe: Recipe, data: DataSpec, addresses: list[Address]) -> Iterator[Problem]:
+    """Views whose augmentation, size or mask is not for what a tower reads of them."""
+    met = set()
+    for address in addresses:
+        modality, view = modality_of(recipe.towers, address.tower), address.input
+        own = data.augment if view == MAIN_VIEW else data.views.get(view, data.augment)
+        if not has_views(modality) or own is None or (modality, view) in met:
+            continue
+        assert modality is not None
+        met.add((modality, view))
+        path = ("data", "augment") if view == MAIN_VIEW else ("data", "views", view)
+        reads = f"tower '{address.tower}' reads {FACTS[modality].plural}"
+        made_for = attributes_of("augment", own.name).get("modality")
+        if made_for not in (None, modality):
+            yield Problem(
+                (*path, "name"),
+                f"'{own.name}' changes {FACTS[made_for].plural}, and {reads} of this view. Write"
+                f" {FACTS[modality].augment} or none, or give the tower a view of its own.",
+            )
+        for key in ("size_px", "mask"):
+            if getattr(own, key) is not None and not FACTS[modality].has_pixels:
+                yield Problem((*path, key), f"has no effect: {reads} of this view. Remove it.")
+
+
+def _check_points(recipe: Recipe, data: DataSpec, addresses: list[Address]) -> Iterator[Problem]:
+    """Towers that read more points of a mesh than the reader samples."""
+    for name in dict.fromkeys(address.tower for address in addresses):
+        tower = recipe.towers[name]
+        reads = _points("builder", tower.builder, tower.keys) if tower.builder else None
+        for reader, keys, _ in readers_of(data):
+            sampled = _points("reader", reader, keys)
+            if reads is not None and sampled is not None and reads > sampled:
+                yield Problem(
+                    ("data", "points"),
+                    f"reader '{reader}' samples {sampled} points of each mesh, and tower '{name}'"
+                    f" reads {reads}. Raise data.points, or lower towers.{name}.points.",
+                )
+
+
+def _points(kind: str, name: str, keys: Mapping[str, Any]) -> int | None:
+    """The key `points` of a component; None where it has none."""
+    try:
+        known = {key.name: key.default for key in signature_of(kind, name).keys}
+    except RecipeError:
+        return None
+    value = keys.get("points", known.get("points"))
+    return value if "points" in known and isinstance(value, int) else None
 
 
 def _check_texts(data: DataSpec) -> Iterator[Problem]:

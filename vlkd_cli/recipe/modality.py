@@ -21,6 +21,13 @@ class ModalityFacts(NamedTuple):
     """Whether samples are read through views, with augmentations, copies and sizes. Otherwise a
     sample has several texts, by name."""
 
+    axes: int
+    """Of a batch with one picture or text of each sample, at most."""
+    augment: str = "none"
+    """The augmentation of a view that names none."""
+    has_pixels: bool = False
+    """Whether samples have a size in pixels and positions that can be masked."""
+
     @property
     def table(self) -> Table:
         """What a row of cached features belongs to: a sample, or one of the samples' texts."""
@@ -28,9 +35,9 @@ class ModalityFacts(NamedTuple):
 
 
 FACTS: dict[ModalityName, ModalityFacts] = {
-    "image": ModalityFacts("images", "images", has_views=True),
-    "text": ModalityFacts("texts", "captions", has_views=False),
-    "mesh": ModalityFacts("meshes", "meshes", has_views=True),
+    "image": ModalityFacts("images", "images", True, 4, "standard", has_pixels=True),
+    "text": ModalityFacts("texts", "captions", False, 2),
+    "mesh": ModalityFacts("meshes", "meshes", True, 3, "points"),
 }
 
 PAIR: tuple[ModalityName, ModalityName] = ("image", "text")

@@ -18,7 +18,7 @@ from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.preprocessing import ImageInput, Tokenizer
+from vlkd_cli.preprocessing import Tokenizer, described_input
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
@@ -96,8 +96,8 @@ class Tower(nn.Module):
         self.name, self.masks = name, masks
         self.modality: ModalityName = backbone.modality
         self.input: Any = backbone.input
-        """What it expects: an ImageInput, or the tokenizer of its texts, which alone goes to loader
-        workers, never the weights with it."""
+        """What it expects: an ImageInput, a MeshInput, or the tokenizer of its texts, which alone
+        goes to loader workers, never the weights with it."""
         self.feature_width = int(pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
         self.pooler = pooler
         every = {**({} if head is None else {HEAD: Head(head)}), **(heads or {})}
@@ -297,9 +297,9 @@ class Tower(nn.Module):
             type(encoder).__name__,
             encoder.settings,
             self.modality,
-            repr(self.input) if isinstance(self.input, ImageInput) else "None",
+            described_input(self.input) or "None",
             repr(self.pooler),
-            "" if isinstance(self.input, ImageInput) else _tokens_of(self.input),
+            _tokens_of(self.input) if callable(self.input) else "",
         )
         digest.update("\0".join(settings).encode())
         for part in (encoder, self.pooler):
@@ -349,7 +349,7 @@ class Tower(nn.Module):
 
     def same_input(self, other: Tower) -> bool:
         """Whether another tower prepares pictures, or splits texts, as this one does."""
-        if isinstance(self.input, ImageInput) or isinstance(other.input, ImageInput):
+        if not (callable(self.input) and callable(other.input)):
             return bool(self.input == other.input)
         return _tokens_of(self.input) == _tokens_of(other.input)
 

@@ -1,4 +1,4 @@
-"""What is known of images and texts as inputs."""
+"""What is known of images, texts and meshes as inputs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.meshes import box, off_text
 from vlkd_cli.data.batch import Broken, Sample
-from vlkd_cli.data.modality import MODALITIES
+from vlkd_cli.data.meshes.points import cloud_of
+from vlkd_cli.data.modality import MODALITIES, modality_of_file
 from vlkd_cli.data.readers.shapes import Shapes
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import ImageInput, MeshInput
 
 
 def test_features_have_a_row_per_image_or_per_caption():
@@ -22,7 +24,7 @@ def test_features_have_a_row_per_image_or_per_caption():
 def test_every_modality_reads_its_own_part_of_a_sample():
     reader = Shapes(num_samples=5, size_px=16)
     sample = Sample(3)
-    for modality in MODALITIES.values():
+    for modality in (MODALITIES["image"], MODALITIES["text"]):
         with pytest.raises(Broken):
             modality.require(sample, ["main"])
         modality.read(sample, reader)
@@ -64,3 +66,22 @@ def test_texts_are_loaded_by_the_towers_own_tokenizer():
 
     loaded = MODALITIES["text"].load(("a", "abc"), tokenize)  # type: ignore[arg-type]
     assert loaded["input_ids"].tolist() == [[1], [3]]
+
+
+def test_meshes_are_loaded_from_files_and_arrays(tmp_path):
+    content = off_text(box()).encode()
+    (tmp_path / "a.off").write_bytes(content)
+    cloud = cloud_of(content, "off")
+    loaded = MODALITIES["mesh"].load([tmp_path / "a.off", cloud], MeshInput(16))
+    assert loaded.shape == (2, 16, 3)
+    torch.testing.assert_close(loaded[0], loaded[1])
+    with pytest.raises(Broken, match="has no mesh"):
+        MODALITIES["mesh"].require(Sample(0), [])
+
+
+@pytest.mark.parametrize(
+    ("path", "modality"),
+    [("a/b.OFF", "mesh"), ("c.png", "image"), ("notes.txt", None), ("obj", None)],
+)
+def test_a_file_is_known_by_its_suffix(path, modality):
+    assert modality_of_file(path) == modality

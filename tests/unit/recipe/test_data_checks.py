@@ -15,7 +15,8 @@ def test_every_reader_says_what_it_offers() -> None:
     assert len(catalog.names("reader")) >= 9
     for name in catalog.names("reader"):
         offers = offers_of(name, {})
-        assert offers and offers <= {"image", "text", "mesh", "label", "target", "choices"}, name
+        known = {"image", "text", "mesh", "label", "target", "choices", "languages", "group"}
+        assert offers and offers <= known, name
 
 
 @pytest.mark.parametrize(
@@ -179,3 +180,51 @@ def test_a_view_that_is_read_between_epochs_alone_is_read():
     clusters = "{name: deepcluster, student: image, teacher: image@b}\n  - {name: infonce}"
     first = "{name: infonce, student: STUDENT, teacher: text}"
     assert problems(VIEWS.replace(first, clusters).replace("VIEW", "{name: none}")) == []
+
+
+MESH = [
+    "towers={mesh: {builder: pointnet}}",
+    "distillers=[{name: supcon}]",
+    "data={reader: meshes, path: models}",
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("data.augment={name: points}", None),
+        ("data.augment={name: none}", None),
+        (
+            "data.augment={name: standard}",
+            "data.augment.name: 'standard' changes images, and tower 'mesh' reads meshes of this"
+            " view. Write points or none, or give the tower a view of its own.",
+        ),
+        (
+            "data.augment={name: points, size_px: 32}",
+            "data.augment.size_px: has no effect: tower 'mesh' reads meshes of this view. Remove"
+            " it.",
+        ),
+        (
+            "data.augment={name: none, mask: {name: random}}",
+            "data.augment.mask: has no effect: tower 'mesh' reads meshes of this view. Remove it.",
+        ),
+        (
+            "data.points=512",
+            "reader 'meshes' samples 512 points of each mesh, and tower 'mesh' reads"
+            " 1024. Raise data.points, or lower towers.mesh.points.",
+        ),
+        (
+            "data={reader: classification, path: photos}",
+            "data.reader: reader 'classification' has no meshes with these keys, and tower 'mesh'"
+            " reads them. Take another reader.",
+        ),
+    ],
+)
+def test_what_a_mesh_tower_reads_is_of_meshes(option: str, expected: str | None) -> None:
+    lines = problems_with(*MESH, option)
+    assert lines == [] if expected is None else expected in lines
+
+
+def test_an_augmentation_of_points_is_not_for_images() -> None:
+    lines = problems_with("data.augment={name: points}")
+    assert any("'points' changes meshes, and tower 'image' reads images" in line for line in lines)

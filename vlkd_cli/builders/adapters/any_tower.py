@@ -262,6 +262,7 @@ def _outputs(backbone: Backbone) -> Tensor:
     if isinstance(backbone.input, ImageInput):
         given: Any = torch.randn(1, 3, *backbone.input.size_px, device=device)
     else:
+        assert callable(backbone.input)
         texts = backbone.input(["a text"])
         given = {key: value.to(device) for key, value in texts.items()}
     encoded = backbone(given)

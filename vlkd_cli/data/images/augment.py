@@ -13,12 +13,19 @@ from torch import Tensor
 
 from vlkd_cli.data.images.resize import Box, crop, random_box, resize, shrink_for
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, PositiveInt, Probability
+from vlkd_cli.recipe.types import (
+    ModalityName,
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+)
 
 
 class Augment:
     """Base of the augmentations; every random choice comes from the generator that is handed in."""
 
+    modality: ClassVar[ModalityName] = "image"
     pictures: ClassVar[int] = 1
     """How many pictures it makes of one image at once."""
 

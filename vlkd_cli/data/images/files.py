@@ -67,7 +67,7 @@ def find_images(folder: Path) -> list[str]:
     file system. Pictures of formats that are not read are counted in a warning."""
     images: list[str] = []
     others: Counter[str] = Counter()
-    for path in _files(folder):
+    for path in find_files(folder):
         suffix = suffix_of(path)
         if suffix in SUFFIXES:
             images.append(path)
@@ -99,7 +99,7 @@ def find_folders(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _files(folder: Path) -> Iterator[str]:
+def find_files(folder: Path) -> Iterator[str]:
     """Files below a folder. Links to folders are followed once everything else was seen, each
     folder is entered once, and those above the first one never."""
     entered = {(status.st_dev, status.st_ino) for status in map(os.stat, folder.resolve().parents)}

@@ -23,6 +23,7 @@ from vlkd_cli.data.loading.order import Order
 from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.loading.workers import Request
 from vlkd_cli.data.masks import ViewMask
+from vlkd_cli.data.meshes.view import MeshView
 from vlkd_cli.data.modality import MODALITIES, TextModality
 from vlkd_cli.data.readers.mix import Mix
 from vlkd_cli.data.readers.reader import Reader
@@ -295,11 +296,17 @@ class SortedViews:
         self.features = {
             key: view for key, view in views.items() if isinstance(view, FeatureView | KeyView)
         }
-        self.others = {key: view for key, view in views.items() if not isinstance(view, ImageView)}
         # Towers that look at the same view of a sample see the same regions of it; other views have
         # their own.
         self.salts = {key: number_of(key.partition("@")[2]) for key in self.images}
         self.masks = {name: (number_of(name), mask) for name, mask in masks.items()}
+        self.others = {
+            key: view.salted(number_of(key.partition("@")[2]))
+            if isinstance(view, MeshView)
+            else view
+            for key, view in views.items()
+            if not isinstance(view, ImageView)
+        }
         needs = frozenset[str]().union(*(view.needs for view in views.values()))
         self.modalities = [modality for name, modality in MODALITIES.items() if name in needs]
         self.reads_captions = TextModality.name in needs

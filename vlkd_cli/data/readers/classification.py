@@ -79,7 +79,7 @@ class Classification(Reader):
         )
         own = self._source.class_names
         self.classes = (
-            _listed(classes) if classes is not None else [_readable(name) for name in own]
+            listed_classes(classes) if classes is not None else [readable(name) for name in own]
         )
         if own and len(self.classes) != len(own):
             raise DataError(
@@ -306,7 +306,12 @@ def _labels(data: Any) -> Iterator[int]:
     return (int(data[index][1]) for index in range(len(data)))
 
 
-def _listed(classes: str | Sequence[str]) -> list[str]:
+def listed_classes(classes: str | Sequence[str]) -> list[str]:
+    """Class names as the key `classes` gives them: a list, or a file with one per line.
+
+    Raises:
+        DataError: there is no such file.
+    """
     if not isinstance(classes, str):
         return [clean_text(name) for name in classes]
     if not os.path.exists(os.path.expanduser(classes)):
@@ -317,5 +322,6 @@ def _listed(classes: str | Sequence[str]) -> list[str]:
     return read_entries(os.path.expanduser(classes))
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
+    """The name of a class out of that of its folder."""
     return clean_text(name).replace("_", " ").strip()

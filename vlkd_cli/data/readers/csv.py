@@ -1,5 +1,5 @@
-"""Delimited text files (csv, tsv) with columns of image paths, captions, further texts, labels and
-numbers."""
+"""Delimited text files (csv, tsv) with columns of image and mesh paths, captions, further texts,
+labels and numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from vlkd_cli.data.files.remote import expanded, fetch_bytes, is_url, joined, pa
 from vlkd_cli.data.files.row_groups import group_rows, row_key
 from vlkd_cli.data.files.table import Table
 from vlkd_cli.data.files.texts import clean_text
+from vlkd_cli.data.meshes.clouds import Clouds
+from vlkd_cli.data.meshes.points import NUM_POINTS
 from vlkd_cli.data.readers.reader import Reader, with_split
 from vlkd_cli.data.readers.subset import checked_part, part_of
 from vlkd_cli.errors import DataError
 
-_FIRST_IMAGES = 3
+_FIRST_FILES = 3
 
 
 class CSV(Reader):
@@ -35,23 +37,25 @@ class CSV(Reader):
         path: the file, or a URL that fsspec reads (s3://, https://, ...); `{split}` in it is
             replaced by `split`.
         image: column of the image's path or URL; null: rows without images.
+        mesh: column of the path of a mesh file.
         caption: column of the caption, or several columns; null: images without captions.
         caption_weights: how often each of several columns is chosen, in any unit; where the chosen
             one is empty, the next is taken. By default all captions of a sample are equally likely.
         sep: what separates the columns; by default a comma in .csv files and a tab elsewhere.
-        image_root: folder or URL that image paths are relative to; by default the one that the
-            table lies in.
+        image_root: folder or URL that paths of images and meshes are relative to; by default the
+            one that the table lies in.
         encoding: of the table.
         caption_separator: mark between several captions in one cell.
         group: column of the group that a sample belongs to, for figures by group. Or whether rows
             that name the same image are one sample with several captions, false: each row is a
-            sample; by default true, but for tables with `texts` or `target`, or without images.
+            sample; by default true, but for tables with `texts`, `target` or `mesh`, or without
+            images.
         texts: further texts of a sample by name, each a column or several columns with wordings of
             the same text; `tower@NAME` reads them.
         target: column of a number, or several, for distillers that compare with `targets`.
         label: column of the class. Numbers below 100,000 are class numbers; longer ones are ids,
             numbered by size; names are numbered in alphabetical order.
-        id: column of what results call a sample; by default its image's path.
+        id: column of what results call a sample; by default the path of its image or mesh.
         quotes: whether a quote at the beginning of a field opens a quoted one.
         split: which split, where `path` has a place for it.
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
@@ -60,6 +64,7 @@ class CSV(Reader):
 
     offers_by_key: ClassVar[Mapping[str, str]] = {
         "image": "image",
+        "mesh": "mesh",
         "caption": "text",
         "texts": "text",
         "label": "label",
@@ -73,6 +78,7 @@ class CSV(Reader):
         *,
         path: str,
         image: str | None = "filepath",
+        mesh: str | None = None,
         caption: str | list[str] | None = "title",
         caption_weights: list[float] | None = None,
         sep: str | None = None,
@@ -98,6 +104,7 @@ class CSV(Reader):
 
         named = checked_texts(texts)
         self._image = None if image is None else table.column(image, "image")
+        self._mesh = None if mesh is None else table.column(mesh, "mesh")
         self._label = None if label is None else table.column(label, "label")
         self._id = None if id is None else table.column(id, "id")
         self._group_column = table.column(group, "group") if isinstance(group, str) else None
@@ -110,14 +117,16 @@ class CSV(Reader):
         self.caption_weights = checked_weights(caption_weights, len(self._texts[MAIN]))
         self.weighs_captions = bool(self.caption_weights)
         self.has_captions = any(self._texts.values())
-        if image is None and not self.has_captions:
+        if image is None and mesh is None and not self.has_captions:
             raise DataError("data.image and data.caption are both null: name one of the columns.")
-        _check_effects(image, image_root, caption_separator, self.has_captions)
+        _check_effects(image or mesh, image_root, caption_separator, self.has_captions)
         merges = None if isinstance(group, str) else group
-        self._group = _checked_group(merges, image, named, target)
+        self._group = _checked_group(
+            merges, texts=named, target=target, mesh=mesh, no_image=image is None
+        )
         self._settings = (
             *(image, caption, table.sep, encoding, caption_separator, self._group, label, quotes),
-            *(sorted(named.items()), target, id),
+            *(sorted(named.items()), target, id, mesh),
             *([group] if isinstance(group, str) else []),
         )
         self._index = table.index = cached_arrays(
@@ -133,6 +142,7 @@ class CSV(Reader):
             self.classes = bytes(self._index["class_names"]).decode().split("\n")
         if image is not None:
             self._check_images(image_root)
+        self._clouds = None if mesh is None else Clouds(self._mesh_files(), NUM_POINTS)
         self.part = checked_part(part)
 
     def opened(self) -> Reader:
@@ -146,6 +156,9 @@ class CSV(Reader):
             return None
         place = self._place(index)
         return fetch_bytes(place) if is_url(place) else place
+
+    def mesh(self, index: int) -> np.ndarray | None:
+        return None if self._clouds is None else self._clouds[index]
 
     def captions(self, index: int) -> Sequence[str]:
         rows = [self._table.fields(row) for row in self._rows(index)]
@@ -205,6 +218,8 @@ class CSV(Reader):
         try:
             if self._image is not None:
                 return self._place(index)
+            if self._clouds is not None and self._clouds.paths[index]:
+                return self._clouds.paths[index]
         except Broken:
             pass  # the row's number is left to name it by
         return self._table.row_name(int(self._rows(index)[0]))
@@ -225,7 +240,8 @@ class CSV(Reader):
         return np.asarray(indices, dtype=np.int64)
 
     def fingerprint(self) -> str:
-        places = (self.name(index) for index in probed(len(self)) if self._image is not None)
+        has_files = self._image is not None or self._mesh is not None
+        places = (self.name(index) for index in probed(len(self)) if has_files)
         files = digest_files(place for place in places if not is_url(place))
         return digest_of("csv", self._settings, bytes(self._index["digest"]), files)
 
@@ -235,6 +251,24 @@ class CSV(Reader):
         if not value:
             raise Broken("the row names no image")
         return joined(self.image_root, value)
+
+    def _mesh_files(self) -> list[str]:
+        """The path of each sample's mesh; empty where its row names none or is broken."""
+        assert self._mesh is not None
+        files = []
+        for index in range(len(self)):
+            try:
+                cell = self._table.fields(int(self._rows(index)[0]))[self._mesh].strip()
+            except Broken:
+                cell = ""
+            files.append(joined(self.image_root, cell) if cell else "")
+        if not any(os.path.isfile(file) for file in files[:_FIRST_FILES]):
+            first = next((file for file in files if file), "none is named")
+            raise DataError(
+                f"table {self.path}: its first meshes do not exist, e.g. {first}. Set"
+                " data.image_root to their folder."
+            )
+        return files
 
     def _rows(self, index: int) -> Sequence[int] | np.ndarray:
         """Rows of the table (0: the first below the header) that make up a sample."""
@@ -318,7 +352,7 @@ class CSV(Reader):
         if image_root is not None and not is_url(root) and not os.path.isdir(root):
             raise DataError(f"data.image_root {image_root}: no such folder.")
         places, broken = [], None
-        for index in range(min(_FIRST_IMAGES, len(self))):
+        for index in range(min(_FIRST_FILES, len(self))):
             try:
                 places.append(self._place(index))
             except Broken as error:
@@ -345,15 +379,19 @@ def _check_effects(
         )
 
 
-def _checked_group(
-    group: bool | None, image: str | None, texts: Mapping[str, object], target: object
-) -> bool:
-    if group and (texts or target or image is None):
-        key = "texts" if texts else "target" if target else "image: null"
+def _checked_group(group: bool | None, **alone: object) -> bool:
+    """Whether rows of one image are one sample.
+
+    Args:
+        alone: keys whose rows are samples of their own, by whether they are set.
+    """
+    key = next((key for key, is_set in alone.items() if is_set), None)
+    if group and key is not None:
+        key = "image: null" if key == "no_image" else key
         raise DataError(
             f"data.group: true does not go with data.{key}: each row is a sample. Leave group out."
         )
-    return not (texts or target or image is None) if group is None else group
+    return key is None if group is None else group
 
 
 def _number(cell: str) -> float:

@@ -97,6 +97,10 @@ class Mix(Reader):
         reader, row = self._find(index)
         return reader.image(row)
 
+    def mesh(self, index: int) -> np.ndarray | None:
+        reader, row = self._find(index)
+        return reader.mesh(row)
+
     def captions(self, index: int) -> Sequence[str]:
         reader, row = self._find(index)
         return reader.captions(row)

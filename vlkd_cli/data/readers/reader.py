@@ -38,7 +38,7 @@ class Offers:
 
 
 class Reader(Offers):
-    """Random access to a data set: position -> image, captions, label.
+    """Random access to a data set: position -> image, mesh, captions, label.
 
     A subclass takes its recipe keys as keyword-only constructor arguments; it must survive
     pickling, and hold large tables memory-mapped so that workers share them. Every reader takes
@@ -84,12 +84,22 @@ class Reader(Offers):
         raise NotImplementedError
 
     def image(self, index: int) -> bytes | str | Image.Image | None:
-        """Encoded bytes, a local path, or a rendered picture; nothing is decoded here.
+        """Encoded bytes, a local path, or a rendered picture; nothing is decoded here. None
+        where it has none.
 
         Raises:
             Broken: this one sample cannot be read.
         """
         raise NotImplementedError
+
+    def mesh(self, index: int) -> np.ndarray | None:
+        """Points on the surface of its mesh with their normals, `[P, 6]` float32; None where it has
+        none.
+
+        Raises:
+            Broken: this one sample cannot be read.
+        """
+        return None
 
     def captions(self, index: int) -> Sequence[str]:
         """All texts of the sample at this position, without touching the image: its captions, then

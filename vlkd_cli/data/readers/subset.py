@@ -67,6 +67,9 @@ class Subset(Reader):
     def image(self, index: int) -> bytes | str | Image.Image | None:
         return self.reader.image(int(self.rows[index]))
 
+    def mesh(self, index: int) -> np.ndarray | None:
+        return self.reader.mesh(int(self.rows[index]))
+
     def captions(self, index: int) -> Sequence[str]:
         return self.reader.captions(int(self.rows[index]))
 

@@ -9,6 +9,7 @@ from vlkd_cli.errors import DataError
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
+    "mesh": ("a 3D model of a {}",),
     "simple": ("a {}", "a photo of a {}", "a picture showing a {}"),
     "photo": (
         "a photo of a {}",

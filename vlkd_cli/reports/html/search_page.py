@@ -42,8 +42,9 @@ class Row(NamedTuple):
 
 
 Picture = bytes | str | Image.Image | None
-Answers = Sequence[tuple[str, Path | None, Sequence[tuple[Answer, Picture]]]]
-"""Of each query: its text or path, the file where it is one, and what it found with pictures."""
+Answers = Sequence[tuple[str, Picture, Sequence[tuple[Answer, Picture]]]]
+"""Of each query: its text or path, its picture where it is a file, and what it found with
+pictures."""
 
 
 def write_search_page(
@@ -59,7 +60,7 @@ def write_search_page(
     """
     gallery = Gallery(MOST_PICTURES)
     shown = []
-    for query, path, found in answers:
+    for query, asked, found in answers:
         rows = []
         for own, picture in found:
             shows = gallery.add(thumbnail(picture))
@@ -67,7 +68,7 @@ def write_search_page(
         shown.append(
             {
                 "query": query,
-                "picture": None if path is None else gallery.add(thumbnail(str(path))),
+                "picture": None if asked is None else gallery.add(thumbnail(asked)),
                 "rows": rows,
                 "has_pictures": any(picture is not None for _, picture in found),
                 "has_texts": any(own.text is not None for own, _ in found),

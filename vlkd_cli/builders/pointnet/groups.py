@@ -1,0 +1,67 @@
+"""Which points of a cloud PointNet++ groups: centers spread by farthest point sampling, and the
+first points within a radius of each."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@torch.no_grad()
+def farthest_points(points: Float[Tensor, "B N 3"], count: int) -> Int[Tensor, "B M"]:
+    """Positions of `count` points, each the farthest from those before it; the first one is point
+    0, and of equal distances the smallest position counts.
+
+    Source: Qi et al., arXiv:1706.02413, section 3.2; charlesq34/pointnet2,
+    tf_ops/sampling/tf_sampling_g.cu, which starts at 0 too.
+    """
+    clouds, total, _ = points.shape
+    chosen = torch.zeros(clouds, count, dtype=torch.int64, device=points.device)
+    nearest = torch.full((clouds, total), torch.inf, dtype=points.dtype, device=points.device)
+    rows = torch.arange(clouds, device=points.device)
+    # One column per axis: three small passes instead of one over a last axis of three.
+    axes = points.unbind(2)
+    last = chosen[:, 0]
+    for step in range(1, count):
+        squares = [(axis - axis[rows, last, None]).square_() for axis in axes]
+        torch.minimum(nearest, squares[0].add_(squares[1]).add_(squares[2]), out=nearest)
+        last = nearest.argmax(dim=1)
+        chosen[:, step] = last
+    return chosen
+
+
+@torch.no_grad()
+def ball_query(
+    points: Float[Tensor, "B N 3"], centers: Float[Tensor, "B M 3"], radius: float, count: int
+) -> Int[Tensor, "B M K"]:
+    """Positions of the first `count` points, by position, that are nearer than the radius to each
+    center; where there are fewer, the first one fills up.
+
+    A center must be one of the points. Squared distances are sums of squared differences: the
+    faster matrix product would misplace points near the border.
+
+    Source: charlesq34/pointnet2, tf_ops/grouping/tf_grouping_g.cu.
+    """
+    total = points.shape[1]
+    inside = _squared_distances(points, centers) < radius**2
+    # Positions in 32 bits: exact in a float, whose selection is the fastest one there is.
+    order = torch.arange(total, 0, -1, device=points.device, dtype=torch.float32)
+    found = (inside * order).topk(min(count, total), dim=2).values
+    positions = total - found.to(torch.int64)
+    # What lies outside came out as position `total`.
+    positions = torch.where(positions == total, positions[:, :, :1], positions)
+    if count > total:
+        filling = positions[:, :, :1].expand(-1, -1, count - total)
+        positions = torch.cat([positions, filling], dim=2)
+    return positions
+
+
+def _squared_distances(points: Tensor, centers: Tensor) -> Tensor:
+    """`[B, M, N]`, one axis after another: less memory than all differences at once."""
+    summed: Tensor | None = None
+    for axis in range(3):
+        squares = (centers[:, :, None, axis] - points[:, None, :, axis]).square_()
+        summed = squares if summed is None else summed.add_(squares)
+    assert summed is not None
+    return summed
