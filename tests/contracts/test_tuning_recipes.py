@@ -46,7 +46,7 @@ def test_the_header_gives_measured_figures_and_their_seeds(name):
     header = header_of(name)
     assert header["Title"] and header["Data"] and header["Command"].startswith("vlkd ")
     assert re.search(r"\d+ s of CPU time", header["Hardware"])
-    assert re.search(r"seeds 0, 1 and 2|seed 0", header["Measured"])
+    assert "seeds 0, 1 and 2" in header["Measured"]
     assert len(re.findall(r"\d\.\d{3}", header["Measured"])) >= 2
     assert "before" in header["Measured"]
 
