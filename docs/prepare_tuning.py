@@ -1,18 +1,20 @@
-"""Bring the data of the four recipes `tune_text`, `tune_image`, `tune_clip` and `synthesize` into
-the places where they look for it, below `data/`.
+"""Bring the data of the recipes `tune_text`, `tune_image`, `tune_clip`, `tune_mesh` and
+`synthesize` into the places where they look for it, below `data/`.
 
     python docs/prepare_tuning.py SOURCE data
 
 SOURCE holds `sts-train.csv` and `sts-dev.csv` (STS Benchmark), a zip of Omniglot's characters,
-word vectors (glove*.txt), a folder of photos with `train.tsv` and `val.tsv`, and a folder in BEIR's
-format, at any depth.
+word vectors (glove*.txt), a folder of photos with `train.tsv` and `val.tsv`, a folder in BEIR's
+format, and a folder `meshes` with `index.csv` (columns file and class), at any depth.
 """
 
 from __future__ import annotations
 
+import csv
 import shutil
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +59,22 @@ def photos(source: Path, data: Path) -> None:
     shutil.copy(found(source, "mobilenet_v2*.safetensors"), data / "mobilenet_v2.safetensors")
 
 
+def meshes(source: Path, data: Path) -> None:
+    """Models and a table of them; every third one of a class is held out."""
+    index = found(source, "meshes/index.csv")
+    rows = list(csv.DictReader(index.read_text(encoding="utf-8").splitlines()))
+    counts: Counter[str] = Counter()
+    lines = ["file,class,split"]
+    for row in rows:
+        part = "test" if counts[row["class"]] % 3 == 2 else "train"
+        counts[row["class"]] += 1
+        lines.append(f"{row['file']},{row['class']},{part}")
+        target = data / "meshes" / row["file"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(index.parent / row["file"], target)
+    (data / "meshes" / "models.csv").write_text("\n".join(lines) + "\n")
+
+
 def passages(source: Path, data: Path) -> None:
     """Queries, passages and judgments."""
     folder = found(source, "corpus.jsonl").parent
@@ -66,7 +84,7 @@ def passages(source: Path, data: Path) -> None:
 def main(words: Sequence[str]) -> None:
     source, data = map(Path, words)
     data.mkdir(parents=True, exist_ok=True)
-    for prepare in (pairs, characters, photos, passages):
+    for prepare in (pairs, characters, photos, meshes, passages):
         prepare(source, data)
 
 

@@ -92,6 +92,7 @@ RUN |= {
         ("tune_text", "pairs"),
         ("tune_image", "characters"),
         ("tune_clip", "photos"),
+        ("tune_mesh", "models"),
         ("synthesize", "passages"),
     )
 }
@@ -106,6 +107,9 @@ RUN |= {
     "vlkd encode runs/photos pictures photos_tuned.npy": [],
     "vlkd search photos_tuned.npy 'a red circle' -k 4 --page photos.html": [],
     "vlkd export runs/photos exported_photos": [],
+    "vlkd encode runs/models models models.npy": [],
+    "vlkd search models.npy models/tall_post/00.off -k 3 --page models.html": [],
+    "vlkd export runs/models exported_models": [],
     "vlkd encode runs/passages data/cranfield passages.npy": [],
     "vlkd search passages.npy 'a plane takes off' -k 3 --page passages.html": [],
 }

@@ -1,5 +1,5 @@
 """Small data where the recipes of fine-tuning for search (`tune_text`, `tune_image`, `tune_clip`,
-`synthesize`) look for them, and what makes these recipes a matter of a second."""
+`tune_mesh`, `synthesize`) look for them, and what makes these recipes a matter of a second."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.data_sets import photo, write_photos, write_table
+from tests.support.meshes import write_boxes
 
 WORDS = "a plane takes off from the red round circle green square dog cat runs on mat".split()
 SENTENCES = [f"a {WORDS[6 + n % 5]} {WORDS[11 + n % 4]} takes off" for n in range(24)]
@@ -16,6 +17,7 @@ SMALL: dict[str, list[str]] = {
     "tune_text": ["train.steps=3", "train.batch_size=8"],
     "tune_image": ["train.steps=3", "train.batch_size=16"],
     "tune_clip": ["train.steps=3", "train.batch_size=4", "towers.image.pretrained=false"],
+    "tune_mesh": ["train.steps=3", "train.batch_size=8"],
     "synthesize": [
         "train.steps=3",
         "train.batch_size=8",
@@ -63,6 +65,18 @@ def write_tuning_data(folder: Path) -> None:
             (f"images/{name}", SENTENCES[n + k]) for n, name in enumerate(own) for k in (0, 9)
         ]
         write_table(data / "photos" / f"{split}.tsv", captions)
+    write_boxes(data / "meshes", 6)
+    write_table(
+        data / "meshes" / "models.csv",
+        [
+            (f"{kind}/{n:02}.off", kind, "train" if n < 4 else "test")
+            for kind in ("flat_slab", "tall_post")
+            for n in range(6)
+        ],
+        header=("file", "class", "split"),
+        sep=",",
+    )
+    write_boxes(folder / "models", 3)
     write_collection(data / "cranfield")
     (folder / "sentences.txt").write_text("\n".join(SENTENCES) + "\n")
     write_photos(folder / "pictures", 6, stem="")

@@ -34,14 +34,14 @@ from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.regroup import refuse_other_group
 from vlkd_cli.engine.schedules import cooldown_start
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.draw_tables import say_what_is_stored
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path as Place
 from vlkd_cli.recipe.messages import Problem, report
-from vlkd_cli.recipe.objectives import check_widths
+from vlkd_cli.recipe.objectives import check_widths, listed
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, InitSpec, Recipe, TowerSpec, TrainSpec
 from vlkd_cli.recipe.types import Progress
 from vlkd_cli.towers.assemble import assemble
@@ -492,5 +492,12 @@ def _check_data(
         highest_label=highest,
         largest_target=_largest_target(reader, distillers),
     )
+    for objective in composition.objectives:
+        outputs, contract = listed(objective.arrow.calls[0].student), objective.contract
+        if highest == -1 and contract is not None and contract.needs_labels(len(outputs)):
+            raise DataError(
+                f"distiller '{objective.name}' needs labels, and the data has none. Read labeled"
+                " data."
+            )
     for distiller in distillers:
         distiller.check_data(facts)

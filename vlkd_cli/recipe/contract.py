@@ -110,6 +110,12 @@ class Contract(NamedTuple):
             for form in (*self.student, *self.teacher)
         )
 
+    def needs_labels(self, num_students: int) -> bool:
+        """Whether nothing can be learned without labels: they are required, or rows of one class
+        are compared and a sample gives one row only, so that no two rows belong together."""
+        optional = not self.wants.get("labels", True) and not self.takes_teacher
+        return self.wants.get("labels", False) or (optional and num_students == 1)
+
     @property
     def takes_teacher(self) -> bool:
         """Whether a teacher may be written at all."""

@@ -13,6 +13,7 @@ from vlkd_cli.recipe.caption_weights import weights_problem
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, has_views, is_named
+from vlkd_cli.recipe.objectives import listed
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 
@@ -212,9 +213,11 @@ def _check_wants(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
     readers = readers_of(data)
     offers = [offers_of(reader, keys) for reader, keys, _ in readers]
     streams = [reader for reader, keys, _ in readers if streams_of(reader, keys)]
-    for spec, _, path in arrows_of(recipe):
+    for spec, arrow, path in arrows_of(recipe):
         contract = contract_of(spec.name)
         wanted = {want for want, needed in contract.wants.items() if needed}
+        if contract.needs_labels(len(listed(arrow.calls[0].student))):
+            wanted.add("labels")
         by_key = attributes_of("distiller", spec.name).get("wants_by_key", {})
         wanted |= {by_value.get(spec.keys.get(key)) for key, by_value in by_key.items()}
         for want, offer in (("labels", "label"), ("targets", "target"), ("captions", "text")):

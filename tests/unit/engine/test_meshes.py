@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_a_resumed_run_of_labeled_meshes_is_the_same_bit_for_bit(home, monkeypat
             train(home, base, "cut")
     resumed = train(home, base, "cut", resume=str(home / "cut"))
     assert differences(final_state(whole)["towers"], final_state(resumed)["towers"]) == []
+
+
+def test_meshes_without_class_folders_are_refused_where_labels_are_compared(home):
+    files = sorted((home / "boxes").rglob("*.off"))
+    (home / "flat").mkdir()
+    for number, file in enumerate(files):
+        shutil.copy(file, home / "flat" / f"{number}.off")
+    recipe = recipe_of(home, {"mesh": small_tower(**HEAD)})
+    recipe["data"]["path"] = "flat"
+    recipe["distillers"] = [{"name": "supcon"}]
+    with pytest.raises(UserError, match="'supcon' needs labels, and the data has none"):
+        train(home, recipe, "unlabeled")
 
 
 def test_images_find_meshes(home):

@@ -228,3 +228,16 @@ def test_what_a_mesh_tower_reads_is_of_meshes(option: str, expected: str | None)
 def test_an_augmentation_of_points_is_not_for_images() -> None:
     lines = problems_with("data.augment={name: points}")
     assert any("'points' changes meshes, and tower 'image' reads images" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["triplet", "supcon", "multi_similarity"])
+def test_rows_of_one_output_are_compared_by_labels_that_the_data_must_have(name: str) -> None:
+    photos = ["towers={image: {builder: torchvision, model: resnet18}}"]
+    photos.append("data={reader: images, path: photos}")
+    lines = problems_with(*photos, f"distillers=[{{name: {name}}}]")
+    assert lines == [
+        f"distillers[0]: distiller '{name}' needs labels, and reader 'images' has none with these"
+        " keys. Take another reader."
+    ]
+    two = f"distillers=[{{name: {name}, student: [image, image@second]}}]"
+    assert problems_with(*photos, two, "data.views={second: null}") == []
