@@ -249,6 +249,11 @@ CATALOG: dict[str, dict[str, Entry]] = {
             "distillers.score_regression:ScoreRegression",
             "regress or rank cosines by the pairs' scores",
         ),
+        "metric": Entry(
+            "distillers.metric:Metric",
+            "any loss and miner of pytorch-metric-learning, exact over ranks",
+            "metric",
+        ),
     },
     "reader": {
         "csv": Entry("data.readers.csv:CSV", "rows of image paths and captions"),
@@ -403,6 +408,7 @@ PACKAGES = {
     "mteb": ("mteb",),
     "parquet": ("pyarrow",),
     "mesh": ("trimesh",),
+    "metric": ("pytorch_metric_learning",),
 }
 """The packages that the extras install, by the names they are imported under."""
 

@@ -86,6 +86,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     **{name: {"student": "image"} for name in ("triplet", "supcon", "multi_similarity")},
     **{name: {"student": "image", "num_classes": 5} for name in ("margin_softmax", "proxy_anchor")},
     "margin_mse": {"student": "image", "teacher": ["text", "teacher_text"]},
+    "metric": {"student": "image", "loss": "ContrastiveLoss"},
 }
 
 

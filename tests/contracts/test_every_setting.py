@@ -52,6 +52,7 @@ BASE: dict[tuple[str, str], dict[str, Any]] = {
     ("builder", "torchvision"): {"model": "resnet18"},
     ("builder", "timm"): {"model": "resnet10t"},
     ("builder", "sbert"): {"model": "x"},
+    ("distiller", "metric"): {"loss": "TripletMarginLoss"},
     ("head", "mlp"): {"width": 4, "layers": 3},
     ("head", "blocks"): {"heads": 2},
     ("adapter", "mtl_lora"): {"tasks": ["a", "b"], "task": "a"},
@@ -64,6 +65,9 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("adapter", "prompt_tuning", "init_text"): {"init": "text", "init_text": "a photo"},
     ("adapter", "mtl_lora", "tasks"): {"tasks": ["a", "b", "c"], "task": "a"},
     ("adapter", "mtl_lora", "task"): {"task": "b"},
+    ("distiller", "metric", "loss"): {"loss": {"name": "CircleLoss", "m": 0.25}},
+    ("distiller", "metric", "miner"): {"miner": "TripletMarginMiner"},
+    ("distiller", "metric", "distance"): {"distance": "CosineSimilarity"},
     ("distiller", "reinforced", "logit_bias"): {"loss": "sigmoid", "logit_bias": -5.0},
     ("distiller", "reinforced", "teacher_logit_biases"): {
         "loss": "sigmoid",

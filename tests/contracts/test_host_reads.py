@@ -17,8 +17,9 @@ from tests.support.distiller_cases import CASES, Case, batch, called, start_epis
 
 META = torch.device("meta")
 # Sizes depend on how many positives, clusters or hidden positions there are; banks of the data
-# set's size are not updated twice for one sample; a queue is used once it is full.
-READ = {name for name in CASES if name.split()[0] in ("ibot", "npid", "odc", "triplet")}
+# set's size are not updated twice for one sample; a queue is used once it is full; libraries list
+# pairs.
+READ = {name for name in CASES if name.split()[0] in ("ibot", "metric", "npid", "odc", "triplet")}
 READ |= {"swav queue"}
 NEEDS_VALUES = {
     "aten::_local_scalar_dense",

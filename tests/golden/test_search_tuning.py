@@ -19,6 +19,7 @@ from vlkd_cli.builders.pointnet.groups import ball_query, farthest_points
 from vlkd_cli.data.meshes.files import parse_mesh
 from vlkd_cli.data.meshes.points import cloud_of, sample_surface
 from vlkd_cli.recipe.component import make
+from vlkd_cli.recipe.types import Progress
 
 GOLDENS = json.loads((Path(__file__).parent / "search_tuning.json").read_text(encoding="utf-8"))[
     "cases"
@@ -85,6 +86,7 @@ def objective_of(case: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 OURS = [case for case in METRIC if objective_of(case) is not None]
+OTHERS = [case for case in METRIC if objective_of(case) is None]
 
 
 def agrees(gradient: Tensor, spec: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -97,7 +99,8 @@ def agrees(gradient: Tensor, spec: dict[str, Any], expected: dict[str, Any]) -> 
 
 
 def test_every_kind_of_case_is_there():
-    assert (len(OURS), len(SCORED), len(GEM), len(SYNTHESIS)) == (40, 7, 4, 3)
+    assert (len(OURS), len(OTHERS), len(SCORED)) == (40, 21, 7)
+    assert (len(GEM), len(SYNTHESIS), len(CLOUDS), len(MESHES)) == (4, 3, 6, 3)
 
 
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case["id"])
@@ -120,6 +123,20 @@ def test_an_objective_over_labels_has_the_library_s_value_and_gradient(case):
     agrees(rows.grad, case["inputs"]["x"], case["expected"]["grad_x"])
     if "weights" in inputs:
         agrees(objective.weights.grad, case["inputs"]["weights"], case["expected"]["grad_weights"])
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case["id"])
+def test_other_losses_of_the_library_give_its_value_and_gradient(case):
+    rows, labels = (built(case["inputs"][name]) for name in ("x", "labels"))
+    loss = {"name": case["source"].split()[-1], **case["hyper"]}
+    objective = make("distiller", "metric", {"loss": loss})
+    objective.setup((rows.shape[1],), None)
+    value = objective((rows.requires_grad_(),), labels=labels, progress=Progress())
+    expected = case["expected"]
+    np.testing.assert_allclose(float(value.detach()), expected["loss"], rtol=1e-6, atol=1e-9)
+    value.backward()
+    assert rows.grad is not None
+    agrees(rows.grad, case["inputs"]["x"], expected["grad_x"])
 
 
 @pytest.mark.parametrize("case", SCORED, ids=lambda case: case["id"])

@@ -139,6 +139,16 @@ CASES = {
         "margin_softmax", (6, 6), None, {"num_classes": CLASSES, "kind": "cosface", "scale": 16.0}
     ),
     "proxy_anchor": Case("proxy_anchor", (6,), None, {"num_classes": CLASSES, "alpha": 8.0}),
+    "metric": Case("metric", (6,), None, {"loss": {"name": "CircleLoss", "gamma": 8}}),
+    "metric two outputs": Case(
+        "metric", (6, 6), None, {"loss": "ContrastiveLoss", "distance": "CosineSimilarity"}
+    ),
+    "metric random": Case(
+        "metric", (6,), None, {"loss": "TripletMarginLoss", "miner": "DistanceWeightedMiner"}
+    ),
+    "metric classes": Case(
+        "metric", (6,), None, {"loss": {"name": "ArcFaceLoss", "num_classes": CLASSES, "scale": 16}}
+    ),
     "margin_mse": Case("margin_mse", 6, (6, 6), {"scale": 0.01}),
     "margin_mse cosine": Case("margin_mse", 6, (6, 6), {"similarity": "cosine", "scale": 10.0}),
     "score_regression": Case("score_regression"),

@@ -55,7 +55,7 @@ def labeled_rows(
             f"distiller '{name}' compares rows of one class, and the data has no labels. Read"
             " labeled data, or list two outputs of a sample (student: [text, text@answer])."
         )
-    classes = _classes(labels, indices, outputs[0]).repeat(len(outputs))
+    classes = classes_of(labels, indices, outputs[0]).repeat(len(outputs))
     own = unit(torch.cat(list(outputs)))
     every_class = gather_without_grad(classes)
     same = classes[:, None] == every_class[None, :]
@@ -75,7 +75,10 @@ def mean_over_counted(total: Float[Tensor, ""], counted: Tensor) -> Float[Tensor
     return world_size() * total / sum_without_grad(counted).clamp_min(1)
 
 
-def _classes(labels: Tensor | None, indices: Tensor | None, like: Tensor) -> Tensor:
+def classes_of(
+    labels: Int[Tensor, " B"] | None, indices: Int[Tensor, " B"] | None, like: Float[Tensor, "B D"]
+) -> Int[Tensor, " B"]:
+    """The class of each sample: its label, or below -1 a number of its own."""
     if indices is None:
         first = rank() * len(like)
         indices = torch.arange(first, first + len(like), device=like.device)

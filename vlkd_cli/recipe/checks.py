@@ -16,6 +16,7 @@ from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import check_evaluation_data, check_wanted_by_suites
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
+from vlkd_cli.recipe.metric_names import check_metrics
 from vlkd_cli.recipe.optimizers import ELEMENTWISE
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schedules import check_schedules
@@ -38,6 +39,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *check_evaluation_data(recipe),
         *check_wanted_by_suites(recipe),
         *check_synthesis(recipe),
+        *check_metrics(recipe),
     ]
 
 

@@ -101,11 +101,14 @@ class _Scale(nn.Module):
             start = torch.arange(clouds, device=points.device)[:, None, None] * total
             gathered = rows.flatten(0, 1).index_select(0, (members + start).flatten())
             at_centers = self._place(centers).flatten(0, 1)
-            grouped = gathered.unflatten(0, (-1, size)) - at_centers[:, None]
+            grouped = gathered.unflatten(0, (-1, size)).sub_(at_centers[:, None])
         values = grouped.flatten(0, 1)
         for number, norm in enumerate(self.norms):
-            values = norm(self.layers[number](values) if number else values).relu()
-        return values.view(-1, size, self.width).amax(1).view(clouds, -1, self.width)
+            values = norm(self.layers[number](values) if number else values)
+            if number < len(self.norms) - 1:
+                values = values.relu_()
+        # The maximum of what relu gives is what relu gives of the maximum, over fewer values.
+        return values.view(-1, size, self.width).amax(1).relu().view(clouds, -1, self.width)
 
     def _first_layer(self, points: Tensor, features: Tensor) -> Tensor:
         """`[B, N, width of the first layer]`; a difference of two of them follows, so all digits
