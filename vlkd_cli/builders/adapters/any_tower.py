@@ -26,7 +26,7 @@ from vlkd_cli.builders.adapters.changes import (
 from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, VeRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
-from vlkd_cli.builders.adapters.targets import find_parts
+from vlkd_cli.builders.adapters.targets import FUSED, find_parts
 from vlkd_cli.builders.adapters.vpt import attach_prompts
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.trial import without_gradient
@@ -134,11 +134,8 @@ def _attach_changes(
         # The name of the parameters stays the library's for anyone who reads them.
         change = make(weight, part)
         parametrize.register_parametrization(module, part.tensor, change, unsafe=True)
-        bias: Any = getattr(module, _BIASES.get(part.tensor, ""), None)
-        if isinstance(change, Factors) and not change.inputs and bias is not None:
-            parametrize.register_parametrization(
-                module, _BIASES[part.tensor], BiasFactors(change), unsafe=True
-            )
+        if isinstance(change, Factors) and not change.inputs:
+            _scale_biases(network, part, change)
         if dropout:
             if part.tensor != "weight":
                 raise RecipeError(
@@ -148,6 +145,25 @@ def _attach_changes(
             module.register_forward_hook(_Dropout(change, dropout, part.module))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part.startswith("vlkd_") for part in name.split(".")))
+
+
+def _scale_biases(network: nn.Module, part: Part, change: Factors) -> None:
+    """Let factors of outputs scale their bias too, wherever the library keeps it."""
+    module = network.get_submodule(part.module)
+    name = _BIASES.get(part.tensor, "")
+    if getattr(module, name, None) is not None:
+        parametrize.register_parametrization(module, name, BiasFactors(change), unsafe=True)
+        return
+    # timm's BEiT and EVA hold the biases of a fused weight next to it; one of zeros is a buffer.
+    parent = network.get_submodule(part.module.rpartition(".")[0])
+    fused = FUSED.get(part.module.rpartition(".")[2], "")
+    for number, word in enumerate(fused):
+        bias = getattr(parent, f"{word}_bias", None)
+        if isinstance(bias, nn.Parameter):
+            own = slice(number * len(bias), (number + 1) * len(bias))
+            parametrize.register_parametrization(
+                parent, f"{word}_bias", BiasFactors(change, own), unsafe=True
+            )
 
 
 def _parts_of(network: nn.Module, method: Method, prefixes: Sequence[str] | None) -> list[Part]:

@@ -148,18 +148,22 @@ class Factors(Change):
 
 
 class BiasFactors(nn.Module):
-    """The bias of an output that is scaled, by the factors of its weight."""
+    """The bias of an output that is scaled, by the factors of its weight.
 
-    def __init__(self, factors: Factors) -> None:
+    Args:
+        of: the rows of the weight whose bias it is; None: all.
+    """
+
+    def __init__(self, factors: Factors, of: slice | None = None) -> None:
         super().__init__()
         # In a tuple, so that they have one name.
-        self._factors = (factors,)
+        self._factors, self._of = (factors,), of or slice(None)
 
     def forward(self, bias: Tensor) -> Tensor:
         (factors,) = self._factors
-        scaled = factors.vlkd_f * bias
+        scaled = factors.vlkd_f[self._of] * bias
         rows = factors.vlkd_rows
-        return scaled if rows is None else torch.where(rows[:, 0], scaled, bias)
+        return scaled if rows is None else torch.where(rows[self._of, 0], scaled, bias)
 
 
 def fixed_matrices(shape: torch.Size, rank: int, seed: int) -> tuple[Tensor, Tensor]:

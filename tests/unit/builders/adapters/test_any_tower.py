@@ -420,3 +420,26 @@ def test_prompts_learn_alone_and_no_pooler_sees_them(kind: str, deep: bool, tmp_
     assert not torch.equal(copied.encode(inputs), tower.encode(inputs))
     with pytest.raises(WeightsError, match="adapter 'vpt' is part of the computation"):
         export_tower(tower, tmp_path, tmp_path)
+
+
+def test_factors_scale_a_bias_that_lies_next_to_its_fused_weight() -> None:
+    plain = build("timm BEiT", None)
+    tower = build("timm BEiT", METHODS["ia3"])
+    attention, old = (
+        each.encoder.encoder.blocks[0].attn  # type: ignore[union-attr, operator]
+        for each in (tower, plain)
+    )
+    biased = torch.linspace(1, 2, 32)
+    with torch.no_grad():
+        attention.parametrizations.v_bias.original.copy_(biased)
+        old.v_bias.copy_(biased)
+        change = attention.qkv.parametrizations.weight[0]
+        change.vlkd_f[64:] = 3.0  # of the values
+    pixels = inputs_of(tower)
+    assert attention.v_bias.equal(3 * biased)
+    with torch.no_grad():
+        old.v_bias.mul_(3)
+        old.qkv.weight[64:] *= 3
+    torch.testing.assert_close(tower.eval().features(pixels), plain.eval().features(pixels))
+    folded = merged(tower.encoder).encoder.blocks[0].attn  # type: ignore[union-attr, operator]
+    assert isinstance(folded.v_bias, nn.Parameter) and folded.v_bias.equal(3 * biased)
