@@ -202,6 +202,14 @@ CATALOG: dict[str, dict[str, Entry]] = {
         "gradient_match": Entry(
             "distillers.clip_kd:GradientMatch", "CLIP-KD: match gradients of the contrastive loss"
         ),
+        "augmented_contrast": Entry(
+            "distillers.augmented_contrast:AugmentedContrast",
+            "CLIP-KD: contrast of joined student and teacher features",
+        ),
+        "layer_distance": Entry(
+            "distillers.layer_distance:LayerDistance",
+            "squared distance of inner layers, with a regressor",
+        ),
         "reinforced": Entry(
             "distillers.reinforced:Reinforced", "MobileCLIP: an ensemble of teachers"
         ),

@@ -60,8 +60,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         name: {}
         for name in (
             "affinity feature_distance interactive_contrast relational_kl gradient_match"
+            " augmented_contrast"
         ).split()
     },
+    "layer_distance": PAIR,
     "reinforced": {"contrastive_weight": 0.5},
     "moco": {"student": "image", "teacher": "image_key@second", "queue_size": 20},
     "dense_contrast": {

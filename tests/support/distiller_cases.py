@@ -82,6 +82,9 @@ CASES = {
     "interactive_contrast": Case("interactive_contrast", (6, 6), (9, 9)),
     "relational_kl": Case("relational_kl", (6, 6), (9, 9)),
     "gradient_match": Case("gradient_match", (6, 6), (9, 9)),
+    "augmented_contrast": Case("augmented_contrast", (6, 6), (9, 9)),
+    "layer_distance": Case("layer_distance", 6, 9),
+    "layer_distance places": Case("layer_distance", 6, 9, {}, "positions"),
     "reinforced": Case(
         "reinforced",
         (6, 6),

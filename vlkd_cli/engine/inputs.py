@@ -41,7 +41,7 @@ from vlkd_cli.engine.views import (
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.draw_tables import DrawTables
 from vlkd_cli.features.training_cache import Stored, store_features
-from vlkd_cli.recipe.address import MAIN_VIEW, pictures_of, text_names
+from vlkd_cli.recipe.address import LAYER, MAIN_VIEW, pictures_of, text_names
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.outputs import INPUT, TOKENS
@@ -233,7 +233,8 @@ def _not_fixed(
     if not isinstance(reader, Reader):
         return "its data is a stream, which has no rows to cache"
     read = addresses(recipe, name)
-    needed = tower.graph.closure({address.output for address in read}) & {INPUT, TOKENS}
+    outputs = tower.graph.closure({address.output for address in read})
+    needed = {name for name in outputs if name in (INPUT, TOKENS) or LAYER.fullmatch(name)}
     if needed:
         return f"'{min(needed)}' is read from it, and only features are cached"
     return None

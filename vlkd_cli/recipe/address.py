@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe, TowerSpec
 
 MAIN_VIEW = "main"
-RESERVED = ("main", "input", "backbone", "tokens")
+RESERVED = ("main", "input", "backbone", "tokens", "layers")
 """Names that no view, text or head can have."""
 
 _NAME = r"[^\W\d]\w*"
-_ADDRESS = re.compile(rf"({_NAME})(?:\.({_NAME}))?(?:@({_NAME})(?:\.(\d+)(?:-(\d+))?)?)?")
+LAYER = re.compile(r"layers\.(\d+)(\.pooled)?")
+"""Outputs of inner layers."""
+_OUTPUT = rf"layers\.\d+(?:\.pooled)?|{_NAME}"
+_ADDRESS = re.compile(rf"({_NAME})(?:\.({_OUTPUT}))?(?:@({_NAME})(?:\.(\d+)(?:-(\d+))?)?)?")
 
 
 class Address(NamedTuple):
@@ -126,8 +129,9 @@ def parse_address(text: str) -> Written:
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"'{text}' is not an address. Write tower, tower.backbone, tower.tokens or tower.HEAD,"
-            " then @VIEW or @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some of its pictures"
+            f"'{text}' is not an address. Write tower, tower.backbone, tower.tokens,"
+            " tower.layers.N, tower.layers.N.pooled or tower.HEAD, then @VIEW or @TEXT for another"
+            " input, @VIEW.2 or @VIEW.2-5 for some of its pictures"
         )
     tower, output, input, first, last = match.groups()
     numbers = [None if number is None else int(number) for number in (first, last)]
@@ -136,6 +140,13 @@ def parse_address(text: str) -> Written:
     if numbers[0] is not None and numbers[1] is not None and numbers[1] < numbers[0]:
         raise ValueError(f"'{text}': write the range as {numbers[1]}-{numbers[0]}")
     return Written(tower, output or "head", input or MAIN_VIEW, *numbers)
+
+
+def layer_of(output: str) -> int:
+    """The number of an output that is an inner layer."""
+    match = LAYER.fullmatch(output)
+    assert match is not None, output
+    return int(match.group(1))
 
 
 def modality_of(towers: Mapping[str, TowerSpec], name: str) -> ModalityName | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import (
+    LAYER,
     MAIN_VIEW,
     Address,
     Arrow,
@@ -116,6 +117,8 @@ def _check_output(recipe: Recipe, address: Address, path: Path) -> Iterator[Prob
     # Which heads a run has is known once its checkpoint is open.
     heads = list(tower.all_heads)
     outputs = ["backbone", "tokens", "head", *(head for head in heads if head != "head")]
+    if LAYER.fullmatch(address.output):
+        return
     if address.output not in outputs and tower.run is None:
         guess = did_you_mean(address.output, outputs)
         yield Problem(

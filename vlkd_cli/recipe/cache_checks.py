@@ -88,7 +88,7 @@ def _not_a_feature(recipe: Recipe, tower: TowerSpec, addresses: list[Address]) -
         return f"masks: {tower.masks} changes what it encodes. Remove cache, or masks."
     for address in addresses:
         root = root_of(recipe.towers, address)
-        if root in ("tokens", "input"):
+        if root in ("tokens", "input") or (root or "").startswith("layers."):
             return (
                 f"'{address}' reads {root}, but one feature of each sample is cached. Remove cache,"
                 " or read the backbone."

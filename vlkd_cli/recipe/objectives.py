@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.address import Address, Arrow, Call, Side, modality_of
+from vlkd_cli.recipe.address import LAYER, Address, Arrow, Call, Side, modality_of
 from vlkd_cli.recipe.contract import Contract, Kind, Output, contract_of, form_for
 from vlkd_cli.recipe.masks import mask_of, mask_varies
 from vlkd_cli.recipe.messages import Path, Problem
@@ -230,6 +230,8 @@ def kind_of(recipe: Recipe, address: Address) -> Kind | None:
         # A tower without a head called head gives its feature.
         root = "backbone" if name == "head" and tower.run is None else name
         kind = _BY_ROOT.get(root)
+        if LAYER.fullmatch(root):
+            kind = "rows" if root.endswith(".pooled") else "positions"
     masked = mask_of(recipe.data, address.input)
     if kind == "positions" and masked is not None and mask_varies(masked):
         selects = any(heads[each].at != "all" for each in seen)
@@ -273,6 +275,8 @@ def root_of(towers: dict[str, TowerSpec], address: Address) -> str | None:
     # A tower without a head called head gives its feature.
     if name == "head" and tower.run is None:
         return "backbone"
+    if LAYER.fullmatch(name):
+        return name
     return name if name in ("backbone", "tokens", "input") else None
 
 

@@ -189,7 +189,7 @@ class Outputs:
         """Whether an output has one row for a picture; otherwise one for each place."""
         output = self.resolved(output)
         if output not in self.links:
-            return output == BACKBONE
+            return output == BACKBONE or output.endswith(".pooled")
         link = self.links[output]
         if link.takes == 2:
             return all(self.is_row(source.output) for source in link.reads)

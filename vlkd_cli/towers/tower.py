@@ -18,12 +18,14 @@ from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.preprocessing import Tokenizer, described_input
+from vlkd_cli.preprocessing import ImageInput, Tokenizer, described_input
+from vlkd_cli.recipe.address import LAYER, layer_of
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
 from vlkd_cli.towers.inherit import Inherited
+from vlkd_cli.towers.inner import inner_widths, layer_names, places, pooled, watched
 from vlkd_cli.towers.named_modules import NamedModules
 from vlkd_cli.towers.outputs import (
     BACKBONE,
@@ -108,6 +110,7 @@ class Tower(nn.Module):
         self._layer_of = layer_index(backbone)
         self._num_backbone_layers = max(self._layer_of.values(), default=0) + 1
         self._digest: str | None = None
+        self._inner_widths: dict[str, int] = {}
         self.backbone: Backbone | Frozen = (
             backbone if _learns(backbone) else Frozen(backbone, dtype)
         )
@@ -178,8 +181,18 @@ class Tower(nn.Module):
         if output == TOKENS:
             assert self.encoder.token_width is not None, f"tower '{self.name}' has no tokens"
             return self.encoder.token_width
+        if LAYER.fullmatch(output):
+            if output not in self._inner_widths:
+                self._inner_widths |= self._measured(output)
+            return self._inner_widths[output]
         width: Any = self._head_modules()[output].width
         return int(width)
+
+    def _measured(self, output: str) -> dict[str, int]:
+        try:
+            return inner_widths(self.encoder, [output])
+        except RecipeError as error:
+            raise RecipeError(f"tower '{self.name}': {error}. Name one of them.") from error
 
     @property
     def width(self) -> int:
@@ -208,25 +221,50 @@ class Tower(nn.Module):
         found: dict[str, Output] = {}
         if INPUT in needed:
             found[INPUT] = Output(inputs, every).of(needed[INPUT])
-        pictures = tuple(sorted({*needed.get(BACKBONE, ()), *needed.get(TOKENS, ())}))
+        layers = layer_names(needed)
+        ran = (BACKBONE, TOKENS, *layers)
+        pictures = tuple(sorted({one for name in ran for one in needed.get(name, ())}))
         if not pictures:
             return found
         if pictures != every:
             inputs = Output(inputs, every).of(pictures).values
-        encoded = self.backbone(
-            inputs,
-            None if hidden is None else hidden.of(pictures).values,
-            self.masks,
-            tokens=TOKENS in needed or self.pooler is not None,
-        )
+        with watched(self.encoder, {layer_of(name) for name in layers}) as seen:
+            encoded = self.backbone(
+                inputs,
+                None if hidden is None else hidden.of(pictures).values,
+                self.masks,
+                tokens=TOKENS in needed or self.pooler is not None or bool(layers),
+            )
+        at = "all" if hidden is None else TOKENS_AT[self.masks]
+        for name in layers:
+            found[name] = self._layer(name, seen, encoded, pictures, at)
         if BACKBONE in needed:
             found[BACKBONE] = Output(self._pooled(encoded), pictures)
         if TOKENS in needed:
             assert encoded.tokens is not None, f"tower '{self.name}' has no tokens"
             values, split = encoded.tokens.values, encoded.tokens.prefix
-            at = "all" if hidden is None else TOKENS_AT[self.masks]
             found[TOKENS] = Output(values[:, split:], pictures, at=at, prefix=values[:, :split])
         return found
+
+    def _layer(
+        self,
+        name: str,
+        seen: Mapping[int, Tensor],
+        encoded: Encoded,
+        pictures: tuple[int, ...],
+        at: At,
+    ) -> Output:
+        """An inner layer: its places without class and register tokens, or one row."""
+        values, own = places(seen[layer_of(name)]), encoded.tokens
+        if name.endswith(".pooled"):
+            if self.pooler is None or own is None or any(True for _ in self.pooler.parameters()):
+                return Output(pooled(self.encoder, values, own), pictures)
+            return Output(self._pooled(Encoded(None, own._replace(values=values))), pictures)
+        if own is not None and own.values.shape[1] == values.shape[1]:
+            # Padding of a text has no meaning, so it is the same everywhere.
+            values = values * own.mask[..., None].to(values.dtype)
+            values = values[:, own.prefix :]
+        return Output(values, pictures, at=at)
 
     def _pooled(self, encoded: Encoded) -> Tensor:
         if self.pooler is None:
