@@ -37,6 +37,14 @@ LONG = [
     for setting in [*(each for each in SMALL if "train.steps" not in each), *LENGTH]
     for word in ("--set", setting)
 ]
+TINY_PAIR = [
+    word
+    for setting in ("data.num_samples=64", "train.steps=2", "train.batch_size=16")
+    for word in ("--set", setting)
+]
+TINY_EVALS = [
+    word for number in (0, 1) for word in ("--set", f"evals[{number}].data.num_samples=48")
+]
 TINY_SUITES = ["--with", "data={reader: shapes, split: val, num_samples: 48, size_px: 64}"]
 
 # Trained and evaluated for real, in the pages' order and in one folder for each page, with these
@@ -51,6 +59,19 @@ RUN: dict[str, list[str]] = {
     "vlkd export runs/tuned exported": [],
     "vlkd mine runs/first hard.csv": [],
     "vlkd mine runs/first hard.csv --query text --num 8 --range 5:200 --relative-margin 0.05": [],
+    "vlkd train small/clip_from_scratch --run runs/scratch --set train.epochs=6": TINY_PAIR,
+    "vlkd cache fill distill/mobile": [
+        "--set",
+        "data.num_samples=64",
+        "--set",
+        "train.batch_size=16",
+    ],
+    "vlkd cache list": [],
+    "vlkd train distill/mobile --run runs/mobile": [*TINY_PAIR, *TINY_EVALS],
+    "vlkd export runs/mobile exported_mobile": [],
+    "vlkd cache export teachers.tar": [],
+    "vlkd cache import teachers.tar": [],
+    "vlkd cache prune --unused-for 30": [],
     "vlkd report runs/first": [],
     "vlkd report runs/first -o first.html": [],
     "vlkd report runs/first runs/second": [],

@@ -18,7 +18,7 @@ from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.preprocessing import ImageInput, Tokenizer, described_input
+from vlkd_cli.preprocessing import Tokenizer, described_input
 from vlkd_cli.recipe.address import LAYER, layer_of
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
