@@ -15,6 +15,12 @@ OTHER_WORDS = {
     # Where a classifier starts from: texts, or random weights.
     "elevater/run.py": {"start"},
     "evaluation/suites/elevater.py": {"start"},
+    # What `vlkd mine --query` searches with.
+    "engine/mine.py": {"query"},
+    # Names that mteb gives to the parts of its batches.
+    "evaluation/mteb_encoder.py": {"in batch"},
+    # Members of a sample in tar files.
+    "data/files/shard_index.py": {"members"},
 }
 """Comparisons with the same words that mean something else, by what is compared."""
 

@@ -41,6 +41,7 @@ EXCEPTIONS = {
     ("vlkd_cli/data/readers/shapes.py", "grey"): "a word of the rendered captions",
     ("vlkd_cli/builders/backbone.py", "beside"): "a value in exported files",
     ("vlkd_cli/builders/adapters/builder.py", "beside"): "a value in exported files",
+    ("vlkd_cli/towers/whole/sentence.py", "beside"): "a value in exported files",
     ("vlkd_cli/elevater/predictions.py", "beside"): "a variable inside a string",
     ("vlkd_cli/reports/table.py", "headline"): "a former value of an option",
     ("vlkd_cli/engine/launching/start_table.py", "headline"): "a former value of an option",

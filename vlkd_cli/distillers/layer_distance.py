@@ -65,7 +65,7 @@ def _resized(places: Tensor, count: int) -> Tensor:
     old, new = (round(number**0.5) for number in (places.shape[1], count))
     if old * old != places.shape[1] or new * new != count:
         raise RecipeError(
-            f"{places.shape[1]} places of the student and {count} of the teacher are no square"
+            f"{places.shape[1]} places of the student and {count} of the teacher do not form square"
             " grids, so one cannot be resized to the other. Compare `.pooled` outputs."
         )
     grid = places.transpose(1, 2).unflatten(2, (old, old))

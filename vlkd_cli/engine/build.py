@@ -61,7 +61,7 @@ class Training:
     Args:
         towers: every tower as it was built; evaluations run these.
         cached: names of the towers whose features a step reads from the cache.
-        storing: names of those that fill it while training goes on.
+        storing: names of those that fill it during training.
         episode_loader: of what the start of an episode reads, in the same order; `loader` where a
             step reads the same.
         steps_per_epoch, total_steps: in optimizer steps.

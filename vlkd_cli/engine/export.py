@@ -113,9 +113,9 @@ def _write_towers(
     builders = [type(tower.encoder).__module__ for tower in towers.values()]
     if builders == [OPEN_CLIP, OPEN_CLIP]:
         from vlkd_cli.engine.export_whole import write_whole
-        from vlkd_cli.towers.whole.parts import Misfit
+        from vlkd_cli.towers.whole.parts import Mismatch
 
-        with contextlib.suppress(Misfit):
+        with contextlib.suppress(Mismatch):
             written += write_whole("open_clip", towers, checkpoint, folder, place)
     return written
 

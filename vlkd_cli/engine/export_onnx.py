@@ -22,6 +22,7 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.evaluation.run import run_suites
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.evaluation_data import with_data
+from vlkd_cli.recipe.modality import PAIR, is_named
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 from vlkd_cli.towers.export import DUAL, ExportedTower, logit_start_of
@@ -109,7 +110,7 @@ def write_onnx(
 def _pair(towers: Mapping[str, Tower]) -> tuple[str, str] | None:
     """The names of an image and a text tower of one width, where these are all there is."""
     names = {tower.modality: name for name, tower in towers.items()}
-    if len(towers) != 2 or set(names) != {"image", "text"}:
+    if len(towers) != 2 or set(names) != set(PAIR):
         return None
     first, second = towers.values()
     return (names["image"], names["text"]) if first.width == second.width else None
@@ -130,14 +131,14 @@ def _samples(recipe: Recipe, tower: Tower) -> Iterator[Inputs]:
     items: list[Any] = []
     for index in range(min(NUM_SAMPLES, len(reader))):
         try:
-            if tower.modality == "text":
+            if is_named(tower.modality):
                 items += reader.captions(index)[:1]
             else:
                 items += [reader.image(index)]
                 MODALITIES["image"].load(items[-1:], tower.input)
         # What is damaged is the loader's matter; here it is left out.
         except (Broken, UserError, OSError):
-            items = items[: len(items) - (tower.modality != "text")]
+            items = items[: len(items) - (not is_named(tower.modality))]
     if not items:
         return
     if isinstance(tower.input, ImageInput):

@@ -13,6 +13,7 @@ import yaml
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.towers.export import DUAL, PAGE, ExportedTower, logit_start_of, page_of
 from vlkd_cli.towers.tower import Tower
 
@@ -39,7 +40,7 @@ def write_whole(
     if format == "sentence_transformers":
         from vlkd_cli.towers.whole.sentence import write_sentence_transformer
 
-        texts = {name: tower for name, tower in towers.items() if tower.modality == "text"}
+        texts = {name: tower for name, tower in towers.items() if is_named(tower.modality)}
         if not texts:
             raise UserError(f"--format {format} writes text towers, and there is none.")
         written = []

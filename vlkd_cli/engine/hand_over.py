@@ -14,6 +14,7 @@ from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import UserError
+from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json, recipe_to_yaml, versions
@@ -271,7 +272,7 @@ def _usage(
             "from huggingface_hub import snapshot_download",
             f'folder = snapshot_download("{wanted.push}")',
         ]
-    texts = [name for name, tower in towers.items() if tower.modality == "text"]
+    texts = [name for name, tower in towers.items() if is_named(tower.modality)]
     if format == "library" and texts:
         use = [
             "import vlkd_cli",

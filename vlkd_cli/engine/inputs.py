@@ -57,7 +57,7 @@ class Inputs:
 
     Args:
         stored: features that are complete, by tower.
-        tables: features under random augmentation that fill up while training goes on, by tower.
+        tables: features under random augmentation that fill up during training, by tower.
         draws: the augmentations; None where no tower has `cache: {draws: K}`.
         padded: towers of texts that are padded to one length, with their tokenizers.
     """

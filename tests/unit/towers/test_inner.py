@@ -98,7 +98,7 @@ def test_the_distance_is_that_of_resized_places() -> None:
     larger = torch.nn.functional.interpolate(grid, (4, 4), mode="bilinear")
     expected = (larger.flatten(2).transpose(1, 2) - teacher).square().mean()
     torch.testing.assert_close(distance(student, teacher), expected)
-    with pytest.raises(RecipeError, match="no square grids"):
+    with pytest.raises(RecipeError, match="do not form square grids"):
         distance(student[:, :3], teacher)
 
 

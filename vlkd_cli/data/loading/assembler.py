@@ -120,7 +120,7 @@ class Assembler:
         return filling
 
     def _of_mix(self, epoch: int, passes: np.ndarray) -> np.ndarray:
-        # A mixture repeats its smaller sets, so its rows are no pass over any of them.
+        # A mixture repeats its smaller sets, so its rows do not pass over any of them once.
         return np.full_like(passes, epoch) if isinstance(self.reader, Mix) else passes
 
     def exactly(self, rows: np.ndarray, *, skip: bool) -> Batch:

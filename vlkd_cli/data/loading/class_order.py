@@ -72,7 +72,7 @@ class ClassOrder:
         return np.full(len(positions), epoch, dtype=np.int64)
 
     def rest(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """None: an epoch is no pass over the data."""
+        """None: an epoch does not pass over the data once."""
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
     def replacement(self, row: int, seed: int, attempt: int) -> int:

@@ -66,7 +66,7 @@ def interpolate_towers(start: Tower, end: Tower, alpha: float) -> Tower:
             " size), so the weights between them mean nothing. Build the start with the run's own"
             " recipe."
         )
-    # A path between the factors of an update is no path between the weights.
+    # A path between the factors of an update does not connect the weights.
     start, end = plain(start), plain(end)
     between = copy.deepcopy(end)
     between.load_state_dict(interpolate_states(start.state_dict(), end.state_dict(), alpha))

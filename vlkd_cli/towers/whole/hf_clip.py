@@ -20,7 +20,7 @@ from vlkd_cli.builders.tokenizers import ClipTokenizer
 from vlkd_cli.preprocessing import ImageInput, standardize
 from vlkd_cli.towers.tower import Tower
 from vlkd_cli.towers.whole.parts import (
-    Misfit,
+    Mismatch,
     encoder_of,
     insist_on_equal,
     linear_head,
@@ -80,7 +80,7 @@ def write_hf_clip(
     _refuse_others(image, vision.source.vision)
     _refuse_others(text, words.source.text)
     if start is not None and start.bias is not None:
-        raise Misfit(
+        raise Mismatch(
             f"towers '{image.name}' and '{text.name}'",
             f"their objective has a bias on the logits, and {LIBRARY} has none",
             "Use --format open_clip.",
@@ -129,7 +129,7 @@ def write_hf_clip(
 
 
 def _refuse_others(tower: Tower, section: Mapping[str, Any]) -> None:
-    """Raises Misfit where a half of open_clip is not CLIP's transformer."""
+    """Raises Mismatch where a half of open_clip is not CLIP's transformer."""
     odd = [
         f"{key}: {section[key]}"
         for key, usual in _PLAIN.items()
@@ -142,7 +142,7 @@ def _refuse_others(tower: Tower, section: Mapping[str, Any]) -> None:
     if not isinstance(section.get("image_size", 224), int):
         odd.append(f"image_size: {section['image_size']}")
     if odd:
-        raise Misfit(
+        raise Mismatch(
             name_of(tower), f"{LIBRARY} has CLIP's own transformers only, and it has {odd[0]}"
         )
 
@@ -243,7 +243,7 @@ def _processor(tower: Tower) -> Any:
     expected: ImageInput = tower.input
     height, width = expected.size_px
     if expected.resize not in ("shortest", "squash"):
-        raise Misfit(name_of(tower), f"{LIBRARY} cannot resize images by `{expected.resize}`")
+        raise Mismatch(name_of(tower), f"{LIBRARY} cannot resize images by `{expected.resize}`")
     sides = {"height": height, "width": width}
     shortest = expected.resize == "shortest"
     return CLIPImageProcessor(

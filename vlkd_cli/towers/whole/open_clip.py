@@ -16,7 +16,7 @@ from vlkd_cli.preprocessing import standardize
 from vlkd_cli.towers.tower import Tower
 from vlkd_cli.towers.whole.parts import (
     Linear,
-    Misfit,
+    Mismatch,
     encoder_of,
     insist_on_equal,
     linear_head,
@@ -81,13 +81,13 @@ def _encoders(image: Tower, text: Tower) -> tuple[OpenClipImage, OpenClipText]:
     vision: OpenClipImage = encoder_of(image, OpenClipImage, LIBRARY)
     words: OpenClipText = encoder_of(text, OpenClipText, LIBRARY)
     if vision.source.quick_gelu != words.source.quick_gelu:
-        raise Misfit(
+        raise Mismatch(
             f"towers '{image.name}' and '{text.name}'",
             f"one of them has `quick_gelu`, and {LIBRARY} has it in both halves or in none",
         )
     tokenizer = words.input
     if isinstance(tokenizer, ClipTokenizer) and tokenizer.vocabulary_size < CLIP_VOCABULARY:
-        raise Misfit(
+        raise Mismatch(
             name_of(text),
             f"its vocabulary ends at {tokenizer.vocabulary_size}, which open_clip's tokenizer does"
             " not obey",
@@ -107,7 +107,9 @@ def _visual(tower: Tower, encoder: OpenClipImage, section: dict[str, Any]) -> St
         _put(state, "attnpool.c_proj", head)
     else:
         if section.get("timm_proj", "linear") != "linear":
-            raise Misfit(name_of(tower), "its model has no linear projection that a head fits into")
+            raise Mismatch(
+                name_of(tower), "its model has no linear projection to merge a head into"
+            )
         _put(state, "head.proj", head)
         section["timm_proj_bias"] = "head.proj.bias" in state
     return state
@@ -121,7 +123,9 @@ def _textual(tower: Tower, encoder: OpenClipText, section: dict[str, Any]) -> St
         return state
     if not encoder.is_transformer:
         if not isinstance(encoder.encoder.proj, nn.Linear):
-            raise Misfit(name_of(tower), "its model has no linear projection that a head fits into")
+            raise Mismatch(
+                name_of(tower), "its model has no linear projection to merge a head into"
+            )
         _put(state, "proj", head)
         return state
     if isinstance(encoder.encoder.text_projection, nn.Linear):

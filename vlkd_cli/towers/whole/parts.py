@@ -26,7 +26,7 @@ MOST_DIFFERENCE = 1e-5
 REMEDY = "Export the towers one by one (without --format), or as ONNX (--format onnx)."
 
 
-class Misfit(WeightsError):
+class Mismatch(WeightsError):
     """A tower that a format has no place for."""
 
     def __init__(self, what: str, problem: str, remedy: str = REMEDY) -> None:
@@ -63,16 +63,16 @@ def encoder_of(tower: Tower, kind: type[Backbone], library: str) -> Any:
     """The tower's encoder, its adapter merged.
 
     Raises:
-        Misfit: it is of another builder, or the tower has a pooler or a learned prompt.
+        Mismatch: it is of another builder, or the tower has a pooler or a learned prompt.
     """
     what = name_of(tower)
     if not isinstance(tower.encoder, kind):
         builder = "another builder" if tower.section is None else f"`{tower.section.builder}`"
-        raise Misfit(what, f"it is of builder {builder}, and {library} has no place for it")
+        raise Mismatch(what, f"it is of builder {builder}, and {library} has no place for it")
     if tower.pooler is not None:
-        raise Misfit(what, f"it has a pooler, and {library} has no place for one")
+        raise Mismatch(what, f"it has a pooler, and {library} has no place for one")
     if tower.encoder.prompted:
-        raise Misfit(what, f"it has a learned prompt, and {library} has no place for one")
+        raise Mismatch(what, f"it has a learned prompt, and {library} has no place for one")
     return merged_tower(tower).encoder
 
 
@@ -83,7 +83,7 @@ def linear_head(tower: Tower, library: str, *, bias: bool) -> Linear:
         bias: whether the library's projection can have one.
 
     Raises:
-        Misfit: the head is another.
+        Mismatch: the head is another.
     """
     parts = tower.parts()
     if HEAD not in parts:
@@ -91,14 +91,14 @@ def linear_head(tower: Tower, library: str, *, bias: bool) -> Linear:
     head = parts[HEAD].module
     reads = [source.output for source in parts[HEAD].reads]
     if type(head) is not LinearHead or reads != ["backbone"]:
-        raise Misfit(
+        raise Mismatch(
             name_of(tower), f"its head is not `linear`, and {library} has one projection only"
         )
     weight, own = head.linear.weight.detach(), head.linear.bias
     if own is None or not bool(own.any()):
         return Linear(weight)
     if not bias:
-        raise Misfit(
+        raise Mismatch(
             name_of(tower),
             f"its head has a bias, and the projection of {library} has none",
             "Train with `head: {name: linear, bias: false, ...}`, or use --format onnx.",
@@ -107,9 +107,9 @@ def linear_head(tower: Tower, library: str, *, bias: bool) -> Linear:
 
 
 def same_width(image: Tower, text: Tower) -> int:
-    """Raises Misfit where two towers have no space in common."""
+    """Raises Mismatch where two towers have no space in common."""
     if image.width != text.width:
-        raise Misfit(
+        raise Mismatch(
             f"towers '{image.name}' and '{text.name}'",
             f"they give {image.width} and {text.width} values, and a whole model compares them",
         )

@@ -17,7 +17,7 @@ from vlkd_cli.heads.linear import LinearHead
 from vlkd_cli.heads.mlp import MLPHead
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
-from vlkd_cli.towers.whole.parts import Misfit, insist_on_equal, name_of, sample_texts
+from vlkd_cli.towers.whole.parts import Mismatch, insist_on_equal, name_of, sample_texts
 
 LIBRARY = "a SentenceTransformer"
 POOLINGS = {"MeanPooler": "mean", "CLSPooler": "cls", "MaxPooler": "max", "LastPooler": "lasttoken"}
@@ -94,24 +94,24 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
     what, encoder = name_of(tower), tower.encoder
     if isinstance(encoder, SentenceBackbone):
         if tower.pooler is not None:
-            raise Misfit(
+            raise Mismatch(
                 what, f"it has a pooler in place of the model's own, and {LIBRARY} no place"
             )
         if encoder.encoder.truncate_dim is not None:
-            raise Misfit(what, "its vectors are truncated before the head")
+            raise Mismatch(what, "its vectors are truncated before the head")
         return list(encoder.encoder)
     if not isinstance(encoder, HuggingFaceText):
         builder = "?" if tower.section is None else tower.section.builder
-        raise Misfit(what, f"it is of builder `{builder}`, and {LIBRARY} has no place for it")
+        raise Mismatch(what, f"it is of builder `{builder}`, and {LIBRARY} has no place for it")
     kind = "MeanPooler" if tower.pooler is None else type(tower.pooler).__name__
     if encoder.origin is not None:
-        raise Misfit(what, HALVES)
+        raise Mismatch(what, HALVES)
     if encoder.own_pooler and tower.pooler is None:
-        raise Misfit(what, f"it reads `own_pooler`, and {LIBRARY} has no place for it")
+        raise Mismatch(what, f"it reads `own_pooler`, and {LIBRARY} has no place for it")
     if encoder.by_length:
-        raise Misfit(what, "padding changes what its encoder gives, and the library pads")
+        raise Mismatch(what, "padding changes what its encoder gives, and the library pads")
     if kind not in POOLINGS:
-        raise Misfit(what, f"{LIBRARY} has no module for its pooler")
+        raise Mismatch(what, f"{LIBRARY} has no module for its pooler")
     return [*_transformer(encoder, folder), _library().Pooling(encoder.token_width, POOLINGS[kind])]
 
 
@@ -123,7 +123,7 @@ def _transformer(encoder: HuggingFaceText, folder: Path) -> list[Any]:
     try:
         how = encoder.export(source, source, {})
         if how.adapter == "beside":
-            raise Misfit("its adapter", "it cannot be merged into the weights")
+            raise Mismatch("its adapter", "it cannot be merged into the weights")
         return [_library().Transformer(str(source))]
     finally:
         shutil.rmtree(source)
@@ -136,14 +136,14 @@ def _layers(tower: Tower) -> Iterator[Layer]:
         return
     head = parts[HEAD].module
     if [source.output for source in parts[HEAD].reads] != ["backbone"]:
-        raise Misfit(
+        raise Mismatch(
             name_of(tower), f"its head reads more than the feature, and {LIBRARY} does not"
         )
     if type(head) is LinearHead:
         yield Layer(head.linear.weight.detach(), _detached(head.linear.bias), nn.Identity())
         return
     if type(head) is not MLPHead:
-        raise Misfit(name_of(tower), f"{LIBRARY} has no module for its head")
+        raise Mismatch(name_of(tower), f"{LIBRARY} has no module for its head")
     current: Layer | None = None
     for module in head.layers:
         if isinstance(module, nn.Linear):
@@ -155,7 +155,7 @@ def _layers(tower: Tower) -> Iterator[Layer]:
         elif isinstance(module, (nn.GELU, nn.ReLU, nn.SiLU)) and current is not None:
             current = current._replace(activation=module)
         elif not isinstance(module, nn.Dropout):
-            raise Misfit(
+            raise Mismatch(
                 name_of(tower),
                 f"its head has a {type(module).__name__}, and {LIBRARY} has no place",
             )
