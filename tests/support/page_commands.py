@@ -56,7 +56,7 @@ RUN: dict[str, list[str]] = {
     "vlkd train quickstart --run runs/second --set train.seed=1": TINY,
     "vlkd train finetune/classes --run runs/tuned": TINY,
     "vlkd eval runs/tuned --wise-ft 0,0.25,0.5,0.75,1": [],
-    "vlkd export runs/tuned exported": [],
+    "vlkd export runs/tuned exported_tuned": [],
     "vlkd mine runs/first hard.csv": [],
     "vlkd mine runs/first hard.csv --query text --num 8 --range 5:200 --relative-margin 0.05": [],
     "vlkd train small/clip_from_scratch --run runs/scratch --set train.epochs=6": TINY_PAIR,

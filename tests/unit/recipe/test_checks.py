@@ -196,8 +196,8 @@ def test_a_follower_of_a_frozen_tower_follows_nothing():
         (
             "{name: infonce, teacher: text@}",
             (
-                "teacher: 'text@' is not an address. Write tower, tower.backbone, tower.tokens or"
-                " tower.HEAD, then @VIEW or @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some"
+                "teacher: 'text@' is not an address. Write tower, tower.backbone, tower.tokens,"
+                " tower.layers.N, tower.layers.N.pooled or tower.HEAD, then @VIEW or @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some"
                 " of its pictures."
             ),
         ),
@@ -410,7 +410,7 @@ def test_towers_alone_are_fine_for_evaluation():
         (
             ["data.views={main: null}"],
             "data.views.main: a view's name is made of letters, digits and underscores and is none"
-            " of main, input, backbone, tokens.",
+            " of main, input, backbone, tokens, layers.",
         ),
     ],
 )
