@@ -94,7 +94,11 @@ MUTANTS = {
         {"self.ema.load_state_dict(checkpoint.ema)": "pass"}, "queue", None, after_resume=True
     ),
     "follower forgotten after resume": Mutant(
-        {"composition.followers.load_state_dict(checkpoint.followers)": "pass"},
+        {
+            "divided_state(checkpoint.followers, composition.followers)": (
+                "composition.followers.state_dict()"
+            )
+        },
         "queue",
         None,
         after_resume=True,

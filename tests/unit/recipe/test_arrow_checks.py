@@ -129,7 +129,7 @@ def test_a_name_that_is_a_view_and_a_text_is_refused() -> None:
 def test_reserved_names_are_no_views(name: str) -> None:
     data = DATA.replace("second: null", f"second: null, {name}: null")
     (line,) = lines("{name: infonce}", PROJECTED, data=data)
-    assert line.endswith("is none of main, input, backbone, tokens.")
+    assert line.endswith("is none of main, input, backbone, tokens, layers.")
 
 
 def test_a_trained_teacher_of_one_way_distillers_gets_no_gradient_and_is_refused() -> None:
