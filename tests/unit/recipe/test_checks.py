@@ -197,8 +197,8 @@ def test_a_follower_of_a_frozen_tower_follows_nothing():
             "{name: infonce, teacher: text@}",
             (
                 "teacher: 'text@' is not an address. Write tower, tower.backbone, tower.tokens,"
-                " tower.layers.N, tower.layers.N.pooled or tower.HEAD, then @VIEW or @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some"
-                " of its pictures."
+                " tower.layers.N, tower.layers.N.pooled or tower.HEAD, then @VIEW or"
+                " @TEXT for another input, @VIEW.2 or @VIEW.2-5 for some of its pictures."
             ),
         ),
         ("{name: infonce, student: [image, text]}", "teacher: name the teacher tower."),

@@ -66,7 +66,7 @@ def test_heads_that_read_what_there_is_are_fine(heads: str) -> None:
         (
             f"{PROJECT}, tokens: {{name: linear, width: 4}}",
             "tokens: a head's name is made of letters, digits and underscores and is none of main,"
-            " input, backbone, tokens.",
+            " input, backbone, tokens, layers.",
         ),
         (
             f"{PROJECT[:-1]}, reads: backbone.0}}",

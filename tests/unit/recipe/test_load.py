@@ -34,14 +34,15 @@ def test_unknown_key_names_the_closest():
     assert lines == [
         "r.yaml:5: distillers[0].max_logit_scal: unknown key. Did you mean 'max_logit_scale'? "
         "Accepted: logit_scale, learnable, max_logit_scale, positives, positive_weight, grade,"
-        " name, weight, student, teacher, lr."
+        " negatives_of, name, weight, student, teacher, negatives, widths, width_weights, lr."
     ]
 
 
 def test_unknown_section_names_the_closest():
     assert problems(SMALL + "optimiser: {lr: 1}\n") == [
         "r.yaml:7: optimiser: unknown key. Did you mean 'optimizer'? "
-        "Accepted: towers, distillers, data, train, optimizer, schedule, evals, reports."
+        "Accepted: towers, distillers, data, train, optimizer, schedule, evals, synthesis,"
+        " reports."
     ]
 
 
