@@ -71,8 +71,8 @@ def test_a_whole_tower_can_be_added():
         ),
         (
             "optimiser.lr=1",
-            "optimiser: unknown key. Did you mean 'optimizer'? "
-            "Accepted: towers, distillers, data, train, optimizer, schedule, evals, reports.",
+            "optimiser: unknown key. Did you mean 'optimizer'? Accepted: towers, distillers, data,"
+            " train, optimizer, schedule, evals, synthesis, reports.",
         ),
     ],
 )
