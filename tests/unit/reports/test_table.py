@@ -118,10 +118,17 @@ def test_markdown_is_rounded_and_names_failures(tmp_path: Path) -> None:
     assert "| chance | 0.10 | 0.25 | 0.01 | 20.00 | - | - | - |" in text
 
 
-def test_latex_is_booktabs_with_the_best_in_bold_and_names_escaped(tmp_path: Path) -> None:
+def test_latex_is_booktabs_with_the_best_in_bold_and_names_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vlkd", "eval", "runs/first"])
     write_table(tmp_path / "t.tex", make_table(golden_cells(tmp_path)))
     text = (tmp_path / "t.tex").read_text()
-    assert r"s.c.mean\_recall" in text and r"\toprule" in text and text.startswith("% vlkd ")
+    assert (
+        r"s.c.mean\_recall" in text
+        and r"\toprule" in text
+        and text.startswith("% vlkd eval runs/first\n")
+    )
     assert r"m0 & \textbf{0.900} & 0.500 & \textbf{0.300} & 3.000 & \textbf{0.600}" in text
     assert r"m1 & 0.800 & \textbf{0.700} & \textbf{0.300} & \textbf{2.000}" in text
     assert "% rows of s.a.top1: unknown" in text
