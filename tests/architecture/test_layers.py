@@ -188,7 +188,7 @@ def test_commands_import_typer_and_the_standard_library_only():
         wrong += [
             f"{path.name} imports {module}"
             for module in imports_of(path, top_level_only=True)
-            if module.split(".")[0] not in allowed
+            if module.split(".")[0] not in allowed and module != "vlkd_cli.commands.options"
         ]
     assert wrong == []
 

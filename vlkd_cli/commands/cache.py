@@ -74,8 +74,9 @@ def fill_cache(
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key first. Repeatable."),
     ] = None,
 ) -> None:
-    """Compute the features of a recipe's towers with `cache: {draws: K}` ahead of its run. What
-    is stored already stays; an interrupted command resumes when it is repeated."""
+    """Compute the features of towers with `cache: {draws: K}` before the run.
+
+    Features that are stored already stay; an interrupted command resumes when it is repeated."""
     from vlkd_cli.engine.draw_fill import fill_ahead
 
     fill_ahead(recipe, set_ or [])

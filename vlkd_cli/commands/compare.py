@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import RunsFolder
+
 
 class At(StrEnum):
     """Which evaluation of each run counts."""
@@ -41,7 +43,7 @@ def compare(
     table: Annotated[
         Path | None, typer.Option(help="Also write the table: .csv, .md, .tex or .json.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Compare runs: mean, standard deviation, interval, and paired difference to a baseline."""
     from vlkd_cli import console

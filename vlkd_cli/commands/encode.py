@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vlkd_cli.commands.options import CpuWorkers, Gpus, Overrides, RunsFolder, Trust
+
 
 def encode(
     *,
@@ -25,9 +27,9 @@ def encode(
         typer.Argument(
             metavar="INPUT",
             help=(
-                "A folder of images, a .csv or .tsv table, a .txt file with a text (or the path of"
-                " an image) in each line, a BEIR folder or .jsonl file, or - for texts from"
-                " standard input."
+                "A folder of images or meshes, a .csv or .tsv table, a .txt file with a text (or"
+                " the path of an image) in each line, a BEIR folder or .jsonl file, or - for texts"
+                " from standard input."
             ),
         ),
     ],
@@ -40,7 +42,8 @@ def encode(
     tower: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A tower, or image or text; by default the one that fits INPUT."
+            metavar="NAME",
+            help="A tower, or image, text or mesh; by default the one that fits INPUT.",
         ),
     ] = None,
     column: Annotated[
@@ -64,27 +67,14 @@ def encode(
         Literal["fp32", "bf16", "fp16"] | None,
         typer.Option(help="Of the forward pass; by default the recipe's."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
-    ] = None,
-    cpu_workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Allow the run's recipe to run code from outside vlkd.",
-        ),
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    set_: Overrides = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Encode images or texts, as the suites do. Items that cannot be read are listed and left out;
-    the same command resumes what was interrupted."""
+    """Encode images, texts or meshes, as the suites do. Items that cannot be read are listed and
+    left out; the same command resumes what was interrupted."""
     from vlkd_cli.errors import UserError
 
     # The only form of an optional word before required ones that option parsers know is a list.

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import CpuWorkers, Gpus, Overrides, RunsFolder, Trust
+
 
 class Layout(StrEnum):
     """How a table is laid out."""
@@ -49,10 +51,7 @@ def evaluate(
             help="Set a key of the suites, e.g. data.split=test. Repeatable.",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
-    ] = None,
+    set_: Overrides = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder where suites look for their data sets.")
     ] = None,
@@ -96,12 +95,8 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME", help="With --wise-ft: only this tower. Repeatable."),
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
-    ] = None,
-    cpu_workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
-    ] = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write all results to this JSON file.")
     ] = None,
@@ -128,14 +123,8 @@ def evaluate(
     list_: Annotated[
         bool, typer.Option("--list", help="Of a table: show its cells, and measure nothing.")
     ] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Allow the run's recipe to run code from outside vlkd.",
-        ),
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Evaluate runs, checkpoints, recipes or pretrained models."""
     from vlkd_cli import console

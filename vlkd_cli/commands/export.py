@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vlkd_cli.commands.options import Overrides, RunsFolder, Trust
+
 
 def export(
     *,
@@ -25,10 +27,7 @@ def export(
     tower: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this tower. Repeatable.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
-    ] = None,
+    set_: Overrides = None,
     format_: Annotated[
         Literal["library", "onnx", "open_clip", "hf_clip", "sentence_transformers"],
         typer.Option(
@@ -81,14 +80,8 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace towers that are in the folder already.")
     ] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Allow the run's recipe to run code from outside vlkd.",
-        ),
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Write trained towers as their libraries have them, adapters merged, to be loaded without
     vlkd."""

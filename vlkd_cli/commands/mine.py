@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vlkd_cli.commands.options import CpuWorkers, Gpus, RunsFolder, Trust
+
 
 def mine(
     *,
@@ -53,20 +55,10 @@ def mine(
             help="Set any key of the recipe, e.g. data.split=train. Repeatable.",
         ),
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
-    ] = None,
-    cpu_workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Allow the run's recipe to run code from outside vlkd.",
-        ),
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Find the captions of other samples that look most right, exactly, and write a table with
     them."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import RunsFolder
+
 
 def report(
     targets: Annotated[
@@ -26,7 +28,7 @@ def report(
             " next to the first of several.",
         ),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Write one HTML file with curves, results, pictures, recipe and versions."""
     from vlkd_cli import console

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import RunsFolder, Trust
+
 
 def search(
     words: Annotated[
@@ -14,8 +16,9 @@ def search(
         typer.Argument(
             metavar="[TARGET] INDEX QUERY...",
             help=(
-                "INDEX is a .npy file of `vlkd encode`; a QUERY is a text, or the path of an image."
-                " TARGET, which encodes the queries, is what encoded the index unless you say it."
+                "INDEX is a .npy file of `vlkd encode`; a QUERY is a text, or the path of an image"
+                " or a mesh. TARGET, which encodes the queries, is what encoded the index unless"
+                " you say it."
             ),
         ),
     ],
@@ -24,7 +27,8 @@ def search(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The tower for all queries, or image or text; by default the one that fits each.",
+            help="The tower for all queries, or image, text or mesh; by default the one that fits"
+            " each.",
         ),
     ] = None,
     page: Annotated[
@@ -34,14 +38,8 @@ def search(
     json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list instead of tables.")
     ] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Allow the run's recipe to run code from outside vlkd.",
-        ),
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Search what was encoded, exactly: a text or an image finds the nearest texts or images."""
     from vlkd_cli.errors import UserError

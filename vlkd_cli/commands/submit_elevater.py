@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import RunsFolder
+
 
 def submit_elevater(
     run: Annotated[
@@ -46,7 +48,7 @@ def submit_elevater(
             help="A vision_datasets.json whose data sets count instead of the official 20.",
         ),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Merge a run's ELEVATER prediction files into a submission, once all of them are right."""
     from vlkd_cli import console

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import RunsFolder
+
 
 def sweep(
     recipe: Annotated[str, typer.Argument(help="Path of a YAML file, or a shipped recipe's name.")],
@@ -48,7 +50,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="One step of each shape of cell, and no run.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Train a recipe in every combination of values and seeds; killed cells resume."""
     from vlkd_cli.errors import UserError

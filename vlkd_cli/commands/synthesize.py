@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import CpuWorkers, Gpus, Overrides, RunsFolder, Trust
+
 
 def synthesize(
     *,
@@ -18,20 +20,11 @@ def synthesize(
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that is written.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe. Repeatable."),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
-    ] = None,
-    cpu_workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Allow a run's recipe to run code from outside vlkd.")
-    ] = False,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    set_: Overrides = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    trust: Trust = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Make triplets to train on: passages are mined for each query, and the margin between a
     positive and a negative passage is scored. The same command resumes what was interrupted."""

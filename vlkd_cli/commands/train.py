@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlkd_cli.commands.options import CpuWorkers, Gpus, RunsFolder
+
 
 def train(
     recipe: Annotated[
@@ -21,12 +23,8 @@ def train(
             help="Set any key of the recipe, e.g. optimizer.lr=1e-4. Repeatable.",
         ),
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, one per GPU.")
-    ] = None,
-    cpu_workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes on this machine, on the CPU.")
-    ] = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +37,7 @@ def train(
         str | None,
         typer.Option(metavar="FOLDER|URL", help="Folder of this run. By default runs/RECIPE-TIME."),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Build everything, take one step, print sizes, and stop."),

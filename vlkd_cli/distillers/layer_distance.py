@@ -15,9 +15,10 @@ from vlkd_cli.errors import RecipeError
 
 class LayerDistance(Distiller):
     """Mean squared difference of a student's layer, mapped to the teacher's width, and a teacher's:
-    over features, over places where the sides have places, and over rows.
+    over features, over positions where the sides have positions, and over rows.
 
-    Where two pictures' grids differ, the student's places are resized bilinearly to the teacher's.
+    Where two pictures' grids differ, the student's positions are resized bilinearly to the
+    teacher's.
 
     Args:
         regressor: the map: `linear`, with bias, trained and then thrown away; `none`; or `auto`,
@@ -60,14 +61,14 @@ class LayerDistance(Distiller):
         return F.mse_loss(ours, theirs)
 
 
-def _resized(places: Tensor, count: int) -> Tensor:
+def _resized(positions: Tensor, count: int) -> Tensor:
     """`[B, T, D]` on a square grid as `[B, count, D]` on another."""
-    old, new = (round(number**0.5) for number in (places.shape[1], count))
-    if old * old != places.shape[1] or new * new != count:
+    old, new = (round(number**0.5) for number in (positions.shape[1], count))
+    if old * old != positions.shape[1] or new * new != count:
         raise RecipeError(
-            f"{places.shape[1]} places of the student and {count} of the teacher do not form square"
-            " grids, so one cannot be resized to the other. Compare `.pooled` outputs."
+            f"{positions.shape[1]} positions of the student and {count} of the teacher do not form"
+            " square grids, so one cannot be resized to the other. Compare `.pooled` outputs."
         )
-    grid = places.transpose(1, 2).unflatten(2, (old, old))
+    grid = positions.transpose(1, 2).unflatten(2, (old, old))
     grid = F.interpolate(grid, (new, new), mode="bilinear", antialias=new < old)
     return grid.flatten(2).transpose(1, 2)

@@ -201,32 +201,34 @@ def print_results(
     Args:
         before: values before training, by name, data set and metric; where there are any, they and
             the change are shown too.
-        references: names of results of which the table also says how much was kept: the distance
-            from chance as a fraction of what it was.
+        references: names of results of which the table also shows how much was retained: the
+            distance from chance as a fraction of what it was.
     """
     rows = []
-    shows_kept = any(result.name in references for result in results)
+    shows_retained = any(result.name in references for result in results)
     for result in results:
         for metric, value in result.metrics.items():
             start, chance = (
                 before.get((result.name, result.dataset, metric)),
                 result.chance.get(metric),
             )
-            kept = kept_fraction(start, value, chance) if result.name in references else None
+            retained = (
+                retained_fraction(start, value, chance) if result.name in references else None
+            )
             rows.append(
                 [result.name, result.dataset, result.split, metric]
                 + ([_number(start), _number(value), _change(start, value)] if before else [])
                 + ([] if before else [_number(value)])
-                + ([_percent(kept)] if shows_kept else [])
+                + ([_percent(retained)] if shows_retained else [])
                 + [_number(chance)]
             )
     values = ["before", "after", "change"] if before else ["value"]
-    kept_column = ["kept"] if shows_kept else []
-    columns = ["suite", "data", "split", "metric", *values, *kept_column, "chance"]
+    retained_column = ["retained"] if shows_retained else []
+    columns = ["suite", "data", "split", "metric", *values, *retained_column, "chance"]
     console.print_table("Results", columns, rows)
 
 
-def kept_fraction(start: float | None, end: float | None, chance: float | None) -> float | None:
+def retained_fraction(start: float | None, end: float | None, chance: float | None) -> float | None:
     """(end - chance) / (start - chance); None where it is not known, or the start is at chance."""
     if start is None or end is None or chance is None or start == chance:
         return None

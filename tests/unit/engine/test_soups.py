@@ -18,7 +18,7 @@ from vlkd_cli.engine.launching.start_evaluation import start_evaluation
 from vlkd_cli.engine.periodic import _require_chance
 from vlkd_cli.engine.soups import decide_soups
 from vlkd_cli.errors import UserError
-from vlkd_cli.evaluation.run import kept_fraction
+from vlkd_cli.evaluation.run import retained_fraction
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.tower import Tower
@@ -162,7 +162,7 @@ def test_an_adapter_in_a_tower_of_a_run_starts_at_its_outputs(
     )
 
 
-def test_the_closing_table_says_how_much_of_a_reference_was_kept(
+def test_the_closing_table_says_how_much_of_a_reference_was_retained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny_recipe(
@@ -170,19 +170,19 @@ def test_the_closing_table_says_how_much_of_a_reference_was_kept(
     )
     run = train(tmp_path, recipe)
     table = capsys.readouterr().out
-    assert "kept" in table and "before" in table
+    assert "retained" in table and "before" in table
     values = [
         json.loads(next(run.glob(f"results/step_{step}/*.json")).read_text())
         for step in ("00000000", "00000002")
     ]
     start, end = (each["metrics"]["top5"] for each in values)
-    kept = kept_fraction(start, end, values[0]["chance"]["top5"])
-    assert kept is None or f"{kept:.1%}" in table
-    assert kept_fraction(0.5, 0.3, 0.1) == pytest.approx(0.5)
-    assert kept_fraction(0.1, 0.3, 0.1) is None and kept_fraction(None, 0.3, 0.1) is None
+    retained = retained_fraction(start, end, values[0]["chance"]["top5"])
+    assert retained is None or f"{retained:.1%}" in table
+    assert retained_fraction(0.5, 0.3, 0.1) == pytest.approx(0.5)
+    assert retained_fraction(0.1, 0.3, 0.1) is None and retained_fraction(None, 0.3, 0.1) is None
     # A run that is complete has its table in its files.
     train(tmp_path, recipe, resume=str(run))
-    assert "kept" in capsys.readouterr().out
+    assert "retained" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def _matching(place: str) -> list[str]:
         return sorted(filesystem.unstrip_protocol(name) for name in found)
     except Exception as error:  # every fsspec protocol has exceptions of its own
         raise DataError(
-            f"data.path {place} cannot be read ({type(error).__name__}: {error})."
+            f"data.path {place} cannot be read ({type(error).__name__}: {error}). Correct the"
+            " address, or install what its protocol needs."
         ) from None
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.errors import UserError
 from vlkd_cli.towers.onnx.graph import REMEDY
 
@@ -78,7 +79,7 @@ def compare(graph: nn.Module, path: Path, batches: Sequence[Inputs], what: str) 
         found = [session.run(batch) for batch in batches]
     # onnxruntime raises exceptions of its own kinds, which share no base below Exception.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rpartition("Status Message: ")[2]
+        reason = first_line(error).rpartition("Status Message: ")[2]
         raise UserError(
             f"{what}: onnxruntime cannot run the ONNX file, which was removed: {reason[:200]}."
             f" {REMEDY}"
