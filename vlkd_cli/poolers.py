@@ -1,5 +1,5 @@
 """How the tokens of an encoder become one feature. All of them honor the mask: padding never
-matters.
+matters. Averages and maxima of an image are over its patches, without class and register tokens.
 
 Each takes the token width from the engine and its recipe keys as keyword-only arguments; `width` is
 what it returns.
@@ -25,7 +25,13 @@ class Pooler(nn.Module):
     needs_eot: bool = False
     """Whether the encoder must say where the text ends."""
     needs_class_token: bool = False
-    """Whether `forward` also takes `prefix`, the number of class and register tokens."""
+    """Whether it reads the class token of an image encoder."""
+    takes_prefix: bool = False
+    """Whether `forward` also takes `prefix`, the number of class and register tokens; such a
+    pooler is for images."""
+
+    patches_only: ClassVar[bool] = False
+    """Whether it pools an image's patches without class and register tokens."""
 
     starts_random: ClassVar[bool] = False
     """Whether it has weights that must be trained before its feature means anything."""
@@ -44,7 +50,9 @@ class Pooler(nn.Module):
 
 
 class CLSPooler(Pooler):
-    """The first token."""
+    """The first token; of an image, the class token."""
+
+    needs_class_token = True
 
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
@@ -67,6 +75,7 @@ class ClassMeanPooler(Pooler):
     """
 
     needs_class_token = True
+    takes_prefix = True
 
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
@@ -88,7 +97,9 @@ class ClassMeanPooler(Pooler):
 
 
 class MeanPooler(Pooler):
-    """Mean over the real tokens; a row without any gives zeros."""
+    """Mean over the real tokens (of an image, its patches); a row without any gives zeros."""
+
+    patches_only: ClassVar[bool] = True
 
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
@@ -103,7 +114,10 @@ class MeanPooler(Pooler):
 
 
 class MaxPooler(Pooler):
-    """Maximum over the real tokens, for each feature; a row without any gives zeros."""
+    """Maximum over the real tokens (of an image, its patches), for each feature; a row without any
+    gives zeros."""
+
+    patches_only: ClassVar[bool] = True
 
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
@@ -153,8 +167,8 @@ class EOTPooler(Pooler):
 
 
 class GeMPooler(Pooler):
-    """Generalized mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens: p = 1 is the mean of
-    the positive parts, large p the maximum.
+    """Generalized mean `(mean(max(x, eps)**p))**(1/p)` over the real tokens (of an image, its
+    patches): p = 1 is the mean of the positive parts, large p the maximum.
 
     Args:
         p: where the power starts.
@@ -164,6 +178,8 @@ class GeMPooler(Pooler):
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation,
     arXiv:1711.02512, equation 3, with one power for all features as in the authors' code.
     """
+
+    patches_only: ClassVar[bool] = True
 
     def __init__(
         self, token_width: int, *, p: Positive = 3.0, eps: Positive = 1e-6, learnable: bool = True

@@ -40,7 +40,7 @@ def test_cls_is_the_first_real_token_where_padding_stands_on_the_left() -> None:
 OF_TEXTS = [
     name
     for name in catalog.names("pooler")
-    if not catalog.load("pooler", name).needs_class_token  # pictures have no padding
+    if not catalog.load("pooler", name).takes_prefix  # pictures have no padding
 ]
 
 

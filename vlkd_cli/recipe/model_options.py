@@ -108,7 +108,11 @@ def _poolers(modality: ModalityName, builder: str, architecture: str) -> Iterato
     for name in catalog.names("pooler"):
         said = attributes_of("pooler", name)
         marks_ends = is_named(modality) and builder == "openclip"
-        has_class = has_views(modality) and architecture != "cnn"
+        has_class = (
+            architecture not in ("cnn", "pointnet")
+            if has_views(modality)
+            else is_named(modality) and not said["takes_prefix"]
+        )
         if (marks_ends or not said["needs_eot"]) and (has_class or not said["needs_class_token"]):
             yield name
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlkd_cli import catalog
 from vlkd_cli.builders.adapters.any_tower import adapt
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder
 from vlkd_cli.builders.guard import of_tower
 from vlkd_cli.builders.hiding import Masks
+from vlkd_cli.builders.trial import try_images
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
 from vlkd_cli.recipe.address import modality_of
@@ -247,12 +248,29 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
             f"tower '{name}': this model has no end-of-text token for pooler '{spec.pooler.name}'."
             " Use `last` or `mean`."
         )
-    if getattr(pooler, "needs_class_token", False) and not isinstance(backbone.input, ImageInput):
+    if getattr(pooler, "takes_prefix", False) and callable(backbone.input):
         raise RecipeError(
             f"tower '{name}': pooler '{spec.pooler.name}' joins the class token and the patches of"
             " an image. Use `mean`, `cls` or `eot` for texts."
         )
+    if getattr(pooler, "needs_class_token", False) and not _has_class_token(name, backbone):
+        raise RecipeError(
+            f"tower '{name}': pooler '{spec.pooler.name}' needs a class token, and this model has"
+            " none. Use `pooler: {name: mean}`."
+        )
     return pooler
+
+
+def _has_class_token(name: str, backbone: Backbone) -> bool:
+    """Whether the first token stands for the whole input, as that of a text may."""
+    if not isinstance(backbone.input, ImageInput):
+        return callable(backbone.input)
+
+    def prefix_of(network: Backbone, images: Tensor) -> int:
+        tokens = network(images, tokens=True).tokens
+        return 0 if tokens is None else int(tokens.prefix)
+
+    return try_images(backbone, backbone.input.size_px, prefix_of, f"tower '{name}'") > 0
 
 
 def _component(kind: str, tower: str, spec: Component, width_in: int, *supplied: Any) -> Any:

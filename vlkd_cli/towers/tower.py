@@ -18,7 +18,7 @@ from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.preprocessing import Tokenizer, described_input
+from vlkd_cli.preprocessing import ImageInput, Tokenizer, described_input
 from vlkd_cli.recipe.address import LAYER, layer_of
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
@@ -271,11 +271,16 @@ class Tower(nn.Module):
             assert encoded.feature is not None, f"tower '{self.name}' has no feature"
             return encoded.feature
         assert encoded.tokens is not None
-        told = {}
-        if getattr(self.pooler, "needs_class_token", False):
-            told["prefix"] = encoded.tokens.prefix
-        pooled: Tensor = self.pooler(*encoded.tokens[:3], **told)
+        values, mask, eot, prefix = encoded.tokens
+        told = {"prefix": prefix} if getattr(self.pooler, "takes_prefix", False) else {}
+        if self._pools_patches():
+            values, mask = values[:, prefix:], mask[:, prefix:]
+        pooled: Tensor = self.pooler(values, mask, eot, **told)
         return pooled
+
+    def _pools_patches(self) -> bool:
+        """Whether the pooler leaves out an image's class and register tokens."""
+        return isinstance(self.input, ImageInput) and getattr(self.pooler, "patches_only", False)
 
     @property
     def backbone_is_frozen(self) -> bool:
@@ -336,7 +341,7 @@ class Tower(nn.Module):
             encoder.settings,
             self.modality,
             described_input(self.input) or "None",
-            repr(self.pooler),
+            repr(self.pooler) + " of patches" * self._pools_patches(),
             _tokens_of(self.input) if callable(self.input) else "",
         )
         digest.update("\0".join(settings).encode())

@@ -37,7 +37,8 @@ def test_poolers_and_keys_are_those_of_the_modality():
     assert (image["towers"], text["towers"]) == (["image"], ["text"])
     assert "cls_mean" in image["type"] and "eot" not in image["type"]
     assert "eot" in text["type"] and "cls_mean" not in text["type"]
-    assert "cls_mean" not in options("resnet-base")["pooler"][0]["type"]
+    assert "cls, " in image["type"] and "cls, " in text["type"]
+    assert "cls" not in options("resnet-base")["pooler"][0]["type"]
     assert "tokenizer" in options("bert-base-en") and "image_size" not in options("bert-base-en")
     assert "data.augment" in options("resnet-base") and "data.augment" not in options(
         "bert-base-en"

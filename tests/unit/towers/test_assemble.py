@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.vision_types import VISION_TYPES
 from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.errors import CheckpointError, RecipeError
@@ -126,8 +127,34 @@ def test_class_and_patches_pool_a_vit_and_refuse_texts_and_convolutions() -> Non
     with pytest.raises(RecipeError, match="joins the class token and the patches of an image"):
         assemble("text", spec(**TEXT, pooler={"name": "cls_mean"}))
     resnet = {"builder": "torchvision", "model": "resnet18", "pooler": {"name": "cls_mean"}}
-    with pytest.raises(RecipeError, match="needs a class token"):
-        assemble("image", spec(**resnet)).encode(images)
+    with pytest.raises(RecipeError, match="'cls_mean' needs a class token"):
+        assemble("image", spec(**resnet))
+
+
+SIGLIP = {
+    "builder": "huggingface",
+    "modality": "image",
+    "config": {"type": "siglip_vision_model", **VISION_TYPES["siglip_vision_model"]},
+}
+
+
+@pytest.mark.parametrize("keys", [SIGLIP, {"builder": "torchvision", "model": "resnet18"}])
+def test_the_class_token_is_refused_where_an_image_has_none(keys: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="'cls' needs a class token, and this model has none"):
+        assemble("image", spec(**keys, pooler={"name": "cls"}))
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "gem"])
+def test_averages_and_maxima_of_an_image_leave_out_class_and_register_tokens(name: str) -> None:
+    registers = {"type": "dinov2_with_registers", **VISION_TYPES["dinov2_with_registers"]}
+    keys = {"builder": "huggingface", "modality": "image", "config": registers}
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tower = assemble("image", spec(**keys, pooler={"name": name})).eval()
+    tokens = tower.encoder(images, tokens=True).tokens
+    assert tokens is not None and tokens.prefix == 4 and tower.pooler is not None
+    patches = tokens.values[:, 4:]
+    expected = tower.pooler(patches, torch.ones(patches.shape[:2], dtype=torch.bool))
+    torch.testing.assert_close(tower.encode(images), expected)
 
 
 def test_blocks_read_the_class_token_of_a_vit() -> None:
