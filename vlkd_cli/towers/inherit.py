@@ -21,9 +21,10 @@ from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import LayerChoice
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_FUSED = ("in_proj_weight", "in_proj_bias", "qkv", "query_key_value", "c_attn")
-"""Names of tensors that hold queries, keys and values one after another."""
-_GATED = ("weights_in", "w12")
+_FUSED = ("in_proj_weight", "in_proj_bias", "qkv", "Wqkv", "qkv_proj", "c_attn")
+"""Names of tensors that hold queries, keys and values one after another. Those called
+query_key_value hold them head by head, so that leading rows are leading heads."""
+_GATED = ("weights_in", "w12", "Wi", "gate_up_proj")
 """Names of those that hold a gate and what it multiplies."""
 _POSITIONS = ("pos_embed", "positional_embedding", "position_embedding", "position_embeddings")
 _TOKENS = ("token_embedding", "word_embeddings", "embed_tokens", "wte")
@@ -73,7 +74,7 @@ def inherit(
         counterpart = theirs.get(_renamed(key, blocks))
         if counterpart is None:
             raise RecipeError(f"{what} has no '{_renamed(key, blocks)}'. Choose other layers.")
-        placed = _placed(key, counterpart, tensor, fit)
+        placed = _placed(key, counterpart, tensor, fit, _parts(_renamed(key, blocks), theirs))
         if placed is None:
             raise RecipeError(
                 f"{what}: '{key}' is {list(tensor.shape)} here and {list(counterpart.shape)}"
@@ -145,8 +146,23 @@ def leading(tensor: Tensor, shape: Sequence[int], parts: int = 1, dim: int = 0) 
     return tensor[tuple(slice(size) for size in shape)]
 
 
-def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit) -> Tensor | None:
-    """The teacher's tensor in the shape of the student's; None where it does not fit."""
+def _parts(name: str, state: Mapping[str, Tensor]) -> int:
+    """How many tensors of one size a tensor of the teacher holds one after another."""
+    if _names(name, _FUSED):
+        return 3
+    # timm's gated MLPs share their names with plain ones.
+    block, is_first, _ = name.rpartition(".fc1.")
+    after = state.get(f"{block}.fc2.weight") if is_first and name in state else None
+    is_packed = after is not None and len(state[name]) == 2 * after.shape[1]
+    return 2 if is_packed or _names(name, _GATED) else 1
+
+
+def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit, parts: int) -> Tensor | None:
+    """The teacher's tensor in the shape of the student's; None where it does not fit.
+
+    Args:
+        parts: how many tensors it holds.
+    """
     shape = own.shape
     if _names(name, _TOKENS) and fit.tokens is not None and tensor.shape[0] != shape[0]:
         return _by_token(tensor, own, *fit.tokens)
@@ -154,7 +170,6 @@ def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit) -> Tensor | None:
         tensor = _resized_positions(tensor, shape, has_grid=fit.has_grid)
     elif tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[2:] != shape[2:]:
         tensor = _resized_kernel(tensor, (int(shape[2]), int(shape[3])))
-    parts = 3 if _names(name, _FUSED) else 2 if _names(name, _GATED) else 1
     return leading(tensor, shape, parts, dim=-1 if "c_attn.weight" in name else 0)
 
 

@@ -15,7 +15,7 @@ from tests.unit.engine.recipes import IMAGE, TEXT
 from vlkd_cli.engine.build import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
-from vlkd_cli.towers.inherit import choose_layers, leading
+from vlkd_cli.towers.inherit import _parts, choose_layers, leading
 from vlkd_cli.towers.tower import Tower
 
 GOLDENS = Path(golden_inputs.__file__).parent / "distil_adapt.json"
@@ -132,6 +132,20 @@ def test_every_second_block_and_the_leading_heads_are_taken() -> None:
     assert str(student.inherited) == (
         "inherits from 'teacher_image': layers 0, 2, 100.0% of its parameters"
     )
+
+
+def test_joined_weights_give_the_leading_part_of_each_whatever_a_library_calls_them() -> None:
+    config = {"type": "modernbert", "layers": 1, "heads": 4, "width": 32, "hidden": 48}
+    section = {**HF_TEXT, "config": config}
+    student, teacher = towers(sized(section, heads=2, width=16, hidden=24), section, {})
+    ours, theirs = student.encoder.state_dict(), teacher.encoder.state_dict()
+    for name, count, rows in (("attn.Wqkv", 3, 16), ("mlp.Wi", 2, 24)):
+        key = f"encoder.layers.0.{name}.weight"
+        parts = theirs[key].chunk(count)
+        assert ours[key].equal(torch.cat([part[:rows, :16] for part in parts]))
+    packed = {"b.fc1.weight": torch.zeros(8, 3), "b.fc2.weight": torch.zeros(3, 4)}
+    assert _parts("b.fc1.weight", packed) == 2
+    assert _parts("b.fc1.weight", {**packed, "b.fc2.weight": torch.zeros(3, 8)}) == 1
 
 
 def test_a_smaller_vocabulary_takes_the_rows_of_its_tokens() -> None:
