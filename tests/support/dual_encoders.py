@@ -45,6 +45,13 @@ DUALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "siglip": ("Siglip", TEXT, PLAIN, {}),
     # Its tokenizer of transformers 5 adds special tokens of its own.
     "siglip2": ("Siglip2", {**TEXT, "vocab_size": 16}, {**SIGLIP2, "num_patches": 16}, {}),
+    # Its class token is not its feature: the library projects the tanh pooler of the ViT.
+    "vision-text-dual-encoder": (
+        "VisionTextDualEncoder",
+        {**TEXT, "model_type": "bert"},
+        {**PLAIN, "model_type": "vit"},
+        {"projection_dim": 8},
+    ),
 }
 """model_type -> name of the classes, configurations of texts and images, keys of the whole."""
 

@@ -39,6 +39,7 @@ DUALS: dict[str, Dual] = {
     "metaclip_2": Dual(),
     "siglip": Dual(padded=True),
     "siglip2": Dual(padded=True),
+    "vision-text-dual-encoder": Dual(),
 }
 """Dual encoders by their `model_type`."""
 PROJECTED = "the projected feature that the library compares, before it is normalized"

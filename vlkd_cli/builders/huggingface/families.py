@@ -90,7 +90,10 @@ def patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
 
 
 def inner_module(encoder: nn.Module, name: str) -> nn.Module:
-    """A module of an encoder; version 5 of transformers has no `vision_model` around it."""
-    short = name.removeprefix("vision_model.")
-    has_inner = any(child == "vision_model" for child, _ in encoder.named_children())
-    return encoder.get_submodule(name if has_inner else short)
+    """A module of an encoder by the name that one of the library's own vision models has for it;
+    halves and some versions have `vision_model` around it, once or twice."""
+    inner: Any = encoder
+    while hasattr(inner, "vision_model"):
+        inner = inner.vision_model
+    module: nn.Module = inner.get_submodule(name.removeprefix("vision_model."))
+    return module

@@ -73,7 +73,7 @@ class HuggingFaceImage(LibraryEncoder):
         self.input = read_processor(processor, what)
         known = family_of(config)
         self.family = known or UNLISTED
-        if own_pooler:
+        if own_pooler or origin is not None:
             self.family = self.family._replace(feature="pooled")
         size = getattr(config, "image_size", None)
         self.native = tuple(size) if isinstance(size, (list, tuple)) else (size, size)

@@ -19,7 +19,16 @@ from vlkd_cli.cache_folder import cache_folder
 
 ON_DISK = "on disk"
 """What the column of pretrained weights shows of a model that need not be fetched."""
-DUAL = ("align", "altclip", "chinese_clip", "clip", "siglip", "siglip2")
+DUAL = (
+    "align",
+    "altclip",
+    "chinese_clip",
+    "clip",
+    "clipseg",
+    "metaclip_2",
+    "siglip",
+    "siglip2",
+)
 """Types with a tower for images and one for texts."""
 _MORE_IMAGES = ("cvt", "pvt_v2")
 """Vision encoders that the library does not list as such."""
