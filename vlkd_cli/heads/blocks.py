@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -29,9 +30,11 @@ class BlocksHead(nn.Module):
         hidden: width inside the gated MLP; by default 8/3 of the tokens' width, rounded up to a
             multiple of 64.
         drop_path: rate of stochastic depth in each block.
+        class_token: `model`: the model's own; `mean`: the mean of the patches takes its position,
+            for models without one (convolutional networks, Swin, SigLIP).
 
     Raises:
-        RecipeError: the tower has no class token.
+        RecipeError: the tower has no class token, or has one that `mean` would leave out.
 
     Source: Jose et al., DINOv2 Meets Text (dino.txt), CVPR 2025, arXiv:2412.16334, section 3.2:
     blocks of DINOv2 without a bias of queries, keys and values, LayerScale from 1e-5, SwiGLU.
@@ -47,6 +50,7 @@ class BlocksHead(nn.Module):
         width: PositiveInt | None = None,
         hidden: PositiveInt | None = None,
         drop_path: Probability = 0.3,
+        class_token: Literal["model", "mean"] = "model",
     ) -> None:
         from timm.layers import SwiGLU
         from timm.models.vision_transformer import Block
@@ -56,6 +60,7 @@ class BlocksHead(nn.Module):
             raise ValueError("head 'blocks' reads the tokens of an image tower")
         if width_in % heads:
             raise ValueError(f"tokens of width {width_in} are not a multiple of {heads} heads")
+        self.class_token = class_token
         self.width = width or 2 * width_in
         if self.width % 2:
             raise ValueError(f"width {width} is odd: half of it is the class token's")
@@ -83,11 +88,20 @@ class BlocksHead(nn.Module):
         patches: Float[Tensor, "B T D"],
         prefix: Float[Tensor, "B P D"] | None = None,
     ) -> Float[Tensor, "B E"]:
-        if prefix is None or not prefix.shape[1]:
+        has_prefix = prefix is not None and prefix.shape[1] > 0
+        if self.class_token == "mean":
+            if has_prefix:
+                raise RecipeError(
+                    "head 'blocks': class_token: mean is for models without a class token, and the"
+                    " tower's has one. Remove it."
+                )
+            prefix = patches.mean(dim=1, keepdim=True)
+        elif not has_prefix:
             raise RecipeError(
-                "head 'blocks' needs a class token, and the tower's model has none. Use another"
-                " model, or a head that reads the feature."
+                "head 'blocks' needs a class token, and the tower's model has none. Say"
+                " `class_token: mean`, or use another model or a head that reads the feature."
             )
+        assert prefix is not None
         tokens = torch.cat([prefix, patches], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

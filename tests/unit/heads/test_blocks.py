@@ -32,6 +32,17 @@ def test_a_tower_without_a_class_token_is_refused() -> None:
             head(torch.randn(1, 4, 8), prefix=prefix)
 
 
+def test_the_mean_of_the_patches_takes_the_position_of_a_class_token_that_the_model_lacks() -> None:
+    torch.manual_seed(0)
+    head = BlocksHead(8, GRID, heads=2, layers=1).eval()
+    patches = torch.randn(2, 4, 8)
+    expected = head(patches, prefix=patches.mean(1, keepdim=True))
+    head.class_token = "mean"
+    torch.testing.assert_close(head(patches, prefix=patches[:, :0]), expected, rtol=0, atol=0)
+    with pytest.raises(RecipeError, match="class_token: mean is for models without"):
+        head(patches, prefix=patches[:, :1])
+
+
 @pytest.mark.parametrize(
     ("keys", "grid", "line"),
     [
