@@ -14,7 +14,7 @@ pytest.importorskip("latex2mathml", reason="needs the extra 'docs'")
 
 from docs import build_site
 from tests.support.browser import browser
-from vlkd_cli.recipe.reference_pages import formulas
+from vlkd_cli.recipe.reference import about, names_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -56,9 +56,9 @@ def test_nothing_is_loaded_from_outside_and_pages_fit_a_phone(site: Path) -> Non
 
 
 def test_formulas_become_mathml() -> None:
-    for name, tex in formulas().items():
-        assert build_site.mathml(tex).count("<math") == 1, name
-        assert "\\" not in build_site.mathml(tex), name
+    for name in names_of("distiller"):
+        converted = build_site.mathml(about("distiller", name).formula)
+        assert converted.count("<math") == 1 and "\\" not in converted, name
 
 
 @pytest.mark.parametrize("link", ["nowhere.md", "index.md#nowhere"])

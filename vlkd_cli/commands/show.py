@@ -42,6 +42,9 @@ def show(
     console.say(f"{kind} {name}")
     console.say("")
     console.say(page.text)
+    if page.formula:
+        console.say("")
+        console.say(f"formula (TeX): {page.formula}")
     if page.facts:
         console.say("")
         for fact, value in page.facts:

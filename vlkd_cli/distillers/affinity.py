@@ -40,6 +40,11 @@ class Affinity(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "features of both towers of both models, the student's with gradient"
     paper = "Wu et al. 2023, arXiv:2309.12314"
+    formula = (
+        r"L = \frac{w}{2} \left[ \mathrm{CE}(\sigma(Q), Z)"
+        r" + \mathrm{CE}(\sigma(Q^{\top}), Z^{\top}) \right] + (1 - w) L_{\mathrm{InfoNCE}}(Z),"
+        r" \quad Z_{ij} = s \cos(x_i, y_j), \quad Q_{ij} = s_t \cos(u_i, v_j)"
+    )
 
     def __init__(
         self,

@@ -28,6 +28,11 @@ class AugmentedContrast(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "joined features of one modality, with gradient"
     paper = "Yang et al. 2024, arXiv:2307.12732"
+    formula = (
+        r"L = L_{\mathrm{InfoNCE}}(Z), \quad Z_{ij} = s \cos(a_i, b_j),"
+        r" \quad a_i = A [\hat{x}_i, \hat{u}_i] + c, \quad b_i = B [\hat{y}_i, \hat{v}_i] + d,"
+        r" \quad \hat{x} = \frac{x}{\|x\|}"
+    )
 
     fusions: nn.ModuleList
 

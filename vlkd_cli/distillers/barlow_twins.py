@@ -34,6 +34,10 @@ class BarlowTwins(Distiller):
     minimum_batch = 2
     crosses_ranks = "sums, and features of both sides (or their correlation), with gradient"
     paper = "Zbontar et al. 2021, arXiv:2103.03230"
+    formula = (
+        r"L = \sum_j (c_{jj} - 1)^2 + w \sum_{j \neq k} c_{jk}^2, \quad c_{jk} ="
+        r" \frac{1}{N} \sum_i \hat{x}_{ij} \hat{y}_{ik}"
+    )
 
     def __init__(self, *, off_diagonal_weight: NonNegative = 0.0051, eps: Positive = 1e-5) -> None:
         super().__init__()

@@ -71,6 +71,10 @@ class FeatureDistance(_Projecting):
     direction = "one_way"
     crosses_ranks = "nothing"
     paper = "Yang et al. 2024, arXiv:2307.12732"
+    formula = (
+        r"L = \frac{1}{ND} \sum_i \left( \|\hat{x}_i - \hat{u}_i\|^2"
+        r" + \|\hat{y}_i - \hat{v}_i\|^2 \right), \quad \hat{x} = \frac{x}{\|x\|}"
+    )
 
     def forward(
         self,
@@ -101,6 +105,11 @@ class InteractiveContrast(_Projecting, ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "teacher features"
     paper = "Yang et al. 2024, arXiv:2307.12732"
+    formula = (
+        r"L = -\frac{1}{2N} \sum_i \left["
+        r" \log \frac{e^{s \cos(x_i, v_i)}}{\sum_j e^{s \cos(x_i, v_j)}}"
+        r" + \log \frac{e^{s \cos(y_i, u_i)}}{\sum_j e^{s \cos(y_i, u_j)}} \right]"
+    )
 
     def __init__(
         self,
@@ -149,6 +158,11 @@ class RelationalKL(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "features of both towers of both models, the student's with gradient"
     paper = "Yang et al. 2024, arXiv:2307.12732"
+    formula = (
+        r"L = \frac{1}{2} \left[ \mathrm{KL}(\sigma(Q) \,\|\, \sigma(Z))"
+        r" + \mathrm{KL}(\sigma(Q^{\top}) \,\|\, \sigma(Z^{\top})) \right],"
+        r" \quad Z_{ij} = s \cos(x_i, y_j), \quad Q_{ij} = s_t \cos(u_i, v_j)"
+    )
 
     def __init__(
         self,
@@ -200,6 +214,12 @@ class GradientMatch(_Projecting, ScaledDistiller):
         " gradient"
     )
     paper = "Yang et al. 2024, arXiv:2307.12732"
+    formula = (
+        r"L = \frac{1}{ND} \sum_{(P, K)} \left[ \|E_s K_s - E_t K_t\|^2"
+        r" + \|E_s^{\top} P_s - E_t^{\top} P_t\|^2 \right],"
+        r" \quad E = \frac{\mathrm{softmax}(P K^{\top} / \tau) - I}{\tau N},"
+        r" \quad (P, K) \in \{(X, Y), (Y, X)\}"
+    )
 
     def __init__(
         self,

@@ -20,6 +20,10 @@ class Codes(Distiller):
     direction = "one_way"
     crosses_ranks = "nothing"
     paper = "Bao et al., ICLR 2022, arXiv:2106.08254"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \log \frac{e^{s_{i a_i}}}{\sum_k e^{s_{ik}}},"
+        r" \quad a_i = \mathrm{argmax}_k \, t_{ik}"
+    )
 
     def forward(
         self, student: Float[Tensor, "... D"], teacher: Float[Tensor, "... D"]

@@ -38,6 +38,11 @@ class CompRess(Distiller):
     direction = "one_way"
     crosses_ranks = "features that enter the queues"
     paper = "Koohpayegani et al. 2020, arXiv:2010.14713"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \mathrm{KL}\left( \mathrm{softmax}\left(\frac{t_i"
+        r" M_t^{\top}}{\tau}\right) \,\middle\|\, \mathrm{softmax}\left(\frac{s_i"
+        r" M_s^{\top}}{\tau}\right) \right)"
+    )
 
     def __init__(
         self,

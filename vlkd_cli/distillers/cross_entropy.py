@@ -34,6 +34,11 @@ class CrossEntropy(Distiller):
     direction = "one_way"
     crosses_ranks = "the number of labeled samples"
     paper = ""
+    formula = (
+        r"L = -\frac{1}{N} \sum_{i: y_i \ge 0} q_i \cdot \log \mathrm{softmax}(W s_i + b),"
+        r" \quad q_{ik} = (1 - \epsilon) [k = y_i] + \frac{\epsilon}{C},"
+        r" \quad N = |\{i: y_i \ge 0\}|"
+    )
 
     def __init__(
         self, *, num_classes: PositiveInt | None = None, label_smoothing: Probability = 0.0

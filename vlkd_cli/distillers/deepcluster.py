@@ -45,6 +45,11 @@ class DeepCluster(Distiller):
     direction = "one_way"
     crosses_ranks = "features of all samples, once per clustering"
     paper = "Caron et al., ECCV 2018, arXiv:1807.05520"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i w_{c_i} \log \mathrm{softmax}(W s_i + b)_{c_i},"
+        r" \quad w_c = \frac{S n_c^{-\beta}}{\sum_k n_k^{1 - \beta}},"
+        r" \quad c = \mathrm{kmeans}(t_1, \ldots, t_S)"
+    )
 
     labels: Tensor
     weights: Tensor

@@ -33,6 +33,11 @@ class DenseContrast(Distiller):
     direction = "one_way"
     crosses_ranks = "keys"
     paper = "Wang et al., CVPR 2021, arXiv:2011.09157"
+    formula = (
+        r"L = -\frac{1}{NT} \sum_{i,p} \log \frac{e^{q_{ip} \cdot k_{i c(p)} / \tau}}"
+        r"{e^{q_{ip} \cdot k_{i c(p)} / \tau} + \sum_{m \in M} e^{q_{ip} \cdot m / \tau}},"
+        r" \quad c(p) = \mathrm{argmax}_r \cos(f_{ip}, g_{ir})"
+    )
 
     def __init__(self, *, queue_size: PositiveInt = 65536, temperature: Positive = 0.2) -> None:
         super().__init__()

@@ -44,6 +44,12 @@ class DINO(PrototypeDistiller):
     direction = "one_way"
     crosses_ranks = "the sum of the teacher's logits"
     paper = "Caron et al. 2021, arXiv:2104.14294"
+    formula = (
+        r"L = -\frac{1}{|P|} \sum_{(u, v) \in P}"
+        r" \mathrm{softmax}\left(\frac{b_u - c}{\tau_t}\right)"
+        r" \cdot \log \mathrm{softmax}\left(\frac{a_v}{\tau_s}\right),"
+        r" \quad P = \{(u, v): u \neq v\}"
+    )
 
     center: Tensor
 

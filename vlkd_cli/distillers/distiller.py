@@ -90,6 +90,8 @@ class Distiller(nn.Module):
     """Its keys that name a column of the data, and their words that name none."""
     paper: ClassVar[str] = ""
     """Short citation with the arXiv number."""
+    formula: ClassVar[str] = ""
+    """What `forward` computes, as TeX: N rows of all ranks; x, s and t rows of the sides."""
 
     def __init__(self) -> None:
         super().__init__()

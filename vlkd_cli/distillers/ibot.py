@@ -39,6 +39,11 @@ class IBOT(Distiller):
     direction = "one_way"
     crosses_ranks = "the sum and the number of the teacher's rows"
     paper = "Zhou et al., ICLR 2022, arXiv:2111.07832"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \frac{1}{|H_i|} \sum_{p \in H_i}"
+        r" \mathrm{softmax}\left(\frac{t_{ip} - c}{\tau_t}\right)"
+        r" \cdot \log \mathrm{softmax}\left(\frac{s_{ip}}{\tau_s}\right)"
+    )
 
     center: Tensor
 

@@ -36,6 +36,11 @@ class InfoNCE(PairContrast):
     minimum_batch = 2
     crosses_ranks = "features of one side and negatives, with gradient; a number per column; keys"
     paper = "Radford et al. 2021, arXiv:2103.00020"
+    formula = (
+        r"L = -\frac{1}{2N} \sum_{i=1}^{N} \left[ \log \frac{e^{Z_{ii}}}{\sum_j"
+        r" e^{Z_{ij}}} + \log \frac{e^{Z_{ii}}}{\sum_j e^{Z_{ji}}} \right], \quad Z_{ij} ="
+        r" s \cos(x_i, y_j)"
+    )
 
     def forward(
         self,

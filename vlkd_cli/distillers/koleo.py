@@ -24,6 +24,10 @@ class KoLeo(Distiller):
     crosses_ranks = "rows with gradient"
     minimum_batch = 2
     paper = "Sablayrolles et al., ICLR 2019, arXiv:1806.03198"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \log \left( \min_{j \neq i} \|\hat{x}_i - \hat{x}_j\|"
+        r" + 10^{-8} \right), \quad \hat{x} = \frac{x}{\|x\|}"
+    )
 
     def forward(self, student: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         own = unit(student)

@@ -31,6 +31,7 @@ class LayerDistance(Distiller):
     direction = "one_way"
     crosses_ranks = "nothing"
     paper = "Romero et al. 2015, arXiv:1412.6550"
+    formula = r"L = \frac{1}{NTD} \sum_{i,p} \|A s_{ip} + b - t_{ip}\|^2"
 
     def __init__(self, *, regressor: Literal["auto", "linear", "none"] = "auto") -> None:
         super().__init__()

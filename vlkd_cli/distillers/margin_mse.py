@@ -31,6 +31,9 @@ class MarginMSE(Distiller):
     direction = "symmetric"
     crosses_ranks = "nothing"
     paper = "Hofstätter et al., arXiv:2010.02666"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \left( \alpha (q_i \cdot p_i - q_i \cdot n_i) - y_i \right)^2"
+    )
 
     def __init__(
         self, *, similarity: Literal["dot", "cosine"] = "dot", scale: Positive = 1.0

@@ -41,6 +41,13 @@ class MarginSoftmax(Distiller):
     direction = "symmetric"
     crosses_ranks = "the number of labeled rows"
     paper = "Deng et al., CVPR 2019, arXiv:1801.07698"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \log \frac{e^{s \psi(\theta_{i y_i})}}"
+        r"{e^{s \psi(\theta_{i y_i})} + \sum_{k \neq y_i} e^{s \cos \theta_{ik}}},"
+        r" \quad \psi(\theta) = \cos(\theta + m) \text{ (arcface)},"
+        r" \ \cos \theta - m \text{ (cosface)},"
+        r" \quad \cos \theta_{ik} = \cos(x_i, w_k)"
+    )
 
     weights: nn.Parameter
 

@@ -46,6 +46,9 @@ class Metric(Distiller):
     crosses_ranks = "rows with gradient, labels"
     minimum_batch = 2
     paper = "Musgrave et al., arXiv:2008.09164"
+    formula = (
+        r"L = \ell(X, y, \mu(X, y)), \quad \ell \text{ the key loss}, \ \mu \text{ the key miner}"
+    )
 
     loss: nn.Module
 

@@ -32,6 +32,10 @@ class MoCo(Distiller):
     direction = "one_way"
     crosses_ranks = "keys"
     paper = "He et al., CVPR 2020, arXiv:1911.05722"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \log \frac{e^{q_i \cdot k_i / \tau}}{e^{q_i \cdot k_i /"
+        r" \tau} + \sum_{m \in M} e^{q_i \cdot m / \tau}}"
+    )
 
     def __init__(
         self, *, queue_size: PositiveInt | None = 65536, temperature: Positive = 0.2

@@ -38,6 +38,12 @@ class MultiSimilarity(Distiller):
     crosses_ranks = "rows with gradient, labels"
     minimum_batch = 2
     paper = "Wang et al., CVPR 2019, arXiv:1904.06627"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \left["
+        r" \frac{1}{\alpha} \log\left(1 + \sum_{p \in P_i} e^{-\alpha (S_{ip} - \lambda)}\right)"
+        r" + \frac{1}{\beta} \log\left(1 + \sum_{n \in N_i} e^{\beta (S_{in} - \lambda)}\right)"
+        r" \right], \quad S_{ij} = \cos(x_i, x_j)"
+    )
 
     def __init__(
         self,

@@ -40,6 +40,11 @@ class NPID(Distiller):
     direction = "one_way"
     crosses_ranks = "features and indices that enter the bank"
     paper = "Wu et al., CVPR 2018, arXiv:1805.01978"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \left[ \log h_{ii} + \sum_{j \in K} \log(1 - h_{ij}) \right],"
+        r" \quad h_{ij} = \frac{P_{ij}}{P_{ij} + |K| / n},"
+        r" \quad P_{ij} = \frac{1}{Z} e^{\hat{f}_i \cdot m_j / \tau}"
+    )
 
     bank: Tensor
     normalizer: Tensor

@@ -36,6 +36,10 @@ class NTXent(Distiller):
     crosses_ranks = "rows of both sides, and a number for each row"
     minimum_batch = 2
     paper = "Chen et al., ICML 2020, arXiv:2002.05709"
+    formula = (
+        r"L = \frac{1}{2N} \sum_{i=1}^{2N} \left[ \log \sum_{j \neq i} e^{z_i \cdot z_j /"
+        r" \tau} - \frac{z_i \cdot z_{m(i)}}{\tau} \right]"
+    )
 
     def __init__(self, *, temperature: Positive = 0.1) -> None:
         super().__init__()

@@ -49,6 +49,11 @@ class ODC(Distiller):
     direction = "one_way"
     crosses_ranks = "features and indices that enter the bank; features of all samples once"
     paper = "Zhan et al., CVPR 2020, arXiv:2006.10645"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i w_{c_i} \log \mathrm{softmax}(W s_i + b)_{c_i},"
+        r" \quad w_c = \frac{S n_c^{-\beta}}{\sum_k n_k^{1 - \beta}},"
+        r" \quad c_i = \mathrm{argmax}_k \, \mu_k \cdot m_i"
+    )
 
     bank: Tensor
     labels: Tensor

@@ -69,6 +69,13 @@ class ProtoCLIP(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "features of one side, with gradient; at an episode's start all its features"
     paper = "Chen et al. 2023, arXiv:2206.10996"
+    formula = (
+        r"L = w_c L_{\mathrm{InfoNCE}}"
+        r" + \frac{w_p}{2} \left[ L_p(x, C_x, q^y) + L_p(y, C_y, q^x) \right]"
+        r" + \frac{w_e}{2} \left[ L_p(x, E_x, q^e) + L_p(y, E_y, q^e) \right],"
+        r" \quad L_p(a, C, q) = -\frac{1}{N} \sum_i"
+        r" q_i \cdot \log \mathrm{softmax}(s_p \hat{a}_i C^{\top})"
+    )
 
     log_proto_scale: Tensor
 

@@ -62,6 +62,11 @@ class ProtoCPC(PrototypeDistiller):
         "the sum of the teacher's assignments; with Sinkhorn also a number per prototype and round"
     )
     paper = "Lee 2022 (ICLR)"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \left[ -p_i \cdot z_i + \log \sum_k \pi_k e^{z_{ik}} \right],"
+        r" \quad z_i = \frac{a_i}{\tau_s},"
+        r" \quad p_i = \mathrm{softmax}\left(\frac{b_i}{\tau_t}\right)"
+    )
 
     prior: Tensor
 

@@ -37,6 +37,13 @@ class ProxyAnchor(Distiller):
     direction = "symmetric"
     crosses_ranks = "two sums per class with gradient"
     paper = "Kim et al., CVPR 2020, arXiv:2003.13911"
+    formula = (
+        r"L = \frac{1}{|C^+|} \sum_{c \in C^+}"
+        r" \log\left(1 + \sum_{i: y_i = c} e^{-\alpha (s_{ic} - \delta)}\right)"
+        r" + \frac{1}{|C|} \sum_{c \in C}"
+        r" \log\left(1 + \sum_{i: y_i \neq c} e^{\alpha (s_{ic} + \delta)}\right),"
+        r" \quad s_{ic} = \cos(x_i, w_c)"
+    )
 
     weights: nn.Parameter
 

@@ -28,6 +28,10 @@ class Regress(Distiller):
     direction = "one_way"
     crosses_ranks = "nothing"
     paper = "He et al., CVPR 2022, arXiv:2111.06377"
+    formula = (
+        r"L = \frac{1}{ND} \sum_{i,d} \delta(s_{id} - t_{id}),"
+        r" \quad \delta(r) = r^2 \text{ (l2)}, \ |r| \text{ (l1)}, \ H(r) \text{ (Huber)}"
+    )
 
     def __init__(self, *, distance: Literal["l2", "l1", "smooth_l1"] = "l2") -> None:
         super().__init__()

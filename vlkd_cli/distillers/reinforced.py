@@ -62,6 +62,11 @@ class Reinforced(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "features of both towers of all models, the student's with gradient"
     paper = "Vasu et al. 2024, arXiv:2311.17049"
+    formula = (
+        r"L = \frac{w_d}{2} \left[ \mathrm{CE}(P, Z) + \mathrm{CE}(P', Z^{\top}) \right]"
+        r" + w_c L_{\mathrm{InfoNCE}}(Z), \quad P = \frac{1}{K} \sum_k \sigma(s_k U_k V_k^{\top}),"
+        r" \quad P' = \frac{1}{K} \sum_k \sigma(s_k V_k U_k^{\top})"
+    )
 
     bias: Tensor
 

@@ -42,6 +42,13 @@ class RKD(Distiller):
     minimum_batch = 3
     crosses_ranks = "features of both sides, the student's with gradient"
     paper = "Park et al. 2019, arXiv:1904.05068"
+    formula = (
+        r"L = \frac{w_d}{N^2} \sum_{i,j}"
+        r" H\left(\frac{\|s_i - s_j\|}{\mu_s} - \frac{\|t_i - t_j\|}{\mu_t}\right)"
+        r" + \frac{w_a}{N^3} \sum_{i,j,k}"
+        r" H\left(\cos \angle s_j s_i s_k - \cos \angle t_j t_i t_k\right),"
+        r" \quad H \text{ Huber with beta 1}"
+    )
 
     def __init__(
         self,

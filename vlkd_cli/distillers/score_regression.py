@@ -34,6 +34,12 @@ class ScoreRegression(Distiller):
     direction = "symmetric"
     crosses_ranks = "ranking: a cosine with gradient and a score of each pair"
     paper = "Reimers and Gurevych, EMNLP 2019, arXiv:1908.10084"
+    formula = (
+        r"L_{\mathrm{mse}} = \frac{1}{N} \sum_i (c_i - r_i)^2,"
+        r" \quad L_{\mathrm{ranking}} ="
+        r" \log\left(1 + \sum_{r_i > r_j} e^{\alpha (c_j - c_i)}\right),"
+        r" \quad c_i = \cos(x_i, y_i)"
+    )
 
     def __init__(
         self,

@@ -37,6 +37,11 @@ class SEED(Distiller):
     direction = "one_way"
     crosses_ranks = "teacher features that enter the queue"
     paper = "Fang et al. 2021, arXiv:2101.04731"
+    formula = (
+        r"L = -\frac{1}{N} \sum_i \mathrm{softmax}\left(\frac{[1, t_i"
+        r" M^{\top}]}{\tau_t}\right) \cdot \log \mathrm{softmax}\left(\frac{[s_i"
+        r" t_i^{\top}, s_i M^{\top}]}{\tau_s}\right)"
+    )
 
     def __init__(
         self,

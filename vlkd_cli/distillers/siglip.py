@@ -48,6 +48,10 @@ class SigLIP(PairContrast):
     takes_16_bits = True
     crosses_ranks = "features of one side and negatives, with gradient; keys"
     paper = "Zhai et al. 2023, arXiv:2303.15343"
+    formula = (
+        r"L = \frac{1}{N} \left[ \sum_{i,j} \log\left(1 + e^{Z_{ij}}\right) - \sum_i"
+        r" Z_{ii} \right], \quad Z_{ij} = s \cos(x_i, y_j) + b"
+    )
 
     bias: Tensor
 

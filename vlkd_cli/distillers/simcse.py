@@ -40,6 +40,10 @@ class SimCSE(Distiller):
     minimum_batch = 2
     crosses_ranks = "second views and hard negatives, with gradient"
     paper = "Gao et al. 2021, arXiv:2104.08821"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \left[ \log \sum_j e^{S_{ij}} - S_{ii} \right], \quad"
+        r" S_{ij} = \frac{\cos(z_i, z'_j)}{\tau}"
+    )
 
     def __init__(
         self,

@@ -32,6 +32,10 @@ class SimReg(Distiller):
 
     direction = "one_way"
     paper = "Navaneet et al. 2021, arXiv:2201.05131"
+    formula = (
+        r"L = \frac{1}{N} \sum_i \left\| \frac{x_i}{\|x_i\|} - \frac{y_i}{\|y_i\|}"
+        r" \right\|^2"
+    )
 
     def __init__(
         self,

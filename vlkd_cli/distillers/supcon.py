@@ -34,6 +34,11 @@ class SupCon(Distiller):
     crosses_ranks = "rows with gradient, labels, the number of rows with a positive"
     minimum_batch = 2
     paper = "Khosla et al., NeurIPS 2020, arXiv:2004.11362"
+    formula = (
+        r"L = -\frac{1}{|A|} \sum_{i \in A} \frac{1}{|P_i|} \sum_{p \in P_i}"
+        r" \log \frac{e^{\cos(x_i, x_p) / \tau}}{\sum_{j \neq i} e^{\cos(x_i, x_j) / \tau}},"
+        r" \quad A = \{i: P_i \neq \emptyset\}"
+    )
 
     def __init__(self, *, temperature: Positive = 0.1) -> None:
         super().__init__()

@@ -44,6 +44,11 @@ class SwAV(Distiller):
     direction = "one_way"
     crosses_ranks = "a sum for each prototype and iteration; rows that enter the queue"
     paper = "Caron et al., NeurIPS 2020, arXiv:2006.09882"
+    formula = (
+        r"L = -\frac{1}{U (V - 1)} \sum_{u \le U} \sum_{v \neq u}"
+        r" q_u \cdot \log \mathrm{softmax}\left(\frac{z_v C^{\top}}{\tau}\right),"
+        r" \quad q_u = \mathrm{Sinkhorn}\left(\frac{z_u C^{\top}}{\epsilon}\right)"
+    )
 
     prototypes: nn.Parameter
     num_queued: Tensor

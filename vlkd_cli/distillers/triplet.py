@@ -43,6 +43,10 @@ class Triplet(Distiller):
     crosses_ranks = "rows with gradient, labels, the number of triplets"
     minimum_batch = 3
     paper = "Schroff et al., CVPR 2015, arXiv:1503.03832"
+    formula = (
+        r"L = \frac{1}{|T|} \sum_{(a, p, n) \in T} (D_{ap} - D_{an} + m),"
+        r" \quad T = \{(a, p, n) \text{ mined}: D_{ap} - D_{an} + m > 0\}"
+    )
 
     def __init__(
         self,

@@ -33,6 +33,10 @@ class UniCL(ScaledDistiller):
     minimum_batch = 2
     crosses_ranks = "features of both sides, with gradient; labels"
     paper = "Yang et al. 2022, arXiv:2204.03610"
+    formula = (
+        r"L = \frac{1}{2} \left[ \mathrm{CE}(Q, Z) + \mathrm{CE}(Q, Z^{\top}) \right],"
+        r" \quad Q_{ij} = \frac{[y_i = y_j]}{\sum_k [y_i = y_k]}, \quad Z_{ij} = s \cos(x_i, t_j)"
+    )
 
     def forward(
         self,

@@ -26,6 +26,10 @@ class ViewOrder(Distiller):
     direction = "one_way"
     crosses_ranks = "nothing"
     paper = "Gidaris et al., ICLR 2018, arXiv:1803.07728"
+    formula = (
+        r"L = -\frac{1}{NV} \sum_i \sum_{v=1}^{V}"
+        r" \log \frac{e^{s_{ivv}}}{\sum_{k=1}^{V} e^{s_{ivk}}}"
+    )
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         assert isinstance(student, tuple)

@@ -39,6 +39,8 @@ class Page(NamedTuple):
     facts: list[tuple[str, str]]
     keys: list[tuple[str, str, str, str]]
     """Rows of (key, type, default, meaning)."""
+    formula: str = ""
+    """TeX of what a distiller computes."""
 
 
 def kinds() -> list[str]:
@@ -110,7 +112,8 @@ def about(kind: str, name: str) -> Page:
     facts = _facts(kind, name, signature)
     if name in catalog.CATALOG[kind] and (extra := catalog.CATALOG[kind][name].extra):
         facts.append(("installed by", f"pip install 'vlkd[{extra}]'"))
-    return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys))
+    formula = signature.attributes.get("formula", "") if kind == "distiller" else ""
+    return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys), formula)
 
 
 def _about_model(name: str) -> Page:
@@ -169,6 +172,7 @@ def catalogue_page() -> str:
             page = about(kind, name)
             parts += [f"### {kind} `{name}`" if kind != "section" else f"### `{name}:`", ""]
             parts += [page.text, ""]
+            parts += ["```math", page.formula, "```", ""] if page.formula else []
             parts += [f"- {fact}: {value}" for fact, value in page.facts]
             parts += [""] if page.facts else []
             parts += markdown_table(page.keys)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,13 +31,6 @@ _CHOOSING = {
     "mask": ("masks", "mask"),
 }
 """Keys under which a recipe names a component of a kind; by default the kind itself."""
-
-
-def formulas() -> dict[str, str]:
-    """TeX of what objectives compute, by name."""
-    text = Path(__file__).with_name("formulas.json").read_text(encoding="utf-8")
-    found: dict[str, str] = json.loads(text)
-    return found
 
 
 def page_name(kind: str, name: str) -> str:
@@ -106,8 +98,8 @@ def _page(kind: str, name: str, measured: Mapping[str, str], formula: Callable[[
     parts = [title, ""]
     if kind in catalog.CATALOG:
         parts += [f"**{_summary(kind, name)}**", ""]
-    if kind == "distiller" and name in formulas():
-        parts += [formula(formulas()[name]), ""]
+    if page.formula:
+        parts += [formula(page.formula), ""]
     parts += [page.text, ""]
     parts += [f"- {fact}: {value}" for fact, value in page.facts]
     parts += ["", "## Which keys does it take?", "", *markdown_table(page.keys)]

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from vlkd_cli import catalog
-from vlkd_cli.recipe.reference import catalogue_page, names_of
+from vlkd_cli.recipe.reference import about, catalogue_page, names_of
 from vlkd_cli.recipe.reference_pages import (
     component_pages,
     example_of,
-    formulas,
     index_page,
     page_name,
 )
@@ -36,14 +35,18 @@ def test_every_component_has_a_page_whose_title_is_a_question() -> None:
 
 def test_a_page_has_formula_keys_example_measured_row_and_source() -> None:
     page = PAGES["distiller/seed.md"]
-    assert f"$$ {formulas()['seed']} $$" in page
+    assert f"$$ {about('distiller', 'seed').formula} $$" in page
     assert "| `queue_size` |" in page and "- paper: Fang et al." in page
     assert "a measured row" in page and "Source: `vlkd_cli/distillers/seed.py`" in page
     assert "a measured row" not in PAGES["distiller/rkd.md"]
 
 
-def test_formulas_are_of_objectives_that_there_are() -> None:
-    assert len(formulas()) >= 15 and set(formulas()) <= set(names_of("distiller"))
+def test_every_distiller_declares_a_formula_of_its_own_and_nothing_else_shows_one() -> None:
+    for name in names_of("distiller"):
+        assert vars(catalog.load("distiller", name))["formula"].startswith("L"), name
+    assert all(PAGES[f"distiller/{name}.md"].count("$$") == 2 for name in names_of("distiller"))
+    assert "$$" not in PAGES["suite/retrieval.md"]
+    assert "```math\nL = " in catalogue_page()
 
 
 @pytest.mark.parametrize(
