@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 RESAMPLES = 2000
@@ -108,18 +109,19 @@ def bootstrap_difference(differences: Sequence[float], groups: Sequence[int]) ->
     return Difference(len(values), float(values.mean()), None, float(low), float(high), None)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a fraction.
+def wilson(right: float, total: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the fraction `right / total`; `right` may be a mean over draws.
 
     Raises:
         ValueError: there are no items.
     """
     if total < 1:
         raise ValueError("no items")
-    from scipy.stats import binomtest
-
-    interval = binomtest(right, total).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf(0.975)
+    middle = (right + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)
+    low = 0.0 if right == 0 else middle - half
+    return low, 1.0 if right == total else middle + half
 
 
 def mcnemar(only_a_right: int, only_b_right: int) -> float:
@@ -140,14 +142,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
         adjusted[index] = highest
     return adjusted
-
-
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of the fraction `right / n`."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(right, n).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
 
 
 def average_columns(

@@ -13,7 +13,11 @@ from vlkd_cli.recipe.address import MAIN_VIEW, RESERVED, modality_of, parse_addr
 from vlkd_cli.recipe.arrow_checks import check_arrows
 from vlkd_cli.recipe.cache_checks import check_caches
 from vlkd_cli.recipe.data_checks import check_offers
-from vlkd_cli.recipe.evaluation_data import check_evaluation_data, check_wanted_by_suites
+from vlkd_cli.recipe.evaluation_data import (
+    check_evaluation_data,
+    check_groups,
+    check_wanted_by_suites,
+)
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.metric_names import check_metrics
@@ -38,6 +42,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_check_evals(recipe),
         *check_evaluation_data(recipe),
         *check_wanted_by_suites(recipe),
+        *check_groups(recipe),
         *check_synthesis(recipe),
         *check_metrics(recipe),
     ]

@@ -347,7 +347,12 @@ def test_analysis_of_features_equals_the_direct_formulas() -> None:
 
 @pytest.mark.parametrize(
     ("suite", "keys"),
-    [("zero_shot", {}), ("knn", {"k": [20]}), ("linear_probe", {"tune": False})],
+    [
+        ("zero_shot", {}),
+        ("knn", {"k": [20]}),
+        ("linear_probe", {"tune": False}),
+        ("few_shot", {"shots": [1, 5], "seeds": [0, 1]}),
+    ],
 )
 def test_the_worst_group_is_the_one_that_the_tower_fails(suite: str, keys: dict[str, Any]) -> None:
     def failing_every_fourth(position: int) -> Tensor:

@@ -14,7 +14,7 @@ from vlkd_cli.numerics.statistics import (
     mcnemar,
     paired_difference,
     summarize,
-    wilson_interval,
+    wilson,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "many_runs.json").read_text())
@@ -104,7 +104,7 @@ def test_bootstrap_does_not_depend_on_the_names_of_groups():
 
 @pytest.mark.parametrize("case", STATISTICS["wilson"])
 def test_wilson_equals_the_golden(case):
-    assert wilson_interval(case["right"], case["n"]) == close((case["low"], case["high"]))
+    assert wilson(case["right"], case["n"]) == close((case["low"], case["high"]))
 
 
 @pytest.mark.parametrize("case", GOLDEN["aggregation"])

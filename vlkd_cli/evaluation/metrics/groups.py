@@ -18,17 +18,21 @@ MIN_GROUP = 10
 GROUP_METRICS = ("worst_group", "group_gap", "average_over_groups")
 
 
-def group_rows(hits: NDArray[np.bool_], groups: Sequence[str]) -> list[dict[str, Any]]:
+Hits = NDArray[np.bool_] | NDArray[np.float64]
+"""Whether each item is right, `[N]`, or in which fraction of several draws it is."""
+
+
+def group_rows(hits: Hits, groups: Sequence[str]) -> list[dict[str, Any]]:
     """Of each group, in alphabetical order: `group`, `n`, `right`, `share`, and the bounds `low`
     and `high` of its 95 % Wilson interval.
 
     Args:
-        hits: whether each item is right, `[N]`.
         groups: of each item; those without a name are left out.
     """
     names, positions = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(positions, minlength=len(names))
-    right = np.bincount(positions, weights=hits, minlength=len(names)).astype(np.int64)
+    sums = np.bincount(positions, weights=hits, minlength=len(names))
+    right = sums.astype(np.int64) if hits.dtype == np.bool_ else sums
     rows = []
     for name, n, k in zip(names.tolist(), sizes.tolist(), right.tolist(), strict=True):
         if name:
@@ -53,12 +57,12 @@ def group_metrics(
 
 
 def figures_by_group(
-    reader: Reader, hits: NDArray[np.bool_], min_group: int | None
+    reader: Reader, hits: Hits, min_group: int | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics and details by group; nothing where the data has no groups.
 
     Args:
-        hits: whether each sample of the reader is right.
+        hits: of each sample of the reader.
         min_group: see `group_metrics`; None: 10.
     """
     if not reader.has_groups:

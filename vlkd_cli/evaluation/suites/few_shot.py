@@ -10,6 +10,7 @@ import torch
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
 from vlkd_cli.evaluation.metrics.classification import mean_per_class
+from vlkd_cli.evaluation.metrics.groups import GROUP_METRICS, check_min_group, figures_by_group
 from vlkd_cli.evaluation.probes.linear import logistic_regression
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Measures, Suite
@@ -32,6 +33,9 @@ class FewShot(Suite):
         C: inverse regularizer; there is nothing to choose it on.
         features: features before the head, or after it.
         normalize: L2-normalize the features first.
+        min_group: images that a group needs to be the worst one, by default 10, of data whose
+            images belong to groups (`group:` of reader csv). A group's accuracy is the mean over
+            the draws of the most shots; its interval is that of one draw.
     """
 
     modalities = frozenset({"image"})
@@ -48,8 +52,11 @@ class FewShot(Suite):
         C: float = 3.16,
         features: Literal["backbone", "head"] = "backbone",
         normalize: bool = False,
+        min_group: int | None = None,
     ) -> None:
         self.data, self.train_data = data, train_data
+        self.min_group = min_group
+        check_min_group("few_shot", min_group)
         self.shots = tuple(sorted([shots] if isinstance(shots, int) else shots or (1, 5, 20)))
         self.seeds = tuple(seeds if seeds is not None else (0, 1, 2))
         self.C, self.features, self.normalize = C, features, normalize
@@ -57,12 +64,14 @@ class FewShot(Suite):
             raise RecipeError("suite 'few_shot': shots must be at least 1, with at least one seed.")
 
     def open(self, subject: Subject) -> LabeledPair:
-        return labeled_pair(subject, self.data, self.train_data)
+        pair = labeled_pair(subject, self.data, self.train_data)
+        check_min_group("few_shot", self.min_group, pair.test.reader)
+        return pair
 
     def measures(self, opened: LabeledPair) -> Measures:
         kinds = ("top1", "mean_per_class", "top1_spread")
         names = [f"{shots}shot_{kind}" for shots in self.shots for kind in kinds]
-        return Measures([opened.test.name], names)
+        return Measures([opened.test.name], [*names, *GROUP_METRICS])
 
     def run(self, subject: Subject) -> list[Result]:
         from vlkd_cli.elevater.sampler import few_shot
@@ -84,7 +93,7 @@ class FewShot(Suite):
         chance: dict[str, float] = {}
         details: dict[str, Any] = {}
         for shots in self.shots:
-            top1, per_class = [], []
+            top1, per_class, hits = [], [], []
             for seed in self.seeds:
                 drawn = draws[shots, seed]
                 fitted = logistic_regression(
@@ -93,7 +102,8 @@ class FewShot(Suite):
                 predicted = torch.from_numpy(
                     np.asarray(fitted.predict(test.numpy()), dtype=np.int64)
                 )
-                top1.append((predicted == pair.test_labels).double().mean().item())
+                hits.append((predicted == pair.test_labels).double())
+                top1.append(hits[-1].mean().item())
                 per_class.append(mean_per_class(predicted, pair.test_labels))
             for name, values in (("top1", top1), ("mean_per_class", per_class)):
                 metrics[f"{shots}shot_{name}"] = float(np.mean(values))
@@ -103,12 +113,16 @@ class FewShot(Suite):
             details[f"{shots}shot_top1_per_seed"] = dict(
                 zip(map(str, self.seeds), top1, strict=True)
             )
+        # After the loop: those of the most shots, which the primary metric is of.
+        by_group, groups = figures_by_group(
+            pair.test.reader, torch.stack(hits).mean(dim=0).numpy(), self.min_group
+        )
         return [
             self.result(
                 subject,
                 pair.identity(),
                 protocol="logistic_regression",
-                metrics=metrics,
+                metrics=metrics | by_group,
                 primary_metric=f"{self.shots[-1]}shot_top1",
                 chance=chance,
                 num_items=len(test),
@@ -117,6 +131,6 @@ class FewShot(Suite):
                     "seeds": list(self.seeds),
                     "train_split": pair.train.split,
                 },
-                details=details,
+                details=details | groups,
             )
         ]

@@ -10,7 +10,8 @@ import torch
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.evaluation.datasets.dataset import LabeledPair, labeled_pair
 from vlkd_cli.evaluation.datasets.prompts import prompts_of
-from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
+from vlkd_cli.evaluation.metrics.classification import top_k_accuracy, top_k_hits
+from vlkd_cli.evaluation.metrics.groups import GROUP_METRICS, check_min_group, figures_by_group
 from vlkd_cli.evaluation.probes.fine_tuning import (
     TowerClassifier,
     class_probabilities,
@@ -47,6 +48,8 @@ class FineTune(Suite):
         wise_ft: also score the weights between the start (0) and the end (1) of fine-tuning; makes
             sense with `text_start`.
         seed: of the order of images and of the classifier's start.
+        min_group: images that a group needs to be the worst one, by default 10, of data whose
+            images belong to groups (`group:` of reader csv).
 
     Source: Elevater_Toolkit_IC @00d0af7, full_model_finetune.py; Wortsman et al. 2022 for
         `wise_ft`.
@@ -69,8 +72,11 @@ class FineTune(Suite):
         templates: str | list[str] | None = None,
         wise_ft: list[float] | None = None,
         seed: int = 0,
+        min_group: int | None = None,
     ) -> None:
         self.data, self.train_data = data, train_data
+        self.min_group = min_group
+        check_min_group("fine_tune", min_group)
         self.epochs, self.setting, self.batch_size, self.seed = (
             epochs,
             HeadSetting(lr, weight_decay),
@@ -96,11 +102,14 @@ class FineTune(Suite):
             )
 
     def open(self, subject: Subject) -> LabeledPair:
-        return labeled_pair(subject, self.data, self.train_data)
+        pair = labeled_pair(subject, self.data, self.train_data)
+        check_min_group("fine_tune", self.min_group, pair.test.reader)
+        return pair
 
     def measures(self, opened: LabeledPair) -> Measures:
         between = [f"wise_ft_{alpha:g}_top1" for alpha in self.wise_ft]
-        return Measures([opened.test.name], ["top1", "top5", "mean_per_class", *between])
+        names = ["top1", "top5", "mean_per_class", *between, *GROUP_METRICS]
+        return Measures([opened.test.name], names)
 
     def run(self, subject: Subject) -> list[Result]:
         assert subject.image is not None
@@ -129,11 +138,10 @@ class FineTune(Suite):
             subject, network, pair.train.reader, rows, pair.train_labels, self.setting, **keys
         ):
             pass
-        metrics, chance = accuracies(
-            class_probabilities(subject, network, pair.test.reader, test_rows),
-            pair.test_labels,
-            num_classes,
-        )
+        scores = class_probabilities(subject, network, pair.test.reader, test_rows)
+        metrics, chance = accuracies(scores, pair.test_labels, num_classes)
+        hits = top_k_hits(scores, pair.test_labels, 1).numpy()
+        by_group, details = figures_by_group(pair.test.reader, hits, self.min_group)
         after = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for alpha in self.wise_ft:
             network.load_state_dict(interpolate_states(before, after, alpha))
@@ -148,10 +156,11 @@ class FineTune(Suite):
                 subject,
                 pair.identity(),
                 protocol="elevater_last_epoch",
-                metrics=metrics,
+                metrics=metrics | by_group,
                 primary_metric="top1",
                 chance=chance,
                 num_items=len(pair.test_labels),
+                details=details,
                 settings={
                     "train_split": pair.train.split,
                     "train_images": len(pair.train_labels),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from vlkd_cli.numerics.statistics import wilson_interval
+from vlkd_cli.numerics.statistics import wilson
 from vlkd_cli.reports.comparison import optimism
 from vlkd_cli.reports.html import charts, svg
 from vlkd_cli.reports.html.pictures import Gallery, Shown, read_shown
@@ -136,7 +136,7 @@ def _result_tiles(run: RunRecord, metric: Metric) -> list[Tile]:
         result = run.result_of(metric, best[0])
         n = (result.content.get("num_items") or 0) if result else 0
         if metric.name == "top1" and n:
-            low, high = wilson_interval(round(best[1] * n), n)
+            low, high = wilson(round(best[1] * n), n)
             details.append(f"95 % over {n:,} items: {low:.3f} to {high:.3f}")
         name = f"{metric.suite} {metric.dataset} {charts.words(metric.name)}"
         found.append(Tile(name, number(best[1]), "; ".join(details), "first"))

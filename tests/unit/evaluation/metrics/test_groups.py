@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -18,16 +15,12 @@ from vlkd_cli.evaluation.metrics.groups import (
 )
 from vlkd_cli.numerics.statistics import wilson
 
-GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "many_runs.json").read_text())
 
-
-def test_bounds_are_wilsons() -> None:
-    for case in GOLDEN["statistics"]["wilson"]:
-        low, high = wilson(case["right"], case["n"])
-        assert (low, high) == (
-            pytest.approx(case["low"], abs=1e-9),
-            pytest.approx(case["high"], abs=1e-9),
-        )
+def test_fractions_of_draws_are_counted_as_they_are() -> None:
+    (row,) = group_rows(np.array([1.0, 0.5, 0.0]), ["a"] * 3)
+    assert (row["n"], row["right"], row["share"]) == (3, 1.5, 0.5)
+    low, high = wilson(1, 3)[0], wilson(2, 3)[1]
+    assert low < row["low"] < 0.5 < row["high"] < high
 
 
 def test_the_worst_group_is_one_of_those_that_are_large_enough() -> None:
