@@ -35,7 +35,11 @@ def test_every_suite_of_the_catalogue_has_a_case() -> None:
     assert set(SUITE_CASES) == set(SUITES)
 
 
-@pytest.mark.parametrize("name", SUITES)
+# The libraries of mteb take twenty seconds to import.
+CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "mteb")) for name in SUITES]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_perfect_towers_score_one_and_random_ones_chance(name: str, tmp_path: Path) -> None:
     case = SUITE_CASES[name](tmp_path)
     perfect = replace(case.perfect, model=MODEL)

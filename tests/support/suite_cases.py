@@ -169,7 +169,7 @@ def captioned(folder: Path) -> Case:
 
 def mteb(folder: Path) -> Case:
     if catalog.missing_extra("suite", "mteb") is not None:
-        pytest.skip("needs the extra 'mteb', in an environment of its own (docs/mteb.md)")
+        pytest.skip("needs the extra 'mteb', which transformers 5 excludes (docs/mteb.md)")
     knowing = subject(random_feature(32), picture_of_caption, 32)
     # Of 40 documents, ten are ranked; the mean of 1 / log2(rank + 1) over 40 ranks, 0 beyond ten.
     return Case(

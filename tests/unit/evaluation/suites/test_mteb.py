@@ -75,10 +75,11 @@ def test_a_run_of_somebody_else_may_not_name_code_as_a_task() -> None:
 
 needs_mteb = pytest.mark.skipif(
     catalog.missing_extra("suite", "mteb") is not None,
-    reason="needs the extra 'mteb', in an environment of its own (docs/mteb.md)",
+    reason="needs the extra 'mteb', which transformers 5 excludes (docs/mteb.md)",
 )
 
 
+@pytest.mark.slow  # for the import of mteb
 @needs_mteb
 def test_toy_tasks_from_local_data_are_run_and_found_again(tmp_path: Path) -> None:
     model = Source(run="runs/first", file="runs/first/checkpoints/last.pt", step=4, averaged=False)
@@ -106,6 +107,7 @@ def test_toy_tasks_from_local_data_are_run_and_found_again(tmp_path: Path) -> No
     assert not record.unreadable and len(record.results) == 2
 
 
+@pytest.mark.slow  # for the import of mteb
 @needs_mteb
 def test_a_tower_that_knows_nothing_scores_low_and_a_missing_one_is_named() -> None:
     lost = Subject(None, FakeTower("text", random_feature(32, 1), 32))
