@@ -29,7 +29,7 @@ from vlkd_cli.evaluation.run import print_results, run_suites
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.load import recipe_from_json
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
-from vlkd_cli.towers.export import load_added
+from vlkd_cli.towers.exported import complete
 from vlkd_cli.towers.tower import Tower
 
 
@@ -146,7 +146,7 @@ def subject_to_evaluate(
     loaded = None if checkpoint is None else Checkpoint.load(checkpoint)
     towers = load_towers(recipe, folder, loaded)
     for name, place in exported.items():
-        load_added(towers[name], place)
+        complete(towers[name], place)
     for tower in towers.values():
         tower.to(device)
     subject = subject_of(recipe, towers, device)

@@ -47,7 +47,7 @@ def write_whole(
         for name, tower in texts.items():
             (folder / name).mkdir()
             how = write_sentence_transformer(tower, folder / name, place / name)
-            page = {"tower": name, **page_of(tower, how, added=False, own_head=True)}
+            page = {"tower": name, **page_of(tower, how, place / name, added=False, own_head=True)}
             written.append(_finished(name, how, folder / name, page, [tower]))
         return written
     image, text = _pair(format, towers)

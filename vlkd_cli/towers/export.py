@@ -4,14 +4,13 @@ and a page that says how to use both."""
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.any_tower import merged
@@ -19,7 +18,6 @@ from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.huggingface.dual import LogitStart
 from vlkd_cli.builders.weights import write_weights
-from vlkd_cli.errors import WeightsError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.towers.tower import Tower
 
@@ -80,7 +78,9 @@ def export_tower(
         write_weights(added, folder / ADDED)
     (folder / PAGE).write_text(
         yaml.safe_dump(
-            {"tower": name, **page_of(tower, how, added=bool(added))}, sort_keys=False, width=140
+            {"tower": name, **page_of(tower, how, place, added=bool(added))},
+            sort_keys=False,
+            width=140,
         ),
         encoding="utf-8",
     )
@@ -133,46 +133,22 @@ def logit_start_of(state: Mapping[str, Tensor]) -> LogitStart | None:
     return LogitStart(factor, None if bias is None else float(bias))
 
 
-def load_added(tower: Tower, folder: Path) -> None:
-    """Give a tower that was built from an exported backbone its pooler, heads and mask token.
-
-    Raises:
-        WeightsError: the file is damaged or of another tower.
-    """
-    path = folder / ADDED
-    if not path.is_file():
-        return
-    try:
-        added = load_file(path)
-        for part in ("pooler", "head", "heads"):
-            module, start = getattr(tower, part), f"{part}."
-            own = {
-                name.removeprefix(start): tensor
-                for name, tensor in added.items()
-                if name.startswith(start)
-            }
-            if own:
-                module.load_state_dict(own)
-        if "mask_token" in added and tower.encoder.mask_token is not None:
-            tower.encoder.mask_token.data.copy_(added["mask_token"])
-    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:
-        raise WeightsError(
-            f"{path} does not fit tower '{tower.name}': {str(error).splitlines()[0]}. Export it"
-            " again."
-        ) from error
-
-
-def page_of(tower: Tower, how: Export, *, added: bool, own_head: bool = False) -> dict[str, Any]:
-    """What `vlkd_tower.yaml` says of a tower.
+def page_of(
+    tower: Tower, how: Export, place: Path, *, added: bool, own_head: bool = False
+) -> dict[str, Any]:
+    """What `vlkd_tower.yaml` says of a tower; paths are relative to the folder that it is in, which
+    may be moved.
 
     Args:
+        place: the folder as `how` names it.
         added: whether pooler and heads are in a file of their own.
         own_head: whether they are in the library's own files.
     """
     section = tower.section
     assert section is not None
-    page: dict[str, Any] = {"modality": tower.modality, "format": how.format, "python": how.python}
-    page["recipe"] = how.recipe
+    page: dict[str, Any] = {"modality": tower.modality, "format": how.format}
+    page["python"] = _relative(how.python, place)
+    page["recipe"] = {key: _relative(value, place) for key, value in how.recipe.items()}
     page["feature"] = (
         how.feature
         if section.pooler is None or own_head
@@ -195,6 +171,13 @@ def page_of(tower: Tower, how: Export, *, added: bool, own_head: bool = False) -
     if how.note:
         page["note"] = how.note
     return page
+
+
+def _relative(value: Any, place: Path) -> Any:
+    """A text in which the folder, alone or at the beginning of a path, is written as `.`."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(rf"(?<![\w./]){re.escape(str(place))}(?![\w.])", ".", value)
 
 
 def _count(tower: Tower, *, merged: bool) -> int:

@@ -20,8 +20,9 @@ from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.export import PAGE
 from vlkd_cli.towers.tower import Tower
 
-_PLACES = ("model", "pretrained")
-"""Keys of a builder that may hold the place of exported files."""
+_FORMER_PLACES = ("model", "pretrained", "adapter_weights")
+"""Keys of a builder whose values are the place of exported files, as it was when they were written,
+in pages that are older than relative paths."""
 
 
 def exported_folders(path: Path) -> dict[str, Path]:
@@ -49,26 +50,51 @@ def load_exported(
         RecipeError: its page is damaged, or names code that is not trusted.
         WeightsError: its weights are missing or do not fit.
     """
+    name = str(_read(folder / PAGE)["tower"])
+    section = {**section_of(folder, trust=trust, remedy=remedy), "train": "none"}
+    try:
+        spec = TowerSpec.model_validate(section)
+    except ValidationError as error:
+        raise _damaged(folder / PAGE, error.errors()[0]["msg"]) from error
+    tower = assemble(name, spec, cache_dir=cache_dir)
+    complete(tower, folder)
+    return tower
+
+
+def section_of(folder: Path, *, trust: bool = False, remedy: str = TRUST_OPTION) -> dict[str, Any]:
+    """The section of a recipe that builds the tower, without what `complete` adds.
+
+    Raises:
+        RecipeError: see `load_exported`.
+    """
     file = folder / PAGE
     page = _read(file)
     name = str(page["tower"])
     section = {
-        **{key: _moved(key, value, folder, name) for key, value in page["recipe"].items()},
+        **{key: _placed(key, value, folder, name) for key, value in page["recipe"].items()},
         **{key: page[key] for key in ("modality", "head", "heads") if key in page},
-        "train": "none",
     }
     if not trust and (problems := check_foreign({"towers": {name: section}}, remedy)):
         raise RecipeError(report({}, problems, str(file)))
-    try:
-        spec = TowerSpec.model_validate(section)
-    except ValidationError as error:
-        raise _damaged(file, error.errors()[0]["msg"]) from error
-    tower = assemble(name, spec, cache_dir=cache_dir)
+    return section
+
+
+def complete(tower: Tower, folder: Path) -> None:
+    """Give a tower that was built from its section the weights of its pooler and heads, and
+    prepare images as the run did.
+
+    Raises:
+        RecipeError: the page is damaged.
+        WeightsError: weights do not fit.
+    """
+    page = _read(folder / PAGE)
     if "images" in page:
-        tower.input = ImageInput(**_tuples(page["images"]))
+        try:
+            tower.input = ImageInput(**_tuples(page["images"]))
+        except (TypeError, AttributeError) as error:
+            raise _damaged(folder / PAGE, "`images` is of another form") from error
     if "weights_of_pooler_and_head" in page:
         _load_added(tower, folder / str(page["weights_of_pooler_and_head"]))
-    return tower
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -92,12 +118,16 @@ def _damaged(file: Path, problem: str) -> RecipeError:
     return RecipeError(f"{file} is damaged: {problem.rstrip('.')}. Export the run again.")
 
 
-def _moved(key: str, value: Any, folder: Path, name: str) -> Any:
+def _placed(key: str, value: Any, folder: Path, name: str) -> Any:
     """A value of the page; the place of exported files is where the folder is now."""
-    if key not in _PLACES or not isinstance(value, str):
+    if not isinstance(value, str):
+        return value
+    if value == "." or value.startswith("./"):
+        return str(folder / value)
+    if key not in _FORMER_PLACES:
         return value
     last = Path(value).name
-    if (folder / last).is_file():
+    if (folder / last).exists():
         return str(folder / last)
     return str(folder) if last == name else value
 

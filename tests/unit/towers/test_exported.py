@@ -59,6 +59,18 @@ def test_folders_are_found_from_outside_and_from_inside(folder: Path):
     assert exported_folders(folder.parent.parent) == {}
 
 
+def test_pages_name_no_place_and_serve_wherever_the_folder_is(folder: Path):
+    page = yaml.safe_load((folder / PAGE).read_text())
+    assert page["recipe"]["model"] == "." and "'local-dir:.'" in page["python"]
+    assert str(folder) not in (folder / PAGE).read_text()
+    moved = folder.rename(folder.parent.parent / "elsewhere")
+    state = load_exported(moved).state_dict()
+    # Pages of earlier versions name the folder as it was.
+    page["recipe"]["model"] = "/gone/out/text"
+    (moved / PAGE).write_text(yaml.safe_dump(page))
+    torch.testing.assert_close(load_exported(moved).state_dict(), state)
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

@@ -3,6 +3,8 @@ files that list them."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,14 +52,15 @@ def _expanded(words: Sequence[str]) -> Iterator[str]:
             continue
         path = Path(word[1:])
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"{word}: the list cannot be read: {reason}.") from error
-        listed = [line.partition("#")[0].strip() for line in lines]
+        # A # inside a word is part of a name.
+        listed = [re.split(r"(?:^|\s)#", line)[0].strip() for line in lines]
         if not any(listed):
             raise UserError(f"{word}: the list names no target. Write one on each line.")
-        yield from filter(None, listed)
+        yield from (os.path.expanduser(word) for word in listed if word)
 
 
 def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> Target:
@@ -71,7 +74,10 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
     if path.is_dir() and (path / PAGE).is_file():
         pages = [path / PAGE]
     if pages and not (path / "recipe.yaml").is_file():
-        recipe = _parsed({page.parent.name: _exported(page) for page in pages}, label, overrides)
+        from vlkd_cli.towers.exported import section_of
+
+        sections = {page.parent.name: section_of(page.parent, trust=trust) for page in pages}
+        recipe = _parsed(sections, label, overrides)
         return Target(
             label,
             recipe,
@@ -111,35 +117,6 @@ def _of_builder(builder: str, model: str) -> dict[str, Any]:
 def _has_tag(model: str) -> bool:
     """`hf-hub:owner/name` is a name with a colon, not a name with a tag."""
     return ":" in model.removeprefix("hf-hub:").removeprefix("local-dir:")
-
-
-def _exported(page: Path) -> dict[str, Any]:
-    """The section of an exported tower; its files are looked for where the page is now."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(page.read_text(encoding="utf-8"))
-        if content["format"] == "ONNX":
-            raise UserError(
-                f"{page.parent} holds an ONNX file, which vlkd writes and does not read. Name the"
-                " run, or export it without --format onnx."
-            )
-        section = {key: _moved(value, page.parent) for key, value in content["recipe"].items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{page}: not the page of an exported tower. Export it again.") from error
-    heads = {key: content[key] for key in ("head", "heads") if key in content}
-    return {**section, **heads, "modality": content["modality"]}
-
-
-def _moved(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str):
-        return value
-    path = Path(value)
-    if path.name == folder.name and not path.exists():
-        return str(folder)
-    if path.parent.name == folder.name and (folder / path.name).exists():
-        return str(folder / path.name)
-    return value
 
 
 def _parsed(towers: dict[str, Any], label: str, overrides: Sequence[str]) -> Recipe:
