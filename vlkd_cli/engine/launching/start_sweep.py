@@ -20,6 +20,7 @@ from vlkd_cli.engine.launching.sweep_cells import SweepCell, sweep_cells
 from vlkd_cli.engine.launching.sweep_jobs import Outcome, run_jobs
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.recipe.load import load_recipe
+from vlkd_cli.recipe.overrides import parse_path
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 from vlkd_cli.reports.state import read_state
@@ -76,6 +77,7 @@ def start_sweep(request: SweepRequest) -> int:
         search_seed=request.search_seed,
         seeds=request.seeds or (base.train.seed,),
     )
+    _refuse_idle_settings(request, cells[0])
     if request.index is not None and not 0 <= request.index < len(cells):
         raise UserError(
             f"--index {request.index}: the sweep has cells 0 to {len(cells) - 1}. With SLURM:"
@@ -99,6 +101,20 @@ def start_sweep(request: SweepRequest) -> int:
         gpus_per_job=request.gpus_per_job,
     )
     return _report(request, cells, outcome)
+
+
+def _refuse_idle_settings(request: SweepRequest, cell: SweepCell) -> None:
+    """Settings of every cell that each cell replaces."""
+    varied = [parse_path(each.partition("=")[0]) for each in cell.overrides]
+    if not request.seeds:
+        varied.pop()  # the seed is then the recipe's
+    for setting in request.overrides:
+        path = parse_path(setting.partition("=")[0].strip())
+        if any(path[: len(own)] == own for own in varied):
+            raise UserError(
+                f"--set {setting}: has no effect: --grid, --draw or --seeds give each cell its own"
+                " value. Leave it out."
+            )
 
 
 def _checked(request: SweepRequest, cells: Sequence[SweepCell]) -> list[Recipe]:

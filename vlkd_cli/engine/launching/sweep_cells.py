@@ -190,10 +190,11 @@ def _cut(name: str) -> str:
 def _refuse_idle(
     keys: Sequence[str], draws: Sequence[Draw], num_random: int, seeds: Sequence[int]
 ) -> None:
-    for key in keys:
-        if keys.count(key) > 1:
+    paths = [parse_path(key) for key in keys]
+    for key, path in zip(keys, paths, strict=True):
+        if paths.count(path) > 1:
             raise UserError(f"--grid and --draw: '{key}' is given twice. Leave one of them out.")
-    if SEED in keys:
+    if parse_path(SEED) in paths:
         raise UserError(f"{SEED} is what --seeds is for: --seeds 0,1,2.")
     if bool(draws) != bool(num_random):
         raise UserError(

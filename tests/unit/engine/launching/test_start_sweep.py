@@ -230,6 +230,8 @@ def test_a_dry_run_steps_once_for_each_shape(
         ("--search-seed 3", "--search-seed has no effect without --draw"),
         ("--seeds a", "--seeds a: integers of at least 0"),
         ("--folder a --runs b", "--runs b has no effect with --folder"),
+        ("--set optimizer.lr=1 --grid optimizer.lr=[1,2]", "--set optimizer.lr=1: has no effect"),
+        ("--set train.seed=3 --seeds 0,1", "--set train.seed=3: has no effect"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -89,6 +89,7 @@ def test_mappings_are_named_by_their_name_and_long_names_are_cut() -> None:
         ({"grids": ["optimizer.lr=[]"]}, "write a list of values"),
         ({"grids": ["optimizer.lr=[1"]}, "write a list of values"),
         ({"grids": ["a=[1,2]", "a=[3]"]}, "'a' is given twice"),
+        ({"grids": ["a[0].b=[1,2]", "a.0.b=[3]"]}, "'a[0].b' is given twice"),
         ({"grids": ["train.seed=[1,2]"]}, "train.seed is what --seeds is for"),
         ({"grids": ["a=[1,2,1]"]}, "cells 0 and 2 are equal"),
         ({"grids": ["a=[1e-1,0.1]"]}, "cells 0 and 1 are equal"),
