@@ -72,7 +72,7 @@ class FeatureDistance(_Projecting):
     crosses_ranks = "nothing"
     paper = "Yang et al. 2024, arXiv:2307.12732"
     formula = (
-        r"L = \frac{1}{ND} \sum_i \left( \|\hat{x}_i - \hat{u}_i\|^2"
+        r"L = \frac{1}{N D} \sum_i \left( \|\hat{x}_i - \hat{u}_i\|^2"
         r" + \|\hat{y}_i - \hat{v}_i\|^2 \right), \quad \hat{x} = \frac{x}{\|x\|}"
     )
 
@@ -215,7 +215,7 @@ class GradientMatch(_Projecting, ScaledDistiller):
     )
     paper = "Yang et al. 2024, arXiv:2307.12732"
     formula = (
-        r"L = \frac{1}{ND} \sum_{(P, K)} \left[ \|E_s K_s - E_t K_t\|^2"
+        r"L = \frac{1}{N D} \sum_{(P, K)} \left[ \|E_s K_s - E_t K_t\|^2"
         r" + \|E_s^{\top} P_s - E_t^{\top} P_t\|^2 \right],"
         r" \quad E = \frac{\mathrm{softmax}(P K^{\top} / \tau) - I}{\tau N},"
         r" \quad (P, K) \in \{(X, Y), (Y, X)\}"

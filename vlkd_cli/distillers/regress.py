@@ -29,7 +29,7 @@ class Regress(Distiller):
     crosses_ranks = "nothing"
     paper = "He et al., CVPR 2022, arXiv:2111.06377"
     formula = (
-        r"L = \frac{1}{ND} \sum_{i,d} \delta(s_{id} - t_{id}),"
+        r"L = \frac{1}{N D} \sum_{i,d} \delta(s_{id} - t_{id}),"
         r" \quad \delta(r) = r^2 \text{ (l2)}, \ |r| \text{ (l1)}, \ H(r) \text{ (Huber)}"
     )
 

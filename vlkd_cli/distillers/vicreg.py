@@ -40,7 +40,7 @@ class VICReg(Distiller):
     crosses_ranks = "sums, and features of both sides (or their covariances), with gradient"
     paper = "Bardes et al. 2022, arXiv:2105.04906"
     formula = (
-        r"L = \frac{w_i}{ND} \|X - Y\|^2 + \frac{w_v}{2D} \sum_{F \in \{X, Y\}} \sum_{d}"
+        r"L = \frac{w_i}{N D} \|X - Y\|^2 + \frac{w_v}{2D} \sum_{F \in \{X, Y\}} \sum_{d}"
         r" \max\left(0, 1 - \sqrt{\mathrm{Var}(F_d) + \epsilon}\right) + \frac{w_c}{D}"
         r" \sum_{F \in \{X, Y\}} \sum_{d \neq e} \mathrm{Cov}(F)_{de}^2"
     )

@@ -74,10 +74,10 @@ def check_evaluation_data(recipe: Recipe) -> Iterator[Problem]:
 def check_groups(recipe: Recipe) -> Iterator[Problem]:
     """Columns of groups that nothing reads: figures by group are those of the `data` of suites that
     take `min_group`."""
-    for key, data in _data_of_training(recipe):
-        if column := _group_key(data):
+    for path, own in _data_of_training(recipe):
+        if column := _group_key(own):
             yield Problem(
-                (*key, column),
+                (*path, column),
                 "has no effect: training does not read groups. Remove it, or name it in"
                 " `evals[i].data`, whose figures by group it gives.",
             )

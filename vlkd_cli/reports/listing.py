@@ -34,9 +34,12 @@ def describe(run: RunRecord) -> dict[str, object]:
 def _ended(run: RunRecord) -> str | None:
     """When the run ended, in local time; a running one has not."""
     if run.state is not None:
-        if run.state.state == "running" or not run.state.updated:
+        if run.state.state == "running":
             return None
-        moment = datetime.fromisoformat(run.state.updated)
+        try:
+            moment = datetime.fromisoformat(run.state.updated)
+        except ValueError:
+            return None
     else:
         record = run.path / "metrics.csv"
         if not record.is_file():

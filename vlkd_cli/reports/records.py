@@ -23,7 +23,10 @@ BEFORE_EXTENSION = "before_extension"
 """Folders of this name and a number hold results from before a run was extended."""
 FAILED = ".failed.json"
 """How files end that say why a cell of a table could not be measured."""
-LOWER_IS_BETTER = {"rank", "loss", "mae", "mse", "error", "perplexity", "uniformity", "gap"}
+LOWER_IS_BETTER = {
+    *("rank", "loss", "mae", "mse", "error", "perplexity"),
+    *("uniformity", "alignment", "gap", "spread"),
+}
 # What may differ between two runs of one group: it changes no number that is trained.
 IGNORED_SECTIONS = {"evals", "reports", "synthesis"}
 IGNORED_KEYS = {
@@ -54,7 +57,8 @@ class Metric(NamedTuple):
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value is the better one: ranks, losses, errors."""
-        return not LOWER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", self.name.lower()))
+        words = self.name.lower().replace("effective_rank", "")  # a number of dimensions
+        return not LOWER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", words))
 
 
 class StoredResult(NamedTuple):
@@ -188,7 +192,7 @@ def read_run(folder: Path) -> RunRecord:
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no recipe.yaml.")
     record = RunRecord(folder, state=read_state(folder))
-    record.recipe = _read(record, "recipe.yaml", _yaml)
+    record.recipe = _read(record, "recipe.yaml", _recipe)
     record.versions = _read(record, "versions.json", json.loads)
     _read_metrics(record)
     _read_results(record)
@@ -233,16 +237,24 @@ def _word(value: object) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(map(_word, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Short where that is the number: runs of nearly equal rates are of different recipes.
+    is_short = isinstance(value, float) and float(f"{value:g}") == value
+    return f"{value:g}" if is_short else str(value)
 
 
-def _yaml(text: str) -> object:
+def _recipe(text: str) -> object:
+    """A recipe whose sections are of the right kind, whatever their keys."""
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    kinds = {"towers": dict, "data": dict, "train": dict, "optimizer": dict, "distillers": list}
+    for name, kind in kinds.items():
+        if isinstance(found, dict) and not isinstance(found.get(name), kind | None):
+            raise ValueError(f"{name} is of another kind")
+    return found
 
 
 def _read(record: RunRecord, name: str, parse: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlkd_cli import console
 from vlkd_cli.claims import STALE_SECONDS, process_exists
@@ -101,6 +101,16 @@ class StateFile:
             )
 
 
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("step", "pid"), int),
+    **dict.fromkeys(("total_steps", "best_step"), int | None),
+    "best": int | float | None,
+    **dict.fromkeys(("host", "started", "updated"), str),
+    "error": str | None,
+}
+"""Types of the values in the file; one of another type makes it unreadable."""
+
+
 def read_state(folder: Path) -> RunState | None:
     """The state of a run; a running one whose process is gone is "killed". None where the folder
     has no readable `state.json`."""
@@ -117,8 +127,10 @@ def _read(folder: Path) -> RunState | None:
         return None
     if not isinstance(plain, dict) or plain.get("state") not in STATES:
         return None
-    names = {field.name for field in fields(RunState)}
-    return RunState(**{name: value for name, value in plain.items() if name in names})
+    known = {name: plain[name] for name in _KINDS if name in plain}
+    if not all(isinstance(value, _KINDS[name]) for name, value in known.items()):
+        return None
+    return RunState(state=plain["state"], **known)
 
 
 def _is_alive(state: RunState) -> bool:

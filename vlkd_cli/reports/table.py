@@ -40,7 +40,8 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What is comparable: one metric, measured in one way on the same rows, classes and texts."""
+    """What is comparable: one metric, measured in one way on the same rows, classes and texts. All
+    cells of a suite have the same keys; what it decided while it ran (a regularizer) may differ."""
 
     suite: str
     dataset: str
@@ -49,7 +50,6 @@ class Column(NamedTuple):
     protocol: str
     hashes: str
     precision: str
-    settings: str
 
 
 class GroupMean(NamedTuple):
@@ -105,7 +105,8 @@ def make_table(
     """
     targets = list(dict.fromkeys(cell.target for cell in cells))
     found = [(cell, find_result(cell)) for cell in cells]
-    columns: dict[Column, None] = {}
+    columns: dict[Column, bool] = {}
+    """Whether the column is of a primary metric."""
     values: dict[tuple[str, Column], tuple[float | None, float | None]] = {}
     rows: list[dict[str, Any]] = []
     for cell, result in found:
@@ -114,7 +115,7 @@ def make_table(
             continue
         for metric in _chosen(result, metrics):
             column = _column(cell, result, metric)
-            columns.setdefault(column)
+            columns[column] = columns.get(column) or metric == result.get("primary_metric")
             values[cell.target, column] = (
                 _number(result["metrics"][metric]),
                 _number((result.get("chance") or {}).get(metric)),
@@ -127,12 +128,14 @@ def make_table(
     ]
     failing = {(cell.target, cell.suite, cell.dataset) for cell, result in found if result is None}
     names, notes = _names(ordered)
-    lower = [Metric("", "", column.metric).lower_is_better for column in ordered]
-    averages = average_columns(matrix, chance, lower) if targets else Averages([], [], [], [])
-    if len(averages.common_columns) < len(ordered):
+    # Those of the primary metrics, or all where none is; failed ones among them.
+    used = [n for n, each in enumerate(ordered) if columns.get(each, True)]
+    used = used if any(columns.values()) else list(range(len(ordered)))
+    averages = _averages(ordered, matrix, chance, used)
+    if len(averages.common_columns) < len(used):
         notes.append(
             f"mean, normalized_mean and mean_rank use {len(averages.common_columns)} of"
-            f" {len(ordered)} columns, those in which every target has a value"
+            f" {len(used)} columns, those in which every target has a value"
         )
     means = _group_means(groups, targets, found)
     notes += [
@@ -159,6 +162,23 @@ def make_table(
         notes,
         _failures(cell for cell, result in found if result is None),
     )
+
+
+def _averages(
+    columns: Sequence[Column],
+    matrix: Sequence[Sequence[float | None]],
+    chance: Sequence[float | None],
+    used: Sequence[int],
+) -> Averages:
+    """Summaries over the columns of these numbers."""
+    if not matrix:
+        return Averages([], [], [], [])
+    found = average_columns(
+        [[row[n] for n in used] for row in matrix],
+        [chance[n] for n in used],
+        [Metric("", "", columns[n].metric).lower_is_better for n in used],
+    )
+    return found._replace(common_columns=[used[n] for n in found.common_columns])
 
 
 class NamedSets(Protocol):
@@ -202,7 +222,7 @@ def _group_means(
 
 
 def _measured_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    parts = ("primary_metric", "split", "protocol", "hashes", "precision", "settings")
+    parts = ("primary_metric", "split", "protocol", "hashes", "precision")
     return all(first.get(part) == other.get(part) for part in parts)
 
 
@@ -250,12 +270,11 @@ def _column(cell: Cell, result: Mapping[str, Any], metric: str) -> Column:
         str(result.get("protocol", "")),
         json.dumps(result.get("hashes") or {}, sort_keys=True),
         str(result.get("precision", "")),
-        json.dumps(result.get("settings") or {}, sort_keys=True),
     )
 
 
 def _ordered(
-    columns: Mapping[Column, None],
+    columns: Mapping[Column, object],
     cells: Sequence[Cell],
     found: Sequence[tuple[Cell, Mapping[str, Any] | None]],
     metrics: Sequence[str],
@@ -265,7 +284,7 @@ def _ordered(
     places = {(cell.suite, cell.dataset): (cell.entry, cell.spec) for cell in cells}
     have = {(column.suite, column.dataset) for column in columns}
     empty = [
-        Column(cell.suite, cell.dataset, "", "", "", "", "", "")
+        Column(cell.suite, cell.dataset, "", "", "", "", "")
         for cell, _ in found
         if (cell.suite, cell.dataset) not in have
     ]
@@ -285,7 +304,7 @@ def _names(columns: Sequence[Column]) -> tuple[list[str], list[str]]:
         if len(twins) > 1 and number != twins[0]:
             differing = [
                 part
-                for part in ("split", "protocol", "hashes", "precision", "settings")
+                for part in ("split", "protocol", "hashes", "precision")
                 if getattr(column, part) != getattr(columns[twins[0]], part)
             ]
             rows = str(json.loads(column.hashes or "{}").get("rows", ""))[:8]

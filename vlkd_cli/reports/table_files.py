@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import vlkd_cli
 from vlkd_cli.errors import UserError
+from vlkd_cli.numerics.statistics import summarize
 from vlkd_cli.reports.comparison_table import check_table, escaped
 from vlkd_cli.reports.records import Metric
+from vlkd_cli.reports.seed_groups import seed_groups
 from vlkd_cli.reports.table import LONG_FORM, Table
 
 Layout = Literal["wide", "long"]
@@ -145,7 +147,7 @@ def _latex(
     digits: int,
     layout: Layout,
 ) -> str:
-    """booktabs; the best of each column is bold."""
+    """booktabs; the best of each column is bold, runs of several seeds are summarized below."""
     best = _best(table) if layout == "wide" else {}
     lines = []
     for number, row in enumerate(rows):
@@ -156,6 +158,8 @@ def _latex(
         lines.append(" & ".join(cells) + r" \\")
     if layout == "wide" and lines:
         lines.insert(1, r"\midrule")
+        over_seeds = _over_seeds(table, digits)
+        lines += [r"\midrule", *over_seeds] if over_seeds else []
     hashes = [
         f"{name}: {_rows(column.hashes)}"
         for name, column in zip(table.names, table.columns, strict=True)
@@ -176,6 +180,32 @@ def _latex(
             "",
         ]
     )
+
+
+def _over_seeds(table: Table, digits: int) -> list[str]:
+    """A line of mean and standard deviation for each group of runs that differ in their seed."""
+    _, _, *rows = _wide(table)
+
+    def cell(values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return "-"
+        spread = summarize(known)
+        return rf"${spread.mean:.{digits}f} \pm {spread.sd:.{digits}f}$"
+
+    return [
+        " & ".join(
+            [
+                escaped(group.name),
+                *(
+                    cell(list(own))
+                    for own in zip(*(rows[n][1:] for n in group.targets), strict=True)
+                ),
+            ]
+        )
+        + r" \\"
+        for group in seed_groups(table)
+    ]
 
 
 def _best(table: Table) -> dict[int, set[int]]:

@@ -44,6 +44,13 @@ def test_runs_that_differ_in_seed_and_workers_are_one_group(tmp_path: Path):
     ]
 
 
+def test_nearly_equal_numbers_are_different_recipes(tmp_path: Path):
+    for number, lr in enumerate((1.0, 1.0000001)):
+        make_run(tmp_path / str(number), seed=number, keys={"optimizer.lr": lr})
+    groups = group_runs([read_run(tmp_path / "0"), read_run(tmp_path / "1")])
+    assert [group.name for group in groups] == ["lr=1", "lr=1.0000001"]
+
+
 def test_names_take_the_shortest_suffix_that_no_other_key_has(tmp_path: Path):
     for n in range(2):
         keys = {"towers.image.model": f"m{n}", "towers.text.model": f"t{n}", "optimizer.lr": n + 1}

@@ -38,6 +38,9 @@ def test_a_metric_is_found_with_and_without_its_data(tmp_path: Path, words):
     [
         ("image_to_text_median_rank", True),
         ("mae_years", True),
+        ("alignment", True),
+        ("5shot_top1_spread", True),
+        ("image_effective_rank", False),
         ("top1", False),
         ("mean_recall", False),
         ("ranking_accuracy", False),
@@ -82,6 +85,15 @@ def test_what_is_damaged_is_named(tmp_path: Path, damage):
     named = [str(result.relative_to(folder)), "recipe.yaml", "versions.json"]
     assert sorted(run.unreadable) == sorted(named)
     assert run.recipe == {} and len(run.evaluations[TOP1]) == 3
+
+
+def test_a_recipe_of_another_shape_and_an_odd_time_cost_a_run_no_line(tmp_path: Path):
+    folder = make_run(tmp_path / "a")
+    (folder / "recipe.yaml").write_text("train: [1]\n")
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace("2026-01-01T00:01:00+00:00", "yesterday"))
+    run = read_run(folder)
+    assert run.unreadable == ["recipe.yaml"] and describe(run)["ended"] is None
 
 
 def test_a_folder_without_a_recipe_is_refused(tmp_path: Path):

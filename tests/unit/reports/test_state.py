@@ -89,7 +89,13 @@ def test_on_another_host_the_age_of_the_file_decides(tmp_path: Path, updated, st
     assert read_state(tmp_path).state == state
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"state": "running', '{"state": "asleep"}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"state": "running', '{"state": "asleep"}', "\x00"),
+        *('{"state": "finished", "step": "ten"}', '{"state": "finished", "updated": 5}'),
+    ],
+)
 def test_a_damaged_file_is_no_state(tmp_path: Path, text):
     assert read_state(tmp_path) is None
     (tmp_path / "state.json").write_text(text)

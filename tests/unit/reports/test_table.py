@@ -63,7 +63,6 @@ def two_rows(folder: Path, **other: Any) -> Table:
         ({"hashes": {"rows": "aaaa1111bbbb", "classes": "x"}}, "rows or classes"),
         ({"precision": "bf16"}, "precision"),
         ({"protocol": "other"}, "protocol"),
-        ({"settings": {"k": [3]}}, "settings"),
         ({"split": "val"}, "split"),
     ],
 )
@@ -82,12 +81,25 @@ def test_equal_measurements_share_a_column(tmp_path: Path) -> None:
     assert two_rows(tmp_path).averages.mean == [0.5, 0.5]
 
 
+def test_what_a_suite_decided_while_it_ran_makes_no_other_column(tmp_path: Path) -> None:
+    table = two_rows(tmp_path, settings={"C": 0.1, "trainings": 17})
+    assert len(table.columns) == 1 and table.averages.mean_rank == [1.5, 1.5]
+
+
 def test_metrics_are_the_primary_one_all_or_those_named(tmp_path: Path) -> None:
     own = cell(tmp_path, "m0", "a", 0, metrics={"top1": 0.5, "top5": 0.75})
     assert make_table([own]).names == ["s.a.top1"]
     assert make_table([own], ["headline"]).names == ["s.a.top1"]
     assert make_table([own], ["all"]).names == ["s.a.top1", "s.a.top5"]
     assert make_table([own], ["top5"]).names == ["s.a.top5"]
+
+
+def test_summaries_are_over_primary_metrics_where_there_are_any(tmp_path: Path) -> None:
+    metrics = {"top1": 0.5, "top5": 0.75, "image_effective_rank": 12.0}
+    own = cell(tmp_path, "m0", "a", 0, metrics=metrics)
+    every = make_table([own], ["all"])
+    assert every.averages.mean == [0.5] and every.averages.common_columns == [0]
+    assert make_table([own], ["top5"]).averages.mean == [0.75]
 
 
 def test_a_damaged_result_counts_as_missing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vlkd_cli.recipe.overrides import short_names
 from vlkd_cli.reports.comparison import Comparison, Group
 from vlkd_cli.reports.html import svg
 from vlkd_cli.reports.html.svg import Axis, Line
@@ -143,18 +144,19 @@ def mean_and_band(
 
 
 def parallel_view(comparison: Comparison, groups: Sequence[Group]) -> str:
-    """The keys that differ, the seed among them, against the outcome."""
+    """The keys that differ, the seed among them, against the outcome; runs that were measured on
+    other rows are left out."""
     rows = {id(row.group): row for row in comparison.rows}
     runs = [
         (number, group, run, value)
         for number, group in enumerate(groups)
         for run, (_, value) in zip(group.runs, rows[id(group)].points, strict=True)
-        if math.isfinite(value)
+        if math.isfinite(value) and rows[id(group)].is_comparable
     ]
     keys = list(groups[0].keys) if groups else []
+    short = short_names(keys)
     axes = [
-        Axis(key.rsplit(".", 1)[-1], _typed([group.keys[key] for _, group, _, _ in runs]))
-        for key in keys[:6]
+        Axis(short[key], _typed([group.keys[key] for _, group, _, _ in runs])) for key in keys[:6]
     ]
     seeds = [run.seed for _, _, run, _ in runs]
     if len(set(seeds)) > 1 and None not in seeds:
@@ -171,9 +173,10 @@ def parallel_view(comparison: Comparison, groups: Sequence[Group]) -> str:
 
 def _typed(values: Sequence[str]) -> list[float | str]:
     try:
-        return [float(value) for value in values]
+        numbers: list[float | str] = [float(value) for value in values]
     except ValueError:
         return list(values)
+    return numbers if all(math.isfinite(float(value)) for value in values) else list(values)
 
 
 def _few(steps: Sequence[int]) -> list[int]:

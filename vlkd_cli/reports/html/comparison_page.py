@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vlkd_cli.reports.comparison import Comparison, compare
@@ -45,15 +46,16 @@ def _kind(note: str) -> str:
 
 
 def _tiles(found: Comparison) -> list[Tile]:
-    better = min if found.metric.lower_is_better else max
-    best = better(found.rows, key=lambda row: row.summary.mean)
+    lower = found.metric.lower_is_better
+    ranked = [row for row in found.rows if row.is_comparable and math.isfinite(row.summary.mean)]
+    best = (min if lower else max)(ranked or found.rows[:1], key=lambda row: row.summary.mean)
     spread = "" if best.summary.sd is None else f" \N{PLUS-MINUS SIGN} {best.summary.sd:.2g}"
     chance = "" if found.chance is None else f"; chance {found.chance:.3g}"
     tiles = [
         Tile(
             str(found.metric),
             f"{number(best.summary.mean)}{spread}",
-            f"highest mean, {best.group.name}{chance}"
+            f"{'lowest' if lower else 'highest'} mean, {best.group.name}{chance}"
             if len(found.rows) > 1
             else f"mean \N{PLUS-MINUS SIGN} SD, n = {best.summary.n}{chance}",
             "first",

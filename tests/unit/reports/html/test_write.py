@@ -220,6 +220,15 @@ def test_the_comparison_has_table_curves_keys_and_runs(tmp_path: Path):
     assert len(re.findall(r'class="line s\d strong"', text)) == 1
 
 
+def test_what_was_measured_on_other_rows_is_never_the_best_of_a_comparison(tmp_path: Path):
+    folders = [
+        make_run(tmp_path / f"{lr}", values=[0.1, value], rows=rows, keys={"optimizer.lr": lr})
+        for lr, value, rows in ((0.001, 0.3, "aa11"), (0.01, 0.4, "aa11"), (0.1, 0.9, "bb22"))
+    ]
+    text, _ = page_of(*folders)
+    assert "highest mean, lr=0.01" in text and "2 runs over lr, top1" in text
+
+
 def test_a_page_is_written_where_it_is_asked_for(tmp_path: Path):
     run = make_run(tmp_path / "a")
     output = tmp_path / "deep" / "page.html"
