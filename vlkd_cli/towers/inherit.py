@@ -24,8 +24,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _FUSED = ("in_proj_weight", "in_proj_bias", "qkv", "Wqkv", "qkv_proj", "c_attn")
 """Names of tensors that hold queries, keys and values one after another. Those called
 query_key_value hold them head by head, so that leading rows are leading heads."""
-_GATED = ("weights_in", "w12", "Wi", "gate_up_proj")
-"""Names of those that hold a gate and what it multiplies."""
+_PAIRED = ("weights_in", "w12", "Wi", "gate_up_proj", "kv")
+"""Names of those that hold a gate and what it multiplies, or keys and values."""
 _POSITIONS = ("pos_embed", "positional_embedding", "position_embedding", "position_embeddings")
 _TOKENS = ("token_embedding", "word_embeddings", "embed_tokens", "wte")
 
@@ -154,7 +154,7 @@ def _parts(name: str, state: Mapping[str, Tensor]) -> int:
     block, is_first, _ = name.rpartition(".fc1.")
     after = state.get(f"{block}.fc2.weight") if is_first and name in state else None
     is_packed = after is not None and len(state[name]) == 2 * after.shape[1]
-    return 2 if is_packed or _names(name, _GATED) else 1
+    return 2 if is_packed or _names(name, _PAIRED) else 1
 
 
 def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit, parts: int) -> Tensor | None:
@@ -170,6 +170,8 @@ def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit, parts: int) -> Te
         tensor = _resized_positions(tensor, shape, has_grid=fit.has_grid)
     elif tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[2:] != shape[2:]:
         tensor = _resized_kernel(tensor, (int(shape[2]), int(shape[3])))
+    elif _is_linear_patch(name, tensor, shape):
+        tensor = _resized_linear(tensor, int(shape[1]))
     return leading(tensor, shape, parts, dim=-1 if "c_attn.weight" in name else 0)
 
 
@@ -209,6 +211,19 @@ def _resized_kernel(tensor: Tensor, size: tuple[int, int]) -> Tensor:
     """A patch kernel that answers a picture of another size as before: its sum stays."""
     resized = F.interpolate(tensor, size, mode="bicubic", antialias=True)
     return resized * (tensor.shape[2] * tensor.shape[3] / (size[0] * size[1]))
+
+
+def _is_linear_patch(name: str, tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether it maps patches of another size, flattened, as SigLIP 2's does."""
+    is_patch = _names(name, ("patch_embedding",)) and tensor.ndim == 2 and len(shape) == 2
+    return is_patch and tensor.shape[1] != shape[1]
+
+
+def _resized_linear(tensor: Tensor, values: int) -> Tensor:
+    """The same for `[D, p * p * 3]`, channels last within a patch."""
+    old, new = (round((count / 3) ** 0.5) for count in (tensor.shape[1], values))
+    kernel = tensor.view(-1, old, old, 3).permute(0, 3, 1, 2)
+    return _resized_kernel(kernel, (new, new)).permute(0, 2, 3, 1).flatten(1)
 
 
 def _chosen_blocks(

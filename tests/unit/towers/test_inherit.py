@@ -11,11 +11,12 @@ import torch
 
 from tests.golden import golden_inputs
 from tests.support.recipes import problems
+from tests.support.vision_types import VISION_TYPES
 from tests.unit.engine.recipes import IMAGE, TEXT
 from vlkd_cli.engine.build import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
-from vlkd_cli.towers.inherit import _parts, choose_layers, leading
+from vlkd_cli.towers.inherit import _Fit, _parts, _placed, choose_layers, leading
 from vlkd_cli.towers.tower import Tower
 
 GOLDENS = Path(golden_inputs.__file__).parent / "distil_adapt.json"
@@ -24,6 +25,7 @@ CASES = [
     for case in json.loads(GOLDENS.read_text(encoding="utf-8"))["cases"]
     if case["kind"] == "inherit"
 ]
+HF = ("dinov2_with_registers", "swin")
 HF_TEXT = {"builder": "huggingface", "tokenizer": "trained"}
 
 
@@ -81,8 +83,12 @@ def sized(section: dict[str, Any], **config: Any) -> dict[str, Any]:
             "config": {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8},
         },
         {**HF_TEXT, "config": {"layers": 2, "width": 16, "heads": 2}},
+        *(
+            {"builder": "huggingface", "config": {"type": kind, **VISION_TYPES[kind]}}
+            for kind in HF
+        ),
     ],
-    ids=["openclip image", "openclip text", "timm", "huggingface text"],
+    ids=["openclip image", "openclip text", "timm", "huggingface text", *HF],
 )
 def test_a_student_of_its_teacher_s_size_has_its_features(section: dict[str, Any]) -> None:
     if section["builder"] == "timm":
@@ -146,6 +152,39 @@ def test_joined_weights_give_the_leading_part_of_each_whatever_a_library_calls_t
     packed = {"b.fc1.weight": torch.zeros(8, 3), "b.fc2.weight": torch.zeros(3, 4)}
     assert _parts("b.fc1.weight", packed) == 2
     assert _parts("b.fc1.weight", {**packed, "b.fc2.weight": torch.zeros(3, 8)}) == 1
+    assert _parts("attn_pool.kv.weight", {}) == 2
+
+
+def test_an_image_tower_of_hugging_face_takes_blocks_heads_and_a_smaller_grid() -> None:
+    small = {**VISION_TYPES["dinov2"], "type": "dinov2"}
+    large = {**small, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4}
+    hugging_face = {"builder": "huggingface"}
+    student, teacher = towers(
+        {**hugging_face, "config": small},
+        {**hugging_face, "config": {**large, "image_size": 64}},
+        {"layers": [1, 3]},
+    )
+    ours, theirs = student.encoder.state_dict(), teacher.encoder.state_dict()
+    for name, tensor in ours.items():
+        there = name.replace("layer.1.", "layer.3.").replace("layer.0.", "layer.1.")
+        if "position_embeddings" not in name:
+            assert tensor.equal(theirs[there][tuple(map(slice, tensor.shape))]), name
+    positions = [name for name in ours if name.endswith("position_embeddings")]
+    assert [(ours[name].shape[1], theirs[name].shape[1]) for name in positions] == [(17, 65)]
+    assert ours[positions[0]][:, 0].equal(theirs[positions[0]][:, 0, :16])
+
+
+def test_a_linear_map_of_patches_answers_smaller_ones_as_before() -> None:
+    pixels = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    small, large = (pixels.repeat_interleave(n, 1).repeat_interleave(n, 2) for n in (2, 4))
+    kernel = torch.ones(1, 3, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    there = kernel.permute(0, 2, 3, 1).flatten(1)
+    name = "encoder.embeddings.patch_embedding.weight"
+    found = _placed(name, there, torch.zeros(1, 48), _Fit(True, None), 1)
+    assert found is not None
+    torch.testing.assert_close(
+        found @ small.permute(1, 2, 0).flatten(), there @ large.permute(1, 2, 0).flatten()
+    )
 
 
 def test_a_smaller_vocabulary_takes_the_rows_of_its_tokens() -> None:
