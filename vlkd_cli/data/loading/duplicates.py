@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.caption_choice import chosen
 from vlkd_cli.data.keys import key_of
 from vlkd_cli.data.loading.choices import choices
 from vlkd_cli.data.loading.order import Order
@@ -40,6 +41,8 @@ def _keys(reader: Reader, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
             captions = reader.captions(row)
             if reader.text_names:
                 captions = captions[slice(*reader.text_span(row))]
+            if captions and reader.weighs_captions:
+                number = chosen(number, reader.caption_sources(row))
         except Broken:
             continue  # the loader reports it
         if captions:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.caption_choice import Sources
 from vlkd_cli.data.loading import duplicates
 from vlkd_cli.data.loading.duplicates import fraction_of_duplicates
 from vlkd_cli.data.loading.order import EpochOrder
@@ -27,3 +28,23 @@ def test_it_is_the_mean_over_steps_of_rows_whose_caption_comes_twice(
     assert fraction_of_duplicates(reader, order, seed=0, step_rows=4) == 0.5
     monkeypatch.setattr(duplicates, "STEPS", 1)
     assert fraction_of_duplicates(reader, order, seed=0, step_rows=4) == 1.0
+
+
+class Weighted(Shapes):
+    """Two sources of captions, the second the same for all samples."""
+
+    weighs_captions = True
+    weights = (1.0, 1e-12)
+
+    def captions(self, index: int) -> list[str]:
+        return [f"own {index}", "the same"]
+
+    def caption_sources(self, index: int) -> Sources:
+        return Sources([0, 1], self.weights)
+
+
+def test_captions_are_chosen_by_the_weights_of_their_sources() -> None:
+    order, reader = EpochOrder(64, seed=0, shuffle=False), Weighted(num_samples=64)
+    assert fraction_of_duplicates(reader, order, seed=0, step_rows=16) == 0
+    reader.weights = (1e-12, 1.0)
+    assert fraction_of_duplicates(reader, order, seed=0, step_rows=16) == 1
