@@ -47,6 +47,15 @@ def mine(
     ] = None,
     max_score: Annotated[float | None, typer.Option(help="Highest cosine of a negative.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Lowest cosine of a negative.")] = None,
+    positives: Annotated[
+        str | None,
+        typer.Option(
+            metavar="caption | label | COLUMN",
+            help="Captions of samples with an equal caption, label or cell of this column are not"
+            " negatives of each other; the table has the column too. By default what the recipe's"
+            " `positives` is.",
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +95,7 @@ def mine(
             relative_margin=relative_margin,
             max_score=max_score,
             min_score=min_score,
+            positives=positives,
             overrides=tuple(set_ or []),
             runs=str(runs),
             trust=trust,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlkd_cli import console
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.data.keys import key_of
+from vlkd_cli.data.keys import CAPTION, column_keys, key_of
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed import runtime
@@ -35,6 +35,7 @@ from vlkd_cli.features.encode import (
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.mining import Mined, Rules
 from vlkd_cli.numerics.mining import mine as mine_rows
+from vlkd_cli.recipe.schema import Recipe
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -48,6 +49,8 @@ class MineJob:
         query: what captions are compared with.
         ranks: `FIRST:STOP`.
         num, absolute_margin, relative_margin, max_score, min_score: see `Rules`.
+        positives: `caption`, `label` or a column: captions of samples with an equal one are not
+            negatives of each other; None: what the recipe's contrast compares by, else captions.
     """
 
     target: str | None
@@ -59,6 +62,7 @@ class MineJob:
     relative_margin: float | None = None
     max_score: float | None = None
     min_score: float | None = None
+    positives: str | None = None
     overrides: tuple[str, ...] = ()
     runs: str = "runs"
     trust: bool = False
@@ -159,9 +163,38 @@ def _mine(job: MineJob) -> None:
     subject = subject_for(opened, job.device)
     console.note(f"Mining with {opened.described}")
     captions = _captions(reader)
-    mined = _mined(subject, reader, captions, job)
+    matching = job.positives or _positives_of(opened.recipe)
+    mined = _mined(subject, reader, captions, matching, job)
     if runtime.is_main():
-        _write(job, reader, captions, mined)
+        columns = _carried(opened.recipe, reader, matching)
+        _write(job, reader, captions, columns, matching, mined)
+
+
+def _positives_of(recipe: Recipe) -> str:
+    """What samples match by in the recipe's contrast."""
+    words = [spec.keys.get("positives") for spec in recipe.distillers]
+    return next((str(word) for word in words if word not in (None, "diagonal")), CAPTION)
+
+
+def _carried(recipe: Recipe, reader: Reader, matching: str) -> Mapping[str, Sequence[str]]:
+    """Columns of the data that training on the table reads too, by name."""
+    used = [matching, *(spec.keys.get("grade") for spec in recipe.distillers)]
+    if recipe.data is not None:
+        used.append(recipe.data.distinct)
+    columns: dict[str, Sequence[str]] = {}
+    for name in used:
+        if name == "label":
+            columns[name] = [_class_of(reader, index) for index in range(len(reader))]
+        elif isinstance(name, str) and name not in (CAPTION, *columns):
+            columns[name] = reader.column(name)
+    return columns
+
+
+def _class_of(reader: Reader, index: int) -> str:
+    label, classes = reader.label(index), reader.classes or ()
+    if label < 0:
+        return ""
+    return classes[label] if label < len(classes) else str(label)
 
 
 def _captions(reader: Reader) -> _Captions:
@@ -190,16 +223,39 @@ def _captions(reader: Reader) -> _Captions:
     return found
 
 
-def _mined(subject: Subject, reader: Reader, captions: _Captions, job: MineJob) -> Mined:
+def _same_key(reader: Reader, captions: _Captions, matching: str) -> list[np.ndarray] | None:
+    """Of each sample with captions, the rows of those of samples with its key; None where samples
+    match by their captions, of which equal ones are one row."""
+    if matching == CAPTION:
+        return None
+    if matching == "label":
+        keys = reader.labels_of(np.arange(len(reader)))
+    else:
+        keys = column_keys(reader, matching)
+    groups: dict[int, list[int]] = {}
+    for index, rows in zip(captions.samples, captions.rows, strict=True):
+        if keys[index] >= 0:
+            groups.setdefault(int(keys[index]), []).extend(rows)
+    found = {key: np.unique(rows) for key, rows in groups.items()}
+    none = np.empty(0, dtype=np.int64)
+    return [found.get(int(keys[index]), none) for index in captions.samples]
+
+
+def _mined(
+    subject: Subject, reader: Reader, captions: _Captions, matching: str, job: MineJob
+) -> Mined:
     """The negatives of every query, in order: of each sample, or of each of its captions."""
+    same = _same_key(reader, captions, matching)
     corpus = normalize(embed_texts(subject, captions.texts))
     if job.query == "image":
         queries = normalize(embed_images(subject, reader, indices=captions.samples))
         require_equal_widths(queries.shape[1], corpus.shape[1], "mine")
         positives: list[list[int]] = captions.rows
+        owners = list(range(len(captions.samples)))
     else:
         queries = corpus[[row for rows in captions.rows for row in rows]]
         positives = [rows for rows in captions.rows for _ in rows]
+        owners = [place for place, rows in enumerate(captions.rows) for _ in rows]
     own = range(runtime.rank(), len(queries), runtime.world_size())
     part = mine_rows(
         queries[own.start :: own.step],
@@ -209,6 +265,7 @@ def _mined(subject: Subject, reader: Reader, captions: _Captions, job: MineJob) 
         query_keys=np.full(len(own), -1),
         corpus_keys=np.arange(len(corpus)),
         positives=[positives[query] for query in own],
+        left_out=None if same is None else [same[owners[query]] for query in own],
     )
     parts = gather_objects(part)
     rows = np.empty((len(queries), job.num), dtype=np.int64)
@@ -218,7 +275,14 @@ def _mined(subject: Subject, reader: Reader, captions: _Captions, job: MineJob) 
     return Mined(rows, scores)
 
 
-def _write(job: MineJob, reader: Reader, captions: _Captions, mined: Mined) -> None:
+def _write(
+    job: MineJob,
+    reader: Reader,
+    captions: _Captions,
+    columns: Mapping[str, Sequence[str]],
+    matching: str,
+    mined: Mined,
+) -> None:
     path = Path(job.output)
     names = [f"negative_{number}" for number in range(1, job.num + 1)]
     partial = path.with_name(f"{path.name}.{os.getpid()}")
@@ -226,11 +290,16 @@ def _write(job: MineJob, reader: Reader, captions: _Captions, mined: Mined) -> N
         with partial.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, delimiter=SEPARATORS[path.suffix])
             has_images = reader.image(captions.samples[0]) is not None
-            table.writerow([*(["filepath"] if has_images else []), "title", *names])
+            own = ["filepath", "title"] if has_images else ["title"]
+            columns = {name: cells for name, cells in columns.items() if name not in own}
+            table.writerow([*own, *columns, *names])
+            last, place = -1, list[str]()
             for sample, text, query in _rows(captions, job.query):
                 negatives = [captions.texts[row] if row >= 0 else "" for row in mined.rows[query]]
-                place = [_place(reader, sample, path)] if has_images else []
-                table.writerow([*place, text, *negatives])
+                if has_images and sample != last:
+                    last, place = sample, [_place(reader, sample, path)]
+                cells = [cells[sample] for cells in columns.values()]
+                table.writerow([*place, text, *cells, *negatives])
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -244,10 +313,22 @@ def _write(job: MineJob, reader: Reader, captions: _Captions, mined: Mined) -> N
         f"Negatives: {path} ({len(captions.texts):,} captions; {short:,} of"
         f" {len(mined.rows):,} {what} have fewer than {job.num})"
     )
-    keys = f"path: {path}{'' if has_images else ', image: null'}"
+    _say_how_to_train(path, has_images, names, captions, matching)
+
+
+def _say_how_to_train(
+    path: Path, has_images: bool, names: Sequence[str], captions: _Captions, matching: str
+) -> None:
+    keys = f"reader: csv, path: {path}{'' if has_images else ', image: null'}"
+    keys += f", texts: {{hard: [{', '.join(names)}]}}"
+    if matching == "label":
+        keys += ", label: label"
+    elif matching == CAPTION and has_images and any(len(own) > 1 for own in captions.own):
+        # A row is a sample, and two captions of an image would be negatives of each other.
+        keys += ", distinct: filepath"
+    positives = "" if matching == CAPTION else f"`positives: {matching}` and "
     console.say(
-        f"Train on them: data: {{reader: csv, {keys}, texts: {{hard: [{', '.join(names)}]}}}} and"
-        " `negatives: text@hard` in the distiller."
+        f"Train on them: data: {{{keys}}} and {positives}`negatives: text@hard` in the distiller."
     )
 
 
@@ -268,9 +349,9 @@ def _place(reader: Reader, sample: int, table: Path) -> str:
     folder = table.with_name(f"{table.stem}_images")
     folder.mkdir(exist_ok=True)
     file = folder / f"{sample:07d}.png"
-    if not file.exists():
-        if isinstance(image, Image.Image):
-            image.save(file)
-        elif image is not None:
-            file.write_bytes(image)
+    # Also where there is one: it may be of other data that was mined to the same table.
+    if isinstance(image, Image.Image):
+        image.save(file)
+    elif image is not None:
+        file.write_bytes(image)
     return str(file.absolute())

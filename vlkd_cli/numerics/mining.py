@@ -65,10 +65,11 @@ def mine(
     query_keys: np.ndarray,
     corpus_keys: np.ndarray,
     positives: Sequence[Sequence[int]],
+    left_out: Sequence[np.ndarray] | None = None,
     block_rows: int | None = None,
 ) -> Mined:
-    """The negatives of every query: its own positives and rows of an equal key do not count, the
-    others are ranked by score, ties by row.
+    """The negatives of every query: its own positives, rows of an equal key and those left out do
+    not count, the others are ranked by score, ties by row.
 
     Scores are inner products in float64, rounded to float32, so that the outcome depends neither on
     blocks nor on the device. Memory: the features, a block of scores, `stop` candidates a query.
@@ -79,12 +80,15 @@ def mine(
         query_keys, corpus_keys: int64; negative ones equal nothing.
         positives: rows of the corpus that are right, for each query; at least one where a margin is
             asked for.
+        left_out: further rows that are not negatives of each query, without being its positives.
         block_rows: rows that are scored at once.
 
     Source: the rules of sentence-transformers, `util/hard_negatives.py: mine_hard_negatives`, with
         the margin below the lowest positive.
     """
     excluded = _excluded(query_keys, corpus_keys, positives)
+    if left_out is not None:
+        excluded = [np.union1d(*both) for both in zip(excluded, left_out, strict=True)]
     stop = len(corpus) if rules.stop is None else min(rules.stop, len(corpus))
     needed = np.minimum(
         stop + np.array([len(each) for each in excluded], dtype=np.int64), len(corpus)

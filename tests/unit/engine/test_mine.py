@@ -71,6 +71,52 @@ def test_captions_as_queries_have_negatives_of_their_own(run: Path, tmp_path: Pa
     assert not {row["negative_1"] for row in rows[:4]} & set(own)
 
 
+@pytest.mark.parametrize("query", ["image", "text"])
+def test_captions_of_samples_that_match_by_a_column_are_no_negatives_and_the_table_has_it(
+    run: Path, tmp_path: Path, query: Any
+) -> None:
+    out = tmp_path / "hard.csv"
+    assert mine(MineJob(str(run), str(out), query=query, positives="shape", device="cpu")) == 0
+    reader = Shapes(**DATA)  # type: ignore[arg-type]
+    shape_of = {
+        text: shape
+        for index, shape in enumerate(reader.column("shape"))
+        for text in reader.captions(index)
+    }
+    rows = table(out)
+    assert len(set(reader.column("shape"))) > 2 and list(rows[0])[:3] == [
+        "filepath",
+        "title",
+        "shape",
+    ]
+    for row in rows:
+        found = [row[f"negative_{number}"] for number in range(1, 5)]
+        assert row["shape"] == shape_of[row["title"]] and all(found)
+        assert row["shape"] not in {shape_of[text] for text in found}
+    recipe = tiny_recipe(
+        distillers=[{"name": "infonce", "positives": "shape", "negatives": "text@hard"}]
+    )
+    hard = {"hard": ["negative_1", "negative_2"]}
+    recipe["data"] = {"reader": "csv", "path": str(out), "texts": hard, "workers": 0}
+    recipe["train"]["epochs"] = 1
+    if query == "image":
+        train(tmp_path, recipe)
+
+
+def test_labels_are_what_samples_match_by_and_images_are_written_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "hard.tsv"
+    place = tmp_path / "hard_images" / "0000000.png"
+    place.parent.mkdir()
+    place.write_bytes(b"of other data")
+    assert mine(MineJob(str(run), str(out), positives="label", device="cpu")) == 0
+    assert "label: label} and `positives: label`" in capsys.readouterr().out
+    rows, reader = table(out), Shapes(**DATA)  # type: ignore[arg-type]
+    assert rows[0]["label"] == reader.classes[reader.label(0)]
+    assert place.read_bytes()[1:4] == b"PNG"
+
+
 def test_queries_without_enough_negatives_are_counted(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
