@@ -19,6 +19,7 @@ from vlkd_cli.data.images.decode import Picture
 from vlkd_cli.data.images.resize import Box, fit
 from vlkd_cli.data.keys import keys_of
 from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.bfloat16 import as_float32
 from vlkd_cli.preprocessing import ImageInput, TextInput
 from vlkd_cli.recipe.modality import Table
 
@@ -199,7 +200,7 @@ class KeyView:
 
 
 class FeatureView:
-    """Cached features `[B, D]` float32 out of a memory-mapped table.
+    """Cached features `[B, D]` float32 out of a memory-mapped table of float32 or bfloat16.
 
     Args:
         path: a `.npy` file, one row per sample or per text of the reader, in its order.
@@ -226,7 +227,7 @@ class FeatureView:
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """The features of these rows of its table."""
-        return torch.from_numpy(self._mapped()[rows].astype(np.float32, copy=False))
+        return torch.from_numpy(as_float32(self._mapped()[rows]))
 
     def _mapped(self) -> np.ndarray:
         if self._rows is None:

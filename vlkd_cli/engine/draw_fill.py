@@ -24,6 +24,7 @@ from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.types import Precision, Progress
 from vlkd_cli.towers.outputs import BACKBONE
+from vlkd_cli.towers.storing import StoringTower
 
 
 class DrawFill:
@@ -47,9 +48,15 @@ class DrawFill:
     ) -> None:
         self.composition, self.loader, self.device = composition, loader, device
         self.batches, self.precision = batches, precision
+        # One of the outputs that are stored; the tower computes all of them.
+        stored = {
+            name: tower.stored_outputs[0]
+            for name, tower in composition.all_towers.items()
+            if isinstance(tower, StoringTower)
+        }
+        keys = [key.partition("@") for key in loader.rows.views.kept]
         self._passes = plan(
-            Address(key.partition("@")[0], BACKBONE, key.partition("@")[2] or MAIN_VIEW)
-            for key in loader.rows.views.kept
+            Address(name, stored.get(name, BACKBONE), view or MAIN_VIEW) for name, _, view in keys
         )
 
     def complete(self, epoch: int) -> None:

@@ -23,6 +23,12 @@ def draws_of(recipe: Recipe) -> Draws | None:
     return Draws(specs[0].draws, specs[0].seed) if specs else None
 
 
+def stored_outputs(recipe: Recipe, tower: Tower) -> list[str]:
+    """What a run reads of a tower's backbone, in one order: its feature and pooled layers."""
+    read = {address.output for address in addresses(recipe, tower.name)}
+    return sorted(name for name in tower.graph.closure(read) if name not in tower.graph.links)
+
+
 def open_tables(
     recipe: Recipe, reader: Reader, draws: Draws, tower: Tower, folder: Path
 ) -> DrawTables | None:
@@ -39,7 +45,16 @@ def open_tables(
     built = build_views(recipe, dict.fromkeys(keys, tower.name), {tower.name: tower})
     views = {view: built[key] for key, view in keys.items()}
     images = {name: view for name, view in views.items() if isinstance(view, ImageView)}
-    return DrawTables(tower, reader, folder, images, draws, precision=recipe.train.precision)
+    return DrawTables(
+        tower,
+        reader,
+        folder,
+        images,
+        draws,
+        precision=recipe.train.precision,
+        outputs=stored_outputs(recipe, tower),
+        dtype=spec.dtype,
+    )
 
 
 def show_draws(

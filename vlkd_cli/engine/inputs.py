@@ -29,7 +29,7 @@ from vlkd_cli.data.views import (
     keys_of_text,
 )
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.draws import draws_of, open_tables, show_draws
+from vlkd_cli.engine.draws import draws_of, open_tables, show_draws, stored_outputs
 from vlkd_cli.engine.views import (
     addresses,
     build_augment,
@@ -41,10 +41,10 @@ from vlkd_cli.engine.views import (
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.features.draw_tables import DrawTables
 from vlkd_cli.features.training_cache import Stored, store_features
-from vlkd_cli.recipe.address import LAYER, MAIN_VIEW, pictures_of, text_names
+from vlkd_cli.recipe.address import LAYER, MAIN_VIEW, POOLED, pictures_of, text_names
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.schema import Recipe
-from vlkd_cli.towers.outputs import INPUT, TOKENS
+from vlkd_cli.towers.outputs import BACKBONE, INPUT, TOKENS
 from vlkd_cli.towers.storing import StoringTower
 from vlkd_cli.towers.tower import Tower
 
@@ -99,7 +99,12 @@ def prepare_inputs(
             tables = open_tables(recipe, reader, inputs.draws, tower, folder)
             if tables is not None:
                 inputs.tables[name] = tables
-            inputs.towers[name] = StoringTower(tower, tables.keep if tables else None)
+            inputs.towers[name] = StoringTower(
+                tower,
+                tables.keep if tables else None,
+                stored_outputs(recipe, tower) or (BACKBONE,),
+                spec.dtype,
+            )
         elif spec is not None and not spec.store:
             assert isinstance(reader, Reader)
             inputs.padded[name] = FixedLength(tower.input, longest_text(reader, tower.input))
@@ -114,6 +119,7 @@ def prepare_inputs(
                 batch_size=recipe.train.batch_size,
                 workers=recipe.data.workers,
                 alike=spec is not None,
+                dtype="float32" if spec is None else spec.dtype,
             )
             inputs.towers[name] = tower.cached()
     for name, tower in towers.items():
@@ -235,6 +241,8 @@ def _not_fixed(
     read = addresses(recipe, name)
     outputs = tower.graph.closure({address.output for address in read})
     needed = {name for name in outputs if name in (INPUT, TOKENS) or LAYER.fullmatch(name)}
+    if recipe.towers[name].draws is not None and FACTS[tower.modality].has_views:
+        needed = {output for output in needed if not output.endswith(POOLED)}
     if needed:
         return f"'{min(needed)}' is read from it, and only features are cached"
     return None

@@ -23,6 +23,7 @@ from vlkd_cli.features.about import ABOUT, FOLDERS, About, read_about
 from vlkd_cli.features.broken_rows import BROKEN, note_broken, noted_broken
 from vlkd_cli.features.store import CHECKS, FEATURES, FeatureStore, is_done
 from vlkd_cli.numerics.npy import load_npy
+from vlkd_cli.recipe.types import TableType
 
 MANIFEST = "vlkd-cache.json"
 _FILES = (FEATURES, CHECKS, ABOUT, BROKEN)
@@ -196,15 +197,17 @@ def _unpacked(source: Path, incoming: Path) -> list[Path]:
 
 def _taken_in(folder: Path, place: Path) -> tuple[str, int]:
     try:
-        rows, width = load_npy(folder / FEATURES, mmap_mode="r").shape
+        features = load_npy(folder / FEATURES, mmap_mode="r")
+        rows, width = features.shape
     except (OSError, ValueError) as error:
         raise DataError(f"the table {folder.name[:_SHORT]} cannot be read ({error}).") from error
-    new = FeatureStore(folder, rows, width)
+    dtype: TableType = "bfloat16" if features.dtype == np.uint16 else "float32"
+    new = FeatureStore(folder, rows, width, dtype=dtype)
     if not (place / FEATURES).is_file():
         make_folder(place.parent)
         folder.rename(place)
         return place.name[:_SHORT], int(new.done.sum())
-    here = FeatureStore(place, rows, width)
+    here = FeatureStore(place, rows, width, dtype=dtype)
     assert here.folder is not None
     missing = np.flatnonzero((new.done != 0) & (here.done == 0))
     here.write(missing, new.table()[missing], new.broken[missing])

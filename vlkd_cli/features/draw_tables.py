@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from vlkd_cli.features.about import About, remember
 from vlkd_cli.features.broken_rows import note_broken, noted_broken
 from vlkd_cli.features.forward import insist_on_numbers
 from vlkd_cli.features.store import CHECKS, FEATURES, FeatureStore, is_broken, is_done
+from vlkd_cli.numerics.bfloat16 import as_float32
 from vlkd_cli.numerics.npy import load_npy
-from vlkd_cli.recipe.types import Precision
+from vlkd_cli.recipe.types import Precision, TableType
+from vlkd_cli.towers.outputs import BACKBONE
 from vlkd_cli.towers.tower import Tower
 
 
@@ -45,6 +47,8 @@ class DrawTables:
         views: what the tower reads, by the name of the view.
         draws: the augmentations.
         precision: of the tower's forward pass.
+        outputs: what is stored of each picture, joined to one row.
+        dtype: of the tables.
 
     Raises:
         DataError: the disk has no room for the tables, or the folder cannot be written.
@@ -59,17 +63,20 @@ class DrawTables:
         draws: Draws,
         *,
         precision: Precision,
+        outputs: Sequence[str] = (BACKBONE,),
+        dtype: TableType = "float32",
     ) -> None:
-        self.tower = tower
+        self.tower, self.dtype = tower, dtype
+        self.width = sum(map(tower.width_of, outputs))
         self.first = {name: number * draws.total for number, name in enumerate(views)}
         digest, data = tower.digest(), reader.fingerprint()
         self._abouts = [
-            About(tower.name, digest, "backbone", name, data, draw, draws.seed)
+            About(tower.name, digest, "+".join(outputs), name, data, draw, draws.seed)
             for name in views
             for draw in range(draws.total)
         ]
         places = [
-            folder / "train_features" / _key(about, views[about.view], precision)
+            folder / "train_features" / _key(about, views[about.view], precision, dtype)
             for about in self._abouts
         ]
         rows = [len(reader) * views[about.view].pictures for about in self._abouts]
@@ -81,7 +88,7 @@ class DrawTables:
 
         Args:
             tables, rows: `[N]`, where each belongs.
-            features: `[N, feature_width]`.
+            features: `[N, D]`, of all outputs that are stored.
 
         Raises:
             DataError: they hold NaN or infinity, or the disk is full.
@@ -97,31 +104,31 @@ class DrawTables:
         """The tables of a view as loader workers read them, by the number of the augmentation."""
         first = self.first[view]
         count = len(self.stores) // len(self.first)
-        return [WorkerTable(store) for store in self.stores[first : first + count]]
+        return [WorkerTable(store, self.dtype) for store in self.stores[first : first + count]]
 
     def fraction_stored(self) -> float:
         """Finished rows among all rows, when the tables were opened."""
         return float(np.mean([store.done.mean() for store in self.stores]))
 
     def _opened(self, places: list[Path], rows: list[int]) -> list[FeatureStore]:
-        width = self.tower.feature_width
         stores: list[FeatureStore] = []
         # The first process of each machine makes and verifies the tables before the others look.
         if runtime.local_rank() == 0:
             for place, count, about in zip(places, rows, self._abouts, strict=True):
-                store = FeatureStore(place, count, width)
+                store = FeatureStore(place, count, self.width, dtype=self.dtype)
                 assert store.folder is not None
                 remember(store.folder, about)
                 stores.append(store)
         runtime.barrier()
         return stores or [
-            FeatureStore(place, count, width, verify=False)
+            FeatureStore(place, count, self.width, dtype=self.dtype, verify=False)
             for place, count in zip(places, rows, strict=True)
         ]
 
     def _refuse_full_disk(self, folder: Path, places: list[Path], rows: list[int]) -> None:
+        value_bytes = 2 if self.dtype == "bfloat16" else 4
         needed = sum(
-            count * (self.tower.feature_width * 4 + 8)
+            count * (self.width * value_bytes + 8)
             for place, count in zip(places, rows, strict=True)
             if not (place / FEATURES).is_file()
         )
@@ -131,15 +138,17 @@ class DrawTables:
             raise DataError(
                 f"towers.{self.tower.name}.cache: {len(places)} tables of features need"
                 f" {needed / 2**30:.1f} GiB, and {existing} has {free / 2**30:.1f} GiB free. Lower"
-                " draws, or set VLKD_CACHE or train.cache_dir to a larger disk."
+                " draws, add dtype: bfloat16, or set VLKD_CACHE or train.cache_dir to a larger"
+                " disk."
             )
 
 
 class WorkerTable:
     """A table as a loader worker reads it, which another process fills meanwhile."""
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, dtype: TableType = "float32") -> None:
         assert store.folder is not None
+        self.dtype = dtype
         self.folder, self.rows, self.width = store.folder, store.rows, store.width
         self._maps: dict[str, np.ndarray] = {}
         self._noted: dict[int, Skipped] | None = None
@@ -159,12 +168,11 @@ class WorkerTable:
             return
         note_broken(self.folder, {int(rows[0]): Skipped(name, reason)})
         zeros = np.zeros((len(rows), self.width), dtype=np.float32)
-        store = FeatureStore(self.folder, self.rows, self.width, verify=False)
+        store = FeatureStore(self.folder, self.rows, self.width, dtype=self.dtype, verify=False)
         store.write(rows, zeros, np.ones(len(rows), dtype=np.bool_))
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self._mapped(FEATURES)[rows]
-        return found
+        return as_float32(self._mapped(FEATURES)[rows])
 
     def _mapped(self, name: str) -> np.ndarray:
         if name not in self._maps:
@@ -177,7 +185,7 @@ class WorkerTable:
         return {**self.__dict__, "_maps": {}}
 
 
-def _key(about: About, view: ImageView, precision: Precision) -> str:
+def _key(about: About, view: ImageView, precision: Precision, dtype: TableType) -> str:
     parts = (
         about.digest,
         about.output,
@@ -186,6 +194,7 @@ def _key(about: About, view: ImageView, precision: Precision) -> str:
         about.data,
         str(about.seed),
         str(about.draw),
+        *([] if dtype == "float32" else [dtype]),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

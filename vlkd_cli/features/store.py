@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from vlkd_cli import console
 from vlkd_cli.cache_folder import make_folder
 from vlkd_cli.errors import DataError
+from vlkd_cli.numerics.bfloat16 import as_bfloat16, as_float32
 from vlkd_cli.numerics.npy import load_npy
+from vlkd_cli.recipe.types import TableType
 
 FEATURES, CHECKS = "features.npy", "checks.npy"
 _DONE, _BROKEN = np.uint64(1), np.uint64(3)
@@ -26,7 +29,7 @@ _ROWS_AT_ONCE = 2048
 
 
 class FeatureStore:
-    """A table `[rows, width]` float32 with a check for each finished row.
+    """A table `[rows, width]` of float32 or bfloat16 with a check for each finished row.
 
     On disk it is a folder with `features.npy` and `checks.npy`. A row's check is written after its
     values, so whatever interrupts the writer leaves a table that can be continued. Values are
@@ -39,6 +42,8 @@ class FeatureStore:
             and that this user cannot write, a folder of the user's own next to it is used.
         rows: of the table.
         width: of the table.
+        dtype: of the values on the disk; in memory they are float32. NumPy has no bfloat16, so its
+            file holds uint16.
         verify: compare every finished row with its check, which reads the whole table. The first
             process of a machine does it for all.
 
@@ -46,7 +51,16 @@ class FeatureStore:
         DataError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | None, rows: int, width: int, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        rows: int,
+        width: int,
+        *,
+        dtype: TableType = "float32",
+        verify: bool = True,
+    ) -> None:
+        self.dtype = np.dtype(np.uint16 if dtype == "bfloat16" else np.float32)
         self.folder, self.rows, self.width = folder, rows, width
         self.done = np.zeros(rows, dtype=np.uint8)
         self.broken = np.zeros(rows, dtype=np.bool_)
@@ -83,7 +97,7 @@ class FeatureStore:
         try:
             # Files of zeros are sparse: a table costs room only where it is filled.
             for name, dtype, shape in (
-                (FEATURES, np.float32, (self.rows, self.width)),
+                (FEATURES, self.dtype, (self.rows, self.width)),
                 (CHECKS, np.uint64, (self.rows,)),
             ):
                 np.lib.format.open_memmap(fresh / name, mode="w+", dtype=dtype, shape=shape).flush()
@@ -106,7 +120,7 @@ class FeatureStore:
             return False
         return (features.shape, features.dtype, checks.shape, checks.dtype) == (
             (self.rows, self.width),
-            np.float32,
+            self.dtype,
             (self.rows,),
             np.uint64,
         )
@@ -159,11 +173,13 @@ class FeatureStore:
         else:
             order = np.argsort(indices, kind="stable")
             rows = indices[order]
-            values = np.ascontiguousarray(values[order], dtype=np.float32)
+            stored: NDArray[Any] = np.ascontiguousarray(values[order], dtype=np.float32)
+            if self.dtype == np.uint16:
+                stored = as_bfloat16(stored)
             state = np.where(broken[order], _BROKEN, _DONE)
             try:
-                self._write_rows(rows, values)
-                self._write_checks(rows, _sums(rows, values) | state)
+                self._write_rows(rows, stored)
+                self._write_checks(rows, _sums(rows, stored) | state)
             except OSError as error:
                 raise _no_room(self.folder, error) from error
         self.mark(indices, broken)
@@ -173,11 +189,11 @@ class FeatureStore:
         self.done[indices] = 1
         self.broken[indices] = False if broken is None else broken
 
-    def _write_rows(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    def _write_rows(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         assert self.folder is not None
         with open(self.folder / FEATURES, "r+b") as file:
             for first, block in _runs(rows, values):
-                file.seek(self._start[FEATURES] + first * self.width * 4)
+                file.seek(self._start[FEATURES] + first * self.width * self.dtype.itemsize)
                 file.write(block.tobytes())
             file.flush()
             os.fsync(file.fileno())
@@ -190,17 +206,17 @@ class FeatureStore:
                 file.write(block.tobytes())
 
     def table(self) -> NDArray[np.float32]:
-        """All rows; on disk a copy-on-write mapping, so nobody can spoil the file."""
+        """All rows; on disk a copy-on-write mapping, so nobody can spoil the file (of bfloat16 a
+        copy in memory)."""
         if self.folder is None:
             return self._features
-        table: NDArray[np.float32] = load_npy(self.folder / FEATURES, mmap_mode="c")
-        return table
+        return as_float32(load_npy(self.folder / FEATURES, mmap_mode="c"))
 
 
-def _sums(rows: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.uint64]:
+def _sums(rows: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
     """A checksum of each row and its position, `[n]`, its two lowest bits 0: the words of a row,
     each times an odd number of its own, modulo 2^64; so any change of one word shows."""
-    words = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    words = np.ascontiguousarray(values).view(f"u{values.itemsize}").astype(np.uint64)
     with np.errstate(over="ignore"):
         factors = (np.arange(1, words.shape[1] + 1, dtype=np.uint64) * _GOLDEN) | np.uint64(1)
         sums = ((words + np.uint64(1)) * factors).sum(axis=1, dtype=np.uint64)

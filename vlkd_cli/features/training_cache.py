@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from vlkd_cli.features.store import FEATURES, FeatureStore
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.preprocessing import described_input
 from vlkd_cli.recipe.modality import FACTS
-from vlkd_cli.recipe.types import ModalityName, Precision
+from vlkd_cli.recipe.types import ModalityName, Precision, TableType
 from vlkd_cli.towers.tower import Tower
 
 SAMPLES_PER_WINDOW = 1024
@@ -58,6 +59,7 @@ def store_features(
     batch_size: int,
     workers: int,
     alike: bool = False,
+    dtype: TableType = "float32",
 ) -> Stored:
     """Fill the table of a tower's features over a data set.
 
@@ -67,32 +69,17 @@ def store_features(
     Args:
         alike: texts are encoded in batches of one size and one length (`FixedLength`), so that a
             step which encodes them in such batches gives the same bits.
+        dtype: of the table.
 
     Returns:
-        The table `[rows, feature_width]` float32, complete on return, on every rank.
+        The table `[rows, feature_width]`, complete on return, on every rank.
     """
     facts = FACTS[tower.modality]
     rows_of = partial(MODALITIES[tower.modality].rows, reader)
     rows = len(rows_of(range(len(reader))))
-    parts = (
-        tower.digest(),
-        reader.fingerprint(),
-        tower.modality,
-        described_input(tower.input) or "None",
-        precision,
-        str(tower.feature_width),
-        *(["alike"] if alike else []),
-    )
-    place = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    # The first process of each machine creates and verifies the table before the others look.
-    store = FeatureStore(place, rows, tower.feature_width) if runtime.local_rank() == 0 else None
-    if store is not None and store.folder is not None:
-        view = "main" if facts.has_views else "texts"
-        about = About(tower.name, tower.digest(), "backbone", view, reader.fingerprint())
-        remember(store.folder, about)
-    runtime.barrier()
-    if store is None:
-        store = FeatureStore(place, rows, tower.feature_width, verify=False)
+    key = (precision, *(["alike"] if alike else []), *([] if dtype == "float32" else [dtype]))
+    open_store = partial(FeatureStore, width=tower.feature_width, rows=rows, dtype=dtype)
+    store, place = _opened(tower, reader, folder, open_store, key)
     assert store.folder is not None
     missing = [
         positions
@@ -124,9 +111,37 @@ def store_features(
                 marks[lost.start - own.start : lost.stop - own.start] = True
             store.write(np.array(own), features.numpy(), marks)
     runtime.barrier()
-    store = FeatureStore(place, rows, tower.feature_width, verify=False)
+    store = open_store(place, verify=False)
     assert store.folder is not None
     return Stored(store.folder / FEATURES, _broken_samples(store, reader, tower.modality))
+
+
+def _opened(
+    tower: Tower,
+    reader: Reader,
+    folder: Path,
+    open_store: Callable[..., FeatureStore],
+    key: tuple[str, ...],
+) -> tuple[FeatureStore, Path]:
+    """The table on every rank, and its place; the first process of each machine makes and verifies
+    it before the others look."""
+    parts = (
+        tower.digest(),
+        reader.fingerprint(),
+        tower.modality,
+        described_input(tower.input) or "None",
+        key[0],
+        str(tower.feature_width),
+        *key[1:],
+    )
+    place = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    store = open_store(place) if runtime.local_rank() == 0 else None
+    if store is not None and store.folder is not None:
+        view = "main" if FACTS[tower.modality].has_views else "texts"
+        about = About(tower.name, tower.digest(), "backbone", view, reader.fingerprint())
+        remember(store.folder, about)
+    runtime.barrier()
+    return store or open_store(place, verify=False), place
 
 
 class Computed:

@@ -27,6 +27,8 @@ RESERVED = ("main", "input", "backbone", "tokens", "layers")
 _NAME = r"[^\W\d]\w*"
 LAYER = re.compile(r"layers\.(\d+)(\.pooled)?")
 """Outputs of inner layers."""
+POOLED = ".pooled"
+"""How those end that are one row."""
 _OUTPUT = rf"layers\.\d+(?:\.pooled)?|{_NAME}"
 _ADDRESS = re.compile(rf"({_NAME})(?:\.({_OUTPUT}))?(?:@({_NAME})(?:\.(\d+)(?:-(\d+))?)?)?")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, pictures_of
+from vlkd_cli.recipe.address import LAYER, MAIN_VIEW, POOLED, Address, modality_of, pictures_of
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.data_checks import readers_of, streams_of
 from vlkd_cli.recipe.messages import Path, Problem
@@ -96,6 +96,11 @@ def _not_a_feature(recipe: Recipe, tower: TowerSpec, addresses: list[Address]) -
     return None
 
 
+def _is_pooled_layer(recipe: Recipe, address: Address) -> bool:
+    root = root_of(recipe.towers, address) or ""
+    return LAYER.fullmatch(root) is not None and root.endswith(POOLED)
+
+
 def _is_random(data: DataSpec, view: str) -> bool:
     augment = data.views.get(view) or data.augment
     return augment is None or augment.name != "none"
@@ -104,13 +109,17 @@ def _is_random(data: DataSpec, view: str) -> bool:
 def _check_draws(
     recipe: Recipe, name: str, spec: CacheSpec, path: Path, addresses: list[Address]
 ) -> Iterator[Problem]:
-    if obstacle := _not_a_feature(recipe, recipe.towers[name], addresses):
+    with_views = has_views(modality_of(recipe.towers, name))
+    # Of images one row of any layer can be stored; of texts only features are.
+    fits = [one for one in addresses if with_views and _is_pooled_layer(recipe, one)]
+    rest = [one for one in addresses if one not in fits]
+    if obstacle := _not_a_feature(recipe, recipe.towers[name], rest):
         yield Problem(path, obstacle)
+    if spec.dtype != "float32" and not spec.store:
+        yield Problem((*path, "dtype"), "has no effect with store: false. Remove one of them.")
     if recipe.data is None or not addresses or spec.draws == 1:
         return
-    if has_views(modality_of(recipe.towers, name)) and not any(
-        _is_random(recipe.data, address.input) for address in addresses
-    ):
+    if with_views and not any(_is_random(recipe.data, address.input) for address in addresses):
         yield Problem(
             (*path, "draws"),
             f"{spec.draws} draws have no effect: the images that this tower reads are not augmented"

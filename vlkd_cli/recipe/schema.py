@@ -18,6 +18,7 @@ from vlkd_cli.recipe.types import (
     Precision,
     Probability,
     Schedulable,
+    TableType,
 )
 
 
@@ -97,6 +98,12 @@ class CacheSpec(Section):
     )
     store: bool = Field(
         True, description="false: the same augmentations, computed again in every pass"
+    )
+    dtype: TableType = Field(
+        "float32",
+        description=(
+            "of the stored features; bfloat16 takes half the space, and rounds them in every pass"
+        ),
     )
 
 
@@ -525,7 +532,7 @@ class EvalSpec(Open):
         False,
         description=(
             "what the run should retain: measured before the first step too, and the closing table"
-            " shows how much of it was kept"
+            " shows how much of it was retained"
         ),
     )
     first: bool = Field(False, description="also before the first step")

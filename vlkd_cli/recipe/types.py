@@ -31,6 +31,9 @@ LayerChoice = (
 )
 """Which of a teacher's layers a student takes: even, first, last, `every N`, or their numbers."""
 
+TableType = Literal["float32", "bfloat16"]
+"""How tables of features hold their values."""
+
 ModalityName = Literal["image", "text", "mesh"]
 """What a tower encodes."""
 MODALITY_NAMES: tuple[ModalityName, ...] = get_args(ModalityName)

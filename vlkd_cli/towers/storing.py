@@ -3,13 +3,14 @@ what it found, and reads where the batch has features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vlkd_cli.data.stored_view import FEATURES, IMAGES, ROWS, TABLES
+from vlkd_cli.recipe.types import TableType
 from vlkd_cli.towers.outputs import BACKBONE, Output
 from vlkd_cli.towers.tower import Tower
 
@@ -25,19 +26,29 @@ class StoringTower(Tower):
 
     Args:
         original: whose parts it shares.
-        keep: is given what the tower computed, `[N]` tables, `[N]` rows and `[N, feature_width]`;
-            None: nothing is stored.
+        keep: is given what the tower computed, `[N]` tables, `[N]` rows and `[N, D]`; None: nothing
+            is stored.
+        outputs: of the backbone that are stored, one row of each joined to D values: its feature,
+            and pooled inner layers.
+        dtype: of the tables; what is stored is rounded before it is read, in every pass.
 
     Raises:
         ValueError: the original learns.
     """
 
-    def __init__(self, original: Tower, keep: Keep | None) -> None:
+    def __init__(
+        self,
+        original: Tower,
+        keep: Keep | None,
+        outputs: Sequence[str] = (BACKBONE,),
+        dtype: TableType = "float32",
+    ) -> None:
         if not original.is_frozen:
             raise ValueError(f"tower '{original.name}' is trained; its features cannot be stored")
         nn.Module.__init__(self)
         self.__dict__.update(original.__dict__)
-        self._keep = keep
+        self._keep, self._dtype = keep, dtype
+        self.stored_outputs = tuple(outputs)
 
     def _sources(
         self,
@@ -47,13 +58,22 @@ class StoringTower(Tower):
         hidden: Output | None,
     ) -> dict[str, Output]:
         if FEATURES in inputs:
-            return {BACKBONE: Output(inputs[FEATURES], every).of(needed[BACKBONE])}
-        # All pictures, since a later batch reads all of them.
-        found = super()._sources(inputs[IMAGES], {BACKBONE: every}, every, hidden)
-        features = found[BACKBONE].values.float()
-        if self._keep is not None:
-            self._store(inputs[TABLES], inputs[ROWS], features)
-        return {BACKBONE: Output(features, every).of(needed[BACKBONE])}
+            features = inputs[FEATURES]
+        else:
+            # All outputs of all pictures, since a later batch reads all of them.
+            wanted = dict.fromkeys(self.stored_outputs, every)
+            found = super()._sources(inputs[IMAGES], wanted, every, hidden)
+            values = [found[name].values.float() for name in self.stored_outputs]
+            features = torch.cat(values, dim=-1)
+            if self._keep is not None:
+                features = features.bfloat16().float() if self._dtype == "bfloat16" else features
+                self._store(inputs[TABLES], inputs[ROWS], features)
+        parts = features.split([self.width_of(name) for name in self.stored_outputs], dim=-1)
+        return {
+            name: Output(part, every).of(needed[name])
+            for name, part in zip(self.stored_outputs, parts, strict=True)
+            if name in needed
+        }
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _store(self, tables: Tensor, rows: Tensor, features: Tensor) -> None:

@@ -123,6 +123,7 @@ def test_five_passes_with_two_stored_draws_equal_five_without(
         "two teachers",
         "workers",
         "distinct",
+        "layers",
     ],
 )
 def test_stored_equals_computed_whatever_is_read(case: str, tmp_path: Path) -> None:
@@ -148,12 +149,31 @@ def test_stored_equals_computed_whatever_is_read(case: str, tmp_path: Path) -> N
         one = recipe(**{"store": store, "train": {"epochs": 3}, **sections, "distillers": pair})
         one["towers"]["image"] = {**IMAGE, **width}
         one["towers"]["text"] = {**TEXT, "config": {**TEXT["config"], "width": 24}}
+        if case == "layers":
+            inner = {"student": "image.layers.1.pooled", "teacher": "teacher_image.layers.1.pooled"}
+            own = {"student": "image.layers.1.pooled", "teacher": "teacher_image"}
+            one["distillers"] = [pair[0], {"name": "layer_distance", **inner}]
+            one["distillers"] += [{"name": "simreg", **own}]
         if case == "two teachers":
             second = {**TEACHER, "config": {**CONFIG, "layers": 2}}
             one["towers"]["second_image"] = {**second, "cache": {"draws": 2, "store": store}}
             one["distillers"] = [*pair, {**pair[1], "teacher": "second_image"}]
         both.append(one)
     assert trained_alike(tmp_path, *both) == []
+
+
+def test_what_is_stored_as_bfloat16_is_rounded_in_the_first_pass_too(
+    tmp_path: Path, pictures_seen: list[int]
+) -> None:
+    rounded = recipe(draws=1, train={"epochs": 2})
+    for name in ("teacher_image", "teacher_text"):
+        rounded["towers"][name]["cache"] = {"draws": 1, "dtype": "bfloat16"}
+    filled, read = (final_state(train(tmp_path, rounded, name)) for name in ("filled", "read"))
+    assert differences(filled["towers"], read["towers"]) == [] and sum(pictures_seen) == 24
+    found = [np.load(path) for path in (tmp_path / "cache").rglob("features.npy")]
+    assert len(found) == 2 and {table.dtype for table in found} == {np.dtype(np.uint16)}
+    whole = final_state(train(tmp_path, recipe(draws=1, train={"epochs": 2}), "whole"))
+    assert differences(whole["towers"], read["towers"]) != []
 
 
 def test_rows_that_do_not_fill_a_step_are_stored_after_their_pass(

@@ -7,6 +7,7 @@ import os
 import tarfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,13 +21,16 @@ from vlkd_cli.features.cached_tables import (
     prune_tables,
 )
 from vlkd_cli.features.store import FeatureStore
+from vlkd_cli.recipe.types import TableType
 
 VALUES = np.arange(12, dtype=np.float32).reshape(4, 3)
 ABOUT_IT = About("teacher", "d" * 64, "backbone", "main", "f" * 64, draw=1, seed=0)
 
 
-def table(cache: Path, rows: list[int], name: str = "ab" * 16) -> FeatureStore:
-    store = FeatureStore(cache / "train_features" / name, 4, 3)
+def table(
+    cache: Path, rows: list[int], name: str = "ab" * 16, dtype: TableType = "float32"
+) -> FeatureStore:
+    store = FeatureStore(cache / "train_features" / name, 4, 3, dtype=dtype)
     store.write(np.array(rows, dtype=np.int64), VALUES[rows])
     assert store.folder is not None
     remember(store.folder, ABOUT_IT)
@@ -50,13 +54,14 @@ def test_an_exported_table_is_read_elsewhere(tmp_path: Path) -> None:
     assert read_about(tmp_path / "there" / "train_features" / ("ab" * 16)) == ABOUT_IT
 
 
-def test_an_import_adds_the_rows_that_are_missing(tmp_path: Path) -> None:
-    table(tmp_path / "here", [0, 1])
-    there = table(tmp_path / "there", [1, 2])
+@pytest.mark.parametrize("dtype", get_args(TableType))
+def test_an_import_adds_the_rows_that_are_missing(dtype: TableType, tmp_path: Path) -> None:
+    table(tmp_path / "here", [0, 1], dtype=dtype)
+    there = table(tmp_path / "there", [1, 2], dtype=dtype)
     export_tables(tmp_path / "here", tmp_path / "t.tar", ["abab"])
     assert import_tables(tmp_path / "there", tmp_path / "t.tar") == [("ab" * 6, 1)]
     assert there.folder is not None
-    joined = FeatureStore(there.folder, 4, 3)
+    joined = FeatureStore(there.folder, 4, 3, dtype=dtype)
     assert joined.done.tolist() == [1, 1, 1, 0]
     assert np.array_equal(joined.table()[:3], VALUES[:3])
 

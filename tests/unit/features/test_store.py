@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vlkd_cli.cache_folder import make_folder
 from vlkd_cli.features.store import CHECKS, FEATURES, FeatureStore
@@ -32,6 +33,17 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert again.done.all()
     assert np.flatnonzero(again.broken).tolist() == list(range(0, ROWS, 100))
     np.testing.assert_array_equal(again.table(), values())
+
+
+def test_a_table_of_bfloat16_takes_half_the_space_and_holds_rounded_values(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "table", 3, WIDTH, dtype="bfloat16")
+    store.write(np.arange(3), values()[:3])
+    again = FeatureStore(tmp_path / "table", 3, WIDTH, dtype="bfloat16")
+    expected = torch.from_numpy(values()[:3]).bfloat16().float().numpy()
+    assert again.done.all() and np.array_equal(again.table(), expected)
+    assert np.load(tmp_path / "table" / FEATURES, mmap_mode="r").nbytes == 3 * WIDTH * 2
+    spoil(tmp_path / "table", slice(1, 2), 7)
+    assert FeatureStore(tmp_path / "table", 3, WIDTH, dtype="bfloat16").done.tolist() == [1, 0, 1]
 
 
 def spoil(folder: Path, rows: slice, content: np.ndarray | float) -> None:

@@ -58,6 +58,11 @@ def test_draws_of_a_frozen_tower_are_fine() -> None:
             "is 1, and that of tower 'teacher_image' is 0: one number holds for all towers of a"
             " run. Set both to 0.",
         ),
+        (
+            "towers.teacher_image.cache={draws: 2, store: false, dtype: bfloat16}",
+            "towers.teacher_image.cache.dtype: has no effect with store: false.",
+        ),
+        ("towers.other_image.cache={draws: 2, dtype: fp16}", "expected true or false, a mapping"),
         ("towers.other_image.cache={draws: 0}", "expected true or false, a mapping with draws"),
         ("towers.other_image.cache={draw: 2}", "expected true or false, a mapping with draws"),
         (
@@ -70,7 +75,16 @@ def test_draws_without_effect_or_meaning_are_one_line(override: str, expected: s
     assert any(expected in line for line in problems(TWO_TEACHERS, [override]))
 
 
-def test_places_are_too_many_to_store() -> None:
+def test_a_pooled_inner_layer_can_be_stored_and_places_are_too_many() -> None:
+    inner = TWO_TEACHERS.replace(
+        "simreg, student: image, teacher: teacher_image",
+        "layer_distance, student: image.layers.2.pooled, teacher: teacher_image.layers.2.pooled",
+    )
+    assert problems(inner) == []
+    once = ["data.augment={name: none}", "towers.teacher_image.cache=true"]
+    assert any("reads layers.2.pooled" in line for line in problems(inner, once))
+    places = problems(inner.replace(".pooled", ""))
+    assert any("'teacher_image.layers.2' reads layers.2" in line for line in places)
     text = TWO_TEACHERS.replace(
         "simreg, student: image, teacher: teacher_image",
         "simreg, student: image.tokens, teacher: teacher_image.tokens",
