@@ -125,8 +125,8 @@ def _printable(text: str, file: TextIO) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output. Columns whose cells are all numbers are set to the right; None is
-    an empty cell."""
+    """A table on standard output. Columns whose cells are all numbers or dashes are set to the
+    right; None is an empty cell."""
     if not is_first():
         return
     take_back()
@@ -315,7 +315,7 @@ def _cell(value: object) -> str:
 
 
 def _is_numeric(cells: Sequence[Sequence[str]], column: int) -> bool:
-    texts = [row[column] for row in cells if row[column]]
+    texts = [row[column] for row in cells if row[column] not in ("", "-")]
     return bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
 
 

@@ -57,6 +57,7 @@ THROUGH = {
     ],
     "unit/data/loading/test_distinct.py": ["data.loading.choices"],
     "golden/test_mining.py": ["numerics.mining"],
+    "unit/reports/test_records.py": ["numerics.directions"],
     "unit/engine/test_mine.py": ["commands.mine"],
     "unit/engine/test_draws.py": [
         "commands.cache",

@@ -48,6 +48,16 @@ def export(
             " `evals`.",
         ),
     ] = False,
+    wise_ft: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="ALPHA",
+            help="Write the trained towers so far from their start (0) to their end (1); `vlkd eval"
+            " --wise-ft` measures them.",
+        ),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option(
@@ -111,5 +121,6 @@ def export(
         format=format_,
         normalize=normalize,
         int8=int8,
+        wise_ft=wise_ft,
         hand_over=HandOver(card, license_, language or (), dataset or (), push, private),
     )

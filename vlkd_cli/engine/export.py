@@ -40,6 +40,7 @@ def export(
     format: Format = "library",
     normalize: bool = False,
     int8: bool = False,
+    wise_ft: float | None = None,
     hand_over: HandOver = HandOver(),
 ) -> None:
     """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
@@ -56,6 +57,7 @@ def export(
         force: write into a folder that holds something already, over towers of these names.
         format: each tower as its library has it, as ONNX, or see `engine.export_whole`.
         normalize, int8: see `engine.export_onnx`.
+        wise_ft: write the trained towers this far from their start (0) to their end (1).
         hand_over: whether a card is written, and where the export is sent.
 
     Raises:
@@ -64,11 +66,19 @@ def export(
     quieten_libraries()
     _refuse_unused(format, {"--normalize": normalize, "--int8": int8})
     hand_over.check()
+    if wise_ft is not None and hand_over.wants_card:
+        raise UserError(
+            "--card gives the results of the run's last weights, which --wise-ft changes. Leave one"
+            " of them out."
+        )
     recipe, folder, path = find_trained(target, overrides, runs, trust)
     chosen = _chosen(recipe, towers)
     _refuse_full(output, force)
     checkpoint = Checkpoint.load(path)
     built = load_towers(recipe, folder.path, checkpoint)
+    if wise_ft is not None:
+        starts = load_towers(recipe, folder.path, checkpoint, trained=False)
+        built = _interpolated(starts, built, wise_ft)
     wanted = {name: built[name].eval() for name in chosen}
     with _staged(output) as unfinished:
         if format == "onnx":
@@ -96,6 +106,19 @@ def export(
     if hand_over.push is not None:
         console.announce(f"Sending to {hand_over.push} ...")
         console.say(f"Sent to {push(hand_over, output, written)}")
+
+
+def _interpolated(
+    starts: Mapping[str, Tower], ends: Mapping[str, Tower], alpha: float
+) -> dict[str, Tower]:
+    from vlkd_cli.evaluation.probes.wise_ft import interpolate_towers
+
+    trained = [name for name, tower in ends.items() if not tower.is_frozen]
+    console.say(f"Weights of {' and '.join(trained)}: {alpha:g} of the way from start to end.")
+    return {
+        **ends,
+        **{name: interpolate_towers(starts[name], ends[name], alpha) for name in trained},
+    }
 
 
 def _write_towers(

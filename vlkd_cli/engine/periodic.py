@@ -202,7 +202,7 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
 
 
 def _require_chance(specs: Sequence[EvalSpec], results: Sequence[Result]) -> None:
-    """What is kept is counted from chance.
+    """What is retained is counted from chance.
 
     Raises:
         RecipeError: a reference gives none.
@@ -212,7 +212,8 @@ def _require_chance(specs: Sequence[EvalSpec], results: Sequence[Result]) -> Non
         if result.name in references and result.primary_metric not in result.chance:
             raise RecipeError(
                 f"evals: '{result.name}' is a reference, and its suite gives no chance for"
-                f" {result.primary_metric}, from which what is kept is counted. Use first: true."
+                f" {result.primary_metric}, from which what is retained is counted. Use"
+                " first: true."
             )
 
 

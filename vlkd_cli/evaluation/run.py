@@ -1,4 +1,4 @@
-"""Run suites on what was trained, print them and keep them."""
+"""Run suites on what was trained, print and store the results."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.suite import Suite
 from vlkd_cli.features.subject import OpenTables, Subject
+from vlkd_cli.numerics.directions import lower_is_better
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
@@ -202,41 +203,51 @@ def print_results(
         before: values before training, by name, data set and metric; where there are any, they and
             the change are shown too.
         references: names of results of which the table also shows how much was retained: the
-            distance from chance as a fraction of what it was.
+            distance from chance as a fraction of what it was, or a dash where it was none.
     """
     rows = []
     shows_retained = any(result.name in references for result in results)
+    starts_at_chance = False
     for result in results:
         for metric, value in result.metrics.items():
-            start, chance = (
-                before.get((result.name, result.dataset, metric)),
-                result.chance.get(metric),
-            )
-            retained = (
-                retained_fraction(start, value, chance) if result.name in references else None
-            )
-            rows.append(
-                [result.name, result.dataset, result.split, metric]
-                + ([_number(start), _number(value), _change(start, value)] if before else [])
-                + ([] if before else [_number(value)])
-                + ([_percent(retained)] if shows_retained else [])
-                + [_number(chance)]
-            )
+            start = before.get((result.name, result.dataset, metric))
+            chance = result.chance.get(metric)
+            row = [result.name, result.dataset, result.split, metric]
+            row += [_number(start), _number(value), _change(start, value)] if before else []
+            row += [] if before else [_number(value)]
+            if shows_retained:
+                shown = _retained(metric, start, value, chance)
+                row.append(shown if result.name in references else "")
+                starts_at_chance |= row[-1] == NOT_RETAINED
+            rows.append([*row, _number(chance)])
     values = ["before", "after", "change"] if before else ["value"]
     retained_column = ["retained"] if shows_retained else []
     columns = ["suite", "data", "split", "metric", *values, *retained_column, "chance"]
     console.print_table("Results", columns, rows)
+    if starts_at_chance:
+        console.say(f"retained {NOT_RETAINED}: no better than chance before training.")
 
 
-def retained_fraction(start: float | None, end: float | None, chance: float | None) -> float | None:
-    """(end - chance) / (start - chance); None where it is not known, or the start is at chance."""
-    if start is None or end is None or chance is None or start == chance:
+NOT_RETAINED = "-"
+"""What the table shows where there was nothing to retain."""
+
+
+def retained_fraction(
+    metric: str, start: float | None, end: float | None, chance: float | None
+) -> float | None:
+    """(end - chance) / (start - chance); None where one of them is not known, or the start is no
+    better than chance: a fraction of nothing, or of a distance in the wrong direction."""
+    if start is None or end is None or chance is None:
         return None
-    return (end - chance) / (start - chance)
+    is_better = start < chance if lower_is_better(metric) else start > chance
+    return (end - chance) / (start - chance) if is_better else None
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{fraction:.1%}"
+def _retained(metric: str, start: float | None, end: float | None, chance: float | None) -> str:
+    fraction = retained_fraction(metric, start, end, chance)
+    if fraction is not None:
+        return f"{fraction:.1%}"
+    return "" if start is None or end is None or chance is None else NOT_RETAINED
 
 
 def _told_apart(result: Result, before: Sequence[Result]) -> Result:

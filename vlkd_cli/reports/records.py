@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.numerics.directions import lower_is_better
 from vlkd_cli.reports.csv import read_metrics
 from vlkd_cli.reports.state import RunState, read_state
 
@@ -23,10 +24,6 @@ BEFORE_EXTENSION = "before_extension"
 """Folders of this name and a number hold results from before a run was extended."""
 FAILED = ".failed.json"
 """How files end that say why a cell of a table could not be measured."""
-LOWER_IS_BETTER = {
-    *("rank", "loss", "mae", "mse", "error", "perplexity"),
-    *("uniformity", "alignment", "gap", "spread"),
-}
 # What may differ between two runs of one group: it changes no number that is trained.
 IGNORED_SECTIONS = {"evals", "reports", "synthesis"}
 IGNORED_KEYS = {
@@ -56,9 +53,8 @@ class Metric(NamedTuple):
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a smaller value is the better one: ranks, losses, errors."""
-        words = self.name.lower().replace("effective_rank", "")  # a number of dimensions
-        return not LOWER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", words))
+        """Whether a smaller value is the better one: ranks, losses, errors, distances."""
+        return lower_is_better(self.name)
 
 
 class StoredResult(NamedTuple):

@@ -14,13 +14,17 @@ from tests.support.recipes import problems_with
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe, train, write_recipe
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.engine.evaluate import load_towers
+from vlkd_cli.engine.export import export
+from vlkd_cli.engine.hand_over import HandOver
 from vlkd_cli.engine.launching.start_evaluation import start_evaluation
 from vlkd_cli.engine.periodic import _require_chance
 from vlkd_cli.engine.soups import decide_soups
 from vlkd_cli.errors import UserError
-from vlkd_cli.evaluation.run import retained_fraction
+from vlkd_cli.evaluation.probes.wise_ft import interpolate_towers
+from vlkd_cli.evaluation.run import Stored, print_results, retained_fraction
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.schema import EvalSpec
+from vlkd_cli.towers.exported import load_exported
 from vlkd_cli.towers.tower import Tower
 
 EVAL = {
@@ -97,6 +101,28 @@ def test_greedy_takes_the_best_run_and_what_it_gains_by(
     assert result["metrics"]["top1"] >= max(each)
 
 
+def test_the_average_is_chosen_by_what_is_better_and_a_test_split_is_a_warning(
+    runs: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    errors = iter([0.4, 0.2, 0.3, 0.3])  # of either run alone, then of their average, twice
+
+    def measured(*_: Any) -> list[Any]:
+        metrics = {"mae_years": next(errors)}
+        return [SimpleNamespace(split="test", primary_metric="mae_years", metrics=metrics)]
+
+    monkeypatch.setattr("vlkd_cli.engine.soups.run_suites", measured)
+    tower = {"run": runs[1:], "soup": {"greedy": "old"}}
+    recipe = {"towers": {"image": tower, "text": tower}, "evals": [EVAL]}
+    decided = decide_soups(load_recipe(write_recipe(tmp_path, recipe)))
+    assert decided.towers["image"].run == runs[2]
+    said = capsys.readouterr()
+    assert "0.2000" in said.out and "-0.2000" not in said.out
+    assert said.err.count("reads a test split") == 1
+
+
 def test_runs_of_other_towers_are_refused(runs: list[str], tmp_path: Path) -> None:
     other = tiny_recipe(data={"num_samples": 16}, train={"epochs": 1})
     other["towers"]["image"] = {**IMAGE, "config": {**IMAGE["config"], "layers": 2}}
@@ -162,6 +188,22 @@ def test_an_adapter_in_a_tower_of_a_run_starts_at_its_outputs(
     )
 
 
+def test_an_export_between_start_and_end_is_what_wise_ft_measures(
+    runs: list[str], tmp_path: Path
+) -> None:
+    export(target=runs[1], output=tmp_path / "out", wise_ft=0.25)
+    start, end = towers(runs[0])["image"], towers(runs[1])["image"]
+    between = interpolate_towers(start, end, 0.25).eval()
+    pictures = torch.rand(2, 3, 32, 32)
+    found = load_exported(tmp_path / "out" / "image").eval().encode(pictures)
+    torch.testing.assert_close(found, between.encode(pictures), rtol=0, atol=1e-6)
+    assert (found - end.eval().encode(pictures)).abs().max() > 1e-4
+    with pytest.raises(UserError, match="results of the run's last weights, which --wise-ft"):
+        export(
+            target=runs[1], output=tmp_path / "card", wise_ft=0.5, hand_over=HandOver(True, "mit")
+        )
+
+
 def test_the_closing_table_says_how_much_of_a_reference_was_retained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,13 +218,41 @@ def test_the_closing_table_says_how_much_of_a_reference_was_retained(
         for step in ("00000000", "00000002")
     ]
     start, end = (each["metrics"]["top5"] for each in values)
-    retained = retained_fraction(start, end, values[0]["chance"]["top5"])
+    retained = retained_fraction("top5", start, end, values[0]["chance"]["top5"])
     assert retained is None or f"{retained:.1%}" in table
-    assert retained_fraction(0.5, 0.3, 0.1) == pytest.approx(0.5)
-    assert retained_fraction(0.1, 0.3, 0.1) is None and retained_fraction(None, 0.3, 0.1) is None
     # A run that is complete has its table in its files.
     train(tmp_path, recipe, resume=str(run))
     assert "retained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("metric", "start", "end", "chance", "retained"),
+    [
+        ("top1", 0.5, 0.3, 0.1, "50.0%"),
+        ("top1", 0.1, 0.3, 0.1, "-"),  # at chance
+        ("top1", 0.05, 0.3, 0.1, "-"),  # below it: a fraction would be negative for a gain
+        ("image_to_text_median_rank", 10, 30, 50, "50.0%"),
+        ("image_to_text_median_rank", 60, 30, 50, "-"),
+        ("top1", None, 0.3, 0.1, ""),
+        ("other", 0.5, 0.3, None, ""),
+    ],
+)
+def test_what_was_no_better_than_chance_cannot_be_retained(
+    metric: str,
+    start: float | None,
+    end: float,
+    chance: float | None,
+    retained: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = {} if chance is None else {metric: chance}
+    results = [Stored("old", "shapes", "val", {metric: end}, known)]
+    print_results(results, {("old", "shapes", metric): start}, {"old"})
+    printed = capsys.readouterr().out
+    columns = ["old", "shapes", "val", metric]
+    cells = printed.splitlines()[3].split()[len(columns) :]
+    assert (retained in cells) if retained else ("-" not in cells and "%" not in printed)
+    assert ("no better than chance before training" in printed) == (retained == "-")
 
 
 @pytest.mark.parametrize(
