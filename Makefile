@@ -18,7 +18,7 @@ FAST := -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
 
-quickstart: install  ## set up, train on drawn shapes, show the results (about two minutes)
+quickstart: install  ## set up, train on rendered shapes, show the results (about two minutes)
 	$(BIN)/vlkd train recipes/quickstart.yaml
 
 install: $(VENV)/.installed  ## create .venv and install vlkd with the pinned versions
@@ -26,9 +26,9 @@ install: $(VENV)/.installed  ## create .venv and install vlkd with the pinned ve
 install-dev: $(VENV)/.installed-dev  ## the same with every extra and the tools of development
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer, or say make PYTHON=/path/to/python." >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or newer, or run make PYTHON=/path/to/python." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "$(PYTHON) is older than Python 3.11. Say make PYTHON=/path/to/a/newer/python." >&2; exit 2; }
+		|| { echo "$(PYTHON) is older than Python 3.11. Run make PYTHON=/path/to/a/newer/python." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps make a second `make` quick; they are older than what they were made from as soon as that changes.
@@ -48,7 +48,7 @@ test: install-dev  ## set up and run the fast tests
 test-slow: install-dev  ## the tests that take over 5 seconds each
 	$(TEST) -q -m "slow and not gpu" --timeout 1200
 
-test-latest: $(LATEST)/.installed  ## the fast tests with transformers 5 and sentence-transformers 6, where no adapters can be
+test-latest: $(LATEST)/.installed  ## the fast tests with transformers 5 and sentence-transformers 6, without adapters
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LATEST)/bin/python -m pytest $(FAST)
 
 # Pinned as everywhere, but for the libraries around transformers.
@@ -86,7 +86,7 @@ format: install-dev  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## how quick the command line starts; the other scripts under benchmarks/ say what they need
+bench: install  ## how quick the command line starts; the other scripts under benchmarks/ document what they need
 	$(BIN)/python benchmarks/startup.py
 
 docs: install  ## write the generated parts of README.md and docs/
