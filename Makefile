@@ -57,7 +57,7 @@ $(LATEST)/.installed: pyproject.toml requirements/constraints.txt requirements/l
 	grep -v -i -E '^(accelerate|adapters|huggingface-hub|peft|safetensors|sentence-transformers|tokenizers|transformers)==' \
 		requirements/constraints.txt > $(LATEST)/constraints.txt
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LATEST)/constraints.txt \
-		-r requirements/latest.txt -e '.[tensorboard,wandb,fast]'
+		-r requirements/latest.txt -e '.[tensorboard,wandb,fast,onnx,parquet,mesh,metric]'
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest versions that pyproject.toml allows
@@ -67,7 +67,7 @@ test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest versions th
 $(LOWEST)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[tests]'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[tests,onnx,parquet,mesh,metric]'
 	@touch $@
 
 test-gpu: install-dev  ## the tests that need CUDA devices
