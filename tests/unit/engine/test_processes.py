@@ -166,7 +166,9 @@ def test_the_agent_starts_a_failed_group_again_from_its_checkpoint(tmp_path: Pat
     assert "at step 5 of" in out and final_state(tmp_path / "run")["step"] == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(
     tmp_path: Path, number: signal.Signals, workers: int
