@@ -183,48 +183,74 @@ def swav_of_lightly() -> Callable[[], object]:
     return work
 
 
-IMAGES, PLACES, HIDDEN, TOKEN_WIDTH, CODES = 32, 196, 59, 384, 4096
+IMAGES, PLACES, HIDDEN, TOKEN_WIDTH, CODES, PICTURES = 32, 196, 59, 384, 4096, 10
 
 
-def tokens_and_mask() -> tuple[Any, Tensor, Tensor, Tensor]:
-    """A head of prototypes, tokens of student and teacher, and which places are hidden: 30 %."""
+class Tokens(NamedTuple):
+    """What a ViT-S gives for a batch, which positions are hidden (30 %), and a head of prototypes.
+
+    Args:
+        classes: of the student's ten pictures, `[10, B, D]`; the teacher has the first two.
+        places: of one picture, `[B, T, D]`.
+    """
+
+    head: Any
+    classes: Tensor
+    places: Tensor
+    hidden: Tensor
+
+
+def tokens() -> Tokens:
     torch.manual_seed(0)
-    keys = {"prototypes": CODES, "hidden": 512, "bottleneck": 128}
+    keys = {"num_prototypes": CODES, "hidden": 512, "bottleneck": 128}
     head = make("head", "prototypes", keys, TOKEN_WIDTH)
-    student = rows(IMAGES * PLACES, TOKEN_WIDTH).view(IMAGES, PLACES, TOKEN_WIDTH)
+    classes = rows(PICTURES * IMAGES, TOKEN_WIDTH, 1).view(PICTURES, IMAGES, TOKEN_WIDTH)
+    places = rows(IMAGES * PLACES, TOKEN_WIDTH).view(IMAGES, PLACES, TOKEN_WIDTH)
     hidden = torch.rand(IMAGES, PLACES).argsort(1) < HIDDEN
-    return head, student.requires_grad_(), student.detach() + 0.1, hidden
+    return Tokens(head, classes.requires_grad_(), places.requires_grad_(), hidden)
 
 
-def ibot() -> Callable[[], object]:
-    """The head runs on hidden places only (`at: hidden`)."""
-    head, student, teacher, hidden = tokens_and_mask()
-    loss = distiller("ibot", CODES, CODES)
+def dino_and_ibot() -> Callable[[], object]:
+    """The head runs on class tokens and on hidden positions only (`at: hidden`)."""
+    head, classes, places, hidden = tokens()
+    dino = distiller("dino", (CODES,) * PICTURES, (CODES,) * 2, num_prototypes=None)
+    ibot = distiller("ibot", CODES, CODES)
     samples = torch.arange(IMAGES).repeat_interleave(hidden.sum(1))
+    named = {"samples": samples, "indices": torch.arange(IMAGES), "progress": Progress()}
 
     def work() -> None:
         with torch.no_grad():
-            target = head(teacher[hidden])
-        predicted = head(student[hidden])
-        named = {"samples": samples, "indices": torch.arange(IMAGES), "progress": Progress()}
-        loss(predicted, target, **named).backward()
-        loss.commit(Progress())
+            teacher = head(places[hidden] + 0.1)
+            of_classes = head(classes[:2].flatten(0, 1) + 0.1).chunk(2)
+        predicted = head(classes.flatten(0, 1)).chunk(PICTURES)
+        loss = dino(predicted, of_classes) + ibot(head(places[hidden]), teacher, **named)
+        loss.backward()
+        for each in (dino, ibot):
+            each.commit(Progress())
 
     return work
 
 
-def ibot_of_the_authors() -> Callable[[], object]:
-    """The head and the cross-entropy run on all places; a mask selects at the end."""
-    head, student, teacher, hidden = tokens_and_mask()
-    center = torch.zeros(CODES)
+def dino_and_ibot_of_the_authors() -> Callable[[], object]:
+    """The head and the cross-entropy run on all positions; a mask selects at the end."""
+    head, classes, places, hidden = tokens()
+    centers = torch.zeros(2, CODES)
 
     def work() -> None:
         with torch.no_grad():
-            target = ((head(teacher.flatten(0, 1)) - center) / 0.04).softmax(-1)
-        predicted = head(student.flatten(0, 1)) / 0.1
-        each = (-target * predicted.log_softmax(-1)).sum(-1).view(IMAGES, PLACES)
-        ((each * hidden).sum(1) / hidden.sum(1).clamp(min=1)).mean().backward()
-        center.lerp_(target.mean(0), 0.1)
+            logits = head(places.flatten(0, 1) + 0.1)
+            targets = ((logits - centers[0]) / 0.04).softmax(-1)
+            of_classes = head(classes[:2].flatten(0, 1) + 0.1)
+            views = ((of_classes - centers[1]) / 0.04).softmax(-1).chunk(2)
+        predicted = head(places.flatten(0, 1)) / 0.1
+        each = (-targets * predicted.log_softmax(-1)).sum(-1).view(IMAGES, PLACES)
+        loss = ((each * hidden).sum(1) / hidden.sum(1).clamp(min=1)).mean()
+        students = (head(classes.flatten(0, 1)) / 0.1).chunk(PICTURES)
+        pairs = [(q, s) for u, q in enumerate(views) for v, s in enumerate(students) if u != v]
+        entropies = [(-q * s.log_softmax(-1)).sum(-1).mean() for q, s in pairs]
+        (loss + torch.stack(entropies).mean()).backward()
+        for center, seen in zip(centers, (logits, of_classes), strict=True):
+            center.lerp_(seen.mean(0), 0.1)
 
     return work
 
@@ -315,9 +341,9 @@ ROWS: dict[str, Row] = {
     "npid 4096 negatives, gather of each row": Row(
         lambda: npid(), lambda: npid_of_the_authors(), 10.0, 10.0
     ),
-    "swav 2 + 6 crops, lightly": Row(lambda: swav(), lambda: swav_of_lightly(), 0.9, 1.2, True),
-    "ibot on hidden places, all places": Row(
-        lambda: ibot(), lambda: ibot_of_the_authors(), 2.0, 1.5
+    "swav 2 + 6 crops, lightly": Row(lambda: swav(), lambda: swav_of_lightly(), 1.0, 2.0, True),
+    "dino and ibot on hidden positions, on all": Row(
+        lambda: dino_and_ibot(), lambda: dino_and_ibot_of_the_authors(), 2.0, 4.0
     ),
     "2 + 8 crops of a JPEG, torchvision": Row(
         lambda: crops(), lambda: crops_of_torchvision(), 2.0, None

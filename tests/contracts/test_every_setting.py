@@ -83,6 +83,8 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
         for key, value in (("positive_weight", 0.5), ("grade", "x"))
     },
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
+    ("distiller", "triplet", "miner_margin"): {"miner": "all", "miner_margin": 0.5},
+    ("distiller", "swav", "queue_from_epoch"): {"queue_size": 8, "queue_from_epoch": 2},
     ("head", "linear", "start"): {"width": 24, "start": "identity"},
     ("suite", "linear_probe", "text_start"): {
         "protocol": "elevater",

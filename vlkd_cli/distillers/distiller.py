@@ -86,6 +86,8 @@ class Distiller(nn.Module):
     """Fewest rows over all ranks."""
     wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
     """Of `labels`, `targets` and `captions`, what it cannot do without for a value of a key."""
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {}
+    """Keys that have no effect where another key, named first, has a value."""
     column_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Its keys that name a column of the data, and their words that name none."""
     paper: ClassVar[str] = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +17,8 @@ from vlkd_cli.recipe.types import (
     Progress,
     Schedule,
 )
+
+_BLOCK_ENTRIES = 1 << 20
 
 
 class IBOT(Distiller):
@@ -73,13 +77,13 @@ class IBOT(Distiller):
         progress: Progress = Progress(),
     ) -> Float[Tensor, ""]:
         teacher = teacher.detach()
-        temperature = progress.value(self.teacher_temperature)
-        targets = ((teacher - self.center.to(teacher.dtype)) / temperature).softmax(dim=1)
-        logits = student / self.student_temperature
-        per_row = logits.logsumexp(dim=1) - (targets * logits).sum(dim=1)
+        temperatures = self.student_temperature, progress.value(self.teacher_temperature)
         rows_of = torch.bincount(samples, minlength=len(indices))
+        weights = 1 / (rows_of[samples] * len(indices)).to(student.dtype)
         self.stage(teacher.sum(dim=0), teacher.new_full((), len(teacher)))
-        return (per_row / rows_of[samples]).sum() / len(indices)
+        center = self.center.to(teacher.dtype)
+        loss: Tensor = _Assignments.apply(student, teacher, center, weights, temperatures)
+        return loss
 
     def commit(self, progress: Progress) -> None:
         staged = self.take_staged()
@@ -90,3 +94,41 @@ class IBOT(Distiller):
         # Without a hidden position the center stays.
         mean = torch.where(count > 0, (total / count).to(self.center.dtype), self.center)
         self.center.lerp_(mean, 1 - self.center_momentum)
+
+
+class _Assignments(torch.autograd.Function):
+    """Sum over rows of weight * CE(softmax((t - center) / tau_t), s / tau_s).
+
+    Value and slope come from one walk over blocks of rows, so that beyond the logits of both sides
+    the slope alone is held.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        center: Tensor,
+        weights: Tensor,
+        temperatures: tuple[float, float],
+    ) -> Tensor:
+        per_row = torch.empty_like(weights)
+        slope = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        step = max(_BLOCK_ENTRIES // student.shape[1], 1)
+        for first in range(0, len(student), step):
+            part = slice(first, first + step)
+            logits = student[part] / temperatures[0]
+            targets = (teacher[part] - center).div_(temperatures[1]).softmax(dim=1)
+            lse = logits.logsumexp(dim=1)
+            per_row[part] = lse - torch.linalg.vecdot(targets, logits)
+            if slope is not None:
+                predicted = logits.sub_(lse[:, None]).exp_()
+                factors = weights[part, None] / temperatures[0]
+                torch.mul(predicted.sub_(targets), factors, out=slope[part])
+        ctx.save_for_backward(slope)
+        return (per_row * weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, *[None] * 4

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ class MarginSoftmax(Distiller):
         r" \ \cos \theta - m \text{ (cosface)},"
         r" \quad \cos \theta_{ik} = \cos(x_i, w_k)"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "kind": {"none": ("margin",)},
+    }
 
     weights: nn.Parameter
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +25,7 @@ class MultiSimilarity(Distiller):
         alpha: sharpness of the positive term.
         beta: sharpness of the negative term.
         base: cosine that separates positives from negatives.
-        epsilon: margin of the miner.
+        epsilon: margin of the miner "pairs".
         miner: "pairs" keeps positives less similar than the most similar negative plus epsilon,
             and negatives more similar than the least similar positive minus epsilon; "none" keeps
             every pair.
@@ -44,6 +44,9 @@ class MultiSimilarity(Distiller):
         r" + \frac{1}{\beta} \log\left(1 + \sum_{n \in N_i} e^{\beta (S_{in} - \lambda)}\right)"
         r" \right], \quad S_{ij} = \cos(x_i, x_j)"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "miner": {"none": ("epsilon",)},
+    }
 
     def __init__(
         self,

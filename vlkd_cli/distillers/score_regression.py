@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,9 @@ class ScoreRegression(Distiller):
         r" \log\left(1 + \sum_{r_i > r_j} e^{\alpha (c_j - c_i)}\right),"
         r" \quad c_i = \cos(x_i, y_i)"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "loss": {"ranking": ("range",), "mse": ("scale",)},
+    }
 
     def __init__(
         self,
@@ -49,15 +53,6 @@ class ScoreRegression(Distiller):
         scale: Positive | None = None,
     ) -> None:
         super().__init__()
-        if loss == "ranking" and range is not None:
-            raise RecipeError(
-                "distiller 'score_regression': `range` has no effect with loss: ranking, which"
-                " reads the order of the scores only. Remove it."
-            )
-        if loss == "mse" and scale is not None:
-            raise RecipeError(
-                "distiller 'score_regression': `scale` has no effect with loss: mse. Remove it."
-            )
         self.loss, self.scale = loss, 20.0 if scale is None else scale
         self.low, self.high = range or (0.0, 1.0)
         if self.low >= self.high:

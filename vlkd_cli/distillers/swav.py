@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,9 @@ class SwAV(Distiller):
         r" q_u \cdot \log \mathrm{softmax}\left(\frac{z_v C^{\top}}{\tau}\right),"
         r" \quad q_u = \mathrm{Sinkhorn}\left(\frac{z_u C^{\top}}{\epsilon}\right)"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "queue_size": {None: ("queue_from_epoch",)},
+    }
 
     prototypes: nn.Parameter
     num_queued: Tensor
@@ -101,16 +105,9 @@ class SwAV(Distiller):
             codes = [self._codes(number, key, prototypes) for number, key in enumerate(keys)]
         if self.queue_size is not None and progress.epoch >= self.queue_from_epoch:
             self.stage(*keys)
-        every_code = torch.stack(codes).sum(dim=0)
-        loss = student[0].new_zeros(())
-        for number, view in enumerate(student):
-            logits = unit(view) @ prototypes.T / self.temperature
-            others, num_others = every_code, len(codes)
-            if number < len(codes):
-                others, num_others = every_code - codes[number], len(codes) - 1
-            entropy = num_others * logits.logsumexp(dim=1) - (others * logits).sum(dim=1)
-            loss = loss + entropy.mean()
-        return loss / (len(codes) * (len(student) - 1))
+        views = torch.stack([unit(view) for view in student])
+        total: Tensor = _Predictions.apply(views, prototypes, codes, self.temperature)
+        return total / (len(codes) * (len(student) - 1))
 
     def commit(self, progress: Progress) -> None:
         for keys in self.take_staged():
@@ -126,19 +123,60 @@ class SwAV(Distiller):
             # Every rank holds the whole queue; each brings a part of it, so that a row counts once.
             earlier = self.queues[number].rows[rank() :: world_size()]  # type: ignore[index]
             rows = torch.cat([rows, earlier.to(rows.dtype)])
-        return sinkhorn(rows @ prototypes.T / self.epsilon, self.num_iterations)[:count]
+        scores = (rows @ prototypes.T).div_(self.epsilon)
+        # A copy, so that the rows of the queue are not held.
+        return sinkhorn(scores, self.num_iterations)[:count].clone()
+
+
+class _Predictions(torch.autograd.Function):
+    """Sum over views of the mean over rows of CE(codes of the other views, view . prototypes /
+    temperature).
+
+    Value and gradients come from one walk over the views, so that of the rows x prototypes numbers
+    those of one view are held at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        views: Tensor,
+        prototypes: Tensor,
+        codes: Sequence[Tensor],
+        temperature: float,
+    ) -> Tensor:
+        total, every_code = views.new_zeros(()), torch.stack(list(codes)).sum(dim=0)
+        of_views, of_prototypes = torch.empty_like(views), torch.zeros_like(prototypes)
+        for number, view in enumerate(views):
+            is_coded = number < len(codes)
+            others = every_code - codes[number] if is_coded else every_code
+            num_others = len(codes) - is_coded
+            logits = (view @ prototypes.T).div_(temperature)
+            lse = logits.logsumexp(dim=1)
+            total += (num_others * lse - torch.linalg.vecdot(others, logits)).mean()
+            if any(ctx.needs_input_grad):
+                slope = logits.sub_(lse[:, None]).exp_().mul_(num_others).sub_(others)
+                slope.div_(temperature * len(view))
+                of_views[number] = slope @ prototypes
+                of_prototypes.addmm_(slope.T, view)
+        ctx.save_for_backward(of_views, of_prototypes)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_views, of_prototypes = ctx.saved_tensors
+        return grads[0] * of_views, grads[0] * of_prototypes, None, None
 
 
 def sinkhorn(scores: Float[Tensor, "R K"], num_iterations: int) -> Float[Tensor, "R K"]:
     """Rows that sum to 1 while all prototypes get the same total over the rows of all ranks.
 
     Args:
-        scores: logarithms, up to a constant, of what is balanced; ranks may hold different numbers
-            of rows.
+        scores: logarithms, up to a constant, of what is balanced; they are overwritten. Ranks may
+            hold different numbers of rows.
         num_iterations: each balances the prototypes, then the rows.
     """
     for _ in range(num_iterations):
         totals = gather_without_grad(scores.logsumexp(dim=0)[None]).logsumexp(dim=0)
-        scores = scores - totals
-        scores = scores - scores.logsumexp(dim=1, keepdim=True)
-    return scores.exp()
+        scores -= totals
+        scores -= scores.logsumexp(dim=1, keepdim=True)
+    return scores.exp_()

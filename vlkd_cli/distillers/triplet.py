@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,6 @@ from torch.nn.functional import softplus
 
 from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.labeled_rows import LabeledRows, labeled_rows, mean_over_counted
-from vlkd_cli.recipe.types import Positive
 
 Miner = Literal["none", "all", "semihard", "hard", "easy", "batch_hard"]
 _BLOCK_ENTRIES = 1 << 22
@@ -33,7 +32,7 @@ class Triplet(Distiller):
             every triplet; "all", gap up to `miner_margin`; "semihard", 0 < gap <= miner_margin;
             "hard", gap <= min(0, miner_margin); "easy", gap > miner_margin; "batch_hard", for each
             anchor its farthest positive and its nearest negative.
-        miner_margin: of the miner; null takes `margin`.
+        miner_margin: of the miners "all", "semihard", "hard" and "easy"; null takes `margin`.
 
     Source: Schroff et al., FaceNet, CVPR 2015, arXiv:1503.03832, equation 3, and Hermans et al.,
     arXiv:1703.07737, equation 5 (batch hard), with the miners of pytorch-metric-learning 2.9.
@@ -47,6 +46,9 @@ class Triplet(Distiller):
         r"L = \frac{1}{|T|} \sum_{(a, p, n) \in T} (D_{ap} - D_{an} + m),"
         r" \quad T = \{(a, p, n) \text{ mined}: D_{ap} - D_{an} + m > 0\}"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "miner": {"none": ("miner_margin",), "batch_hard": ("miner_margin",)},
+    }
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Triplet(Distiller):
         soft: bool = False,
         distance: Literal["l2", "cosine"] = "l2",
         miner: Miner = "none",
-        miner_margin: Positive | None = None,
+        miner_margin: float | None = None,
     ) -> None:
         super().__init__()
         self.margin, self.soft, self.distance, self.miner = margin, soft, distance, miner
@@ -97,9 +99,11 @@ class Triplet(Distiller):
         if most == 0:
             return value, count, slopes
         step = max(_BLOCK_ENTRIES // (most * distances.shape[1]), 1)
+        order = torch.arange(distances.shape[1], 0, -1, dtype=torch.int32, device=distances.device)
         for first in range(0, len(distances), step):
             part = slice(first, first + step)
-            is_positive, places = rows.positive[part].to(torch.uint8).topk(most, dim=1)
+            # Positions from the first to the last, so that the first one counts on ties.
+            is_positive, places = (rows.positive[part] * order).topk(most, dim=1)
             near = distances[part].gather(1, places)
             gap = distances[part][:, None, :] - near[:, :, None]
             chosen = self._chosen(gap, is_positive.bool(), rows.negative[part], near)

@@ -97,12 +97,24 @@ def check_component(
 def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> Iterator[Problem]:
     """Keys that the component says have no effect next to another one."""
     defaults = {key.name: key.default for key in signature.keys}
+
+    def is_set(name: str) -> bool:
+        return bool(keys.get(name, defaults[name]) != defaults[name])
+
     for decisive, idle in signature.attributes.get("no_effect_with", {}).items():
         if keys.get(decisive) is None:
             continue
         for name in idle:
-            if keys.get(name, defaults[name]) != defaults[name]:
+            if is_set(name):
                 yield Problem((*path, name), f"has no effect with '{decisive}'. Leave it out.")
+    for decisive, by_value in signature.attributes.get("no_effect_by_key", {}).items():
+        value = keys.get(decisive, defaults[decisive])
+        for name in by_value.get(value, ()):
+            if is_set(name):
+                written = value if isinstance(value, str) else shown(value)
+                yield Problem(
+                    (*path, name), f"has no effect with {decisive}: {written}. Leave it out."
+                )
 
 
 def known_signature(kind: str, name: object, path: Path) -> Signature | Problem:
