@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.support.encoders import write_tokenizer
 from tests.support.passages import subject_of_rows, write_numbered
 from vlkd_cli import catalog
-from vlkd_cli.errors import UserError, WeightsError
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import SynthesisSpec
 from vlkd_cli.synthesis.bm25 import BM25Index
@@ -36,24 +33,6 @@ def opened(folder: Path, similarity: str = "cosine", *scorers: dict[str, Any]) -
     )
     sources = open_sources(spec, subject_of_rows(QUERIES, [PASSAGES], folder / "cache"))
     return spec, sources
-
-
-def write_cross_encoder(folder: Path, labels: int = 1) -> Path:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=labels,
-        initializer_range=1.0,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
 
 
 def scores_of_one(sources: Sources, name: str, **keys: Any) -> list[np.ndarray]:
@@ -83,51 +62,6 @@ def test_bm25_scores_as_its_index(tmp_path: Path) -> None:
     texts = [sources.passages[place] for place in range(4)]
     own = BM25Index(texts, k1=2.0, b=0.1).scores(sources.queries[1])
     np.testing.assert_array_equal(scores_of_one(sources, "bm25", k1=2.0, b=0.1)[0], own[[2, 0, 1]])
-
-
-def test_a_cross_encoder_gives_the_logits_of_sentence_transformers(tmp_path: Path) -> None:
-    from sentence_transformers import CrossEncoder
-
-    folder = write_cross_encoder(tmp_path / "model")
-    root = tmp_path / "corpus"
-    _, sources = opened(root)
-    texts = ["a photo of the big red dog", "the cat", "a blue square looks at the cat", "mat"]
-    for name, letter, count in (("queries", "q", 2), ("corpus", "p", 4)):
-        file = root / f"{name}.jsonl"
-        for n in range(count):
-            written = file.read_text()
-            file.write_text(written.replace(f'"text": "{letter}{n}"', f'"text": "{texts[n]}"'))
-    spec, sources = opened_again(root)
-    found = scores_of_one(sources, "cross_encoder", model=str(folder), max_length=9, batch_size=2)
-    theirs = CrossEncoder(str(folder), max_length=9, device="cpu")
-    pairs = [(texts[query], texts[place]) for query, own in PAIRS for place in own]
-    expected = theirs.predict(pairs, activation_fn=torch.nn.Identity())
-    np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-5)
-    assert np.concatenate(found).std() > 0.01 and spec.depth == 50
-
-
-def opened_again(folder: Path) -> Any:
-    spec = SynthesisSpec.model_validate(
-        {
-            "data": {"reader": "passages", "path": str(folder)},
-            "miners": ["bm25"],
-            "scorers": [{"name": "bm25"}],
-        }
-    )
-    return spec, open_sources(spec, subject_of_rows(QUERIES, [PASSAGES]))
-
-
-def test_a_model_that_scores_no_pairs_is_refused(tmp_path: Path) -> None:
-    _, sources = opened(tmp_path / "corpus")
-    two = write_cross_encoder(tmp_path / "two", labels=2)
-    with pytest.raises(WeightsError, match="gives 2 numbers for a pair instead of one score"):
-        scores_of_one(sources, "cross_encoder", model=str(two))
-    with pytest.raises(UserError) as told:
-        scores_of_one(sources, "cross_encoder", model="nobody/nothing")
-    assert "\n" not in str(told.value) and "nobody/nothing" in str(told.value)
-    (two / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(WeightsError, match=r"model\.safetensors"):
-        scores_of_one(sources, "cross_encoder", model=str(two))
 
 
 def test_several_scorers_are_scaled_over_the_mined_passages_and_added_up(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlkd_cli.builders.huggingface.configs import num_positions
 from vlkd_cli.builders.huggingface.folders import (
     check_model_folder,
     find_model,
@@ -21,21 +23,24 @@ from vlkd_cli.builders.huggingface.folders import (
 )
 from vlkd_cli.builders.huggingface.load import damaged_weights, load_tokenizer
 from vlkd_cli.builders.weight_files import first_line
-from vlkd_cli.errors import WeightsError
+from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.recipe.types import PositiveInt
 from vlkd_cli.synthesis.scorers.scorer import Pairs, Scorer
 from vlkd_cli.synthesis.sources import Sources
 
+USUAL_LENGTH = 512
+
 
 class CrossEncoder(Scorer):
     """The logit of a transformer with one output that reads query and passage as a pair, as
-    sentence-transformers' CrossEncoder does, without a sigmoid. Long pairs are cut at the end of
-    the longer text.
+    sentence-transformers' CrossEncoder does, without the activation function (a sigmoid, unless the
+    model names another). Long pairs are cut at the end of the longer text. The model's default
+    prompt, if it has one, is put before the query.
 
     Args:
         model: hub id, folder, or `package:NAME` for a model inside an installed package.
-        max_length: longest pair in tokens.
+        max_length: longest pair in tokens; null: 512, or the model's positions if these are fewer.
         batch_size: pairs that are scored at a time.
 
     Source: Nogueira and Cho, Passage Re-ranking with BERT, arXiv:1901.04085. The margins are those
@@ -44,7 +49,7 @@ class CrossEncoder(Scorer):
     """
 
     def __init__(
-        self, *, model: str, max_length: PositiveInt = 512, batch_size: PositiveInt = 32
+        self, *, model: str, max_length: PositiveInt | None = None, batch_size: PositiveInt = 32
     ) -> None:
         self.model, self.max_length, self.batch_size = model, max_length, batch_size
 
@@ -52,9 +57,34 @@ class CrossEncoder(Scorer):
         self._sources = sources
         self._tokenizer = load_tokenizer(self.model, builder="cross_encoder")
         self._network = _load(self.model).to(sources.subject.device).eval()
+        self._takes = frozenset(inspect.signature(self._network.forward).parameters)
+        self._longest = self._longest_pair()
+        self._prompt = _default_prompt(self.model)
+
+    def _longest_pair(self) -> int:
+        """In tokens.
+
+        Raises:
+            RecipeError: `max_length` is more than the model reads, or leaves no room for a pair.
+            WeightsError: pairs of unlike length cannot share a batch.
+        """
+        what, positions = f"cross-encoder '{self.model}'", num_positions(self._network.config)
+        if self._tokenizer.pad_token is None:
+            raise WeightsError(
+                f"{what}: has no padding token, so pairs of unlike length cannot share a batch."
+                " Choose another model."
+            )
+        least = self._tokenizer.num_special_tokens_to_add(pair=True) + 2
+        longest = self.max_length or min(USUAL_LENGTH, positions or USUAL_LENGTH)
+        if longest < least or (positions is not None and longest > positions):
+            raise RecipeError(
+                f"{what}: pairs of {longest} tokens do not fit it. Set max_length from {least} up"
+                f" to {positions or USUAL_LENGTH}."
+            )
+        return longest
 
     def digest(self) -> str:
-        digest = hashlib.sha256(f"cross_encoder {self.max_length}".encode())
+        digest = hashlib.sha256(f"cross_encoder {self._longest} {self._prompt}".encode())
         for name, tensor in self._network.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -76,17 +106,36 @@ class CrossEncoder(Scorer):
     def _logits(self, queries: list[str], passages: list[str]) -> NDArray[np.float64]:
         subject = self._sources.subject
         tokens = self._tokenizer(
-            queries,
+            [self._prompt + query for query in queries],
             passages,
             padding=True,
             truncation=True,
-            max_length=self.max_length,
+            max_length=self._longest,
             return_tensors="pt",
         ).to(subject.device)
+        # Some tokenizers number the two texts for models that do not read these numbers.
+        inputs = {name: value for name, value in tokens.items() if name in self._takes}
         with torch.no_grad(), autocast(subject.precision, subject.device):
-            logits = self._network(**tokens).logits
+            logits = self._network(**inputs).logits
         scores: NDArray[np.float64] = logits[:, 0].double().cpu().numpy()
         return scores
+
+
+def _default_prompt(model: str) -> str:
+    """What sentence-transformers puts before the first text of each pair; usually nothing."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        find_model(model, builder="cross_encoder"),
+        "config_sentence_transformers.json",
+        cache_dir=hub_cache(None),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    page = {} if file is None else read_json(Path(file), f"cross-encoder '{model}'")
+    if not isinstance(page, dict) or page.get("default_prompt_name") is None:
+        return ""
+    return str((page.get("prompts") or {}).get(page["default_prompt_name"]) or "")
 
 
 def _load(model: str) -> Any:
