@@ -11,6 +11,8 @@ format, and a folder `meshes` with `index.csv` (columns file and class), at any 
 from __future__ import annotations
 
 import csv
+import math
+import random
 import shutil
 import sys
 import zipfile
@@ -75,6 +77,23 @@ def meshes(source: Path, data: Path) -> None:
     (data / "meshes" / "models.csv").write_text("\n".join(lines) + "\n")
 
 
+def turned_meshes(data: Path) -> None:
+    """The same models, each turned at random about the vertical axis."""
+    angles = random.Random(0)
+    target = data / "turned_meshes"
+    shutil.copytree(data / "meshes", target, dirs_exist_ok=True)
+    for row in csv.DictReader((target / "models.csv").read_text().splitlines()):
+        file, angle = target / row["file"], angles.uniform(0, 2 * math.pi)
+        across, along = math.cos(angle), math.sin(angle)
+        lines = []
+        for line in file.read_text().splitlines():
+            if line.startswith("v "):
+                x, y, z = map(float, line.split()[1:4])
+                line = f"v {across * x + along * z:.6f} {y:.6f} {across * z - along * x:.6f}"
+            lines.append(line)
+        file.write_text("\n".join(lines) + "\n")
+
+
 def passages(source: Path, data: Path) -> None:
     """Queries, passages and judgments."""
     folder = found(source, "corpus.jsonl").parent
@@ -86,6 +105,7 @@ def main(words: Sequence[str]) -> None:
     data.mkdir(parents=True, exist_ok=True)
     for prepare in (pairs, characters, photos, meshes, passages):
         prepare(source, data)
+    turned_meshes(data)
 
 
 if __name__ == "__main__":

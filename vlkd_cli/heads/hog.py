@@ -67,7 +67,7 @@ class HOGHead(nn.Module):
         return squares.permute(0, 3, 4, 1, 2, 5, 6).flatten(3).flatten(1, 2)
 
     def _weights(self, like: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
-        side, deviation = self.window, self.window // 2
+        side, deviation = self.window, self.window / 2
         places = torch.arange(side, dtype=like.dtype, device=like.device) - (side - 1) / 2
         bell = (-0.5 * (places / deviation).square()).exp()
         bell = bell / bell.sum()

@@ -58,6 +58,27 @@ def test_hog_is_the_published_target(name):
     np.testing.assert_allclose(target[0, 0, :8].numpy(), state["patch0_first8"], rtol=1e-9)
 
 
+@pytest.mark.parametrize("window", [1, 5])
+def test_hog_weighs_magnitudes_by_a_window_of_any_side(window):
+    pictures = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    grid = Grid(2, 2, 8)
+    found = HOGHead(3, grid, cell=8, window=window)(pictures)
+    places = torch.arange(window).double() - (window - 1) / 2
+    bell = (-0.5 * (places / (window / 2)) ** 2).exp().repeat(16)[:16]
+    padded = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="reflect")
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).double().expand(3, 1, 3, 3)
+    across, down = (
+        torch.nn.functional.conv2d(padded, kernel, groups=3)
+        for kernel in (sobel, sobel.transpose(2, 3))
+    )
+    magnitudes = torch.hypot(across, down) * bell[:, None] * bell
+    directions = (torch.atan2(across, down) / torch.pi * 9).floor().long() % 9
+    votes = torch.nn.functional.one_hot(directions, 9) * magnitudes[..., None]
+    cells = votes.view(1, 3, 2, 8, 2, 8, 9).sum((3, 5))
+    expected = torch.nn.functional.normalize(cells, dim=-1).permute(0, 2, 3, 1, 4).reshape(1, 4, 27)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_decoder_puts_visible_places_where_they_belong():
     torch.manual_seed(0)
     decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2).eval()

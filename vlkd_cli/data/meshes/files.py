@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from functools import partial
@@ -21,6 +22,7 @@ SUFFIXES = ("obj", "off", "ply", "stl")
 MOST_BYTES = 1 << 30
 """Larger files are not read: a mesh of that size has some ten million triangles."""
 
+_COMMENT = re.compile(rb"#[^\r\n]*")
 _PLY_FACES = re.compile(rb"^element face (\d+)", re.MULTILINE)
 
 
@@ -73,6 +75,7 @@ def parse_mesh(content: bytes, suffix: str) -> Triangles:
         Broken: the content is damaged, or is not a surface.
         MissingPackageError: trimesh is not installed.
     """
+    content = content.removeprefix(codecs.BOM_UTF8)
     parse = parse_off if suffix == "off" else partial(_parse_by_trimesh, suffix=suffix)
     try:
         vertices, faces = parse(content)
@@ -101,6 +104,9 @@ def _parse_by_trimesh(
     except ModuleNotFoundError as error:
         raise MissingPackageError("meshes", "mesh") from error
     keys = {"skip_materials": True} if suffix == "obj" else {}
+    if suffix == "obj":
+        # A comment may follow the numbers of a line, which trimesh then cannot read.
+        content = _COMMENT.sub(b"", content)
     found = trimesh.load(io.BytesIO(content), file_type=suffix, process=False, force="mesh", **keys)
     vertices = np.array(found.vertices, dtype=np.float64).reshape(-1, 3)
     return vertices, np.array(found.faces, dtype=np.int64).reshape(-1, 3)

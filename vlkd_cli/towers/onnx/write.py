@@ -161,20 +161,20 @@ def refuse_untraceable(tower: Tower, what: str) -> None:
 
 
 def trial_inputs(tower: Tower) -> list[dict[str, Tensor]]:
-    """Inputs of five rows, as a graph is traced with, and of one: random pixels, or texts of
-    several lengths up to the longest."""
+    """Inputs of five rows, as a graph is traced with, and twice of one: random pixels, or the
+    longest text and the shortest."""
     if isinstance(tower.input, ImageInput):
         generator = torch.Generator().manual_seed(0)
-        shape = (6, 3, *tower.input.size_px)
+        shape = (7, 3, *tower.input.size_px)
         pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return [{IMAGES: pixels[:5]}, {IMAGES: pixels[5:]}]
+        return [{IMAGES: part} for part in pixels.split([5, 1, 1])]
     tokenizer = tokenizer_of(tower)
     longest = " ".join([SENTENCES[-1]] * (WORDS_OF_THE_LONGEST // 10))
     longest_inputs = {
         name: tensor[:, :LONGEST_UNLIMITED] if _is_unlimited(tokenizer) else tensor
         for name, tensor in tokenizer([longest]).items()
     }
-    return [dict(tokenizer(list(SENTENCES))), longest_inputs]
+    return [dict(tokenizer(list(SENTENCES))), longest_inputs, dict(tokenizer([SENTENCES[0]]))]
 
 
 def _is_unlimited(tokenizer: Any) -> bool:
@@ -193,12 +193,11 @@ def _write(
     """Write the file and compare it, with the slower exporter where the faster one fails; what
     fails with both is removed."""
     path = folder / MODEL
-    one = [{name: tensor[:1] for name, tensor in trials[0].items()}]
     problem: UserError | None = None
     for exporter in OPSETS:
         try:
             write_graph(graph, trials[0], outputs, axes, path, what, exporter=exporter)
-            return compare(graph, path, [*trials, *one, *samples], what)
+            return compare(graph, path, [*trials, *samples], what)
         except UserError as error:
             path.unlink(missing_ok=True)
             problem = problem or error

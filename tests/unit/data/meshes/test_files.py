@@ -51,6 +51,15 @@ def test_variants_of_off_are_read_alike(change):
     assert np.array_equal(plain.faces, changed.faces)
 
 
+@pytest.mark.parametrize("suffix", ["obj", "off"])
+def test_byte_order_marks_and_comments_behind_numbers_are_passed_over(suffix):
+    text = {"obj": obj_text, "off": off_text}[suffix](CORNERS)
+    marked = "\ufeff" + text.replace("0 0 0.5\n", "0 0 0.5 # the corner\n", 1)
+    plain, changed = parse_mesh(text.encode(), suffix), parse_mesh(marked.encode(), suffix)
+    assert "# the corner" in marked and np.array_equal(plain.vertices, changed.vertices)
+    assert np.array_equal(plain.faces, changed.faces)
+
+
 def test_the_parts_of_a_scene_are_joined_and_no_other_file_is_opened(tmp_path, monkeypatch):
     text = "mtllib other.mtl\no one\nusemtl a\n" + obj_text(TRIANGLE, [(0, 1, 2)])
     text += "o two\nusemtl b\nv 0 0 5\nv 1 0 5\nv 0 1 5\nf 4 5 6\n"
