@@ -38,6 +38,8 @@ class Sample:
     first_row: int = 0
     """Row of its first text in a table of all texts of the reader."""
     label: int = -1
+    targets: Sequence[float] = ()
+    """Its numbers, where it comes out of a stream; those of other samples are read by row."""
     name: str = ""
     """What a message calls it, e.g. the file's path."""
     sources: Sources | None = None
@@ -69,6 +71,10 @@ class Sample:
         """The chosen wording of a text, empty where the sample has none."""
         first, stop = self.spans.get(name, (0, len(self.captions)))
         return self.captions[self.text(name)] if first < stop else ""
+
+
+NO_TARGET = "its target is not a finite number"
+"""Why a sample without one of its numbers is broken."""
 
 
 class Broken(Exception):

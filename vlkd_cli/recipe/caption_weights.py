@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -17,6 +18,9 @@ def weights_problem(weights: Sequence[object], num_sources: int, key: str = "cap
             f"has {len(weights)} weights, and data.{key} names {num_sources}. Give one weight for"
             " each."
         )
-    if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
-        return f"is {list(weights)}; each weight must be above 0. Leave others out of data.{key}."
+    if not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
+        return (
+            f"is {list(weights)}; each weight must be a number above 0. Leave others out of"
+            f" data.{key}."
+        )
     return ""

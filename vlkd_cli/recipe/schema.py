@@ -438,7 +438,7 @@ class ScheduleSpec(Section):
     cooldown_steps: NonNegativeInt = Field(
         0, description="of constant, wsd, rsqrt: last optimizer steps, which fall to end_factor"
     )
-    cooldown_epochs: NonNegative = Field(0, description="warm-up in epochs, instead of steps")
+    cooldown_epochs: NonNegative = Field(0, description="cooldown in epochs, instead of steps")
     cooldown_shape: Literal["linear", "sqrt", "cosine"] | None = Field(
         None, description="decay shape of the cooldown; by default sqrt for wsd, else linear"
     )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlkd_cli.data.batch import Broken
+from vlkd_cli.data.files.arrow_cells import holds_lists
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of
 from vlkd_cli.data.files.remote import expanded, is_url
 from vlkd_cli.data.images.files import is_data
@@ -152,9 +153,8 @@ class ArrowFiles:
             except DataError:
                 lost.append(number)
                 continue
-            missing = [name for name in columns if name not in schema.names]
-            if missing:
-                raise DataError(f"{file} has no column '{missing[0]}', as others have.")
+            for name in columns:
+                self._require_alike(file, schema, name)
             for group, (count, size) in enumerate(parts):
                 if count:
                     rows.append((number, group, count))
@@ -164,6 +164,13 @@ class ArrowFiles:
             "bytes": np.array(sizes, dtype=np.int64),
             "lost": np.array(lost, dtype=np.int64),
         }
+
+    def _require_alike(self, file: str, schema: pa.Schema, name: str) -> None:
+        if schema.names.count(name) != 1:
+            raise DataError(f"{file} has no column '{name}', as others have.")
+        own, other = schema.field(name).type, self.schema.field(name).type
+        if holds_lists(own) != holds_lists(other):
+            raise DataError(f"{file}: column '{name}' holds {own}, and {other} in other files.")
 
     def read(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a group.

@@ -29,7 +29,7 @@ from vlkd_cli.data.files.cached_arrays import (
 )
 from vlkd_cli.data.files.class_numbers import dense_numbers
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of
-from vlkd_cli.data.files.tar_members import Parts, split_member
+from vlkd_cli.data.files.tar_members import JSON, Parts, split_member
 from vlkd_cli.data.files.tar_walk import BLOCK, CUT_OFF, NO_HEADER, End, Gap, Member, walk
 from vlkd_cli.data.files.texts import read_at
 from vlkd_cli.errors import DataError
@@ -56,7 +56,8 @@ class ShardIndex(NamedTuple):
         arrays: `members` `[N, 2 * M]` uint32, block and size of the image and of each text member
             (`Parts.members`); the size is MISSING where a sample lacks one, and the block then
             that of any of its members. `starts` `[S + 1]`: rows before each shard. Where they are
-            needed: `labels` `[N]`, `label_ids`, `captions_before` `[N + 1]`. `digest` of all.
+            needed: `labels` `[N]`, `label_ids`, `captions_before` `[N + 1]`, `targets` `[N, T]`.
+            `digest` of all.
         lost: what cannot be read: whole shards and parts of them, with the samples they held as far
             as that can be estimated.
     """
@@ -98,7 +99,7 @@ def index_shard(shard: str, parts: Parts) -> dict[str, np.ndarray]:
     """The index of one shard, see `ShardIndex`, without `starts`; `gaps` `[G, 2]`: byte,
     reason and whether nothing follows, of each part that cannot be read."""
     members, labels, counts = array("I"), array("q"), array("I")
-    torn = array("b")
+    torn, targets = array("b"), array("f")
     gaps: list[tuple[int, int, bool]] = []
     with open(shard, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -107,17 +108,20 @@ def index_shard(shard: str, parts: Parts) -> dict[str, np.ndarray]:
             torn.append(found.is_torn)
             labels.append(_label(file.fileno(), found.members, parts))
             counts.append(_num_texts(file.fileno(), found.members, parts))
+            targets.extend(_targets(file.fileno(), found.members, parts))
     rows = np.frombuffer(members, dtype=np.uint32) if members else np.zeros(0, np.uint32)
     arrays: dict[str, np.ndarray] = {
         "members": rows.reshape(-1, 2 * len(parts.members)),
         "labels": np.array(labels, dtype=np.int64),
         "counts": np.array(counts, dtype=np.uint32),
     }
+    if parts.targets:
+        arrays["targets"] = np.array(targets, dtype=np.float32).reshape(-1, len(parts.targets))
     whole = _whole(arrays, np.array(torn, dtype=np.bool_), parts)
     arrays = {name: values[whole] for name, values in arrays.items()}
     if (arrays["labels"] < 0).all():
         del arrays["labels"]
-    if parts.members == ("image",) or (arrays["counts"] == 1).all():
+    if not parts.text_members or (arrays["counts"] == 1).all():
         del arrays["counts"]
     digest = digest_of(parts, digest_files([shard]), [each.tobytes() for each in arrays.values()])
     arrays["digest"] = np.frombuffer(digest.encode(), dtype=np.uint8)
@@ -215,6 +219,14 @@ def _label(file: int, members: dict[str, _Place], parts: Parts) -> int:
         return -1
 
 
+def _targets(file: int, members: dict[str, _Place], parts: Parts) -> list[float]:
+    wanted = {JSON: members[JSON]} if parts.targets and JSON in members else {}
+    try:
+        return parts.targets_in(_contents(file, wanted))
+    except (ValueError, OSError):
+        return parts.targets_in({})
+
+
 def _contents(file: int, members: dict[str, _Place]) -> dict[str, bytes]:
     return {name: read_at(file, block * BLOCK, size) for name, (block, size) in members.items()}
 
@@ -282,8 +294,9 @@ def _joined(
     sizes, digests, gaps = [], [], []
     members = (scratch / "members.bin").open("wb")
     labels, counts = (scratch / "labels.bin").open("wb"), (scratch / "counts.bin").open("wb")
+    targets = (scratch / "targets.bin").open("wb")
     has_labels = has_counts = False
-    with members, labels, counts:
+    with members, labels, counts, targets:
         for number, (shard, key) in enumerate(zip(shards, keys, strict=True)):
             own = _of_shard(shard, key, parts, store=store) if key else {}
             size = len(own["members"]) if own else 0
@@ -295,6 +308,7 @@ def _joined(
             own["members"].tofile(members)
             own.get("labels", np.full(size, -1, dtype=np.int64)).tofile(labels)
             own.get("counts", np.ones(size, dtype=np.uint32)).tofile(counts)
+            own.get("targets", np.zeros(0, dtype=np.float32)).tofile(targets)
             has_labels, has_counts = has_labels or "labels" in own, has_counts or "counts" in own
     width, total = 2 * len(parts.members), sum(sizes)
     digest = np.frombuffer(digest_of(digests).encode(), dtype=np.uint8)
@@ -304,6 +318,10 @@ def _joined(
         "gaps": np.array(gaps, dtype=np.int64).reshape(-1, 4),
         "digest": digest,
     }
+    if parts.targets:
+        count = total * len(parts.targets)
+        found = _mapped(scratch / "targets.bin", np.float32, count)
+        arrays["targets"] = found.reshape(-1, len(parts.targets))
     if has_labels:
         found, ids = dense_numbers(_mapped(scratch / "labels.bin", np.int64, total))
         arrays["labels"] = found.astype(np.int32)

@@ -65,7 +65,7 @@ class ShardSamples:
         Raises:
             Broken: one cannot be read.
         """
-        found = {suffix: self.read(index, suffix) for suffix in self.parts.members[1:]}
+        found = {suffix: self.read(index, suffix) for suffix in self.parts.text_members}
         return {suffix: content for suffix, content in found.items() if content is not None}
 
     def name(self, index: int) -> str:
@@ -96,6 +96,11 @@ class ShardSamples:
         if "labels" not in self.arrays:
             return np.full(np.shape(indices), -1, dtype=np.int64)
         return self.arrays["labels"].take(indices).astype(np.int64)
+
+    def targets(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers, `[N, T]` float32; NaN where a sample lacks one."""
+        found: np.ndarray = self.arrays["targets"][indices]
+        return found
 
     def label_ids(self) -> list[int] | None:
         """What the class numbers stand for, where they are ids."""

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from vlkd_cli.data.files.class_numbers import class_number
 from vlkd_cli.data.files.named_texts import MAIN
-from vlkd_cli.data.files.texts import decode_text, kind_of, parse_json, text_of
+from vlkd_cli.data.files.texts import decode_text, finite_number, kind_of, parse_json, text_of
 from vlkd_cli.data.images.files import is_data
 
 _Member = TypeVar("_Member")
@@ -24,6 +24,7 @@ class Parts(NamedTuple):
         caption_keys: where the only one of `captions` is a json: its keys, each a source.
         label: of the class number.
         texts: named texts, each with its keys in the json member.
+        targets: keys of numbers in the json member.
     """
 
     images: tuple[str, ...]
@@ -31,11 +32,19 @@ class Parts(NamedTuple):
     caption_keys: tuple[str, ...] = ()
     label: str = "cls"
     texts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    targets: tuple[str, ...] = ()
 
     @property
     def members(self) -> tuple[str, ...]:
-        """What is read of a sample: "image", and the suffix of each member with texts."""
-        return ("image", *dict.fromkeys((*self.captions, *([JSON] if self.texts else []))))
+        """What is read of a sample: "image", and the suffix of each member with texts or
+        numbers."""
+        numbers = [JSON] if self.targets else []
+        return ("image", *dict.fromkeys((*self.text_members, *numbers)))
+
+    @property
+    def text_members(self) -> tuple[str, ...]:
+        """The suffix of each member with texts."""
+        return tuple(dict.fromkeys((*self.captions, *([JSON] if self.texts else []))))
 
     @property
     def counts_members(self) -> bool:
@@ -48,7 +57,7 @@ class Parts(NamedTuple):
 
     def of_texts(self, members: Mapping[str, _Member]) -> dict[str, _Member]:
         """The members that hold texts."""
-        return {suffix: members[suffix] for suffix in self.members[1:] if suffix in members}
+        return {suffix: members[suffix] for suffix in self.text_members if suffix in members}
 
     def captions_in(self, members: Mapping[str, bytes]) -> list[tuple[int, str]]:
         """The captions of a sample, each with the number of its source. Of several sources, empty
@@ -78,6 +87,17 @@ class Parts(NamedTuple):
             for name, keys in self.texts:
                 found[name] = [text for key in keys for text in _under(values, key)]
         return found
+
+    def targets_in(self, members: Mapping[str, bytes]) -> list[float]:
+        """The numbers of a sample; NaN where it lacks one."""
+        values: object = None
+        if self.targets and JSON in members:
+            try:
+                values = parse_json(members[JSON])
+            except ValueError:
+                pass  # no number can be read, which breaks the sample
+        there = values if isinstance(values, dict) else {}
+        return [finite_number(there.get(key)) for key in self.targets]
 
     def label_in(self, members: Mapping[str, bytes]) -> int:
         """The class number, or -1."""

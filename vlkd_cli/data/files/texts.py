@@ -13,6 +13,7 @@ from typing import Any
 from vlkd_cli.errors import DataError
 
 _MARK = "\ufeff"
+_LARGEST_FLOAT32 = float.fromhex("0x1.fffffep127")
 _KINDS = {
     str: "a text",
     bool: "a truth value",
@@ -190,6 +191,15 @@ def read_lines(path: str | os.PathLike[str], encoding: str = "utf-8") -> list[st
         DataError: unreadable, or not in this encoding.
     """
     return split_lines(read_text(path, encoding))
+
+
+def finite_number(value: object) -> float:
+    """A number out of a cell or a JSON value; NaN where it is none that float32 can hold."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return found if abs(found) <= _LARGEST_FLOAT32 else math.nan
 
 
 def number(text: str, path: str | os.PathLike[str], line: int, what: str) -> float:

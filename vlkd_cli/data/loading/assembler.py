@@ -3,6 +3,7 @@ tokenized."""
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlkd_cli.data.batch import Batch, Broken, Lost, Sample, Skipped, View
+from vlkd_cli.data.batch import NO_TARGET, Batch, Broken, Lost, Sample, Skipped, View
 from vlkd_cli.data.files.named_texts import MAIN
 from vlkd_cli.data.images.decode import decode
 from vlkd_cli.data.loading.choices import choices as caption_choices
@@ -358,6 +359,8 @@ class Filling:
         """
         for modality in self.views.modalities:
             modality.require(sample, self.views.required)
+        if not all(map(math.isfinite, sample.targets)):
+            raise Broken(NO_TARGET)
         if self.images:
             render(
                 sample,
@@ -369,6 +372,7 @@ class Filling:
 
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
+        targets = [sample.targets for sample in samples]
         inputs: dict[str, Tensor | TextInput] = {
             key: self.views.kept[key].images(samples, images[:size])
             if key in self.views.kept
@@ -389,6 +393,7 @@ class Filling:
             torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             self.skipped,
             hidden,
+            torch.tensor(targets, dtype=torch.float32) if any(map(len, targets)) else None,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlkd_cli.data.batch import Batch, Lost, Skipped, View
+from vlkd_cli.data.batch import NO_TARGET, Batch, Lost, Skipped, View
 from vlkd_cli.data.keys import CAPTION, caption_keys, column_keys
 from vlkd_cli.data.loading.assembler import Assembler
 from vlkd_cli.data.loading.broken import BrokenCount
@@ -236,10 +236,7 @@ def without_targets(reader: Reader) -> dict[int, Skipped]:
     if not reader.num_targets:
         return {}
     finite = np.isfinite(reader.targets_of(np.arange(len(reader)))).all(axis=1)
-    return {
-        row: Skipped(reader.name(row), "its target is not a finite number")
-        for row in np.flatnonzero(~finite).tolist()
-    }
+    return {row: Skipped(reader.name(row), NO_TARGET) for row in np.flatnonzero(~finite).tolist()}
 
 
 def _order(

@@ -19,7 +19,7 @@ from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
 from vlkd_cli.data.files.remote import expanded, fetch_bytes, is_url, joined, parent_of
 from vlkd_cli.data.files.row_groups import group_rows, row_key
 from vlkd_cli.data.files.table import Table
-from vlkd_cli.data.files.texts import clean_text
+from vlkd_cli.data.files.texts import clean_text, finite_number
 from vlkd_cli.data.meshes.clouds import Clouds
 from vlkd_cli.data.meshes.points import NUM_POINTS
 from vlkd_cli.data.readers.reader import Reader, with_split
@@ -329,7 +329,7 @@ class CSV(Reader):
             if self._label is not None:
                 labels.append("" if fields is None else clean_text(fields[self._label]).strip())
             if fields is not None:
-                targets[row] = [_number(fields[column]) for column in self._targets]
+                targets[row] = [finite_number(fields[column]) for column in self._targets]
         groups = group_rows(keys) if self._group else None
         if groups is not None:
             arrays |= {"grouped_rows": groups.rows, "group_starts": groups.starts}
@@ -392,12 +392,3 @@ def _checked_group(group: bool | None, **alone: object) -> bool:
             f"data.group: true does not go with data.{key}: each row is a sample. Leave group out."
         )
     return key is None if group is None else group
-
-
-def _number(cell: str) -> float:
-    """NaN where the cell is not a finite number; the loader then takes the sample for broken."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return np.nan
-    return number if np.isfinite(number) else np.nan

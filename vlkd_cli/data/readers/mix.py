@@ -76,12 +76,7 @@ class Mix(Reader):
             list(reader.classes or ()) == list(first.classes) for reader in readers
         ):
             self.classes, self.templates = first.classes, first.templates
-        for other in readers[1:]:
-            if other.text_names != first.text_names or other.num_targets != first.num_targets:
-                raise DataError(
-                    "data.readers: all of them need the same 'texts' and as many columns of"
-                    f" 'target'; they have {_offered(first)} and {_offered(other)}."
-                )
+        _require_alike(readers)
         self.text_names, self.num_targets = first.text_names, first.num_targets
         self.has_captions = all(reader.has_captions for reader in readers)
         self.salvages = all(reader.salvages for reader in readers)
@@ -205,7 +200,17 @@ class Mix(Reader):
         return self.readers[part], int(index - self._starts[part]) % len(self.readers[part])
 
 
-def _offered(reader: Reader) -> str:
+def _require_alike(readers: Sequence[Reader | StreamReader]) -> None:
+    first = readers[0]
+    for other in readers[1:]:
+        if other.text_names != first.text_names or other.num_targets != first.num_targets:
+            raise DataError(
+                "data.readers: all of them need the same 'texts' and as many columns of"
+                f" 'target'; they have {_offered(first)} and {_offered(other)}."
+            )
+
+
+def _offered(reader: Reader | StreamReader) -> str:
     return f"({', '.join(reader.text_names) or 'no texts'}; {reader.num_targets} targets)"
 
 
@@ -219,7 +224,9 @@ class MixedStream(StreamReader):
     """
 
     def __init__(self, readers: Sequence[Reader | StreamReader], shares: Sequence[float]) -> None:
+        _require_alike(readers)
         self.readers, self.shares = list(readers), list(shares)
+        self.text_names, self.num_targets = readers[0].text_names, readers[0].num_targets
         sizes = [
             len(reader) if isinstance(reader, Reader) else reader.samples_per_epoch
             for reader in readers
@@ -279,6 +286,7 @@ def _shuffled(
             captions,
             spans,
             label=reader.label(row),
+            targets=reader.targets_of(np.array([row]))[0].tolist(),
             name=reader.name(row),
             salvage=reader.salvages,
             sources=sources,

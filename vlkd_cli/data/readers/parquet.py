@@ -7,7 +7,7 @@ import json
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +18,22 @@ from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.batch import Broken, Lost
 from vlkd_cli.data.caption_choice import Sources, checked_weights
+from vlkd_cli.data.files.arrow_cells import (
+    holds_bytes,
+    holds_lists,
+    holds_texts,
+    image_problem,
+    number_cells,
+    sourced,
+    text_problem,
+    value_problem,
+)
 from vlkd_cli.data.files.arrow_files import ArrowFiles, data_files
 from vlkd_cli.data.files.cached_arrays import CACHE_ABOVE_BYTES, cached_arrays
-from vlkd_cli.data.files.class_numbers import dense_numbers, number_labels
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of, probed
 from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
 from vlkd_cli.data.files.remote import expanded, fetch_bytes, is_url, joined, parent_of
-from vlkd_cli.data.files.texts import clean_text
+from vlkd_cli.data.files.texts import clean_text, finite_number
 from vlkd_cli.data.loading.order import Blocks
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.readers.subset import checked_part, part_of
@@ -95,12 +104,12 @@ class Parquet(Reader):
         self._files = files = ArrowFiles(data_files(path, split))
         named = checked_texts(texts)
         self._image = None if image is None else self._image_column(image)
-        self._texts = {MAIN: self._columns(caption, "caption")} | {
-            name: self._columns(own, f"texts.{name}") for name, own in named.items()
+        self._texts = {MAIN: self._columns(caption, "caption", text_problem)} | {
+            name: self._columns(own, f"texts.{name}", text_problem) for name, own in named.items()
         }
-        self._targets = self._columns(target, "target")
+        self._targets = self._columns(target, "target", value_problem)
         self._label, self._id = (
-            None if name is None else self._columns(name, key)[0]
+            None if name is None else self._columns(name, key, value_problem)[0]
             for key, name in (("label", label), ("id", id))
         )
         self.num_targets, self.text_names = len(self._targets), tuple(named)
@@ -149,6 +158,8 @@ class Parquet(Reader):
             raise Broken("the row has no image")
         if isinstance(value, bytes):
             return value
+        if not isinstance(value, str):
+            raise Broken("its image is neither bytes nor a path")
         place = joined(self._root(index), value)
         return fetch_bytes(place) if is_url(place) else place
 
@@ -199,7 +210,7 @@ class Parquet(Reader):
 
     def fingerprint(self) -> str:
         files = ""
-        if self._image is not None and _is_text(self._type(self._image)):
+        if self._image is not None and holds_texts(self._type(self._image)):
             places = (self.name(index) for index in probed(len(self)))
             files = digest_files(place for place in places if not is_url(place))
         return digest_of("parquet", self._settings, self._files.digest(), files)
@@ -246,7 +257,7 @@ class Parquet(Reader):
     def _texts_of(self, index: int) -> dict[str, list[tuple[int, str]]]:
         """All texts of a row by name, each with the position of its column."""
         return {
-            name: _sourced([self._cell(index, column) for column in columns])
+            name: sourced([self._cell(index, column) for column in columns])
             for name, columns in self._texts.items()
         }
 
@@ -258,14 +269,24 @@ class Parquet(Reader):
     def _names_images(self) -> bool:
         """Whether the image column may hold paths."""
         kind = None if self._image is None else self._type(self._image)
-        return kind is not None and (_is_nested(kind) or _is_text(kind))
+        return kind is not None and not holds_bytes(kind)
 
     def _type(self, column: str) -> pa.DataType:
         return self._files.schema.field(column).type
 
     # -- columns ---------------------------------------------------------------------------------
 
-    def _columns(self, names: str | Sequence[str] | None, key: str) -> list[str]:
+    def _columns(
+        self,
+        names: str | Sequence[str] | None,
+        key: str,
+        problem_of: Callable[[pa.DataType], str] = lambda _: "",
+    ) -> list[str]:
+        """Columns that a key names.
+
+        Raises:
+            DataError: one is missing, there twice, or holds what the key cannot read.
+        """
         names = [names] if isinstance(names, str) else list(names or ())
         there = self._files.schema.names
         for name in names:
@@ -274,13 +295,16 @@ class Parquet(Reader):
                     f"{self._files.files[0]} has no column '{name}'"
                     f" (data.{key}).{did_you_mean(name, there)} Its columns: {', '.join(there)}."
                 )
+            problem = problem_of(self._type(name)) if there.count(name) == 1 else "is there twice"
+            if problem:
+                raise DataError(f"{self._files.files[0]}: column '{name}' (data.{key}) {problem}.")
         return names
 
     def _image_column(self, image: str | Sequence[str]) -> str:
         names = [image] if isinstance(image, str) else list(image)
         found = next((name for name in names if name in self._files.schema.names), None)
         if found is not None:
-            return found
+            return self._columns(found, "image", image_problem)[0]
         tar = Path(self._files.files[0]).with_suffix(".tar")
         if tar.is_file():
             raise DataError(
@@ -298,7 +322,7 @@ class Parquet(Reader):
         arrays = self._files.find_groups(needed)
         self._index = arrays  # type: ignore[assignment]
         counted = [name for own in self._texts.values() for name in own]
-        is_counted = len(counted) > 1 or any(_is_nested(self._type(name)) for name in counted)
+        is_counted = len(counted) > 1 or any(holds_lists(self._type(name)) for name in counted)
         has_status = self._image is not None and _STATUS in self._files.schema.names
         columns = [*self._targets, *(counted if is_counted else [])]
         columns += [*([_STATUS] if has_status else []), *([self._label] if self._label else [])]
@@ -308,11 +332,10 @@ class Parquet(Reader):
         for table in self._tables(list(dict.fromkeys(columns))):
             for row in table.to_pylist():
                 good.append(row.get(_STATUS, _SUCCESS) == _SUCCESS or not has_status)
-                targets.extend(_number(row[name]) for name in self._targets)
+                targets.extend(finite_number(row[name]) for name in self._targets)
                 labels.append(None if self._label is None else row[self._label])
                 if is_counted:
-                    texts = ([row[name] for name in own] for own in self._texts.values())
-                    counts.append(sum(len(_sourced(cells)) for cells in texts))
+                    counts.append(self._num_texts(row))
         rows = np.arange(len(good))
         if any(good) and not all(good):
             rows = arrays["rows"] = np.flatnonzero(good)
@@ -321,9 +344,25 @@ class Parquet(Reader):
             arrays["caption_starts"] = np.concatenate([[0], np.cumsum(own_counts)])
         if self._targets:
             arrays["targets"] = np.array(targets).reshape(len(good), -1)[rows]
+            self._check_targets(arrays["targets"])
         if self._label:
             arrays |= self._numbered([labels[row] for row in rows.tolist()])
         return arrays
+
+    def _num_texts(self, row: Mapping[str, Any]) -> int:
+        """Texts of a row; none where one cannot be read, which breaks the row."""
+        try:
+            cells = ([row[name] for name in own] for own in self._texts.values())
+            return sum(len(sourced(each)) for each in cells)
+        except Broken:
+            return 0
+
+    def _check_targets(self, targets: np.ndarray) -> None:
+        for name, column in zip(self._targets, targets.T, strict=True):
+            if len(column) and not np.isfinite(column).any():
+                raise DataError(
+                    f"{self._files.files[0]}: column '{name}' (data.target) holds no finite number."
+                )
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         for file, number, _ in self._index["groups"].tolist():
@@ -333,12 +372,7 @@ class Parquet(Reader):
                 raise DataError(f"{self._files.files[file]}: {broken}. Fetch it again.") from None
 
     def _numbered(self, labels: Sequence[Any]) -> dict[str, np.ndarray]:
-        if all(isinstance(label, int | None) for label in labels):
-            given = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
-            numbers, names = dense_numbers(given)
-        else:
-            texts = ["" if label is None else clean_text(str(label)).strip() for label in labels]
-            numbers, names = number_labels(texts, f"{self._files.files[0]}, data.label")
+        numbers, names = number_cells(labels, f"{self._files.files[0]}, data.label")
         found = {"labels": numbers}
         if names is not None:
             lines = "\n".join(name.replace("\n", " ") for name in names)
@@ -402,34 +436,3 @@ class Parquet(Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": OrderedDict()}
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return str(kind) in ("string", "large_string", "string_view")
-
-
-def _is_nested(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_nested(kind))
-
-
-def _sourced(cells: Sequence[Any]) -> list[tuple[int, str]]:
-    """The texts in the cells of several columns, each with the position of its column; where there
-    may be several, empty ones do not count."""
-    if len(cells) == 1 and not isinstance(cells[0], list):
-        return [(0, clean_text(str(cells[0] or "")).strip())]
-    texts = [
-        (source, clean_text(str(text)).strip())
-        for source, cell in enumerate(cells)
-        for text in (cell if isinstance(cell, list) else [cell])
-        if text is not None
-    ]
-    return [(source, text) for source, text in texts if text]
-
-
-def _number(cell: Any) -> float:
-    """NaN where the cell is not a finite number; the loader then takes the sample for broken."""
-    try:
-        number = float(cell)
-    except (TypeError, ValueError):
-        return np.nan
-    return number if np.isfinite(number) else np.nan

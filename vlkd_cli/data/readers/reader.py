@@ -213,6 +213,10 @@ class StreamReader(Offers):
     streams: ClassVar[bool] = True
 
     samples_per_epoch: int
+    text_names: Sequence[str] = ()
+    """Names of the texts that its samples have, other than the captions."""
+    num_targets: int = 0
+    """Numbers that each sample has."""
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         """The samples of one of `num_shards` disjoint parts (rank x worker) in an order that

@@ -51,6 +51,8 @@ class ShardStream(StreamReader):
             resampled,
         )
         self.caption_weights = tuple(caption_weights)
+        self.text_names = tuple(name for name, _ in parts.texts)
+        self.num_targets = len(parts.targets)
         self.buffer = max(1, shuffle_buffer // STREAM_SHARES)
 
     def stream(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
@@ -145,6 +147,7 @@ class ShardStream(StreamReader):
             [text for own in texts.values() for text in own],
             spans_of({key: len(own) for key, own in texts.items()}),
             label=self.parts.label_in(members),
+            targets=self.parts.targets_in(members),
             name=name,
             sources=sources,
             problem=problem,

@@ -47,6 +47,8 @@ class WebDataset(Reader):
             likely.
         texts: further texts of a sample by name, each a key of its json member, or several keys
             with wordings of the same text; `tower@NAME` reads them.
+        target: key of a number in its json member, or several, for distillers that compare with
+            `targets`.
         label: suffix of the class number.
         stream: read in order even where the shards are local; by default only where they are not.
         resampled: sample shards with replacement (a stream).
@@ -57,7 +59,11 @@ class WebDataset(Reader):
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"image", "label"})
-    offers_by_key: ClassVar[Mapping[str, str]] = {"caption": "text", "texts": "text"}
+    offers_by_key: ClassVar[Mapping[str, str]] = {
+        "caption": "text",
+        "texts": "text",
+        "target": "target",
+    }
     streams_by_key: ClassVar[frozenset[str]] = frozenset({"stream", "resampled"})
 
     def __init__(
@@ -69,6 +75,7 @@ class WebDataset(Reader):
         caption_key: str | list[str] | None = None,
         caption_weights: list[float] | None = None,
         texts: dict[str, str | list[str]] | None = None,
+        target: str | list[str] | None = None,
         label: str = "cls",
         stream: bool | None = None,
         resampled: bool = False,
@@ -83,8 +90,9 @@ class WebDataset(Reader):
             samples_per_epoch,
         )
         self.shards = _shards([path] if isinstance(path, str) else path, split)
-        self.parts = _parts(image, caption, caption_key, label, checked_texts(texts))
+        self.parts = _parts(image, caption, caption_key, label, checked_texts(texts), target)
         self.text_names = tuple(name for name, _ in self.parts.texts)
+        self.num_targets = len(self.parts.targets)
         self.has_captions = caption is not None or bool(self.text_names)
         self.caption_weights = _weights(caption_weights, self.parts)
         self.weighs_captions = bool(self.caption_weights)
@@ -154,6 +162,10 @@ class WebDataset(Reader):
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         return self._samples.labels(indices)
 
+    def targets_of(self, indices: np.ndarray) -> np.ndarray:
+        found = super().targets_of(indices)
+        return self._samples.targets(indices) if self.num_targets else found
+
     def name(self, index: int) -> str:
         return self._samples.name(index)
 
@@ -187,8 +199,9 @@ class WebDataset(Reader):
         where = f"no sample in {self.shards[0]}{others}"
         wanted = [("image", "image", self.parts.images)]
         wanted += [("caption", suffix, (suffix,)) for suffix in self.parts.captions]
-        if self.parts.texts:
-            wanted.append(("texts", JSON, (JSON,)))
+        for what, keys in (("texts", self.parts.texts), ("target", self.parts.targets)):
+            if keys:
+                wanted.append((what, JSON, (JSON,)))
         for what, member, suffixes in wanted:
             if not self._samples.has(member):
                 raise DataError(f"{where} has a member for the {what}: .{', .'.join(suffixes)}.")
@@ -202,6 +215,10 @@ class WebDataset(Reader):
                 f"{where} has a string under data.caption_key or data.texts; {self.name(0)}:"
                 f" {reason}."
             )
+        numbers = self.targets_of(np.arange(len(self)))
+        for key, column in zip(self.parts.targets, numbers.T, strict=True):
+            if not np.isfinite(column).any():
+                raise DataError(f"{where} has a finite number under data.target '{key}'.")
 
 
 def _parts(
@@ -210,6 +227,7 @@ def _parts(
     caption_key: str | Sequence[str] | None,
     label: str,
     texts: Mapping[str, Sequence[str]],
+    target: str | Sequence[str] | None,
 ) -> Parts:
     parts = Parts(
         SUFFIXES if image is None else _suffixes(image, "image"),
@@ -217,6 +235,7 @@ def _parts(
         (caption_key,) if isinstance(caption_key, str) else tuple(caption_key or ()),
         suffix_of_key(label),
         tuple((name, tuple(keys)) for name, keys in texts.items()),
+        (target,) if isinstance(target, str) else tuple(target or ()),
     )
     if JSON in parts.captions and not parts.caption_keys:
         raise DataError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from vlkd_cli.errors import UserError
 
-_UNITS = {"": 30, "m": 20, "g": 30, "t": 40}
+_UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def parse_bytes(text: str, option: str) -> int:
@@ -15,8 +16,8 @@ def parse_bytes(text: str, option: str) -> int:
     Raises:
         UserError: it is not a positive size; names the option.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt]?)(?:i?b)?", text.strip().lower())
-    size = int(float(found[1]) * (1 << _UNITS[found[2]])) if found else 0
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(?:i?b)?)?", text.strip().lower())
+    size = int(Decimal(found[1]) * (1 << _UNITS[found[2] or "g"])) if found else 0
     if size <= 0:
         raise UserError(f"{option} {text}: not a size of memory. Write it as 24GiB or 512MiB.")
     return size

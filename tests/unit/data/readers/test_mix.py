@@ -127,6 +127,19 @@ def test_a_caption_that_cannot_be_read_breaks_its_sample_in_a_mixed_stream(tmp_p
     assert len(problems) == 1 and "row 2 has 3 columns" in problems.pop()
 
 
+def test_samples_of_a_mixed_stream_have_the_targets_of_their_reader(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", {"0.jpg": b"x", "0.txt": b"d", "0.json": b'{"score": 7}'})
+    shards = {"reader": "webdataset", "path": str(tmp_path / "s.tar"), "stream": True}
+    shards |= {"samples_per_epoch": 2, "target": "score"}
+    rows = table(tmp_path, "a.csv", target="score")
+    stream = open_reader({"readers": [shards, rows]})
+    assert isinstance(stream, MixedStream)
+    samples = [sample for epoch in range(4) for sample in stream.stream(epoch, 0, 0, 1)]
+    assert {tuple(sample.targets) for sample in samples} == {(7.0,), (1.0,), (2.0,)}
+    with pytest.raises(DataError, match=r"as many columns of 'target'.*1 targets.*0 targets"):
+        open_reader({"readers": [shards, table(tmp_path, "a.csv")]})
+
+
 def test_row_groups_of_a_mixture_are_read_together(tmp_path: Path) -> None:
     """Eight rows in groups of two, twice; sixteen others in pieces of that size."""
     reader = open_reader(

@@ -146,6 +146,29 @@ def test_a_column_of_names_is_numbered_in_alphabetical_order(tmp_path: Path) -> 
     )
 
 
+def test_labels_are_numbers_however_they_are_stored(tmp_path: Path) -> None:
+    columns = {**rows_of(range(3)), "label": pa.array([1.0, None, 0.0])}
+    reader = opened(path=write_parquet(tmp_path / "t.parquet", columns), label="label")
+    assert (reader.classes, reader.labels_of(np.arange(3)).tolist()) == (None, [1, -1, 0])
+    columns["label"] = pa.array([2**63 + 5, None, 7], pa.uint64())
+    reader = opened(path=write_parquet(tmp_path / "u.parquet", columns), label="label")
+    assert (reader.classes, reader.labels_of(np.arange(3)).tolist()) == (
+        ["7", str(2**63 + 5)],
+        [1, -1, 0],
+    )
+
+
+def test_texts_may_be_bytes_or_codes_and_what_is_not_text_breaks_its_row(tmp_path: Path) -> None:
+    columns = {**rows_of(range(3)), "caption": pa.array([b"caf\xc3\xa9", b"\xff", None])}
+    columns["other"] = pa.array(["x", "y", "x"]).dictionary_encode()
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    reader = opened(path=path, texts={"other": "other"})
+    assert reader.captions(0) == ["caf\xe9", "x"] and reader.captions(2) == ["", "x"]
+    assert [reader.caption_start(k) for k in range(4)] == [0, 2, 2, 4]
+    with pytest.raises(Broken, match="is not utf-8 text"):
+        reader.captions(1)
+
+
 def test_sources_of_captions_have_weights(tmp_path: Path) -> None:
     columns = {**rows_of(range(1)), "raw": ["raw"], "long": ["long"], "other": [""]}
     keys = {"caption": ["raw", "long", "other"], "caption_weights": [1, 2, 1]}
@@ -213,6 +236,13 @@ def test_a_damaged_row_group_breaks_its_rows_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"caption": "map"}, r"column 'map' \(data.caption\) holds struct<en: string>, not texts"),
+        ({"label": "lists"}, r"column 'lists' \(data.label\) holds list<.*>, not one value"),
+        ({"image": "lists"}, r"column 'lists' \(data.image\) holds list<.*>, not encoded images"),
+        ({"image": "map"}, r"'map' \(data.image\) holds structs of en, without 'bytes' and"),
+        ({"target": "caption"}, r"column 'caption' \(data.target\) holds no finite number"),
+        ({"path": "{folder}/*lists.parquet"}, r"'caption' holds list<.*>, and string in other"),
+        ({"path": "{folder}/twice.parquet"}, r"column 'caption' \(data.caption\) is there twice"),
         ({"caption": "captoin"}, r"no column 'captoin' \(data.caption\). Did you mean 'caption'"),
         ({"image": None, "caption": None}, r"both null"),
         ({"image_root": "x"}, r"data.image_root has no effect: the rows hold the images"),
@@ -224,7 +254,13 @@ def test_a_damaged_row_group_breaks_its_rows_alone(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    path = write_parquet(tmp_path / "t.parquet", rows_of(range(2)))
+    odd = {"map": [{"en": "a"}] * 2, "lists": [[1, 2]] * 2}
+    path = write_parquet(tmp_path / "t.parquet", {**rows_of(range(2)), **odd})
+    lists = {**rows_of(range(2)), "caption": [["a"], ["b", "c"]]}
+    write_parquet(tmp_path / "b_lists.parquet", lists)
+    write_parquet(tmp_path / "a_lists.parquet", rows_of(range(2)))
+    twice = pa.table([pa.array(["a"])] * 3, names=["image", "caption", "caption"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
     (tmp_path / "empty").mkdir()
     if "path" in keys:

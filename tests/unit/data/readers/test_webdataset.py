@@ -308,6 +308,33 @@ def test_one_json_without_a_text_breaks_its_sample_alone(
         assert all(reason in each.reason for each in skipped)
 
 
+@pytest.mark.parametrize("bad", ['{"caption": "x"}', '{"score": "high"}', '{"score": 1e300}', "["])
+def test_targets_are_numbers_of_the_json_and_a_sample_without_one_is_broken(
+    tmp_path: Path, bad: str
+) -> None:
+    good = [f'{{"caption": "c", "score": {number}, "margin": "-1.5"}}' for number in range(3)]
+    section = sidecars(tmp_path, *good, bad) | {"target": ["score", "margin"], "caption": "txt"}
+    section |= {"caption": None, "caption_key": None}
+    reader: Any = open_reader(section)
+    assert reader.num_targets == 2 and reader.num_captions == 0
+    assert reader.targets_of(np.arange(3)).tolist() == [[0, -1.5], [1, -1.5], [2, -1.5]]
+    for keys in ({}, {"stream": True, "samples_per_epoch": 32}):
+        loader = Loader(open_reader(section | keys), {}, batch_size=4, seed=0, max_broken_share=1)
+        batch = next(loader.batches(0))
+        assert batch.targets is not None and batch.targets.dtype == torch.float32
+        assert set(batch.targets[:, 0].tolist()) <= {0, 1, 2}
+        assert batch.targets[:, 1].tolist() == [-1.5] * 4
+        assert {(one.name, one.reason) for one in batch.skipped} <= {
+            (f"{section['path']}:003", "its target is not a finite number")
+        }
+
+
+def test_a_target_that_no_json_has_is_refused_when_opened(tmp_path: Path) -> None:
+    section = sidecars(tmp_path, GOOD, GOOD) | {"target": "scroe"}
+    with pytest.raises(DataError, match=r"no sample in .*s.tar has .* data.target 'scroe'"):
+        open_reader(section)
+
+
 def test_a_json_with_a_byte_order_mark_or_a_lone_surrogate_is_read(tmp_path: Path) -> None:
     reader: Any = open_reader(
         sidecars(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), '{"caption": "\\ufeffa \\ud83d b"}')
