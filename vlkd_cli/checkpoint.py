@@ -29,6 +29,7 @@ from vlkd_cli.checkpoint_shards import (
     write_shards,
 )
 from vlkd_cli.distributed.runtime import is_main
+from vlkd_cli.distributed.sharding import joined
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.load import TRUST_OPTION, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
@@ -78,7 +79,7 @@ class Checkpoint:
         files: what a run made in addition to weights, by its path in the run folder, e.g. a
             tokenizer.
         shards: of a run whose weights were divided among processes, the files next to it that hold
-            the slices of each; joined when it is read.
+            the slices of each; they are joined when a tensor is needed.
         path: where it was read from; not written.
     """
 
@@ -172,25 +173,29 @@ class Checkpoint:
         remove_unused_shards(folder)
         return target
 
-    def tower(self, name: str, averaged: bool = True) -> State:
+    def tower(self, name: str, averaged: bool = True, *, whole: bool = True) -> State:
         """The state of a tower or follower, with the averaged weights where the run kept an
         average.
+
+        Args:
+            whole: join weights that were divided among processes; False: whoever takes them reads
+                the rows that it needs (`slice_of`).
 
         Raises:
             CheckpointError: the checkpoint holds no such tower.
         """
         if name in self.towers:
             average = _below(f"towers.{name}", self.ema) if averaged else {}
-            state = self.towers[name]
-            return {**state, **{key: average[key] for key in state if key in average}}
-        follower = _below(name, self.followers)
-        if not follower:
+            state = {key: average.get(key, value) for key, value in self.towers[name].items()}
+        else:
+            state = _below(name, self.followers)
+        if name not in self.towers and not state:
             held = [*self.towers, *sorted({key.partition(".")[0] for key in self.followers})]
             raise CheckpointError(
                 f"{self.path or 'this checkpoint'} holds no trained tower '{name}'."
                 f"{did_you_mean(name, held)} It holds: {', '.join(held) or 'none'}."
             )
-        return follower
+        return {key: joined(value) for key, value in state.items()} if whole else state
 
     def rows_per_process(self, processes: int) -> int:
         """Rows of a batch on each process when the run continues on so many: the global batches

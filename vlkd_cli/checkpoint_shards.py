@@ -18,7 +18,7 @@ from torch import Tensor
 from vlkd_cli.builders.weight_files import first_line, load_pickled
 from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
-from vlkd_cli.distributed.sharding import is_divided, own_slice
+from vlkd_cli.distributed.sharding import is_divided, joined, joined_later, own_slice
 from vlkd_cli.errors import CheckpointError
 
 _STEP, _SHARD = re.compile(r"step_(\d+)\.pt"), re.compile(r"step_(\d+)\.shard-\d+-of-\d+\.pt")
@@ -52,7 +52,7 @@ def separated(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         elif isinstance(value, Tensor) and is_divided(value):
             slices[name] = own_slice(value).clone()
         else:
-            whole[name] = value
+            whole[name] = joined(value) if isinstance(value, Tensor) else value
     return whole, slices
 
 
@@ -83,7 +83,8 @@ def write_shards(
 
 
 def join_shards(content: dict[str, Any], path: Path) -> None:
-    """Put the slices of a checkpoint's shards into what was read of it.
+    """Put the slices of a checkpoint's shards into what was read of it, as tensors that are joined
+    when they are needed (`joined`).
 
     Raises:
         CheckpointError: a shard is missing, damaged or of another step.
@@ -132,5 +133,4 @@ def _join(whole: dict[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(first, Mapping):
             _join(whole.setdefault(name, {}), own)
         else:
-            # Where there are fewer rows than processes, the last ones hold none.
-            whole[name] = torch.cat([piece for piece in own if len(piece)] or own[:1])
+            whole[name] = joined_later(own)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.checkpoint_shards import separated, step_files, step_of
+from vlkd_cli.distributed.sharding import joined
 from vlkd_cli.errors import CheckpointError
 
 WEIGHT, VECTOR = torch.arange(10.0).view(5, 2), torch.tensor([7.0])
@@ -41,11 +42,15 @@ def divided(folder: Path, step: int = 3) -> Path:
     return path
 
 
-def test_slices_are_joined_in_order(tmp_path: Path) -> None:
+def test_slices_are_joined_in_order_when_a_tensor_is_needed(tmp_path: Path) -> None:
     found = Checkpoint.load(divided(tmp_path))
-    assert found.towers["image"]["w"].equal(WEIGHT) and found.towers["image"]["b"].equal(VECTOR)
+    assert found.towers["image"]["w"].is_meta and found.towers["image"]["w"].shape == (5, 2)
+    assert found.tower("image")["w"].equal(WEIGHT) and found.tower("image")["b"].equal(VECTOR)
     state = found.optimizer["image.w"]
-    assert state["exp_avg"].equal(WEIGHT + 1) and float(state["step"]) == 4
+    assert joined(state["exp_avg"]).equal(WEIGHT + 1) and float(state["step"]) == 4
+    # Written again, it holds the tensors.
+    again = Checkpoint.load(found.save(tmp_path / "other"))
+    assert again.shards == [] and again.towers["image"]["w"].equal(WEIGHT)
 
 
 def test_a_whole_checkpoint_names_no_shards(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_shards_go_with_the_last_checkpoint_that_names_them(tmp_path: Path) -> N
     # step_3 is gone, and best.pt still names its shards.
     assert [path.name for path in step_files(tmp_path)] == ["step_00000004.pt"]
     assert len(list(tmp_path.glob("*.shard-*"))) == 4
-    assert Checkpoint.load(tmp_path / "best.pt").towers["image"]["w"].equal(WEIGHT)
+    assert Checkpoint.load(tmp_path / "best.pt").tower("image")["w"].equal(WEIGHT)
     checkpoint(5).save(tmp_path, is_best=True)
     assert not list(tmp_path.glob("*.shard-*"))
 

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from vlkd_cli.distributed.sharding import gather_once_in_backward, gathered_once
 from vlkd_cli.errors import RecipeError
 
 Run = Callable[[Any, Tensor | None], dict[str, Tensor]]
@@ -46,7 +47,8 @@ def encode_in_chunks(
     *,
     size: int,
     learns: bool,
-    layers: Sequence[nn.Module] | None = None,
+    layers: Sequence[nn.Module] = (),
+    divided: Sequence[nn.Module] = (),
     reads: Reads | None = None,
 ) -> tuple[dict[str, Tensor], Reads | None]:
     """What `run` gives for all inputs, computed for `size` of them at a time.
@@ -57,8 +59,8 @@ def encode_in_chunks(
         hidden: `[N, T]` hidden places, or None.
         size: inputs of a piece, a multiple of the pictures of a sample.
         learns: whether gradients are needed; otherwise every piece runs once.
-        layers: whose weights a piece reads or not (experts, layers that are left out at random);
-            None: weights that are divided among processes.
+        layers: whose weights a piece reads or not (experts, layers that are left out at random).
+        divided: parts of the tower whose weights are divided among processes.
         reads: what an earlier step returned for this pass.
 
     Returns:
@@ -66,18 +68,21 @@ def encode_in_chunks(
     """
     every = list(_pieces(inputs, hidden, size))
     pieces = []
-    for number, (rows, places) in enumerate(every):
-        # Backward begins with the last piece, so running it again would save nothing.
-        if not learns or number == len(every) - 1:
-            pieces.append(run(rows, places))
-        elif reads is None:
-            pieces.append(checkpoint(run, rows, places, use_reentrant=False))
-        else:
-            pieces.append(_again(run, rows, places, reads))
-        # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
-        torch.clear_autocast_cache()
+    with gathered_once(divided):
+        for number, (rows, places) in enumerate(every):
+            # Backward begins with the last piece, so running it again would save nothing.
+            if not learns or number == len(every) - 1:
+                pieces.append(run(rows, places))
+            elif reads is None:
+                pieces.append(checkpoint(run, rows, places, use_reentrant=False))
+            else:
+                pieces.append(_again(run, rows, places, reads))
+            # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
+            torch.clear_autocast_cache()
     outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
-    if learns and reads is None and layers is not None:
+    if learns and divided:
+        gather_once_in_backward(divided, pieces[-1].values(), pieces[0].values())
+    elif learns and reads is None:
         reads = _reads(pieces[-1], layers)
     return outputs, reads
 

@@ -13,7 +13,7 @@ from vlkd_cli.composition.chunks import Reads, encode_in_chunks
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.stored_view import ROWS
-from vlkd_cli.distributed.sharding import is_divided
+from vlkd_cli.distributed.sharding import divided_modules
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import Progress
@@ -130,11 +130,16 @@ def _encode_one(
         learns = torch.is_grad_enabled() and not original.backbone_is_frozen
         size = max(chunk // pictures, 1) * pictures
         place = one.tower, one.input
-        layers, reads = None, known.get(place)
-        if learns and reads is None and not any(map(is_divided, original.encoder.parameters())):
-            layers = blocks_of(original.encoder)
+        reads = known.get(place)
         values, reads = encode_in_chunks(
-            run, inputs, hidden, size=size, learns=learns, layers=layers, reads=reads
+            run,
+            inputs,
+            hidden,
+            size=size,
+            learns=learns,
+            layers=blocks_of(original.encoder) if learns and reads is None else (),
+            divided=divided_modules(original.encoder) if reads is None else (),
+            reads=reads,
         )
         if reads is not None:
             known[place] = reads

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,13 +97,37 @@ def as_divided(own: Tensor, like: Tensor) -> Tensor:
     return found
 
 
+def joined_later(pieces: Sequence[Tensor]) -> Tensor:
+    """A tensor of the shape that pieces have one after another, without memory of its own: `joined`
+    gives all of it, `slice_of` the rows of this process."""
+    rows = sum(map(len, pieces))
+    found = torch.empty((rows, *pieces[0].shape[1:]), dtype=pieces[0].dtype, device="meta")
+    found.pieces = tuple(pieces)  # type: ignore[attr-defined]
+    return found
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """All rows of a tensor out of `joined_later`; any other tensor itself."""
+    return _rows_of(tensor, 0, len(tensor)) if hasattr(tensor, "pieces") else tensor
+
+
 def slice_of(whole: Tensor, like: Tensor) -> Tensor:
     """What this process holds of a tensor that is divided as another is; all of it where that is
     not divided."""
     if not is_divided(like):
-        return whole
+        return joined(whole)
     rows = -(-whole.shape[0] // world_size())
-    return whole[rank() * rows : (rank() + 1) * rows]
+    return _rows_of(whole, rank() * rows, (rank() + 1) * rows)
+
+
+def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+    pieces: Sequence[Tensor] = getattr(tensor, "pieces", (tensor,))
+    found, first = [pieces[0][:0]], 0
+    for piece in pieces:
+        own = piece[max(start - first, 0) : max(stop - first, 0)]
+        found += [own] if len(own) else []
+        first += len(piece)
+    return found[-1] if len(found) <= 2 else torch.cat(found)
 
 
 def divided_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -112,7 +136,7 @@ def divided_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, T
     return {
         name: as_divided(slice_of(value, own[name]).contiguous().to(own[name].device), own[name])
         if name in own and is_divided(own[name])
-        else value
+        else joined(value)
         for name, value in state.items()
     }
 
@@ -124,6 +148,44 @@ def divided_modules(module: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@contextmanager
+def gathered_once(modules: Sequence[Any]) -> Iterator[None]:
+    """Within it, weights that one forward pass gathers stay for the next one.
+
+    Args:
+        modules: what `divided_modules` gave.
+    """
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
+def gather_once_in_backward(
+    modules: Sequence[Any], first: Iterable[Tensor], last: Iterable[Tensor]
+) -> None:
+    """Let weights stay gathered in the backward pass between two places.
+
+    Args:
+        modules: what `divided_modules` gave.
+        first: outputs at which the backward pass begins.
+        last: outputs whose backward pass is the last to need the weights.
+    """
+    for outputs, drops in ((first, False), (last, True)):
+
+        def switch(_: Tensor, drops: bool = drops) -> None:
+            for module in modules:
+                module.set_reshard_after_backward(drops, recurse=False)
+
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(switch)
 
 
 @contextmanager

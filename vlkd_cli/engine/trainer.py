@@ -211,7 +211,8 @@ class Trainer:
         composition = self.composition
         try:
             for name, tower in composition.towers.items():
-                tower.load_trainable_state(checkpoint.tower(name, averaged=False))  # type: ignore[operator]
+                state = checkpoint.tower(name, averaged=False, whole=False)
+                tower.load_trainable_state(state)  # type: ignore[operator]
             composition.followers.load_state_dict(
                 divided_state(checkpoint.followers, composition.followers)
             )

@@ -14,7 +14,15 @@ from tests.support.ranks import run_on_ranks
 from tests.unit.engine.recipes import TEXT, tiny_recipe
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distributed import runtime
-from vlkd_cli.distributed.sharding import divided_modules, is_divided, own_slice, whole_weights
+from vlkd_cli.distributed.sharding import (
+    _rows_of,
+    divided_modules,
+    is_divided,
+    joined,
+    joined_later,
+    own_slice,
+    whole_weights,
+)
 from vlkd_cli.engine.build import build_training
 from vlkd_cli.engine.parallel import wrap_for_this_group
 from vlkd_cli.engine.trainer import Trainer
@@ -124,6 +132,47 @@ def compare(folder: str) -> dict[str, Any]:
                         assert (value.float().numpy() == expected[f"towers.image.{key}"]).all()
                 assert any(map(is_divided, trainer.composition.parameters()))
     return found
+
+
+def num_gathers(folder: str) -> list[int]:
+    """All-gathers of weights in a step of 4 samples, whole, in 2 and in 4 chunks."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    gathers, found = 0, []
+    plain: Any = FSDPParamGroup.unshard
+
+    def unshard(group: Any, *arguments: Any, **keys: Any) -> None:
+        nonlocal gathers
+        gathers += not group.is_unsharded and group._all_gather_result is None
+        plain(group, *arguments, **keys)
+
+    FSDPParamGroup.unshard = unshard  # type: ignore[method-assign]
+    for chunk in (None, 4, 2):
+        trainer = trainer_of(recipe_of("towers", chunk=chunk), Path(folder))
+        take(trainer, 1)
+        gathers = 0
+        take(trainer, 1)
+        found.append(gathers)
+        assert all(map(is_divided, trainer.composition.towers["image"].encoder.parameters()))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_weights_are_gathered_once_for_all_chunks(tmp_path: Path) -> None:
+    whole, *chunked = run_on_ranks(num_gathers, 2, str(tmp_path), timeout_seconds=300)[0]
+    assert whole > 0 and chunked == [whole, whole]
+
+
+def test_rows_are_read_out_of_the_pieces_that_hold_them() -> None:
+    rows = torch.arange(10.0).view(5, 2)
+    later = joined_later([rows[:2], rows[2:4], rows[4:], rows[5:]])
+    assert later.shape == (5, 2) and later.is_meta and joined(later).equal(rows)
+    for start in range(6):
+        for stop in range(start, 8):
+            assert _rows_of(later, start, stop).equal(rows[start:stop])
+    # What lies in one piece is not copied.
+    assert _rows_of(later, 2, 4).data_ptr() == rows[2:].data_ptr()
 
 
 @pytest.mark.slow
