@@ -131,4 +131,6 @@ class _Assignments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return grads[0] * slope, *[None] * 4
+        # In place, as a second such matrix would be the largest of a step; autograd refuses to read
+        # it again.
+        return slope.mul_(grads[0]), *[None] * 4

@@ -44,18 +44,25 @@ class BM25Index:
                 words.append(self._numbers.setdefault(word, len(self._numbers)))
                 owners.append(place)
                 counts.append(count)
+        # Each array is freed or overwritten as soon as it can be: they are the peak of a command.
+        in_passages = np.bincount(np.asarray(words), minlength=len(self._numbers))
         order = np.argsort(np.asarray(words), kind="stable")
+        del words
         self._owners = np.asarray(owners)[order]
-        occurrences = np.asarray(counts)[order].astype(np.float64)
+        del owners
+        self._worth = np.asarray(counts)[order].astype(np.float64)
+        del counts, order
         length = np.asarray(lengths).astype(np.float64)
         self.num_passages = len(length)
-        in_passages = np.bincount(np.asarray(words), minlength=len(self._numbers))
         self._starts = np.concatenate([[0], np.cumsum(in_passages)])
         idf = np.log1p((self.num_passages - in_passages + 0.5) / (in_passages + 0.5))
         mean = max(length.mean(), 1e-9) if len(length) else 1.0
-        norm = k1 * (1 - b + b * length / mean)
-        shares = occurrences * (k1 + 1) / (occurrences + norm[self._owners])
-        self._worth = np.repeat(idf, in_passages) * shares
+        norm = (k1 * (1 - b + b * length / mean))[self._owners]
+        norm += self._worth
+        self._worth *= k1 + 1
+        self._worth /= norm
+        del norm
+        self._worth *= np.repeat(idf, in_passages)
 
     def scores(self, query: str) -> NDArray[np.float64]:
         """A score for every passage, `[N]`; 0 where no word of the query occurs."""

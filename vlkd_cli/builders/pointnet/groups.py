@@ -19,12 +19,12 @@ def farthest_points(points: Float[Tensor, "B N 3"], count: int) -> Int[Tensor, "
     clouds, total, _ = points.shape
     chosen = torch.zeros(clouds, count, dtype=torch.int64, device=points.device)
     nearest = torch.full((clouds, total), torch.inf, dtype=points.dtype, device=points.device)
-    rows = torch.arange(clouds, device=points.device)
     # One column per axis: three small passes instead of one over a last axis of three.
-    axes = points.unbind(2)
+    axes = [axis.contiguous() for axis in points.unbind(2)]
     last = chosen[:, 0]
     for step in range(1, count):
-        squares = [(axis - axis[rows, last, None]).square_() for axis in axes]
+        place = points.gather(1, last[:, None, None].expand(-1, 1, 3)).unbind(2)
+        squares = [(axis - here).square_() for axis, here in zip(axes, place, strict=True)]
         torch.minimum(nearest, squares[0].add_(squares[1]).add_(squares[2]), out=nearest)
         last = nearest.argmax(dim=1)
         chosen[:, step] = last
