@@ -343,7 +343,7 @@ ROWS: dict[str, Row] = {
     ),
     "swav 2 + 6 crops, lightly": Row(lambda: swav(), lambda: swav_of_lightly(), 1.0, 2.0, True),
     "dino and ibot on hidden positions, on all": Row(
-        lambda: dino_and_ibot(), lambda: dino_and_ibot_of_the_authors(), 2.0, 4.0
+        lambda: dino_and_ibot(), lambda: dino_and_ibot_of_the_authors(), 2.0, 3.5
     ),
     "2 + 8 crops of a JPEG, torchvision": Row(
         lambda: crops(), lambda: crops_of_torchvision(), 2.0, None

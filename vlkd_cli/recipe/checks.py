@@ -21,6 +21,7 @@ from vlkd_cli.recipe.evaluation_data import (
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.metric_names import check_metrics
+from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.optimizers import ELEMENTWISE
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schedules import check_schedules
@@ -275,6 +276,17 @@ def _check_eval_address(recipe: Recipe, text: Any, path: Path) -> Iterator[Probl
         guess = did_you_mean(address.tower, recipe.towers)
         towers = ", ".join(recipe.towers)
         yield Problem(path, f"no tower '{address.tower}'.{guess} Towers: {towers}.")
+        return
+    if address.output not in ("head", "backbone") or address.first is not None:
+        yield Problem(path, f"'{text}' is not tower, tower.backbone or tower@TEXT.")
+        return
+    modality = modality_of(recipe.towers, address.tower)
+    if address.input != MAIN_VIEW and modality is not None and FACTS[modality].has_views:
+        yield Problem(
+            path,
+            f"@{address.input} has no effect on tower '{address.tower}', which reads"
+            f" {FACTS[modality].plural}. Leave it out.",
+        )
 
 
 def _check_eval_tower(recipe: Recipe, entry: EvalSpec, path: Path) -> Iterator[Problem]:

@@ -539,6 +539,18 @@ def test_a_step_too_small_for_a_distiller_is_refused_where_it_is_to_be_trained()
             "evals[0].index: 'image..x' is not an address.",
         ),
         (
+            ["evals=[{suite: search, index: image.tokens, data: {reader: shapes}}]"],
+            "evals[0].index: 'image.tokens' is not tower, tower.backbone or tower@TEXT.",
+        ),
+        (
+            ["evals=[{suite: search, index: image@b, data: {reader: shapes}}]"],
+            "evals[0].index: @b has no effect on tower 'image', which reads images. Leave it out.",
+        ),
+        (
+            ["evals=[{suite: search, k: [0], data: {reader: shapes}}]"],
+            "evals[0].k: expected a list of integers above 0",
+        ),
+        (
             ["optimizer.groups=[{match: ['image.*'], from: {epochs: 1}}]"],
             "optimizer.groups[0].from: is never reached: the run has 1 epochs, counted from 0.",
         ),

@@ -29,7 +29,7 @@ from vlkd_cli.evaluation.search_sides import Side, open_side, search_rows, side_
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.evaluation.trec import write_run
 from vlkd_cli.features.subject import Subject
-from vlkd_cli.recipe.types import DataSource
+from vlkd_cli.recipe.types import DataSource, NonNegativeInt, PositiveInt
 
 MOST_RELEVANT = 1000
 """With more relevant items for a query, what looks at as many places is left out."""
@@ -93,13 +93,13 @@ class Search(Suite):
         query: str | None = None,
         index: str | None = None,
         relevant: str = "label",
-        k: list[int] | None = None,
+        k: list[PositiveInt] | None = None,
         similarity: Literal["cosine", "dot"] = "cosine",
         self_match: Literal["auto", "keep", "drop"] = "auto",
         gain: Gain = "linear",
         query_prompt: str = "",
         index_prompt: str = "",
-        examples: int = 0,
+        examples: NonNegativeInt = 0,
     ) -> None:
         self.data, self.index_data, self.relevant = data, index_data, relevant
         self.query, self.index = query, index
