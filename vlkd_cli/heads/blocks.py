@@ -57,7 +57,7 @@ class BlocksHead(nn.Module):
 
         super().__init__()
         if grid is None:
-            raise ValueError("head 'blocks' reads the tokens of an image tower")
+            raise ValueError("it reads the tokens of an image tower: say `reads: tokens`")
         if width_in % heads:
             raise ValueError(f"tokens of width {width_in} are not a multiple of {heads} heads")
         self.class_token = class_token

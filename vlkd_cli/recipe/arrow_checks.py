@@ -21,7 +21,13 @@ from vlkd_cli.recipe.address import (
 )
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, is_named
-from vlkd_cli.recipe.objectives import check_negatives, check_nested, check_objective, listed
+from vlkd_cli.recipe.objectives import (
+    check_negatives,
+    check_nested,
+    check_objective,
+    check_positives,
+    listed,
+)
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
@@ -96,6 +102,7 @@ def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Pr
         *check_objective(recipe, spec, arrow, path),
         *check_negatives(recipe, spec, arrow, path),
         *check_nested(recipe, spec, arrow, path),
+        *check_positives(spec, path),
     ]
 
 

@@ -141,6 +141,26 @@ def check_negatives(
             yield Problem(place, f"'{address}' has positions, and negatives are rows.")
 
 
+def check_positives(spec: DistillerSpec, path: Path) -> Iterator[Problem]:
+    """Weights of positives where only a sample's own pair matches, and two that exclude each
+    other."""
+    keys = signature_of("distiller", spec.name).key_names()
+    if not {"positives", "positive_weight", "grade"} <= set(keys):
+        return
+    grade, is_weighted = spec.keys.get("grade"), spec.keys.get("positive_weight", 1) != 1
+    if spec.keys.get("positives", "diagonal") == "diagonal":
+        for key, is_set in (("positive_weight", is_weighted), ("grade", grade is not None)):
+            if is_set:
+                yield Problem(
+                    (*path, key),
+                    "has no effect without positives. Set positives: caption, label or a column.",
+                )
+    elif grade is not None and is_weighted:
+        yield Problem((*path, "positive_weight"), "has no effect with a grade. Remove one of them.")
+    elif grade is not None and grade == spec.keys["positives"]:
+        yield Problem((*path, "grade"), f"column '{grade}' cannot be both positives and grade.")
+
+
 def _modality(recipe: Recipe, address: Address) -> object:
     return modality_of(recipe.towers, address.tower)
 

@@ -73,6 +73,15 @@ def test_labels_and_weights_change_the_loss(tmp_path: Path) -> None:
             " 'caption'? Known: diagonal, caption, label, color, shape, size, position,",
         ),
         ({"positives": "caption", "grade": "colour"}, "reader 'shapes' has no column 'colour'."),
+        (
+            {"positive_weight": 0.5},
+            "distillers[0].positive_weight: has no effect without",
+        ),
+        ({"grade": "color"}, "distillers[0].grade: has no effect without positives."),
+        (
+            {"positives": "caption", "grade": "color", "positive_weight": 0.5},
+            "distillers[0].positive_weight: has no effect with a grade. Remove one of them.",
+        ),
     ],
 )
 def test_what_the_reader_lacks_is_reported_before_anything_is_built(
@@ -85,11 +94,6 @@ def test_what_the_reader_lacks_is_reported_before_anything_is_built(
     with pytest.raises(UserError) as caught:
         load_recipe(str(path), to_train=True)
     assert line in str(caught.value) and "r.yaml:" in str(caught.value)
-
-
-def test_a_weight_without_positives_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="positive_weight has no effect without positives"):
-        train(tmp_path, recipe_of({"positive_weight": 0.5}))
 
 
 def table_of(folder: Path, scores: list[float | str]) -> dict[str, Any]:

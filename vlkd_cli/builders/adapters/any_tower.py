@@ -27,8 +27,9 @@ from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, VeRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
 from vlkd_cli.builders.adapters.targets import FUSED, find_parts
-from vlkd_cli.builders.adapters.vpt import attach_prompts
+from vlkd_cli.builders.adapters.vpt import REMEDY, attach_prompts
 from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.trial import without_gradient
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
@@ -60,7 +61,9 @@ def adapt(backbone: Backbone, name: str, method: Method, what: str) -> None:
     backbone.settings = json.dumps([backbone.settings, name, section], sort_keys=True, default=str)
     backbone.adapter_name = name
     called = _watch_dropout(network)
-    dead = without_gradient(backbone, lambda: _outputs(backbone))
+    remedy = REMEDY if isinstance(method, VPT) else "Choose other targets, or another model."
+    with one_line(f"{what}: is not for this network", remedy):
+        dead = without_gradient(backbone, lambda: _outputs(backbone))
     if dead:
         place = dead[0].removeprefix("encoder.").partition(".parametrizations")[0]
         raise RecipeError(

@@ -14,10 +14,11 @@ from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
 
-_REMEDY = (
+REMEDY = (
     "It needs a vision transformer whose blocks attend to all tokens, with positions added before"
     " them. Choose adapter lora."
 )
+"""What to do about a network that prompts do not fit into."""
 
 
 class Prompts(nn.Module):
@@ -152,8 +153,8 @@ def _measured(
             hook.remove()
     tokens = encoded.tokens
     if grid is None or tokens is None or len(seen) != len(blocks) or not blocks:
-        raise RecipeError(f"{what}: is not for this network. {_REMEDY}")
+        raise RecipeError(f"{what}: is not for this network. {REMEDY}")
     expected = (1, tokens.prefix + grid.num_places, tokens.values.shape[2])
     if extras or any(shape != expected for shape in seen):
-        raise RecipeError(f"{what}: is not for this network. {_REMEDY}")
+        raise RecipeError(f"{what}: is not for this network. {REMEDY}")
     return tokens.prefix, int(expected[2])

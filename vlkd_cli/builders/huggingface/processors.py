@@ -223,7 +223,8 @@ def _geometry(processor: Any, kind: str, what: str) -> _Geometry:
         return _Geometry("squash", None, (side, side))
     if not getattr(processor, "do_resize", True) and cropped is not None:
         return _Geometry("none", None, cropped)
-    if getattr(processor, "do_resize", True) and "longest_edge" not in size:
+    pads = getattr(processor, "do_pad", False)
+    if getattr(processor, "do_resize", True) and "longest_edge" not in size and not pads:
         ratio: Any = getattr(processor, "crop_pct", None)
         if kind == "ConvNextImageProcessor" and shorter is not None:
             if shorter >= 384:
@@ -242,8 +243,8 @@ def _geometry(processor: Any, kind: str, what: str) -> _Geometry:
             sides = size["height"], size["width"]
             return _Geometry("squash", None if cropped is None else sides, cropped or sides)
     raise RecipeError(
-        f"{what}: its image processor ({kind}) gives pictures of different sizes. Choose another"
-        " model, or set size and crop_size in its preprocessor_config.json."
+        f"{what}: its image processor ({kind}) {'pads' if pads else 'gives'} pictures of different"
+        " sizes. Choose another model, or set size and crop_size in its preprocessor_config.json."
     )
 
 

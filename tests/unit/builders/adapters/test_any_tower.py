@@ -297,6 +297,8 @@ def test_dropout_is_of_the_added_part_and_only_in_training() -> None:
         ("timm ResNet", {"name": "vera"}, "a convolution, which vera does not adapt"),
         ("timm Swin", {"name": "vpt"}, "is not for this network"),
         ("timm ResNet", {"name": "vpt"}, "is not for this network"),
+        # Its attention has a bias for each pair of patches.
+        ("timm BEiT", {"name": "vpt"}, "'vpt': is not for this network.*Choose adapter lora"),
         ("open_clip text", {"name": "vpt"}, "is for image towers"),
     ],
 )

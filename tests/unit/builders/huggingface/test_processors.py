@@ -101,6 +101,8 @@ def test_what_vlkd_lacks_is_refused_by_name() -> None:
     for keys in ({"do_center_crop": False}, {"do_center_crop": False, "do_resize": False}):
         with pytest.raises(RecipeError, match="model 'x': .* pictures of different sizes"):
             read_processor(transformers.CLIPImageProcessor(**keys), "model 'x'")
+    with pytest.raises(RecipeError, match=r"\(Owlv2ImageProcessor\) pads pictures of different"):
+        read_processor(transformers.Owlv2ImageProcessor(), "model 'x'")
 
 
 @pytest.mark.parametrize(
