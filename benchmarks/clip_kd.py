@@ -68,6 +68,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "photos": (
         "towers.image.config.image_size=64",
         "towers.image.config.patch_size=16",
+        # As wide as the teacher, whose features FD compares directly.
+        "towers.image.config.embed_dim=512",
+        "towers.text.config.embed_dim=512",
         f"data={{reader: csv, path: '{PHOTOS}/train.tsv', workers: 0, augment: {{name: none}}}}",
         "train.batch_size=50",
         "train.epochs=16",

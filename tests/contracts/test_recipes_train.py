@@ -33,6 +33,8 @@ SMALLER = {
     "hidden": 32,
     "bottleneck": 16,
     "tokens": 2,
+    "last": 1,
+    "chunk": 4,
 }
 
 
@@ -74,10 +76,14 @@ def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
         if key not in ("model", "pretrained", "config", "image_size", "tokenizer", "max_length")
     }
     if kept.get("head"):
-        kept["head"] = {**kept["head"], "width": VIT["width"]}
+        heads = {"heads": VIT["heads"]} if "heads" in kept["head"] else {}
+        kept["head"] = {**kept["head"], "width": VIT["width"], **heads}
     elif builder in ("torchvision", "timm"):
         # Another builder for a tower without a head, so that all widths agree.
         builder, kept["builder"] = "openclip", "openclip"
+    if builder == "huggingface" and tower["modality"] == "image":
+        # The pooler and head of a vision transformer go with any other.
+        builder = kept["builder"] = "openclip"
     if builder == "openclip":
         return {
             **kept,

@@ -45,6 +45,17 @@ TINY_PAIR = [
 TINY_EVALS = [
     word for number in (0, 1) for word in ("--set", f"evals[{number}].data.num_samples=48")
 ]
+TINY_ALIGNED = [
+    word
+    for setting in (
+        "towers.image.pretrained=false",
+        "towers.image.head.factor=1",
+        "towers.text.model=data/glove.txt",
+        "train.steps=3",
+        "train.batch_size=4",
+    )
+    for word in ("--set", setting)
+]
 TINY_SUITES = ["--with", "data={reader: shapes, split: val, num_samples: 48, size_px: 64}"]
 
 # Trained and evaluated for real, in the pages' order and in one folder for each page, with these
@@ -57,6 +68,11 @@ RUN: dict[str, list[str]] = {
     "vlkd train finetune/classes --run runs/tuned": TINY,
     "vlkd eval runs/tuned --wise-ft 0,0.25,0.5,0.75,1": [],
     "vlkd export runs/tuned exported_tuned": [],
+    "vlkd train align/sail --run runs/aligned": TINY_ALIGNED,
+    "vlkd eval runs/aligned": [],
+    "vlkd encode runs/aligned pictures aligned.npy": [],
+    "vlkd search aligned.npy 'a red circle' -k 4 --page aligned.html": [],
+    "vlkd export runs/aligned exported_aligned": [],
     "vlkd mine runs/first hard.csv": [],
     "vlkd mine runs/first hard.csv --query text --num 8 --range 5:200 --relative-margin 0.05": [],
     "vlkd train small/clip_from_scratch --run runs/scratch --set train.epochs=6": TINY_PAIR,

@@ -1,5 +1,6 @@
 """Small data where the recipes of fine-tuning for search (`tune_text`, `tune_image`, `tune_clip`,
-`tune_mesh`, `synthesize`) look for them, and what makes these recipes a matter of a second."""
+`tune_mesh`, `synthesize`) and `align/sail` look for them, and what makes the former a matter of a
+second."""
 
 from __future__ import annotations
 
@@ -59,12 +60,13 @@ def write_tuning_data(folder: Path) -> None:
         for number in range(first, first + 4):
             write_photos(data / "characters" / split / f"kind{number}", 6)
             photo(number + 17).save(data / "characters" / split / f"kind{number}" / "photo05.jpg")
-    names = write_photos(data / "photos" / "images", 8)
-    for split, own in (("train", names[:5]), ("val", names[5:])):
-        captions = [
-            (f"images/{name}", SENTENCES[n + k]) for n, name in enumerate(own) for k in (0, 9)
-        ]
-        write_table(data / "photos" / f"{split}.tsv", captions)
+    for place in ("photos", "flickr8k_mini"):
+        names = write_photos(data / place / "images", 8)
+        for split, own in (("train", names[:5]), ("val", names[5:])):
+            captions = [
+                (f"images/{name}", SENTENCES[n + k]) for n, name in enumerate(own) for k in (0, 9)
+            ]
+            write_table(data / place / f"{split}.tsv", captions)
     write_boxes(data / "meshes", 6)
     write_table(
         data / "meshes" / "models.csv",

@@ -112,7 +112,7 @@ def quicken(encoder: nn.Module) -> None:
 
 
 def reads_one_token(transformer: Any) -> bool:
-    """Whether `pooled` knows this transformer's last block."""
+    """Whether `pooled` knows this transformer's last block, and nothing waits for its call."""
     from open_clip.transformer import ResidualAttentionBlock
 
     last = transformer.resblocks[-1]
@@ -120,6 +120,8 @@ def reads_one_token(transformer: Any) -> bool:
         type(last) is ResidualAttentionBlock
         and not hasattr(last, "ln_1_kv")
         and isinstance(last.attn, PackedAttention)
+        # Prompts are inserted and removed by hooks.
+        and not (last._forward_pre_hooks or last._forward_hooks)
     )
 
 

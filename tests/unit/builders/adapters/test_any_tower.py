@@ -403,6 +403,9 @@ def test_prompts_learn_alone_and_no_pooler_sees_them(kind: str, deep: bool, tmp_
     inputs = inputs_of(tower)
     places = [each.encoder(inputs).tokens.values.shape for each in (tower, plain)]
     assert places[0] == places[1]
+    # A feature alone is computed by a shorter way in some networks.
+    features = [tower.encoder(inputs, tokens=tokens).feature for tokens in (False, True)]
+    torch.testing.assert_close(features[0], features[1])
     assert not torch.equal(tower.encode(inputs), plain.encode(inputs))
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     assert set(tower.trainable_state()) == {"backbone.vlkd_prompts.vectors"}
