@@ -13,7 +13,7 @@ FAST := -q -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install install-dev test test-slow test-latest test-lowest test-gpu coverage check format bench \
-	docs docs-site clean
+	docs docs-site docs-pictures clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench: install  ## how quick the command line starts; the other scripts under be
 
 docs: install  ## write the generated parts of README.md and docs/
 	$(BIN)/python docs/generate.py
+
+docs-pictures: install-dev  ## take the pictures of README and docs again (trains the quickstart; needs Chromium)
+	$(BIN)/python -m docs.take_pictures
 
 docs-site: install-dev  ## build the documentation as a site into site/, strictly
 	$(BIN)/python docs/build_site.py

@@ -78,10 +78,11 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def screenshot(self, file: Path) -> None:
-        """The whole page as PNG."""
+    def screenshot(self, file: Path, *, top: float = 0, height: int | None = None) -> None:
+        """The whole page, or its part from `top` on of a height in CSS pixels, as PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        tall = size["height"] if height is None else height
+        clip = {"x": 0, "y": top, "width": size["width"], "height": tall, "scale": 1}
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         file.write_bytes(base64.b64decode(answer["data"]))
 

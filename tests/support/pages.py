@@ -97,9 +97,9 @@ def _commands(block: Block) -> Iterator[Command]:
 
 
 def inside(page: Path) -> Iterator[str]:
-    """Targets of a page's links, those to other sites left out."""
+    """Targets of a page's links and pictures, those to other sites left out."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"(?:\]\(|src=\"|srcset=\")([^)\"\s]+)", text):
         if not re.match(r"[a-z]+:", target):
             yield target
 
