@@ -165,14 +165,14 @@ def evaluate(
 
         request = TableRequest(
             targets=targets,
-            suites=suite.split(",") if suite else [],
-            datasets=datasets.split(",") if datasets else [],
+            suites=_names("--suite", suite),
+            datasets=_names("--datasets", datasets),
             suite_settings=settings,
             overrides=set_ or [],
             data_root=data,
             table=table,
             layout=layout.value,
-            metrics=metrics.split(","),
+            metrics=_names("--metrics", metrics),
             digits=digits,
             jobs=jobs,
             redo=redo,
@@ -190,7 +190,7 @@ def evaluate(
 
     status = start_evaluation(
         target=targets[0] if targets else None,
-        suites=suite.split(",") if suite else [],
+        suites=_names("--suite", suite),
         suite_settings=[*settings, *_as_settings({"datasets": datasets})],
         overrides=set_ or [],
         data_root=data,
@@ -206,8 +206,31 @@ def evaluate(
         raise typer.Exit(128 + status)
 
 
+def _names(option: str, text: str | None) -> list[str]:
+    """The names of a comma-separated option; none where it is not given.
+
+    Raises:
+        UserError: one of them is empty.
+    """
+    from vlkd_cli.errors import UserError
+
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"{option} '{text}': a name is empty. Separate names by single commas.")
+    return names
+
+
 def _as_settings(given: Mapping[str, object]) -> list[str]:
-    """Options that stand for keys of the suites, as `--with` has them."""
+    """Options that stand for keys of the suites, as `--with` has them.
+
+    Raises:
+        UserError: one of them is empty.
+    """
+    from vlkd_cli.errors import UserError
+
+    for key, value in given.items():
+        if isinstance(value, str) and not value.strip("[], "):
+            raise UserError(f"--{key} is empty. Name something, or leave it out.")
     return [f"{key}={_listed(value)}" for key, value in given.items() if value is not None]
 
 

@@ -82,19 +82,25 @@ def check_groups(recipe: Recipe) -> Iterator[Problem]:
                 " `evals[i].data`, whose figures by group it gives.",
             )
     for number, spec in enumerate(recipe.evals):
-        if ":" in spec.suite:  # a third party's may read them
+        for key, column, text in idle_groups(spec):
+            yield Problem(("evals", number, key, column), text)
+
+
+def idle_groups(spec: EvalSpec) -> Iterator[tuple[str, str, str]]:
+    """Key of the data, its key that names a column of groups, and why that has no effect."""
+    if ":" in spec.suite:  # a third party's may read them
+        return
+    for key, data in spec.keys.items():
+        column = _group_key(data)
+        if column is None:
             continue
-        for key, data in spec.keys.items():
-            column = _group_key(data)
-            if column is None:
-                continue
-            if spec.suite not in suites_with_groups():
-                reason = f"'{spec.suite}' gives no figures by group; {_listed()} do"
-            elif key != "data":
-                reason = "figures by group are those of `data`"
-            else:
-                continue
-            yield Problem(("evals", number, key, column), f"has no effect: {reason}. Remove it.")
+        if spec.suite not in suites_with_groups():
+            reason = f"'{spec.suite}' gives no figures by group; {_listed()} do"
+        elif key != "data":
+            reason = "figures by group are those of `data`"
+        else:
+            continue
+        yield key, column, f"has no effect: {reason}. Remove it."
 
 
 def suites_with_groups() -> list[str]:

@@ -5,6 +5,7 @@ Without torch; numpy and scipy are imported by the statistics that need them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,8 +166,8 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
     for group in groups:
         if name == group.name or wanted in {run.name for run in group.runs}:
             return group
-    # A part of the name is enough where it means one group.
-    found = [group for group in groups if name in group.name.split()]
+    # A part of the name is enough where it means one group, and 3e-3 is 0.003.
+    found = [group for group in groups if _parts(name) <= _parts(group.name)]
     if len(found) == 1:
         return found[0]
     names = [group.name for group in groups]
@@ -174,6 +175,17 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
         f"--baseline {name}: no such group or run.{did_you_mean(name, names)} Groups:"
         f" {', '.join(names)}."
     )
+
+
+def _parts(name: str) -> set[str]:
+    """The `key=value` parts of a group's name, numbers in one spelling."""
+    found = set()
+    for part in name.split():
+        key, equals, value = part.partition("=")
+        with contextlib.suppress(ValueError):
+            value = repr(float(value))
+        found.add(f"{key}{equals}{value}")
+    return found
 
 
 def _row(group: Group, metric: Metric, at: At) -> Row:

@@ -20,18 +20,22 @@ class SeedGroup(NamedTuple):
 
 def seed_groups(table: Table) -> list[SeedGroup]:
     """The groups among the targets that are runs; several checkpoints of one run are none."""
-    folders: dict[str, list[str]] = {}
+    folders: dict[Path, set[str]] = {}
     for row in table.rows:
-        if row["run"] and (Path(row["run"]) / "recipe.yaml").is_file():
-            known = folders.setdefault(row["run"], [])
-            known += [row["target"]] if row["target"] not in known else []
-    target_of = {Path(run): own[0] for run, own in folders.items() if len(own) == 1}
+        if row["run"] and row["status"] == "done" and (run := _run_of(Path(row["file"]))):
+            folders.setdefault(run, set()).add(row["target"])
+    target_of = {run: own.pop() for run, own in folders.items() if len(own) == 1}
     found = []
     for group in group_runs([read_run(folder) for folder in target_of]):
         if len({run.seed for run in group.runs}) == len(group.runs) > 1:
             numbers = sorted(table.targets.index(target_of[run.path]) for run in group.runs)
             found.append(SeedGroup(_named([table.targets[n] for n in numbers]), numbers))
     return found
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run folder that a result file is in."""
+    return next((place for place in file.parents if (place / "recipe.yaml").is_file()), None)
 
 
 def _named(targets: Sequence[str]) -> str:

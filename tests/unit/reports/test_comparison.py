@@ -132,7 +132,7 @@ def test_a_best_that_was_not_watched_is_told_apart(tmp_path: Path):
     assert "best of 3 chosen on test: optimistic" in found.notes
 
 
-@pytest.mark.parametrize("name", ["lr=0.0003", "0.0003-1", "some/where/0.0003-1"])
+@pytest.mark.parametrize("name", ["lr=0.0003", "lr=3e-4", "0.0003-1", "some/where/0.0003-1"])
 def test_the_baseline_is_a_group_or_one_of_its_runs(tmp_path: Path, name):
     assert compare(sweep(tmp_path), baseline=name).baseline.name == "lr=0.0003"
 

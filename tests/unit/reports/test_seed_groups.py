@@ -22,10 +22,11 @@ def table_of(folder: Path) -> Table:
         if not run.exists():
             seed, lr = runs[name]
             make_run(run, seed=seed, keys={"optimizer.lr": lr})
-        content = {"primary_metric": "top1", "metrics": {"top1": value}, "model": {"run": str(run)}}
-        (folder / f"x-{number:012x}.json").write_text(json.dumps(content))
+        content = {"primary_metric": "top1", "metrics": {"top1": value}, "model": {"run": name}}
+        own = run / "results" / "step_00000030"
+        (own / f"x-{number:012x}.json").write_text(json.dumps(content))
         target, key = f"{name}/{checkpoint}", f"{number:012x}"
-        cells.append(Cell(number, target, 0, "d", 0, "s", key, str(folder), f"{folder}/none"))
+        cells.append(Cell(number, target, 0, "d", 0, "s", key, str(own), f"{own}/none"))
     return make_table(cells)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.files.texts import (
     kind_of,
     parse_json,
@@ -68,7 +70,7 @@ def read_choices(path: Path) -> ChoiceFile:
         known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in _KEYS.items())
         raise DataError(
             f"{first.where} has the keys {', '.join(map(str, first.values)) or 'none'}, and no"
-            f" layout of right and wrong captions does. Known: {known}."
+            f" layout of right and wrong captions does.{_meant(first.values)} Known: {known}."
         )
     items = [item for record in records for item in _ITEMS[layout](record)]
     return ChoiceFile(layout, items)
@@ -77,6 +79,14 @@ def read_choices(path: Path) -> ChoiceFile:
 def keys_in(keys: tuple[str, ...], values: Mapping[str, object]) -> bool:
     """Whether all keys are there."""
     return set(keys) <= values.keys()
+
+
+def _meant(values: Mapping[str, object]) -> str:
+    """The misspelled key of the layout that most of the keys are of."""
+    keys = max(_KEYS.values(), key=lambda own: len(set(own) & values.keys()) / len(own))
+    missing = [key for key in keys if key not in values]
+    hints = (did_you_mean(str(key), missing) for key in values if key not in keys)
+    return next((hint for hint in hints if hint), "")
 
 
 class _Record:
@@ -111,6 +121,8 @@ class _Record:
             value = self.get(key)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise DataError(f"{self.where}.{key} is {kind_of(value)}, not a number of pixels.")
+            if not math.isfinite(value):
+                raise DataError(f"{self.where}.{key} is {value}, not a number of pixels.")
             sides.append(round(value))
         left, upper, width, height = sides
         if width < 1 or height < 1:

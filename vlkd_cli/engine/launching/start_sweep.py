@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from vlkd_cli import console
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.start import TrainRequest, start_training
-from vlkd_cli.engine.launching.sweep_cells import SweepCell, sweep_cells
+from vlkd_cli.engine.launching.sweep_cells import SEED, SweepCell, sweep_cells
 from vlkd_cli.engine.launching.sweep_jobs import Outcome, run_jobs
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.recipe.load import load_recipe
@@ -84,6 +84,10 @@ def start_sweep(request: SweepRequest) -> int:
             f" --array=0-{len(cells) - 1}."
         )
     recipes = _checked(request, cells)
+    if (request.only_list or request.dry_run) and (request.place / FILE).is_file():
+        _is_longer(
+            request.place / FILE, _read(request.place / FILE), _content(request, base, cells)
+        )
     if request.only_list:
         _print_list(request.place, cells)
         return 0
@@ -123,17 +127,39 @@ def _checked(request: SweepRequest, cells: Sequence[SweepCell]) -> list[Recipe]:
     Raises:
         RecipeError: each problem once, with the cells that have it.
     """
-    problems: dict[str, list[int]] = {}
+    problems: dict[tuple[str, str], dict[int, str]] = {}
     recipes = []
     for cell in cells:
         try:
             recipes.append(load_recipe(request.recipe, _settings(request, cell), to_train=True))
         except RecipeError as error:
             for line in str(error).splitlines():
-                problems.setdefault(line, []).append(cell.index)
+                option, value, text = _as_typed(line, request, cell)
+                problems.setdefault((option, text), {})[cell.index] = value
     if problems:
-        raise RecipeError("\n".join(f"{line} ({_named(own)})" for line, own in problems.items()))
+        raise RecipeError(
+            "\n".join(_told(option, text, own) for (option, text), own in problems.items())
+        )
     return recipes
+
+
+def _as_typed(line: str, request: SweepRequest, cell: SweepCell) -> tuple[str, str, str]:
+    """A problem with what a cell sets, as the option of the sweep with its key, the value and the
+    rest; another one as it is."""
+    for setting in cell.overrides:
+        key, _, value = setting.partition("=")
+        text = line.removeprefix(f"--set {setting}: ")
+        if text != line:
+            drawn = any(draw.partition("=")[0].strip() == key for draw in request.draws)
+            option = "--seeds " if key == SEED else f"--{'draw' if drawn else 'grid'} {key}="
+            return option, value, text
+    return "", "", line
+
+
+def _told(option: str, text: str, cells: Mapping[int, str]) -> str:
+    values = set(cells.values())
+    shown = f"{option}{values.pop()}" if len(values) == 1 else option.rstrip("= ")
+    return f"{f'{shown}: ' if option else ''}{text} ({_named(list(cells))})"
 
 
 def _settings(request: SweepRequest, cell: SweepCell) -> list[str]:
@@ -154,14 +180,7 @@ def _record(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> 
     Raises:
         CheckpointError: it is of another sweep, damaged, or cannot be written.
     """
-    path = request.place / FILE
-    digest = hashlib.sha256(recipe_to_json(base).encode()).hexdigest()
-    content = {
-        "command": ["vlkd", *sys.argv[1:]],
-        "recipe": request.recipe,
-        "digest": digest,
-        "cells": [asdict(cell) for cell in cells],
-    }
+    path, content = request.place / FILE, _content(request, base, cells)
     text = json.dumps(content, indent=2) + "\n"
     partial = path.with_name(f"{FILE}.{os.getpid()}")
     try:
@@ -181,6 +200,16 @@ def _record(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> 
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _content(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> dict[str, Any]:
+    """What `sweep.json` says."""
+    return {
+        "command": ["vlkd", *sys.argv[1:]],
+        "recipe": request.recipe,
+        "digest": hashlib.sha256(recipe_to_json(base).encode()).hexdigest(),
+        "cells": [asdict(cell) for cell in cells],
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

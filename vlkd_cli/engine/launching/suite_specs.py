@@ -10,7 +10,7 @@ from typing import Any
 from vlkd_cli import catalog, console
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.component import check_third_party
-from vlkd_cli.recipe.evaluation_data import default_data, reads_data_sets
+from vlkd_cli.recipe.evaluation_data import default_data, idle_groups, reads_data_sets
 from vlkd_cli.recipe.former_names import former_keys, replace_in_suite
 from vlkd_cli.recipe.messages import is_data_source, report, shown
 from vlkd_cli.recipe.overrides import apply_overrides
@@ -66,12 +66,22 @@ def suite_specs(
     keys = [_keys(entry["suite"]) for entry in entries]
     for setting in settings:
         _refuse_untaken(setting, entries, keys)
+        if has_data and _key_of(setting) == "data":
+            raise RecipeError(
+                f"--with {setting}: has no effect on a table, whose data --datasets names. Write"
+                " keys of its data into a list: FILE.yaml with `NAME: [{dataset: ..., split: ...}]`"
+                " and --datasets FILE.yaml:NAME."
+            )
     found, lines = [], []
     for entry, declared in zip(entries, keys, strict=True):
         values, problems = _with_settings(entry, declared, settings)
         lines += problems
         if not problems:
             found.append(EvalSpec.model_validate(values))
+            lines += [
+                f"--suite {found[-1].suite}: {key}.{column}: {text}"
+                for key, column, text in idle_groups(found[-1])
+            ]
     if lines:
         raise RecipeError("\n".join(dict.fromkeys(lines)))
     if not has_data:

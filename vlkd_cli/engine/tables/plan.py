@@ -15,7 +15,7 @@ import torch
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.engine.evaluate import subject_to_evaluate
 from vlkd_cli.engine.launching.targets import Target
-from vlkd_cli.errors import UserError
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.evaluation.datasets.collections import Entry
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
 from vlkd_cli.evaluation.run import build_suite, chosen_by
@@ -150,7 +150,12 @@ def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
     needed = attributes_of("suite", spec.suite).get("modalities", frozenset())
     if any(chosen.tower(modality) is None for modality in needed):
         return None
-    suite = build_suite(data_of(spec, entry), chosen)
+    try:
+        suite = build_suite(data_of(spec, entry), chosen)
+    except RecipeError as error:
+        if not entry.origin:
+            raise
+        raise RecipeError(f"--datasets {entry.origin}: {error}") from error
     try:
         if not _takes(suite, open_dataset(chosen, data_of(spec, entry).keys["data"]).reader, entry):
             return None

@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     is_listed: bool = True
     """Whether the user named this very set; of a collection, what a suite does not take is passed
     over."""
+    origin: str = ""
+    """File and line of an entry of a list."""
 
 
 def collections() -> dict[str, list[str]]:
@@ -136,7 +138,8 @@ def _own_list(path: Path, name: str) -> Iterator[Entry]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"--datasets {path}: cannot be read: {reason}.") from error
@@ -146,16 +149,29 @@ def _own_list(path: Path, name: str) -> Iterator[Entry]:
             f"--datasets {path}:{name}: the file has no list '{name}'."
             f"{did_you_mean(name, names)} It has: {', '.join(map(str, names)) or 'none'}."
         )
+    lines = _lines(text, name)
     for number, item in enumerate(content[name], start=1):
+        origin = f"{path}:{lines[number - 1]}" if lines else f"{path}:{name}"
         if isinstance(item, str) and item:
-            yield Entry(item, {"dataset": item})
+            yield Entry(item, {"dataset": item}, origin=origin)
         elif isinstance(item, dict) and {"reader", "readers", "dataset"} & item.keys():
-            yield Entry(_name_of(item, number), item)
+            yield Entry(_name_of(item, number), item, origin=origin)
         else:
             raise UserError(
-                f"--datasets {path}:{name}: entry {number} is neither the name of a data set nor a"
-                " mapping with `reader` or `dataset`."
+                f"--datasets {origin}: entry {number} of '{name}' is neither the name of a data set"
+                " nor a mapping with `reader` or `dataset`."
             )
+
+
+def _lines(text: str, name: str) -> list[int]:
+    """The line of each entry of a list; empty where it is merged in from elsewhere."""
+    import yaml
+
+    root = yaml.compose(text)
+    for key, value in root.value if root is not None else ():
+        if key.value == name and isinstance(value, yaml.SequenceNode):
+            return [node.start_mark.line + 1 for node in value.value]
+    return []
 
 
 def _name_of(item: Mapping[str, Any], number: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlkd_cli.data.images.files import SUFFIXES, is_data, suffix_of
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, locate
+from vlkd_cli.data.readers.multilingual import languages_of
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.known_sets import (
     TORCHVISION,
@@ -76,6 +77,11 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
             f"data set '{dataset}' is not under '{root}'. `vlkd list-datasets --data {root}` shows"
             " what is, and what is known."
         )
+    if "/" in dataset or Path(dataset).suffix:
+        raise DataError(
+            f"data '{dataset}': no such file or folder. Names of data sets are looked up below"
+            " --data ROOT."
+        )
     torchvision = TORCHVISION.get(known, (dataset, ""))[0]
     return {"reader": "classification", "dataset": torchvision, **given}
 
@@ -119,7 +125,7 @@ def _multilingual(root: Path, dataset: str) -> dict[str, object] | None:
     """The keys of captions in many languages, `FOLDER` or `FOLDER/LANGUAGE`."""
     name, _, language = dataset.partition("/")
     for folder in _folders_called(root, name):
-        if is_multilingual(folder):
+        if is_multilingual(folder) and (not language or language in languages_of(folder)):
             keys: dict[str, object] = {"reader": "multilingual", "path": str(folder)}
             return {**keys, "language": language} if language else keys
     return None

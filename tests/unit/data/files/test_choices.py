@@ -30,6 +30,7 @@ BAD = [
     ("3", "is a number, not a list or an object of items"),
     ("[3]", r"item \[0\] is a number, not an object"),
     ('[{"image": "a.png", "right": "x"}]', r"has the keys image, right, and no layout"),
+    ('[{"image": "a.png", "right": "x", "wrogn": ["y"]}]', r"Did you mean 'wrong'"),
     ('[{"image": "a.png", "right": "x", "wrong": []}]', r"item \[0\].wrong is empty"),
     ('[{"image": "a.png", "right": "x", "wrong": [7]}]', r"wrong\[0\] is a number, not text"),
     ('[{"image": "a.png", "right": " ", "wrong": "y"}]', r"item \[0\].right is empty"),

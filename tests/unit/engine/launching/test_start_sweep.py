@@ -142,6 +142,10 @@ def test_all_cells_are_checked_before_the_first_starts(
     error = capsys.readouterr().err
     assert error.count("simregg") >= 1 and "(cells 2, 3)" in error
     assert len(error.strip().splitlines()) == 1 and not here.started
+    assert error.startswith("--grid distillers[0].name=simregg: ")
+    assert vlkd("sweep tiny.yaml --grid optimizer.lrr=[1,2]") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("--grid optimizer.lrr: unknown key.") and line.endswith("(cells 0, 1)")
     assert not (place / "runs").exists()
 
 

@@ -306,11 +306,14 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
         ("--datasets s1 --gpus 2", "--gpus has no effect with a table. Use --jobs"),
         ("--datasets s1 --table x.docx", "--table x.docx: write to a file that ends in"),
         ("--datasets s1 --digits 2", "--digits has no effect with --table out.csv."),
+        ("--datasets s1 --with data.split=val", "--with data.split=val: has no effect on a table"),
+        ("--datasets l.yaml:a", "--datasets l.yaml:3: suite 'zero_shot': data.reader: unknown"),
     ],
 )
 def test_mistakes_end_in_one_line_before_the_first_cell(
     place: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
 ) -> None:
+    Path("l.yaml").write_text("a:\n- s1\n- {reader: classificaton, path: data/s2}\n")
     suite = "" if "--suite" in words else " --suite zero_shot"
     table = "" if "--table" in words else " --table out.csv"
     assert vlkd(f"eval runs/a runs/b --data data {words}{suite}{table}") == 2
