@@ -265,7 +265,7 @@ def _notes(rows: Sequence[Row], metric: Metric, at: At) -> list[str]:
             notes.append(f"{name}: rows differ: not ranked")
         if row.left_out:
             notes.append(
-                f"{name}: no run of the baseline with the same seed: {', '.join(row.left_out)}"
+                f"{name}: left out, without a partner of the same seed: {', '.join(row.left_out)}"
             )
         for run in row.group.runs:
             if run.state is not None and run.state.state != "finished":

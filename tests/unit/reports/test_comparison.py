@@ -92,7 +92,8 @@ def test_seeds_without_a_partner_are_left_out_and_named(tmp_path: Path):
     row = compare(runs).rows[1]
     assert row.difference.n == 2 and row.left_out == ["0.001-1"]
     assert any(
-        "no run of the baseline with the same seed: 0.001-1" in note for note in compare(runs).notes
+        "left out, without a partner of the same seed: 0.001-1" in note
+        for note in compare(runs).notes
     )
 
 

@@ -17,6 +17,9 @@ from vlkd_cli.evaluation.datasets.known_sets import (
     sets_on_disk,
 )
 from vlkd_cli.evaluation.datasets.places import found_by_name
+from vlkd_cli.recipe.messages import report
+from vlkd_cli.recipe.variables import without_marks
+from vlkd_cli.recipe.yaml_file import read_document
 
 EVERYTHING = "all"
 
@@ -135,43 +138,33 @@ def _copy_of(name: str, collection: str, root: Path | None) -> str:
 
 
 def _own_list(path: Path, name: str) -> Iterator[Entry]:
-    import yaml
-
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"--datasets {path}: cannot be read: {reason}.") from error
+    document = read_document(text, str(path))
+    if document.problems:
+        problem = report(document.origins, document.problems, str(path)).splitlines()[0]
+        raise UserError(f"--datasets {problem}")
+    content = without_marks(document.value)
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
-        names = list(content) if isinstance(content, dict) else []
+        names = list(map(str, content)) if isinstance(content, dict) else []
         raise UserError(
             f"--datasets {path}:{name}: the file has no list '{name}'."
-            f"{did_you_mean(name, names)} It has: {', '.join(map(str, names)) or 'none'}."
+            f"{did_you_mean(name, names)} It has: {', '.join(names) or 'none'}."
         )
-    lines = _lines(text, name)
-    for number, item in enumerate(content[name], start=1):
-        origin = f"{path}:{lines[number - 1]}" if lines else f"{path}:{name}"
+    for number, item in enumerate(content[name]):
+        origin = document.origins.get((name, number), str(path))
         if isinstance(item, str) and item:
             yield Entry(item, {"dataset": item}, origin=origin)
         elif isinstance(item, dict) and {"reader", "readers", "dataset"} & item.keys():
-            yield Entry(_name_of(item, number), item, origin=origin)
+            yield Entry(_name_of(item, number + 1), item, origin=origin)
         else:
             raise UserError(
-                f"--datasets {origin}: entry {number} of '{name}' is neither the name of a data set"
-                " nor a mapping with `reader` or `dataset`."
+                f"--datasets {origin}: entry {number + 1} of '{name}' is neither the name of a data"
+                " set nor a mapping with `reader` or `dataset`."
             )
-
-
-def _lines(text: str, name: str) -> list[int]:
-    """The line of each entry of a list; empty where it is merged in from elsewhere."""
-    import yaml
-
-    root = yaml.compose(text)
-    for key, value in root.value if root is not None else ():
-        if key.value == name and isinstance(value, yaml.SequenceNode):
-            return [node.start_mark.line + 1 for node in value.value]
-    return []
 
 
 def _name_of(item: Mapping[str, Any], number: int) -> str:

@@ -61,9 +61,9 @@ def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
     [
         ("FILE:x", "mine: [pets]", r"has no list 'x'. It has: mine."),
         ("FILE:mien", "mine: [pets]", r"Did you mean 'mine'"),
-        ("FILE:mine", "mine: [{split: val}]", r"entry 1 is neither the name of a data set nor"),
-        ("FILE:mine", "mine: [3]", r"entry 1 is neither"),
-        ("FILE:mine", "[1", r"cannot be read"),
+        ("FILE:mine", "mine: [{split: val}]", r"lists.yaml:1: entry 1 of 'mine' is neither"),
+        ("FILE:mine", "mine:\n- [1", r"lists.yaml:2: not valid YAML"),
+        ("FILE:mine", "2024: [pets]\nmine: pets", r"has no list 'mine'.* It has: 2024, mine."),
         ("FILE:mine", "- pets", r"It has: none."),
         (
             "FILE:mine",
