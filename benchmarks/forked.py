@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -59,6 +60,36 @@ def cost(prepare: Callable[[], Callable[[], object]]) -> Cost:
     if status or not answer:
         raise RuntimeError("the measured process failed")
     return Cost(*json.loads(answer))
+
+
+def vlkd(*words: str, folder: Path) -> None:
+    """Run a vlkd command in a folder, in a fork, so that libraries are imported once.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    import timm  # noqa: F401  imported for the forks
+    import torch
+    import transformers  # noqa: F401
+
+    from vlkd_cli.app import main
+
+    print("vlkd", shlex.join(words), file=sys.stderr, flush=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.chdir(folder)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            torch.set_num_threads(1)
+            main(list(words))
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"vlkd {shlex.join(words)} failed.")
 
 
 def compare(

@@ -17,12 +17,12 @@ from vlkd_cli.recipe.snapshot import recipe_to_yaml
 from vlkd_cli.reports.csv import read_metrics
 
 # Those of self-supervised learning have stand-ins of their own, in test_ssl_recipes.py, those of
-# fine-tuning small data, in test_tuning_recipes.py; the small ones need none, in
-# test_small_recipes.py.
+# fine-tuning small data, in test_tuning_recipes.py and, for its page, in test_docs.py; the small
+# ones need none, in test_small_recipes.py.
 RECIPES = {
     name: path
     for name, path in shipped_recipes().items()
-    if not name.startswith(("ssl/", "small/", "tune_", "synthesize"))
+    if not name.startswith(("ssl/", "small/", "tune_", "synthesize", "finetune/products"))
 }
 VIT = {"layers": 1, "width": 32, "heads": 2}
 DRAWN = {"reader": "shapes", "num_samples": 24, "size_px": 32}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from docs.prepare_products import write_products
 from tests.support.pages import BASE, ROOT, Block, Command
 from tests.support.tuning_data import settings, write_tuning_data
 from vlkd_cli.app import main
@@ -133,6 +134,18 @@ RUN |= {
         ("synthesize", "passages"),
     )
 }
+_PRODUCTS = ["train.steps=2", "train.batch_size=8", "evals[1].data.num_samples=48"]
+_FEW_PRODUCTS = [word for setting in _PRODUCTS for word in ("--set", setting)]
+RUN |= {
+    "vlkd mine runs/first products/hard.csv --positives product"
+    " --set 'data={reader: csv, path: products/train.csv}'": [],
+    "vlkd train finetune/products --run runs/products": _FEW_PRODUCTS,
+    "vlkd train finetune/products --run runs/lora"
+    " --set 'towers.image.adapter={name: lora, rank: 16}'"
+    " --set 'towers.text.adapter={name: lora, rank: 16}' --set optimizer.lr=2e-3": _FEW_PRODUCTS,
+    "vlkd eval runs/products --wise-ft 0,0.25,0.5,0.75,1": [],
+    "vlkd export runs/products exported_products --wise-ft 0.75": [],
+}
 RUN |= {
     "vlkd synthesize synthesize data/relations": settings("synthesize"),
     "vlkd encode runs/pairs sentences.txt sentences.npy": [],
@@ -191,6 +204,7 @@ def write_inputs(folder: Path) -> None:
     table = "key,words\na,a red circle\nb,a green square\n"
     (folder / "products.csv").write_text(table, encoding="utf-8")
     write_tuning_data(folder)
+    write_products(folder / "products", 24)
 
 
 def is_slow(command: Command) -> bool:
