@@ -1,13 +1,16 @@
 """Hard negatives on the relations of the rendered shapes: do they help to tell what is where?
 
     python benchmarks/negatives.py [--seeds 0,1,2] [--folder runs/negatives] [--images 4000]
+        [--epochs 10] [--of batch] [--each]
 
 Writes pictures of two shapes with a caption each, and three captions that are almost right: the
 colors exchanged, the shapes exchanged, the relation reversed. Trains each seed in three ways, with
 as many steps: by InfoNCE alone; with the almost right captions as `negatives`; and with the hardest
-captions of other pictures that `vlkd mine` finds by the first run. Prints the accuracy of suite
+captions of other pictures that `vlkd mine` finds by the first run. A step reads one of a picture's
+wrong captions, with `--each` all of them. Prints the accuracy of suite
 caption_choice (the right caption above all three wrong ones; chance 0.25) and R@1 among held-out
-pictures, means over seeds with their standard errors.
+pictures, the means over seeds, and what a way gains over plain training with the same seeds, with
+the 95 % interval of Student's t.
 """
 
 from __future__ import annotations
@@ -15,15 +18,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from forked import vlkd
 
 from vlkd_cli.console import print_table
 from vlkd_cli.data.readers.shapes import Scene, Shapes
+from vlkd_cli.numerics.statistics import paired_difference
 
 REVERSED = {
     "to the left of": "to the right of",
@@ -44,9 +47,9 @@ towers:
 distillers: [{name: infonce}]
 """
 REST = """
-train: {epochs: 10, batch_size: 128, clip_grad_norm: 1}
+train: {epochs: EPOCHS, seed: SEED, batch_size: 128, clip_grad_norm: 1}
 optimizer: {name: adamw, lr: 4e-3, weight_decay: 0.05}
-schedule: {warmup_steps: 50}
+schedule: {warmup_steps: 20}
 """
 
 
@@ -92,7 +95,7 @@ def write_data(folder: Path, count: int) -> None:
     (folder / "val.json").write_text(json.dumps(items))
 
 
-def train(folder: Path, name: str, seed: str, data: str, negatives: str) -> Path:
+def train(folder: Path, name: str, seed: str, data: str, negatives: str, epochs: int = 10) -> Path:
     """Train once; the run folder."""
     run = folder / f"{name}-{seed}"
     if (run / "checkpoints" / "last.pt").exists():
@@ -104,13 +107,9 @@ def train(folder: Path, name: str, seed: str, data: str, negatives: str) -> Path
     )
     objective = f"{{name: infonce{', negatives: ' + negatives if negatives else ''}}}"
     text = RECIPE.replace("{name: infonce}", objective) + f"data: {data}\n" + REST + evals
-    recipe.write_text(text.replace("epochs: 10", f"seed: {seed}, epochs: 10"))
-    vlkd("train", str(recipe), "--run", str(run), "--cpu-workers", "1", "--quiet")
+    recipe.write_text(text.replace("SEED", seed).replace("EPOCHS", str(epochs)))
+    vlkd("train", str(recipe), "--run", str(run), "--quiet", folder=folder)
     return run
-
-
-def vlkd(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "vlkd_cli", *words], check=True, env=dict(os.environ))
 
 
 def metric(run: Path, suite: str, name: str) -> float:
@@ -124,34 +123,63 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--folder", type=Path, default=Path("runs/negatives"))
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--of", choices=["batch", "own"], default="batch")
+    parser.add_argument("--each", action="store_true", help="all wrong captions in every step")
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder, options.images)
     keys = "reader: csv, image_root: /, augment: {name: none}, workers: 0"
     runs: dict[str, list[Path]] = {"plain": [], "swapped": [], "mined": []}
+    kind = f"{options.of}{'_each' if options.each else ''}"
     for seed in options.seeds.split(","):
-        plain = train(folder, "plain", seed, f"{{{keys}, path: '{folder}/train.csv'}}", "")
+        data = f"{{{keys}, path: '{folder}/train.csv'}}"
+        plain = train(folder, "plain", seed, data, "", options.epochs)
         runs["plain"].append(plain)
-        swapped = f"{{{keys}, path: '{folder}/train.csv', texts: {{hard: [{', '.join(WRONG)}]}}}}"
-        runs["swapped"].append(train(folder, "swapped", seed, swapped, "text@hard"))
         table = folder / f"mined-{seed}.csv"
         if not table.exists():
-            vlkd("mine", str(plain), str(table), "--cpu-workers", "1")
-        names = ", ".join(f"negative_{number}" for number in range(1, 5))
-        mined = f"{{{keys}, path: '{table}', texts: {{hard: [{names}]}}}}"
-        runs["mined"].append(train(folder, "mined", seed, mined, "text@hard"))
+            vlkd("mine", str(plain), str(table), folder=folder)
+        mined = [f"negative_{number}" for number in range(1, 5)]
+        for way, path, names in (
+            ("swapped", folder / "train.csv", list(WRONG)),
+            ("mined", table, mined),
+        ):
+            texts, negatives = hard(names, each=options.each)
+            data = f"{{{keys}, path: '{path}', texts: {texts}}}"
+            negatives += f", negatives_of: {options.of}"
+            run = train(folder, f"{way}_{kind}", seed, data, negatives, options.epochs)
+            runs[way].append(run)
     rows = []
     for way, found in runs.items():
         row = [way]
         for suite, name in (("caption_choice", "accuracy"), ("retrieval", "image_to_text_R@1")):
-            values = [metric(run, suite, name) for run in found]
-            spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            values, plain_values = (
+                [metric(run, suite, name) for run in each] for each in (found, runs["plain"])
+            )
             row += [" ".join(f"{value:.3f}" for value in values), f"{statistics.mean(values):.3f}"]
-            row.append(f"{spread:.3f}")
+            row.append("" if way == "plain" else gain(values, plain_values))
         rows.append(row)
-    columns = ["negatives", "caption_choice", "mean", "error", "R@1", "mean", "error"]
+    columns = ["negatives", "caption_choice", "mean", "gain", "R@1", "mean", "gain"]
     print_table("Relations of the rendered shapes", columns, rows)
+
+
+def hard(columns: Sequence[str], *, each: bool) -> tuple[str, str]:
+    """`texts` of the data and `negatives` of the objective for columns of wrong captions."""
+    if not each:
+        return f"{{hard: [{', '.join(columns)}]}}", "text@hard"
+    texts = ", ".join(f"wrong_{number}: {name}" for number, name in enumerate(columns))
+    addresses = ", ".join(f"text@wrong_{number}" for number in range(len(columns)))
+    return f"{{{texts}}}", f"[{addresses}]"
+
+
+def gain(values: Sequence[float], plain: Sequence[float]) -> str:
+    """Mean difference over seeds and half the width of its interval."""
+    difference = paired_difference(values, plain)
+    if difference is None:
+        return ""
+    half = (difference.high - difference.low) / 2
+    return f"{difference.mean:+.3f} ± {half:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A step with stored teachers (`cache: {draws: 1}`), from the second epoch on, against the same
 step without teachers. One thread, in turns.
 
-    python benchmarks/stored_teachers.py [--rounds 3] [--steps 6]
+    python benchmarks/stored_teachers.py [--rounds 5] [--steps 3]
 
 The teachers are a pair of ViT-Ti/32 size, the student likewise; random crops. Exits with 1 where
 the stored teachers, their objective included, cost more than 5 % of the step's CPU time.
@@ -26,8 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="epochs that are counted")
-    parser.add_argument("--steps", type=int, default=6, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs that are counted")
+    parser.add_argument("--steps", type=int, default=3, help="of an epoch")
     options = parser.parse_args()
     pair = {"name": "infonce", "student": "image", "teacher": "text"}
     students = {"image": dict(IMAGE), "text": dict(TEXT)}
