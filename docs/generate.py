@@ -115,12 +115,12 @@ def suites_table() -> list[str]:
 
 
 def models_table() -> list[str]:
-    """Every model by name with its task and what it stands for."""
+    """Every model by name with its task and what it expands to."""
     rows = [
         (f"`{model.name}`", ", ".join(model.tasks), model.about, _stands_for(model))
         for model in named_models().values()
     ]
-    return _table(("name", "task", "what it is", "stands for"), rows)
+    return _table(("name", "task", "what it is", "expands to"), rows)
 
 
 def forms_table() -> list[str]:

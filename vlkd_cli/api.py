@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from vlkd_cli.builders.by_task import TaskRow
     from vlkd_cli.engine.encoder import Encoder
     from vlkd_cli.recipe.types import Precision
 
@@ -26,8 +27,8 @@ def load(
 ) -> Encoder:
     """The encoders of what was trained or pretrained, for `encode`.
 
-    Prints one line on standard error that says which weights these are: of a run, the best
-    checkpoint where it has one, else the last, averaged where the run kept an average.
+    Prints one line on standard error that names the weights: of a run, the best checkpoint if it
+    has one, else the last; averaged if the run tracked an average.
 
     Args:
         target: a run (its folder, or its name below `runs`), a checkpoint, a folder that
@@ -80,11 +81,11 @@ def synthesize(
         trust: let what comes with a run execute code from outside vlkd.
 
     Returns:
-        `relations`, the path of the file, and what OUT/synthesis.json says: `counts`,
+        `relations`, the path of the file, and the content of OUT/synthesis.json: `counts`,
         `share_of_negative_margins`, `data`, `synthesis`, `towers`, `digest`, `version`.
 
     Raises:
-        UserError: something does not fit; the line says what to change.
+        UserError: something does not fit; the message names what to change.
     """
     from dataclasses import replace
 
@@ -94,7 +95,7 @@ def synthesize(
     return engine.summary(engine.synthesized(replace(job, device=device)))
 
 
-def describe_models(task: str | None = None) -> list[dict[str, Any]]:
+def describe_models(task: str | None = None) -> list[TaskRow]:
     """The models that a recipe takes by name, of one task or of all; see
     `builders.by_task.describe_models`.
 
@@ -107,7 +108,7 @@ def describe_models(task: str | None = None) -> list[dict[str, Any]]:
 
 
 def list_model_options(name: str) -> dict[str, Any]:
-    """What a model by name stands for and what can be set on its towers; see
+    """What a model by name expands to and what can be set on its towers; see
     `recipe.model_options.list_model_options`.
 
     Raises:

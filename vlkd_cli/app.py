@@ -132,7 +132,8 @@ def guarded(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def _file_read_by(error: EOFError) -> str:
-    """The file that ended too early where a function on the way tells, else what was being done."""
+    """The file that ended too early if a function on the stack has it, else what was being
+    done."""
     trace = error.__traceback__
     name = "a file"
     while trace is not None:

@@ -343,7 +343,7 @@ CATALOG: dict[str, dict[str, Entry]] = {
         ),
         "caption_choice": Entry(
             "evaluation.suites.caption_choice:CaptionChoice",
-            "tell an image's captions from captions that are almost right",
+            "distinguish an image's captions from captions that are almost right",
         ),
         "linear_probe": Entry(
             "evaluation.suites.linear_probe:LinearProbe", "logistic regression on frozen features"

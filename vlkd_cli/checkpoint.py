@@ -1,5 +1,5 @@
-"""Checkpoints: atomic to write, safe to read, exact to resume from. The one place that knows their
-format, and which file and which weights a run stands for."""
+"""Checkpoints: atomic to write, safe to read, exact to resume from. The only module that knows
+their format, and which file and which weights a run means."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ class Checkpoint:
     def save(
         self, folder: Path, *, is_best: bool = False, before_cooldown: bool = False, keep: int = 1
     ) -> Path:
-        """Write `step_N.pt` and point `last.pt` (and `best.pt`, `before_cooldown.pt`) at it; of the
-        `step_*.pt` files the newest `keep` stay.
+        """Write `step_N.pt` and point `last.pt` (and `best.pt`, `before_cooldown.pt`) at it; of
+        the `step_*.pt` files all but the newest `keep` are deleted.
 
         A file appears under its name only when it is whole: a kill or a full disk while saving
         leaves the former ones as they were. Where weights are divided among processes, all call it:
@@ -174,12 +174,12 @@ class Checkpoint:
         return target
 
     def tower(self, name: str, averaged: bool = True, *, whole: bool = True) -> State:
-        """The state of a tower or follower, with the averaged weights where the run kept an
+        """The state of a tower or follower, with the averaged weights if the run tracked an
         average.
 
         Args:
-            whole: join weights that were divided among processes; False: whoever takes them reads
-                the rows that it needs (`slice_of`).
+            whole: join weights that were divided among processes; False: the caller reads the rows
+                that it needs (`slice_of`).
 
         Raises:
             CheckpointError: the checkpoint holds no such tower.
@@ -241,8 +241,8 @@ class Checkpoint:
 
 
 def resolve(run: str | Path, checkpoint: Choice | None = None) -> Path:
-    """The checkpoint that a run stands for: its best where there is one, else its last; the one
-    that is asked for; or the file itself that is named. What is at a URL is copied first.
+    """The checkpoint of a run: the chosen one, by default its best if there is one, else its last;
+    a file is returned itself. Anything at a URL is copied first.
 
     Raises:
         CheckpointError: there is none, or a file is named and a choice made as well.
@@ -376,8 +376,8 @@ def _others(path: Path) -> str:
 def _problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "it"
-        return f"{place}: {first['msg'].rstrip('.').lower()}"
+        key = ".".join(str(part) for part in first["loc"]) or "it"
+        return f"{key}: {first['msg'].rstrip('.').lower()}"
     return f"{_first_line(error)} is missing" if isinstance(error, KeyError) else _first_line(error)
 
 

@@ -94,21 +94,21 @@ def join_shards(content: dict[str, Any], path: Path) -> None:
         return
     parts = []
     for name in names:
-        place = path.parent / Path(str(name)).name
-        if not place.is_file():
+        file = path.parent / Path(str(name)).name
+        if not file.is_file():
             raise CheckpointError(
-                f"{path} needs {place.name} next to it, which is missing. Copy the files"
+                f"{path} needs {file.name} next to it, which is missing. Copy the files"
                 f" step_{content['step']:08d}.shard-*.pt along with it."
             )
         try:
-            part: Any = load_pickled(place, mapped=True)
+            part: Any = load_pickled(file, mapped=True)
             fits = part["step"] == content["step"]
             parts.append(part["slices"])
         # Damaged bytes make the unpickler fail in any way there is.
         except Exception as error:
-            raise CheckpointError(f"{place} is damaged ({first_line(error)}).") from error
+            raise CheckpointError(f"{file} is damaged ({first_line(error)}).") from error
         if not fits:
-            raise CheckpointError(f"{place} is of another checkpoint than {path}.")
+            raise CheckpointError(f"{file} is of another checkpoint than {path}.")
     _join(content, parts)
 
 

@@ -1,6 +1,7 @@
-"""What vlkd says on the terminal: lines, tables and the progress of training. Only rank 0 speaks.
+"""What vlkd prints on the terminal: lines, tables and the progress of training. Only rank 0
+prints.
 
-rich is imported when something is printed with it, so that commands which say one line start
+rich is imported when something is printed with it, so that commands that print one line start
 quickly.
 """
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SHORTEST_SECRET = 4
 """Shorter values would be found in the middle of other words."""
 BAR_WIDTH = 10
-"""Columns that the bar of training keeps however narrow the terminal is."""
+"""Columns that the progress bar of training always shows, however narrow the terminal is."""
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?[%KMBG]?")
 
 _announced = False
@@ -81,7 +82,7 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning on standard error: one line that says what is unusual and what to do."""
+    """A warning on standard error: one line with what is unusual and what to do."""
     if is_first():
         label = "warning: "
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
@@ -99,7 +100,7 @@ def warn_once(text: str) -> None:
 
 def error(text: str) -> None:
     """An error on standard error, whatever the rank; several problems are several lines, each
-    `file:line: ...` where it has a place."""
+    starting with `file:line:` if it is known."""
     take_back()
     print(_visible(text), file=sys.stderr, flush=True)
 
@@ -234,7 +235,7 @@ class TrainingProgress:
 
         Args:
             step: optimizer steps done, from 1.
-            epoch: the epoch under way, from 0; by default told from the step.
+            epoch: the epoch under way, from 0; by default computed from the step.
             data_wait: fraction of the time that was spent waiting for data, 0 to 1.
         """
         if not self._shown:
@@ -276,16 +277,16 @@ class TrainingProgress:
 
 def _fitting(parts: Mapping[str, str], width: int) -> str:
     """The parts side by side; where they do not fit, without those that matter least."""
-    kept = {name: part for name, part in parts.items() if part}
+    shown = {name: part for name, part in parts.items() if part}
     for name in ("wait", "lr", "rate", "left", "loss"):
-        if len("  ".join(kept.values())) <= width:
+        if len("  ".join(shown.values())) <= width:
             break
-        kept.pop(name, None)
-    return "  ".join(kept.values())
+        shown.pop(name, None)
+    return "  ".join(shown.values())
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m05s, 2h10m."""
+    """Seconds as people write them: 42s, 3m05s, 2h10m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

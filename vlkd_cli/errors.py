@@ -1,5 +1,5 @@
-"""What a user can fix, said in one line. Anything else that is raised is a bug of ours and keeps
-its traceback."""
+"""Errors that a user can fix, reported in one line. Anything else that is raised is a bug of ours
+and shows its traceback."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ def install_command(extra: str) -> str:
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "pyproject.toml").is_file():
         return f"pip install 'vlkd[{extra}]'"
-    place = "." if checkout == Path.cwd() else str(checkout)
-    return f"pip install -e '{place}[{extra}]'"
+    folder = "." if checkout == Path.cwd() else str(checkout)
+    return f"pip install -e '{folder}[{extra}]'"

@@ -23,7 +23,7 @@ class Pooler(nn.Module):
 
     width: int
     needs_eot: bool = False
-    """Whether the encoder must say where the text ends."""
+    """Whether the encoder must provide the position of the end of text."""
     needs_class_token: bool = False
     """Whether it reads the class token of an image encoder."""
     takes_prefix: bool = False
@@ -63,7 +63,7 @@ class CLSPooler(Pooler):
         mask: Bool[Tensor, "B T"],
         eot: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        # Padding may stand on the left (decoder-style tokenizers), so the first token is the first
+        # Padding may be on the left (decoder-style tokenizers), so the first token is the first
         # real one.
         return _pick(tokens, mask.int().argmax(1))
 
@@ -252,7 +252,7 @@ class AttentionPooler(Pooler):
 
 def masked_mean(tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
     """Mean over the real tokens; zeros where there is none."""
-    # Filled rather than multiplied by zero: what stands in the padding may be infinite.
+    # Filled rather than multiplied by zero: values in the padding may be infinite.
     real = tokens.masked_fill(~mask.unsqueeze(-1), 0)
     return real.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(tokens.dtype)
 

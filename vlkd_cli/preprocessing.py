@@ -75,20 +75,21 @@ or what tokenizes texts."""
 
 
 def described_input(expected: InputSpec) -> str:
-    """What determines how samples are prepared; empty for texts, whose tokens tell."""
+    """What determines how samples are prepared; empty for texts, whose tokens show it."""
     return "" if callable(expected) else repr(expected)
 
 
 class Grid(NamedTuple):
-    """The places of an image encoder's tokens: one for each patch of the last layer, row by row.
+    """The grid of an image encoder's tokens: one position for each patch of the last layer, row by
+    row.
 
-    Class and register tokens are not places.
+    Class and register tokens have no position.
     """
 
     rows: int
     columns: int
     patch_px: int
-    """Side of the square of pixels that a place stands for."""
+    """Side of the square of pixels that a position covers."""
 
     @property
     def num_places(self) -> int:

@@ -1,5 +1,5 @@
-"""Which process of a job this is, as torchrun, SLURM or vlkd's own launcher say in the environment;
-without torch, so that anything may ask before a process group is up."""
+"""Which process of a job this is, by the environment variables of torchrun, SLURM or vlkd's own
+launcher; without torch, so that it can be called before a process group exists."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_first() -> bool:
     return rank in (None, "", "0")
 
 
-def local_place() -> tuple[int, int]:
+def local_rank_and_size() -> tuple[int, int]:
     """This process among those of the job on the same machine: its position, and their number."""
     count = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return int(os.environ.get("LOCAL_RANK") or 0) % count, count

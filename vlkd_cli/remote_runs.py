@@ -28,9 +28,9 @@ _NAMED = ("last.pt", "best.pt", "before_cooldown.pt")
 _PARTIAL = ".partial"
 
 
-def is_url(place: object) -> bool:
+def is_url(path: object) -> bool:
     """Whether a run is at a URL."""
-    return "://" in str(place)
+    return "://" in str(path)
 
 
 class RemoteRun:
@@ -211,7 +211,7 @@ class RemoteRun:
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """Keep a note next to the files of which versions are at the URL."""
+        """Record next to the files which versions are at the URL."""
         if self._note_file.is_file():
             self._copied = json.loads(self._note_file.read_bytes())
         try:
@@ -245,19 +245,19 @@ class RemoteRun:
             yield
 
 
-def local_run(place: str) -> str:
+def local_run(path: str) -> str:
     """A run as a local path: what is at a URL is copied first.
 
     Raises:
         CheckpointError: there is no run at the URL.
     """
-    if not is_url(place):
-        return place
-    if place.endswith(".pt"):
+    if not is_url(path):
+        return path
+    if path.endswith(".pt"):
         from vlkd_cli.data.files.remote import local_copy
 
-        return str(local_copy(place, "checkpoint"))
-    return str(RemoteRun(place).fetch())
+        return str(local_copy(path, "checkpoint"))
+    return str(RemoteRun(path).fetch())
 
 
 def _filesystem(url: str) -> Any:

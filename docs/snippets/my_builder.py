@@ -12,7 +12,7 @@ from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
 
 class PatchMixer(Backbone):
-    """Patches, a few residual blocks, the mean over all places.
+    """Patches, a few residual blocks, the mean over all patches.
 
     Args:
         width: of the feature.
@@ -41,10 +41,10 @@ class PatchMixer(Backbone):
 
     def run(self, images: Tensor, *, tokens: bool) -> Encoded:
         """Feature and tokens of standardized images `[B, 3, H, W]`, from one run."""
-        places = self.patches(images)
+        patches = self.patches(images)
         for block in self.blocks:
-            places = places + block(places)
-        return Encoded(places.mean((2, 3)), Tokens.of_places(places.flatten(2).transpose(1, 2)))
+            patches = patches + block(patches)
+        return Encoded(patches.mean((2, 3)), Tokens.of_places(patches.flatten(2).transpose(1, 2)))
 
     def layers(self) -> list[list[str]]:
         return [[f"blocks.{number}"] for number in range(len(self.blocks))]

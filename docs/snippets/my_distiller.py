@@ -15,7 +15,8 @@ from vlkd_cli.recipe.types import Probability, Progress
 class CenteredCosine(Distiller):
     """Turn the student towards the teacher, after the mean teacher feature is subtracted.
 
-    Text features often share a large common part; without it, what is left tells the samples apart.
+    Text features often share a large common part; what is left without it distinguishes the
+    samples.
 
     Args:
         momentum: of the running mean; 0 uses the mean of the last step only.

@@ -17,7 +17,7 @@ class JSONLines(CaptionedImages):
 
     Args:
         path: the file; images are relative to its folder. `{split}` in it is replaced by `split`.
-        split: "train", "val" or "test", where `path` has a place for it.
+        split: "train", "val" or "test", which replaces `{split}` in `path`.
     """
 
     def __init__(self, *, path: str, split: str | None = None) -> None:

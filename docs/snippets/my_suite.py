@@ -28,7 +28,7 @@ class TwoCaptions(Suite):
     def run(self, subject: Subject) -> list[Result]:
         data = open_dataset(subject, self.data)
         if len(data.reader) < 2:
-            raise DataError(f"data '{data.name}': two images are the least that can be told apart.")
+            raise DataError(f"data '{data.name}': a separation needs at least two images.")
         images = normalize(embed_images(subject, data.reader))
         captions = normalize(
             embed_texts(

@@ -20,6 +20,6 @@ def encode_texts(folder: Path, texts: list[str]) -> np.ndarray:
 def encode_images(folder: Path, images: list[Image.Image]) -> np.ndarray:
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     _, _, height, width = session.get_inputs()[0].shape
-    # Squashed; `images:` in vlkd_tower.yaml says how the model's own preprocessing resizes.
+    # Squashed; `images:` in vlkd_tower.yaml describes how the model's own preprocessing resizes.
     pixels = [np.asarray(image.convert("RGB").resize((width, height))) for image in images]
     return session.run(None, {"images": np.stack(pixels).transpose(0, 3, 1, 2)})[0]

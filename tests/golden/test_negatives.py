@@ -89,7 +89,7 @@ def test_values_and_gradients(
     if tile is not None:
         monkeypatch.setattr(tiles, "TILE_ROWS", tile[0])
         monkeypatch.setattr(tiles, "TILE_COLUMNS", tile[1])
-        monkeypatch.setattr(tiles, "KEPT_ENTRIES", 0)
+        monkeypatch.setattr(tiles, "STORED_ENTRIES", 0)
     tensors = inputs(case)
     loss = loss_of(case, tensors, 1, 0)
     assert loss.item() == pytest.approx(case["expected"]["f64"]["loss"], rel=1e-9)

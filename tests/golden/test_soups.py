@@ -47,7 +47,7 @@ def test_uniform_and_greedy_averages(case: dict[str, Any]) -> None:
     assert mean(every)[:4] == pytest.approx(expected["uniform"]["head"], rel=1e-9)
     wanted = expected["greedy"]
     assert found.taken == wanted["taken"] and found.score == pytest.approx(wanted["score"])
-    assert [(t.number, t.kept) for t in found.trail] == [
+    assert [(t.number, t.is_added) for t in found.trail] == [
         (t["tried"], t["kept"]) for t in wanted["trail"]
     ]
     assert [t.score for t in found.trail] == pytest.approx([t["score"] for t in wanted["trail"]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
         values: `[B, T, D]`.
         mask: `[B, T]` bool, True for a real token.
         eot: `[B]` positions of the end of text, or None.
-        prefix: how many of an image encoder's tokens come before its places (class and register
+        prefix: how many tokens of an image encoder precede its patches (class and register
             tokens).
     """
 
@@ -56,13 +56,13 @@ class Export(NamedTuple):
     """How a backbone was written for its library: what loads it again, in Python and in a recipe,
     and what gives its feature.
 
-    `adapter` says what became of a parameter-efficient method: "merged" into the weights or kept
-    next to them ("beside"). `note` is one line on what the library's format cannot hold.
+    `adapter` is how a parameter-efficient method was exported: "merged" into the weights, or in
+    files next to them ("beside"). `note` is one line on what the library's format cannot hold.
     """
 
     format: str
     python: str
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     feature: str
     adapter: Literal["", "merged", "beside"] = ""
     note: str = ""
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
     adapter_name: str = ""
     """The parameter-efficient method that `builders.adapters.any_tower` put into it."""
     mask_token: nn.Parameter | None
-    """What `masks: replace` puts in the place of hidden patches; `add_mask_token` makes it."""
+    """Replaces hidden patches with `masks: replace`; made by `add_mask_token`."""
 
     fixed: frozenset[str] | None = None
     """Names, as patterns write them, of what can never be trained; set by `towers.freezing` from
@@ -127,10 +127,9 @@ class Backbone(nn.Module):
 
         Args:
             inputs: standardized images `[B, 3, H, W]`, or a TextInput.
-            hidden: `[B, T]` bool, True for the places of its grid that are hidden.
-            masks: what happens to hidden places: "drop" encodes the others only, "complement" the
-                hidden ones only, "replace" puts the mask token in their place; "none" ignores
-                `hidden`.
+            hidden: `[B, T]` bool, True for the positions of its grid that are hidden.
+            masks: how hidden positions are treated: "drop" encodes only the others, "complement"
+                only the hidden ones, "replace" puts the mask token there; "none" ignores `hidden`.
             tokens: whether the tokens are needed; some encoders save work without them.
         """
         if hidden is None or masks == "none":
@@ -150,7 +149,7 @@ class Backbone(nn.Module):
         return Hiding.kinds(self.places())
 
     def places(self) -> Places:
-        """The modules of the library's network at which places can be hidden."""
+        """The modules of the library's network at which positions can be hidden."""
         return Places()
 
     def add_mask_token(self) -> None:
@@ -160,8 +159,8 @@ class Backbone(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def grid(self, size_px: tuple[int, int]) -> Grid | None:
-        """The places of its tokens for pictures of this height and width, found by a run without
-        memory; None where it gives no such tokens.
+        """The grid of its tokens for pictures of this height and width, found by a run on meta
+        tensors; None if it has no such tokens.
 
         Raises:
             RecipeError: it does not take pictures of this size.
@@ -175,8 +174,8 @@ class Backbone(nn.Module):
     def _tokens_of(self, size_px: tuple[int, int]) -> Tokens | None:
         """The tokens of one picture of a size; their numbers mean nothing."""
         # Copied with tensors that hold no numbers, so that a large network costs neither memory nor
-        # time. What a library keeps outside of parameters and buffers stays as it is, and then only
-        # a real run tells.
+        # time. What a library holds outside of parameters and buffers is not copied, and then only
+        # a real run shows it.
         tensors = [*self.parameters(), *self.buffers()]
         shadow = copy.deepcopy(self, {id(tensor): _shadow(tensor) for tensor in tensors}).eval()
         problem: Exception | None = None
@@ -213,13 +212,13 @@ class Backbone(nn.Module):
         """
         return []
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         """Write it into an empty folder in its library's format, so that the library loads it
         without vlkd.
 
         Args:
             folder: where to write.
-            place: where the folder will be when it is done; what the Export says.
+            destination: where the folder will be when it is done, as named in the Export.
             keys: the recipe keys that its builder was given.
 
         Raises:
@@ -240,7 +239,7 @@ class ModelInfo(NamedTuple):
     width: int | None = None
     parameters: int | None = None
     image_size_px: int | None = None
-    pretrained: tuple[str, ...] = ()
+    pretrained: Sequence[str] = ()
 
 
 class BuildContext(NamedTuple):
@@ -267,7 +266,8 @@ class Builder:
 
     modalities: tuple[str, ...] = ("image", "text")
     assumed_modality: str | None = None
-    """The modality of a tower where its section and its name do not tell; None: it must."""
+    """The modality of a tower whose section and name leave it open; None: they must determine
+    it."""
     keys_of_modality: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Keys that towers of one modality alone have."""
     takes_adapters: bool = False

@@ -6,18 +6,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vlkd_cli import catalog, console
 from vlkd_cli.builders.huggingface import known
-from vlkd_cli.builders.listing import rows_of
+from vlkd_cli.builders.listing import ModelRow, rows_of
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import MissingPackageError, UserError
 from vlkd_cli.recipe.named_models import TASKS, NamedModel, named_models
 
 OF_THE_HUB = ("huggingface", "sbert")
-"""Builders of models whose widths only their files tell."""
+"""Builders of models whose widths are known only from their files."""
 
 
 MODALITIES_OF: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +32,19 @@ TYPES_ONLY = ("adapters",)
 """Builders whose rows are types of encoders, not models."""
 
 
-def describe_models(task: str | None = None) -> list[dict[str, Any]]:
+class TaskRow(TypedDict):
+    """A model of a task; see `describe_models`."""
+
+    name: str
+    task: str
+    output_dim: int | None
+    architecture: str | None
+    description: str
+    towers: list[str]
+    missing: str
+
+
+def describe_models(task: str | None = None) -> list[TaskRow]:
     """The models that `image: NAME` and `like: NAME` take, one row per model and task.
 
     Args:
@@ -65,7 +77,7 @@ def describe_models(task: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def every_model(task: str) -> list[dict[str, Any]]:
+def every_model(task: str) -> list[TaskRow]:
     """The rows of `describe_models`, and one for each model of a builder that has all the towers of
     a task, named `BUILDER:MODEL`.
 
@@ -85,7 +97,7 @@ def every_model(task: str) -> list[dict[str, Any]]:
         except MissingPackageError as error:
             console.warn(f"{error} Its models are left out.")
             continue
-        towers: dict[str, dict[str, Mapping[str, Any]]] = {}
+        towers: dict[str, dict[str, ModelRow]] = {}
         for row in listed:
             if builder == "huggingface" and not row["pretrained"]:
                 continue
@@ -98,9 +110,7 @@ def every_model(task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row_of_builder(
-    builder: str, name: str, task: str, towers: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _row_of_builder(builder: str, name: str, task: str, towers: Mapping[str, ModelRow]) -> TaskRow:
     first = towers[MODALITIES_OF[task][0]]
     tags = ", ".join(first["pretrained"])
     return {
@@ -115,7 +125,8 @@ def _row_of_builder(
 
 
 def output_dim(model: NamedModel) -> int | None:
-    """Width of the feature of a model's towers; None where nothing on this machine tells."""
+    """Width of the feature of a model's towers; None if it cannot be determined on this
+    machine."""
     for modality, section in model.towers.items():
         if "head" in section:
             return int(section["head"]["width"])
@@ -135,7 +146,7 @@ def _width_of_listing(modality: str, section: Mapping[str, Any]) -> int | None:
 
 
 def _width_of_files(section: Mapping[str, Any]) -> int | None:
-    """The width that the files of a hub's model tell; None where they are not on disk."""
+    """The width in the files of a hub's model; None if they are not on disk."""
     folder = _folder_of(section["builder"], section["model"])
     try:
         if folder is None:

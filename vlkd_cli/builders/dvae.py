@@ -138,7 +138,7 @@ class DVAEImage(Backbone):
         logits = output(places)
         return Encoded(feature, Tokens.of_places(logits.flatten(2).transpose(1, 2)))
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         file = "model.safetensors"
         write_weights(self.encoder.state_dict(), folder / file)
         width, layers, codes = (self.sizes[key] for key in SIZES)
@@ -148,9 +148,9 @@ class DVAEImage(Backbone):
             python=(
                 f"model = dall_e.Encoder(n_hid={width}, n_blk_per_group={layers},"
                 f" vocab_size={codes}); model.load_state_dict("
-                f"safetensors.torch.load_file({str(place / file)!r}))"
+                f"safetensors.torch.load_file({str(destination / file)!r}))"
             ),
-            recipe={"builder": "dvae", "pretrained": str(place / file), **sizes},
+            recipe={"builder": "dvae", "pretrained": str(destination / file), **sizes},
             feature="model.blocks[:-1](images).relu().mean((2, 3))",
         )
 
@@ -159,7 +159,7 @@ class DVAEImage(Backbone):
 
 
 class _Convolution(nn.Module):
-    """A convolution that keeps the size, its tensors called `w` and `b`."""
+    """A convolution that preserves the size, its tensors called `w` and `b`."""
 
     def __init__(self, width_in: int, width: int, side: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from vlkd_cli.errors import RecipeError, UserError, ran_out_of_memory
 def one_line(what: str, remedy: str, kind: type[UserError] = RecipeError) -> Iterator[None]:
     """Turn any exception of a library into `WHAT: its first line. REMEDY`.
 
-    Only calls of libraries belong inside: a mistake of ours must keep its traceback.
+    Only calls of libraries belong inside: a bug of ours must show its traceback.
 
     Args:
         what: the model or key in the user's words.
@@ -33,8 +33,8 @@ def one_line(what: str, remedy: str, kind: type[UserError] = RecipeError) -> Ite
 
 @contextmanager
 def of_tower(name: str) -> Iterator[None]:
-    """Name the tower in what is wrong with it, and turn what a library raises into one line; a
-    mistake of ours keeps its traceback."""
+    """Name the tower in its errors, and turn what a library raises into one line; a bug of ours
+    shows its traceback."""
     try:
         yield
     except UserError as error:
@@ -55,7 +55,8 @@ def of_tower(name: str) -> Iterator[None]:
 
 
 def _described(error: Exception) -> str:
-    """The first line of a library's message, with the exception's name where that says more."""
+    """The first line of a library's message, with the exception's name if the line alone is
+    unclear."""
     line = first_line(error)
     name = type(error).__name__
     return line if isinstance(error, (OSError, ValueError)) or line == name else f"{name}: {line}"

@@ -1,10 +1,10 @@
-"""Hiding places of pictures inside a library's network, whose state dict stays as it is."""
+"""Hide positions of pictures inside a library's network, whose state dict stays the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ Masks = Literal["none", "drop", "replace", "complement"]
 
 
 class Places(NamedTuple):
-    """The modules of a network at which places can be hidden; None where it has no such module.
+    """The modules of a network at which positions can be hidden; None if it has no such module.
 
     Args:
         embedding: gives a vector for each patch, before positions are added: `[B, T, D]`,
@@ -44,7 +44,7 @@ class Hiding:
         self._grid: Grid | None = None
         self._hidden: Tensor | None = None
         self._token: Tensor | None = None
-        self._kept: Tensor | None = None
+        self._visible: Tensor | None = None
         if places.embedding is not None:
             places.embedding.register_forward_hook(self._replace)
         if places.dropping is not None:
@@ -52,7 +52,7 @@ class Hiding:
 
     @staticmethod
     def kinds(places: Places) -> frozenset[str]:
-        """What a network with these places can do."""
+        """The kinds of hiding that a network with these modules supports."""
         replacing = ("replace",) if places.embedding is not None else ()
         dropping = ("drop", "complement") if places.dropping is not None else ()
         return frozenset((*replacing, *dropping))
@@ -61,34 +61,34 @@ class Hiding:
     def active(
         self, masks: Masks, hidden: Tensor, grid: Grid, token: Tensor | None
     ) -> Iterator[None]:
-        """Within it, the network runs with places hidden.
+        """Context in which the network runs with hidden positions.
 
         Args:
             masks: "drop", "complement" or "replace".
-            hidden: `[B, T]` bool over the places of `grid`.
+            hidden: `[B, T]` bool over the positions of `grid`.
             token: what replaces hidden patches, `[D]`.
 
         Raises:
-            ValueError: places are dropped, and rows hide different numbers of them.
+            ValueError: positions are dropped, and rows hide different numbers of them.
         """
         self._grid = grid
         if masks == "replace":
             assert token is not None, "masks: replace needs a mask token"
             self._hidden, self._token = hidden, token
         else:
-            self._kept = positions(hidden if masks == "complement" else ~hidden)
+            self._visible = positions(hidden if masks == "complement" else ~hidden)
         try:
             yield
         finally:
-            self._grid = self._hidden = self._token = self._kept = None
+            self._grid = self._hidden = self._token = self._visible = None
 
-    def _replace(self, module: nn.Module, given: Any, patches: Tensor) -> Tensor | None:
+    def _replace(self, module: nn.Module, given: object, patches: Tensor) -> Tensor | None:
         if self._grid is None or self._hidden is None or self._token is None:
             return None
         rows, columns = self._grid.rows, self._grid.columns
         hidden = self._hidden.view(-1, rows, columns)
         first = self._channels_first
-        # A network that merges patches has more of them here than places at its end.
+        # A network that merges patches has more of them here than positions at its end.
         if patches.ndim == 3:
             factor = round((patches.shape[1] / (rows * columns)) ** 0.5)
         else:
@@ -102,10 +102,10 @@ class Hiding:
         return torch.where(hidden[..., None], token, patches)
 
     def _drop(self, module: nn.Module, given: object, tokens: Tensor) -> Tensor | None:
-        if self._grid is None or self._kept is None:
+        if self._grid is None or self._visible is None:
             return None
         prefix = tokens.shape[1] - self._grid.num_places
-        return torch.cat([tokens[:, :prefix], gather(tokens[:, prefix:], self._kept)], dim=1)
+        return torch.cat([tokens[:, :prefix], gather(tokens[:, prefix:], self._visible)], dim=1)
 
 
 def positions(chosen: Tensor) -> Tensor:
@@ -120,10 +120,10 @@ def positions(chosen: Tensor) -> Tensor:
         raise ValueError(
             f"rows have between {fewest} and {most} positions; all rows need the same number"
         )
-    # Sorted stably, so that places keep their order.
+    # A stable sort preserves the order of positions.
     return chosen.byte().sort(dim=1, descending=True, stable=True).indices[:, :most]
 
 
-def gather(places: Tensor, kept: Tensor) -> Tensor:
-    """The places `[B, m, D]` of `[B, T, D]` at positions `[B, m]`."""
-    return places.gather(1, kept[..., None].expand(-1, -1, places.shape[-1]))
+def gather(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """The tokens `[B, m, D]` of `[B, T, D]` at positions `[B, m]`."""
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))

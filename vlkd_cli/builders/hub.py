@@ -1,5 +1,5 @@
-"""Whether the model hub can be reached: asked once, so that a machine without network is told so at
-once, not after many retries."""
+"""Whether the model hub can be reached: checked once, so that a machine without network gets its
+error at once, not after many retries."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def first_convolution(module: nn.Module) -> nn.Conv2d | None:
 def _units(
     module: nn.Module, prefix: str, half: float, listed: bool, alike: bool
 ) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Modules that are not opened further: name, module, and whether it stands in a plain
+    """Modules that are not opened further: name, module, and whether it is inside a plain
     container."""
     children = [
         (name, child)

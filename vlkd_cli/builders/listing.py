@@ -10,12 +10,13 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import vlkd_cli
 from vlkd_cli import catalog
 from vlkd_cli.builders.huggingface import known
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.recipe.types import ModalityName
 
 LIBRARIES = {
     "openclip": "open_clip_torch",
@@ -29,13 +30,25 @@ SHIPPED = Path(__file__).parent / "listings"
 FIELDS = ("name", "builder", "modality", "width", "parameters", "image_size_px", "pretrained")
 
 
-def rows_of(builder: str) -> list[dict[str, Any]]:
+class ModelRow(TypedDict):
+    """A row of `vlkd list-models`: the fields of `ModelInfo`."""
+
+    name: str
+    builder: str
+    modality: ModalityName
+    width: int | None
+    parameters: int | None
+    image_size_px: int | None
+    pretrained: Sequence[str]
+
+
+def rows_of(builder: str) -> list[ModelRow]:
     """Every model of a builder, one row per tower, with the fields of `ModelInfo`; from the cache
     where this version is in it.
 
     The pinned versions of openclip, timm and torchvision are answered from `listings/`, which
     `write_shipped` filled. With others,
-    widths and sizes that take minutes to find stay empty: what a name stands for may have changed.
+    widths and sizes that take minutes to find stay empty: the model of a name may have changed.
 
     Raises:
         MissingPackageError: the builder's library is not installed.
@@ -57,34 +70,34 @@ def rows_of(builder: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_transformers() -> list[dict[str, Any]]:
+def _of_transformers() -> list[ModelRow]:
     """The types of transformers' encoders, then the models that are on disk."""
-    rows: list[dict[str, Any]] = [
-        {"name": name, "builder": "huggingface", "modality": modality}
-        for modality in ("image", "text")
+    modalities: tuple[ModalityName, ...] = ("image", "text")
+    rows = [
+        _row(name, "huggingface", modality)
+        for modality in modalities
         for name in known.types_of(modality)
     ]
-    rows += [
-        {**row, "builder": "huggingface", "modality": modality, "pretrained": [known.ON_DISK]}
-        for modality in ("image", "text")
-        for row in known.on_disk(modality)
+    return rows + [
+        _row(name, "huggingface", modality, width, None, size_px, [known.ON_DISK])
+        for modality in modalities
+        for name, width, size_px in known.on_disk(modality)
     ]
-    return [{**dict.fromkeys(FIELDS), "pretrained": [], **row} for row in rows]
 
 
-def computed(builder: str) -> list[dict[str, Any]]:
+def computed(builder: str) -> list[ModelRow]:
     """The rows as the builder lists them, which may take seconds."""
-    return [dict(info._asdict()) for info in catalog.load("builder", builder).list_models()]
+    return [_row(*info) for info in catalog.load("builder", builder).list_models()]
 
 
-def measured(builder: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def measured(builder: str, rows: Sequence[ModelRow]) -> list[ModelRow]:
     """Those of the computed rows that can be towers, each model built once without memory; a second
     or less for each."""
     from vlkd_cli.builders.backbone import ModelInfo
 
     kind = catalog.load("builder", builder)
     found = [kind.measured(ModelInfo(**row)) for row in rows]
-    return [dict(info._asdict()) for info in found if info is not None]
+    return [_row(*info) for info in found if info is not None]
 
 
 def shipped(builder: str) -> Path:
@@ -93,8 +106,8 @@ def shipped(builder: str) -> Path:
 
 
 def write_shipped(builder: str) -> Path:
-    """Measure the rows of the installed version and keep them in the package; for anyone who raises
-    a pin."""
+    """Measure the rows of the installed version and write them into the package; for anyone who
+    raises a pin."""
     file = shipped(builder)
     file.parent.mkdir(exist_ok=True)
     _write(file, measured(builder, computed(builder)))
@@ -102,10 +115,10 @@ def write_shipped(builder: str) -> Path:
 
 
 def choose(
-    rows: Sequence[dict[str, Any]], *, modality: str | None, pattern: str, pretrained: bool
-) -> list[dict[str, Any]]:
-    """Rows of a modality whose name matches a glob pattern in upper or lower case (a bare word may
-    stand anywhere in the name)."""
+    rows: Sequence[ModelRow], *, modality: str | None, pattern: str, pretrained: bool
+) -> list[ModelRow]:
+    """Rows of a modality whose name matches a glob pattern in upper or lower case (a bare word
+    matches anywhere in the name)."""
     return [
         row
         for row in rows
@@ -136,20 +149,36 @@ def _version(builder: str) -> str:
         return "none"
 
 
-def _read(file: Path) -> list[dict[str, Any]] | None:
+def _read(file: Path) -> list[ModelRow] | None:
     """The remembered rows; None where there are none or they are damaged."""
     try:
-        return [
-            dict(zip(FIELDS, row, strict=True))
-            for row in json.loads(file.read_text(encoding="utf-8"))
-        ]
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [_row(*row) for row in rows if len(row) == len(FIELDS)]
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _row(
+    name: str,
+    builder: str,
+    modality: ModalityName,
+    width: int | None = None,
+    parameters: int | None = None,
+    image_size_px: int | None = None,
+    pretrained: Sequence[str] = (),
+) -> ModelRow:
+    return {
+        "name": name,
+        "builder": builder,
+        "modality": modality,
+        "width": width,
+        "parameters": parameters,
+        "image_size_px": image_size_px,
+        "pretrained": list(pretrained),
+    }
+
+
+def _write(file: Path, rows: Sequence[ModelRow]) -> None:
     """One row on a line, its values in the order of FIELDS."""
-    lines = ",\n".join(
-        json.dumps([row[field] for field in FIELDS], separators=(",", ":")) for row in rows
-    )
+    lines = ",\n".join(json.dumps(list(row.values()), separators=(",", ":")) for row in rows)
     file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -46,7 +46,7 @@ def by_length(inputs: TextInput, run: Callable[[TextInput], Outputs]) -> Outputs
 
     Args:
         inputs: tensors `[B, T]`, `attention_mask` among them, or `[B, ...]`.
-        run: encodes such inputs; what it gives under "tokens" is spread over the places again,
+        run: encodes such inputs; its output "tokens" is scattered to the original positions again,
             zeros at the padding.
     """
     mask = inputs["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""Where weights lie on disk: paths, folders, installed packages, and what is said when they are
+"""Find weights on disk: paths, folders, installed packages, and the errors when they are
 missing."""
 
 from __future__ import annotations

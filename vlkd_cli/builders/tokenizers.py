@@ -4,13 +4,17 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vlkd_cli.builders.padding import pad
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import TextInput
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import HFTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 CLIP_VOCABULARY = 49408
 CLIP_BASE_TOKENS = 512
@@ -32,11 +36,11 @@ class ClipTokenizer:
     """CLIP's byte-pair encoding; it comes with open_clip, so nothing is downloaded.
 
     Args:
-        context_length: longest caption in tokens, start and end included; longer ones lose their
-            tail but keep their end token.
+        context_length: longest caption in tokens, start and end included; longer ones are
+            truncated before their end token.
         trim: cut the batch to its longest caption instead of padding to the context length.
-        vocabulary_size: fewer than CLIP's 49408 tokens keep the most frequent merges only, for
-            small embedding tables.
+        vocabulary_size: with fewer than CLIP's 49408 tokens, only the most frequent merges are
+            used, for small embedding tables.
         masked: also give the attention mask, for encoders that need it.
         pad: id that fills up short captions.
         shift: added to every other id, so that `pad` may be a number of its own.
@@ -154,7 +158,7 @@ class PretrainedTokenizer:
     """A tokenizer of transformers: ids and attention mask, padded on the right to the longest
     caption of the batch.
 
-    A text of which the tokenizer makes no tokens stands as one token of padding.
+    A text without any tokens becomes one token of padding.
 
     Args:
         tokenizer: the fast or slow tokenizer object. It needs no padding token: the mask hides
@@ -166,7 +170,12 @@ class PretrainedTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, max_length: int, lower: bool = False, fills: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        lower: bool = False,
+        fills: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -193,7 +202,7 @@ class PaddedTokenizer:
     """open_clip's wrappers around a transformers tokenizer, which pad to the context length as
     their models were trained."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: HFTokenizer) -> None:
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> TextInput:

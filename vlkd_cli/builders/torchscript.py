@@ -1,8 +1,8 @@
 """The tensors of a TorchScript archive, read without running anything that is in it.
 
 `torch.jit.load` executes an archive's own code, which may create or overwrite any file. OpenAI
-publishes its CLIP weights as such archives; their tensors lie as plain bytes next to a pickle that
-says which is which, and that is all this reader looks at.
+publishes its CLIP weights as such archives; their tensors are plain bytes next to a pickle that
+maps names to them, and this reader looks at nothing else.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands for any class of the archive: only its attributes are of interest."""
+    """Replaces any class of the archive: only its attributes are of interest."""
 
 
 class _Storage(NamedTuple):
@@ -80,7 +80,7 @@ class _Reader(pickle.Unpickler):
             return STORAGES[name]
         raise pickle.UnpicklingError(f"it holds '{module}.{name}', which is not a module or tensor")
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: tuple[str, object, str, object, int]) -> _Storage:
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it refers to '{kind}', which is not a tensor's bytes")
@@ -97,7 +97,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, size: Any, stride: Any, *rest: object
+    storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], *rest: object
 ) -> Tensor:
     # as_strided refuses what would reach beyond the storage.
     return torch.as_strided(storage.values, tuple(size), tuple(stride), offset)
@@ -107,7 +107,7 @@ def _rebuild_parameter(data: Tensor, *rest: object) -> Tensor:
     return data
 
 
-def _first(value: Any, *rest: object) -> Any:
+def _first(value: object, *rest: object) -> object:
     return value
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlkd_cli.builders.backbone import BuildContext
 from vlkd_cli.builders.tokenizers import well_formed
@@ -14,6 +14,12 @@ from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.builders.word_pieces import CONTINUES, MAX_LETTERS, learn_pieces
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -27,7 +33,7 @@ MAX_LETTERS_AT_ONCE = 10_000
 
 def trained_tokenizer(
     context: BuildContext, *, vocabulary_size: int
-) -> tuple[Any, dict[str, bytes]]:
+) -> tuple[PreTrainedTokenizerFast, dict[str, bytes]]:
     """A transformers tokenizer of at most `vocabulary_size` lower-case word pieces, and the file
     that checkpoints must hold, by its path in the run folder.
 
@@ -111,7 +117,7 @@ def _checked(stored: bytes, where: str, tower: str) -> str:
     return content
 
 
-def _read(content: str) -> Any:
+def _read(content: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(content)
@@ -148,7 +154,9 @@ def _train(captions: Iterable[str], vocabulary_size: int) -> str:
     return str(tokenizer.to_str())
 
 
-def _count_words(captions: Iterable[str], normalizer: Any, splitter: Any) -> Counter[str]:
+def _count_words(
+    captions: Iterable[str], normalizer: Normalizer, splitter: PreTokenizer
+) -> Counter[str]:
     """How often each word of the normalized captions occurs."""
     # The same run of letters comes up again and again, so it is normalized once.
     runs: Counter[str] = Counter()

@@ -1,5 +1,5 @@
-"""A trial run of an image network at build, so that what it cannot encode is said before the first
-step."""
+"""A trial run of an image network at build, so that an image size that it cannot encode is
+reported before the first step."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def try_images(
     with probing(network):
         try:
             return _without_memory(network, size_px, run)
-        # What a library holds outside of parameters and buffers does not follow: only a real run
-        # tells whether the picture is the reason.
+        # What a library holds outside of parameters and buffers is not copied: only a real run
+        # shows whether the picture is the reason.
         except Exception:
             size = f"{height} x {width}"
             with one_line(f"{what}: does not encode RGB images of {size} pixels", remedy):

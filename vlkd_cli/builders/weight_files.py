@@ -68,7 +68,7 @@ def weight_names(path: Path, what: str) -> set[str]:
 
 
 def check_file(path: Path, what: str) -> None:
-    """Refuse a file that only stands for another: empty, a Git LFS pointer, a web page.
+    """Refuse a file without the real content: empty, a Git LFS pointer, a web page.
 
     Raises:
         WeightsError: it is one of these, or cannot be opened.

@@ -1,4 +1,4 @@
-"""How tensors get into a module and out of it again, and what is said when they do not fit."""
+"""How tensors get into a module and out of it again, and the errors when they do not fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fit_weights(
 ) -> None:
     """Load weights into a module, every parameter and persistent buffer of it.
 
-    Where all of its names stand below one prefix (`model.`, `student.`), those are taken.
+    If all of its names are below one prefix (`model.`, `student.`), those are used.
 
     Args:
         what: the model in the user's words.
@@ -38,7 +38,7 @@ def fit_weights(
         ignore: names in `state` that may be left over.
 
     Raises:
-        WeightsError: names or shapes differ; the line says the first that does.
+        WeightsError: names or shapes differ; the message names the first.
     """
     wanted = module.state_dict()
     state = below_prefix(state, wanted, what, source=source)
@@ -71,8 +71,8 @@ def fit_weights(
 def below_prefix(
     state: Mapping[str, Tensor], names: Collection[str], what: str, *, source: str
 ) -> Mapping[str, Tensor]:
-    """The tensors below the one prefix under which a model's names stand, without the prefix; all
-    of them where there is no such prefix.
+    """The tensors below the one prefix that has a model's names, without the prefix; all of them
+    if there is no such prefix.
 
     Args:
         names: of the model's parameters and buffers; counters of batches may be missing.

@@ -56,12 +56,12 @@ def _split(word: str) -> list[str]:
 
 def _merges(words: list[tuple[list[str], int]], taken: set[str], most: int) -> list[str]:
     counts: dict[Pair, int] = defaultdict(int)
-    # Places are added and never taken away: a word that lost the pair costs one search.
-    places: dict[Pair, set[int]] = defaultdict(set)
-    for place, (pieces, number) in enumerate(words):
+    # Words are added and never removed: a word that lost the pair costs one search.
+    words_with: dict[Pair, set[int]] = defaultdict(set)
+    for index, (pieces, number) in enumerate(words):
         for pair in itertools.pairwise(pieces):
             counts[pair] += number
-            places[pair].add(place)
+            words_with[pair].add(index)
     # Entries go stale as counts change; they are corrected when they come up.
     queue = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(queue)
@@ -76,9 +76,9 @@ def _merges(words: list[tuple[list[str], int]], taken: set[str], most: int) -> l
         if merged not in taken:
             found[merged] = None
         made: set[Pair] = set()
-        for place in places.pop(pair):
-            for new in _join(*words[place], pair, merged, counts):
-                places[new].add(place)
+        for index in words_with.pop(pair):
+            for new in _join(*words[index], pair, merged, counts):
+                words_with[new].add(index)
                 made.add(new)
         del counts[pair]
         for new in made:

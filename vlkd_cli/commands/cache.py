@@ -29,7 +29,7 @@ def list_cache(
     from vlkd_cli.cache_folder import cache_folder
     from vlkd_cli.features.cached_tables import list_tables
 
-    place = cache_folder(folder)
+    directory = cache_folder(folder)
     rows = [
         {
             "table": table.name,
@@ -43,12 +43,12 @@ def list_cache(
             "bytes": table.size_bytes,
             "last_use": datetime.fromtimestamp(table.used).isoformat(" ", "minutes"),
         }
-        for table in list_tables(place)
+        for table in list_tables(directory)
     ]
     if json_:
         console.say(json.dumps(rows, indent=2))
     elif not rows:
-        console.say(f"{place} holds no table of features.")
+        console.say(f"{directory} holds no table of features.")
     else:
         shown = [
             [
@@ -57,7 +57,7 @@ def list_cache(
             ]
             for row in rows
         ]
-        console.print_table(str(place), list(rows[0]), shown)
+        console.print_table(str(directory), list(rows[0]), shown)
 
 
 def _shown(key: str, value: object) -> str:

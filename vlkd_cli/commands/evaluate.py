@@ -221,7 +221,7 @@ def _names(option: str, text: str | None) -> list[str]:
 
 
 def _as_settings(given: Mapping[str, object]) -> list[str]:
-    """Options that stand for keys of the suites, as `--with` has them.
+    """Options that are short for keys of the suites, as in `--with`.
 
     Raises:
         UserError: one of them is empty.

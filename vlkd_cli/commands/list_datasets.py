@@ -32,13 +32,13 @@ def list_datasets(
     if here and root is None:
         raise UserError("--here needs --data with the folder to look in.")
     known = known_sets()
-    places = sets_on_disk(root) if root is not None else {}
-    names = [*known, *(name for name in places if name not in known)]
+    found = sets_on_disk(root) if root is not None else {}
+    names = [*known, *(name for name in found if name not in known)]
     pattern = search if any(mark in search for mark in "*?[") else f"*{search}*"
     chosen = [
         name
         for name in names
-        if fnmatch.fnmatch(name.lower(), pattern.lower()) and (not here or name in places)
+        if fnmatch.fnmatch(name.lower(), pattern.lower()) and (not here or name in found)
     ]
     if not chosen:
         where = f" under {root}" if here else ""
@@ -48,14 +48,14 @@ def list_datasets(
         )
     rows: list[dict[str, object]] = []
     for name in chosen:
-        place = places.get(name)
-        facts = known.get(name) or (place.facts if place else None)
+        entry = found.get(name)
+        facts = known.get(name) or (entry.facts if entry else None)
         row: dict[str, Any] = {"name": name} | (facts._asdict() if facts is not None else {})
         rows.append(
             row
             | {
-                "layout": place.layout if place else None,
-                "path": str(place.path) if place else None,
+                "layout": entry.layout if entry else None,
+                "path": str(entry.path) if entry else None,
             }
         )
     if json_:

@@ -10,8 +10,8 @@ import typer
 def list_distillers(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Every training objective: its paper, direction, what else it wants of a batch, what state it
-    keeps, and what crosses ranks."""
+    """Every training objective: its paper, its direction, what else of a batch it needs, its
+    state, and what it communicates between ranks."""
     import json
 
     from vlkd_cli import console

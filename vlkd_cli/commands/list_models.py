@@ -125,7 +125,7 @@ def _list_task(task: str, pattern: str, json: bool, *, every: bool) -> None:
         console.say(json_library.dumps(found, indent=2))
         return
     columns = ("name", "task", "output_dim", "architecture", "description")
-    console.print_table("", columns, [[row[column] for column in columns] for row in found])
+    console.print_table("", columns, [[dict(row)[column] for column in columns] for row in found])
     for row in found:
         if row["missing"]:
             console.say(f"{row['name']} cannot be used: this version has no {row['missing']}.")

@@ -126,7 +126,7 @@ def smoke_recipes(
 def print_schema() -> None:
     """Print the JSON Schema of recipes, for completion in editors.
 
-    The first line of a recipe tells editors where it lies: `# yaml-language-server:
+    The first line of a recipe points editors to it: `# yaml-language-server:
         $schema=recipe.schema.json`.
     """
     import json

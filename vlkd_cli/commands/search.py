@@ -18,7 +18,7 @@ def search(
             help=(
                 "INDEX is a .npy file of `vlkd encode`; a QUERY is a text, or the path of an image"
                 " or a mesh. TARGET, which encodes the queries, is what encoded the index unless"
-                " you say it."
+                " it is given."
             ),
         ),
     ],
@@ -44,22 +44,22 @@ def search(
     """Search what was encoded, exactly: a text or an image finds the nearest texts or images."""
     from vlkd_cli.errors import UserError
 
-    place = next((n for n, word in enumerate(words[:2]) if word.endswith(".npy")), None)
-    if place is None:
+    position = next((n for n, word in enumerate(words[:2]) if word.endswith(".npy")), None)
+    if position is None:
         raise UserError(
             f"which index? Give a .npy file of `vlkd encode` before the queries, not {words[0]}."
         )
-    queries = words[place + 1 :]
+    queries = words[position + 1 :]
     if not queries:
-        raise UserError(f"what is searched in {words[place]}? Give a text or an image after it.")
+        raise UserError(f"what is searched in {words[position]}? Give a text or an image after it.")
     from vlkd_cli import console
 
     console.announce("Loading torch ...")
     from vlkd_cli.engine.search import search as search_index
 
     search_index(
-        target=words[0] if place else None,
-        index=Path(words[place]),
+        target=words[0] if position else None,
+        index=Path(words[position]),
         queries=queries,
         k=k,
         tower=tower,

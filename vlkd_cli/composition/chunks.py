@@ -1,10 +1,10 @@
 """Encoding a large batch piece by piece, with the activations of one piece in memory at a time.
 
-Forward keeps no activations of a trained tower but those of the last piece; backward takes piece
-after piece, last first: it runs the piece again with its random state, computes its gradients and
+Forward stores only the activations of the last piece of a trained tower; backward processes the
+pieces from last to first: it runs each again with its random state, computes its gradients and
 frees it. To autograd this is one graph, so distillers see all rows at once, a parameter's hooks
-fire once, and neither the trainer nor DistributedDataParallel know of it. Dropout of a piece is the
-same in both runs.
+fire once, and neither the trainer nor DistributedDataParallel know of it. Dropout of a piece is
+the same in both runs.
 
 A piece is one node of that graph, whose inputs are the weights (`_Again`). torch's checkpoint
 intercepts every tensor that an operation saves, in both runs, which costs more than the operations
@@ -56,7 +56,7 @@ def encode_in_chunks(
     Args:
         run: a tower's forward for one pass.
         inputs: `[N, ...]` pictures, or a TextInput of N texts.
-        hidden: `[N, T]` hidden places, or None.
+        hidden: `[N, T]` hidden positions, or None.
         size: inputs of a piece, a multiple of the pictures of a sample.
         learns: whether gradients are needed; otherwise every piece runs once.
         layers: whose weights a piece reads or not (experts, layers that are left out at random).
@@ -69,14 +69,14 @@ def encode_in_chunks(
     every = list(_pieces(inputs, hidden, size))
     pieces = []
     with gathered_once(divided):
-        for number, (rows, places) in enumerate(every):
+        for number, (rows, mask) in enumerate(every):
             # Backward begins with the last piece, so running it again would save nothing.
             if not learns or number == len(every) - 1:
-                pieces.append(run(rows, places))
+                pieces.append(run(rows, mask))
             elif reads is None:
-                pieces.append(checkpoint(run, rows, places, use_reentrant=False))
+                pieces.append(checkpoint(run, rows, mask, use_reentrant=False))
             else:
-                pieces.append(_again(run, rows, places, reads))
+                pieces.append(_again(run, rows, mask, reads))
             # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
             torch.clear_autocast_cache()
     outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -87,9 +87,9 @@ def encode_in_chunks(
     return outputs, reads
 
 
-def _again(run: Run, rows: Any, places: Tensor | None, reads: Reads) -> dict[str, Tensor]:
+def _again(run: Run, rows: Any, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
     names: list[str] = []
-    outputs = _Again.apply(run, rows, places, reads.learning, names, *reads.weights)
+    outputs = _Again.apply(run, rows, hidden, reads.learning, names, *reads.weights)
     return dict(zip(names, outputs, strict=True))
 
 
@@ -101,13 +101,13 @@ class _Again(torch.autograd.Function):
         ctx: Any,
         run: Run,
         rows: Any,
-        places: Tensor | None,
+        hidden: Tensor | None,
         learning: frozenset[str],
         names: list[str],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.rows, ctx.places, ctx.weights = run, rows, places, weights
+        ctx.run, ctx.rows, ctx.hidden, ctx.weights = run, rows, hidden, weights
         some = rows if isinstance(rows, Tensor) else next(iter(rows.values()))
         ctx.device = some.device
         ctx.random = torch.get_rng_state()
@@ -116,9 +116,9 @@ class _Again(torch.autograd.Function):
             torch.is_autocast_enabled(some.device.type),
             torch.get_autocast_dtype(some.device.type),
         )
-        found = run(rows, places)
+        found = run(rows, hidden)
         names.extend(found)
-        # Two names may stand for one tensor, and a node has each of its outputs once.
+        # Two names may refer to one tensor, and a node has each of its outputs once.
         seen: set[int] = set()
         outputs = []
         for value in found.values():
@@ -139,7 +139,7 @@ class _Again(torch.autograd.Function):
             if ctx.device_random is not None:
                 torch.cuda.set_rng_state(ctx.device_random, ctx.device)
             with torch.autocast(ctx.device.type, dtype=dtype, enabled=enabled):
-                outputs = ctx.run(ctx.rows, ctx.places).values()
+                outputs = ctx.run(ctx.rows, ctx.hidden).values()
         pairs = [
             (output, grad)
             for output, grad in zip(outputs, grads, strict=True)
@@ -174,8 +174,8 @@ def _reads(outputs: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Reads:
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
-    """Outputs of all pieces. Selected places are `[n, m, E]` where a piece has as many of each
-    picture, and become `[M, E]` where another piece has not."""
+    """Outputs of all pieces. Selected positions are `[n, m, E]` if every picture of a piece has
+    equally many, and become `[M, E]` if that does not hold for all pieces."""
     if len({piece.shape[1:] for piece in pieces}) > 1:
         pieces = [piece.flatten(0, 1) if piece.ndim == 3 else piece for piece in pieces]
     return torch.cat(pieces)
@@ -190,8 +190,8 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
     was_training = tower.training
     tower.train()
     learning = [
-        place
-        for place, module in tower.named_modules()
+        norm
+        for norm, module in tower.named_modules()
         if isinstance(module, _BatchNorm) and module.training
     ]
     tower.train(was_training)

@@ -101,7 +101,7 @@ class Composition(nn.Module):
         self.followers = NamedModules(
             {name: tower for name, tower in towers.items() if isinstance(tower, MomentumTower)}
         )
-        # A plain dict in a tuple keeps the frozen towers out of nn.Module's registration.
+        # A plain dict in a tuple hides the frozen towers from nn.Module's registration.
         self._frozen = (
             {
                 name: tower
@@ -217,7 +217,8 @@ class Composition(nn.Module):
             "progress": progress,
         }
         for objective in self.objectives:
-            # Nothing stands between this line and the distiller, so that a traceback shows both.
+            # Call the distiller directly from here, so that a traceback shows this line and the
+            # distiller.
             calls = [
                 objective.distiller(
                     student,
@@ -284,7 +285,8 @@ class Composition(nn.Module):
 
 
 class _Delivered(NamedTuple):
-    """What a distiller is given of the outputs; `samples` says whose each selected position is."""
+    """The outputs as a distiller receives them; `samples` maps each selected position to its
+    sample."""
 
     student: Tensor | tuple[Tensor, ...]
     teacher: Tensor | tuple[Tensor, ...] | None

@@ -32,7 +32,7 @@ def start_episode(
         progress: where training is.
 
     Returns:
-        Parameters that were drawn again, equal on all ranks; their optimizer state is to be
+        Parameters that were initialized again, equal on all ranks; their optimizer state must be
         dropped.
     """
     objectives = [one for one in composition.objectives if one.arrow.episode is not None]

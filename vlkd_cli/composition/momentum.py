@@ -35,13 +35,13 @@ class MomentumTower(nn.Module):
         momentum: m, 0 to 1, a number or a schedule such as `{cosine: [0.996, 1.0]}`.
         name: its own name in the recipe.
         outputs: what is read of it; heads that none of these needs are left out. None: all.
-        masks: what becomes of hidden places, whatever the followed tower does with them.
+        masks: how hidden positions are treated, independently of the followed tower.
         shuffle: permute the samples of all ranks before they are encoded and put the outputs back
             in order, so that batch norms see samples of several ranks. Without effect on one.
         seed: of those permutations.
 
     Raises:
-        RecipeError: it cannot hide places in this way, or cannot be shuffled.
+        RecipeError: it cannot hide positions in this way, or cannot be shuffled.
 
     Source: He et al., Momentum Contrast, CVPR 2020, arXiv:1911.05722, equation 2; shuffling:
     section 3.3.

@@ -33,7 +33,7 @@ class Pass(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What an address stands for in a batch.
+    """The rows that an address selects in a batch.
 
     Args:
         values: `[B, E]`, `[B, T, E]`, or `[M, E]` with `counts`.
@@ -52,8 +52,10 @@ class Rows(NamedTuple):
         device = self.values.device
         if self.counts is not None:
             return torch.arange(len(self.counts), device=device).repeat_interleave(self.counts)
-        batch, *places = self.values.shape[:-1]
-        return torch.arange(batch, device=device).repeat_interleave(places[0] if places else 1)
+        batch, *positions = self.values.shape[:-1]
+        return torch.arange(batch, device=device).repeat_interleave(
+            positions[0] if positions else 1
+        )
 
 
 def plan(addresses: Iterable[Address]) -> tuple[Pass, ...]:
@@ -117,20 +119,20 @@ def _encode_one(
         hidden = hidden.flatten(0, 1)
     step = {"step": progress.step} if isinstance(tower, MomentumTower) else {}
 
-    def run(rows: Any, places: Tensor | None) -> dict[str, Tensor]:
+    def run(rows: Any, mask: Tensor | None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = tower(
-            rows, one.outputs, hidden=places, pictures=pictures, **step
+            rows, one.outputs, hidden=mask, pictures=pictures, **step
         )
         return outputs
 
     if chunk is None:
         values = run(inputs, hidden)
     else:
-        # A frozen backbone keeps no activations, so running it again would only cost time.
+        # A frozen backbone stores no activations, so running it again would only cost time.
         learns = torch.is_grad_enabled() and not original.backbone_is_frozen
         size = max(chunk // pictures, 1) * pictures
-        place = one.tower, one.input
-        reads = known.get(place)
+        known_by = one.tower, one.input
+        reads = known.get(known_by)
         values, reads = encode_in_chunks(
             run,
             inputs,
@@ -142,7 +144,7 @@ def _encode_one(
             reads=reads,
         )
         if reads is not None:
-            known[place] = reads
+            known[known_by] = reads
     found: dict[Address, Rows] = {}
     for output, read in one.outputs.items():
         counts = None

@@ -33,8 +33,8 @@ class Sample:
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """First and past-the-last position of the texts of a name; a name that is not there has all."""
     choice: int = 0
-    """A random number of 63 bits that says which of several wordings of a text is used; the same
-    for all names."""
+    """A random number of 63 bits that selects one of several wordings of a text; the same for all
+    names."""
     first_row: int = 0
     """Row of its first text in a table of all texts of the reader."""
     label: int = -1
@@ -45,18 +45,18 @@ class Sample:
     sources: Sources | None = None
     """Where its captions proper come from; None: each is as likely as any other."""
     seed: int = 0
-    """Seed of this draw's augmentation: depends on the run's seed, the epoch and the position
-    only."""
+    """Seed of the augmentation: depends on the run's seed, the epoch and the position only."""
     draw: int = 0
     """Which of the stored augmentations of this row is shown, see `loading.draws`."""
-    drawn_seed: int = 0
+    draw_seed: int = 0
     """Seed of that augmentation: depends on its number and the row only."""
     salvage: bool = False
     """Whether an image that is cut off is taken as far as it goes."""
     problem: str = ""
     """Why its image, mesh or captions are missing, where the reader knows."""
     num_samples: int = 1
-    """Samples that it stands for: of a stream's shard that cannot be read, those that are lost."""
+    """Number of samples that it represents: for a shard of a stream that cannot be read, those
+    that are lost."""
     mesh: np.ndarray | None = None
     """Points on its surface with their normals, `[P, 6]` float32."""
 
@@ -78,8 +78,8 @@ NO_TARGET = "its target is not a finite number"
 
 
 class Broken(Exception):
-    """One sample that cannot be read; the text is the reason, without the sample's name. The loader
-    puts another in its place."""
+    """One sample that cannot be read; the text is the reason, without the sample's name. The
+    loader replaces it by another."""
 
 
 class Skipped(NamedTuple):
@@ -126,7 +126,7 @@ class Batch:
         labels: `[B]` int64, -1 where a sample has none.
         skipped: samples that could not be read and were replaced, and shards of a stream that
             could not.
-        hidden: by view, `[B, T]` or `[B, V, T]` bool as its pictures are, True for the places of
+        hidden: by view, `[B, T]` or `[B, V, T]` bool like its pictures, True for the positions of
             their grid that are hidden; views without a mask have no entry.
         targets: `[B, N]`, or None where samples have none.
         columns: by name, `[B]` entries of the columns that distillers compare.

@@ -38,7 +38,7 @@ def chosen(choice: int, sources: Sources) -> int:
     wanted = min(bisect.bisect_right(edges, point), len(edges) - 1)
     there = sorted(set(sources.of_captions))
     source = there[bisect.bisect_left(there, wanted) % len(there)]
-    found = [place for place, own in enumerate(sources.of_captions) if own == source]
+    found = [position for position, own in enumerate(sources.of_captions) if own == source]
     return found[(choice >> _BITS) % len(found)]
 
 

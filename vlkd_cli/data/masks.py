@@ -28,7 +28,7 @@ class Mask:
     """Keys that make the number of hidden positions vary from picture to picture where they are
     set."""
 
-    def __call__(self, draw: random.Random) -> Tensor:
+    def __call__(self, rng: random.Random) -> Tensor:
         """`[T]` bool, True for hidden positions."""
         raise NotImplementedError
 
@@ -72,9 +72,9 @@ class RandomMask(Mask):
         # integer.
         self.num_hidden = units - math.floor(units * (1 - share) + 1e-9)
 
-    def __call__(self, draw: random.Random) -> Tensor:
+    def __call__(self, rng: random.Random) -> Tensor:
         hidden = torch.zeros(self.rows * self.columns, dtype=torch.bool)
-        hidden[draw.sample(range(len(hidden)), self.num_hidden)] = True
+        hidden[rng.sample(range(len(hidden)), self.num_hidden)] = True
         units = hidden.view(self.rows, self.columns)
         return units.repeat_interleave(self.unit, 0).repeat_interleave(self.unit, 1).flatten()
 
@@ -84,11 +84,11 @@ class BlockMask(Mask):
 
     Args:
         hidden: number of hidden positions, exactly; 75 where neither this nor `share` is given.
-        share: instead, fractions between which the number is drawn for each picture; what
+        share: instead, the bounds of the fraction that is sampled for each picture; what
             rectangles leave over stays visible.
         probability: of hiding anything, with `share`.
         smallest: area of the smallest rectangle, in positions.
-        aspect: lowest and highest height over width, drawn on a logarithmic scale.
+        aspect: lowest and highest height over width, sampled on a logarithmic scale.
 
     Source: Bao et al., BEiT, arXiv:2106.08254, algorithm 1; microsoft/unilm, beit/
         masking_generator.py; with `share`, Zhou et al., iBOT, arXiv:2111.07832, appendix E. Differs
@@ -126,30 +126,30 @@ class BlockMask(Mask):
             )
         self.smallest, self.aspect = smallest, (math.log(aspect[0]), math.log(aspect[1]))
 
-    def __call__(self, draw: random.Random) -> Tensor:
+    def __call__(self, rng: random.Random) -> Tensor:
         hidden = torch.zeros(self.grid.rows, self.grid.columns, dtype=torch.bool)
         if self.share is None:
-            self._cover(hidden, self.num_hidden, draw)
+            self._cover(hidden, self.num_hidden, rng)
             visible = (~hidden.flatten()).nonzero().flatten().tolist()
             missing = self.num_hidden - (len(hidden.flatten()) - len(visible))
-            hidden.view(-1)[draw.sample(visible, missing)] = True
-        elif draw.random() < self.probability:
-            share = draw.uniform(*self.share)
-            self._cover(hidden, int(share * self.grid.num_places), draw)
+            hidden.view(-1)[rng.sample(visible, missing)] = True
+        elif rng.random() < self.probability:
+            share = rng.uniform(*self.share)
+            self._cover(hidden, int(share * self.grid.num_places), rng)
         return hidden.flatten()
 
-    def _cover(self, hidden: Tensor, wanted: int, draw: random.Random) -> None:
+    def _cover(self, hidden: Tensor, wanted: int, rng: random.Random) -> None:
         """Hide rectangles until `wanted` positions are hidden or ten in a row do not fit."""
         fruitless = 0
         while (left := wanted - int(hidden.sum())) > 0 and fruitless < FRUITLESS_RECTANGLES:
-            area = draw.uniform(self.smallest, max(left, self.smallest))
-            aspect = math.exp(draw.uniform(*self.aspect))
+            area = rng.uniform(self.smallest, max(left, self.smallest))
+            aspect = math.exp(rng.uniform(*self.aspect))
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             fruitless += 1
             if not (0 < height <= self.grid.rows and 0 < width <= self.grid.columns):
                 continue
-            top = draw.randint(0, self.grid.rows - height)
-            side = draw.randint(0, self.grid.columns - width)
+            top = rng.randint(0, self.grid.rows - height)
+            side = rng.randint(0, self.grid.columns - width)
             window = hidden[top : top + height, side : side + width]
             if 0 < height * width - int(window.sum()) <= left:
                 window.fill_(True)

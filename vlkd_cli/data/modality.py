@@ -1,6 +1,6 @@
 """What is known of each modality, in one object each; no other file compares their names.
 
-`recipe.modality` says what recipes may ask of them.
+`recipe.modality` defines what recipes may set for them.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class StoredView(ImageView):
         tables: Sequence[DrawTable] = (),
         first: int = 0,
     ) -> None:
-        super().__init__(expected, augment, copies=copies, drawn=True, alone=True)
+        super().__init__(expected, augment, copies=copies, by_draw=True, alone=True)
         self.tables, self.first = list(tables), first
 
     def stored(self, rows: np.ndarray, draws: np.ndarray) -> bool:
@@ -84,12 +84,12 @@ class StoredView(ImageView):
 
     def images(self, samples: Sequence[Sample], images: Tensor) -> dict[str, Tensor]:
         """The tower's input where some samples have no features."""
-        return {IMAGES: images if self.pictures > 1 else images[:, None], **self._places(samples)}
+        return {IMAGES: images if self.pictures > 1 else images[:, None], **self._lookup(samples)}
 
     def features(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The tower's input where all of them have."""
-        places = self._places(samples)
-        rows = places[ROWS].numpy().ravel()
+        lookup = self._lookup(samples)
+        rows = lookup[ROWS].numpy().ravel()
         draws = np.repeat([sample.draw for sample in samples], self.pictures)
         found: np.ndarray | None = None
         for table, chosen in self._by_table(draws):
@@ -100,9 +100,9 @@ class StoredView(ImageView):
             found[chosen] = own
         assert found is not None
         values = torch.from_numpy(found).view(len(samples), self.pictures, -1)
-        return {FEATURES: values, **places}
+        return {FEATURES: values, **lookup}
 
-    def _places(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _lookup(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         rows = self._rows(np.array([sample.index for sample in samples], dtype=np.int64))
         tables = torch.tensor([[self.first + sample.draw] for sample in samples])
         return {

@@ -1,4 +1,4 @@
-"""What a tower sees of the drawn samples: pixels, tokens or stored features. Views run in the
+"""What a tower sees of the samples: pixels, tokens or cached features. Views run in the
 loader's workers and survive pickling."""
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ImageView:
         expected: what the tower expects.
         augment: random changes, seeded by each sample; None: the tower's evaluation transform, from
             the full-size pixels.
-        copies: how often the changes are made again.
-        drawn: the changes are those of the row (`Sample.drawn_seed`), not of the position.
+        copies: number of differently augmented copies of each image.
+        by_draw: augment by the row and its draw (`Sample.draw_seed`) instead of by the position.
         alone: it decodes an image at the scale that it needs itself, whatever others need, and does
             not count for theirs.
     """
@@ -46,11 +46,11 @@ class ImageView:
         augment: Augment | None = None,
         *,
         copies: int = 1,
-        drawn: bool = False,
+        by_draw: bool = False,
         alone: bool = False,
     ) -> None:
         self.expected, self.augment, self.copies = expected, augment, copies
-        self.drawn, self.alone = drawn, alone
+        self.by_draw, self.alone = by_draw, alone
         self.pictures = copies * (1 if augment is None else augment.pictures)
         self.size_px = expected.size_px if augment is None else augment.size(expected)
 
@@ -74,7 +74,7 @@ class _Plan(NamedTuple):
     view: ImageView
     room: Tensor
     box: Box | None
-    draw: random.Random
+    rng: random.Random
     shrink: int
 
 
@@ -103,13 +103,13 @@ def render(
     for view, room, salt in zip(views, rooms, salts or [0] * len(views), strict=True):
         apart = room.view(view.copies, -1, *room.shape[-3:])
         for copy in range(view.copies):
-            seed = sample.drawn_seed if view.drawn else sample.seed
-            draw = random.Random(seed_of(seed, salt, copy))
-            box = None if view.augment is None else view.augment.region(full, draw)
+            seed = sample.draw_seed if view.by_draw else sample.seed
+            rng = random.Random(seed_of(seed, salt, copy))
+            box = None if view.augment is None else view.augment.region(full, rng)
             scale = 1 if box is None else view.augment.shrink(box, view.expected)  # type: ignore[union-attr]
             if not view.alone:
                 shared = min(shared, scale)
-            plans.append(_Plan(view, apart[copy], box, draw, scale))
+            plans.append(_Plan(view, apart[copy], box, rng, scale))
     scales = {
         view: min((plan.shrink for plan in plans if plan.view is view), default=1)
         if view.alone
@@ -117,22 +117,22 @@ def render(
         for view in views
     }
     decoded = {scale: picture.pixels(scale) for scale in dict.fromkeys(scales.values())}
-    for view, room, box, draw, _ in plans:
+    for view, room, box, rng, _ in plans:
         pixels = decoded[scales[view]]
         shown: Sequence[Tensor] = (
             (fit(pixels, view.expected),)
             if view.augment is None or box is None
-            else view.augment.apply(pixels, full, box, view.expected, draw)
+            else view.augment.apply(pixels, full, box, view.expected, rng)
         )
-        for place, image in zip(room, shown, strict=True):
-            place.copy_(image)
+        for target, image in zip(room, shown, strict=True):
+            target.copy_(image)
 
 
 def seed_of(sample: int, view: int, copy: int, purpose: int = 0) -> int:
     """Seed of the random choices of one copy of a view of a sample.
 
     Args:
-        view: 0 for the main one, else a number that stands for its name.
+        view: 0 for the main one, else a number derived from its name.
         purpose: 0 for the region and what follows it, another number for other choices.
     """
     return sample * 1_000_003 + view + (copy << 72) + (purpose << 96)

@@ -8,8 +8,8 @@ anchors weighted by each softmax; rescaling to a new maximum touches B x D numbe
     CE = lse(z) - <p, z>,   KL = CE + <p, y> - lse(y),   dL/dstudent = (sum_k q_k anchor_k - sum_k
     p_k anchor_k) / tau_s.
 
-Nothing of the queue is kept for the backward pass, so it may be written to at any time and is never
-copied.
+Nothing of the queue is saved for the backward pass, so it may be written to at any time and is
+never copied.
 """
 
 from __future__ import annotations
@@ -245,9 +245,9 @@ def anchor_contrast(
 
     Args:
         student, positive: rows of length 1, or whatever the cosine is meant to be of.
-        anchors: what the positive is told from; may be written to before the backward pass.
+        anchors: the negatives; may be written to before the backward pass.
         temperature: divides the products.
-        adds_positive: the positive stands next to the anchors; otherwise it is one of them.
+        adds_positive: the positive is not one of the anchors and is added to them.
     """
     arguments = (student, positive.detach(), anchors.detach(), temperature, adds_positive)
     return cast(Tensor, _AnchorContrast.apply(*arguments))

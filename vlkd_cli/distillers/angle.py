@@ -10,9 +10,9 @@ A_teacher), symmetric, and P_jk = g_jk w_j w_k = dL/dM_jk:
     dL/d|v_j|^2 = -w_j^2 sum_k g_jk A_jk,   where |v_j|^2 = G_jj - 2 G_ij + G_ii,
 
 and dL/de = (dL/dG + dL/dG^T) e. A vertex therefore costs some twenty passes over N x N numbers, and
-the whole keeps four such matrices.
+all of it holds four such matrices.
 
-Pairs closer than rounding can tell have no direction: their w is 0, hence their cosines are 0, stay
+Pairs closer than the rounding error have no direction: their w is 0, so their cosines are 0, count
 in the mean and get no gradient.
 """
 
@@ -31,7 +31,7 @@ cache."""
 
 class Pairs(NamedTuple):
     """Gram matrix `[N, N]` of centered rows, squared distances between them, and which pairs are
-    told apart."""
+    distinguishable."""
 
     gram: Tensor
     squares: Tensor

@@ -10,9 +10,9 @@ exponentials share one factor: with any m, exp(Z_ij - r_i) + exp(Z_ij - c_j) = e
 exp(r_i - m) exp(m - c_j)), so a tile costs one exponential, not two.
 
 Where samples match off the diagonal (`Positives`), the matched term is sum_j P_ij Z_ij with P =
-W by its row sums, and for columns Q = W^T by its own: the mean over positives stays outside of the
-logarithm, so each of them keeps a gradient. dL/dZ = (softmax of rows + softmax of columns - P -
-Q^T) / 2N, and for the sigmoid loss (sigmoid(Z) - W) / N.
+W by its row sums, and for columns Q = W^T by its own: the mean over positives is outside of the
+logarithm, so each of them has a gradient. dL/dZ = (softmax of rows + softmax of columns - P - Q^T)
+/ 2N, and for the sigmoid loss (sigmoid(Z) - W) / N.
 
 Further negatives of a direction only enlarge its log-sum-exps: r_i becomes log(exp r_i + exp e_i),
 with the same softmaxes and the gradient exp(e_i - r_i) / 2N to e_i (`negatives.py`).
@@ -53,7 +53,7 @@ class _InfoNCE(torch.autograd.Function):
         column_negatives: Tensor | None,
     ) -> Tensor:
         matrix = Matrix.of(rows, columns, scale, tf32)
-        scratch, kept = Scratch(), cast(list[Tensor], [])
+        scratch, stored = Scratch(), cast(list[Tensor], [])
         # The running sums are few, so double precision is free and no rounding piles up over the
         # tiles.
         row_lse = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
@@ -62,7 +62,7 @@ class _InfoNCE(torch.autograd.Function):
         )
         matched = torch.zeros((), dtype=torch.float64, device=rows.device)
         column_matched = torch.zeros_like(column_lse)
-        for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
+        for tile, values, _, _ in matrix.walk(scratch, stored, matrix.entries_to_store(ctx)):
             # From the same products as the log-sum-exps, so that a sure match, or a batch of one,
             # leaves exactly 0.
             if positives is None:
@@ -88,7 +88,7 @@ class _InfoNCE(torch.autograd.Function):
             column_lse = torch.logaddexp(column_lse, gather_without_grad(column_negatives))
             ctx.of_negatives[1] = (column_negatives - column_lse[own]).exp_()
         ctx.save_for_backward(*matrix[:5], row_lse, column_lse, *(positives or ()))
-        ctx.kept, ctx.tf32 = kept, tf32
+        ctx.stored, ctx.tf32 = stored, tf32
         if positives is not None:
             column_matched = gather_without_grad(column_matched).view(world_size(), -1).sum(dim=0)
             matched += column_matched[own].sum() / 2
@@ -127,8 +127,8 @@ def _lse_both_ways(values: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
     values = precise(values)
     if values.device.type == "cpu":
         # With the rows' maxima m_i and the tile's maximum M: a row's maximum, often its match, is
-        # exactly 1 in exp(Z_ij - m_i), and its loss keeps its digits; exp(Z_ij - M) is the product
-        # with exp(m_i - M).
+        # exactly 1 in exp(Z_ij - m_i), which preserves the digits of its loss; exp(Z_ij - M) is
+        # the product with exp(m_i - M).
         row_max = values.amax(dim=1)
         shift = row_max.max()
         exponentials = torch.sub(
@@ -205,9 +205,9 @@ class _SigLIP(torch.autograd.Function):
         tf32: bool,
     ) -> Tensor:
         matrix = Matrix.of(rows, columns, scale, tf32)
-        scratch, kept = Scratch(), cast(list[Tensor], [])
+        scratch, stored = Scratch(), cast(list[Tensor], [])
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile, values, _, _ in matrix.walk(scratch, kept, matrix.entries_to_keep(ctx)):
+        for tile, values, _, _ in matrix.walk(scratch, stored, matrix.entries_to_store(ctx)):
             values.add_(bias)
             # Nearly all of these are tiny and there are N per row: the tiles' sums meet in double
             # precision.
@@ -219,7 +219,7 @@ class _SigLIP(torch.autograd.Function):
                 values.masked_fill_(ignored, IGNORED)
             total += _softplus_sum(values).double() - matched
         ctx.save_for_backward(*matrix[:5], bias, *(positives or ()))
-        ctx.kept, ctx.tf32 = kept, tf32
+        ctx.stored, ctx.tf32 = stored, tf32
         return (total / len(rows)).to(rows.dtype)
 
     @staticmethod
@@ -231,7 +231,7 @@ class _SigLIP(torch.autograd.Function):
         of_bias = torch.zeros((), dtype=torch.float64, device=bias.device)
 
         def to_gradient(tile: Tile, values: Tensor) -> Tensor:
-            logits = values if tile.is_kept else values.add_(bias)
+            logits = values if tile.is_stored else values.add_(bias)
             if positives is None:
                 gradient = logits.sigmoid_()
                 tile.matches(gradient).sub_(1.0)
@@ -314,7 +314,7 @@ def blocked_infonce(
     the same on every rank.
 
     Args:
-        negatives: log-sum-exps of logits that stand in a direction's denominators in addition.
+        negatives: log-sum-exps of further logits in the denominators of a direction.
     """
     student, teacher, tf32 = full_precision(student, teacher)
     rows, columns, is_flipped = _sides(student, teacher)

@@ -200,8 +200,8 @@ class GradientMatch(_Projecting, ScaledDistiller):
     Args:
         logit_scale: initial factor on the student's cosines (not its logarithm).
         teacher_logit_scale: factor on the teacher's cosines.
-        gradient_temperature: "inverse_scale": tau = 1 / scale, as the paper says; "scale": tau =
-            scale, as the authors' code does, which explains its weight.
+        gradient_temperature: "inverse_scale": tau = 1 / scale, as in the paper; "scale": tau =
+            scale, as in the authors' code, which explains its weight.
 
     Source: CLIP-KD, equations 5 to 8 (GD). Differs in computing the keys' gradient as one product
         instead of an N x D x N tensor.

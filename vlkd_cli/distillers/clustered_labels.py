@@ -29,8 +29,8 @@ def gather_samples(features: Float[Tensor, "b D"], indices: Int[Tensor, " b"]) -
     order = everywhere.argsort(stable=True)
     first = torch.ones(len(order), dtype=torch.bool, device=order.device)
     first[1:] = everywhere[order][1:] != everywhere[order][:-1]
-    kept = order[first]
-    return Samples(everywhere[kept], rows[kept])
+    first_rows = order[first]
+    return Samples(everywhere[first_rows], rows[first_rows])
 
 
 def cluster(
@@ -65,9 +65,9 @@ def whitened(features: Float[Tensor, "N D"], components: int) -> Float[Tensor, "
     centered = features.double() - features.double().mean(dim=0)
     variances, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
     # Ascending; directions without variance would only add noise.
-    num_kept = min(components, int((variances > variances[-1] * 1e-12).sum()))
-    kept = slice(len(variances) - num_kept, None)
-    rows = centered @ directions[:, kept] / variances[kept].sqrt()
+    num_components = min(components, int((variances > variances[-1] * 1e-12).sum()))
+    largest = slice(len(variances) - num_components, None)
+    rows = centered @ directions[:, largest] / variances[largest].sqrt()
     return unit(rows.flip(1)).to(features.dtype)
 
 

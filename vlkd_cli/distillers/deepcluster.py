@@ -70,7 +70,7 @@ class DeepCluster(Distiller):
         self.num_iterations, self.balance = num_iterations, balance
         self.every_epochs, self.seed = every_epochs, seed
 
-    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+    def setup(  # type: ignore[override]  # see `Distiller.setup`
         self, student: Widths, teacher: Widths | None, *, num_rows: int
     ) -> None:
         assert isinstance(student, int)

@@ -25,9 +25,9 @@ class DataFacts(NamedTuple):
     num_rows: int | None = None
     """Of the whole data set; None for streams."""
     highest_label: int | None = None
-    """-1 where no sample has a label; None where only reading them would tell."""
+    """-1 if no sample has a label; None if the number is unknown without reading them."""
     largest_target: float | None = None
-    """None where no sample has a target, or only reading them would tell."""
+    """None if no sample has a target, or it is unknown without reading them."""
 
 
 class Distiller(nn.Module):
@@ -44,13 +44,13 @@ class Distiller(nn.Module):
             labels: Int[Tensor, "B"],
         ) -> Float[Tensor, ""]:
 
-    The annotations of the sides say what a recipe may connect: `Float[Tensor, "B D"]` is an output
-    of rows, `"B T D"` one of positions, `"... D"` either, `"M D"` selected positions, any number
-    for each sample; `tuple[X, Y]` takes exactly two addresses, `Sequence[X]` one or more (both
-    arrive as a tuple), and `|` separates alternatives, of which the number of addresses chooses
-    one. Outputs with the same last letter have equal widths; `_` is any width. Without a `teacher`
-    there is none. Where each side is a single output, n students with n teachers, or with one, are
-    n calls whose mean is the term.
+    The annotations of the sides define what a recipe may connect: `Float[Tensor, "B D"]` is an
+    output of rows, `"B T D"` one of positions, `"... D"` either, `"M D"` selected positions, any
+    number for each sample; `tuple[X, Y]` takes exactly two addresses, `Sequence[X]` one or more
+    (both arrive as a tuple), and `|` separates alternatives, of which the number of addresses
+    chooses one. Outputs with the same last letter have equal widths; `_` is any width. Without a
+    `teacher` there is none. Where each side is a single output, n students with n teachers, or
+    with one, are n calls whose mean is the term.
 
     Keyword-only names are handed over: `labels` `[B]` int64, -1 where a row has none; `targets`
     `[B, N]`; `caption_keys` `[B]` int64, equal for equal captions, -1 for an empty one; `columns`,
@@ -72,8 +72,8 @@ class Distiller(nn.Module):
     A subclass that works in episodes also has `start_episode(student, teacher, *, indices,
     progress)`, called before each epoch, without gradient and in eval mode, with the features of
     this rank's rows of the coming epoch. It names the sides that it reads; a teacher that only it
-    names is never encoded in a step. It returns the parameters that it has drawn again, equal on
-    all ranks, whose optimizer state is then dropped.
+    names is never encoded in a step. It returns the parameters that it has initialized again,
+    equal on all ranks, whose optimizer state is then dropped.
     """
 
     direction: ClassVar[Literal["symmetric", "one_way"]]
@@ -112,7 +112,8 @@ class Distiller(nn.Module):
         of an overridden method can express.
 
         Raises:
-            RecipeError: the widths do not fit in a way that the letters of `forward` cannot say.
+            RecipeError: the widths do not fit in a way that the letters of `forward` cannot
+            express.
         """
 
     def check_data(self, facts: DataFacts) -> None:
@@ -136,7 +137,7 @@ class Distiller(nn.Module):
         self._staged = []
 
     def stage(self, *tensors: Tensor) -> None:
-        """Keep what `commit` will move into buffers; nothing outside of training."""
+        """Hold what `commit` will move into buffers; nothing outside of training."""
         if self.training:
             self._staged.append(tuple(tensor.detach() for tensor in tensors))
 
@@ -165,7 +166,8 @@ class Distiller(nn.Module):
 
 
 def require_equal_width(distiller: Distiller, student: int, teacher: int) -> None:
-    """Refuse sides of different widths in `setup`, where the letters of `forward` cannot say it.
+    """Refuse sides of different widths in `setup`, where the letters of `forward` cannot express
+    it.
 
     Raises:
         RecipeError: they differ.

@@ -43,8 +43,8 @@ def labeled_rows(
     Args:
         outputs: one or more outputs of the same samples.
         labels: of the samples; None where the data has none.
-        indices: position of each sample in the data, which stands for its class where it has no
-            label; None numbers the samples of the batch.
+        indices: position of each sample in the data, which is its class if it has no label; None
+            numbers the samples of the batch.
         name: of the objective, for the message.
 
     Raises:

@@ -25,7 +25,7 @@ class LayerDistance(Distiller):
             linear where the widths differ.
 
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv:1412.6550, equation
-    3. Differs in the mean over features, and in a linear map in place of a convolution.
+    3. Differs in the mean over features, and in a linear map instead of a convolution.
     """
 
     direction = "one_way"

@@ -18,7 +18,7 @@ CLIP_SCALE = 1 / 0.07
 
 
 class ScaledDistiller(Distiller):
-    """Base of the objectives with a learnable factor on cosines, kept as its logarithm.
+    """Base of the objectives with a learnable factor on cosines, stored as its logarithm.
 
     It is a parameter where it learns, else a buffer, so that checkpoints look the same.
 
@@ -77,6 +77,6 @@ class ScaledDistiller(Distiller):
 
     @torch.no_grad()
     def clamp(self, log_scale: Tensor) -> None:
-        """Keep the logarithm of a learned factor within the bounds."""
+        """Clamp the logarithm of a learned factor to the bounds."""
         if self.learnable and self.max_logit_scale is not None:
             log_scale.clamp_(0.0, math.log(self.max_logit_scale))

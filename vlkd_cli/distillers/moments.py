@@ -22,7 +22,7 @@ def cross_squares(
     """Sum of the squared off-diagonal entries of the D x D matrix `left^T right` over all ranks'
     rows, and its diagonal.
 
-    With N rows in all and N < D, the N x N Gram matrices tell the sum as well: ||L^T R||^2 = <L
+    With N rows in all and N < D, the N x N Gram matrices give the sum as well: ||L^T R||^2 = <L
     L^T, R R^T>. The diagonal's squares are subtracted in double precision; as a matrix of rank N <
     D cannot be near diagonal, little is lost by it. With N >= D the matrix itself is built and its
     diagonal left out. Each rank computes the Gram rows of its own samples only.

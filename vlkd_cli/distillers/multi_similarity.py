@@ -26,8 +26,8 @@ class MultiSimilarity(Distiller):
         beta: sharpness of the negative term.
         base: cosine that separates positives from negatives.
         epsilon: margin of the miner "pairs".
-        miner: "pairs" keeps positives less similar than the most similar negative plus epsilon,
-            and negatives more similar than the least similar positive minus epsilon; "none" keeps
+        miner: "pairs" selects positives less similar than the most similar negative plus epsilon,
+            and negatives more similar than the least similar positive minus epsilon; "none" uses
             every pair.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019,
@@ -83,7 +83,8 @@ class MultiSimilarity(Distiller):
         positive: Bool[Tensor, "B N"],
         negative: Bool[Tensor, "B N"],
     ) -> tuple[Bool[Tensor, "B N"], Bool[Tensor, "B N"]]:
-        # A row without negatives keeps no positive, and the reverse: both bounds are infinite.
+        # For a row without negatives no positive is selected, and the reverse: both bounds are
+        # infinite.
         nearest_negative = cosines.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
         farthest_positive = cosines.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
         return (

@@ -1,8 +1,8 @@
 """Hard negatives of a contrast between pairs: texts or pictures of samples that match nothing.
 
 Logits e_ik = s <x_i, n_k> (+ b) of the rows of one side with negatives of the other side's kind.
-Those of text stand in the image's direction alone and the reverse, as they have no match of their
-own. Tiles are computed again in the backward pass, so that nothing of size B x K is held.
+Negatives of text occur only in the image's direction and the reverse, as they have no match of
+their own. Tiles are computed again in the backward pass, so that nothing of size B x K is held.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ class _Against(torch.autograd.Function):
         tf32: bool,
     ) -> Tensor:
         matrix = Matrix.of(rows, columns, scale, tf32)
-        kept = cast(list[Tensor], [])
+        stored = cast(list[Tensor], [])
         start = -torch.inf if bias is None else 0.0
         found = torch.full((len(rows),), start, dtype=torch.float64, device=rows.device)
-        for tile, values, _, _ in matrix.walk(Scratch(), kept, matrix.entries_to_keep(ctx)):
+        for tile, values, _, _ in matrix.walk(Scratch(), stored, matrix.entries_to_store(ctx)):
             if bias is not None:
                 values.add_(bias)
             values.masked_fill_(_left_out(row_keys[tile.rows, None], keys[tile.columns]), IGNORED)
@@ -128,7 +128,7 @@ class _Against(torch.autograd.Function):
                 found[tile.rows] -= F.logsigmoid(-precise(values)).sum(dim=1, dtype=torch.float64)
         others = () if bias is None else (bias,)
         ctx.save_for_backward(*matrix[:5], row_keys, keys, found, *others)
-        ctx.kept, ctx.tf32 = kept, tf32
+        ctx.stored, ctx.tf32 = stored, tf32
         return found
 
     @staticmethod
@@ -139,7 +139,7 @@ class _Against(torch.autograd.Function):
         of_bias = torch.zeros((), dtype=torch.float64, device=found.device)
 
         def to_gradient(tile: Any, values: Tensor) -> Tensor:
-            if bias is not None and not tile.is_kept:
+            if bias is not None and not tile.is_stored:
                 values.add_(bias)
             values.masked_fill_(_left_out(row_keys[tile.rows, None], keys[tile.columns]), IGNORED)
             if bias is None:

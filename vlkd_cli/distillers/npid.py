@@ -17,13 +17,13 @@ from vlkd_cli.recipe.types import Positive, PositiveInt, Probability, Progress
 
 
 class NPID(Distiller):
-    """Tell each sample from all others by a bank `[num_rows, D]` with one row for each.
+    """Instance discrimination with a memory bank `[num_rows, D]` of one row for each sample.
 
-    "nce": P = exp(f . row / temperature) / Z, with Z = num_rows * mean exp of the first step, kept
-    from then on; L = -log h(own) - sum log(1 - h(negative)) with h(P) = P / (P + K / num_rows).
-    "softmax": cross-entropy of the own row against the negatives. After the step the rows of the
-    batch move towards their features. Negatives are one set for each step, shared by all rows of
-    all ranks, so they are gathered once; the own row may be among them.
+    "nce": P = exp(f . row / temperature) / Z, with Z = num_rows * mean exp of the first step,
+    fixed from then on; L = -log h(own) - sum log(1 - h(negative)) with h(P) = P / (P + K /
+    num_rows). "softmax": cross-entropy of the own row against the negatives. After the step the
+    rows of the batch move towards their features. Negatives are one set for each step, shared by
+    all rows of all ranks, so they are gathered once; the own row may be among them.
 
     Args:
         estimator: "nce" or "softmax".
@@ -66,7 +66,7 @@ class NPID(Distiller):
         self.estimator, self.num_negatives = estimator, num_negatives
         self.temperature, self.momentum = temperature, momentum
 
-    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+    def setup(  # type: ignore[override]  # see `Distiller.setup`
         self, student: Widths, teacher: Widths | None, *, num_rows: int
     ) -> None:
         assert isinstance(student, int)
@@ -135,7 +135,7 @@ def nce(
     normalizer: Float[Tensor, ""],
     num_rows: int,
 ) -> Float[Tensor, ""]:
-    """Noise-contrastive estimate of telling the own row from K sampled ones.
+    """Noise-contrastive estimate of the own row against K sampled ones.
 
     Args:
         positive, negative: logits.

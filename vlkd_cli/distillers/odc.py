@@ -43,7 +43,7 @@ class ODC(Distiller):
 
     Source: Zhan et al., Online Deep Clustering for Unsupervised Representation Learning,
     CVPR 2020, arXiv:2006.10645, section 3.2; open-mmlab/mmselfsup, memories/odc_memory.py. Differs
-    in keeping bank and labels in the checkpoint, equal on every rank.
+    in saving bank and labels in the checkpoint, equal on every rank.
     """
 
     direction = "one_way"
@@ -79,7 +79,7 @@ class ODC(Distiller):
         self.balance, self.components = balance, components
         self.num_iterations, self.seed = num_iterations, seed
 
-    def setup(  # type: ignore[override]  # `Distiller.setup` says why
+    def setup(  # type: ignore[override]  # see `Distiller.setup`
         self, student: Widths, teacher: Widths | None, *, num_rows: int
     ) -> None:
         assert isinstance(student, int)
@@ -161,7 +161,7 @@ class ODC(Distiller):
         rows, labels = self._members()
         sums = torch.zeros_like(self.centroids).index_add_(0, labels, self.bank[rows])
         counts = torch.bincount(labels, minlength=self.num_clusters)[:, None]
-        # An empty cluster keeps its centroid.
+        # The centroid of an empty cluster stays.
         self.centroids.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.centroids))
 
     def _reweigh(self) -> None:
@@ -187,6 +187,6 @@ class ODC(Distiller):
             halves = kmeans(self.bank[rows[members]], 2, num_iterations=20, seed=step).labels
             labels[members[halves == 1]] = number
             # The half that moved has a centroid from now on, the other one a new mean.
-            for place in (number, largest):
-                self.centroids[place] = self.bank[rows[labels == place]].mean(dim=0)
+            for each in (number, largest):
+                self.centroids[each] = self.bank[rows[labels == each]].mean(dim=0)
         self.labels[rows] = labels

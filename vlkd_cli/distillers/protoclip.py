@@ -62,7 +62,7 @@ class ProtoCLIP(ScaledDistiller):
 
     Source: Chen et al., ProtoCLIP, TNNLS 2023, arXiv:2206.10996; megvii-research/protoclip,
     src/training/{loss,clustering}.py, with the values of its README. Differs in leaving unvisited
-    samples out of the clustering, and in starting small clusterings from points drawn far apart.
+    samples out of the clustering, and in starting small clusterings from points sampled far apart.
     """
 
     direction = "symmetric"
@@ -201,18 +201,18 @@ class ProtoCLIP(ScaledDistiller):
         if progress.epoch < self.contrastive_episodes:
             return ()
         everywhere = gather_ragged(indices)
-        # Sorted by position, so that how samples lie on ranks does not matter; a sample drawn twice
-        # counts once.
+        # Sorted by position, so that how samples lie on ranks does not matter; a sample that
+        # occurs twice counts once.
         order = everywhere.argsort(stable=True)
         first = torch.ones(len(order), dtype=torch.bool, device=order.device)
         first[1:] = everywhere[order][1:] != everywhere[order][:-1]
-        kept = order[first]
+        distinct = order[first]
         (_, image, _), (_, text, external) = _parts(student), _parts(teacher)
-        image, text = gather_ragged(unit(image))[kept], gather_ragged(unit(text))[kept]
-        if len(kept) < self.num_prototypes:
+        image, text = gather_ragged(unit(image))[distinct], gather_ragged(unit(text))[distinct]
+        if len(distinct) < self.num_prototypes:
             raise DataError(
                 f"distiller 'protoclip' forms {self.num_prototypes} clusters, but the episode has"
-                f" only {len(kept)} samples. Lower num_prototypes."
+                f" only {len(distinct)} samples. Lower num_prototypes."
             )
         found = [self._cluster(image), self._cluster(text)]
         labels, centroids = (
@@ -224,9 +224,9 @@ class ProtoCLIP(ScaledDistiller):
             class_means(text, labels[0], self.num_prototypes),
         ]
         if external is not None:
-            labels.append(self._cluster(gather_ragged(unit(external))[kept])[1])
+            labels.append(self._cluster(gather_ragged(unit(external))[distinct])[1])
             means += [class_means(side, labels[2], self.num_prototypes) for side in (image, text)]
-        self.episode_indices, self.labels = everywhere[kept], torch.stack(labels)
+        self.episode_indices, self.labels = everywhere[distinct], torch.stack(labels)
         self.centroids, self.means = centroids, torch.stack(means)
         return ()
 

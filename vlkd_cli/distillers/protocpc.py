@@ -28,8 +28,8 @@ from vlkd_cli.recipe.types import (
 )
 
 SMALLEST_PRIOR = 1e-6
-"""A prototype that the teacher has left keeps this much of a uniform share, else nothing would push
-students away from it again."""
+"""A prototype that the teacher no longer uses retains this fraction of a uniform prior, else
+nothing would push students away from it again."""
 
 
 class ProtoCPC(PrototypeDistiller):

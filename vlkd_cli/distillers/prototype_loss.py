@@ -10,7 +10,7 @@ prior for each prototype on the student's side and pairs (u, v),
 The prototypes are walked in tiles, each multiplied with all views at once. A first walk over the
 teacher gives r_u, a second one the loss and the mean of P_u; backward walks a third time and needs
 lse and r alone: dL/da_v = (n_v softmax(a_v + log prior) - sum_u P_u) / (pairs
-* rows). Small matrices keep their tiles from the second walk to the third. Where the inputs are
+* rows). Tiles of small matrices are stored from the second walk to the third. Where the inputs are
 logits already, W is None and a tile is a slice of them.
 """
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-KEPT_ENTRIES = 2**24
+STORED_ENTRIES = 2**24
 TILE_ENTRIES = 2**21
 """Entries of all views' logits over one tile of prototypes."""
 
@@ -112,8 +112,8 @@ class _PrototypeLoss(torch.autograd.Function):
             for _ in range(2)
         )
         entries = (len(student) + len(teacher)) * num_rows * sides.num_prototypes
-        kept: list[tuple[Tensor, Tensor]] | None = (
-            [] if entries <= KEPT_ENTRIES and any(ctx.needs_input_grad) else None
+        stored: list[tuple[Tensor, Tensor]] | None = (
+            [] if entries <= STORED_ENTRIES and any(ctx.needs_input_grad) else None
         )
         for some in tiles(sides):
             logits, wanted = _tile(
@@ -122,12 +122,12 @@ class _PrototypeLoss(torch.autograd.Function):
             matched += torch.linalg.vecdot(wanted, logits).sum().double()
             biased = logits if log_prior is None else logits.add_(log_prior[some])
             lse = torch.logaddexp(lse, biased.logsumexp(dim=2))
-            if kept is not None:
-                kept.append((biased, wanted))
+            if stored is not None:
+                stored.append((biased, wanted))
         ctx.save_for_backward(
             student, teacher, pairs, lse, *([] if prototypes is None else [prototypes])
         )
-        ctx.settings, ctx.kept = (student_temperature, log_prior, targets), kept
+        ctx.settings, ctx.stored = (student_temperature, log_prior, targets), stored
         loss = ((pairs.sum(dim=0)[:, None] * lse).sum().double() - matched) / (
             pair_count * num_rows
         )
@@ -139,7 +139,7 @@ class _PrototypeLoss(torch.autograd.Function):
         student, teacher, pairs, lse, *rest = ctx.saved_tensors
         sides = Sides(student, teacher, rest[0] if rest else None)
         student_temperature, log_prior, targets = ctx.settings
-        kept, ctx.kept = ctx.kept, None
+        stored, ctx.stored = ctx.stored, None
         factor = grads[0] / (pairs.sum() * student.shape[1] * student_temperature)
         counts = pairs.sum(dim=0)[:, None, None]
         of_student = torch.zeros_like(student)
@@ -149,8 +149,8 @@ class _PrototypeLoss(torch.autograd.Function):
             else None
         )
         for number, some in enumerate(tiles(sides)):
-            if kept is not None:
-                logits, wanted = kept[number]
+            if stored is not None:
+                logits, wanted = stored[number]
             else:
                 logits, wanted = _tile(sides, some, student_temperature, targets, pairs, None, None)
                 logits = logits if log_prior is None else logits.add_(log_prior[some])

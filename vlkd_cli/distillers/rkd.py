@@ -89,8 +89,8 @@ class RKD(Distiller):
 def _relative_distances(features: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
     """Distances of all pairs divided by their mean; the mean carries its gradient.
 
-    Pairs that rounding cannot tell apart lie 1e-6 from each other, without a gradient, as the
-    authors' bound of 1e-12 on the square says.
+    Pairs closer than the rounding error get the distance 1e-6 and no gradient, which corresponds
+    to the authors' bound of 1e-12 on the square.
     """
     pairs = pairs_of(features)
     squares = torch.where(pairs.distinct, pairs.squares, 1.0).clamp_min(1e-12)

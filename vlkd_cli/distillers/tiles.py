@@ -1,8 +1,8 @@
 """A matrix of scaled cosines in tiles, with the exact gradient, never held as a whole.
 
-Rows are normalized tile by tile too, which keeps two copies of the features out of memory. Small
-matrices keep their tiles from forward to backward, which saves a matrix product; large ones keep a
-bounded fraction of them and recompute the others.
+Rows are normalized tile by tile too, which saves two copies of the features in memory. All tiles
+of small matrices are stored from forward to backward, which saves a matrix product; of large ones
+a bounded fraction is stored and the others are recomputed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vlkd_cli.distillers.positives import Positives
 from vlkd_cli.distributed.runtime import rank
 from vlkd_cli.numerics.precision import matrix_precision
 
-KEPT_ENTRIES = 4096 * 4096
-"""Matrices up to this many entries keep all their tiles for the backward pass (64 MiB in
+STORED_ENTRIES = 4096 * 4096
+"""All tiles of matrices up to this many entries are stored for the backward pass (64 MiB in
 float32)."""
-MOST_KEPT_ENTRIES = 2 * KEPT_ENTRIES
-"""Larger ones keep an eighth, and no more than so many entries: a thirty-second of what the dense
-loss holds."""
+MOST_STORED_ENTRIES = 2 * STORED_ENTRIES
+"""Of larger ones an eighth is stored, and no more than so many entries: a thirty-second of what
+the dense loss holds."""
 TILE_ROWS = 1024
 TILE_COLUMNS = 1024
 """On the CPU, where a tile should stay near the cache."""
@@ -38,12 +38,12 @@ tile holds nothing else."""
 
 class Tile:
     """Rows [top, bottom) and columns [left, right) of the matrix, the columns' offset to the rows
-    that match them, and whether it was kept from the forward pass."""
+    that match them, and whether it was stored in the forward pass."""
 
     def __init__(
-        self, top: int, bottom: int, left: int, right: int, first_match: int, is_kept: bool
+        self, top: int, bottom: int, left: int, right: int, first_match: int, is_stored: bool
     ) -> None:
-        self.rows, self.columns, self.is_kept = slice(top, bottom), slice(left, right), is_kept
+        self.rows, self.columns, self.is_stored = slice(top, bottom), slice(left, right), is_stored
         self.diagonal = top + first_match - left  # the tile's column that matches its first row
 
     def weights(self, positives: Positives) -> tuple[Tensor, Tensor]:
@@ -114,13 +114,13 @@ class Matrix(NamedTuple):
         return values.mul_(row_factors).mul_(self.column_inverse[columns].T)
 
     def walk(
-        self, scratch: Scratch, kept: list[Tensor], room: int = 0
+        self, scratch: Scratch, stored: list[Tensor], room: int = 0
     ) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
         """Tiles of Z with their unit rows and unit columns, which are never held as a whole, only
         until the next tile.
 
-        The first tiles are those kept. As many entries as there is `room` for become memory of
-        their own, which the caller may keep.
+        The first tiles are the stored ones. As many entries as there is `room` for get memory of
+        their own, which the caller may store.
         """
         number, (height, width) = 0, tile_size(self.rows.device)
         for top in range(0, len(self.rows), height):
@@ -135,9 +135,9 @@ class Matrix(NamedTuple):
                 torch.mul(
                     self.columns[left:right], self.column_inverse[left:right], out=column_block
                 )
-                is_kept = number < len(kept)
-                if is_kept:
-                    values = kept[number]
+                is_stored = number < len(stored)
+                if is_stored:
+                    values = stored[number]
                 else:
                     room -= (bottom - top) * (right - left)
                     out = scratch.of("values", scaled, bottom - top, right - left)
@@ -149,21 +149,21 @@ class Matrix(NamedTuple):
                         None if room >= 0 else out,
                     )
                     if room >= 0:
-                        kept.append(values)
+                        stored.append(values)
                 yield (
-                    Tile(top, bottom, left, right, rank() * len(self.rows), is_kept),
+                    Tile(top, bottom, left, right, rank() * len(self.rows), is_stored),
                     values,
                     row_block,
                     column_block,
                 )
                 number += 1
 
-    def entries_to_keep(self, ctx: Any) -> int:
-        """How many entries may be kept for the backward pass."""
+    def entries_to_store(self, ctx: Any) -> int:
+        """How many entries may be stored for the backward pass."""
         entries = len(self.rows) * len(self.columns)
         if not any(ctx.needs_input_grad):
             return 0
-        return entries if entries <= KEPT_ENTRIES else min(entries // 8, MOST_KEPT_ENTRIES)
+        return entries if entries <= STORED_ENTRIES else min(entries // 8, MOST_STORED_ENTRIES)
 
     def gradients(
         self,
@@ -176,9 +176,9 @@ class Matrix(NamedTuple):
         into one of dL/dZ."""
         of_rows = torch.zeros_like(self.rows)
         of_columns = torch.zeros_like(self.columns) if ctx.needs_input_grad[1] else None
-        # Kept tiles are overwritten; a second backward over the same graph recomputes them.
-        kept, ctx.kept = ctx.kept, []
-        for tile, values, row_block, column_block in self.walk(scratch, kept):
+        # Stored tiles are overwritten; a second backward over the same graph recomputes them.
+        stored, ctx.stored = ctx.stored, []
+        for tile, values, row_block, column_block in self.walk(scratch, stored):
             gradient = to_gradient(tile, values)
             with self.precision():
                 of_rows[tile.rows].addmm_(gradient, column_block)
@@ -238,7 +238,7 @@ def multiplies_tf32(device: torch.device) -> bool:
 
 
 def precise(values: Tensor) -> Tensor:
-    """Small tiles on a CPU in double precision, where it costs nothing and keeps the digits of a
-    loss near 0."""
+    """Small tiles on a CPU in double precision, where it costs nothing and preserves the digits of
+    a loss near 0."""
     is_cheap = values.device.type == "cpu" and values.numel() <= SMALL_ENTRIES
     return values.double() if is_cheap else values

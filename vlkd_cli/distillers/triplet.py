@@ -81,7 +81,7 @@ class Triplet(Distiller):
     def _distances(self, rows: LabeledRows) -> Float[Tensor, "B N"]:
         if self.distance == "cosine":
             return 1 - rows.own @ rows.every.T
-        # Differences, not 2 - 2 cos: near 0 that product keeps half of the digits only.
+        # Differences, not 2 - 2 cos: near 0 that product has half of the digits only.
         return torch.cdist(rows.own, rows.every, compute_mode="donot_use_mm_for_euclid_dist")
 
     @torch.no_grad()
@@ -103,8 +103,8 @@ class Triplet(Distiller):
         for first in range(0, len(distances), step):
             part = slice(first, first + step)
             # Positions from the first to the last, so that the first one counts on ties.
-            is_positive, places = (rows.positive[part] * order).topk(most, dim=1)
-            near = distances[part].gather(1, places)
+            is_positive, columns = (rows.positive[part] * order).topk(most, dim=1)
+            near = distances[part].gather(1, columns)
             gap = distances[part][:, None, :] - near[:, :, None]
             chosen = self._chosen(gap, is_positive.bool(), rows.negative[part], near)
             excess = self.margin - gap
@@ -117,7 +117,7 @@ class Triplet(Distiller):
             value += (loss * chosen).sum()
             count += chosen.sum()
             slopes[part] -= slope.sum(1)
-            slopes[part] += torch.zeros_like(slopes[part]).scatter_add_(1, places, slope.sum(2))
+            slopes[part] += torch.zeros_like(slopes[part]).scatter_add_(1, columns, slope.sum(2))
         return value, count, slopes
 
     def _chosen(

@@ -14,7 +14,8 @@ from vlkd_cli.errors import RecipeError
 
 
 class ViewOrder(Distiller):
-    """Tell the pictures of a sample apart: the v-th of V outputs `[B, V]` has answer v.
+    """Classify the pictures of a sample by their order: the class of the v-th of V outputs `[B,
+    V]` is v.
 
     With augmentation `quarter_turns` this is rotation prediction; with `patch_grid` and a head that
     also reads the first picture, the relative location of patches.

@@ -1,10 +1,10 @@
-"""Differentiable exchange between ranks; the only place in vlkd that moves tensors between them.
+"""Differentiable exchange between ranks; the only module of vlkd that moves tensors between them.
 
 The convention that every distiller builds on: a rank returns the mean loss over its own rows, and
 DDP averages gradients over the W ranks. The single-process loss is then the mean of the rank
 losses, and a tensor's gradient on its rank must be W times the single-process gradient. `gather`
 and `all_reduce_sum` have backward passes that deliver exactly that: each sums the cotangents of all
-ranks. A gather that keeps the value but drops other ranks' cotangents gives towers 1/W of their
+ranks. A gather with the same value that drops other ranks' cotangents gives towers 1/W of their
 gradient.
 """
 
@@ -30,7 +30,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        # gloo has no reduce-scatter for every type, so sum everything and keep this rank's rows;
+        # gloo has no reduce-scatter for every type, so sum everything and slice this rank's rows;
         # nccl gets the cheaper collective.
         if grad.is_cuda:
             own = torch.empty(

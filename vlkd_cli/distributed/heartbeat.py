@@ -1,4 +1,4 @@
-"""Notice within seconds that a process of the group was lost, frozen or cut off, and say which.
+"""Detect within seconds that a process of the group was lost, frozen or cut off, and report which.
 
 A collective waits for every rank, so without help a frozen node or a cut cable leaves all others
 waiting until the group's timeout, half an hour. Each rank therefore counts up a key of its own in

@@ -190,8 +190,8 @@ def gather_once_in_backward(
 
 @contextmanager
 def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Within it, copies with all weights stand in place of what is divided, so that every process
-    may run them, or copy them, by itself. All processes enter it together."""
+    """Context in which copies with all weights replace sharded modules, so that every process can
+    run or copy them on its own. All processes enter it together."""
     found = [
         (parent, name, child)
         for parent in module.modules()

@@ -186,7 +186,8 @@ class FineTuneLearner:
                 ]
                 own.append((number, scores))
         except UserError as error:
-            # The other ranks wait for this one's numbers; it tells them and all stop together.
+            # The other ranks wait for this one's numbers; it reports the error and all stop
+            # together.
             problem = error
         answers: list[tuple[list[tuple[int, list[float]]], UserError | None]] = gather_objects(
             (own, problem)

@@ -59,8 +59,8 @@ def _average_precision(scores: Scores, positive: Targets) -> float:
     hits = np.cumsum(positive[order])[ends]
     precision = np.append(hits / (ends + 1), 1.0)
     recall = np.append(hits / hits[-1], 0.0)
-    # The thresholds are numpy's: 0.3 stands for 0.29999999999999993, which matters for classes of
-    # ten rows.
+    # The thresholds are numpy's: 0.3 is 0.29999999999999993, which matters for classes of ten
+    # rows.
     return float(
         np.mean([precision[recall >= threshold].max() for threshold in np.linspace(1, 0, 11)])
     )
@@ -94,7 +94,8 @@ METRICS: Mapping[str, Callable[[Scores, Targets], float]] = {
 
 
 def chance(metric: str, num_classes: int, targets: Targets) -> float:
-    """What random scores reach on these targets; of 11-point mAP the mean of ten draws."""
+    """What random scores reach on these targets; for 11-point mAP the mean of ten random
+    samples."""
     if metric == "11point_mAP":
         random = np.random.default_rng(0)
         draws = [map_11_points(random.random(targets.shape), targets) for _ in range(10)]

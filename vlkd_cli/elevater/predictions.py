@@ -22,7 +22,7 @@ KEYS = (
     "n_shot",
     "rnd_seeds",
 )
-"""What stands before `predictions`, in this order."""
+"""The keys before `predictions`, in this order."""
 PROVENANCE = "provenance"
 """Folder next to the prediction files; the toolkit's merge reads every .json of a folder, but none
 below it."""
@@ -37,7 +37,7 @@ class Rows(Protocol):
 
 
 class Header(NamedTuple):
-    """What a prediction file says besides the predictions."""
+    """The metadata of a prediction file."""
 
     model_name: str
     dataset_name: str
@@ -62,8 +62,8 @@ def row_text(row: Iterable[float]) -> str:
 def write_predictions(
     path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, Any]
 ) -> None:
-    """Write a prediction file and, below `provenance/`, what tells where its rows come from. All of
-    it or nothing.
+    """Write a prediction file and, below `provenance/`, where its rows come from. All of it or
+    nothing.
 
     Args:
         path: of the prediction file.
@@ -75,7 +75,7 @@ def write_predictions(
     """
     try:
         (path.parent / PROVENANCE).mkdir(parents=True, exist_ok=True)
-        # The provenance comes first, so that a prediction file never stands without it.
+        # The provenance is written first, so that a prediction file never exists without it.
         _replace(path.parent / PROVENANCE / path.name, [json.dumps(provenance)])
         _replace(path, _record(header, probabilities))
     except OSError as error:

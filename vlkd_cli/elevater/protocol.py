@@ -69,8 +69,8 @@ class Fit(NamedTuple):
 
 
 def draw_sample(labels: Labels, shots: int | None, seed: int, num_classes: int) -> list[int]:
-    """Training rows: all, or `shots` per class. One shot draws two, since one of them has to
-    validate."""
+    """Training rows: all, or `shots` per class. One shot samples two, since one of them is needed
+    for validation."""
     return (
         list(range(len(labels)))
         if shots is None
@@ -144,8 +144,8 @@ def _sweep_rows(
     multi_label: bool,
     seed: int,
 ) -> tuple[list[int], list[int]]:
-    kept = few_shot(labels, SWEEP_ROWS_PER_CLASS, seed) if shots is None else []
-    if not kept or len(kept) == len(labels):
+    sampled = few_shot(labels, SWEEP_ROWS_PER_CLASS, seed) if shots is None else []
+    if not sampled or len(sampled) == len(labels):
         return train, valid
-    split = validation_split([labels[row] for row in kept], multi_label=multi_label)
-    return [kept[row] for row in split.train], [kept[row] for row in split.valid]
+    split = validation_split([labels[row] for row in sampled], multi_label=multi_label)
+    return [sampled[row] for row in split.train], [sampled[row] for row in split.valid]

@@ -1,4 +1,4 @@
-"""Evaluate one data set of ELEVATER with one seed, and keep its predictions."""
+"""Evaluate one data set of ELEVATER with one seed, and write its predictions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def n_shot(self) -> int:
-        """As a prediction file writes it: 0 zero-shot, -1 all; one shot draws two images."""
+        """As a prediction file writes it: 0 zero-shot, -1 all; one shot samples two images."""
         if self.mode == "zero_shot":
             return 0
         return -1 if self.shots is None else max(self.shots, 2)
@@ -315,7 +315,7 @@ def _done_before(path: Path) -> dict[str, Any] | None:
 
 def _without_crop(subject: Subject) -> Subject:
     """The subject with an image tower that sees whole images, squashed to its size: KITTI's cars
-    stand at the edges."""
+    are at the edges."""
     assert subject.image is not None
     tower = copy.copy(subject.image)  # shares weights and modules
     tower.input = subject.image.input._replace(resize="squash")

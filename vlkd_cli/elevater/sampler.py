@@ -19,13 +19,13 @@ class Split(NamedTuple):
 
 
 def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None = None) -> list[int]:
-    """Rows kept, in the order they were drawn: shuffled, then taken greedily while their classes
-    want more.
+    """The selected rows, in the order of sampling: shuffled, then selected greedily while their
+    classes need more.
 
     A class with fewer rows than `shots` gives all it has. A row of several labels is left out once
-    its least filled class has enough; before that it is kept if that class has no more than half,
-    or if its fullest class has no more than 1.5 times enough. Rows without labels are kept up to
-    `shots`, as long as a class wants more.
+    its least filled class has enough; before that it is selected if that class has no more than
+    half, or if its fullest class has no more than 1.5 times enough. Up to `shots` rows without
+    labels are selected, as long as a class needs more.
 
     Args:
         labels: class indices of every row.
@@ -34,7 +34,7 @@ def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None =
         num_classes: of the data set, by default those that occur; a class without rows never has
             enough.
 
-    Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions draw
+    Source: vision-datasets 0.2.17, DatasetManifest.sample_few_shot_subset; later versions sample
         other rows.
     """
     order = list(range(len(labels)))
@@ -43,22 +43,22 @@ def few_shot(labels: Labels, shots: int, seed: int, *, num_classes: int | None =
         num_classes = len({label for own in labels for label in own})
     taken: Counter[int] = Counter()
     unlabeled = 0
-    kept = []
+    selected = []
     for row in order:
         own = labels[row]
         if not own:
             if unlabeled < shots:
                 unlabeled += 1
-                kept.append(row)
+                selected.append(row)
             continue
         least, most = min(taken[label] for label in own), max(taken[label] for label in own)
         if least >= shots or (least > shots / 2 and most > 1.5 * shots):
             continue
         taken.update(own)
-        kept.append(row)
+        selected.append(row)
         if least + 1 >= shots and len(taken) == num_classes and min(taken.values()) >= shots:
             break
-    return kept
+    return selected
 
 
 def validation_split(labels: Labels, share: float = 0.2, *, multi_label: bool = False) -> Split:

@@ -59,7 +59,7 @@ def search(
         scores = score([Trial(lr, WEIGHT_DECAYS[index]) for lr, index in trials])
         for (lr, index), value in zip(trials, scores, strict=True):
             visited[lr][index] = value if math.isfinite(value) else 0.0
-        # dict order is the order of looking, and max keeps the first of equals.
+        # dict order is the order of the search, and max returns the first of equals.
         peaks = {lr: max(visited[lr], key=visited[lr].__getitem__) for lr in learning_rates}
         step //= 2
         if step == 0:

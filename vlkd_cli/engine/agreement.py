@@ -42,7 +42,7 @@ def refuse_other_recipes(recipe: str, device: torch.device) -> None:
     plain.pop("reports", None)
     _refuse_different(
         {
-            "recipe": _without_places(plain),
+            "recipe": _without_paths(plain),
             "vlkd": __version__,
             "torch": torch.__version__,
             "transformers": version("transformers"),
@@ -119,9 +119,9 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _without_places(value: object) -> object:
+def _without_paths(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _without_places(each) for key, each in value.items() if key not in OWN_KEYS}
+        return {key: _without_paths(each) for key, each in value.items() if key not in OWN_KEYS}
     if isinstance(value, list):
-        return [_without_places(each) for each in value]
+        return [_without_paths(each) for each in value]
     return value

@@ -39,7 +39,7 @@ from vlkd_cli.features.draw_tables import say_what_is_stored
 from vlkd_cli.recipe.address import Address, arrow_of
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.contract import contract_of
-from vlkd_cli.recipe.messages import Path as Place
+from vlkd_cli.recipe.messages import Path as KeyPath
 from vlkd_cli.recipe.messages import Problem, report
 from vlkd_cli.recipe.objectives import check_widths, listed
 from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, InitSpec, Recipe, TowerSpec, TrainSpec
@@ -111,7 +111,7 @@ def build_training(
     run_folder: Path,
     resumed: Checkpoint | None = None,
     quiet: bool = False,
-    origins: Mapping[Place, str] = MappingProxyType({}),
+    origins: Mapping[KeyPath, str] = MappingProxyType({}),
     features: Path | None = None,
 ) -> Training:
     """Build everything that the recipe's `towers`, `distillers`, `data`, `optimizer` and `train`
@@ -124,7 +124,7 @@ def build_training(
         features: folder of cached features; by default that of `train.cache_dir`.
 
     Raises:
-        UserError: something does not fit; said before the first step.
+        UserError: something does not fit; raised before the first step.
     """
     settings = recipe.train
     _refuse_untrainable(recipe, device)
@@ -194,8 +194,8 @@ def _put_on_device(towers: Towers, settings: TrainSpec, device: torch.device) ->
 
 
 def _excluded(data: DataSpec, resumed: Checkpoint | None) -> list[str]:
-    """The samples that the run leaves out; a run that is resumed leaves out those it began with,
-    whatever the file says now."""
+    """The samples that the run leaves out; a resumed run leaves out the samples it began with,
+    even if the file has changed since."""
     if data.exclude is None:
         return []
     if resumed is not None:
@@ -343,7 +343,7 @@ def build_composition(
     towers: Towers,
     *,
     num_rows: int | None = None,
-    origins: Mapping[Place, str] = MappingProxyType({}),
+    origins: Mapping[KeyPath, str] = MappingProxyType({}),
 ) -> Composition:
     """The towers connected by the recipe's distillers.
 
@@ -352,7 +352,8 @@ def build_composition(
         origins: `file:line` of the recipe's keys, for messages.
 
     Raises:
-        RecipeError: outputs that a distiller cannot compare, with its place and its addresses.
+        RecipeError: outputs that a distiller cannot compare, with its key in the recipe and its
+        addresses.
     """
     objectives = build_objectives(recipe)
     problems = list(_unequal_widths(recipe, objectives, towers))
@@ -453,8 +454,8 @@ def _checkpoint_activations(recipe: Recipe, towers: Towers) -> None:
 
 
 def _divide_backbones(composition: Composition, recipe: Recipe, device: torch.device) -> None:
-    """Divide the weights of backbones that are trained, and of those that follow them, among the
-    processes, where the recipe says so."""
+    """Shard the weights of trained backbones, and of those that follow them, over the processes if
+    the recipe sets `train.shard`."""
     if recipe.train.shard == "none":
         return
     followers = (follower.tower for follower in composition.followers.values())
@@ -465,7 +466,8 @@ def _divide_backbones(composition: Composition, recipe: Recipe, device: torch.de
 
 
 def _largest_target(reader: Reader | StreamReader, distillers: Sequence[Distiller]) -> float | None:
-    """The largest target of the data, where a distiller wants targets and reading tells."""
+    """The largest target of the data, where a distiller needs targets and the reader knows
+    them."""
     if not isinstance(reader, Reader) or not any("targets" in each.wants for each in distillers):
         return None
     targets = reader.targets_of(np.arange(len(reader)))

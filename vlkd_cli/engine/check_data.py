@@ -28,8 +28,8 @@ _BATCH, _SAY_EVERY = 64, 100_000
 
 
 def check_data(name: str, overrides: Sequence[str], output: Path) -> None:
-    """Write the list of broken samples, as a run's `skipped.csv` is written, and say how many there
-    are.
+    """Write the list of broken samples in the format of a run's `skipped.csv` and report their
+    number.
 
     Args:
         name: of the recipe.

@@ -1,7 +1,7 @@
 """Random numbers that depend on where the run is, not on how it got there.
 
-Every optimizer step seeds torch from (seed, step, rank). A resumed run therefore draws what the
-uninterrupted one would have drawn, and no generator's state has to be carried in the checkpoint.
+Every optimizer step seeds torch from (seed, step, rank). A resumed run therefore samples the same
+random numbers as an uninterrupted one, and checkpoints need not store the state of any generator.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class DeviceUpdate:
         """Update if the gradient's norm is finite.
 
         Args:
-            loss: tells whether only the scale of fp16 was too large.
+            loss: decides whether only the scale of fp16 was too large.
             commit: what follows the optimizer's step.
         """
         too_many = self._counts[1] >= self.settings.max_nonfinite_steps
@@ -95,9 +95,8 @@ class DeviceUpdate:
 def suits(composition: Composition, optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     """Whether a `DeviceUpdate` is possible and pays.
 
-    On the CPU reading a number costs nothing. Other optimizers than the fused ones cannot be told
-    on the device to skip a step. Banks with a row for each sample of the data set would have to be
-    copied at every step.
+    On the CPU reading a number costs nothing. Only fused optimizers can skip a step on the device.
+    Banks with a row for each sample of the data set would have to be copied at every step.
     """
     return (
         device.type == "cuda"
@@ -109,8 +108,8 @@ def suits(composition: Composition, optimizer: torch.optim.Optimizer, device: to
 
 @contextmanager
 def unchanged_where(skip: Tensor, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Within it tensors are changed in place; at its end they are as before where `skip`, a truth
-    value on the device, is true."""
+    """Context in which tensors are changed in place; on exit they are restored where `skip`, a
+    boolean on the device, is true."""
     before = [tensor.clone() for tensor in tensors]
     yield
     for tensor, old in zip(tensors, before, strict=True):

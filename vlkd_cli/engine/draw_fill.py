@@ -54,7 +54,7 @@ class DrawFill:
             for name, tower in composition.all_towers.items()
             if isinstance(tower, StoringTower)
         }
-        keys = [key.partition("@") for key in loader.rows.views.kept]
+        keys = [key.partition("@") for key in loader.rows.views.stored_views]
         self._passes = plan(
             Address(name, stored.get(name, BACKBONE), view or MAIN_VIEW) for name, _, view in keys
         )

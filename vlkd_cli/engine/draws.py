@@ -72,7 +72,7 @@ def show_draws(
         storing: names of the towers with draws.
         tables: of those that store.
     """
-    drawn = {_view_of(key) for key, name in keys.items() if name in storing}
+    shown = {_view_of(key) for key, name in keys.items() if name in storing}
     for key, name in keys.items():
         view = views.get(key)
         if not isinstance(view, ImageView):
@@ -86,8 +86,8 @@ def show_draws(
                 tables=own.worker_tables(_view_of(key)) if own else (),
                 first=own.first[_view_of(key)] if own else 0,
             )
-        elif _view_of(key) in drawn:
-            view.drawn = True
+        elif _view_of(key) in shown:
+            view.by_draw = True
 
 
 def _view_of(key: str) -> str:

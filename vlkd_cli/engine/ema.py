@@ -1,4 +1,4 @@
-"""An exponential moving average of everything that learns, to evaluate and to keep."""
+"""An exponential moving average of everything that is trained, to evaluate and to save."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class EMA:
     @torch.no_grad()
     def _swap(self) -> None:
         for live, average in zip(self._live, self.averages, strict=True):
-            kept = live.clone()
+            current = live.clone()
             live.copy_(average)
-            average.copy_(kept)
+            average.copy_(current)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

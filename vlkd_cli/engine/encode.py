@@ -63,7 +63,7 @@ Dtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What an encoding worker is told; plain values only.
+    """Arguments of an encoding worker; plain values only.
 
     Args:
         target, overrides, runs, trust: see `open_target`.
@@ -94,7 +94,7 @@ def start_encoding(job: EncodeJob, *, gpus: int | None, cpu_workers: int | None)
         0, or the number of the signal that stopped it.
 
     Raises:
-        UserError: something does not fit; the line says what to change.
+        UserError: something does not fit; the message names what to change.
     """
     quieten_libraries()
     check_output(job.output)
@@ -110,16 +110,16 @@ def start_encoding(job: EncodeJob, *, gpus: int | None, cpu_workers: int | None)
 
 
 def encode(job: EncodeJob) -> int:
-    """Encode and write; 0, or the number of the signal that stopped it (finished features are
-    kept)."""
+    """Encode and write; 0, or the number of the signal that stopped it (finished features stay on
+    disk)."""
     with Interruption().watched() as interruption:
         try:
             with interruption.dropping():
                 _encode(job)
         except Interrupted:
             if runtime.is_main():
-                kept = "" if job.output == STANDARD else " Run the same command to resume."
-                console.note(f"Stopped.{kept}")
+                hint = "" if job.output == STANDARD else " Run the same command to resume."
+                console.note(f"Stopped.{hint}")
             return interruption.signal_number or signal.SIGINT
     return 0
 
@@ -267,7 +267,8 @@ def _writer(output: str, page: Page) -> Iterator[Writer]:
 
 
 def _finish(path: Path, page: Page, skipped: Sequence[Skipped]) -> None:
-    """Write what belongs to the file, remove what it was made from, and say what there is."""
+    """Write the files that belong to the index, remove its intermediate files, and report what was
+    written."""
     with _writing(str(path)):
         if path.suffix == ".npy":
             write_page(page, page_of(path))
@@ -306,7 +307,7 @@ def _input_page(source: Input) -> dict[str, Any]:
 
 
 def _again(target: str | None, folder: Path | None) -> str:
-    """What stands for the target wherever the next command is called; empty: towers of --set."""
+    """The target as the next command can name it from any folder; empty: towers of --set."""
     if target is not None and Path(target).exists():
         return str(Path(target).absolute())
     return str(folder.absolute()) if folder is not None else target or ""

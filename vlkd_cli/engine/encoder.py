@@ -160,7 +160,7 @@ class Encoder:
         if isinstance(first, str) and self._subject.text is not None:
             if self._subject.image is not None and os.path.isfile(first):
                 raise UserError(
-                    f"'{first}' is a text and the name of a file. Say which is meant by tower=, or"
+                    f"'{first}' is a text and the name of a file. Choose with tower=, or"
                     " give a pathlib.Path."
                 )
             return self._named("text")
@@ -212,13 +212,13 @@ def subject_for(
     precision: Precision | None = None,
 ) -> Subject:
     """The towers of a target on a device, as suites would run them."""
-    place = pick_device(device)
-    if device == "cuda" and place.type != "cuda":
+    chosen = pick_device(device)
+    if device == "cuda" and chosen.type != "cuda":
         raise UserError("device: there is no GPU on this machine. Use `cpu` or `auto`.")
     towers: Mapping[str, Tower] = opened.towers
     for each in towers.values():
-        each.to(place)
-    subject = subject_of(opened.recipe, towers, place)
+        each.to(chosen)
+    subject = subject_of(opened.recipe, towers, chosen)
     subject.model = opened.source
     if precision is not None:
         subject.precision = precision

@@ -35,12 +35,12 @@ from vlkd_cli.towers.tower import Tower
 
 @dataclass(frozen=True)
 class EvalJob:
-    """What an evaluation worker is told; plain values only.
+    """Arguments of an evaluation worker; plain values only.
 
     Args:
         recipe: the recipe as JSON.
         specs: the suites with their keys, as JSON.
-        folder: where results go, and where a run keeps its tokenizer.
+        folder: where results go, and where a run stores its tokenizer.
         checkpoint: weights of what was trained; None evaluates the towers as they are built.
         output: a file for all results as one JSON list.
         data_root: where data sets are looked up by name.
@@ -62,8 +62,8 @@ class EvalJob:
 
 
 def evaluate(job: EvalJob) -> int:
-    """Run the suites and keep the results; 0, or the number of the signal that stopped it (finished
-    features are kept)."""
+    """Run the suites and write the results; 0, or the number of the signal that stopped it
+    (finished features stay cached)."""
     device = runtime.pick_device(job.device)
     with Interruption().watched() as interruption:
         try:
@@ -83,7 +83,7 @@ def _evaluate(job: EvalJob, device: Any) -> None:
     folder = Path(job.folder)
     checkpoint = None if job.checkpoint is None else Path(job.checkpoint)
     data_root = None if job.data_root is None else Path(job.data_root)
-    exported = {name: Path(place) for name, place in job.exported.items()}
+    exported = {name: Path(path) for name, path in job.exported.items()}
     subject = subject_to_evaluate(
         recipe, folder, checkpoint, device, exported=exported, data_root=data_root
     )
@@ -145,8 +145,8 @@ def subject_to_evaluate(
     """
     loaded = None if checkpoint is None else Checkpoint.load(checkpoint)
     towers = load_towers(recipe, folder, loaded)
-    for name, place in exported.items():
-        complete(towers[name], place)
+    for name, path in exported.items():
+        complete(towers[name], path)
     for tower in towers.values():
         tower.to(device)
     subject = subject_of(recipe, towers, device)
@@ -162,8 +162,8 @@ def subject_to_evaluate(
 def load_towers(
     recipe: Recipe, folder: Path | None, checkpoint: Checkpoint | None, *, trained: bool = True
 ) -> dict[str, Tower]:
-    """The towers of a recipe, with the trained weights of a checkpoint (their average where the run
-    kept one).
+    """The towers of a recipe, with the trained weights of a checkpoint (their average if the run
+    tracked one).
 
     Args:
         trained: false: as they were before training, with the tokenizer of the checkpoint.
@@ -213,7 +213,7 @@ def _take_weights(name: str, tower: Tower | MomentumTower, checkpoint: Checkpoin
         ) from error
 
 
-def _report(job: EvalJob, results: list[Result], kept: Path | None) -> None:
+def _report(job: EvalJob, results: list[Result], saved: Path | None) -> None:
     print_results(results)
     if job.output is not None:
         path = Path(job.output)
@@ -225,8 +225,8 @@ def _report(job: EvalJob, results: list[Result], kept: Path | None) -> None:
             )
         except OSError as error:
             raise UserError(
-                f"--output {path} cannot be written: {error.strerror}. The results are in {kept}."
+                f"--output {path} cannot be written: {error.strerror}. The results are in {saved}."
             ) from error
         console.say(f"Results: {path}")
-    elif kept is not None:
-        console.say(f"Results: {kept}")
+    elif saved is not None:
+        console.say(f"Results: {saved}")

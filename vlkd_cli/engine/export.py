@@ -43,8 +43,8 @@ def export(
     wise_ft: float | None = None,
     hand_over: HandOver = HandOver(),
 ) -> None:
-    """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights where the run
-    kept an average, and say how to load them.
+    """Write towers of a run or checkpoint to `output/TOWER`, with averaged weights if the run
+    tracked an average, and print how to load them.
 
     All of them appear at once when they are whole; before that they are in `output/.unfinished`.
 
@@ -93,8 +93,8 @@ def export(
 
             written = write_whole(format, wanted, checkpoint, unfinished, output)
         if hand_over.wants_card:
-            place = (unfinished, output, format)
-            write_card(hand_over, recipe, checkpoint, folder.path, wanted, written, *place)
+            paths = (unfinished, output, format)
+            write_card(hand_over, recipe, checkpoint, folder.path, wanted, written, *paths)
             (unfinished / CARD).replace(output / CARD)
         for name in [tower.name for tower in written]:
             if (output / name).exists():
@@ -122,15 +122,17 @@ def _interpolated(
 
 
 def _write_towers(
-    towers: Mapping[str, Tower], checkpoint: Checkpoint, folder: Path, place: Path
+    towers: Mapping[str, Tower], checkpoint: Checkpoint, folder: Path, destination: Path
 ) -> list[ExportedTower]:
     """Each tower as its library has it, and a pair that its library has one model for also
     together."""
     written = []
     for name, tower in towers.items():
         (folder / name).mkdir()
-        written.append(export_tower(tower, folder / name, place / name, name=name))
-    pair = export_pair(list(towers.values()), checkpoint.distillers, folder / DUAL, place / DUAL)
+        written.append(export_tower(tower, folder / name, destination / name, name=name))
+    pair = export_pair(
+        list(towers.values()), checkpoint.distillers, folder / DUAL, destination / DUAL
+    )
     if pair is not None:
         return [*written, pair]
     builders = [type(tower.encoder).__module__ for tower in towers.values()]
@@ -139,7 +141,7 @@ def _write_towers(
         from vlkd_cli.towers.whole.parts import Mismatch
 
         with contextlib.suppress(Mismatch):
-            written += write_whole("open_clip", towers, checkpoint, folder, place)
+            written += write_whole("open_clip", towers, checkpoint, folder, destination)
     return written
 
 
@@ -178,8 +180,8 @@ def _refuse_full(output: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _staged(output: Path) -> Iterator[Path]:
-    """A folder inside `output` to write to, gone afterwards; what goes wrong on the disk is told in
-    one line."""
+    """A temporary folder inside `output` to write to; errors of the disk are reported in one
+    line."""
     from safetensors import SafetensorError
 
     unfinished = output / UNFINISHED

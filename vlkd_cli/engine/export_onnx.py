@@ -58,7 +58,7 @@ def write_onnx(
     every: Mapping[str, Tower],
     options: OnnxOptions,
     folder: Path,
-    place: Path,
+    destination: Path,
 ) -> list[ExportedTower]:
     """Write each tower to `folder/TOWER`, and an image and a text tower of one width together to
     `folder/dual_encoder`.
@@ -66,7 +66,7 @@ def write_onnx(
     Args:
         towers: by name; all that is written.
         every: all towers of the run, which its evaluations may need.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
 
     Raises:
         UserError: a tower cannot be traced, or its file gives other vectors.
@@ -82,7 +82,9 @@ def write_onnx(
         console.announce(f"Writing tower {name} ...")
         (folder / name).mkdir()
         written.append(
-            export_onnx(tower.eval(), folder / name, place / name, samples[name], wanted, name=name)
+            export_onnx(
+                tower.eval(), folder / name, destination / name, samples[name], wanted, name=name
+            )
         )
     pair = _pair(towers)
     if pair is not None:
@@ -95,7 +97,7 @@ def write_onnx(
                 image,
                 text,
                 folder / DUAL,
-                place / DUAL,
+                destination / DUAL,
                 [{**first, **second} for first, second in both],
                 wanted,
                 scale=1.0 if start is None else start.scale,

@@ -25,14 +25,14 @@ def write_whole(
     towers: Mapping[str, Tower],
     checkpoint: Checkpoint,
     folder: Path,
-    place: Path,
+    destination: Path,
 ) -> list[ExportedTower]:
     """Write a pair of towers to `folder/dual_encoder`, or each text tower to `folder/TOWER`; what
     was written is loaded and compared.
 
     Args:
         towers: those wanted, by name.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
 
     Raises:
         UserError: the towers do not fit the format, or its library gives other vectors.
@@ -46,8 +46,11 @@ def write_whole(
         written = []
         for name, tower in texts.items():
             (folder / name).mkdir()
-            how = write_sentence_transformer(tower, folder / name, place / name)
-            page = {"tower": name, **page_of(tower, how, place / name, added=False, own_head=True)}
+            how = write_sentence_transformer(tower, folder / name, destination / name)
+            page = {
+                "tower": name,
+                **page_of(tower, how, destination / name, added=False, own_head=True),
+            }
             written.append(_finished(name, how, folder / name, page, [tower]))
         return written
     image, text = _pair(format, towers)
@@ -58,7 +61,7 @@ def write_whole(
     (folder / DUAL).mkdir()
     start = logit_start_of(checkpoint.distillers)
     try:
-        how = write(image, text, start, folder / DUAL, place / DUAL)
+        how = write(image, text, start, folder / DUAL, destination / DUAL)
     except UserError:
         shutil.rmtree(folder / DUAL)
         raise

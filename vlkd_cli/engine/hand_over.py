@@ -18,7 +18,7 @@ from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json, recipe_to_yaml, versions
-from vlkd_cli.reports.card import REPOSITORY, CardFacts, card_text, check_card, is_place
+from vlkd_cli.reports.card import REPOSITORY, CardFacts, card_text, check_card, is_path
 from vlkd_cli.reports.records import read_run
 from vlkd_cli.towers.export import ExportedTower
 from vlkd_cli.towers.tower import Tower
@@ -29,7 +29,7 @@ LOGIN = "Set HF_TOKEN, or log in with `hf auth login`"
 
 
 class HandOver(NamedTuple):
-    """What the options of `vlkd export` say about a card and the hub."""
+    """The options of `vlkd export` about the card and the hub."""
 
     card: bool = False
     license: str | None = None
@@ -73,7 +73,7 @@ def write_card(
     towers: Mapping[str, Tower],
     written: Sequence[ExportedTower],
     folder: Path,
-    place: Path,
+    destination: Path,
     format: str,
 ) -> None:
     """Write `README.md` into the folder of an export.
@@ -81,7 +81,7 @@ def write_card(
     Args:
         run: the folder of the run, whose result files of this step are reported.
         towers: those that were written.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
     """
     assert wanted.license is not None
     step = checkpoint.step
@@ -102,7 +102,7 @@ def write_card(
             (spec.name, str(attributes_of("distiller", spec.name).get("paper", "")))
             for spec in recipe.distillers
         ],
-        usage=_usage(wanted, written, towers, place, format),
+        usage=_usage(wanted, written, towers, destination, format),
         versions=_versions(),
         format=format,
     )
@@ -225,7 +225,7 @@ def _base_models(recipe: Recipe, towers: Mapping[str, Tower]) -> Iterator[str]:
 def _hub_id(builder: str, model: object, pretrained: object) -> str | None:
     """The hub id of a tower's weights; None where they are local, random, or not known to be
     there."""
-    if not isinstance(model, str) or pretrained is False or is_place(model):
+    if not isinstance(model, str) or pretrained is False or is_path(model):
         return None
     if builder in ("huggingface", "adapters", "sbert"):
         source = pretrained if isinstance(pretrained, str) else model
@@ -260,12 +260,12 @@ def _usage(
     wanted: HandOver,
     written: Sequence[ExportedTower],
     towers: Mapping[str, Tower],
-    place: Path,
+    destination: Path,
     format: str,
 ) -> str:
     """Five lines that use what was written; with `--push`, from the hub."""
     first = written[0].name
-    folder = f'"{place.name}"  # the folder of this card'
+    folder = f'"{destination.name}"  # the folder of this card'
     lines = [f"folder = {folder}"]
     if wanted.push is not None:
         lines = [

@@ -101,7 +101,7 @@ def prepare_inputs(
                 inputs.tables[name] = tables
             inputs.towers[name] = StoringTower(
                 tower,
-                tables.keep if tables else None,
+                tables.store if tables else None,
                 stored_outputs(recipe, tower) or (BACKBONE,),
                 spec.dtype,
             )

@@ -45,7 +45,7 @@ COLUMN_KEYS: dict[ModalityName, str] = {
 
 
 class Input(NamedTuple):
-    """Where items are: plain values, which an index keeps.
+    """Where items are: plain values, which an index stores.
 
     Args:
         path: of a file or folder, or `-`.
@@ -208,7 +208,7 @@ def _as_options(message: str, column: str | None) -> str:
 
 
 def _column(path: str, modality: ModalityName, keys: Mapping[str, Any]) -> str:
-    """The column that is encoded where --column does not say it."""
+    """The column that is encoded without --column."""
     table = Table(
         path,
         sep=keys.get("sep"),

@@ -158,8 +158,8 @@ def _encoded(one: Pass, trainer: Trainer, batch: Batch) -> _Encoded:
         found = encode([one], towers, composition.towers, batch, progress)
     values = [rows.values for rows in found.values()]
     outputs = {one.untyped_storage().data_ptr(): _size(one) for one in values}
-    kept = [size for place, size in saved.items() if place not in outputs]
-    return _Encoded(sum(kept), max(kept, default=0), sum(outputs.values()))
+    hidden = [size for key, size in saved.items() if key not in outputs]
+    return _Encoded(sum(hidden), max(hidden, default=0), sum(outputs.values()))
 
 
 def _gradients(module: nn.Module) -> int:
@@ -184,7 +184,7 @@ def _distillers(trainer: Trainer, batch: Batch, samples: int) -> float:
     ):
         loss = composition(many, trainer.progress, outputs).loss
     composition.discard()
-    return sum(saved.values()) + sum(map(_size, _kept_by_nodes(loss)))
+    return sum(saved.values()) + sum(map(_size, _saved_by_nodes(loss)))
 
 
 def _more(rows: Rows, address: Address, composition: Composition, samples: int) -> Rows:
@@ -199,8 +199,8 @@ def _more(rows: Rows, address: Address, composition: Composition, samples: int) 
     return Rows(noise.to(values).requires_grad_(learns), counts)
 
 
-def _kept_by_nodes(loss: Tensor) -> Iterator[Tensor]:
-    """Tensors that functions of our own keep for their backward pass by themselves."""
+def _saved_by_nodes(loss: Tensor) -> Iterator[Tensor]:
+    """Tensors that our own autograd functions save for their backward pass."""
     waiting, seen = [loss.grad_fn], set()
     while waiting:
         node: Any = waiting.pop()
@@ -246,7 +246,7 @@ def _held(trainer: Trainer) -> int:
 
 
 def _tensors_of(composition: Composition) -> Iterator[Tensor]:
-    # Backbones that are frozen stand outside of the module tree.
+    # Frozen backbones are not part of the module tree.
     every: list[Any] = list(composition.all_towers.values())
     towers = [one if isinstance(one, Tower) else one.tower for one in every]
     for module in (composition, *composition.frozen.values(), *(one.encoder for one in towers)):

@@ -42,7 +42,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class MineJob:
-    """What a mining worker is told; plain values only.
+    """Arguments of a mining worker; plain values only.
 
     Args:
         target, overrides, runs, trust: see `open_target`.
@@ -255,7 +255,7 @@ def _mined(
     else:
         queries = corpus[[row for rows in captions.rows for row in rows]]
         positives = [rows for rows in captions.rows for _ in rows]
-        owners = [place for place, rows in enumerate(captions.rows) for _ in rows]
+        owners = [row for row, rows in enumerate(captions.rows) for _ in rows]
     own = range(runtime.rank(), len(queries), runtime.world_size())
     part = mine_rows(
         queries[own.start :: own.step],
@@ -293,13 +293,13 @@ def _write(
             own = ["filepath", "title"] if has_images else ["title"]
             columns = {name: cells for name, cells in columns.items() if name not in own}
             table.writerow([*own, *columns, *names])
-            last, place = -1, list[str]()
+            last, address = -1, list[str]()
             for sample, text, query in _rows(captions, job.query):
                 negatives = [captions.texts[row] if row >= 0 else "" for row in mined.rows[query]]
                 if has_images and sample != last:
-                    last, place = sample, [_place(reader, sample, path)]
+                    last, address = sample, [_address(reader, sample, path)]
                 cells = [cells[sample] for cells in columns.values()]
-                table.writerow([*place, text, *cells, *negatives])
+                table.writerow([*address, text, *cells, *negatives])
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -335,13 +335,13 @@ def _say_how_to_train(
 def _rows(captions: _Captions, query: str) -> Iterator[tuple[int, str, int]]:
     """Sample, caption and query of each row of the table."""
     number = 0
-    for place, (sample, texts) in enumerate(zip(captions.samples, captions.own, strict=True)):
+    for row, (sample, texts) in enumerate(zip(captions.samples, captions.own, strict=True)):
         for text in texts:
-            yield sample, text, place if query == "image" else number
+            yield sample, text, row if query == "image" else number
             number += 1
 
 
-def _place(reader: Reader, sample: int, table: Path) -> str:
+def _address(reader: Reader, sample: int, table: Path) -> str:
     """Where the image of a sample is; one that is not a file is written next to the table."""
     image = reader.image(sample)
     if isinstance(image, str):

@@ -53,10 +53,10 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
     """The optimizer over everything that is trained, grouped by learning rate, weight decay and
     `optimizer.groups`, of which the first that matches decides.
 
-    Each group carries what `set_rates` and `drop_waiting` read: `base_lr`, and where the recipe
-    says so `decay`, `schedule` and `start`. Biases, norms and scales (everything with fewer than
-    two dimensions) are not decayed unless `decay_all` says so. With `layer_decay` d, a tower's
-    layer that lies k below its head learns at d**k times the tower's rate (Bao et al., BEiT,
+    Each group carries what `set_rates` and `drop_waiting` read: `base_lr`, and, if the recipe sets
+    them, `decay`, `schedule` and `start`. Biases, norms and scales (everything with fewer than two
+    dimensions) are not decayed unless `decay_all` is set. With `layer_decay` d, a tower's layer
+    that lies k below its head learns at d**k times the tower's rate (Bao et al., BEiT,
     arXiv:2106.08254).
 
     Args:
@@ -96,7 +96,7 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
             **keys,
         )
     except (ValueError, TypeError, RuntimeError) as error:
-        # Values out of a method's range, which its signature does not tell.
+        # Values out of a method's range, which its signature does not show.
         reason = str(error).rstrip(".")
         raise RecipeError(f"optimizer '{spec.name}': {reason}. Correct its keys.") from error
 
@@ -276,7 +276,7 @@ def _refuse_idle_groups(spec: OptimizerSpec, trainable: list[Trainable], run: Pr
     for each in trainable:
         members.setdefault(_group_of(spec, each.name), []).append(each)
     for number, group in enumerate(spec.groups):
-        place = f"optimizer.groups[{number}]"
+        key = f"optimizer.groups[{number}]"
         for position, pattern in enumerate(group.match):
             if any(fnmatchcase(each.name, pattern) for each in members.get(number, [])):
                 continue
@@ -286,17 +286,17 @@ def _refuse_idle_groups(spec: OptimizerSpec, trainable: list[Trainable], run: Pr
                 if taken
                 else f"matches no trainable parameter. They are named like {trainable[0].name}."
             )
-            raise RecipeError(f"{place}.match[{position}]: '{pattern}' {why}")
+            raise RecipeError(f"{key}.match[{position}]: '{pattern}' {why}")
         if group.weight_decay is not None and not any(
             _is_decayed(spec, each.parameter) for each in members[number]
         ):
             raise RecipeError(
-                f"{place}.weight_decay: has no effect: only biases, norms and scales match, which"
+                f"{key}.weight_decay: has no effect: only biases, norms and scales match, which"
                 " are not decayed. Set optimizer.decay_all, or remove it."
             )
         if _start(group, run) >= run.total_steps:
             raise RecipeError(
-                f"{place}.from: step {_start(group, run)} is beyond the run of {run.total_steps}"
+                f"{key}.from: step {_start(group, run)} is beyond the run of {run.total_steps}"
                 " steps. Start earlier, or freeze these parameters with `train:` of their tower."
             )
     if all(number is not None and _start(spec.groups[number], run) > 0 for number in members):

@@ -56,9 +56,9 @@ def ddp(composition: Composition) -> Wrapped:
         # Queues and centers are equal on every rank by construction; sending them each step would
         # cost more than the gradients.
         broadcast_buffers=False,
-        # A step need not use every parameter. It also keeps DDP from laying out its buckets again
-        # after the first step of a process: the order of summation over three ranks or more depends
-        # on the layout, and a resumed run has to add up as the uninterrupted one does.
+        # A step need not use every parameter. It also prevents DDP from laying out its buckets
+        # again after the first step of a process: the order of summation over three ranks or more
+        # depends on the layout, and a resumed run has to add up as the uninterrupted one does.
         find_unused_parameters=True,
         # Gradients lie in the buckets that are sent: without a second set of them, and a copy less.
         gradient_as_bucket_view=True,

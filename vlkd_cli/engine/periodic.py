@@ -34,7 +34,7 @@ from vlkd_cli.towers.tower import Tower
 
 
 class Saves:
-    """When checkpoints are due: as `train` says, at the end, and before the cooldown."""
+    """When checkpoints are due: as set in `train`, at the end, and before the cooldown."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Evaluations:
             try:
                 opened = suite.open(subject)
             except UserError as error:
-                raise type(error)(_with_place(str(error), number, spec)) from error
+                raise type(error)(_with_key(str(error), number, spec)) from error
             found.append((spec.title, suite.measures(opened)))
         check_best(self.recipe.train.best, found)
 
@@ -202,7 +202,7 @@ def subject_of(recipe: Recipe, towers: Mapping[str, Tower], device: torch.device
 
 
 def _require_chance(specs: Sequence[EvalSpec], results: Sequence[Result]) -> None:
-    """What is retained is counted from chance.
+    """Retained fractions are measured from chance.
 
     Raises:
         RecipeError: a reference gives none.
@@ -212,12 +212,11 @@ def _require_chance(specs: Sequence[EvalSpec], results: Sequence[Result]) -> Non
         if result.name in references and result.primary_metric not in result.chance:
             raise RecipeError(
                 f"evals: '{result.name}' is a reference, and its suite gives no chance for"
-                f" {result.primary_metric}, from which what is retained is counted. Use"
-                " first: true."
+                f" {result.primary_metric}, which the retained fraction needs. Use first: true."
             )
 
 
-def _with_place(message: str, number: int, spec: EvalSpec) -> str:
+def _with_key(message: str, number: int, spec: EvalSpec) -> str:
     """A reader's message, which speaks of `data.KEY`, for the data of an entry of `evals:`."""
     data = spec.keys.get("data")
     reader = data.get("reader") if isinstance(data, dict) else None

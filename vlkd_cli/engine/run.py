@@ -37,7 +37,7 @@ class Run(Hooks):
         draw_fill: completes what stored towers lack of an epoch; None where there are none.
         files: what its towers need in addition to weights, for its checkpoints.
         sinks: where values go; None on all ranks but the first.
-        state: what is said of the run as a whole; None on all ranks but the first.
+        state: the status of the run as a whole; None on all ranks but the first.
         url: where the run folder is copied to after each save.
         saved_step: the step of the checkpoint that the run was resumed from.
     """

@@ -28,7 +28,7 @@ class Saver:
 
     Args:
         folder: of the checkpoints.
-        keep: number of the newest that stay.
+        keep: number of the newest checkpoints that are not deleted.
         in_background: return from `save` when the state is copied; takes the memory of one more
             state.
         then: called after each checkpoint was written, in the same thread.
@@ -92,8 +92,8 @@ class Saver:
             self.then()
 
     def _copied(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """The checkpoint with copies of its tensors, and what tells that copies from a GPU are
-        done. What runs on the GPU next waits for them; the host does not."""
+        """The checkpoint with copies of its tensors, and an event that is set when copies from a
+        GPU are done. What runs on the GPU next waits for them; the host does not."""
         stored: _Stored = {}
         names = ("towers", "followers", "distillers", "ema", "optimizer", "scaler")
         parts = {name: self._copy(getattr(checkpoint, name), name, stored) for name in names}
@@ -108,7 +108,7 @@ class Saver:
             return {key: self._copy(each, f"{name}.{key}", stored) for key, each in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(
-                self._copy(each, f"{name}[{place}]", stored) for place, each in enumerate(value)
+                self._copy(each, f"{name}[{index}]", stored) for index, each in enumerate(value)
             )
         if not isinstance(value, Tensor):
             return value

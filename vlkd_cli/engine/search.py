@@ -92,10 +92,10 @@ def search(
     items = _items(about)
     found = [
         [
-            Found(rank, score, about.ids[place], place, _text(items, about, place))
-            for rank, (score, place) in enumerate(zip(own, places, strict=True), start=1)
+            Found(rank, score, about.ids[row], row, _text(items, about, row))
+            for rank, (score, row) in enumerate(zip(own, found_rows, strict=True), start=1)
         ]
-        for own, places in zip(scores.tolist(), positions.tolist(), strict=True)
+        for own, found_rows in zip(scores.tolist(), positions.tolist(), strict=True)
     ]
     if as_json:
         console.say(json.dumps([_as_json(*each) for each in zip(asked, found, strict=True)]))
@@ -145,8 +145,8 @@ def _refuse_another_model(
 
 
 def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query:
-    """A query is what its file's name says, an image or a mesh, if there is a file of its name,
-    else a text, unless the tower says which."""
+    """If `text` is the name of a file, the query is an image or a mesh, by the name's ending;
+    otherwise a text. An explicit tower decides first."""
     is_file = os.path.isfile(text)
     if tower is not None:
         chosen = encoder[tower]
@@ -203,8 +203,8 @@ def _items(about: Page) -> Items | None:
     return items
 
 
-def _text(items: Items | None, about: Page, place: int) -> str | None:
-    return None if items is None or items.texts is None else items.texts[place]
+def _text(items: Items | None, about: Page, row: int) -> str | None:
+    return None if items is None or items.texts is None else items.texts[row]
 
 
 def _shown(

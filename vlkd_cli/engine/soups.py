@@ -18,8 +18,8 @@ from vlkd_cli.towers.soup import Greedy, greedy
 
 
 def decide_soups(recipe: Recipe) -> Recipe:
-    """The recipe with the runs that greedy averaging takes in the place of each `soup: {greedy:
-    EVAL}`. Towers with the same runs and the same evaluation are averaged together.
+    """The recipe with each `soup: {greedy: EVAL}` replaced by the runs that greedy averaging
+    selects. Towers with the same runs and the same evaluation are averaged together.
 
     Raises:
         UserError: a run or the evaluation's data cannot be read.
@@ -73,9 +73,9 @@ def _with_runs(recipe: Recipe, towers: Sequence[str], runs: list[str]) -> Recipe
     keys = {"run": runs if len(runs) > 1 else runs[0], "soup": "uniform" if len(runs) > 1 else None}
     changed = {name: recipe.towers[name].model_copy(update=keys) for name in towers}
     chosen = recipe.model_copy(update={"towers": {**recipe.towers, **changed}})
-    places = [("towers", name, "run") for name in towers]
+    replaced = [("towers", name, "run") for name in towers]
     chosen.remember_written(
-        {path: text for path, text in recipe.written().items() if path[:3] not in places}
+        {path: text for path, text in recipe.written().items() if path[:3] not in replaced}
     )
     return chosen
 
@@ -93,7 +93,7 @@ def _say(
 
     rows = [[run, shown(score), ""] for run, score in zip(runs, found.each, strict=True)]
     rows += [
-        [f"+ {runs[tried.number]}", shown(tried.score), "added" if tried.kept else "left out"]
+        [f"+ {runs[tried.number]}", shown(tried.score), "added" if tried.is_added else "left out"]
         for tried in found.trail
     ]
     rows.append([f"uniform average of {len(runs)}", shown(uniform), ""])

@@ -29,7 +29,7 @@ from vlkd_cli.synthesis.run import synthesize as write_relations
 
 @dataclass(frozen=True)
 class SynthesisJob:
-    """What a worker is told; plain values only.
+    """Arguments of a worker; plain values only.
 
     Args:
         recipe: as JSON.
@@ -60,7 +60,7 @@ def prepared(
     recipe, folder, checkpoint = find_target(target, overrides, runs, trust)
     if recipe.synthesis is None:
         raise RecipeError(
-            f"{target}: no section `synthesis`, which says what relations are made of. Add it; see"
+            f"{target}: no section `synthesis`, which defines the relations. Add it; see"
             " `vlkd show section synthesis`."
         )
     return SynthesisJob(
@@ -113,8 +113,8 @@ def synthesized(job: SynthesisJob) -> Synthesis:
         return write_relations(recipe.synthesis, subject, Path(job.output))
     except UserError as error:
         # A reader speaks of the keys of `data:`.
-        said = re.sub(r"(?<![\w./])data\.(?=\w)", "synthesis.data.", str(error))
-        error.args = (said,)
+        message = re.sub(r"(?<![\w./])data\.(?=\w)", "synthesis.data.", str(error))
+        error.args = (message,)
         raise
 
 
@@ -127,8 +127,8 @@ def _report(found: Synthesis) -> None:
         f"Relations: {found.relations} ({counts['relations']:,} of {counts['queries']:,} queries;"
         f" {share:.1%} with a negative margin)"
     )
-    if said := described(counts):
-        console.warn(f"of {data['queries']:,} queries {said}.")
+    if shortage := described(counts):
+        console.warn(f"of {data['queries']:,} queries {shortage}.")
     title = "" if data["title"] else ", title: false"
     console.say("Train on them with:")
     console.say(

@@ -1,5 +1,5 @@
-"""What the TARGET of a command stands for: a run, a checkpoint, an exported folder, a recipe or a
-model by name; and the towers that it gives."""
+"""What the TARGET of a command names: a run, a checkpoint, an exported folder, a recipe or a model
+by name; and the towers that it contains."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def open_target(
     runs: Path = Path("runs"),
     trust: bool = False,
 ) -> Target:
-    """The towers that a target stands for.
+    """The towers of a target.
 
     Args:
         target: see `api.load`; None: the newest run.

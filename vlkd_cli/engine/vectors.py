@@ -33,7 +33,7 @@ class Page(NamedTuple):
         model: run, checkpoint, step and averaging of the weights; nulls where nothing was trained.
         tower: its name; `modality`, `digest` and `width` are its own.
         normalized: whether rows have unit length.
-        input: where the items were, see `items.Input`; `fingerprint` tells whether they changed.
+        input: where the items were, see `items.Input`; `fingerprint` detects changes.
         skipped: positions of pictures in the input that have no row.
         ids: of the rows.
         texts: of the rows, where they came through standard input.

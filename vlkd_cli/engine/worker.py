@@ -32,7 +32,7 @@ from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.address import modality_of
 from vlkd_cli.recipe.evaluation_data import default_data
 from vlkd_cli.recipe.load import recipe_from_json
-from vlkd_cli.recipe.messages import Path as Place
+from vlkd_cli.recipe.messages import Path as KeyPath
 from vlkd_cli.recipe.messages import located
 from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.recipe.params import attributes_of
@@ -67,19 +67,19 @@ class Job:
     dry_run: bool = False
     memory: int | None = None
     quiet: bool = False
-    origins: Mapping[Place, str] = field(default_factory=dict)
+    origins: Mapping[KeyPath, str] = field(default_factory=dict)
     features: str | None = None
     url: str | None = None
 
 
 def train(job: Job) -> int:
-    """Train, evaluate and save as the recipe says, on this rank of the group that is up.
+    """Train, evaluate and save by the recipe, on this rank of the process group.
 
     Returns:
         0 when the run is complete, else the number of the signal that stopped it after a save.
 
     Raises:
-        UserError: what the user can fix; the last checkpoint is kept.
+        UserError: what the user can fix; the last checkpoint stays on disk.
     """
     device = runtime.pick_device(job.device)
     if device.type == "cpu":

@@ -35,7 +35,7 @@ def encode_batches(subject: Subject, batches: Iterable[Mapping[str, Any]]) -> ND
 
 
 def _encoded(subject: Subject, batch: Mapping[str, Any]) -> Tensor:
-    # Features are kept for one batch: mteb asks for each text once.
+    # Features are cached for one batch only: mteb asks for each text once.
     known = subject.tables
     own = replace(
         subject,

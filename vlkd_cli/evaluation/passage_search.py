@@ -1,5 +1,5 @@
-"""Search a collection of any size: chunks of passages are dealt to the ranks, embedded once, kept
-on disk, and scored at once."""
+"""Search a collection of any size: chunks of passages are dealt to the ranks, embedded once,
+cached on disk, and scored at once."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def search(
             best.add(_comparable(rows, similarity), keys)
     except UserError as error:
         problem = str(error)
-    # Ranks that went on would wait for one that has stopped.
+    # Ranks that continue would wait for one that has stopped.
     _fail_together(problem)
     return merge(best, depth, len(corpus))
 
@@ -116,15 +116,15 @@ def _chunks(
 ) -> Iterator[tuple[int, Tensor]]:
     """This rank's chunks with their features."""
     own = range(rank(), -(-len(corpus) // size), world_size())
-    kept = {
+    stored = {
         chunk
         for chunk in own
         if store is not None and store.done[chunk * size : (chunk + 1) * size].all()
     }
-    for chunk in sorted(kept):
+    for chunk in sorted(stored):
         assert store is not None
         yield chunk, torch.from_numpy(np.array(store.table()[chunk * size : (chunk + 1) * size]))
-    missing = set(own) - kept
+    missing = set(own) - stored
     for chunk, texts in corpus.texts(size, missing.__contains__) if missing else ():
         features = encode_texts(subject, [prompt + text for text in texts])
         if store is not None:
@@ -156,9 +156,9 @@ def _open_store(
 
 def _fail_together(problem: str) -> None:
     """Raise on every rank what any rank met; every rank must call it."""
-    for told in gather_objects(problem):
-        if told:
-            raise DataError(told)
+    for message in gather_objects(problem):
+        if message:
+            raise DataError(message)
 
 
 def _comparable(features: Tensor, similarity: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a suite returns: numbers that say what was measured, on which data, and how."""
+"""What a suite returns: numbers with what was measured, on which data, and how."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DataIdentity(NamedTuple):
-    """What a result says about its data."""
+    """What a result records about its data."""
 
     dataset: str
     split: str
@@ -29,7 +29,8 @@ class Result:
     """One suite on one data set; suites make it with `Suite.result`, which fills in what is the
     same for all of them.
 
-    Metrics are fractions from 0 to 1 unless their name says otherwise (`median_rank`, `mae_years`).
+    Metrics are fractions from 0 to 1 unless their name indicates otherwise (`median_rank`,
+    `mae_years`).
     """
 
     name: str
@@ -56,7 +57,7 @@ class Result:
     hashes: dict[str, str]
     """Digests of row order, class order and files."""
     data: dict[str, Any]
-    """Where the data was read from, as the recipe or the command said it."""
+    """The source of the data, as given in the recipe or the command."""
     settings: dict[str, Any]
     """Every key of the suite that can change a number, and what was decided while it ran."""
     libraries: dict[str, str]
@@ -105,7 +106,7 @@ def cell_key(
 
     Args:
         suite, version: which suite, and the version of its numbers.
-        keys: its keys with their defaults, without those that say where data is.
+        keys: its keys with their defaults, without those that name sources of data.
         hashes: digests of rows, classes and texts as encoded.
         weights: digest of each tower that is used, by modality.
     """
@@ -127,5 +128,5 @@ def _plain(value: Any) -> Any:
 
 
 def _file_part(part: str) -> str:
-    kept = "".join(letter if letter.isalnum() or letter in "._@" else "_" for letter in part)
-    return kept[:60]
+    safe = "".join(letter if letter.isalnum() or letter in "._@" else "_" for letter in part)
+    return safe[:60]

@@ -39,7 +39,7 @@ def run_suites(
         folder: where each result is written as JSON by rank 0; None writes nothing.
 
     Raises:
-        RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Told
+        RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Raised
             before the first suite runs.
     """
     shared = replace(subject, tables=OpenTables(datasets=subject.tables.datasets))
@@ -48,7 +48,7 @@ def run_suites(
     results: list[Result] = []
     for spec, suite, own in zip(specs, suites, chosen, strict=True):
         for result in run_suite(suite, spec, own):
-            results.append(_told_apart(result, results))
+            results.append(_distinct(result, results))
             if folder is not None and is_main():
                 write_result(results[-1], folder)
     return results
@@ -83,7 +83,7 @@ def chosen_by(spec: EvalSpec, subject: Subject) -> Subject:
 
 
 def with_tower(subject: Subject, name: str | None) -> Subject:
-    """The subject with a tower of its choice in place of the one of its modality.
+    """The subject with the named tower as the one of its modality.
 
     Raises:
         RecipeError: there is no such tower.
@@ -154,7 +154,7 @@ def write_result(result: Result, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is whole."""
+    """A file to write that replaces `path` once it is complete."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
         yield file
@@ -250,7 +250,7 @@ def _retained(metric: str, start: float | None, end: float | None, chance: float
     return "" if start is None or end is None or chance is None else NOT_RETAINED
 
 
-def _told_apart(result: Result, before: Sequence[Result]) -> Result:
+def _distinct(result: Result, before: Sequence[Result]) -> Result:
     """The result, its data numbered where the metrics of an earlier one have the same names; a
     `name:` of the entry or of its data gives better ones."""
     taken = {(other.name, other.dataset) for other in before}

@@ -68,7 +68,7 @@ class Side(NamedTuple):
 def side_addresses(
     subject: Subject, query: str | None, index: str | None
 ) -> tuple[SideAddress, SideAddress]:
-    """The addresses as the keys say them; by default the only tower on both sides, else texts that
+    """The addresses of the keys; by default the only tower on both sides, else texts that
     find images, texts that find meshes, or images that find meshes.
 
     Raises:
@@ -131,7 +131,7 @@ def search_rows(
     position, descending; the same on every rank."""
     asked, rows = embed_side(subject, queries), embed_side(subject, index)
     require_equal_widths(rows.shape[1], asked.shape[1], "search")
-    # Where an item's id stands among all of them breaks ties, and names it in the search.
+    # The rank of an item's id among all of them breaks ties, and names it in the search.
     order = np.argsort(np.array(index.ids, dtype=object), kind="stable")
     keys = np.empty(len(order), dtype=np.int64)
     keys[order] = np.arange(len(order))

@@ -15,8 +15,8 @@ from vlkd_cli.features.subject import Subject
 
 
 class SentenceEncoder:
-    """What the evaluators of sentence-transformers 5 call on a model; encoding goes through the
-    shared, split and kept features.
+    """What the evaluators of sentence-transformers 5 call on a model; encoding uses the features
+    that are split over ranks, shared and cached.
 
     Args:
         subject: whose text tower.

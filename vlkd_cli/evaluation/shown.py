@@ -1,5 +1,5 @@
-"""What an evaluation leaves for the report page besides its numbers: an answer per item, the
-pictures worth looking at, and a map of the features.
+"""What an evaluation writes for the report page in addition to its numbers: an answer per item,
+the pictures worth looking at, and a map of the features.
 
 Per item (`KEY.items.npz`): how each row was answered, in row order, without labels or names, so
 that two models can be compared on the same items. For the page (`KEY.map.npz`): coordinates of at
@@ -46,15 +46,15 @@ class Shown(NamedTuple):
     def to_arrays(self) -> Arrays:
         """All of it as arrays without objects: `lists` is JSON text, in which `pictures` maps rows
         to paths or to the bounds of their bytes in `thumbnails`."""
-        places: dict[str, object] = {}
+        pictures: dict[str, object] = {}
         stored = bytearray()
         for row, picture in self.pictures.items():
             if isinstance(picture, str):
-                places[str(row)] = picture
+                pictures[str(row)] = picture
             else:
-                places[str(row)] = [len(stored), len(stored) + len(picture)]
+                pictures[str(row)] = [len(stored), len(stored) + len(picture)]
                 stored += picture
-        text = json.dumps({**self.lists, "pictures": places})
+        text = json.dumps({**self.lists, "pictures": pictures})
         return {
             **self.arrays,
             "lists": np.array(text),

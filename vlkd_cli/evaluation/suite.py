@@ -38,7 +38,8 @@ class Suite:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What its readers must offer: words out of image, text, label."""
     data_keys: ClassVar[frozenset[str]] = frozenset({"data", "train_data", "val_data"})
-    """Keys that say where data is; results name them as `data`, and digests of the data itself."""
+    """Keys that name sources of data; results name them as `data`, with digests of the data
+    itself."""
     report_keys: ClassVar[frozenset[str]] = frozenset({"items"})
     """Keys that change what is written, and no number."""
     version: ClassVar[int] = 1
@@ -74,7 +75,8 @@ class Suite:
         return None
 
     def identity(self, opened: Any) -> DataIdentity | None:
-        """What results say about the data that `open` gave; None: not known before it ran."""
+        """What results record about the data that `open` returned; None: not known before it
+        ran."""
         known = getattr(opened, "identity", None)
         found: DataIdentity | None = known() if callable(known) else None
         return found
@@ -117,7 +119,7 @@ class Suite:
         shown: Shown | None = None,
         towers: Mapping[str, Tower] | None = None,
     ) -> Result:
-        """A result with everything that says what was measured: towers and checkpoint, data,
+        """A result with everything that defines what was measured: towers and checkpoint, data,
         precision, versions, and every key of the suite.
 
         Args:

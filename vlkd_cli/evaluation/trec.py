@@ -10,7 +10,7 @@ from vlkd_cli.errors import DataError
 
 def write_run(path: Path, answers: Mapping[str, Sequence[tuple[str, float]]]) -> None:
     """Write ranked lists in TREC's format: query, Q0, item, rank, score, name of the run. Blanks
-    in ids, which the format has no place for, become underscores.
+    in ids, which the format cannot hold, become underscores.
 
     Args:
         answers: query id -> item ids with their scores, best first.

@@ -195,7 +195,7 @@ def _unpacked(source: Path, incoming: Path) -> list[Path]:
     return sorted({path.parent for path in incoming.glob(f"*/*/{FEATURES}")})
 
 
-def _taken_in(folder: Path, place: Path) -> tuple[str, int]:
+def _taken_in(folder: Path, target: Path) -> tuple[str, int]:
     try:
         features = load_npy(folder / FEATURES, mmap_mode="r")
         rows, width = features.shape
@@ -203,17 +203,17 @@ def _taken_in(folder: Path, place: Path) -> tuple[str, int]:
         raise DataError(f"the table {folder.name[:_SHORT]} cannot be read ({error}).") from error
     dtype: TableType = "bfloat16" if features.dtype == np.uint16 else "float32"
     new = FeatureStore(folder, rows, width, dtype=dtype)
-    if not (place / FEATURES).is_file():
-        make_folder(place.parent)
-        folder.rename(place)
-        return place.name[:_SHORT], int(new.done.sum())
-    here = FeatureStore(place, rows, width, dtype=dtype)
+    if not (target / FEATURES).is_file():
+        make_folder(target.parent)
+        folder.rename(target)
+        return target.name[:_SHORT], int(new.done.sum())
+    here = FeatureStore(target, rows, width, dtype=dtype)
     assert here.folder is not None
     missing = np.flatnonzero((new.done != 0) & (here.done == 0))
     here.write(missing, new.table()[missing], new.broken[missing])
     noted = noted_broken(folder)
     note_broken(here.folder, {row: noted[row] for row in missing.tolist() if row in noted})
-    return place.name[:_SHORT], len(missing)
+    return target.name[:_SHORT], len(missing)
 
 
 def _not_an_export(source: Path, reason: str) -> DataError:

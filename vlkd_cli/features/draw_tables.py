@@ -75,15 +75,15 @@ class DrawTables:
             for name in views
             for draw in range(draws.total)
         ]
-        places = [
+        folders = [
             folder / "train_features" / _key(about, views[about.view], precision, dtype)
             for about in self._abouts
         ]
         rows = [len(reader) * views[about.view].pictures for about in self._abouts]
-        self._refuse_full_disk(folder, places, rows)
-        self.stores = self._opened(places, rows)
+        self._refuse_full_disk(folder, folders, rows)
+        self.stores = self._opened(folders, rows)
 
-    def keep(self, tables: Tensor, rows: Tensor, features: Tensor) -> None:
+    def store(self, tables: Tensor, rows: Tensor, features: Tensor) -> None:
         """Write features that the tower computed.
 
         Args:
@@ -94,10 +94,10 @@ class DrawTables:
             DataError: they hold NaN or infinity, or the disk is full.
         """
         insist_on_numbers(self.tower, features)
-        numbers, places, values = (part.cpu().numpy() for part in (tables, rows, features))
+        numbers, positions, values = (part.cpu().numpy() for part in (tables, rows, features))
         for number in np.unique(numbers).tolist():
-            # A row comes twice where it took the place of a broken one.
-            own, first = np.unique(places[numbers == number], return_index=True)
+            # A row appears twice if it replaced a broken one.
+            own, first = np.unique(positions[numbers == number], return_index=True)
             self.stores[number].write(own, values[numbers == number][first])
 
     def worker_tables(self, view: str) -> list[WorkerTable]:
@@ -110,33 +110,33 @@ class DrawTables:
         """Finished rows among all rows, when the tables were opened."""
         return float(np.mean([store.done.mean() for store in self.stores]))
 
-    def _opened(self, places: list[Path], rows: list[int]) -> list[FeatureStore]:
+    def _opened(self, folders: list[Path], rows: list[int]) -> list[FeatureStore]:
         stores: list[FeatureStore] = []
         # The first process of each machine makes and verifies the tables before the others look.
         if runtime.local_rank() == 0:
-            for place, count, about in zip(places, rows, self._abouts, strict=True):
-                store = FeatureStore(place, count, self.width, dtype=self.dtype)
+            for path, count, about in zip(folders, rows, self._abouts, strict=True):
+                store = FeatureStore(path, count, self.width, dtype=self.dtype)
                 assert store.folder is not None
                 remember(store.folder, about)
                 stores.append(store)
         runtime.barrier()
         return stores or [
-            FeatureStore(place, count, self.width, dtype=self.dtype, verify=False)
-            for place, count in zip(places, rows, strict=True)
+            FeatureStore(path, count, self.width, dtype=self.dtype, verify=False)
+            for path, count in zip(folders, rows, strict=True)
         ]
 
-    def _refuse_full_disk(self, folder: Path, places: list[Path], rows: list[int]) -> None:
+    def _refuse_full_disk(self, folder: Path, folders: list[Path], rows: list[int]) -> None:
         value_bytes = 2 if self.dtype == "bfloat16" else 4
         needed = sum(
             count * (self.width * value_bytes + 8)
-            for place, count in zip(places, rows, strict=True)
-            if not (place / FEATURES).is_file()
+            for path, count in zip(folders, rows, strict=True)
+            if not (path / FEATURES).is_file()
         )
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(existing).free
         if needed > free:
             raise DataError(
-                f"towers.{self.tower.name}.cache: {len(places)} tables of features need"
+                f"towers.{self.tower.name}.cache: {len(folders)} tables of features need"
                 f" {needed / 2**30:.1f} GiB, and {existing} has {free / 2**30:.1f} GiB free. Lower"
                 " draws, add dtype: bfloat16, or set VLKD_CACHE or train.cache_dir to a larger"
                 " disk."

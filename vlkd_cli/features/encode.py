@@ -40,7 +40,7 @@ def embed_images(
 
     Args:
         subject: whose image tower, on which device, in which precision, and where features are
-            kept.
+            cached.
         reader: the data set.
         point: after the head, or before it.
         indices: only these positions, in this order; by default all.
@@ -99,8 +99,8 @@ def require_equal_widths(image: int, text: int, suite: str) -> None:
 
 
 def encode_texts(subject: Subject, texts: Sequence[str]) -> Tensor:
-    """Features of the text tower's backbone on this rank alone, kept nowhere: for collections that
-    are too large for `embed_texts`.
+    """Features of the text tower's backbone on this rank alone, without caching: for collections
+    that are too large for `embed_texts`.
 
     Returns:
         `[M, feature_width]` float32 on the CPU, in the order of the texts.

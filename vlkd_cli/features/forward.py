@@ -43,8 +43,8 @@ def features_of(
 
 
 def project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
-    """Kept backbone features through the head, in large batches; done on every rank, since it costs
-    less than an exchange."""
+    """Apply the head to cached backbone features, in large batches; on every rank, since that
+    costs less than an exchange."""
     projected = torch.empty(len(features), tower.width)
     with evaluating(tower), torch.no_grad(), autocast(subject.precision, subject.device):
         for start in range(0, len(features), PROJECTED_AT_ONCE):
@@ -57,8 +57,8 @@ def project(subject: Subject, tower: Tower, features: Tensor) -> Tensor:
 
 
 def insist_on_numbers(tower: Tower, features: Tensor) -> None:
-    """No suite says anything sensible about NaN and infinity, and some would fail without a word of
-    the cause.
+    """Refuse NaN and infinity: no suite measures anything with them, and some would fail with
+    unrelated errors.
 
     Raises:
         DataError: some are not finite.

@@ -165,7 +165,7 @@ class FeatureStore:
         Args:
             indices: the rows, `[n]`, each once.
             values: their features, `[n, width]`.
-            broken: `[n]`, which of them stand for inputs that cannot be read.
+            broken: `[n]`, which of them belong to inputs that cannot be read.
         """
         broken = np.zeros(len(indices), dtype=np.bool_) if broken is None else broken
         if self.folder is None:

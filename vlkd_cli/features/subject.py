@@ -48,7 +48,7 @@ class Subject:
     batch_size: int = 64
     workers: int = 0
     cache: Path | None = None
-    """Folder where features are kept between suites and runs; None: kept in memory for this
+    """Folder where features are cached between suites and runs; None: in memory, for this
     evaluation only."""
     output: Path | None = None
     """Folder for files that a suite writes (predictions, tables); None: nothing is written."""
@@ -81,7 +81,7 @@ class Subject:
         return tower
 
     def with_tower(self, tower: Tower) -> Subject:
-        """The subject with this tower in place of the one of its modality."""
+        """The subject with its tower of this modality replaced."""
         chosen = replace(self)
         setattr(chosen, tower.modality, tower)
         return chosen

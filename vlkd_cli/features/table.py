@@ -267,7 +267,7 @@ def _fill(
     if world_size() > 1:
         done = np.minimum.reduce(
             gather_objects(done)
-        )  # machines without a common disk may have kept different rows
+        )  # machines without a common disk may have stored different rows
     missing = np.unique(wanted[done[wanted] == 0])
     if not len(missing):
         return

@@ -79,7 +79,7 @@ def store_features(
     rows = len(rows_of(range(len(reader))))
     key = (precision, *(["alike"] if alike else []), *([] if dtype == "float32" else [dtype]))
     open_store = partial(FeatureStore, width=tower.feature_width, rows=rows, dtype=dtype)
-    store, place = _opened(tower, reader, folder, open_store, key)
+    store, path = _opened(tower, reader, folder, open_store, key)
     assert store.folder is not None
     missing = [
         positions
@@ -111,7 +111,7 @@ def store_features(
                 marks[lost.start - own.start : lost.stop - own.start] = True
             store.write(np.array(own), features.numpy(), marks)
     runtime.barrier()
-    store = open_store(place, verify=False)
+    store = open_store(path, verify=False)
     assert store.folder is not None
     return Stored(store.folder / FEATURES, _broken_samples(store, reader, tower.modality))
 
@@ -123,7 +123,7 @@ def _opened(
     open_store: Callable[..., FeatureStore],
     key: tuple[str, ...],
 ) -> tuple[FeatureStore, Path]:
-    """The table on every rank, and its place; the first process of each machine makes and verifies
+    """The table on every rank, and its path; the first process of each machine makes and verifies
     it before the others look."""
     parts = (
         tower.digest(),
@@ -134,14 +134,14 @@ def _opened(
         str(tower.feature_width),
         *key[1:],
     )
-    place = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    store = open_store(place) if runtime.local_rank() == 0 else None
+    path = folder / "train_features" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    store = open_store(path) if runtime.local_rank() == 0 else None
     if store is not None and store.folder is not None:
         view = "main" if FACTS[tower.modality].has_views else "texts"
         about = About(tower.name, tower.digest(), "backbone", view, reader.fingerprint())
         remember(store.folder, about)
     runtime.barrier()
-    return store or open_store(place, verify=False), place
+    return store or open_store(path, verify=False), path
 
 
 class Computed:

@@ -26,8 +26,8 @@ class DecoderHead(nn.Module):
         width_inner: of the blocks; a multiple of 4 and of `heads`.
         layers: blocks.
         heads: attention heads of a block.
-        fill: add a learned token at each hidden position; false for features that already stand for
-            the hidden positions, such as those of head `regressor`.
+        fill: add a learned token at each hidden position; false for features that already
+            represent the hidden positions, such as those of head `regressor`.
 
     Source: He et al., MAE, CVPR 2022, arXiv:2111.06377, section 3 (decoder width 512, 8 blocks, 16
     heads); facebookresearch/mae, models_mae.py. Differs in leaving out the class token.
@@ -74,7 +74,7 @@ class DecoderHead(nn.Module):
 
     def forward(
         self,
-        places: Float[Tensor, "B T D"],
+        tokens: Float[Tensor, "B T D"],
         hidden: Bool[Tensor, "B P"] | None = None,
         at: Literal["all", "hidden", "visible"] = "visible",
     ) -> Float[Tensor, "B Q E"]:
@@ -82,21 +82,21 @@ class DecoderHead(nn.Module):
 
         Args:
             hidden: which positions are hidden; None: none is.
-            at: the positions that the rows stand for, where some are hidden.
+            at: the positions that the rows represent, where some are hidden.
         """
-        rows = self.inner(places)
+        rows = self.inner(tokens)
         if hidden is None or at == "all":
             rows = rows + self.positions
         else:
-            rows = self._placed(rows, hidden if at == "hidden" else ~hidden)
+            rows = self._at_positions(rows, hidden if at == "hidden" else ~hidden)
         for block in self.blocks:
             rows = block(rows)
         predicted: Tensor = self.outer(self.norm(rows))
         return predicted
 
-    def _placed(self, rows: Tensor, chosen: Tensor) -> Tensor:
-        """Rows that stand for the chosen positions, with the embeddings of these, and with the
-        learned token at the others."""
+    def _at_positions(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Rows of the chosen positions with their position embeddings, and the learned token at
+        the others."""
         if self.mask_token is None:
             every = self.positions.expand(len(rows), -1, -1)
             here: Tensor = every[chosen].unflatten(0, (len(rows), -1))

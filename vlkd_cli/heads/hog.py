@@ -68,8 +68,8 @@ class HOGHead(nn.Module):
 
     def _weights(self, like: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
         side, deviation = self.window, self.window / 2
-        places = torch.arange(side, dtype=like.dtype, device=like.device) - (side - 1) / 2
-        bell = (-0.5 * (places / deviation).square()).exp()
+        offsets = torch.arange(side, dtype=like.dtype, device=like.device) - (side - 1) / 2
+        bell = (-0.5 * (offsets / deviation).square()).exp()
         bell = bell / bell.sum()
         height, width = like.shape[2:]
         tiled = bell.outer(bell).repeat(-(-height // side), -(-width // side))

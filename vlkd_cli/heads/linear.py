@@ -12,7 +12,7 @@ from vlkd_cli.recipe.types import PositiveInt, Probability
 
 
 class LinearHead(nn.Module):
-    """One linear layer. It does not normalize: objectives do where their definition says so.
+    """One linear layer. It does not normalize: objectives do if it is part of their definition.
 
     Args:
         width: of the projected feature.

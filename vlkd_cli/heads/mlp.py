@@ -15,7 +15,7 @@ from vlkd_cli.recipe.types import PositiveInt, Probability
 class MLPHead(nn.Module):
     """Several linear layers with norm, activation and dropout between them.
 
-    It does not normalize its output: objectives do where their definition says so.
+    It does not normalize its output: objectives do if it is part of their definition.
 
     Args:
         width: of the projected feature.

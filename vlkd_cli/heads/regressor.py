@@ -56,16 +56,16 @@ class RegressorHead(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(
-        self, places: Float[Tensor, "B T D"], hidden: Bool[Tensor, "B P"] | None = None
+        self, tokens: Float[Tensor, "B T D"], hidden: Bool[Tensor, "B P"] | None = None
     ) -> Float[Tensor, "B M D"]:
-        if hidden is None or places.shape[1] == hidden.shape[1]:
+        if hidden is None or tokens.shape[1] == hidden.shape[1]:
             raise ValueError("head 'regressor' reads the tokens of a tower with masks: drop")
-        every = self.positions.to(places.dtype).expand(len(hidden), -1, -1)
+        every = self.positions.to(tokens.dtype).expand(len(hidden), -1, -1)
         here = every[~hidden].unflatten(0, (len(hidden), -1))
         there = every[hidden].unflatten(0, (len(hidden), -1))
-        queries = self.query.to(places.dtype).expand_as(there)
+        queries = self.query.to(tokens.dtype).expand_as(there)
         for block in self.blocks:
-            queries = block(queries, there, places, here)
+            queries = block(queries, there, tokens, here)
         predicted: Tensor = self.norm(queries)
         return predicted
 
@@ -84,10 +84,10 @@ class _Block(nn.Module):
         )
 
     def forward(
-        self, queries: Tensor, positions: Tensor, places: Tensor, place_positions: Tensor
+        self, queries: Tensor, positions: Tensor, tokens: Tensor, token_positions: Tensor
     ) -> Tensor:
-        context = self.norm_key(torch.cat([places, queries], dim=1))
-        where = torch.cat([place_positions, positions], dim=1)
+        context = self.norm_key(torch.cat([tokens, queries], dim=1))
+        where = torch.cat([token_positions, positions], dim=1)
         attended = F.scaled_dot_product_attention(
             self._split(self.to_query(self.norm_query(queries) + positions)),
             self._split(self.to_key(context + where)),

@@ -62,8 +62,8 @@ def kmeans(
         ValueError: there are fewer rows than clusters.
 
     Source: Lloyd 1982; starts by k-means++, Arthur and Vassilvitskii, SODA 2007, on at most
-    SAMPLE_PER_CLUSTER rows per cluster; rows that provably keep their cluster are skipped by the
-    bounds of Hamerly, SDM 2010, widened by what rounding can change.
+    SAMPLE_PER_CLUSTER rows per cluster; rows that provably stay in their cluster are skipped by
+    the bounds of Hamerly, SDM 2010, widened by what rounding can change.
     """
     if len(features) < num_clusters:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Fixed sine-cosine positions of the places of a grid."""
+"""Fixed sine-cosine position embeddings of the cells of a grid."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def sine_cosine(width: int, rows: int, columns: int) -> Float[Tensor, "T D"]:
-    """Positions `[rows * columns, width]`, row by row: the first half of the width says the column,
-    the second the row, each as sines, then cosines.
+    """Positions `[rows * columns, width]`, row by row: the first half of the width encodes the
+    column, the second the row, each as sines, then cosines.
 
     Raises:
         ValueError: the width is not a multiple of 4.
@@ -22,8 +22,8 @@ def sine_cosine(width: int, rows: int, columns: int) -> Float[Tensor, "T D"]:
     quarter = width // 4
     rates = 10000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
-    def axis(places: Tensor) -> Tensor:
-        angles = places[:, None] * rates
+    def axis(coordinates: Tensor) -> Tensor:
+        angles = coordinates[:, None] * rates
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     down, across = torch.meshgrid(

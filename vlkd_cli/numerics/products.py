@@ -19,9 +19,9 @@ scored again."""
 def fast_dtype() -> torch.dtype:
     """bfloat16 where this processor multiplies it faster than float32, else float32.
 
-    Measured, once per process, in some 10 ms. Flags do not tell: next to AMX, AVX512-BF16 alone is
-    twice as fast as float32 on some processors and slower on others, elsewhere bfloat16 is
-    emulated, and ONEDNN_MAX_CPU_ISA may turn any of it off.
+    Measured, once per process, in some 10 ms. CPU flags do not determine it: next to AMX,
+    AVX512-BF16 alone is twice as fast as float32 on some processors and slower on others,
+    elsewhere bfloat16 is emulated, and ONEDNN_MAX_CPU_ISA may turn any of it off.
     """
     seconds = {dtype: _seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     pays = seconds[torch.bfloat16] < _PAYS_BELOW * seconds[torch.float32]

@@ -87,8 +87,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference | No
 def bootstrap_difference(differences: Sequence[float], groups: Sequence[int]) -> Difference:
     """Difference on the same items with its paired bootstrap interval.
 
-    Whole groups (an image with its captions) are drawn with replacement, 2,000 times with seed 0;
-    the statistic is the sum of the differences over the number of items.
+    Whole groups (an image with its captions) are sampled with replacement, 2,000 times with seed
+    0; the statistic is the sum of the differences over the number of items.
 
     Raises:
         ValueError: there are no items, or not one group per item.

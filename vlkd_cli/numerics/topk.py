@@ -122,7 +122,7 @@ class _Proposals(NamedTuple):
     score: Tensor
 
     def ordered(self, num_queries: int) -> tuple[_Proposals, Tensor]:
-        """Sorted by query, then score descending, then row descending; and each one's place in its
+        """Sorted by query, then score descending, then row descending; and each one's rank in its
         query's list, from 0."""
         order = self.row.argsort(descending=True)
         order = order[self.score[order].argsort(descending=True, stable=True)]
@@ -215,9 +215,9 @@ class _Part:
 
     def _prune(self, offered: _Proposals, error: Tensor) -> _Proposals:
         """Without what cannot be among the k best once all blocks are seen."""
-        ordered, place = offered.ordered(self.num_queries)
+        ordered, rank = offered.ordered(self.num_queries)
         floor = self.scores[:, -1].clone()
-        last = place == self.k - 1
+        last = rank == self.k - 1
         kth = ordered.score[last]
         query = ordered.query[last]
         floor[query] = torch.maximum(floor[query], kth - self._spread(kth, error[query]))
@@ -239,9 +239,9 @@ class _Part:
         held = _Proposals(
             number.repeat_interleave(self.k), self.keys.flatten(), self.scores.flatten()
         )
-        ordered, place = _joined([held, *self.waiting]).ordered(self.num_queries)
+        ordered, rank = _joined([held, *self.waiting]).ordered(self.num_queries)
         self.waiting = []
-        wins = place < self.k
+        wins = rank < self.k
         self.scores = ordered.score[wins].view(-1, self.k)
         self.keys = ordered.row[wins].view(-1, self.k)
 

@@ -1,4 +1,4 @@
-"""Which adapter goes with which encoder, said when the recipe is read: nothing here imports torch.
+"""Which adapter fits which encoder, checked when the recipe is read: nothing here imports torch.
 
 The table holds what was tried, with tests/unit/builders/adapters/test_matrix.py as its record, not
 what a library claims: `adapters` accepts pairs that fail at the first step or give wrong embeddings
@@ -59,7 +59,7 @@ _FUSED = {
     "mpt": "Wqkv",
     "phi3": "qkv_proj",
 }
-"""The one layer that makes queries, keys and values in encoders that do not keep them apart."""
+"""The fused layer of queries, keys and values in encoders that have one."""
 _NO_LINEAR_PROJECTIONS = frozenset({"fnet", "gpt2", "ibert", "openai-gpt", "squeezebert", "xlnet"})
 """Encoders whose attention has no linear layers that peft's methods could change."""
 _PROJECTIONS = frozenset("qkv")
@@ -75,7 +75,7 @@ def check(tower: Mapping[str, object]) -> list[str]:
     what to do", without torch.
 
     Args:
-        tower: the tower's section as it stands in the recipe. Keys that do not fit a method's
+        tower: the tower's section as written in the recipe. Keys that do not fit a method's
             signature are left to the recipe's own check.
     """
     return [*_check_adapter(tower), *_check_prompt(tower)]
@@ -146,10 +146,10 @@ def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(config, Mapping) and ("type" in config or "model_type" in config):
         return {**config, "model_type": config.get("type", config.get("model_type"))}
     for key in ("pretrained", "model"):
-        place = tower.get(key)
+        model = tower.get(key)
         if (
-            isinstance(place, str)
-            and (found := _find_config(place, tower.get("cache_dir"))) is not None
+            isinstance(model, str)
+            and (found := _find_config(model, tower.get("cache_dir"))) is not None
         ):
             try:
                 return dict(json.loads(found.read_text(encoding="utf-8")))
@@ -230,8 +230,8 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
         return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it."]
     if name == "vpt" and tower.get("masks", "none") != "none":
         return [
-            f"masks: '{tower['masks']}' does not go with adapter 'vpt', whose tokens stand among"
-            " the patches. Remove one of the two."
+            f"masks: '{tower['masks']}' does not work with adapter 'vpt', whose tokens are"
+            " inserted among the patches. Remove one of the two."
         ]
     if tower.get("prompt") is not None:
         return ["prompt: does not go with an adapter. Remove one of the two."]
@@ -274,7 +274,7 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
     if tower.get("builder") == "openclip":
         if has_views(tower.get("modality")):
             return [
-                "prompt: learned prompt vectors stand before captions, and this tower takes"
+                "prompt: learned prompt vectors are prepended to captions, and this tower takes"
                 f" {FACTS[tower['modality']].plural}. Remove it."
             ]
         if train in ("none", "head"):
@@ -290,11 +290,11 @@ def _check_prompt(tower: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _find_config(place: str, cache_dir: str | None) -> Path | None:
-    """The config.json of a model by the places where `huggingface_load` would look, in its
+def _find_config(model: str, cache_dir: str | None) -> Path | None:
+    """The config.json of a model, searched in the locations of `huggingface_load`, in its
     order."""
-    if place.startswith("package:"):
-        package = place.removeprefix("package:")
+    if model.startswith("package:"):
+        package = model.removeprefix("package:")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         roots = list(spec.submodule_search_locations or ()) if spec is not None else []
         found = sorted(
@@ -303,14 +303,14 @@ def _find_config(place: str, cache_dir: str | None) -> Path | None:
         )
         return found[0] if found else None
     cache = cache_folder(cache_dir)
-    for folder in (Path(place).expanduser(), cache / "huggingface" / place):
-        # Sentence-transformers once kept the encoder in a folder of its own.
+    for folder in (Path(model).expanduser(), cache / "huggingface" / model):
+        # Early versions of sentence-transformers saved the encoder in a subfolder.
         for path in (folder / "config.json", folder / "0_Transformer" / "config.json"):
             if path.is_file():
                 return path
-    if place.count("/") <= 1 and not place.startswith((".", "/", "~")):
+    if model.count("/") <= 1 and not model.startswith((".", "/", "~")):
         return _downloaded_config(
-            place, str(cache / "hub") if cache_dir or os.environ.get("VLKD_CACHE") else None
+            model, str(cache / "hub") if cache_dir or os.environ.get("VLKD_CACHE") else None
         )
     return None
 

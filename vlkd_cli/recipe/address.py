@@ -1,4 +1,4 @@
-"""Addresses of tower outputs, and the arrows that distillers draw between them.
+"""Addresses of tower outputs, and the arrows between them that distillers define.
 
 An address is `tower[.output][@input[.N[-M]]]`: an output is `backbone`, `tokens` or a head (by
 default the head called `head`, else the backbone's feature); an input is `main`, another view of
@@ -115,7 +115,8 @@ class Arrow(NamedTuple):
 
 
 class SideError(ValueError):
-    """A side of a distiller cannot be told or read; `side` is the key of the recipe to change."""
+    """A side of a distiller cannot be inferred or read; `side` is the key of the recipe to
+    change."""
 
     def __init__(self, side: str, text: str) -> None:
         super().__init__(text)
@@ -152,9 +153,9 @@ def layer_of(output: str) -> int:
 
 
 def modality_of(towers: Mapping[str, TowerSpec], name: str) -> ModalityName | None:
-    """A tower's modality as far as the recipe tells: `modality:`, else its builder's only one, else
-    a word of its name ("teacher_text"), else that of the tower it follows, else the one that its
-    builder assumes."""
+    """A tower's modality as far as the recipe determines it: `modality:`, else its builder's only
+    one, else a word of its name ("teacher_text"), else that of the tower it follows, else the one
+    that its builder assumes."""
     tower = towers[name]
     if tower.modality is not None:
         return tower.modality
@@ -196,9 +197,9 @@ def text_names(data: DataSpec | None) -> list[str]:
     found: dict[str, None] = {}
     for reader, keys in entries:
         texts = keys.get("texts")
-        said = attributes_of("reader", reader) if reader else {}
-        fixed = list(said.get("text_views", ()))
-        for key, names in said.get("text_views_by_key", {}).items():
+        attributes = attributes_of("reader", reader) if reader else {}
+        fixed = list(attributes.get("text_views", ()))
+        for key, names in attributes.get("text_views_by_key", {}).items():
             fixed += names if keys.get(key) is not None else ()
         found |= dict.fromkeys([*(texts if isinstance(texts, Mapping) else ()), *fixed])
     return list(found)
@@ -233,7 +234,7 @@ def arrow_of(recipe: Recipe, spec: DistillerSpec) -> Arrow:
 
     Raises:
         SideError: a side is not an address, not of a form that the distiller takes, or the recipe
-            does not tell a default.
+            determines no default.
         RecipeError: no such distiller, or its contract cannot be read.
     """
     contract = contract_of(spec.name)

@@ -32,20 +32,20 @@ from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
 
-class Drawn(NamedTuple):
-    """A distiller with its arrow and its place in the recipe."""
+class DistillerArrow(NamedTuple):
+    """A distiller with its arrow and its path in the recipe."""
 
     spec: DistillerSpec
     arrow: Arrow
     path: Path
 
 
-def arrows_of(recipe: Recipe) -> list[Drawn]:
+def arrows_of(recipe: Recipe) -> list[DistillerArrow]:
     """The arrows of the distillers that have one; wrong ones are reported by `check_arrows`."""
     found = []
     for number, spec in enumerate(recipe.distillers):
         try:
-            found.append(Drawn(spec, arrow_of(recipe, spec), ("distillers", number)))
+            found.append(DistillerArrow(spec, arrow_of(recipe, spec), ("distillers", number)))
         except (SideError, RecipeError):
             continue
     return found
@@ -170,7 +170,9 @@ def _check_input(recipe: Recipe, address: Address, path: Path) -> Iterator[Probl
         )
 
 
-def _check_gradients(recipe: Recipe, arrows: list[Drawn], learners: set[str]) -> Iterator[Problem]:
+def _check_gradients(
+    recipe: Recipe, arrows: list[DistillerArrow], learners: set[str]
+) -> Iterator[Problem]:
     """Calls from which nothing learns, and towers that learn from nothing."""
     used: set[str] = set()
     taught: set[str] = set()

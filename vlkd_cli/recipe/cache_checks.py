@@ -1,5 +1,5 @@
-"""Whether the features that towers ask to cache can be: of one input each, or of K augmentations of
-each image (`cache: {draws: K}`)."""
+"""Checks of `cache:` on towers: features of unaugmented inputs, or of K augmentations of each
+image (`cache: {draws: K}`)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _obstacle(recipe: Recipe, name: str, tower: TowerSpec, addresses: list[Addre
             key = "data.augment" if view == MAIN_VIEW else f"data.views.{view}"
             return (
                 "cached features of images that are augmented at random would be wrong from the"
-                f" second epoch on. Say {key}: {{name: none}}, cache: {{draws: K}} for K"
+                f" second epoch on. Set {key}: {{name: none}}, cache: {{draws: K}} for K"
                 " augmentations of each image, or cache: false."
             )
         if pictures_of(recipe.data, view) > 1:
@@ -128,7 +128,7 @@ def _check_draws(
 
 
 def _check_agreement(recipe: Recipe) -> Iterator[Problem]:
-    """Towers look at the same regions of an image, so one number of draws holds for all of them."""
+    """Towers see the same crops of an image, so all of them must have the same number of draws."""
     first: tuple[str, CacheSpec] | None = None
     for name, tower in recipe.towers.items():
         if tower.draws is None:

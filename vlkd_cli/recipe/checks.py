@@ -228,7 +228,7 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
     for number, entry in enumerate(recipe.evals):
         path = ("evals", number)
         for earlier, other in enumerate(recipe.evals[:number]):
-            # Without names, their data tell two results of one suite apart.
+            # Without names, results of one suite are distinguished by their data.
             if entry.title == other.title and (entry.name is not None or other.name is not None):
                 yield Problem(
                     path,

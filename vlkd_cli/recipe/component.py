@@ -51,8 +51,8 @@ def make(kind: str, name: str, keys: Mapping[str, Any], *supplied: Any) -> Any:
 
 
 def typed_keys(kind: str, name: str, keys: Mapping[str, object]) -> dict[str, object]:
-    """The keys as the constructor wants them: lists as tuples where it says tuple, `{linear: ...}`
-    as a Schedule. The kind may also be "optimizer".
+    """The keys as the constructor wants them: lists as tuples for tuple annotations, `{linear:
+    ...}` as a Schedule. The kind may also be "optimizer".
 
     Raises:
         RecipeError: as `make` does.
@@ -81,7 +81,7 @@ def check_component(
 
     Args:
         keys: everything written at `path` but its name.
-        shared: keys that every component of this place takes in addition to its own; they are
+        shared: keys that every component at this path takes in addition to its own; they are
             checked by the caller.
         name_key: the key that holds the name: name, builder, reader, suite.
     """
@@ -95,7 +95,7 @@ def check_component(
 
 
 def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> Iterator[Problem]:
-    """Keys that the component says have no effect next to another one."""
+    """Keys that have no effect next to another one, by the component's own declaration."""
     defaults = {key.name: key.default for key in signature.keys}
 
     def is_set(name: str) -> bool:
@@ -209,13 +209,13 @@ def check_value(key: Key, value: object, path: Path) -> list[Problem]:
     try:
         _adapter(key).validate_python(value)
     except ValidationError as error:
-        said = [
+        reasons = [
             str(detail["ctx"]["error"])
             for detail in error.errors()
             if detail["type"] == "value_error"
         ]
-        if said and isinstance(value, Mapping):
-            return [Problem(path, f"{said[0]}.")]
+        if reasons and isinstance(value, Mapping):
+            return [Problem(path, f"{reasons[0]}.")]
         guess = (
             catalog.did_you_mean(value, choices_of(key.annotation))
             if isinstance(value, str)
@@ -242,7 +242,7 @@ def check_reader(entry: object, path: Path, mixed: bool = False) -> list[Problem
     """A reader's name with its keys: a suite's `data:`, or (mixed) one of several with its
     sampling weight in the mix."""
     if not isinstance(entry, Mapping):
-        return [Problem(path, f"expected keys, got {shown(entry)}. Write {{reader: shapes}}, say.")]
+        return [Problem(path, f"expected keys, got {shown(entry)}. Write e.g. {{reader: shapes}}.")]
     shared = [Key("reader", str), Key("weight", Positive, 1.0) if mixed else Key("name", str, "")]
     own = {key: value for key, value in entry.items() if key not in [key.name for key in shared]}
     several = own.pop("readers", None) if not mixed else None

@@ -1,7 +1,8 @@
 """What a distiller takes, read from the annotations of its methods without importing torch.
 
-`forward(student, teacher, *, ...)` says it all: how many outputs each side has and of which shape,
-whether there is a teacher, and by the keyword-only names what else of the batch it wants.
+The signature `forward(student, teacher, *, ...)` is the contract: the number and shape of the
+outputs of each side, whether there is a teacher, and, by the keyword-only names, what else of the
+batch it needs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Output(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """Its shape as its annotation says."""
+        """Its shape by its annotation."""
         axes = {"rows": "B", "positions": "B, T", "either": "...", "selected": "M"}
         return f"[{axes[self.kind]}, {self.width}]"
 

@@ -38,8 +38,8 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
 
 
 def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
-    """What a reader with these keys offers: of image, text, mesh, label, target. None: it does not
-    say."""
+    """What a reader with these keys offers: of image, text, mesh, label, target. None: not
+    declared."""
     attributes = attributes_of("reader", reader)
     always, by_key = attributes.get("offers"), attributes.get("offers_by_key")
     if not always and not by_key:
@@ -57,7 +57,7 @@ def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
 
 
 def readers_of(data: DataSpec | None) -> list[tuple[str, Mapping[str, object], Path]]:
-    """Name, keys and place of each reader."""
+    """Name, keys and path of each reader."""
     found: list[tuple[str, Mapping[str, object], Path]] = []
     if data is None:
         return found
@@ -65,8 +65,8 @@ def readers_of(data: DataSpec | None) -> list[tuple[str, Mapping[str, object], P
         found.append((data.reader, data.keys, ("data", "reader")))
     for number, entry in enumerate(data.readers or []):
         if isinstance(entry.get("reader"), str):
-            place = ("data", "readers", number, "reader")
-            found.append((entry["reader"], {**data.keys, **entry}, place))
+            key_path = ("data", "readers", number, "reader")
+            found.append((entry["reader"], {**data.keys, **entry}, key_path))
     return found
 
 
@@ -75,11 +75,11 @@ def _check_modalities(
 ) -> Iterator[Problem]:
     for name in dict.fromkeys(address.tower for address in addresses):
         modality = modality_of(recipe.towers, name)
-        for reader, keys, place in readers_of(data):
+        for reader, keys, key_path in readers_of(data):
             offers = offers_of(reader, keys)
             if offers is not None and modality is not None and modality not in offers:
                 yield Problem(
-                    place,
+                    key_path,
                     f"reader '{reader}' has no {FACTS[modality].offered} with these keys, and tower"
                     f" '{name}' reads them.{_remedy(reader, modality)}",
                 )
@@ -187,7 +187,7 @@ def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
                 ("evals", number, "data", "caption_weights"),
                 "has no effect: suites read all captions of a sample. Leave it out.",
             )
-    for _, keys, place in readers_of(recipe.data):
+    for _, keys, key_path in readers_of(recipe.data):
         weights = keys.get("caption_weights")
         if not isinstance(weights, list):
             continue
@@ -195,7 +195,7 @@ def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
         sources = keys.get(key)
         count = len(sources) if isinstance(sources, list) else 1
         if problem := weights_problem(weights, count, key):
-            yield Problem((*place[:-1], "caption_weights"), problem)
+            yield Problem((*key_path[:-1], "caption_weights"), problem)
 
 
 def _check_exclude(data: DataSpec) -> Iterator[Problem]:
@@ -255,11 +255,11 @@ _NEVER = ", no two samples of a step have the same. Remove one of the two."
 
 def _check_column(data: DataSpec, name: str, words: Sequence[str], path: Path) -> Iterator[Problem]:
     for reader, keys, _ in readers_of(data):
-        said = attributes_of("reader", reader)
-        columns = said.get("column_names", ())
+        attributes = attributes_of("reader", reader)
+        columns = attributes.get("column_names", ())
         if streams_of(reader, keys):
             text = f"needs random access to samples, but reader '{reader}' streams here."
-        elif not said.get("has_columns", True):
+        elif not attributes.get("has_columns", True):
             text = f"'{name}' is a column, and reader '{reader}' has none."
         elif columns and name not in columns:
             text = f"reader '{reader}' has no column '{name}'."
@@ -301,8 +301,10 @@ def _check_distinct(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
 
 def streams_of(reader: str, keys: Mapping[str, Any]) -> bool:
     """Whether a reader with these keys reads in an order of its own."""
-    said = attributes_of("reader", reader)
-    return bool(said.get("streams")) or any(keys.get(key) for key in said.get("streams_by_key", ()))
+    attributes = attributes_of("reader", reader)
+    return bool(attributes.get("streams")) or any(
+        keys.get(key) for key in attributes.get("streams_by_key", ())
+    )
 
 
 def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
@@ -319,11 +321,11 @@ def _check_per_class(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
         )
     if not data.shuffle:
         yield Problem(path, "sets its own order, so shuffle: false has no effect.")
-    for reader, keys, place in readers_of(data):
+    for reader, keys, key_path in readers_of(data):
         offers = offers_of(reader, keys)
         if offers is not None and "label" not in offers:
             yield Problem(
-                place,
+                key_path,
                 f"reader '{reader}' has no labels with these keys, and data.per_class needs them."
                 f"{_remedy(reader, 'label')}",
             )

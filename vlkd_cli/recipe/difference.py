@@ -6,7 +6,7 @@ from __future__ import annotations
 def first_difference(
     before: object, now: object, key: str = ""
 ) -> tuple[str, object, object] | None:
-    """Key path and both values of the first place where two trees of plain values differ."""
+    """Key path and both values of the first difference between two trees of plain values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(name for name in now if name not in before)]:
             found = first_difference(

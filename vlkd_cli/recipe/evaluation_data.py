@@ -1,4 +1,4 @@
-"""Which data a suite measures where its entry does not say so, judged without opening any data."""
+"""The default data of a suite, chosen without opening any data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 
 _OWN_TO_TRAINING = frozenset({"split", "num_samples", "seed", "weight"})
-"""Keys of rendered shapes that say which pictures are trained on."""
+"""Keys of rendered shapes that select the training pictures."""
 
 
 def reads_data_sets(suite: str) -> bool:
@@ -26,7 +26,7 @@ def reads_data_sets(suite: str) -> bool:
 
 
 def default_data(recipe: Recipe, suite: str) -> dict[str, Any]:
-    """Values of the data keys of a suite that says none: those of the first entry of `evals:` whose
+    """Values of the data keys of a suite without any: those of the first entry of `evals:` whose
     data offers what the suite needs; else rendered shapes, for towers that are trained on them.
     Empty where there is neither."""
     needs = attributes_of("suite", suite).get("needs", frozenset())
@@ -126,7 +126,7 @@ def _group_key(data: object) -> str | None:
     if not isinstance(data, Mapping) or not isinstance(data.get("reader"), str):
         return None
     by_key = attributes_of("reader", data["reader"]).get("offers_by_key") or {}
-    # A truth value says whether rows of one image are merged.
+    # A boolean sets whether rows of one image are merged.
     keys = [key for key, offer in by_key.items() if offer == "group"]
     return next((key for key in keys if isinstance(data.get(key), str)), None)
 

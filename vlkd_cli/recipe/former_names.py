@@ -129,8 +129,8 @@ def replace_former_names(recipe: object) -> list[str]:
     """Replace former names and keys in a recipe's plain values, in place, and return a line about
     each. Other shapes are left alone."""
     notices = []
-    for place, kind, component in _components(recipe):
-        notices += [f"{place}: {notice}" for notice in _replace(kind, component)]
+    for key_path, kind, component in _components(recipe):
+        notices += [f"{key_path}: {notice}" for notice in _replace(kind, component)]
     return notices
 
 
@@ -162,7 +162,7 @@ def _replace(kind: str, component: dict[str, object]) -> Iterator[str]:
 
 
 def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
-    """(place, kind, keys) of the components that may have former names."""
+    """(path, kind, keys) of the components that may have former names."""
     if not isinstance(recipe, Mapping):
         return
     towers = recipe.get("towers")
@@ -175,9 +175,9 @@ def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
         heads = tower.get("heads")
         if isinstance(heads, Mapping):
             parts += [(f"heads.{key}", "head", head) for key, head in heads.items()]
-        for place, kind, part in parts:
+        for key_path, kind, part in parts:
             if isinstance(part, dict):
-                yield f"towers.{name}.{place}", kind, part
+                yield f"towers.{name}.{key_path}", kind, part
     for section, kind in (("distillers", "distiller"), ("evals", "suite")):
         entries = recipe.get(section)
         for number, entry in enumerate(entries if isinstance(entries, list) else ()):
@@ -189,9 +189,9 @@ def _components(recipe: object) -> Iterator[tuple[str, str, dict[str, object]]]:
         augments = {"augment": data.get("augment")}
         if isinstance(views, Mapping):
             augments |= {f"views.{name}": view for name, view in views.items()}
-        for place, augment in augments.items():
+        for key_path, augment in augments.items():
             if isinstance(augment, dict):
-                yield f"data.{place}", "augment", augment
+                yield f"data.{key_path}", "augment", augment
 
 
 def _replace_in_adapter(adapter: dict[str, object]) -> Iterator[str]:

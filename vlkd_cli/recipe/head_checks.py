@@ -47,7 +47,7 @@ def sources_of(head: HeadSpec) -> list[tuple[str, int | None]]:
     return found
 
 
-def head_place(tower: TowerSpec, path: Path, head: str) -> Path:
+def head_path(tower: TowerSpec, path: Path, head: str) -> Path:
     """Where a head is written."""
     short = head == "head" and tower.head is not None
     return (*path, "head") if short else (*path, "heads", head)
@@ -62,10 +62,10 @@ def _check_graph(name: str, tower: TowerSpec) -> Iterator[Problem]:
             (*path, "heads", "head"), "is written twice: here and as `head:`. Remove one."
         )
     for key, head in heads.items():
-        place = head_place(tower, path, key)
+        key_path = head_path(tower, path, key)
         if key in RESERVED or not key.isidentifier():
             yield Problem(
-                place,
+                key_path,
                 "a head's name is made of letters, digits and underscores and is none of"
                 f" {', '.join(RESERVED)}.",
             )
@@ -73,20 +73,20 @@ def _check_graph(name: str, tower: TowerSpec) -> Iterator[Problem]:
             known = [*SOURCES, *(other for other in heads if other != key)]
             if number is not None and number < 1:
                 yield Problem(
-                    (*place, "reads"), f"pictures count from 1: write {source}.1 for the first."
+                    (*key_path, "reads"), f"pictures count from 1: write {source}.1 for the first."
                 )
             if source not in known:
                 guess = did_you_mean(source, known)
                 itself = " A head does not read itself." if source == key else ""
                 yield Problem(
-                    (*place, "reads"),
+                    (*key_path, "reads"),
                     f"tower '{name}' has no '{source}' to read.{guess}{itself} Known:"
                     f" {', '.join(known)}.",
                 )
     cycle = _cycle(heads)
     if cycle is not None:
         yield Problem(
-            (*head_place(tower, path, cycle[0]), "reads"),
+            (*head_path(tower, path, cycle[0]), "reads"),
             f"heads read each other in a circle: {' reads '.join([*cycle, cycle[0]])}. Let one read"
             " the backbone.",
         )
@@ -135,22 +135,22 @@ def _check_use(
         for key in heads:
             if key not in reached and key not in RESERVED:
                 yield Problem(
-                    head_place(tower, path, key),
+                    head_path(tower, path, key),
                     f"nothing reads it. Write '{name}.{key}' in a distiller, or remove it."
                     if key != "head"
                     else f"nothing reads it. Write '{name}' in a distiller, or remove it.",
                 )
     masked = any(mask_of(recipe.data, address.input) is not None for address in read)
     for key, head in heads.items():
-        place = head_place(tower, path, key)
+        key_path = head_path(tower, path, key)
         if head.at != "all" and read:
             if kind_of(recipe, Address(name, key)) == "rows":
                 yield Problem(
-                    (*place, "at"), "has no effect on rows. Let the head read tokens or input."
+                    (*key_path, "at"), "has no effect on rows. Let the head read tokens or input."
                 )
             elif not masked:
                 yield Problem(
-                    (*place, "at"),
+                    (*key_path, "at"),
                     f"no view that tower '{name}' reads has a mask. Add `mask:` to it.",
                 )
         for source, number in sources_of(head):
@@ -158,7 +158,7 @@ def _check_use(
                 pictures = pictures_of(recipe.data, address.input)
                 if key in _reached(heads, {address.output}) and (number or 1) > pictures:
                     yield Problem(
-                        (*place, "reads"),
+                        (*key_path, "reads"),
                         f"'{source}.{number}' is beyond the {pictures}"
                         f" picture{'s' * (pictures > 1)} of view '{address.input}'.",
                     )
@@ -196,9 +196,9 @@ def _check_unused_masks(recipe: Recipe, addresses: list[Address]) -> Iterator[Pr
         followed = [recipe.towers.get(tower.follows or "", tower) for tower in readers]
         selects = any(head.at != "all" for tower in followed for head in tower.all_heads.values())
         if not selects and all(tower.masks == "none" for tower in readers):
-            place = ("data", "augment") if name == MAIN_VIEW else ("data", "views", name)
+            key_path = ("data", "augment") if name == MAIN_VIEW else ("data", "views", name)
             yield Problem(
-                (*place, "mask"),
+                (*key_path, "mask"),
                 "no tower uses it. Set `masks:` of a tower that reads this view, or `at:` of one of"
                 " its heads.",
             )

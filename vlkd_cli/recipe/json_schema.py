@@ -114,17 +114,17 @@ def _towers(keys: dict[str, Schema], definitions: dict[str, Schema]) -> Schema:
 
 
 def _synthesis(reader: Schema, definitions: dict[str, Schema]) -> Schema:
-    place = _replaced(schema.ScorerSpec, {}, definitions)
+    own_keys = _replaced(schema.ScorerSpec, {}, definitions)
     scorers: Schema = {
         "type": "array",
         "minItems": 1,
         "items": {
             "anyOf": [
-                *_alternatives("scorer", "name", place, definitions),
+                *_alternatives("scorer", "name", own_keys, definitions),
                 {"enum": [*catalog.names("scorer"), *_scorers_by_name()]},
                 {
                     "type": "object",
-                    "properties": place | {"like": {"enum": _scorers_by_name()}},
+                    "properties": own_keys | {"like": {"enum": _scorers_by_name()}},
                     "required": ["like"],
                 },
             ]
@@ -139,13 +139,13 @@ def _scorers_by_name() -> list[str]:
 
 
 def _component(kind: str, definitions: dict[str, Schema]) -> Schema:
-    """A component of a kind, with the keys that its place declares."""
-    place = _replaced(
+    """A component of a kind, with the keys that its position in the recipe adds."""
+    own_keys = _replaced(
         PLACES.get(kind, schema.Component),
         {"mask": _component("mask", definitions)} if kind == "augment" else {},
         definitions,
     )
-    return {"anyOf": _alternatives(kind, "name", place, definitions)}
+    return {"anyOf": _alternatives(kind, "name", own_keys, definitions)}
 
 
 def _choice(
@@ -218,8 +218,8 @@ def _replaced(
 def _closed(
     properties: dict[str, Schema], *, required: Sequence[str] = (), forbidden: str | None = None
 ) -> Schema:
-    kept = {name: value for name, value in properties.items() if name != forbidden}
-    return {"type": "object", "properties": kept, "additionalProperties": False} | (
+    allowed = {name: value for name, value in properties.items() if name != forbidden}
+    return {"type": "object", "properties": allowed, "additionalProperties": False} | (
         {"required": list(required)} if required else {}
     )
 

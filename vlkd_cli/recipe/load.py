@@ -224,22 +224,22 @@ def _check_bases(values: object, unread: Sequence[tuple[str, str]]) -> Iterator[
         try:
             catalog.check_base(kind, name)
         except RecipeError as error:
-            yield Problem(next(_places(values, name, ()), ()), str(error))
+            yield Problem(next(_paths_with(values, name, ()), ()), str(error))
 
 
-def _places(values: object, text: str, path: Path) -> Iterator[Path]:
+def _paths_with(values: object, text: str, path: Path) -> Iterator[Path]:
     """The paths at which a text is written."""
     if values == text:
         yield path
     elif isinstance(values, Mapping | list):
         items = values.items() if isinstance(values, Mapping) else enumerate(values)
         for key, value in items:
-            yield from _places(value, text, (*path, key))
+            yield from _paths_with(value, text, (*path, key))
 
 
 def _build(document: Document, problems: list[Problem]) -> Recipe | None:
-    """The recipe without the places that have problems, so that what the rest means together can be
-    checked too."""
+    """The recipe without the values that have problems, so that the rest can be checked as a
+    whole, too."""
     values = copy.deepcopy(document.value)
     for problem in problems:
         if problem.about_value:
@@ -277,7 +277,7 @@ def _remove(values: Any, path: Path) -> None:
 
 
 def _follows_from(problem: Problem, known: Sequence[Problem]) -> bool:
-    """Whether a known problem at the same place, inside it or around it may be the cause."""
+    """Whether a known problem at the same path, below or above it may be the cause."""
     return any(
         other.path[: len(problem.path)] == problem.path
         or problem.path[: len(other.path)] == other.path

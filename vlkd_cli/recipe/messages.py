@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from vlkd_cli.recipe.types import ReadsData, Schedule
 
 Path = tuple[str | int, ...]
-"""Where a value stands in a recipe: ("distillers", 0, "weight")."""
+"""The path of a value in a recipe: ("distillers", 0, "weight")."""
 
 _WORDS: dict[object, str] = {
     int: "an integer",
@@ -50,9 +50,9 @@ class Resolved(str):
 
 
 class Problem(NamedTuple):
-    """Something wrong at a place of the recipe.
+    """Something wrong at a path of the recipe.
 
-    `about_value` is false where nothing that stands there is wrong, only something that does not.
+    `about_value` is false if the value itself is fine and something is missing.
     """
 
     path: Path
@@ -111,7 +111,7 @@ def described_type(annotation: object) -> str:
 
 
 def is_data_source(annotation: object) -> bool:
-    """Whether a key says where data comes from."""
+    """Whether a key names a source of data."""
     return typing.get_origin(annotation) is typing.Annotated and any(
         isinstance(part, ReadsData) for part in typing.get_args(annotation)
     )
@@ -135,18 +135,18 @@ def report(origins: Mapping[Path, str], problems: Sequence[Problem], default_ori
     lines = []
     for problem in problems:
         origin = origin_of(origins, problem.path, default_origin)
-        place = written(problem.path)
-        # `--set optimizer.lrr=1: optimizer.lrr: ...` would say the key twice.
-        repeats = place == origin or (
-            origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == place
+        key = written(problem.path)
+        # `--set optimizer.lrr=1: optimizer.lrr: ...` would repeat the key.
+        repeats = key == origin or (
+            origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == key
         )
         lines.append(
             (
                 origin,
                 (
                     f"{origin}: {problem.text}"
-                    if repeats or not place
-                    else f"{origin}: {place}: {problem.text}"
+                    if repeats or not key
+                    else f"{origin}: {key}: {problem.text}"
                 ),
             )
         )

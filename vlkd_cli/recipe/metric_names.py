@@ -168,7 +168,7 @@ def _keys(constructor: ast.FunctionDef) -> Iterator[Key]:
 def _value(default: ast.expr) -> Any:
     try:
         return ast.literal_eval(default)
-    # A name of the library's own; what it stands for is not read.
+    # A constant of the library, whose value is not read.
     except ValueError:
         return None
 

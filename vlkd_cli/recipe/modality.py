@@ -41,7 +41,7 @@ FACTS: dict[ModalityName, ModalityFacts] = {
 }
 
 PAIR: tuple[ModalityName, ModalityName] = ("image", "text")
-"""The pair that distillers and suites compare where a recipe does not say otherwise."""
+"""The pair that distillers and suites compare by default."""
 LEADING: ModalityName = "mesh"
 """The modality whose tower comes first where it is compared to another."""
 

@@ -29,8 +29,8 @@ def list_model_options(name: str) -> dict[str, Any]:
 
     Returns:
         `name`, `tasks`, `about`, `missing` (what it needs that this version of vlkd does not have,
-        else ""), `towers` (by modality, the keys that the name stands for), `scorer` (the same of a
-        model that scores pairs) and `options`, a list of mappings with `key`, `type`, `default`,
+        else ""), `towers` (by modality, the keys that the name expands to), `scorer` (the same of
+        a model that scores pairs) and `options`, a list of mappings with `key`, `type`, `default`,
         `meaning` and `towers`, the modalities that have it. Keys are those of the tower's section,
         or of the entry of `synthesis.scorers`; `data.augment` is one of the data.
 
@@ -71,8 +71,8 @@ def section_text(section: Mapping[str, Any]) -> str:
 def _options(
     modality: ModalityName, section: Mapping[str, Any], architecture: str
 ) -> Iterator[tuple[str, str, str, str]]:
-    """(key, type, default, meaning) of every key of a tower of the model; the default of what the
-    name says is what it says."""
+    """(key, type, default, meaning) of every key of a tower of the model; keys that the name sets
+    have its values as defaults."""
     signature = signature_of("builder", section["builder"])
     of_modality = signature.attributes.get("keys_of_modality", {})
     others = {key for word, keys in of_modality.items() if word != modality for key in keys}
@@ -96,9 +96,9 @@ def _options(
 
 
 def _scorer_options(scorer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    place = [key for key in section_keys(ScorerSpec) if key.name != "name"]
+    section = [key for key in section_keys(ScorerSpec) if key.name != "name"]
     for name, kind, default, meaning in key_rows(
-        [*signature_of("scorer", scorer["name"]).keys, *place]
+        [*signature_of("scorer", scorer["name"]).keys, *section]
     ):
         yield name, kind, shown(scorer[name]) if name in scorer else default, meaning
 
@@ -106,14 +106,16 @@ def _scorer_options(scorer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
 def _poolers(modality: ModalityName, builder: str, architecture: str) -> Iterator[str]:
     """The poolers that such a model takes."""
     for name in catalog.names("pooler"):
-        said = attributes_of("pooler", name)
+        attributes = attributes_of("pooler", name)
         marks_ends = is_named(modality) and builder == "openclip"
         has_class = (
             architecture not in ("cnn", "pointnet")
             if has_views(modality)
-            else is_named(modality) and not said["takes_prefix"]
+            else is_named(modality) and not attributes["takes_prefix"]
         )
-        if (marks_ends or not said["needs_eot"]) and (has_class or not said["needs_class_token"]):
+        if (marks_ends or not attributes["needs_eot"]) and (
+            has_class or not attributes["needs_class_token"]
+        ):
             yield name
 
 

@@ -1,5 +1,5 @@
-"""Models by name: what `image: resnet-base` and `like: resnet-base` in a recipe stand for, and what
-a builder's model is called. The names are those of Jina Finetuner's tasks."""
+"""Models by name: what `image: resnet-base` and `like: resnet-base` in a recipe expand to, and
+what a builder's model is called. The names are those of Jina Finetuner's tasks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class NamedModel(NamedTuple):
     """A row of named_models.json.
 
     Args:
-        towers: by modality, the keys of a tower that the name stands for; none where it is a scorer
-            of pairs of texts.
-        scorer: the entry of `synthesis.scorers` that it stands for; empty where it is none.
+        towers: by modality, the keys of a tower that the name expands to; none for a scorer of
+            pairs of texts.
+        scorer: the entry of `synthesis.scorers` that it expands to; empty for towers.
     """
 
     name: str
@@ -125,8 +125,9 @@ def write_out_likes(document: Document) -> None:
 
 
 def expand_likes(document: Document) -> list[Problem]:
-    """Put in the place of each `like: NAME` the keys that the name stands for, overlaid by the
-    tower's own; nested mappings replace. Returns the problems of those that stay as they are."""
+    """Replace each `like: NAME` by the keys that the name expands to, overridden by the tower's
+    own; nested mappings are replaced as a whole. Returns the problems of those that stay as they
+    are."""
     problems = []
     for name, tower in _towers(document.value).items():
         if not isinstance(tower, Mapping) or tower.get("like") is None:
@@ -222,7 +223,7 @@ def _towers(values: object) -> dict[Any, Any]:
 
 
 def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a tower's `like:` stands for, those of the tower's modality."""
+    """The keys that a tower's `like:` expands to, those of the tower's modality."""
     like = tower["like"]
     if not isinstance(like, str):
         raise RecipeError(f"`like:` takes the name of a model, got {shown(like)}.")
@@ -233,7 +234,7 @@ def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
     if not fitting:
         raise RecipeError(
             f"'{like}' has {' and '.join(offered)} towers, no {wanted[0]} tower. Choose a model"
-            f" for {wanted[0]} towers, or say `modality: {next(iter(offered))}`."
+            f" for {wanted[0]} towers, or set `modality: {next(iter(offered))}`."
         )
     if len(fitting) > 1:
         raise RecipeError(
@@ -242,12 +243,12 @@ def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
         )
     section = offered[fitting[0]]
     builds = attributes_of("builder", section["builder"])["modalities"]
-    # Where neither the tower's name nor its builder tells, the model does.
+    # If neither the tower's name nor its builder determines the modality, the model does.
     return section if wanted or len(builds) == 1 else {**section, "modality": fitting[0]}
 
 
 def _wanted(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
-    """The modalities that a tower says or has in its name."""
+    """The modalities that a tower sets or has in its name."""
     if tower.get("modality") is not None:
         yield str(tower["modality"])
         return

@@ -25,7 +25,7 @@ NEGATIVE_WIDTH = "D"
 def check_objective(
     recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
 ) -> Iterator[Problem]:
-    """Problems of an arrow whose addresses are right, as far as the recipe alone tells."""
+    """Problems of an arrow whose addresses are right, as far as the recipe alone shows them."""
     contract = contract_of(spec.name)
     yield from _check_order(recipe, contract, arrow, path)
     yield from _check_shapes(recipe, spec, contract, arrow, path)
@@ -68,13 +68,13 @@ def check_nested(
     recipe: Recipe, spec: DistillerSpec, arrow: Arrow, path: Path
 ) -> Iterator[Problem]:
     """Widths that no sum of objectives can have."""
-    widths, place = spec.widths, (*path, "widths")
+    widths, key_path = spec.widths, (*path, "widths")
     if widths is None:
         if spec.width_weights is not None:
             yield Problem((*path, "width_weights"), "has no effect without widths. Remove it.")
         return
     if not widths or any(one >= other for one, other in pairwise(widths)):
-        yield Problem(place, f"{widths} does not ascend. Write the narrowest width first.")
+        yield Problem(key_path, f"{widths} does not ascend. Write the narrowest width first.")
         return
     if spec.width_weights is not None and len(spec.width_weights) != len(widths):
         yield Problem(
@@ -85,14 +85,14 @@ def check_nested(
         isinstance(side, Address) for call in arrow.calls for side in call
     ):
         yield Problem(
-            place, f"are of objectives between two outputs, and '{spec.name}' is not one here."
+            key_path, f"are of objectives between two outputs, and '{spec.name}' is not one here."
         )
         return
     for address in arrow.sides():
         width = _width(recipe, address)
         if width is not None and widths[-1] > width:
             yield Problem(
-                place, f"{widths[-1]} is more than the {width} values of {_named(address)}."
+                key_path, f"{widths[-1]} is more than the {width} values of {_named(address)}."
             )
             return
 
@@ -122,23 +122,23 @@ def check_negatives(
                 "has no effect without negatives. Add `negatives: text@NAME`, or remove it.",
             )
         return
-    place, call = (*path, "negatives"), arrow.calls[0]
+    key_path, call = (*path, "negatives"), arrow.calls[0]
     sides = ", ".join(map(str, arrow.sides()))
     for address in arrow.negatives:
         if address in arrow.sides():
             yield Problem(
-                place,
+                key_path,
                 f"'{address}' is what the distiller compares already, so every match would be a"
                 " negative. Name another text or view.",
             )
         elif negative_side(call, partial(_modality, recipe), address) is None:
             yield Problem(
-                place,
+                key_path,
                 f"'{address}' is of another modality than {sides}. Name texts or pictures that one"
                 " of them could be.",
             )
         elif kind_of(recipe, address) not in (None, "rows"):
-            yield Problem(place, f"'{address}' has positions, and negatives are rows.")
+            yield Problem(key_path, f"'{address}' has positions, and negatives are rows.")
 
 
 def check_positives(spec: DistillerSpec, path: Path) -> Iterator[Problem]:
@@ -235,7 +235,7 @@ _FITTING: dict[Kind, tuple[Kind, ...]] = {
 
 
 def kind_of(recipe: Recipe, address: Address) -> Kind | None:
-    """Whether an output has rows or positions, as far as the recipe tells."""
+    """Whether an output has rows or positions, as far as the recipe determines it."""
     tower = recipe.towers[address.tower]
     heads = recipe.towers.get(tower.follows or "", tower).all_heads
     kind, name, seen = None, address.output, list[str]()
@@ -329,7 +329,7 @@ def _width_key(head: Component) -> str:
 
 
 def _width(recipe: Recipe, address: Address) -> int | None:
-    """Width of an output, where a head tells it."""
+    """Width of an output, if a head sets it."""
     head = head_of(recipe.towers, address)
     if head is None:
         return None

@@ -35,7 +35,7 @@ def optimizer_names() -> tuple[str, ...]:
 def optimizer_keys(name: str) -> tuple[Key, ...]:
     """The keys that an optimizer takes in addition to lr and weight_decay.
 
-    The libraries' annotations name tensors, so a key's type is told from its default.
+    The libraries' annotations name tensors, so a key's type is inferred from its default.
 
     Raises:
         RecipeError: no such optimizer.

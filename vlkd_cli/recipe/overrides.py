@@ -33,9 +33,9 @@ def apply_overrides(
             problems.append(Problem((origin,), f"write key=value, e.g. {option} {example}."))
             continue
         value = read_document(text, origin, numbered=False)
-        wrong = value.problems[0].text if value.problems else _place(document, path, value, origin)
+        wrong = value.problems[0].text if value.problems else _insert(document, path, value, origin)
         if wrong is not None:
-            # A place of its own keeps the message from being taken for one about the file's value.
+            # A separate path prevents the message from being taken for one about the file's value.
             document.origins[(origin,)] = origin
             problems.append(Problem((origin,), wrong))
     return problems
@@ -63,8 +63,8 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _place(document: Document, path: Path, value: Document, origin: str) -> str | None:
-    """Put the value in its place; what is wrong with the place, if anything."""
+def _insert(document: Document, path: Path, value: Document, origin: str) -> str | None:
+    """Insert the value at its path; what is wrong with the path, if anything."""
     here: Any = document.value
     if not isinstance(here, dict):
         return "the recipe has no keys to set."

@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What a component takes and says of itself."""
+    """What a component takes and declares."""
 
     module: str
     attribute: str
@@ -67,7 +67,7 @@ class Signature(NamedTuple):
     attributes: dict[str, Any]
     """Class attributes with plain values, e.g. a distiller's `direction` and `minimum_batch`."""
     state: tuple[str, ...] = ()
-    """Names of the buffers and queues that it keeps between steps."""
+    """Names of its buffers and queues that persist between steps."""
     is_read: bool = True
     """Whether anything is known of it, see `third_parties_unread`."""
 
@@ -80,8 +80,8 @@ _UNREAD: ContextVar[list[tuple[str, str]] | None] = ContextVar("unread", default
 
 @contextlib.contextmanager
 def third_parties_unread() -> Iterator[list[tuple[str, str]]]:
-    """Within it, components of other packages are not imported: their signatures are empty and say
-    `is_read=False`. Gives the kind and name of each as it is met."""
+    """Context in which components of other packages are not imported: their signatures are empty,
+    with `is_read=False`. Yields a list that collects the kind and name of each."""
     met: list[tuple[str, str]] = []
     token = _UNREAD.set(met)
     try:
@@ -139,7 +139,7 @@ class Method(NamedTuple):
 
 def find_method(kind: str, name: str, method: str) -> Method | None:
     """The nearest definition of a component's method, in its class or a base; also of a third
-    party's, which is not imported where its source tells.
+    party's, which is not imported if its source is enough.
 
     Raises:
         RecipeError: no such component.
@@ -177,13 +177,13 @@ def module_file(module: str) -> Path | None:
 
 
 def read_class(path: Path, module: str, attribute: str) -> Signature:
-    """The signature of a class in a source file. What it does not say itself, its bases say, in
-    this file or others of vlkd."""
+    """The signature of a class in a source file. What it does not define itself is taken from its
+    bases, in this file or others of vlkd."""
     chain = _family(_Source.of(path), attribute)
     if not chain:
         raise RecipeError(f"{module} has no class '{attribute}'.")
     docstring = next((text for node, _ in chain if (text := ast.get_docstring(node))), "")
-    # What a class does not say of its keys, its bases say.
+    # Keys that a class does not document are documented by its bases.
     texts: dict[str, str] = {}
     for node, _ in reversed(chain):
         texts |= described(ast.get_docstring(node) or "")
@@ -203,7 +203,7 @@ def read_class(path: Path, module: str, attribute: str) -> Signature:
 
 
 def described(docstring: str) -> dict[str, str]:
-    """What the "Args:" part of a docstring says of each argument."""
+    """The text on each argument in the "Args:" part of a docstring."""
     found: dict[str, str] = {}
     current, inside, margin = "", False, None
     for line in inspect.cleandoc(docstring).splitlines():
@@ -370,8 +370,8 @@ def _attributes(node: ast.ClassDef, names: _Names) -> dict[str, Any]:
 
 
 def _state(node: ast.ClassDef) -> list[str]:
-    """What a class registers as buffers or keeps in queues, learned parameters left out."""
-    kept: list[tuple[int, str]] = []
+    """Names of a class's buffers and queues, without learned parameters."""
+    found: list[tuple[int, str]] = []
     learned = set()
     for part in ast.walk(node):
         if (
@@ -379,7 +379,7 @@ def _state(node: ast.ClassDef) -> list[str]:
             and ast.unparse(part.func) == "self.register_buffer"
             and isinstance(part.args[0], ast.Constant)
         ):
-            kept.append((part.lineno, str(part.args[0].value)))
+            found.append((part.lineno, str(part.args[0].value)))
         elif (
             isinstance(part, ast.Assign)
             and isinstance(part.targets[0], ast.Attribute)
@@ -387,10 +387,10 @@ def _state(node: ast.ClassDef) -> list[str]:
         ):
             made = ast.unparse(part.value.func)
             if made.endswith("Queue"):
-                kept.append((part.lineno, part.targets[0].attr))
+                found.append((part.lineno, part.targets[0].attr))
             elif made.endswith("Parameter"):
                 learned.add(part.targets[0].attr)
-    return [name for _, name in sorted(kept) if name not in learned]
+    return [name for _, name in sorted(found) if name not in learned]
 
 
 def _imported(kind: str, name: str) -> Signature:

@@ -1,4 +1,4 @@
-"""Everything that a recipe can say, told from the signatures: the pages of `vlkd show` and of
+"""Everything that a recipe can contain, read from the signatures: the pages of `vlkd show` and of
 docs/catalogue.md."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PLURALS = {"suite": "Suites", "section": "Sections"}
 
 
 class Page(NamedTuple):
-    """What there is to say of one component or section."""
+    """The reference of one component or section."""
 
     text: str
     facts: list[tuple[str, str]]
@@ -66,7 +66,7 @@ def names_of(kind: str) -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """The kind that a name alone stands for.
+    """The kind of the component of this name.
 
     Raises:
         RecipeError: no kind has it, or several have.
@@ -117,19 +117,19 @@ def about(kind: str, name: str) -> Page:
 
 
 def _about_model(name: str) -> Page:
-    said = list_model_options(name)
-    facts = [("tasks", ", ".join(said["tasks"]))] if said["tasks"] else []
-    facts += [(f"{word} tower", section_text(own)) for word, own in said["towers"].items()]
-    if said["scorer"]:
-        facts.append(("scorer", section_text(said["scorer"])))
-    if said["missing"]:
-        facts.append(("not usable yet", f"needs {said['missing']}"))
-    several = len(said["towers"]) > 1
+    model = list_model_options(name)
+    facts = [("tasks", ", ".join(model["tasks"]))] if model["tasks"] else []
+    facts += [(f"{word} tower", section_text(own)) for word, own in model["towers"].items()]
+    if model["scorer"]:
+        facts.append(("scorer", section_text(model["scorer"])))
+    if model["missing"]:
+        facts.append(("not usable yet", f"needs {model['missing']}"))
+    several = len(model["towers"]) > 1
     rows = []
-    for each in said["options"]:
+    for each in model["options"]:
         only = f" ({each['towers'][0]} tower)" if several and len(each["towers"]) == 1 else ""
         rows.append((f"{each['key']}{only}", each["type"], each["default"], each["meaning"]))
-    return Page(said["about"] or f"The model {name}.", facts, rows)
+    return Page(model["about"] or f"The model {name}.", facts, rows)
 
 
 def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
@@ -137,15 +137,15 @@ def distiller_rows() -> list[tuple[str, str, str, str, str, str]]:
     rows = []
     for name in catalog.names("distiller"):
         signature = signature_of("distiller", name)
-        said = dict(_facts("distiller", name, signature))
+        facts = dict(_facts("distiller", name, signature))
         rows.append(
             (
                 name,
-                said["paper"],
-                said["direction"],
-                said["wants"],
-                said["state"],
-                said["crosses ranks"],
+                facts["paper"],
+                facts["direction"],
+                facts["wants"],
+                facts["state"],
+                facts["crosses ranks"],
             )
         )
     return rows
@@ -189,21 +189,21 @@ def catalogue_page() -> str:
 
 
 def _facts(kind: str, name: str, signature: Signature) -> list[tuple[str, str]]:
-    said = signature.attributes
+    attributes = signature.attributes
     if kind == "distiller":
         contract = contract_of(name)
         return [
-            ("paper", said.get("paper", "")),
-            ("direction", said.get("direction", "")),
+            ("paper", attributes.get("paper", "")),
+            ("direction", attributes.get("direction", "")),
             ("student", _forms(contract.student)),
             ("teacher", _forms(contract.forms("teacher")) or "none"),
             ("wants", ", ".join(contract.wants) or "nothing else"),
             ("state", ", ".join(signature.state) or "none"),
-            ("crosses ranks", said.get("crosses_ranks", "nothing")),
-            ("smallest batch", f"{said.get('minimum_batch', 1)} over all ranks"),
+            ("crosses ranks", attributes.get("crosses_ranks", "nothing")),
+            ("smallest batch", f"{attributes.get('minimum_batch', 1)} over all ranks"),
         ]
-    if kind in ("builder", "suite") and said.get("modalities"):
-        return [("modalities", ", ".join(sorted(said["modalities"])))]
+    if kind in ("builder", "suite") and attributes.get("modalities"):
+        return [("modalities", ", ".join(sorted(attributes["modalities"])))]
     return []
 
 

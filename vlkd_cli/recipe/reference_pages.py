@@ -18,7 +18,7 @@ from vlkd_cli.recipe.shipped import shipped_recipes
 _LEFT_OUT = ("model",)
 """Kinds with a page of their own in docs/."""
 _WITH_SIBLINGS = ("builder", "reader", "suite")
-"""Kinds whose keys stand next to the component's name, and not below it."""
+"""Kinds whose keys are written next to the component's name, and not below it."""
 _CHOOSING = {
     "builder": ("builder",),
     "reader": ("reader",),
@@ -42,8 +42,8 @@ def component_pages(measured: Mapping[str, str], formula: Callable[[str], str]) 
     """Every page by its file name.
 
     Args:
-        measured: Markdown on how a distiller fared, by name.
-        formula: TeX to what stands in the page.
+        measured: Markdown on the measured results of a distiller, by name.
+        formula: renders TeX for the page.
     """
     pages = {}
     for kind in kinds():
@@ -138,7 +138,7 @@ def _recipes() -> dict[str, Any]:
 
 
 def _naming(value: object, kind: str, name: str, under: str = "") -> Iterator[Any]:
-    """Parts of a recipe that name the component, each inside what it stands in."""
+    """Parts of a recipe that name the component, each with the sections around it."""
     wanted = _CHOOSING.get(kind, (kind,))
     if isinstance(value, Mapping):
         for key, item in value.items():

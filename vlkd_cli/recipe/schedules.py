@@ -14,7 +14,7 @@ OPEN_ENDED = (*WITH_COOLDOWN, "steps")
 
 
 def schedules_of(recipe: Recipe) -> Iterator[tuple[Path, ScheduleSpec]]:
-    """Every schedule of a recipe with its place: its own, and those of `optimizer.groups`."""
+    """Every schedule of a recipe with its path: its own, and those of `optimizer.groups`."""
     yield ("schedule",), recipe.schedule
     for number, group in enumerate(recipe.optimizer.groups):
         if (spec := group.own_schedule) is not None:

@@ -243,7 +243,7 @@ class TowerSpec(Open):
 
 
 class DistillerSpec(Component):
-    """One training objective, drawn as an arrow from a student output to a teacher output."""
+    """One training objective, written as an arrow from a student output to a teacher output."""
 
     weight: Schedulable = Field(1.0, description="weight of this loss term")
     student: str | list[str] | None = Field(
@@ -391,7 +391,9 @@ class TrainSpec(Section):
             " copy of the state"
         ),
     )
-    keep: PositiveInt = Field(1, description="number of the newest checkpoints that stay")
+    keep: PositiveInt = Field(
+        1, description="number of the newest checkpoints that are not deleted"
+    )
     best: str | None = Field(
         None,
         description=(
@@ -532,7 +534,7 @@ class EvalSpec(Open):
         False,
         description=(
             "what the run should retain: measured before the first step too, and the closing table"
-            " shows how much of it was retained"
+            " shows which fraction of it was retained"
         ),
     )
     first: bool = Field(False, description="also before the first step")

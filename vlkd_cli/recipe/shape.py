@@ -51,7 +51,7 @@ _SOURCES = ("builder", "run", "follows")
 # Keys of a tower that choose a component of a kind.
 TOWER_COMPONENTS = ("pooler", "head", "adapter", "prompt")
 
-# Components whose place declares keys in addition to their own.
+# Components whose section declares keys in addition to their own.
 PLACES: dict[str, type[Component]] = {"prompt": PromptSpec, "head": HeadSpec, "augment": ViewSpec}
 
 
@@ -231,16 +231,16 @@ def _walk(
     naming = _NAMING.get(model, "name" if issubclass(model, Component) else None)
     problems = []
     for name, value in values.items():
-        place = (*path, name)
+        key_path = (*path, name)
         if name not in keys:
-            problems.append(unknown_key(name, list(keys), place, owner))
+            problems.append(unknown_key(name, list(keys), key_path, owner))
         elif name == naming and value is not None and not isinstance(value, str):
             # What is not a name at all is reported with the names that exist.
             continue
         elif name in handled:
-            problems += handled[name](value, place)
+            problems += handled[name](value, key_path)
         else:
-            problems += check_value(keys[name], value, place)
+            problems += check_value(keys[name], value, key_path)
     for key in keys.values():
         if key.required and key.name not in values:
             problems.append(Problem(path, f"key '{key.name}' is missing from the {owner}.", False))
@@ -261,7 +261,7 @@ def _named(
     name_key: str,
     handled: Mapping[str, Check] = MappingProxyType({}),
 ) -> list[Problem]:
-    """A component with the keys that its place declares and those of its signature."""
+    """A component with the keys that its section declares and those of its signature."""
     if not isinstance(value, Mapping):
         return [_no_mapping(value, path, name_key)]
     own, other = _split(value, model)

@@ -9,15 +9,15 @@ from fnmatch import fnmatch
 from vlkd_cli.catalog import did_you_mean, names
 from vlkd_cli.recipe.address import modality_of
 from vlkd_cli.recipe.arrow_checks import learns
-from vlkd_cli.recipe.head_checks import head_place
+from vlkd_cli.recipe.head_checks import head_path
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe, TowerSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
 
-# Settings of a tower that say how its parameters come to be or learn; a tower that follows another
-# has none of its own.
+# Settings of a tower's initialization and training; a tower that follows another has none of its
+# own.
 _NOT_FOR_FOLLOWERS = (
     "builder",
     "run",
@@ -184,10 +184,10 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
         for key in ("lr", "layer_decay"):
             if getattr(tower, key) is not None:
                 yield Problem((*path, key), "has no effect: the tower is frozen (train: none).")
-        for place in _random_parts(tower, path):
-            part = "pooler" if place[-1] == "pooler" else "head"
+        for part_path in _random_parts(tower, path):
+            part = "pooler" if part_path[-1] == "pooler" else "head"
             yield Problem(
-                place,
+                part_path,
                 "would keep its random weights: the tower is frozen (train: none). Set train: head,"
                 f" or remove the {part}.",
             )
@@ -208,12 +208,14 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
             "'prompt' leaves nothing to train: the tower has no prompt. Add `prompt: {tokens: 4}`.",
         )
     patterns = tower.train if isinstance(tower.train, list) else []
-    for place in _random_parts(tower, path) if patterns else ():
-        prefix = "pooler" if place[-1] == "pooler" else ".".join(map(str, place[len(path) :]))
+    for part_path in _random_parts(tower, path) if patterns else ():
+        prefix = (
+            "pooler" if part_path[-1] == "pooler" else ".".join(map(str, part_path[len(path) :]))
+        )
         prefix = "head" if prefix == "heads.head" else prefix
         if not _reaches(patterns, prefix):
             yield Problem(
-                place,
+                part_path,
                 "would keep its random weights: no pattern of `train:` names it. Add"
                 f" '{prefix}.*' to the patterns.",
             )
@@ -226,38 +228,41 @@ def _check_learning(tower: TowerSpec, path: Path) -> Iterator[Problem]:
 def _check_init(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.init is None:
         return
-    place, source = (*path, "init"), tower.init.from_
+    part_path, source = (*path, "init"), tower.init.from_
     if source not in recipe.towers or source == name:
         others = [other for other in recipe.towers if other != name]
         guess = did_you_mean(source, others)
         yield Problem(
-            (*place, "from"), f"no other tower '{source}'.{guess} Towers: {', '.join(others)}."
+            (*part_path, "from"), f"no other tower '{source}'.{guess} Towers: {', '.join(others)}."
         )
         return
     for part in ("run", "adapter", "prompt"):
         if getattr(tower, part) is not None:
-            yield Problem(place, f"init and {part} cannot be combined. Remove one of them.")
+            yield Problem(part_path, f"init and {part} cannot be combined. Remove one of them.")
     if tower.keys.get("pretrained"):
         yield Problem(
             (*path, "pretrained"), "has no effect: init replaces these weights. Remove it."
         )
     if tower.train == "none":
         yield Problem(
-            place, "would be a smaller copy that nothing trains. Set train: all, or remove init."
+            part_path,
+            "would be a smaller copy that nothing trains. Set train: all, or remove init.",
         )
     other = recipe.towers[source]
     if other.init is not None or other.follows is not None:
-        yield Problem((*place, "from"), f"'{source}' has no weights of its own. Name their source.")
+        yield Problem(
+            (*part_path, "from"), f"'{source}' has no weights of its own. Name their source."
+        )
     ours, theirs = modality_of(recipe.towers, name), modality_of(recipe.towers, source)
     if ours is not None and theirs is not None and ours != theirs:
         yield Problem(
-            (*place, "from"),
+            (*part_path, "from"),
             f"'{source}' takes {FACTS[theirs].plural}, and this tower takes {FACTS[ours].plural}."
             f" Inherit from a tower for {FACTS[ours].plural}.",
         )
     elif other.builder is not None and tower.builder is not None and other.builder != tower.builder:
         yield Problem(
-            (*place, "from"),
+            (*part_path, "from"),
             f"'{source}' is of builder '{other.builder}', and this one of '{tower.builder}'."
             " Inherit from a tower of the same builder.",
         )
@@ -288,7 +293,7 @@ def _random_parts(tower: TowerSpec, path: Path) -> list[Path]:
     if tower.run is not None:
         return []
     found = [
-        head_place(tower, path, name)
+        head_path(tower, path, name)
         for name, head in tower.all_heads.items()
         if attributes_of("head", head.name).get("has_weights", True)
     ]
@@ -326,9 +331,9 @@ def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.adapter is not None and tower.run is not None:
         return  # which builder the run's tower has is known once its checkpoint is open
     rules = importlib.import_module("vlkd_cli.recipe.adapters")
-    for said in rules.check(tower.model_dump(mode="json", exclude_none=True)):
-        key, colon, text = said.partition(": ")
+    for message in rules.check(tower.model_dump(mode="json", exclude_none=True)):
+        key, colon, text = message.partition(": ")
         if colon and " " not in key:
             yield Problem((*path, *key.split(".")), text)
         else:
-            yield Problem(path, said)
+            yield Problem(path, message)

@@ -1,4 +1,4 @@
-"""What a recipe that somebody else wrote may not say: a recipe is a program, and opening a run, a
+"""What a recipe from somebody else may not contain: a recipe is a program, and opening a run, a
 checkpoint or an exported folder must not run it."""
 
 from __future__ import annotations

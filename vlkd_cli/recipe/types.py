@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class ReadsData(NamedTuple):
-    """Marks a key that says where data comes from; see `DataSource`."""
+    """Marks a key that names a source of data; see `DataSource`."""
 
 
 DataSource = Annotated[str | dict[str, Any] | None, ReadsData()]

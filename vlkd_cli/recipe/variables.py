@@ -19,8 +19,8 @@ _SECRET = re.compile("SECRET|TOKEN|KEY|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 def value_of(name: str, default: str | None) -> str | None:
-    """What `${NAME:-default}` stands for; the default also where the variable is empty, None where
-    it has neither."""
+    """The value of `${NAME:-default}`; the default also if the variable is empty, None if it has
+    neither."""
     value = os.environ.get(name, "")
     if _SECRET.search(name):
         console.hide(value, f"${{{name}}}")

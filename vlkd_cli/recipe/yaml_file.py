@@ -1,8 +1,8 @@
 """A YAML file as plain values that remember their lines.
 
 Scalars follow YAML 1.2's plain rules where YAML 1.1 surprises: `1e-4` is a number, `no`, `on` and
-dates are text; `2_000_000` stays a number. `${VAR}` and `${VAR:-default}` are replaced before a
-scalar's type is told.
+dates are strings; `2_000_000` stays a number. `${VAR}` and `${VAR:-default}` are replaced before a
+scalar's type is determined.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 class Document(NamedTuple):
-    """Plain values, the origin (`file:line`) of each place, and what was wrong on the way."""
+    """Plain values, the origin (`file:line`) of each path, and the problems found."""
 
     value: Any
     origins: dict[Path, str]
@@ -131,8 +131,8 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
     Args:
         source: what messages call it; with `numbered`, lines are appended.
 
-    Problems carry the empty path and say the line themselves only through `origins`; YAML that
-    cannot be parsed at all is one problem.
+    Problems carry a path whose line is in `origins`; YAML that cannot be parsed at all is one
+    problem.
     """
     builder = _Builder(source, numbered)
     if len(text) > MAX_CHARACTERS:
@@ -167,7 +167,7 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
 
 
 class _Builder:
-    """Turns nodes into values and keeps the line of each."""
+    """Turns nodes into values and records the line of each."""
 
     def __init__(self, source: str, numbered: bool) -> None:
         self.source = source
@@ -189,7 +189,7 @@ class _Builder:
         return VARIABLE.sub(mark, text)
 
     def build(self, loader: Loader, node: yaml.Node, path: Path) -> Any:
-        self.origins.setdefault(path, self._place(node))
+        self.origins.setdefault(path, self._origin(node))
         # Every alias is a copy: a few lines of aliases to aliases would make billions of values.
         self._num_values += 1
         if self._num_values > MAX_VALUES:
@@ -219,11 +219,11 @@ class _Builder:
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
                 if key_node.value in lines:
-                    place = (*path, key_node.value)
-                    self.origins[place] = self._place(key_node)
+                    key_path = (*path, key_node.value)
+                    self.origins[key_path] = self._origin(key_node)
                     self.problems.append(
                         Problem(
-                            place,
+                            key_path,
                             f"written twice, first in line {lines[key_node.value]}. Remove one of"
                             " the two.",
                         )
@@ -237,12 +237,12 @@ class _Builder:
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key that is not a plain word", key_node.start_mark
                 )
-            place = (*path, key_node.value)
-            # A key merged in with `<<` stands where its anchor is; the mapping's own keys come
+            key_path = (*path, key_node.value)
+            # A key merged in with `<<` has the line of its anchor; the mapping's own keys come
             # later and win.
-            if id(key_node) in own or place not in self.origins:
-                self.origins[place] = self._place(key_node)
-            values[key_node.value] = self.build(loader, value_node, place)
+            if id(key_node) in own or key_path not in self.origins:
+                self.origins[key_path] = self._origin(key_node)
+            values[key_node.value] = self.build(loader, value_node, key_path)
         return values
 
     def _scalar(self, loader: Loader, node: yaml.ScalarNode, path: Path) -> object:
@@ -256,7 +256,7 @@ class _Builder:
         text = _MARK.sub(partial(text_of, written=False), node.value)
         if text != node.value:
             written = _MARK.sub(partial(text_of, written=True), node.value)
-            # What a plain `${EPOCHS}` stands for may be a number; in quotes it stays text.
+            # The value of an unquoted `${EPOCHS}` may be a number; in quotes it stays a string.
             tag = (
                 loader.resolve(yaml.ScalarNode, text, (True, False))
                 if node.style is None
@@ -293,7 +293,7 @@ class _Builder:
             )
         return value or ""
 
-    def _place(self, node: yaml.Node) -> str:
+    def _origin(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
 
 

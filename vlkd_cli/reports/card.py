@@ -1,5 +1,5 @@
-"""The model card of an export: front matter that the Hugging Face hub reads, and what a reader must
-know of the model. Nothing in it names a place on this machine."""
+"""The model card of an export: front matter that the Hugging Face hub reads, and what a reader
+must know of the model. It contains no path of this machine."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def card_text(facts: CardFacts) -> str:
         "## Limits",
         *_limits(facts),
         "## Recipe",
-        f"Places on the author's machine are given by their last name. Digest `{facts.digest}`.",
+        f"Paths on the author's machine are shortened to their last name. Digest `{facts.digest}`.",
         f"```yaml\n{_recipe_text(facts.recipe)}```",
         "## Weights and versions",
         *[f"- `{file}`: sha256 `{digest}`" for file, digest in facts.weights.items()],
@@ -152,17 +152,17 @@ def card_text(facts: CardFacts) -> str:
 
 
 def nameless(value: Any, key: str = "") -> Any:
-    """A recipe's values with each place on this machine replaced by its last name."""
+    """A recipe's values with each path on this machine replaced by its last name."""
     if isinstance(value, Mapping):
         return {name: nameless(own, str(name)) for name, own in value.items()}
     if isinstance(value, (list, tuple)):
         return [nameless(own, key) for own in value]
-    if isinstance(value, str) and is_place(value):
+    if isinstance(value, str) and is_path(value):
         return Path(value.rstrip("/")).name or "."
     return value
 
 
-def is_place(text: str) -> bool:
+def is_path(text: str) -> bool:
     """Whether a text names a file or folder of this machine."""
     path = Path(text)
     if "://" in text or "\n" in text:

@@ -64,7 +64,7 @@ class Row:
 
 @dataclass
 class Comparison:
-    """The table and what has to be said with it."""
+    """The table and the notes that belong to it."""
 
     metric: Metric
     at: At
@@ -282,7 +282,7 @@ def _notes(rows: Sequence[Row], metric: Metric, at: At) -> list[str]:
 
 
 def optimism(runs: Sequence[RunRecord], metric: Metric) -> list[str]:
-    """What has to be said where the best step is reported on the data it was chosen on."""
+    """The note where the best step is reported on the data it was chosen on."""
     notes = []
     for run in runs:
         count = len(run.evaluations.get(metric, ()))

@@ -27,7 +27,7 @@ def columns_of(comparison: Comparison) -> list[str]:
 
 
 def cells_of(comparison: Comparison, row: Row, digits: int = 4) -> list[str]:
-    """One line of the table as text; empty where there is nothing to say."""
+    """One line of the table as text; empty if there is nothing to report."""
 
     def number(value: float | None, sign: str = "") -> str:
         return "" if value is None else f"{value:{sign}.{digits}f}"

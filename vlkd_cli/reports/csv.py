@@ -68,7 +68,7 @@ class CSVSink(Sink):
         damaged: list[int] = []
         number = 1
 
-        def kept() -> Iterator[Row]:
+        def retained() -> Iterator[Row]:
             nonlocal number
             for number, row in enumerate(_parse(self._path), start=2):
                 if row is None:
@@ -76,7 +76,7 @@ class CSVSink(Sink):
                 elif row.step <= last_step:
                     yield row
 
-        partial = self._write_partial(kept())
+        partial = self._write_partial(retained())
         # A line that a kill cut off is the last one; anything else is damage that is worth a look.
         if damaged and damaged != [number]:
             backup = self._path.with_suffix(".damaged.csv")

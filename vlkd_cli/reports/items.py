@@ -41,7 +41,7 @@ def is_accuracy(metric: str) -> bool:
 
 
 def answers_of(result: StoredResult, metric: str) -> Answers | None:
-    """The answers behind a metric; None where the result kept none, or the metric is not a mean
+    """The answers behind a metric; None if the result has none stored, or the metric is not a mean
     over items.
 
     `mean_recall` is the mean over images where each image has as many captions.

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlkd_cli.reports.sink import Sink
 
 RUN_ID = "mlflow_run_id"
-"""The file of a run folder that says which MLflow run a resumed run continues."""
+"""The file of a run folder that names the MLflow run that a resumed run continues."""
 
 
 class MLflowSink(Sink):
@@ -21,8 +21,7 @@ class MLflowSink(Sink):
 
     Args:
         experiment: the experiment that the run appears in, made where it is missing.
-        uri: address of the tracking server, or a local store; by default what MLFLOW_TRACKING_URI
-            says.
+        uri: address of the tracking server, or a local store; by default MLFLOW_TRACKING_URI.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a run folder says about its run: everything but weights, read without torch.
+"""What a run folder records about its run: everything but weights, read without torch.
 
 A file that is missing leaves its part empty; one that cannot be read is named in `unreadable`.
 """
@@ -23,7 +23,7 @@ Series = list[tuple[int, float]]
 BEFORE_EXTENSION = "before_extension"
 """Folders of this name and a number hold results from before a run was extended."""
 FAILED = ".failed.json"
-"""How files end that say why a cell of a table could not be measured."""
+"""The suffix of files with the reason why a cell of a table could not be measured."""
 # What may differ between two runs of one group: it changes no number that is trained.
 IGNORED_SECTIONS = {"evals", "reports", "synthesis"}
 IGNORED_KEYS = {
@@ -103,7 +103,7 @@ class RunRecord:
 
     @property
     def seed(self) -> int | None:
-        """`train.seed`, where the recipe says it."""
+        """`train.seed`, if the recipe sets it."""
         found = (self.recipe.get("train") or {}).get("seed")
         return found if isinstance(found, int) else None
 
@@ -286,7 +286,7 @@ def _read_metrics(record: RunRecord) -> None:
 
 
 MTEB_FOLDER = "mteb"
-"""Where mteb keeps its own files below the results."""
+"""The folder of mteb's own files below the results."""
 
 
 def _read_results(record: RunRecord) -> None:

@@ -1,4 +1,4 @@
-"""What every sink is: a place that numbers go to."""
+"""The interface of sinks, to which numbers are logged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Sink:
         self.resume_step = resume_step
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values of one optimizer step, e.g. `{"train/loss": 1.2}`. Logging a step twice
-        keeps the later values."""
+        """Take the values of one optimizer step, e.g. `{"train/loss": 1.2}`. If a step is logged
+        twice, the later values count."""
         raise NotImplementedError
 
     def finish(self) -> None:

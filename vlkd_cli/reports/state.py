@@ -23,8 +23,8 @@ STATES = ("running", "finished", "stopped", "failed")
 
 @dataclass(frozen=True)
 class RunState:
-    """What `state.json` says. Times are UTC in ISO 8601; `killed` is never written, but concluded
-    from a running process that is gone."""
+    """The content of `state.json`. Times are UTC in ISO 8601; `killed` is never written, but
+    concluded from a running process that is gone."""
 
     state: StateName
     step: int = 0
@@ -54,7 +54,7 @@ class StateFile:
         self._written = -SECONDS_BETWEEN_WRITES
 
     def begin(self, *, resumed: bool) -> None:
-        """The run starts; a resumed one keeps what was reached before."""
+        """The run starts; a resumed run retains what was reached before."""
         before = self._state if resumed else RunState("running")
         self._state = replace(
             before,

@@ -36,7 +36,7 @@ class Cell(NamedTuple):
     """Of its result; empty where model or data could not be opened."""
     folder: str
     failure: str
-    """The file that says why it failed."""
+    """The file with the reason why it failed."""
 
 
 class Column(NamedTuple):

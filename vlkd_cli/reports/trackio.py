@@ -17,7 +17,7 @@ class TrackioSink(Sink):
     Args:
         project: the project that the run appears in.
         space: a Hugging Face Space that values are sent to, as OWNER/NAME; by default they stay on
-            this machine, where TRACKIO_DIR says.
+            this machine, in TRACKIO_DIR.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ class WandbSink(Sink):
         project: the project that the run appears in.
         entity: the team or user; by default the account's own.
         mode: "offline" writes to the run folder, to be sent later with `wandb sync`; by default
-            what WANDB_MODE says.
+            WANDB_MODE.
     """
 
     def __init__(

@@ -37,12 +37,12 @@ class BM25Index:
     def __init__(self, passages: Iterable[str], *, k1: float = 0.9, b: float = 0.4) -> None:
         self._numbers: dict[str, int] = {}
         words, owners, counts, lengths = array("i"), array("i"), array("i"), array("i")
-        for place, text in enumerate(passages):
+        for position, text in enumerate(passages):
             found = words_of(text)
             lengths.append(len(found))
             for word, count in Counter(found).items():
                 words.append(self._numbers.setdefault(word, len(self._numbers)))
-                owners.append(place)
+                owners.append(position)
                 counts.append(count)
         # Each array is freed or overwritten as soon as it can be: they are the peak of a command.
         in_passages = np.bincount(np.asarray(words), minlength=len(self._numbers))

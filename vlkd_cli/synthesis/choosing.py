@@ -46,8 +46,8 @@ def choose(
     if judged is None:
         positives, rest = mined.passages[:1], np.arange(1, len(mined.passages))
     else:
-        wanted = [place for place, grade in judged.items() if grade >= min_grade]
-        relevant = [place for place, grade in judged.items() if grade > 0]
+        wanted = [position for position, grade in judged.items() if grade >= min_grade]
+        relevant = [position for position, grade in judged.items() if grade > 0]
         positives = np.array(wanted, dtype=np.int64)
         rest = np.flatnonzero(~np.isin(mined.passages, relevant))
     count = spec.relations - 1

@@ -35,19 +35,19 @@ def mine(sources: Sources, miner: str, depth: int) -> NDArray[np.int32]:
     lists = np.full((len(sources.queries), depth), NOTHING, dtype=np.int32)
     if miner == BM25:
         passages = sources.passages
-        index = BM25Index(passages[place] for place in range(len(passages)))
+        index = BM25Index(passages[row] for row in range(len(passages)))
         own = lists[rank() :: world_size()]
-        for row, place in zip(own, range(rank(), len(lists), world_size()), strict=True):
-            found = index.best(sources.queries[place], depth, passages.keys)
+        for row, query in zip(own, range(rank(), len(lists), world_size()), strict=True):
+            found = index.best(sources.queries[query], depth, passages.keys)
             row[: len(found)] = found
         for number, rows in enumerate(gather_objects(own)):
             lists[number :: world_size()] = rows
         return lists
     spare = len(sources.blank)
     nearest = sources.nearest(miner, min(depth + spare, len(sources.passages)))
-    for place, found in enumerate(nearest):
-        kept = found[~np.isin(found, sources.blank)][:depth] if spare else found[:depth]
-        lists[place, : len(kept)] = kept
+    for row, found in enumerate(nearest):
+        usable = found[~np.isin(found, sources.blank)][:depth] if spare else found[:depth]
+        lists[row, : len(usable)] = usable
     return lists
 
 
@@ -55,12 +55,12 @@ def merged(lists: Sequence[NDArray[np.integer]]) -> Mined:
     """The lists of several miners as one: all first positions in the order of the miners, then all
     second ones; a passage counts where it comes first."""
     depth = max((len(own) for own in lists), default=0)
-    places, miners, seen = [], [], set()
+    passages, miners, seen = [], [], set()
     for position in range(depth):
         for number, own in enumerate(lists):
-            place = int(own[position]) if position < len(own) else NOTHING
-            if place != NOTHING and place not in seen:
-                seen.add(place)
-                places.append(place)
+            passage = int(own[position]) if position < len(own) else NOTHING
+            if passage != NOTHING and passage not in seen:
+                seen.add(passage)
+                passages.append(passage)
                 miners.append(number)
-    return Mined(np.array(places, dtype=np.int64), np.array(miners, dtype=np.int64))
+    return Mined(np.array(passages, dtype=np.int64), np.array(miners, dtype=np.int64))

@@ -59,7 +59,7 @@ class Parts:
         return True
 
     def _digest_of(self, file: Path) -> object:
-        """What a file says it was made of; None where there is no such file."""
+        """The recorded sources of a file; None if there is no such file."""
         if not file.is_file():
             return None
         try:

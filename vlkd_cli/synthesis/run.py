@@ -159,10 +159,10 @@ class _Block(NamedTuple):
             return None
         sources = self.sources
         grades = sources.judged.get(sources.queries.id_of(query), {})
-        places = sources.passages.positions(list(grades)).tolist()
-        known = zip(places, grades.values(), strict=True)
+        rows = sources.passages.positions(list(grades)).tolist()
+        known = zip(rows, grades.values(), strict=True)
         blank = set(sources.blank.tolist())
-        return {place: grade for place, grade in known if place >= 0 and place not in blank}
+        return {row: grade for row, grade in known if row >= 0 and row not in blank}
 
     def _problem(self, query: int, mined: Mined, chosen: Chosen) -> str:
         """Why a query has no relations; empty where it has some."""
@@ -194,12 +194,12 @@ class _Block(NamedTuple):
                 negative=passages.id_of(negative),
                 positive_score=score_of[positive],
                 negative_score=score_of[negative],
-                rank=place + 1,
-                miner=self.spec.miners[mined.miners[place]],
+                rank=position + 1,
+                miner=self.spec.miners[mined.miners[position]],
             )
             for positive in chosen.positives.tolist()
-            for place in chosen.negatives.tolist()
-            for negative in [int(mined.passages[place])]
+            for position in chosen.negatives.tolist()
+            for negative in [int(mined.passages[position])]
         ]
 
 
@@ -219,10 +219,10 @@ def _fill(parts: Parts, blocks: range, block: _Block) -> None:
                 problem = str(error)
             except OSError as error:
                 problem = f"OUT {parts.output} cannot be written: {error.strerror}. Free space."
-        # Ranks that went on would wait for one that has stopped.
-        for said in gather_objects(problem):
-            if said:
-                raise DataError(said)
+        # Ranks that continue would wait for one that has stopped.
+        for message in gather_objects(problem):
+            if message:
+                raise DataError(message)
         if is_main() and len(blocks) > 1:
             done = len(blocks) - len(missing) + min(first + world_size(), len(missing))
             console.say(f"Scored {min(done * QUERIES_PER_BLOCK, count):,} of {count:,} queries.")

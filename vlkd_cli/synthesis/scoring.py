@@ -73,7 +73,7 @@ def _standardized(scores: NDArray[np.float64], listed: NDArray[np.bool_]) -> NDA
     """Scores with mean 0 and deviation 1 over the mined passages; all 0 where these are equal."""
     own = scores[listed]
     deviation = float(own.std())
-    # A scorer that tells no passage from another has nothing to say, rounding apart.
+    # Scores that differ only by rounding carry no information.
     if deviation <= 1e-12 * max(float(np.abs(own).max()), 1.0):
         return np.zeros_like(scores)
     scaled: NDArray[np.float64] = (scores - own.mean()) / deviation

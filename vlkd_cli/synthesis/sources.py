@@ -76,7 +76,7 @@ class Sources:
         """The tower's vectors of the queries, `[Q, D]` float32, not normalized, the same on every
         rank."""
         subject = with_tower(self.subject, tower)
-        texts = [self.queries[place] for place in range(len(self.queries))]
+        texts = [self.queries[position] for position in range(len(self.queries))]
         # Whole windows: the numbers do not depend on interruptions.
         table = text_table(subject, texts, whole=True)
         return torch.cat(list(projected_blocks(subject, table, table.wanted)))
@@ -125,7 +125,7 @@ def open_sources(spec: SynthesisSpec, subject: Subject) -> Sources:
     table = PassageTable(collection, title=title)
     for name, texts in ((collection.queries, table.queries), (collection.corpus, table.passages)):
         _check_ids(texts, str(collection.root / name))
-    names = frozenset(table.queries.id_of(place) for place in range(len(table.queries)))
+    names = frozenset(table.queries.id_of(position) for position in range(len(table.queries)))
     roles = ("corpus", "queries", "judgments")
     files = {role: getattr(collection, role) for role in roles}
     return Sources(

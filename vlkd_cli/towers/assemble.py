@@ -56,7 +56,7 @@ def assemble(
             need; None: all of them.
         captions: gives the captions at hand, for a tokenizer that is trained on them; None where
             weights of a checkpoint follow.
-        cache_dir: where downloaded weights are cached unless the section says so itself.
+        cache_dir: where downloaded weights are cached unless the section sets it.
         run_folder: where a trained tokenizer is written and found again.
         files: what the checkpoint holds in addition to weights, by path in its run folder.
 
@@ -67,7 +67,7 @@ def assemble(
     """
     sources = [key for key in ("builder", "run", "follows") if getattr(spec, key)]
     if sources not in (["builder"], ["run"]):
-        given = f"has {' and '.join(sources)}" if sources else "does not say where it comes from"
+        given = f"has {' and '.join(sources)}" if sources else "has no source of weights"
         raise RecipeError(f"tower '{name}' {given}. Give exactly one of builder and run.")
     if spec.run:
         from vlkd_cli.towers.trained import take_from_run
@@ -112,7 +112,7 @@ def build_heads(
         order = reading_order({**{key: head.reads for key, head in existing.items()}, **reads})
     except ValueError as error:
         raise RecipeError(f"tower '{name}': {error}. Correct its `reads`.") from error
-    grid = _grid(name, backbone) if any(map(_reads_places, reads.values())) else None
+    grid = _grid(name, backbone) if any(map(_reads_positions, reads.values())) else None
     heads: dict[str, Head] = {}
     for key in (key for key in order if key in specs):
         width_in = 0
@@ -262,7 +262,7 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
 
 
 def _has_class_token(name: str, backbone: Backbone) -> bool:
-    """Whether the first token stands for the whole input, as that of a text may."""
+    """Whether the first token represents the whole input, as that of a text may."""
     if not isinstance(backbone.input, ImageInput):
         return callable(backbone.input)
 
@@ -297,5 +297,5 @@ def _grid(name: str, backbone: Backbone) -> Grid | None:
         raise RecipeError(f"tower '{name}': {error}.") from error
 
 
-def _reads_places(reads: tuple[Source, ...]) -> bool:
+def _reads_positions(reads: tuple[Source, ...]) -> bool:
     return any(source.output in (INPUT, TOKENS) for source in reads)

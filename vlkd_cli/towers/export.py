@@ -1,5 +1,5 @@
-"""A tower on disk without vlkd: the backbone in its library's format, what vlkd added next to it,
-and a page that says how to use both."""
+"""A tower on disk, usable without vlkd: the backbone in its library's format, next to it what vlkd
+added, and a page on how to use both."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class ExportedTower(NamedTuple):
 
 
 def export_tower(
-    tower: Tower, folder: Path, place: Path, *, name: str | None = None
+    tower: Tower, folder: Path, destination: Path, *, name: str | None = None
 ) -> ExportedTower:
     """Write a tower into an empty folder.
 
     The backbone is written by its builder's own means. Pooler, heads and mask token, which no
     library knows, are in `head.safetensors` as `pooler.*`, `head.*`, `heads.NAME.*` and
-    `mask_token` where there are any; `vlkd_tower.yaml` says how the feature comes about.
+    `mask_token` if the tower has them; `vlkd_tower.yaml` describes how the feature is computed.
 
     Args:
         folder: where to write.
-        place: where the folder will be when it is done; what its page says.
+        destination: where the folder will be when it is done, as written in its page.
         name: the tower's name in the recipe, where it is a copy that bears another's.
 
     Raises:
@@ -61,10 +61,10 @@ def export_tower(
         # Libraries choose the type of a whole model; the numbers stay those of 16 bits.
         tower.encoder.float()
     if tower.encoder.adapter_name:
-        how = merged(tower.encoder).export(folder, place, section.keys)
+        how = merged(tower.encoder).export(folder, destination, section.keys)
         how = how._replace(adapter="merged")
     else:
-        how = tower.encoder.export(folder, place, section.keys)
+        how = tower.encoder.export(folder, destination, section.keys)
     if section.pooler is not None:
         how = how._replace(recipe={**how.recipe, "pooler": section.pooler.model_dump()})
     added = {
@@ -78,7 +78,7 @@ def export_tower(
         write_weights(added, folder / ADDED)
     (folder / PAGE).write_text(
         yaml.safe_dump(
-            {"tower": name, **page_of(tower, how, place, added=bool(added))},
+            {"tower": name, **page_of(tower, how, destination, added=bool(added))},
             sort_keys=False,
             width=140,
         ),
@@ -93,7 +93,7 @@ def export_tower(
 
 
 def export_pair(
-    towers: Sequence[Tower], state: Mapping[str, Tensor], folder: Path, place: Path
+    towers: Sequence[Tower], state: Mapping[str, Tensor], folder: Path, destination: Path
 ) -> ExportedTower | None:
     """Write the halves of one dual encoder of transformers together, with tokenizer and image
     processor; None where these towers are not a pair of halves without pooler and heads.
@@ -115,7 +115,7 @@ def export_pair(
         return None
     folder.mkdir()
     own.write(folder, first.encoder, second.encoder, start=logit_start_of(state))
-    hows = [half.exported(folder, place, {}) for half in halves]
+    hows = [half.exported(folder, destination, {}) for half in halves]
     recipe = {key: value for key, value in hows[0].recipe.items() if key != "modality"}
     how = hows[0]._replace(note="", recipe=recipe)
     files = sorted(path.name for path in folder.iterdir())
@@ -134,21 +134,21 @@ def logit_start_of(state: Mapping[str, Tensor]) -> LogitStart | None:
 
 
 def page_of(
-    tower: Tower, how: Export, place: Path, *, added: bool, own_head: bool = False
+    tower: Tower, how: Export, destination: Path, *, added: bool, own_head: bool = False
 ) -> dict[str, Any]:
-    """What `vlkd_tower.yaml` says of a tower; paths are relative to the folder that it is in, which
-    may be moved.
+    """The content of `vlkd_tower.yaml` for a tower; paths are relative to the folder that it is in,
+    which may be moved.
 
     Args:
-        place: the folder as `how` names it.
+        destination: the folder as `how` names it.
         added: whether pooler and heads are in a file of their own.
         own_head: whether they are in the library's own files.
     """
     section = tower.section
     assert section is not None
     page: dict[str, Any] = {"modality": tower.modality, "format": how.format}
-    page["python"] = _relative(how.python, place)
-    page["recipe"] = {key: _relative(value, place) for key, value in how.recipe.items()}
+    page["python"] = _relative(how.python, destination)
+    page["recipe"] = {key: _relative(value, destination) for key, value in how.recipe.items()}
     page["feature"] = (
         how.feature
         if section.pooler is None or own_head
@@ -173,11 +173,11 @@ def page_of(
     return page
 
 
-def _relative(value: Any, place: Path) -> Any:
+def _relative(value: Any, destination: Path) -> Any:
     """A text in which the folder, alone or at the beginning of a path, is written as `.`."""
     if not isinstance(value, str):
         return value
-    return re.sub(rf"(?<![\w./]){re.escape(str(place))}(?![\w.])", ".", value)
+    return re.sub(rf"(?<![\w./]){re.escape(str(destination))}(?![\w.])", ".", value)
 
 
 def _count(tower: Tower, *, merged: bool) -> int:

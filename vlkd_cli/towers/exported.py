@@ -20,8 +20,8 @@ from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.export import PAGE
 from vlkd_cli.towers.tower import Tower
 
-_FORMER_PLACES = ("model", "pretrained", "adapter_weights")
-"""Keys of a builder whose values are the place of exported files, as it was when they were written,
+_FORMER_PATHS = ("model", "pretrained", "adapter_weights")
+"""Keys of a builder whose values are the path of exported files, as it was when they were written,
 in pages that are older than relative paths."""
 
 
@@ -71,7 +71,7 @@ def section_of(folder: Path, *, trust: bool = False, remedy: str = TRUST_OPTION)
     page = _read(file)
     name = str(page["tower"])
     section = {
-        **{key: _placed(key, value, folder, name) for key, value in page["recipe"].items()},
+        **{key: _moved(key, value, folder, name) for key, value in page["recipe"].items()},
         **{key: page[key] for key in ("modality", "head", "heads") if key in page},
     }
     if not trust and (problems := check_foreign({"towers": {name: section}}, remedy)):
@@ -118,13 +118,13 @@ def _damaged(file: Path, problem: str) -> RecipeError:
     return RecipeError(f"{file} is damaged: {problem.rstrip('.')}. Export the run again.")
 
 
-def _placed(key: str, value: Any, folder: Path, name: str) -> Any:
-    """A value of the page; the place of exported files is where the folder is now."""
+def _moved(key: str, value: Any, folder: Path, name: str) -> Any:
+    """A value of the page; the path of exported files is adapted to where the folder is now."""
     if not isinstance(value, str):
         return value
     if value == "." or value.startswith("./"):
         return str(folder / value)
-    if key not in _FORMER_PLACES:
+    if key not in _FORMER_PATHS:
         return value
     last = Path(value).name
     if (folder / last).exists():

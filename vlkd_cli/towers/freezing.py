@@ -17,7 +17,7 @@ from vlkd_cli.recipe.schema import LastLayers
 Learns = Literal["all", "none", "head", "prompt"] | Sequence[str] | LastLayers
 
 HOLDER = "encoder."
-"""Backbones keep the library's module under this name; patterns and layers are written without
+"""Backbones hold the library's module under this name; patterns and layers are written without
 it."""
 
 
@@ -72,7 +72,7 @@ def layer_index(backbone: Backbone) -> dict[str, int]:
     found: dict[str, int] = {}
     before = True
     for name in (name.removeprefix(HOLDER) for name, _ in backbone.named_parameters()):
-        place = next(
+        layer = next(
             (
                 index
                 for index, prefixes in enumerate(layers)
@@ -80,10 +80,10 @@ def layer_index(backbone: Backbone) -> dict[str, int]:
             ),
             None,
         )
-        # A parameter that no layer names stands before the first block (embeddings) or behind the
+        # A parameter outside of all layers precedes the first block (embeddings) or follows the
         # last (final norms).
-        found[name] = (0 if before else last) if place is None else place
-        before = before and (place is None or place == 0)
+        found[name] = (0 if before else last) if layer is None else layer
+        before = before and (layer is None or layer == 0)
     return found
 
 
@@ -162,7 +162,7 @@ def _matching(tower: str, names: list[str], patterns: Sequence[str]) -> set[str]
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """A pattern stands for a whole name, or for everything below the module that it names."""
+    """A pattern matches a whole name, or everything below the module that it names."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 

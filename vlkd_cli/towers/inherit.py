@@ -92,7 +92,7 @@ class _Fit(NamedTuple):
 
     Args:
         has_grid: whether positions are those of a picture's patches.
-        tokens: rows of the student's and of the teacher's token table that stand for the same
+        tokens: rows of the student's and of the teacher's token table that belong to the same
             token; None where a vocabulary cannot be read.
     """
 
@@ -329,12 +329,12 @@ def _vocabulary(tokenize: Any) -> dict[str, int] | None:
     if isinstance(encoder, dict):
         # In a smaller vocabulary the last two rows are start and end, not the library's tokens.
         start, shift = tokenize._start, tokenize.shift
-        kept = {
+        readable = {
             token: row
             for token, row in encoder.items()
             if row < start or token in ("<start_of_text>", "<end_of_text>")
         }
-        return {token: row + shift for token, row in kept.items()}
+        return {token: row + shift for token, row in readable.items()}
     inner: Any = getattr(tokenize, "tokenizer", None)
     for _ in range(3):
         if hasattr(inner, "get_vocab"):

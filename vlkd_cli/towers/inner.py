@@ -74,10 +74,10 @@ def inner_widths(backbone: Backbone, outputs: Collection[str]) -> dict[str, int]
         inputs = {key: value.to(device) for key, value in expected(["a"]).items()}
     with probing(backbone), watched(backbone, {layer_of(name) for name in names}) as seen:
         backbone(inputs)
-    return {name: places(seen[layer_of(name)]).shape[-1] for name in names}
+    return {name: as_tokens(seen[layer_of(name)]).shape[-1] for name in names}
 
 
-def places(values: Tensor) -> Tensor:
+def as_tokens(values: Tensor) -> Tensor:
     """`[B, T, D]` of tokens, or of a map whose channels come second or last."""
     if values.ndim == 3:
         return values
@@ -86,12 +86,12 @@ def places(values: Tensor) -> Tensor:
 
 
 def pooled(backbone: Backbone, values: Tensor, tokens: Tokens | None) -> Tensor:
-    """One row `[B, D]`, as the tower pools its own tokens: the class or end token where it reads
-    that one, else the mean over places (of a text, over its real tokens).
+    """One row `[B, D]`, pooled as the tower pools its own tokens: the class or end token if it
+    reads that one, else the mean over positions (of a text, over its real tokens).
 
     Args:
         values: `[B, T, D]`, prefix included.
-        tokens: the backbone's own, whose mask, end and prefix say what the places are.
+        tokens: the backbone's own, whose mask, end and prefix describe the positions.
     """
     if tokens is None or tokens.values.shape[1] != values.shape[1]:
         return values.mean(1)

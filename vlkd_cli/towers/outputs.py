@@ -32,11 +32,11 @@ class Head(NamedTuple):
     """A head of a tower.
 
     Args:
-        module: takes rows `[B, D]`, places `[B, T, D]` or pictures `[B, 3, H, W]`, as the shape
-            annotation of its `forward` says; rows where it says nothing.
+        module: takes rows `[B, D]`, tokens `[B, T, D]` or pictures `[B, 3, H, W]`, by the shape
+            annotation of its `forward`; rows without one.
         reads: what it is applied to, joined along the features.
-        at: at which places of a masked view. Rows are selected before the head, which is applied to
-            them one by one; other heads run whole and their output is selected.
+        at: at which positions of a masked view. For heads that work on single rows, rows are
+            selected before the head; other heads see all of them and their output is selected.
     """
 
     module: nn.Module
@@ -48,19 +48,19 @@ class Link(NamedTuple):
     """How a head is connected, without the head itself.
 
     Args:
-        takes: dimensions of its input: 2 for rows, 3 for places, 4 for pictures.
+        takes: dimensions of its input: 2 for rows, 3 for tokens, 4 for pictures.
         gives: dimensions of its output where it takes no rows: 2 for rows, else 3.
-        told: what of `hidden`, `at` and `prefix` its `forward` names: which positions are hidden,
-            which of them its rows stand for, and an encoder's class and register tokens.
-        reads_at: the positions that its rows must stand for; None: any.
-        gives_at: the positions that its output stands for; None: those of its input.
+        arguments: which of `hidden`, `at` and `prefix` its `forward` takes: which positions are
+            hidden, which of them its rows represent, and an encoder's class and register tokens.
+        reads_at: the positions that its rows must represent; None: any.
+        gives_at: the positions that its output represents; None: those of its input.
     """
 
     reads: tuple[Source, ...]
     at: At
     takes: int
     gives: int
-    told: frozenset[str]
+    arguments: frozenset[str]
     reads_at: At | None
     gives_at: At | None
 
@@ -100,7 +100,7 @@ class Output(NamedTuple):
         values: `[N, ...]`, N = samples * pictures; or `[M, E]` with `counts`.
         pictures: which pictures of a view, from 1.
         counts: `[N]` int64: how many of the M rows belong to each picture, where that varies.
-        at: which positions of the view the rows stand for, where there is one for each position.
+        at: which positions of the view the rows represent, if there is one for each position.
         prefix: `[N, P, D]`, an encoder's class and register tokens; None for other outputs.
     """
 
@@ -160,14 +160,14 @@ class Outputs:
                 heads[name].at,
                 takes,
                 gives,
-                told=frozenset({"hidden", "at", "prefix"} & set(_parameters(kind))),
+                arguments=frozenset({"hidden", "at", "prefix"} & set(_parameters(kind))),
                 reads_at=getattr(heads[name].module, "reads_at", None),
                 gives_at=getattr(heads[name].module, "gives_at", None),
             )
 
     def resolved(self, output: str) -> str:
-        """The output itself; the backbone's feature stands for a head called `head` that is not
-        there."""
+        """The output itself; `head` means the backbone's feature if there is no head of that
+        name."""
         return BACKBONE if output == HEAD and HEAD not in self.links else output
 
     def needed(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -186,7 +186,7 @@ class Outputs:
         return set(self.needed(dict.fromkeys(outputs, (1,))))
 
     def is_row(self, output: str) -> bool:
-        """Whether an output has one row for a picture; otherwise one for each place."""
+        """Whether an output has one row for a picture; otherwise one for each position."""
         output = self.resolved(output)
         if output not in self.links:
             return output == BACKBONE or output.endswith(".pooled")
@@ -196,7 +196,7 @@ class Outputs:
         return link.gives == 2
 
     def at(self, output: str) -> At:
-        """At which places of a masked view an output has rows."""
+        """At which positions of a masked view an output has rows."""
         output = self.resolved(output)
         if output not in self.links:
             return "all"
@@ -208,14 +208,14 @@ class Outputs:
 
     @property
     def reads_hidden(self) -> bool:
-        """Whether a head is told which places are hidden, or selects by it."""
-        return any(link.at != "all" or "hidden" in link.told for link in self.links.values())
+        """Whether a head receives the hidden positions, or selects by them."""
+        return any(link.at != "all" or "hidden" in link.arguments for link in self.links.values())
 
     def refuse_lost_positions(self, tokens_at: At) -> None:
         """Refuse heads at positions that what they read does not have.
 
         Args:
-            tokens_at: the positions that the backbone's tokens stand for where some are hidden.
+            tokens_at: the positions of the backbone's tokens where some are hidden.
 
         Raises:
             ValueError: naming the first such head.
@@ -226,14 +226,13 @@ class Outputs:
             reads = " and ".join(source.output for source in link.reads)
             if link.reads_at not in (None, at):
                 raise ValueError(
-                    f"head '{name}' takes the {link.reads_at} positions alone, and '{reads}' stands"
-                    f" for {_words(at)}"
+                    f"head '{name}' takes only the {link.reads_at} positions, and '{reads}' has"
+                    f" {_words(at)}"
                 )
             at = link.gives_at or at
             if link.at not in ("all", at) and at != "all" and not self.is_row(name):
                 raise ValueError(
-                    f"head '{name}' is at the {link.at} positions, and '{reads}' stands for"
-                    f" {_words(at)}"
+                    f"head '{name}' is at the {link.at} positions, and '{reads}' has {_words(at)}"
                 )
             found[name] = at if link.at == "all" else link.at
 
@@ -270,7 +269,7 @@ class Outputs:
                 values = _row_by_row(module, values)
             else:
                 known = {"hidden": own, "at": at, "prefix": parts[0].prefix}
-                values = _whole(module, values, {key: known[key] for key in link.told})
+                values = _whole(module, values, {key: known[key] for key in link.arguments})
                 if own is not None and values.ndim == 3:
                     at = link.gives_at or at
                     values, counts, at = _selected(values, own, link.at, at)
@@ -288,22 +287,22 @@ def _row_by_row(module: nn.Module, values: Tensor) -> Tensor:
     return rows if values.ndim == 2 else rows.unflatten(0, values.shape[:2])
 
 
-def _together(places: Sequence[At], head: str) -> At:
-    """The positions that rows which are joined stand for."""
-    if len(set(places)) > 1:
-        raise ValueError(f"head '{head}' joins rows of {' and '.join(map(_words, places))}")
-    return places[0]
+def _together(positions: Sequence[At], head: str) -> At:
+    """The positions of rows that are concatenated."""
+    if len(set(positions)) > 1:
+        raise ValueError(f"head '{head}' joins rows of {' and '.join(map(_words, positions))}")
+    return positions[0]
 
 
 def _words(at: At) -> str:
-    return "all positions" if at == "all" else f"the {at} positions alone"
+    return "all positions" if at == "all" else f"only the {at} positions"
 
 
-def _whole(module: nn.Module, values: Tensor, told: Mapping[str, object]) -> Tensor:
+def _whole(module: nn.Module, values: Tensor, arguments: Mapping[str, object]) -> Tensor:
     # A target has nothing to learn, and neither has the picture that it is made from.
     learns = getattr(module, "has_weights", True)
     with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-        output: Tensor = module(values, **told)
+        output: Tensor = module(values, **arguments)
     return output
 
 
@@ -314,7 +313,7 @@ def _selected(
     number varies; and what they are.
 
     Args:
-        at: the positions that the values stand for.
+        at: the positions of the values.
     """
     if wanted in ("all", at):
         return values, None, at

@@ -50,7 +50,7 @@ class Tried(NamedTuple):
 
     number: int
     score: float
-    kept: bool
+    is_added: bool
 
 
 class Greedy(NamedTuple):
@@ -70,8 +70,8 @@ class Greedy(NamedTuple):
 
 
 def greedy(count: int, score_of: Callable[[Sequence[int]], float]) -> Greedy:
-    """Start from the best run and keep each further one, by score, with which the average scores no
-    lower. Ties go by the order of the list.
+    """Start from the best run and add each further run, by score, with which the average scores no
+    lower. Ties are broken by the order of the list.
 
     Args:
         score_of: the score of the average of some runs, higher being better.
@@ -108,7 +108,7 @@ def plain(tower: Tower) -> Tower:
 
 
 def soup_of(towers: Sequence[Tower], names: Sequence[str]) -> Tower:
-    """The average of towers, in the first one's place.
+    """The average of towers, which replaces the first one.
 
     Args:
         names: of their runs.

@@ -15,7 +15,7 @@ from vlkd_cli.towers.outputs import BACKBONE, Output
 from vlkd_cli.towers.tower import Tower
 
 
-class Keep(Protocol):
+class Write(Protocol):
     """Takes in features that were computed."""
 
     def __call__(self, tables: Tensor, rows: Tensor, features: Tensor) -> None: ...
@@ -26,8 +26,8 @@ class StoringTower(Tower):
 
     Args:
         original: whose parts it shares.
-        keep: is given what the tower computed, `[N]` tables, `[N]` rows and `[N, D]`; None: nothing
-            is stored.
+        write: receives what the tower computed, `[N]` tables, `[N]` rows and `[N, D]`; None:
+            nothing is stored.
         outputs: of the backbone that are stored, one row of each joined to D values: its feature,
             and pooled inner layers.
         dtype: of the tables; what is stored is rounded before it is read, in every pass.
@@ -39,7 +39,7 @@ class StoringTower(Tower):
     def __init__(
         self,
         original: Tower,
-        keep: Keep | None,
+        write: Write | None,
         outputs: Sequence[str] = (BACKBONE,),
         dtype: TableType = "float32",
     ) -> None:
@@ -47,7 +47,7 @@ class StoringTower(Tower):
             raise ValueError(f"tower '{original.name}' is trained; its features cannot be stored")
         nn.Module.__init__(self)
         self.__dict__.update(original.__dict__)
-        self._keep, self._dtype = keep, dtype
+        self._write, self._dtype = write, dtype
         self.stored_outputs = tuple(outputs)
 
     def _sources(
@@ -65,7 +65,7 @@ class StoringTower(Tower):
             found = super()._sources(inputs[IMAGES], wanted, every, hidden)
             values = [found[name].values.float() for name in self.stored_outputs]
             features = torch.cat(values, dim=-1)
-            if self._keep is not None:
+            if self._write is not None:
                 features = features.bfloat16().float() if self._dtype == "bfloat16" else features
                 self._store(inputs[TABLES], inputs[ROWS], features)
         parts = features.split([self.width_of(name) for name in self.stored_outputs], dim=-1)
@@ -77,5 +77,5 @@ class StoringTower(Tower):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _store(self, tables: Tensor, rows: Tensor, features: Tensor) -> None:
-        assert self._keep is not None
-        self._keep(tables, rows, features)
+        assert self._write is not None
+        self._write(tables, rows, features)

@@ -25,7 +25,7 @@ from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.towers.freezing import HOLDER, layer_index
 from vlkd_cli.towers.frozen import Frozen
 from vlkd_cli.towers.inherit import Inherited
-from vlkd_cli.towers.inner import inner_widths, layer_names, places, pooled, watched
+from vlkd_cli.towers.inner import as_tokens, inner_widths, layer_names, pooled, watched
 from vlkd_cli.towers.named_modules import NamedModules
 from vlkd_cli.towers.outputs import (
     BACKBONE,
@@ -46,15 +46,15 @@ TOKENS_AT: dict[Masks, At] = {
     "drop": "visible",
     "complement": "hidden",
 }
-"""The positions that tokens stand for where some are hidden, by `masks:`."""
+"""The positions of the tokens where some are hidden, by `masks:`."""
 
 
 class Tower(nn.Module):
     """An encoder as a recipe describes it: a backbone with named outputs.
 
-    Outputs are `backbone` (its feature, pooled), `tokens` (one row for each place of a picture) and
-    the heads by name; `head` stands for the backbone's feature where there is no head of that name.
-    A backbone without trainable parameters is held in a `Frozen`, outside the module tree.
+    Outputs are `backbone` (its feature, pooled), `tokens` (one row for each position of a picture)
+    and the heads by name; `head` means the backbone's feature if there is no head of that name. A
+    backbone without trainable parameters is held in a `Frozen`, outside the module tree.
 
     Args:
         name: the tower's name in the recipe.
@@ -63,7 +63,7 @@ class Tower(nn.Module):
         head: short for a head called `head` over the backbone's feature.
         heads: heads by name. Parameters of the one called `head` are `head.*`, those of the others
             `heads.NAME.*`.
-        masks: what becomes of places that are hidden, where a forward says which.
+        masks: how hidden positions are treated, in a forward pass that names them.
         dtype: in which a frozen backbone's matrices are stored and multiplied; None: as they are.
 
     Raises:
@@ -133,20 +133,20 @@ class Tower(nn.Module):
             inputs: uint8 or standardized images `[B * V, 3, H, W]`, the V pictures of a sample one
                 after another, or a TextInput.
             wanted: names of outputs, or a dict from each to its pictures (from 1, ascending).
-            hidden: `[B * V, T]` bool, True for hidden places.
+            hidden: `[B * V, T]` bool, True for hidden positions.
             pictures: V.
 
         Returns:
-            Rows `[N, E]` or places `[N, T, E]`, N being B times the pictures wanted of an output;
-            where a head reads some places only, `[N, m, E]`, or `[M, E]`, the rows of one picture
-            after those of another, where their number varies.
+            Rows `[N, E]` or tokens `[N, T, E]`, N being B times the pictures wanted of an output;
+            if a head reads some positions only, `[N, m, E]`, or, if their number varies, `[M, E]`
+            with the rows of one picture after those of another.
         """
         every = tuple(range(1, pictures + 1))
         chosen = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted, every)
         needed = self.graph.needed(chosen)
-        places = None if hidden is None else Output(hidden, every)
-        found = self._sources(inputs, needed, every, places)
-        self.graph.run(self._head_modules(), found, needed, places)
+        positions = None if hidden is None else Output(hidden, every)
+        found = self._sources(inputs, needed, every, positions)
+        self.graph.run(self._head_modules(), found, needed, positions)
         return {
             name: found[self.graph.resolved(name)].of(own).values for name, own in chosen.items()
         }
@@ -254,8 +254,8 @@ class Tower(nn.Module):
         pictures: tuple[int, ...],
         at: At,
     ) -> Output:
-        """An inner layer: its places without class and register tokens, or one row."""
-        values, own = places(seen[layer_of(name)]), encoded.tokens
+        """An inner layer: its tokens without class and register tokens, or one row."""
+        values, own = as_tokens(seen[layer_of(name)]), encoded.tokens
         if name.endswith(".pooled"):
             if self.pooler is None or own is None or any(True for _ in self.pooler.parameters()):
                 return Output(pooled(self.encoder, values, own), pictures)
@@ -272,10 +272,10 @@ class Tower(nn.Module):
             return encoded.feature
         assert encoded.tokens is not None
         values, mask, eot, prefix = encoded.tokens
-        told = {"prefix": prefix} if getattr(self.pooler, "takes_prefix", False) else {}
+        arguments = {"prefix": prefix} if getattr(self.pooler, "takes_prefix", False) else {}
         if self._pools_patches():
             values, mask = values[:, prefix:], mask[:, prefix:]
-        pooled: Tensor = self.pooler(values, mask, eot, **told)
+        pooled: Tensor = self.pooler(values, mask, eot, **arguments)
         return pooled
 
     def _pools_patches(self) -> bool:
@@ -356,20 +356,19 @@ class Tower(nn.Module):
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs: everything but frozen parameters and the buffers of frozen
         parts."""
-        # Libraries hold some tensors in several places; here each stands once, under the first of
-        # its names.
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
+        # Libraries hold some tensors under several names; here each appears once, under the first.
+        saved = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
             name for name, _ in self.named_buffers()
         }
         modules = dict(self.named_modules())
         for part in self._held:
-            kept -= {f"{part}.{name}" for name, _ in modules[part].named_buffers()}
+            saved -= {f"{part}.{name}" for name, _ in modules[part].named_buffers()}
         if self.encoder.adapter_name:
             # Next to an adapter, buffers of the frozen network are as its builder gives them.
-            kept -= {
+            saved -= {
                 f"backbone.{name}" for name, _ in self.encoder.named_buffers() if not is_own(name)
             }
-        return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in saved}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Take in what `trainable_state` gave.
@@ -444,7 +443,7 @@ class Tower(nn.Module):
 
     @property
     def reads_hidden(self) -> bool:
-        """Whether it makes a difference to its outputs which places are hidden."""
+        """Whether its outputs depend on which positions are hidden."""
         return self.masks != "none" or self.graph.reads_hidden
 
     def cached(self) -> Tower:
@@ -502,8 +501,8 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _tokens_of(tokenize: Tokenizer) -> str:
-    """How a tokenizer splits a text that holds every printable ASCII letter: tells two tokenizers
-    of one kind apart."""
+    """How a tokenizer splits a text of all printable ASCII characters: distinguishes two
+    tokenizers of one kind."""
     letters = "".join(map(chr, range(32, 127)))
     probes = [
         letters,

@@ -59,7 +59,7 @@ class _Taken(NamedTuple):
 def _taken(name: str, spec: TowerSpec, run: str, cache_dir: Path | str | None) -> _Taken:
     checkpoint = _checkpoint_of(name, run, spec.checkpoint)
     assert checkpoint.path is not None
-    # Its recipe is somebody else's program, whatever this one says about itself.
+    # Its recipe is somebody else's program, even if this recipe is trusted.
     recipe = checkpoint.read_recipe(
         trust=bool(spec.keys.get("trust", False)),
         remedy=f"Add `trust: true` next to the `run:` of tower '{name}' if you trust its author.",
@@ -107,13 +107,13 @@ def _as_trained(
         }
         section = sections[str(section.follows)]
         # It carries the heads that its run read of it.
-        kept = {
+        heads = {
             key: head
             for key, head in section.all_heads.items()
             if any(entry.startswith(_prefix(key)) for entry in state)
         }
         section = section.model_copy(
-            update={"head": kept.pop(HEAD, None), "heads": kept, "masks": sections[chosen].masks}
+            update={"head": heads.pop(HEAD, None), "heads": heads, "masks": sections[chosen].masks}
         )
     assert checkpoint.path is not None
     tower = assemble(

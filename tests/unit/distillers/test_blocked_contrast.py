@@ -39,8 +39,8 @@ def test_tiles_equal_the_whole_matrix(
     kept: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {
-        "KEPT_ENTRIES": kept,
-        "MOST_KEPT_ENTRIES": most,
+        "STORED_ENTRIES": kept,
+        "MOST_STORED_ENTRIES": most,
         "TILE_ROWS": 5,
         "TILE_COLUMNS": 7,
         "SMALL_ENTRIES": 0,
@@ -146,7 +146,7 @@ def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
 ) -> None:
     """Rows multiplied before they are scaled, as on a GPU, where the products are in TF32."""
     monkeypatch.setattr(tiles, "multiplies_tf32", lambda _: True)
-    for name, value in {"KEPT_ENTRIES": kept, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
+    for name, value in {"STORED_ENTRIES": kept, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
         monkeypatch.setattr(tiles, name, value)
     x, y = pair(23, 2.0, dtype)
     exact = [each.detach().double().requires_grad_() for each in (x, y)]

@@ -112,7 +112,7 @@ def test_where_a_tower_comes_from(options, expected):
             ["towers.image.train=none", "towers.image.cache=true"],
             (
                 "cached features of images that are augmented at random would be wrong from the"
-                " second epoch on. Say data.augment: {name: none}, cache: {draws: K} for K"
+                " second epoch on. Set data.augment: {name: none}, cache: {draws: K} for K"
                 " augmentations of each image, or cache: false."
             ),
         ),
@@ -434,7 +434,7 @@ def test_adapters_that_do_not_go_with_the_tower_are_refused():
     assert "name: 'reft' is for Hugging Face text encoders. Say builder: adapters" in line
     masked = "towers.image={builder: timm, model: test_vit, masks: drop, adapter: {name: vpt}}"
     assert problems_with(masked)[0].startswith(
-        "towers.image.masks: 'drop' does not go with adapter 'vpt'"
+        "towers.image.masks: 'drop' does not work with adapter 'vpt'"
     )
 
 

@@ -165,7 +165,7 @@ def test_masks_need_a_view_with_a_mask() -> None:
             "backbone",
             "{name: simclr}",
             "cached features of images that are augmented at random would be wrong from the second"
-            " epoch on. Say data.augment: {name: none}, cache: {draws: K} for K augmentations of"
+            " epoch on. Set data.augment: {name: none}, cache: {draws: K} for K augmentations of"
             " each image, or cache: false.",
         ),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from vlkd_cli.reports.card import CardFacts, card_text, is_place, nameless
+from vlkd_cli.reports.card import CardFacts, card_text, is_path, nameless
 
 
 def test_places_of_this_machine_are_named_by_their_last_part(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_places_of_this_machine_are_named_by_their_last_part(tmp_path: Path) -> 
         "towers": {"text": {"model": "org/bert", "run": "first"}},
         "cache": "${CACHE}/features",
     }
-    assert not is_place("a photo of a dog") and is_place("~/models/bert")
+    assert not is_path("a photo of a dog") and is_path("~/models/bert")
 
 
 def test_a_number_that_does_not_exist_is_left_out_of_the_front_matter() -> None:

@@ -78,7 +78,7 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "does not say where it comes from"),
+        ({}, "has no source of weights"),
         ({**TEXT, "run": "runs/a"}, "has builder and run"),
         (
             {**TEXT, "modle": "RN50"},

@@ -19,7 +19,7 @@ from vlkd_cli.towers.tower import Tower
 
 
 class Squares(Backbone):
-    """Four places, the corners of a picture of 4 x 4 pixels; the feature is their mean."""
+    """Four positions, the corners of a picture of 4 x 4 pixels; the feature is their mean."""
 
     modality = "image"
 
@@ -50,14 +50,14 @@ class Counted(nn.Module):
 
 
 class Whole(nn.Module):
-    """A head of places that is told which are hidden."""
+    """A head of tokens that receives the hidden positions."""
 
     width = 3
 
     def forward(
-        self, places: Float[Tensor, "B T D"], hidden: Bool[Tensor, "B T"] | None = None
+        self, tokens: Float[Tensor, "B T D"], hidden: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        return places if hidden is None else places + hidden[..., None]
+        return tokens if hidden is None else tokens + hidden[..., None]
 
 
 class Pixels(nn.Module):
@@ -173,12 +173,12 @@ class Placed(Whole):
 
     def forward(
         self,
-        places: Float[Tensor, "B T D"],
+        tokens: Float[Tensor, "B T D"],
         hidden: Bool[Tensor, "B P"] | None = None,
         at: str = "none",
     ) -> Float[Tensor, "B T D"]:
         self.told = at
-        return places
+        return tokens
 
 
 class Predicted(Placed):
@@ -203,7 +203,7 @@ class Hiding(Squares):
 @pytest.mark.parametrize(
     ("masks", "expected"), [("none", "all"), ("drop", "visible"), ("complement", "hidden")]
 )
-def test_a_head_is_told_which_places_its_rows_stand_for(masks: Any, expected: str) -> None:
+def test_a_head_receives_the_positions_of_its_rows(masks: Any, expected: str) -> None:
     head, after = Placed(), Placed()
     heads = {
         "first": Head(head, (Source("tokens"),)),
@@ -235,17 +235,17 @@ def test_rows_that_a_head_gives_at_other_places_are_told_to_the_next() -> None:
         (
             {"pick": Head(Counted(), (Source("tokens"),), "hidden")},
             "drop",
-            "'pick' is at the hidden positions, and 'tokens' stands for the visible positions",
+            "'pick' is at the hidden positions, and 'tokens' has only the visible positions",
         ),
         (
             {"pick": Head(Placed(), (Source("tokens"),), "visible")},
             "complement",
-            "'pick' is at the visible positions, and 'tokens' stands for the hidden positions",
+            "'pick' is at the visible positions, and 'tokens' has only the hidden positions",
         ),
         (
             {"guess": Head(Predicted(), (Source("tokens"),))},
             "replace",
-            "'guess' takes the visible positions alone, and 'tokens' stands for all positions",
+            "'guess' takes only the visible positions, and 'tokens' has all positions",
         ),
         (
             {
@@ -253,7 +253,7 @@ def test_rows_that_a_head_gives_at_other_places_are_told_to_the_next() -> None:
                 "b": Head(Counted(width=6), (Source("a"), Source("tokens"))),
             },
             "drop",
-            "'b' joins rows of the hidden positions alone and the visible positions alone",
+            "'b' joins rows of only the hidden positions and only the visible positions",
         ),
     ],
 )

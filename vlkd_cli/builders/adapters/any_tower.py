@@ -1,5 +1,5 @@
-"""A parameter-efficient method in any backbone, in place: afterwards the method's own weights are
-trained and nothing else of the backbone."""
+"""Add a parameter-efficient method to any backbone, in place: afterwards only the weights of the
+method are trainable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlkd_cli.builders.adapters.changes import (
     Vectors,
     fixed_matrices,
 )
-from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, VeRA
+from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, LowRankOptions, VeRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
 from vlkd_cli.builders.adapters.targets import FUSED, find_parts
@@ -32,7 +32,7 @@ from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.trial import without_gradient
 from vlkd_cli.errors import RecipeError, WeightsError
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import ImageInput, TextInput
 
 _BIASES = {"weight": "bias", "in_proj_weight": "in_proj_bias"}
 
@@ -65,9 +65,9 @@ def adapt(backbone: Backbone, name: str, method: Method, what: str) -> None:
     with one_line(f"{what}: is not for this network", remedy):
         dead = without_gradient(backbone, lambda: _outputs(backbone))
     if dead:
-        place = dead[0].removeprefix("encoder.").partition(".parametrizations")[0]
+        module = dead[0].removeprefix("encoder.").partition(".parametrizations")[0]
         raise RecipeError(
-            f"{what}: has no effect at '{place}': no output depends on its weights there, so they"
+            f"{what}: has no effect at '{module}': no output depends on its weights there, so they"
             " get no gradient. Leave it out of the adapter's targets."
         )
     silent = called()
@@ -107,7 +107,7 @@ def merged(backbone: Backbone) -> Backbone:
 
 
 class _Layers:
-    """Stands for a backbone's method of this name."""
+    """Replaces a backbone's method of this name."""
 
     def __init__(self, layers: list[list[str]]) -> None:
         self.found = layers
@@ -151,7 +151,7 @@ def _attach_changes(
 
 
 def _scale_biases(network: nn.Module, part: Part, change: Factors) -> None:
-    """Let factors of outputs scale their bias too, wherever the library keeps it."""
+    """Let factors of outputs scale their bias too, under whichever name the library holds it."""
     module = network.get_submodule(part.module)
     name = _BIASES.get(part.tensor, "")
     if getattr(module, name, None) is not None:
@@ -195,7 +195,7 @@ def _maker(method: Method, what: str) -> Callable[[Tensor, Part], Change]:
     """What makes the change of a weight."""
     shared: dict[torch.Size, tuple[Tensor, Tensor]] = {}
 
-    def low_rank(kind: type[LowRank], options: dict[str, Any]) -> Callable[[Tensor, Part], Change]:
+    def low_rank(kind: type[LowRank], options: LowRankOptions) -> Callable[[Tensor, Part], Change]:
         rank, alpha = options["r"], options["lora_alpha"]
         scale = alpha / (rank**0.5 if options.get("use_rslora") else rank)
 
@@ -250,7 +250,7 @@ class _Dropout:
         self.change, self.probability, self.name = change, probability, name
         self.calls = 0
 
-    def __call__(self, module: Any, given: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
         self.calls += 1
         if not module.training:
             return output
@@ -279,7 +279,7 @@ def _outputs(backbone: Backbone) -> Tensor:
     """The sum of all outputs for one input."""
     device = next(backbone.parameters()).device
     if isinstance(backbone.input, ImageInput):
-        given: Any = torch.randn(1, 3, *backbone.input.size_px, device=device)
+        given: Tensor | TextInput = torch.randn(1, 3, *backbone.input.size_px, device=device)
     else:
         assert callable(backbone.input)
         texts = backbone.input(["a text"])

@@ -1,12 +1,12 @@
-"""Put a parameter-efficient method into a Hugging Face encoder, in place: afterwards the method's
-own weights learn and nothing else."""
+"""Add a parameter-efficient method to a Hugging Face encoder, in place: afterwards only the
+weights of the method are trainable."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,13 @@ from vlkd_cli.builders.adapters.methods.reft import ReFT
 from vlkd_cli.builders.adapters.targets import ENDS
 from vlkd_cli.errors import RecipeError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 NAME = "vlkd"
-"""What the libraries call our adapter; a part of the name of each of its weights, which is how they
-are told from the encoder's."""
+"""What the libraries call our adapter; part of the name of each of its weights, which
+distinguishes them from the encoder's."""
 
 NOTHING = (
     "adapter: adds nothing to this encoder. Look at its layers, leave_out or targets: each leaves"
@@ -55,7 +59,9 @@ _ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]]) -> None:
+def attach(
+    model: PreTrainedModel, method: Method, tokenize: Callable[[str], Sequence[int]]
+) -> None:
     """Add the method's modules to a transformers model and freeze everything else. The model is
     left in eval mode.
 
@@ -92,7 +98,7 @@ def attach(model: Any, method: Method, tokenize: Callable[[str], Sequence[int]])
     model.eval()
 
 
-def encoder_model(stack: Any) -> Any:
+def encoder_model(stack: PreTrainedModel) -> PreTrainedModel:
     """The model that the libraries know: for T5's bare stack of layers, the T5EncoderModel around
     it; else the model itself."""
     if type(stack).__name__ != "T5Stack":
@@ -120,7 +126,7 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named if is_own(name)}
 
 
-def _attach_adapters(model: Any, method: Method) -> None:
+def _attach_adapters(model: PreTrainedModel, method: Method) -> None:
     import adapters
     from adapters.composition import MultiTask
 
@@ -180,14 +186,14 @@ class _Edits(nn.Module):
 
         context: Any = ForwardContext.get_context()
         start, length = context.offsets.view(-1, 1), context.seqlens.view(-1, 1)
-        place = torch.arange(states.shape[1], device=states.device) - start
-        real = (place >= 0) & (place < length)
+        index = torch.arange(states.shape[1], device=states.device) - start
+        real = (index >= 0) & (index < length)
         units = list(self.units.children())
         edited = torch.where(
-            (real & (place < self.first)).unsqueeze(-1), units[0](states).to(states.dtype), states
+            (real & (index < self.first)).unsqueeze(-1), units[0](states).to(states.dtype), states
         )
         return torch.where(
-            (real & (place >= length - self.last)).unsqueeze(-1),
+            (real & (index >= length - self.last)).unsqueeze(-1),
             units[-1](states).to(states.dtype),
             edited,
         )
@@ -196,7 +202,7 @@ class _Edits(nn.Module):
 def _make_decayable(projection: nn.Linear) -> None:
     # torch's own parametrization reads signs from the whole part of learned numbers that start at
     # 1: with weight decay they are 0 after the first step, and so is the whole matrix. It also
-    # keeps a fixed random matrix of the encoder's width squared, which would be saved.
+    # holds a fixed random matrix of the encoder's width squared, which would be saved.
     parametrize.remove_parametrizations(projection, "weight", leave_parametrized=True)
     parametrize.register_parametrization(projection, "weight", _OrthonormalRows())
 
@@ -236,7 +242,7 @@ def _mpnet_interface() -> object:
     )
 
 
-def _attach_peft(model: Any, method: PeftMethod) -> None:
+def _attach_peft(model: PreTrainedModel, method: PeftMethod) -> None:
     from peft import get_peft_model
 
     config = method.config()
@@ -256,11 +262,11 @@ def _attach_peft(model: Any, method: PeftMethod) -> None:
 
 
 def find_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The full names of the linear layers that roles (q, k, v, o, intermediate, output) or ends of
-    names stand for.
+    """The full names of the linear layers that match roles (q, k, v, o, intermediate, output) or
+    ends of names.
 
     Raises:
-        RecipeError: a target stands for none.
+        RecipeError: a target matches none.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen: list[str] = []
@@ -309,7 +315,7 @@ class _Prompt(nn.Module):
 
 
 def _attach_prompt(
-    model: Any, method: PromptTuning, tokenize: Callable[[str], Sequence[int]]
+    model: PreTrainedModel, method: PromptTuning, tokenize: Callable[[str], Sequence[int]]
 ) -> None:
     from peft import PromptEmbedding
 
@@ -329,14 +335,14 @@ def _attach_prompt(
                 words.weight[torch.tensor(repeated, device=words.weight.device)]
             )
     model.prompt_tuning = _Prompt(vectors, method.length)
-    # Hooks, not a wrapper: the encoder keeps its class and the names of its weights.
+    # Hooks, not a wrapper: the class of the encoder and the names of its weights stay the same.
     model.register_forward_pre_hook(_prepend, with_kwargs=True)
     model.register_forward_hook(_strip)
 
 
 def _prepend(
-    model: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    model: PreTrainedModel, arguments: tuple[object, ...], keywords: dict[str, Tensor]
+) -> tuple[tuple[object, ...], dict[str, Tensor]]:
     ids = keywords.pop("input_ids")
     mask = keywords.pop("attention_mask", None)
     vectors = model.prompt_tuning(ids.shape[0])
@@ -349,7 +355,9 @@ def _prepend(
     return arguments, keywords
 
 
-def _strip(model: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+def _strip(
+    model: PreTrainedModel, arguments: tuple[object, ...], output: BaseModelOutputWithPooling
+) -> BaseModelOutputWithPooling:
     # A pooler must see the sentence's own tokens only: the first token at position 0, and as many
     # states as the mask has columns.
     output.last_hidden_state = output.last_hidden_state[:, model.prompt_tuning.length :]

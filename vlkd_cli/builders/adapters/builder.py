@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.types import ModalityName, TextLength
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 ADAPTER = "adapter"
 """Folder of a method that cannot be merged, next to the encoder's files."""
 
@@ -62,7 +66,7 @@ class Adapters(HuggingFace):
             real tokens.
         adapter_weights: folder of a saved adapter to start from.
         trust: run code that comes with the model.
-        cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
+        cache_dir: folder for downloads; by default VLKD_CACHE or the hub's own cache.
     """
 
     modalities = ("text",)
@@ -119,7 +123,7 @@ class Adapters(HuggingFace):
         _refuse_dead(backbone, f"tower '{context.tower}': adapter '{adapter.name}'")
         return backbone
 
-    def attention(self, config: Any, context: BuildContext) -> str | None:
+    def attention(self, config: PretrainedConfig, context: BuildContext) -> str | None:
         """Eager attention where the method is wrong with the fused one. Also refuses a method that
         does not go with the encoder."""
         adapter = context.adapter
@@ -148,7 +152,7 @@ class Adapters(HuggingFace):
 
     def _leave_room(self, plain: HuggingFaceText, length: int, tower: str) -> None:
         """Shorten captions so that they and the learned positions fit into the encoder's."""
-        config: Any = plain.encoder.config
+        config: PretrainedConfig = plain.encoder.config
         if getattr(config, "max_position_embeddings", None) is None:
             return
         room = longest_input(config, None) - length
@@ -178,7 +182,7 @@ class AdaptedText(HuggingFaceText):
     """None until it is attached."""
 
     def __init__(
-        self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, Any]
+        self, plain: HuggingFaceText, method: Method, *, section: Mapping[str, object]
     ) -> None:
         encoder = encoder_model(plain.encoder)
         settings = json.dumps([plain.settings, section], sort_keys=True, default=str)
@@ -195,18 +199,18 @@ class AdaptedText(HuggingFaceText):
     def layers(self) -> list[list[str]]:
         return self._layers
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         assert self.method is not None
         if self.method.merges:
             export_merged(self, folder)
-            return self.exported(folder, place, keys)._replace(adapter="merged")
+            return self.exported(folder, destination, keys)._replace(adapter="merged")
         save_encoder(self.encoder, self.config, folder, tensors=encoder_tensors(self.encoder))
         save_adapter(self, folder / ADAPTER)
-        plain = self.exported(folder, place, keys)
+        plain = self.exported(folder, destination, keys)
         own = {
             "builder": "adapters",
             "adapter": self.section,
-            "adapter_weights": str(place / ADAPTER),
+            "adapter_weights": str(destination / ADAPTER),
         }
         name = self.section["name"]
         note = (
@@ -225,7 +229,7 @@ class AdaptedText(HuggingFaceText):
             int(token) for token in inputs["input_ids"][0][inputs["attention_mask"][0].bool()][1:-1]
         ]
 
-    def _run_batch(self, inputs: TextInput) -> Any:
+    def _run_batch(self, inputs: TextInput) -> BaseModelOutputWithPooling:
         if isinstance(self.method, ReFT) and next(self.encoder.parameters()).dtype != torch.float32:
             # QR and the library's empty edits exist in float32 only.
             raise RecipeError(
@@ -274,7 +278,7 @@ def _refuse_dead(backbone: AdaptedText, what: str) -> None:
         )
 
 
-def all_keys(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+def all_keys(method: Method, given: Mapping[str, object]) -> dict[str, object]:
     """A method's keys with the defaults filled in, so that a saved adapter does not depend on
     them."""
     declared = inspect.signature(type(method).__init__).parameters.values()

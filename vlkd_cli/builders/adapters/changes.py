@@ -169,7 +169,7 @@ class BiasFactors(nn.Module):
 def fixed_matrices(shape: torch.Size, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """VeRA's A `[rank, in]` and B `[out, rank]` for weights of a shape, the same in every process.
 
-    As peft draws them: uniform by He et al.'s bound.
+    Initialized as in peft: uniform by He et al.'s bound.
     """
     generator = torch.Generator().manual_seed(seed)
     inner, outer = torch.empty(rank, shape[1]), torch.empty(shape[0], rank)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -20,11 +20,14 @@ from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.recipe.former_names import replace_in_adapter
 
+if TYPE_CHECKING:
+    from vlkd_cli.builders.adapters.builder import AdaptedText
+
 WEIGHTS = "adapter.safetensors"
 SECTION = "adapter.yaml"
 
 
-def save_adapter(backbone: Any, folder: Path | str) -> None:
+def save_adapter(backbone: AdaptedText, folder: Path | str) -> None:
     """Write an adapted backbone's method: `adapter.yaml` is the recipe's `adapter:` section,
     `adapter.safetensors` its weights."""
     from safetensors.torch import save_file
@@ -34,7 +37,7 @@ def save_adapter(backbone: Any, folder: Path | str) -> None:
     (folder / SECTION).write_text(
         yaml.safe_dump(backbone.section, sort_keys=False), encoding="utf-8"
     )
-    # A tensor that the library keeps in several places is written once for each, so no two share
+    # A tensor that the library holds under several names is written once for each, so no two share
     # memory in the file.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -43,16 +46,16 @@ def save_adapter(backbone: Any, folder: Path | str) -> None:
     save_file(
         tensors,
         folder / WEIGHTS,
-        metadata={"format": "vlkd adapter", "method": backbone.section["name"]},
+        metadata={"format": "vlkd adapter", "method": str(backbone.section["name"])},
     )
 
 
-def load_adapter(backbone: Any, folder: Path | str) -> None:
+def load_adapter(backbone: AdaptedText, folder: Path | str) -> None:
     """Take in what `save_adapter` wrote.
 
     Raises:
-        WeightsError: the files are not there, are of another method, or do not fit; the line says
-            the first difference.
+        WeightsError: the files are not there, are of another method, or do not fit; the message
+            names the first difference.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -83,7 +86,7 @@ def load_adapter(backbone: Any, folder: Path | str) -> None:
             tensor.copy_(state[name])
 
 
-def export_merged(backbone: Any, folder: Path | str) -> None:
+def export_merged(backbone: AdaptedText, folder: Path | str) -> None:
     """Write the encoder with the method folded into its weights, as a plain transformers folder
     with the tokenizer.
 
@@ -92,7 +95,7 @@ def export_merged(backbone: Any, folder: Path | str) -> None:
     Raises:
         WeightsError: the method cannot be folded in.
     """
-    if not backbone.method.merges:
+    if backbone.method is None or not backbone.method.merges:
         raise WeightsError(
             f"adapter '{backbone.section['name']}' cannot be folded into the encoder's weights: it"
             " is part of the computation. Save the adapter itself; of the methods, lora, dora,"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -13,6 +13,9 @@ from vlkd_cli.builders.huggingface.load import load_model
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FORMS: dict[str, tuple[str, ...]] = {
     "bottleneck": ("plain", "houlsby", "pfeiffer", "parallel", "adapter_plus"),
@@ -32,7 +35,7 @@ class MethodRow(NamedTuple):
     library: str
     merges: bool
     encoders: tuple[str, ...]
-    """The types it was tried on; ("any",) stands for every encoder but the refused ones."""
+    """The types it was tested on; ("any",) means every encoder but the refused ones."""
     trained: int | None
     """Parameters that learn at the defaults; None where the method does not go with the encoder."""
     share: float | None
@@ -65,7 +68,7 @@ def method_rows(
     return model or "BERT base", rows
 
 
-def _row(name: str, form: str | None, config: Any, size: int) -> MethodRow:
+def _row(name: str, form: str | None, config: PretrainedConfig, size: int) -> MethodRow:
     method = make("adapter", name, {} if form is None else {"form": form})
     refused = adapter_rules.refusal(name, config.model_type, form=form)
     trained = None
@@ -88,7 +91,7 @@ def _row(name: str, form: str | None, config: Any, size: int) -> MethodRow:
     )
 
 
-def _count(name: str, form: str | None, config: Any) -> int:
+def _count(name: str, form: str | None, config: PretrainedConfig) -> int:
     # LoReFT learns as many numbers as NoReFT, but the library computes its large orthogonal
     # matrices even here.
     form = "noreft" if form == "loreft" else form
@@ -99,7 +102,7 @@ def _count(name: str, form: str | None, config: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _skeleton(config: Any) -> Any:
+def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """The encoder without numbers."""
     with torch.device("meta"):
         return encoder_model(load_model(None, config, pretrained=False))
@@ -118,7 +121,7 @@ def _encoders(name: str, form: str | None) -> tuple[str, ...]:
     )
 
 
-def _bert_base() -> Any:
+def _bert_base() -> PretrainedConfig:
     from transformers import BertConfig
 
     return BertConfig()

@@ -1,4 +1,4 @@
-"""The weights of any network that a recipe's words stand for: q, k, v, o, up, down, conv."""
+"""The weights of any network that the words of a recipe name: q, k, v, o, up, down, conv."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _DEEP_STEM = "conv1."
 def find_parts(
     network: nn.Module, targets: Sequence[str] | None, prefixes: Sequence[str] | None
 ) -> list[Part]:
-    """The weights that targets stand for, each once.
+    """The weights that targets name, each once.
 
     Args:
         targets: words, or ends of a module's name; None: the attention's q, k, v, o; without
@@ -88,7 +88,7 @@ def find_parts(
         prefixes: what begins the names of the layers that are meant; None: all.
 
     Raises:
-        RecipeError: a target stands for nothing.
+        RecipeError: a target matches nothing.
     """
     if targets is not None and not targets:
         raise RecipeError("adapter.targets: is empty. Name at least one, e.g. q.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,14 @@ REMEDY = (
 """What to do about a network that prompts do not fit into."""
 
 
+Outputs = TypeVar("Outputs", Tensor, tuple[Tensor, ...])
+Named = dict[str, Tensor]
+
+
 class Prompts(nn.Module):
     """Prompts that hooks on a network's blocks insert, replace and remove again.
 
-    They stand after class and register tokens and before the patches, without positions.
+    They are inserted after class and register tokens and before the patches, without positions.
 
     Args:
         depth: blocks that get prompts of their own; 1 where they are carried on.
@@ -64,11 +69,11 @@ class Prompts(nn.Module):
         own = own.expand(states.shape[0], -1, -1)
         return torch.cat([states[:, : self.prefix], own, states[:, behind:]], dim=1)
 
-    def _remove(self, block: nn.Module, given: Any, output: Any) -> Any:
+    def _remove(self, block: nn.Module, given: object, output: Outputs) -> Outputs:
         states = output[0] if isinstance(output, tuple) else output
         behind = self.prefix + self.tokens
-        kept = torch.cat([states[:, : self.prefix], states[:, behind:]], dim=1)
-        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+        own = torch.cat([states[:, : self.prefix], states[:, behind:]], dim=1)
+        return (own, *output[1:]) if isinstance(output, tuple) else own
 
 
 class _Entry:
@@ -77,7 +82,9 @@ class _Entry:
     def __init__(self, prompts: Prompts, number: int, *, first: bool) -> None:
         self.prompts, self.number, self.first = prompts, number, first
 
-    def __call__(self, block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def __call__(
+        self, block: nn.Module, given: tuple[Tensor, ...], named: Named
+    ) -> tuple[tuple[Tensor, ...], Named]:
         if given:
             placed = self.prompts.placed(given[0], self.number, first=self.first)
             return (placed, *given[1:]), named
@@ -126,12 +133,12 @@ def _attends(block: nn.Module) -> bool:
 def _measured(
     backbone: Backbone, blocks: list[nn.Module], grid: Grid | None, what: str
 ) -> tuple[int, int]:
-    """Prefix tokens and width, from a run in which every block must see class tokens and places
-    alone."""
+    """Number of prefix tokens and width, from a trial run in which every block must see only class
+    tokens and patches."""
     seen: list[tuple[int, ...]] = []
     extras: list[str] = []
 
-    def look(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def look(block: nn.Module, given: tuple[object, ...], named: Mapping[str, object]) -> None:
         states = given[0] if given else named.get("hidden_states")
         seen.append(tuple(states.shape) if isinstance(states, Tensor) else ())
         extras.extend(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
@@ -51,6 +51,10 @@ from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe.types import ModalityName, PositiveInt, TextLength
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 DEFAULT_TRAINED_VOCABULARY = 8192
 MOST_RESERVED_IDS = 8
 Tokenize = Callable[[Sequence[str]], TextInput]
@@ -62,7 +66,7 @@ class HuggingFace(Builder):
 
     The feature of a text is the mean of the last layer over the real tokens, as sentence encoders
     have it. The feature of a picture is the one of the model's family: class token, mean of the
-    places, or the pooled output (see `vlkd_cli.builders.huggingface.families`); pictures are
+    patch tokens, or the pooled output (see `vlkd_cli.builders.huggingface.families`); pictures are
     prepared as the model's image processor does. The tower's `pooler:` replaces the feature.
 
     Args:
@@ -71,16 +75,16 @@ class HuggingFace(Builder):
             random weights; or another hub id or folder to take the weights from.
         config: sizes that replace the model's own, or that make up an encoder from scratch: type
             (bert, for images vit), layers, width, heads, hidden, vocab_size, max_length, and any
-            other key of the type's configuration. Fewer `layers` keep a pretrained model's first
-            ones.
+            other key of the type's configuration. With fewer `layers`, the first ones of a
+            pretrained model are used.
         image_size: side in pixels that an image tower sees instead of the model's own.
-        tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces of the captions at hand,
-            kept in the run folder), or a hub id or folder; by default the model's own, and `clip`
-            from scratch.
+        tokenizer: `clip` (open_clip's byte pairs), `trained` (word pieces trained on the run's
+            captions and saved in the run folder), or a hub id or folder; by default the model's
+            own, and `clip` from scratch.
         max_length: longest caption in tokens; by default what the encoder takes.
         own_pooler: use the model's own pooled output, e.g. BERT's or ViT's, as the feature.
         trust: run code that comes with the model.
-        cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
+        cache_dir: folder for downloads; by default VLKD_CACHE or the hub's own cache.
     """
 
     modalities: tuple[str, ...] = ("image", "text")
@@ -119,9 +123,9 @@ class HuggingFace(Builder):
             return self._build_half(modality, whole)
         if modality == "image":
             return self._build_image()
-        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        options: _Source = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
-        # The tokenizer says the size of the vocabulary.
+        # The tokenizer determines the size of the vocabulary.
         config = self._config(
             "text_config", {key: value for key, value in self.config.items() if key != "vocab_size"}
         )
@@ -132,7 +136,7 @@ class HuggingFace(Builder):
             pretrained=weights is not None,
             pooling_layer=self.own_pooler,
             attention=self.attention(config, context),
-            **place,
+            **options,
         )
         settings = json.dumps(
             [self.model, self.config, self.own_pooler], sort_keys=True, default=str
@@ -144,7 +148,7 @@ class HuggingFace(Builder):
         return backbone
 
     def _build_image(self) -> Backbone:
-        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        options: _Source = {"trust": self.trust, "cache_dir": self.cache_dir}
         weights = self._weights()
         config = self._config("vision_config", self.config)
         if config.model_type == "vit_mae":
@@ -158,14 +162,14 @@ class HuggingFace(Builder):
             config,
             pretrained=weights is not None,
             pooling_layer=self.own_pooler or family is None or family.feature == "pooled",
-            **place,
+            **options,
         )
         if getattr(encoder, "main_input_name", "pixel_values") != "pixel_values":
             raise RecipeError(
                 f"builder 'huggingface': models of type '{config.model_type}' take no pictures."
-                " Choose a vision encoder, or say `modality: text`."
+                " Choose a vision encoder, or set `modality: text`."
             )
-        processor = load_processor(self.model or weights, config, **place)
+        processor = load_processor(self.model or weights, config, **options)
         if self.image_size is not None:
             processor = at_size(processor, self.image_size)
         return HuggingFaceImage(
@@ -176,30 +180,30 @@ class HuggingFace(Builder):
             settings=settings_of(self.model, self.config, self.own_pooler, self.image_size),
         )
 
-    def _dual_config(self) -> Any:
+    def _dual_config(self) -> PretrainedConfig:
         """The configuration of a dual encoder; None where the model is another."""
         if not self.takes_halves or self.model is None:
             return None
         config = load_config(self.model, trust=self.trust, cache_dir=self.cache_dir, section=None)
         return config if config.model_type in DUALS else None
 
-    def _build_half(self, modality: ModalityName, config: Any) -> Backbone:
+    def _build_half(self, modality: ModalityName, config: PretrainedConfig) -> Backbone:
         """The half of a dual encoder of this modality, projection included."""
         if self.own_pooler:
             raise RecipeError(
                 "builder 'huggingface': own_pooler: has no effect on a dual encoder, whose feature"
                 " is the projected one. Remove it."
             )
-        place: dict[str, Any] = {"trust": self.trust, "cache_dir": self.cache_dir}
+        options: _Source = {"trust": self.trust, "cache_dir": self.cache_dir}
         section: Section = "vision_config" if modality == "image" else "text_config"
         own = apply_sizes(getattr(config, section), self.config)
         setattr(config, section, own)
         weights = self._weights()
-        whole = load_whole(weights, config, **place)
+        whole = load_whole(weights, config, **options)
         origin = Origin(weights, config, logit_start(whole), self.trust, self.cache_dir)
         settings = settings_of(self.model, self.config, self.image_size)
         if modality == "image":
-            processor = load_processor(self.model, own, **place)
+            processor = load_processor(self.model, own, **options)
             if self.image_size is not None:
                 processor = at_size(processor, self.image_size)
             encoder = Half(whole, modality, config)
@@ -209,7 +213,8 @@ class HuggingFace(Builder):
                 f"builder 'huggingface': `tokenizer: {self.tokenizer}` does not go with a dual"
                 " encoder. Remove it."
             )
-        tokenizer: Any = self._tokenizer(own, weights, BuildContext())[0]
+        tokenizer = self._tokenizer(own, weights, BuildContext())[0]
+        assert isinstance(tokenizer, PretrainedTokenizer)
         tokenizer.fills = DUALS[config.model_type].padded
         named = "attention_mask" in tokenizer.tokenizer.model_input_names
         encoder = Half(whole, modality, config, masked=named or not tokenizer.fills)
@@ -217,7 +222,7 @@ class HuggingFace(Builder):
             encoder, own, tokenizer, own_pooler=True, settings=settings, origin=origin
         )
 
-    def _config(self, section: Section, sizes: Mapping[str, Any]) -> Any:
+    def _config(self, section: Section, sizes: Mapping[str, Any]) -> PretrainedConfig:
         """The encoder's configuration with the recipe's sizes."""
         if self.model is None:
             return scratch_config(sizes, section=section)
@@ -244,7 +249,7 @@ class HuggingFace(Builder):
             if modality in (None, own) and fnmatch(name, pattern.lower()) and not pretrained_only
         ]
 
-    def attention(self, config: Any, context: BuildContext) -> str | None:
+    def attention(self, config: PretrainedConfig, context: BuildContext) -> str | None:
         """The attention implementation that a builder over this one needs; None: the library's
         choice."""
         return None
@@ -269,7 +274,7 @@ class HuggingFace(Builder):
         )
 
     def _tokenizer(
-        self, config: Any, weights: str | None, context: BuildContext
+        self, config: PretrainedConfig, weights: str | None, context: BuildContext
     ) -> tuple[Tokenize, Mapping[str, bytes]]:
         """The tokenizer, and its file where it was trained; a configuration without weights takes
         its vocabulary from it."""
@@ -283,8 +288,8 @@ class HuggingFace(Builder):
             limit = self._limit(config, None)
             if self.tokenizer != "trained":
                 size = int(wanted or CLIP_VOCABULARY)
-                # In CLIP's vocabulary every number stands for a word, so padding gets one of its
-                # own below them: the type's usual one, as some types count positions from it.
+                # In CLIP's vocabulary every number is a word, so padding gets a number of its own
+                # below them: the type's usual one, as some types count positions from it.
                 usual = getattr(config, "pad_token_id", None)
                 pad = usual if usual is not None and 0 <= usual < MOST_RESERVED_IDS else 0
                 clip = ClipTokenizer(
@@ -323,7 +328,7 @@ class HuggingFace(Builder):
             )
         return PretrainedTokenizer(own, max_length=self._limit(config, own)), {}
 
-    def _limit(self, config: Any, tokenizer: Any) -> int:
+    def _limit(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int:
         """The longest text in tokens.
 
         Args:
@@ -335,6 +340,13 @@ class HuggingFace(Builder):
             limit = self.max_length
         check_max_length("huggingface", limit, least=marks + 1, most=num_positions(config))
         return limit
+
+
+class _Source(TypedDict):
+    """How a model's files are read."""
+
+    trust: bool
+    cache_dir: str | None
 
 
 class HuggingFaceText(LibraryEncoder):
@@ -350,13 +362,13 @@ class HuggingFaceText(LibraryEncoder):
     """
 
     modality = "text"
-    input: Any
+    input: Tokenize
     exported_keys = ("max_length", "own_pooler", "trust")
 
     def __init__(
         self,
         encoder: nn.Module,
-        config: Any,
+        config: PretrainedConfig,
         tokenizer: Callable[[Sequence[str]], TextInput],
         *,
         own_pooler: bool = False,
@@ -393,7 +405,7 @@ class HuggingFaceText(LibraryEncoder):
     def save_input(self, folder: Path) -> None:
         save_tokenizer(self.input, folder)
 
-    def _run(self, inputs: TextInput) -> Any:
+    def _run(self, inputs: TextInput) -> BaseModelOutputWithPooling:
         """The encoder's output; padding changes nothing in it."""
         if not self.by_length:
             return self._run_batch(inputs)
@@ -402,7 +414,7 @@ class HuggingFaceText(LibraryEncoder):
         found = by_length(inputs, self._outputs)
         return BaseModelOutputWithPooling(found["tokens"], found.get("pooled"))
 
-    def _run_batch(self, inputs: TextInput) -> Any:
+    def _run_batch(self, inputs: TextInput) -> BaseModelOutputWithPooling:
         return self.encoder(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True
         )
@@ -434,7 +446,7 @@ class HuggingFaceText(LibraryEncoder):
         return int(width), int(tokens.shape[-1])
 
 
-def set_vocabulary(config: Any, size: int, special: Mapping[str, int | None]) -> None:
+def set_vocabulary(config: PretrainedConfig, size: int, special: Mapping[str, int | None]) -> None:
     """Fit a configuration's embedding table and special ids to a tokenizer."""
     config.vocab_size = size
     for key, value in special.items():

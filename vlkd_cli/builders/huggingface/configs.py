@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.huggingface.folders import (
@@ -18,6 +18,9 @@ from vlkd_cli.builders.sizes import check_sizes, is_size
 from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 COUNTS_FROM_PADDING = (
@@ -65,15 +68,15 @@ def load_config(
     trust: bool = False,
     cache_dir: str | None = None,
     section: Section | None = "text_config",
-) -> Any:
+) -> PretrainedConfig:
     """An encoder's configuration; of models with several towers, the tower's own section.
 
     Args:
         section: where a model with several towers has the one that is wanted; None: all of it.
 
     Raises:
-        WeightsError: it is neither on disk nor to be had.
-        RecipeError: it asks for code from elsewhere and the recipe does not say `trust: true`.
+        WeightsError: it is neither on disk nor can it be downloaded.
+        RecipeError: it needs code from elsewhere and the recipe does not set `trust: true`.
     """
     from transformers import AutoConfig, PretrainedConfig
 
@@ -122,7 +125,7 @@ def load_config(
     return config
 
 
-def _encodes_and_decodes(kind: type[Any]) -> bool:
+def _encodes_and_decodes(kind: type[PretrainedConfig]) -> bool:
     """Whether models of a configuration's class have an encoder and a decoder."""
     try:
         return bool(kind().is_encoder_decoder)
@@ -131,7 +134,9 @@ def _encodes_and_decodes(kind: type[Any]) -> bool:
         return False
 
 
-def scratch_config(sizes: Mapping[str, Any], *, section: Section = "text_config") -> Any:
+def scratch_config(
+    sizes: Mapping[str, Any], *, section: Section = "text_config"
+) -> PretrainedConfig:
     """A configuration from the recipe's sizes: `{type: bert, layers: 4, width: 128, heads: 4,
     vocab_size: 8192, max_length: 64}`; pictures are encoded by `type: vit` unless another is named.
 
@@ -152,7 +157,7 @@ def scratch_config(sizes: Mapping[str, Any], *, section: Section = "text_config"
     )
 
 
-def _default_config(kind: str, section: Section) -> Any:
+def _default_config(kind: str, section: Section) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING
 
     encoder = "text encoder" if section == "text_config" else "image encoder"
@@ -164,7 +169,7 @@ def _default_config(kind: str, section: Section) -> Any:
     return getattr(config, section, None) or config
 
 
-def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
+def apply_sizes(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
     """Put the recipe's sizes into a configuration.
 
     Raises:
@@ -207,7 +212,7 @@ def apply_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
     return _rebuilt(config) if staged or "stage_names" in known else config
 
 
-def _rebuilt(config: Any) -> Any:
+def _rebuilt(config: PretrainedConfig) -> PretrainedConfig:
     """The same configuration with the values that its class computes from others."""
     values = config.to_dict()
     computed = _NAMES_OF_STAGES + (_FROM_DEPTHS if "depths" in values else ())
@@ -216,21 +221,21 @@ def _rebuilt(config: Any) -> Any:
         return type(config).from_dict(values)
 
 
-def num_positions(config: Any) -> int | None:
+def num_positions(config: PretrainedConfig) -> int | None:
     """How many tokens an encoder's positions allow; None where any number is."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 0:
         return None
     counts = getattr(config, "position_embedding_type", "absolute") == "absolute"
     if counts and config.model_type in COUNTS_FROM_PADDING:
-        # MPNet counts from 1 whatever its configuration says.
+        # MPNet always counts from 1, whatever its configuration has.
         positions -= (1 if config.model_type == "mpnet" else int(config.pad_token_id or 0)) + 1
     return int(positions)
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
-    """How many tokens an encoder takes: the lower of what its positions and its tokenizer allow;
-    512 where neither says."""
+def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens an encoder takes: the lower of the limits of its positions and its
+    tokenizer; 512 if neither has one."""
     limits = [
         limit
         for limit in (num_positions(config), getattr(tokenizer, "model_max_length", None))

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ from vlkd_cli.builders.huggingface.load import load_model
 from vlkd_cli.builders.huggingface.save import save_encoder
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.recipe.types import ModalityName
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class Dual(NamedTuple):
@@ -65,11 +69,16 @@ class Half(nn.Module):
         whole: a model of the library; its other half is left out.
         modality: which half.
         config: of the whole.
-        masked: whether the half of texts is told which tokens are padding.
+        masked: whether the text half receives the padding mask.
     """
 
     def __init__(
-        self, whole: Any, modality: ModalityName, config: Any, *, masked: bool = True
+        self,
+        whole: PreTrainedModel,
+        modality: ModalityName,
+        config: PretrainedConfig,
+        *,
+        masked: bool = True,
     ) -> None:
         super().__init__()
         encoder, projection = _CHILDREN[modality]
@@ -90,7 +99,7 @@ class Half(nn.Module):
         """The library's encoder, without the projection."""
         return self.get_submodule(self._names[0])
 
-    def forward(self, **inputs: Any) -> Any:
+    def forward(self, **inputs: Tensor | bool) -> BaseModelOutputWithPooling:
         """The library's output, with the projected feature as `pooler_output`."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -111,8 +120,12 @@ class Half(nn.Module):
 
 
 def load_whole(
-    source: str | None, config: Any, *, trust: bool = False, cache_dir: str | None = None
-) -> Any:
+    source: str | None,
+    config: PretrainedConfig,
+    *,
+    trust: bool = False,
+    cache_dir: str | None = None,
+) -> PreTrainedModel:
     """A whole dual encoder.
 
     Args:
@@ -128,7 +141,7 @@ def load_whole(
     )
 
 
-def logit_start(whole: Any) -> LogitStart:
+def logit_start(whole: PreTrainedModel) -> LogitStart:
     """The factor on cosines and the bias of a dual encoder."""
     bias: Tensor | None = getattr(whole, "logit_bias", None)
     if (temperature := getattr(whole, "temperature", None)) is not None:
@@ -139,7 +152,7 @@ def logit_start(whole: Any) -> LogitStart:
 
 @torch.no_grad()
 def put_back(
-    whole: Any, halves: Sequence[nn.Module], start: LogitStart | None, folder: Path
+    whole: PreTrainedModel, halves: Sequence[nn.Module], start: LogitStart | None, folder: Path
 ) -> None:
     """Write a dual encoder with these halves, in the library's format.
 
@@ -179,7 +192,7 @@ class Origin(NamedTuple):
     """
 
     source: str | None
-    config: Any
+    config: PretrainedConfig
     start: LogitStart
     trust: bool = False
     cache_dir: str | None = None

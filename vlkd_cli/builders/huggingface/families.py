@@ -1,28 +1,32 @@
-"""What the vision encoders of transformers give: which output is the feature of a picture, how many
-tokens come before its places, and which norm the tokens lack.
+"""The outputs of the vision encoders of transformers: which one is the feature of a picture, how
+many tokens precede its patches, and which norm the tokens lack.
 
-Measured with transformers 4.57.6 on small random models. Types that are not listed take
-`pooler_output` where there is one, else the mean of their places.
+Measured with transformers 4.57.6 on small random models. Types that are not listed use
+`pooler_output` if they have one, else the mean of their patch tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from vlkd_cli.builders.layers import first_convolution
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Family(NamedTuple):
     """One `model_type`.
 
     Args:
-        feature: the class token, the mean of the places, or `pooler_output`.
-        prefix: tokens before the places; None: as many as a square grid of patches leaves.
+        feature: the class token, the mean of the patch tokens, or `pooler_output`.
+        prefix: number of tokens before the patches; None: as many as a square grid of patches
+        leaves.
         norm: the module below the encoder that the library applies to the class token alone.
-        hides: the module whose outputs are tokens with positions, from which places can be left
-            out; "" where they can only be replaced, None where neither is possible.
+        hides: the module whose outputs are tokens with position embeddings, from which tokens can
+            be dropped; "" if they can only be replaced, None if neither is possible.
     """
 
     feature: Literal["cls", "mean", "pooled"]
@@ -66,7 +70,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any) -> Family | None:
+def family_of(config: PretrainedConfig) -> Family | None:
     """The family of a configuration's type, with its registers counted; None where it is not
     listed."""
     family = FAMILIES.get(config.model_type)
@@ -76,7 +80,7 @@ def family_of(config: Any) -> Family | None:
 
 
 def as_rows(states: Tensor) -> Tensor:
-    """Tokens `[B, T, D]`, of a map `[B, D, H, W]` its places row by row."""
+    """Tokens `[B, T, D]`; the cells of a map `[B, D, H, W]` row by row."""
     return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
 
 
@@ -92,8 +96,6 @@ def patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
 def inner_module(encoder: nn.Module, name: str) -> nn.Module:
     """A module of an encoder by the name that one of the library's own vision models has for it;
     halves and some versions have `vision_model` around it, once or twice."""
-    inner: Any = encoder
-    while hasattr(inner, "vision_model"):
-        inner = inner.vision_model
-    module: nn.Module = inner.get_submodule(name.removeprefix("vision_model."))
-    return module
+    while isinstance(inner := getattr(encoder, "vision_model", None), nn.Module):
+        encoder = inner
+    return encoder.get_submodule(name.removeprefix("vision_model."))

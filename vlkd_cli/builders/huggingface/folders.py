@@ -51,7 +51,7 @@ def hub_cache(cache_dir: str | None) -> str | None:
 
 
 def check_model_folder(folder: Path, what: str) -> None:
-    """Refuse a local model folder in which a file only stands for another (a Git LFS pointer).
+    """Refuse a local model folder in which a file is only a pointer to another (Git LFS).
 
     Raises:
         WeightsError: naming the file.

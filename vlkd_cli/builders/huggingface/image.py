@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,15 @@ from vlkd_cli.builders.trial import try_images, width_of
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PretrainedConfig
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 UNLISTED = Family("pooled", None)
 """What is tried for a type that no family is known of."""
 _READS = {
     "cls": "last_hidden_state[:, 0]",
-    "mean": "the mean of last_hidden_state over the places",
+    "mean": "the mean of last_hidden_state over the patches",
     "pooled": "pooler_output",
 }
 
@@ -58,8 +63,8 @@ class HuggingFaceImage(LibraryEncoder):
     def __init__(
         self,
         encoder: nn.Module,
-        config: Any,
-        processor: Any,
+        config: PretrainedConfig,
+        processor: BaseImageProcessor,
         *,
         own_pooler: bool = False,
         settings: str = "",
@@ -94,7 +99,7 @@ class HuggingFaceImage(LibraryEncoder):
         self._hold_unread(what)
 
     def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
-        """Tokens are the places of the last layer, class and register tokens first."""
+        """Tokens are those of the last layer, class and register tokens first."""
         output = self._output(self.encoder, inputs)
         states = as_rows(output.last_hidden_state)
         if self.family.norm:
@@ -124,10 +129,10 @@ class HuggingFaceImage(LibraryEncoder):
     def save_input(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
 
-    def _output(self, encoder: Any, images: Tensor) -> Any:
+    def _output(self, encoder: nn.Module, images: Tensor) -> BaseModelOutputWithPooling:
         """What the library gives for standardized pictures `[B, 3, H, W]`."""
         kind = self.config.model_type
-        extra: dict[str, Any] = {}
+        extra: dict[str, Tensor | bool] = {}
         if kind == "siglip2_vision_model":
             return encoder(**patchified(images, self.config.patch_size))
         if self.interpolates and tuple(images.shape[-2:]) != self.native:
@@ -140,7 +145,7 @@ class HuggingFaceImage(LibraryEncoder):
             extra["noise"] = order.expand(images.shape[0], -1)
         return encoder(pixel_values=images, **extra)
 
-    def _measured(self, encoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _measured(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
         output = self._output(encoder, images)
         pooled = getattr(output, "pooler_output", None)
         return as_rows(output.last_hidden_state), None if pooled is None else pooled.flatten(1)
@@ -160,24 +165,24 @@ class HuggingFaceImage(LibraryEncoder):
         parameters = list(self.parameters())
         try:
             with torch.device("meta"):
-                memo: dict[int, Any] = {
+                memo: dict[int, Tensor] = {
                     id(each): each.detach().to("meta").requires_grad_() for each in parameters
                 }
                 leaves = list(memo.values())
                 memo |= {id(tensor): tensor.to("meta") for tensor in self.buffers()}
                 grads = _gradients(copy.deepcopy(self, memo), leaves)
-        # What a library keeps outside of parameters and buffers does not follow; a real run does.
+        # What a library holds outside of parameters and buffers is not copied; a real run has it.
         except Exception:
             with one_line(f"{what}: cannot be trained", "Choose another model."):
                 grads = _gradients(self, parameters)
         for parameter, grad in zip(parameters, grads, strict=True):
             if grad is None:
                 parameter.requires_grad_(False)
-        # Some networks keep what they computed in eval mode until they are trained.
+        # Some networks cache what they computed in eval mode until they are trained.
         self.train()
 
 
-def _gradients(backbone: HuggingFaceImage, leaves: list[Any]) -> list[Tensor | None]:
+def _gradients(backbone: HuggingFaceImage, leaves: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradients of all outputs for one picture with respect to the parameters."""
     with probing(backbone), torch.enable_grad():
         picture = torch.zeros(1, 3, *backbone.input.size_px, device=leaves[0].device)
@@ -202,6 +207,6 @@ def patchified(images: Tensor, patch_px: int) -> dict[str, Tensor]:
     }
 
 
-def settings_of(*values: Any) -> str:
+def settings_of(*values: object) -> str:
     """What of a recipe's keys determines an encoder's output, as text."""
     return json.dumps(values, sort_keys=True, default=str)

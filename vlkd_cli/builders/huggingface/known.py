@@ -10,10 +10,10 @@ import ast
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from vlkd_cli.cache_folder import cache_folder
 
@@ -76,9 +76,16 @@ def types_of(modality: str) -> list[str]:
     return sorted(((vision | more) & models) - set(_NOT_IMAGES))
 
 
-def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[dict[str, Any]]:
-    """A row for every model in vlkd's cache and in the hub's whose type has a tower of a modality:
-    hub id, width and size of the pictures as far as its configuration tells."""
+class OnDisk(NamedTuple):
+    """A model on disk: its hub id, and its sizes as far as its configuration has them."""
+
+    name: str
+    width: int | None
+    image_size_px: int | None
+
+
+def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[OnDisk]:
+    """Every model in vlkd's cache and in the hub's whose type has a tower of a modality."""
     known = set(types_of(modality))
     for name, file in model_files(cache_dir):
         try:
@@ -93,11 +100,11 @@ def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[dict[str, A
         sizes = {**config, **(config.get(inner) or {})}
         width, pixels = config.get("projection_dim"), sizes.get("image_size")
         width = width if kind in DUAL and width else sizes.get("hidden_size")
-        yield {
-            "name": name,
-            "width": width if isinstance(width, int) else None,
-            "image_size_px": pixels if modality == "image" and isinstance(pixels, int) else None,
-        }
+        yield OnDisk(
+            name,
+            width if isinstance(width, int) else None,
+            pixels if modality == "image" and isinstance(pixels, int) else None,
+        )
 
 
 def model_files(cache_dir: str | None = None) -> list[tuple[str, Path]]:
@@ -142,7 +149,7 @@ def _keys(module: str, table: str) -> frozenset[str]:
 def _first_strings(node: ast.AST) -> Iterator[str]:
     """The first element of every pair of a literal table, and the keys of a literal dict."""
     for part in ast.walk(node):
-        keys: list[Any] = part.keys if isinstance(part, ast.Dict) else []
+        keys: Sequence[ast.expr | None] = part.keys if isinstance(part, ast.Dict) else []
         if isinstance(part, ast.Tuple) and len(part.elts) == 2:
             keys = part.elts[:1]
         for key in keys:

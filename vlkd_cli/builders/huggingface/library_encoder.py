@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -13,26 +13,29 @@ from vlkd_cli.builders.backbone import Backbone, Export
 from vlkd_cli.builders.huggingface.dual import AS_LOADED, PROJECTED, Origin
 from vlkd_cli.builders.huggingface.save import save_encoder
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 class LibraryEncoder(Backbone):
     """An encoder that is written for `AutoModel`: itself, or the dual encoder that it is a half
     of."""
 
     encoder: nn.Module
-    config: Any
+    config: PretrainedConfig
     origin: Origin | None
     """The dual encoder that it is a half of."""
     exported_keys: ClassVar[tuple[str, ...]]
     """Recipe keys that hold for an exported encoder as for the original."""
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         if self.origin is not None:
             self.origin.write(folder, self.encoder)
         else:
             save_encoder(self.encoder, self.config, folder)
-        return self.exported(folder, place, keys)
+        return self.exported(folder, destination, keys)
 
-    def exported(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def exported(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         """What prepares its inputs next to an encoder that is written, and how to load the two."""
         self.save_input(folder)
         part = ".get_encoder()" if getattr(self.config, "is_encoder_decoder", False) else ""
@@ -41,11 +44,12 @@ class LibraryEncoder(Backbone):
         modality = {} if self.modality == "text" else {"modality": self.modality}
         return Export(
             "Hugging Face",
-            python=f"model = transformers.AutoModel.from_pretrained({str(place)!r}{trusted}){part}",
+            python=f"model = transformers.AutoModel.from_pretrained({str(destination)!r}{trusted})"
+            f"{part}",
             recipe={
                 "builder": "huggingface",
                 **modality,
-                "model": str(place),
+                "model": str(destination),
                 **{key: keys[key] for key in self.exported_keys if keys.get(key)},
             },
             feature=self.reads if self.origin is None else PROJECTED,

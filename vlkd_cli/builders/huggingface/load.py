@@ -1,16 +1,16 @@
 """Encoders and tokenizers of transformers: from a folder, an installed package or the hub, or with
 random weights.
 
-Every builder that needs one loads it through here, so that what is refused for safety and what is
-said on failure are the same everywhere.
+Every builder that needs one loads it through here, so that safety checks and error messages are
+the same everywhere.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
@@ -25,10 +25,16 @@ from vlkd_cli.builders.weight_files import first_line, read_weights, weight_name
 from vlkd_cli.builders.weights import below_prefix
 from vlkd_cli.errors import UserError, WeightsError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+Made = TypeVar("Made")
+
 
 def load_model(
     model: str | None,
-    config: Any,
+    config: PretrainedConfig,
     *,
     pretrained: bool = True,
     pooling_layer: bool = False,
@@ -44,7 +50,7 @@ def load_model(
         model: where the weights come from.
         config: what `load_config` or `scratch_config` gave.
         pretrained: false: random weights.
-        pooling_layer: keep the model's own pooler.
+        pooling_layer: include the model's own pooler.
         attention: attention implementation, e.g. "eager"; None: the library's choice.
 
     Raises:
@@ -53,10 +59,10 @@ def load_model(
     import torch
     from transformers import AutoModel
 
-    extra: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    extra = {} if attention is None else {"attn_implementation": attention}
     if not pretrained or model is None:
 
-        def make(**options: Any) -> Any:
+        def make(**options: bool) -> PreTrainedModel:
             return AutoModel.from_config(config, trust_remote_code=trust, **options, **extra)
 
         what = f"builder '{builder}': config of type '{config.model_type}'"
@@ -65,8 +71,9 @@ def load_model(
     else:
         source = find_model(model, builder=builder, cache_dir=cache_dir)
 
-        def read(**options: Any) -> Any:
-            return AutoModel.from_pretrained(
+        def read(**options: bool) -> tuple[PreTrainedModel, Mapping[str, Iterable[str]]]:
+            loaded: tuple[PreTrainedModel, Mapping[str, Iterable[str]]]
+            loaded = AutoModel.from_pretrained(
                 source,
                 config=config,
                 cache_dir=hub_cache(cache_dir),
@@ -78,6 +85,7 @@ def load_model(
                 **options,
                 **extra,
             )
+            return loaded
 
         what = f"{builder} model '{model}'"
         try:
@@ -90,8 +98,8 @@ def load_model(
     if getattr(config, "is_encoder_decoder", False):
         network = network.get_encoder()
     if not pooling_layer:
-        # Models that cannot be built without their pooler keep it; nothing reads it, so it must not
-        # wait for a gradient.
+        # Models that cannot be built without their pooler have it anyway; nothing reads it, so it
+        # must not wait for a gradient.
         for name, parameter in network.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
@@ -99,7 +107,7 @@ def load_model(
     return encoder
 
 
-def _with_pooler(make: Callable[..., Any], pooling_layer: bool) -> Any:
+def _with_pooler(make: Callable[..., Made], pooling_layer: bool) -> Made:
     """What `make` gives, without the pooler where its class can leave it out."""
     try:
         return make() if pooling_layer else make(add_pooling_layer=False)
@@ -202,7 +210,7 @@ def take_wrapped(
 
 def load_tokenizer(
     model: str, *, builder: str = "huggingface", trust: bool = False, cache_dir: str | None = None
-) -> Any:
+) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, as a transformers object.
 
     Raises:

@@ -11,9 +11,9 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlkd_cli import console
 from vlkd_cli.builders.guard import one_line
@@ -26,6 +26,9 @@ from vlkd_cli.builders.huggingface.folders import (
 )
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PretrainedConfig
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 SAYS_HOW = (
@@ -51,16 +54,16 @@ USUAL, USUAL_SIZE_PX = "ViTImageProcessor", 224
 
 def load_processor(
     model: str | None,
-    config: Any,
+    config: PretrainedConfig,
     *,
     builder: str = "huggingface",
     trust: bool = False,
     cache_dir: str | None = None,
-) -> Any:
+) -> BaseImageProcessor:
     """The image processor of a model; where it has none, the default of its type.
 
     Raises:
-        RecipeError: it asks for code from elsewhere and the recipe does not say `trust: true`.
+        RecipeError: it needs code from elsewhere and the recipe does not set `trust: true`.
         WeightsError: its file is damaged.
     """
     if model is None:
@@ -86,8 +89,8 @@ def load_processor(
             raise
 
 
-def _files(source: str, what: str, cache_dir: str | None) -> list[Mapping[str, Any]]:
-    """What the model's files say about image processors."""
+def _files(source: str, what: str, cache_dir: str | None) -> list[Mapping[str, object]]:
+    """The configuration of image processors in the model's files."""
     if Path(source).is_dir():
         paths = [Path(source) / name for name in FILES]
     else:
@@ -108,7 +111,7 @@ def _files(source: str, what: str, cache_dir: str | None) -> list[Mapping[str, A
     return [each for each in raw if isinstance(each, Mapping)]
 
 
-def default_processor(config: Any) -> Any:
+def default_processor(config: PretrainedConfig) -> BaseImageProcessor:
     """The processor that transformers has for models of a type, at the size of the configuration's
     pictures."""
     kind = str(config.model_type).removesuffix("_vision_model").removesuffix("_model")
@@ -131,7 +134,7 @@ def default_processor(config: Any) -> Any:
     return at_size(processor, size if isinstance(size, int) else int(size[0]))
 
 
-def _from_pretrained(source: str, **options: Any) -> Any:
+def _from_pretrained(source: str, **options: object) -> BaseImageProcessor:
     from transformers import AutoImageProcessor
 
     # It remarks on every class that the next version will replace.
@@ -148,12 +151,12 @@ def _by_type(kind: str) -> str | None:
     """The name of a type's class in transformers' own table, of whichever version."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    row: Any = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind)
+    row: object = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind)
     names = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
     return next((name for name in names if isinstance(name, str)), None)
 
 
-def at_size(processor: Any, size_px: int) -> Any:
+def at_size(processor: BaseImageProcessor, size_px: int) -> BaseImageProcessor:
     """A copy of a processor for square pictures of another size, its resize in proportion."""
     current = read_processor(processor, "model").size_px
     own = copy.deepcopy(processor)
@@ -172,7 +175,7 @@ def at_size(processor: Any, size_px: int) -> Any:
     return own
 
 
-def read_processor(processor: Any, what: str) -> ImageInput:
+def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
     """How the processor prepares a picture.
 
     Raises:
@@ -212,7 +215,7 @@ class _Geometry(NamedTuple):
     size_px: tuple[int, int]
 
 
-def _geometry(processor: Any, kind: str, what: str) -> _Geometry:
+def _geometry(processor: BaseImageProcessor, kind: str, what: str) -> _Geometry:
     size = _sides(getattr(processor, "size", None))
     crops = getattr(processor, "do_center_crop", False)
     crop = _sides(getattr(processor, "crop_size", None)) if crops else {}
@@ -248,24 +251,26 @@ def _geometry(processor: Any, kind: str, what: str) -> _Geometry:
     )
 
 
-def backend_of(processor: Any) -> Literal["pil", "torchvision"]:
+def backend_of(processor: BaseImageProcessor) -> Literal["pil", "torchvision"]:
     """Which library resizes for it."""
     bases = [base.__name__ for base in type(processor).__mro__]
     fast = any("Fast" in name or "Torchvision" in name for name in bases)
     return "torchvision" if fast else "pil"
 
 
-def _kind(processor: Any) -> str:
+def _kind(processor: BaseImageProcessor) -> str:
     return type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
 
 
-def _sides(value: Any) -> dict[str, int]:
+def _sides(value: int | Mapping[str, int | None] | None) -> dict[str, int]:
     if isinstance(value, int):
         return {"height": value, "width": value}
     return {side: int(pixels) for side, pixels in dict(value or {}).items() if pixels is not None}
 
 
-def _interpolation(processor: Any, what: str) -> Literal["bicubic", "bilinear", "nearest"]:
+def _interpolation(
+    processor: BaseImageProcessor, what: str
+) -> Literal["bicubic", "bilinear", "nearest"]:
     number = getattr(processor, "resample", None)
     name = INTERPOLATIONS.get(2 if number is None else int(number), "unknown")
     if name not in ("bicubic", "bilinear", "nearest"):
@@ -277,7 +282,7 @@ def _interpolation(processor: Any, what: str) -> Literal["bicubic", "bilinear", 
     return name  # type: ignore[return-value]
 
 
-def _three(values: Any) -> list[float]:
+def _three(values: float | Sequence[float]) -> list[float]:
     if isinstance(values, (int, float)):
         return [float(values)] * 3
     return [float(value) for value in values]

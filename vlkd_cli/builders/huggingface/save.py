@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from vlkd_cli.builders.tokenizers import ClipTokenizer
 from vlkd_cli.builders.weights import write_weights
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
 WEIGHTS = "model.safetensors"
 
 
 def save_encoder(
-    encoder: nn.Module, config: Any, folder: Path, *, tensors: Mapping[str, Tensor] | None = None
+    encoder: nn.Module,
+    config: PretrainedConfig,
+    folder: Path,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `config.json` and `model.safetensors` for AutoModel; of an encoder-decoder only the
     encoder, under the names of the whole.
@@ -27,17 +34,17 @@ def save_encoder(
         config: the configuration that it was loaded with.
         tensors: the weights by the encoder's names, where they are not its own state.
     """
-    kept = _distinct(encoder.state_dict() if tensors is None else tensors)
+    distinct = _distinct(encoder.state_dict() if tensors is None else tensors)
     config = copy.deepcopy(config)
     config.architectures = [type(encoder).__name__]
     if getattr(config, "is_encoder_decoder", False):
         config.architectures, names = _names_in_whole(encoder, config)
-        kept = {names[name]: tensor for name, tensor in kept.items()}
+        distinct = {names[name]: tensor for name, tensor in distinct.items()}
     # transformers 5 loads weights in the type that the configuration names, which is that of the
     # file they came from.
     config.dtype = "float32"
     config.save_pretrained(folder)
-    write_weights(kept, folder / WEIGHTS)
+    write_weights(distinct, folder / WEIGHTS)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -61,16 +68,18 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once, under the first of its names."""
     seen: set[tuple[int, torch.Size]] = set()
-    kept = {}
+    distinct = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place not in seen:
-            seen.add(place)
-            kept[name] = tensor
-    return kept
+        storage = (tensor.data_ptr(), tensor.shape)
+        if storage not in seen:
+            seen.add(storage)
+            distinct[name] = tensor
+    return distinct
 
 
-def _names_in_whole(encoder: Any, config: Any) -> tuple[list[str], dict[str, str]]:
+def _names_in_whole(
+    encoder: nn.Module, config: PretrainedConfig
+) -> tuple[list[str], dict[str, str]]:
     """The class of the encoder-decoder, and what it calls the encoder's tensors."""
     from transformers import AutoModel
 
@@ -86,7 +95,7 @@ def _names_in_whole(encoder: Any, config: Any) -> tuple[list[str], dict[str, str
     return [type(whole).__name__], {name: first[id(tensor)] for name, tensor in inside.items()}
 
 
-def _clip_tokenizer(clip: ClipTokenizer) -> Any:
+def _clip_tokenizer(clip: ClipTokenizer) -> PreTrainedTokenizerFast:
     from tokenizers import (
         AddedToken,
         Regex,

@@ -9,11 +9,14 @@ product.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from open_clip.transformer import Transformer
 
 
 class PackedAttention(nn.MultiheadAttention):
@@ -111,7 +114,7 @@ def quicken(encoder: nn.Module) -> None:
         patches.__class__ = PatchEmbedding
 
 
-def reads_one_token(transformer: Any) -> bool:
+def reads_one_token(transformer: Transformer) -> bool:
     """Whether `pooled` knows this transformer's last block, and nothing waits for its call."""
     from open_clip.transformer import ResidualAttentionBlock
 
@@ -126,7 +129,10 @@ def reads_one_token(transformer: Any) -> bool:
 
 
 def pooled(
-    transformer: Any, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
+    transformer: Transformer,
+    tokens: Tensor,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One token of each row after all blocks, `[B, D]`: equal to `transformer(tokens,
     attn_mask=mask)[arange(B), positions]`.

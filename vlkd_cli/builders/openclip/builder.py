@@ -25,14 +25,14 @@ class OpenCLIP(Builder):
 
     Args:
         model: a name of `vlkd list-models --builder openclip`, a hub id as `hf-hub:org/name`, or a
-            folder with open_clip_config.json. Without it, `config` says everything.
+            folder with open_clip_config.json. Without it, `config` defines everything.
         pretrained: false: random weights; true: the `openai` tag if there is one, else the model's
             first; a tag; a hub id; or a file or folder of weights.
         config: sizes that replace the model's own, or that make up a model from scratch: layers,
             width, heads, embed_dim, mlp_ratio; for images also image_size and patch_size (layers as
             a list of four makes a ResNet); for texts context_length and vocab_size; and any other
             key of open_clip's own configuration.
-        cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
+        cache_dir: folder for downloaded weights; by default VLKD_CACHE or ~/.cache/vlkd.
 
     Source: open_clip 3 (mlfoundations/open_clip). Differs in cutting captions to the longest of the
     batch where the text tower is causal, which changes no feature, and in taking quick GELU from
@@ -122,8 +122,8 @@ def _build_half(source: Source, modality: str) -> nn.Module:
 
 
 def _resize_trunk(half: Any) -> None:
-    """Bring timm's network to the image size that the configuration says; open_clip builds it at
-    its own."""
+    """Resize timm's network to the image size of the configuration; open_clip builds it at the
+    network's default."""
     patches = getattr(half.trunk, "patch_embed", None)
     native = getattr(patches, "img_size", None)
     if native is not None and tuple(native) != tuple(half.image_size):

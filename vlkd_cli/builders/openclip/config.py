@@ -97,7 +97,7 @@ def find_source(
     refuse_foreign_code(text, what, trust=False)
     if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise RecipeError(
-            f"{what}: its text_cfg says `trust_remote_code`, which runs code of the model's author."
+            f"{what}: its text_cfg sets `trust_remote_code`, which runs code of the model's author."
             " Load the text encoder with builder 'huggingface' and `trust: true` if you trust it."
         )
     top = _overlay(
@@ -260,7 +260,7 @@ def _mapping(value: object) -> dict[str, object]:
 def _overlay(
     section: dict[str, Any], config: Mapping[str, Any], modality: str, *, from_scratch: bool
 ) -> dict[str, Any]:
-    """Put the recipe's `config` into a section of open_clip's; returns the keys that stand above
+    """Put the recipe's `config` into a section of open_clip's; returns the keys that belong above
     the sections."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 

@@ -14,8 +14,8 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe.types import PositiveInt
 
-# Stands in the token ids where a learned vector goes. It is neither padding (0) nor, being small,
-# the end token that pooling looks for.
+# Marks in the token ids the position of a learned vector. It is neither padding (0) nor, being
+# small, the end token that pooling looks for.
 PLACEHOLDER = 1
 
 

@@ -28,7 +28,7 @@ def save_half(
     source: Source,
     state: Mapping[str, Tensor],
     folder: Path,
-    place: Path,
+    destination: Path,
     *,
     preprocessing: Mapping[str, object],
 ) -> Export:
@@ -37,7 +37,7 @@ def save_half(
 
     Args:
         half: what open_clip calls it: visual or text.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
         preprocessing: of images, in open_clip's words.
     """
     model = {
@@ -52,10 +52,10 @@ def save_half(
     return Export(
         "open_clip",
         python=(
-            f"model = open_clip.create_model({f'local-dir:{place}'!r}, load_weights=False,"
-            f" {option}={str(place / WEIGHTS)!r}).{half}"
+            f"model = open_clip.create_model({f'local-dir:{destination}'!r}, load_weights=False,"
+            f" {option}={str(destination / WEIGHTS)!r}).{half}"
         ),
-        recipe={"builder": "openclip", "model": str(place), "pretrained": True},
+        recipe={"builder": "openclip", "model": str(destination), "pretrained": True},
         feature="model(images)" if half == "visual" else "model(tokens)",
     )
 
@@ -67,7 +67,7 @@ def save_whole(
     model: Mapping[str, Any],
     start: LogitStart | None,
     folder: Path,
-    place: Path,
+    destination: Path,
 ) -> Export:
     """Write both halves as one model, with its factor on cosines and bias.
 
@@ -89,11 +89,11 @@ def save_whole(
     write_weights(whole, folder / WEIGHTS)
     if isinstance(text.input, PaddedTokenizer):
         text.input.tokenizer.tokenizer.save_pretrained(folder)
-    created = f"open_clip.create_model_and_transforms({f'local-dir:{place}'!r})"
+    created = f"open_clip.create_model_and_transforms({f'local-dir:{destination}'!r})"
     return Export(
         "open_clip, both halves",
         python=f"model, _, preprocess = {created}",
-        recipe={"builder": "openclip", "model": str(place), "pretrained": True},
+        recipe={"builder": "openclip", "model": str(destination), "pretrained": True},
         feature="model.encode_image(images), model.encode_text(tokens)",
         note=(
             "the run has no factor on cosines; logit_scale is the one that CLIP starts from."

@@ -113,10 +113,10 @@ class OpenClipImage(Backbone):
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_IMAGE_PARTS)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         state = self.encoder.state_dict()
         return save_half(
-            "visual", self.source, state, folder, place, preprocessing=self.preprocessing
+            "visual", self.source, state, folder, destination, preprocessing=self.preprocessing
         )
 
     @property
@@ -229,13 +229,13 @@ class OpenClipText(Backbone):
     def layers(self) -> list[list[str]]:
         return _with_last(find_layers(self.encoder), self.encoder, LAST_TEXT_PARTS)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         state = self.encoder.state_dict()
         prompts = {
             name.removeprefix(HOLDER): state.pop(name.removeprefix(HOLDER))
             for name in self.prompted
         }
-        written = save_half("text", self.source, state, folder, place, preprocessing={})
+        written = save_half("text", self.source, state, folder, destination, preprocessing={})
         tokenizer: Any = self.input
         if isinstance(tokenizer, PaddedTokenizer):
             tokenizer.tokenizer.tokenizer.save_pretrained(folder)
@@ -312,7 +312,7 @@ def image_input(encoder: nn.Module, source: Source) -> ImageInput:
     """How a model's images are prepared.
 
     Raises:
-        ValueError, TypeError: its preprocess_cfg does not say it in numbers.
+        ValueError, TypeError: its preprocess_cfg does not hold the numbers.
     """
     size = getattr(encoder, "image_size", source.preprocess.get("size", 224))
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -338,14 +338,14 @@ def image_input(encoder: nn.Module, source: Source) -> ImageInput:
 def _with_last(
     layers: list[list[str]], encoder: nn.Module, parts: Sequence[str]
 ) -> list[list[str]]:
-    """What stands behind the last layer, such as the projection, is registered anywhere and belongs
-    to it."""
+    """Parts that follow the last layer, such as the projection, are counted with it, wherever they
+    are registered."""
     names = {name.split(".")[0] for name, _ in encoder.named_parameters()}
     named = {prefix for layer in layers for prefix in layer}
     extra = [part for part in parts if part in names and part not in named]
     if not layers:
         return [extra] if extra else []
-    kept = [[prefix for prefix in layer if prefix not in parts] for layer in layers]
-    kept = [layer for layer in kept if layer]
+    layers_left = [[prefix for prefix in layer if prefix not in parts] for layer in layers]
+    layers_left = [layer for layer in layers_left if layer]
     tail = [prefix for layer in layers for prefix in layer if prefix in parts] + extra
-    return [*kept[:-1], [*kept[-1], *tail]]
+    return [*layers_left[:-1], [*layers_left[-1], *tail]]

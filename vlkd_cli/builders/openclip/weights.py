@@ -93,15 +93,15 @@ def select_half(state: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
     if half:
         return half
     if modality == "text":
-        # CLIP's original layout keeps the text tower at the top.
+        # CLIP's original layout has the text tower at the top level.
         half = {name: tensor for name, tensor in state.items() if name.split(".")[0] in TEXT_NAMES}
         return half or state
     return state if not any(name.startswith("text.") for name in state) else {}
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as open_clip has them, where something else (a Lightning module, say) held the whole
-    model next to parts of its own."""
+    """Names as in open_clip, if something else (e.g. a Lightning module) held the whole model next
+    to parts of its own."""
     prefixes = {name.partition("visual.")[0] for name in state if "visual." in name}
     if len(prefixes) != 1 or "" in prefixes:
         return state

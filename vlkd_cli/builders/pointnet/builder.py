@@ -125,21 +125,21 @@ class PointNetMesh(Backbone):
         self.settings = json.dumps(["pointnet", model, *expected, *sizes])
 
     def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
-        """Points `[B, N, 3 or 6]`; the tokens are places without an order."""
+        """Points `[B, N, 3 or 6]`; the tokens are unordered."""
         feature, centers = self.encoder(inputs)
         return Encoded(feature, Tokens.of_places(centers) if tokens else None)
 
     def layers(self) -> list[list[str]]:
         return [[f"{stage}."] for stage in ("first", "second", "third")]
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         file = "model.safetensors"
         write_weights(self.encoder.state_dict(), folder / file)
         own = {key: keys[key] for key in ("model", "points", "normals", "config") if keys.get(key)}
-        recipe = {"builder": "pointnet", **own, "pretrained": str(place / file)}
+        recipe = {"builder": "pointnet", **own, "pretrained": str(destination / file)}
         return Export(
             "vlkd",
-            python=f"encoder = vlkd_cli.load({str(place)!r})",
+            python=f"encoder = vlkd_cli.load({str(destination)!r})",
             recipe=recipe,
             feature="the maximum over the cloud after the third stage",
             note="no other library has a format for PointNet++.",

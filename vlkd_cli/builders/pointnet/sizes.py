@@ -40,8 +40,8 @@ SIZES = {
 
 
 def sizes_of(model: str, config: Mapping[str, Any]) -> Sizes:
-    """The model's sizes with those of `config` in their place; each of the first two stages has
-    lists with an entry of each scale.
+    """The model's sizes, overridden by those of `config`; each of the first two stages has lists
+    with an entry for each scale.
 
     Raises:
         RecipeError: a key is unknown, or its value does not fit.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe.types import ModalityName, TextLength
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 KNOWN = (
     "sentence-transformers/all-MiniLM-L6-v2",
     "sentence-transformers/all-MiniLM-L12-v2",
@@ -73,7 +76,7 @@ class SBERT(Builder):
         pretrained: only true: for random weights use builder 'huggingface'.
         max_length: longest text in tokens; by default the model's own.
         trust: run code that comes with the model.
-        cache_dir: where downloads are kept; by default VLKD_CACHE or the hub's own cache.
+        cache_dir: folder for downloads; by default VLKD_CACHE or the hub's own cache.
     """
 
     modalities = ("text",)
@@ -174,7 +177,9 @@ class SentenceBackbone(Backbone):
 
     modality = "text"
 
-    def __init__(self, encoder: Any, *, max_length: int | None = None, settings: str = "") -> None:
+    def __init__(
+        self, encoder: SentenceTransformer, *, max_length: int | None = None, settings: str = ""
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.is_static = isinstance(getattr(self._first, "embedding", None), nn.EmbeddingBag)
@@ -207,7 +212,7 @@ class SentenceBackbone(Backbone):
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         longest = getattr(self.encoder, "max_seq_length", None)
         limit = keys.get("max_length")
         try:
@@ -219,10 +224,10 @@ class SentenceBackbone(Backbone):
                 self.encoder.max_seq_length = longest
         return Export(
             "SentenceTransformer",
-            python=f"model = sentence_transformers.SentenceTransformer({str(place)!r})",
+            python=f"model = sentence_transformers.SentenceTransformer({str(destination)!r})",
             recipe={
                 "builder": "sbert",
-                "model": str(place),
+                "model": str(destination),
                 **{key: keys[key] for key in ("max_length", "trust") if keys.get(key)},
             },
             feature="model.encode(texts)",
@@ -262,7 +267,7 @@ class SentenceBackbone(Backbone):
 
 
 def _tokenizer(
-    first: Any, encoder: Any, max_length: int | None
+    first: nn.Module, encoder: SentenceTransformer, max_length: int | None
 ) -> Callable[[Sequence[str]], TextInput]:
     own: Any = getattr(first, "tokenizer", None)
     is_static = isinstance(getattr(first, "embedding", None), nn.EmbeddingBag)
@@ -322,11 +327,11 @@ def _check_names(network: nn.Module, source: Path, what: str) -> None:
 
 
 def _check_folder(folder: Path, what: str, *, trust: bool) -> None:
-    """Refuse modules and configurations that would run code from elsewhere, and files that only
-    stand for others."""
-    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
-        check_model_folder(place, what)
-        file = place / "config.json"
+    """Refuse modules and configurations that would run code from elsewhere, and files that are
+    only pointers."""
+    for part in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        check_model_folder(part, what)
+        file = part / "config.json"
         content = read_json(file, what) if file.is_file() else {}
         if not isinstance(content, dict):
             raise WeightsError(f"{what}: '{file}' is not a configuration. Replace the file.")
@@ -346,8 +351,8 @@ def _check_folder(folder: Path, what: str, *, trust: bool) -> None:
 
 
 def _refuse_activation(name: object, file: Path, what: str, *, trust: bool) -> None:
-    """The library calls what a Dense module names as its activation, and takes another one in its
-    place, without saying so, where it does not trust it."""
+    """The library calls what a Dense module names as its activation, and silently replaces one
+    that it does not trust."""
     # Encoders have plain words under the same key.
     if "." not in str(name) or trust or str(name).startswith("torch.nn."):
         return

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from vlkd_cli.builders.weight_files import check_file, first_line
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.poolers import masked_mean
 from vlkd_cli.preprocessing import TextInput
+
+if TYPE_CHECKING:
+    from sentence_transformers.models.tokenizer import WhitespaceTokenizer
+    from tokenizers import Tokenizer
 
 WORD_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
 WORDS = re.compile(r"\w+|[^\w\s]+", re.UNICODE)
@@ -54,11 +58,11 @@ class WordVectors(Backbone):
         mask = inputs["attention_mask"].bool()
         return Encoded(masked_mean(values, mask), Tokens(values, mask))
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         file = "vectors.txt"
         with (folder / file).open("w", encoding="utf-8") as lines:
             for word, row in self.input.rows.items():
-                # Nine digits tell any two numbers of 32 bits apart.
+                # Nine digits distinguish any two float32 numbers.
                 lines.write(
                     f"{word}"
                     f" {' '.join(f'{value:.9g}' for value in self.encoder.weight[row].tolist())}\n"
@@ -66,8 +70,9 @@ class WordVectors(Backbone):
         limit = {"max_length": keys["max_length"]} if keys.get("max_length") else {}
         return Export(
             "word vectors",
-            python=f"lines = open({str(place / file)!r}, encoding='utf-8').read().splitlines()",
-            recipe={"builder": "sbert", "model": str(place / file), **limit},
+            python=f"lines = open({str(destination / file)!r}, encoding='utf-8')"
+            ".read().splitlines()",
+            recipe={"builder": "sbert", "model": str(destination / file), **limit},
             feature="the mean of a text's words, each a line: the word and its numbers",
         )
 
@@ -94,7 +99,7 @@ class WordTokenizer:
 class WhitespaceWords:
     """sentence-transformers' own tokenizer of its WordEmbeddings module."""
 
-    def __init__(self, tokenizer: Any, *, max_length: int | None = None) -> None:
+    def __init__(self, tokenizer: WhitespaceTokenizer, *, max_length: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
 
@@ -112,7 +117,7 @@ class StaticTokenizer:
     def __init__(self, content: str, *, max_length: int | None = None) -> None:
         self.content = content
         self.max_length = max_length
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer | None = None
 
     def __call__(self, texts: Sequence[str]) -> TextInput:
         if self._tokenizer is None:
@@ -123,7 +128,7 @@ class StaticTokenizer:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return pad([encoding.ids[: self.max_length] for encoding in encodings])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tokenizer": None}
 
 

@@ -67,7 +67,7 @@ class Timm(Builder):
         config: further arguments of timm's create_model, e.g. `{drop_path_rate: 0.1}`.
         positions: what a vision transformer adds to its patches: `learned`, as the model has them,
             or `sincos`, a fixed table of sines and cosines (MAE, MoCo v3).
-        cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
+        cache_dir: folder for downloaded weights; by default VLKD_CACHE or ~/.cache/vlkd.
     """
 
     modalities = ("image",)
@@ -218,7 +218,7 @@ class Timm(Builder):
 
     def _published(self, name: str, what: str) -> nn.Module:
         if not name.startswith("hf-hub:"):
-            # What is wrong with the keys is said before weights are looked for.
+            # Report problems of the keys before looking for weights.
             with torch.device("meta"):
                 self._built(name, what)
         folder = cache_folder(self.cache_dir) / "timm"
@@ -293,8 +293,8 @@ class TimmImage(Backbone):
             self.token_width = self._channels
 
     def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
-        """Tokens are the places of the last feature map, or those of a transformer, the class token
-        first where there is one."""
+        """Tokens are the cells of the last feature map, or those of a transformer, the class token
+        first if it has one."""
         network: Any = self.encoder
         if not tokens or self.token_width is None:
             return Encoded(network(inputs), None)
@@ -316,7 +316,7 @@ class TimmImage(Backbone):
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, object]) -> Export:
         file = "model.safetensors"
         write_weights(self.encoder.state_dict(), folder / file)
         options = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
@@ -325,13 +325,13 @@ class TimmImage(Backbone):
             "timm",
             python=(
                 f"model = timm.create_model({self.name!r}{options},"
-                f" checkpoint_path={str(place / file)!r})"
+                f" checkpoint_path={str(destination / file)!r})"
             ),
-            # A name with a tag stands for the tag's preprocessing too.
+            # A name with a tag also selects the tag's preprocessing.
             recipe={
                 "builder": "timm",
                 "model": self.name,
-                "pretrained": str(place / file),
+                "pretrained": str(destination / file),
                 **sizes,
             },
             feature="model(images)",
@@ -405,7 +405,7 @@ def _load_file(network: nn.Module, source: str, what: str) -> None:
         )
     except WeightsError:
         # Original checkpoints of some families have other names, which timm's own reader
-        # translates; what it says where it does not know them either helps nobody.
+        # translates; its error for names that it does not know either would not help.
         with contextlib.suppress(WeightsError):
             _load_by_library(network, path, what)
             return

@@ -97,8 +97,8 @@ def auxiliary_names(model: str) -> set[str]:
 def find_tokens(
     model: str, arguments: dict[str, Any], size_px: tuple[int, int]
 ) -> tuple[int | None, str | None]:
-    """Width and module name of the last feature map with several places, or of the last tokens, by
-    a run without memory.
+    """Width and module name of the last feature map of more than one cell, or of the last tokens,
+    from a run on meta tensors.
 
     Returns:
         None twice where the network gives none.
@@ -183,7 +183,7 @@ def construct(model: str, arguments: dict[str, object], *, initialize: bool = Tr
 
 
 def fixes_its_size(model: str) -> bool:
-    """Whether the constructor must be told the size of the images, as of transformers with learned
+    """Whether the constructor needs the size of the images, as for transformers with learned
     positions."""
     from torchvision import models
 

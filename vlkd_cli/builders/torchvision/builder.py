@@ -8,7 +8,7 @@ import urllib.error
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import ModalityName, PositiveInt
 
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
 NOT_FOR_TOWERS = {
     "aux_logits": "towers have no classifiers. Remove it.",
     "image_size": "set `image_size` of the tower, not of `config`.",
@@ -68,7 +71,7 @@ class TorchVision(Builder):
             in it is dropped).
         image_size: side in pixels that the tower sees instead of the weights' own.
         config: arguments of the model's constructor, e.g. `{width_mult: 0.5}` for mobilenet_v2.
-        cache_dir: where downloaded weights are kept; by default VLKD_CACHE or ~/.cache/vlkd.
+        cache_dir: folder for downloaded weights; by default VLKD_CACHE or ~/.cache/vlkd.
     """
 
     modalities = ("image",)
@@ -158,7 +161,7 @@ class TorchVision(Builder):
         self._load_file(network, anatomy, what, file, source=f"{weights.name} ({file})")
         return network
 
-    def _downloaded(self, weights: Any, what: str) -> Path:
+    def _downloaded(self, weights: WeightsEnum, what: str) -> Path:
         """The file of published weights: in our cache folder, in torch's, or fetched into ours."""
         name = Path(weights.url).name
         folder = cache_folder(self.cache_dir) / "torchvision" / "checkpoints"
@@ -240,7 +243,7 @@ class TorchVisionImage(Backbone):
         self.token_width, self._token_source = find_tokens(model, arguments, expected.size_px)
 
     def run(self, inputs: Tensor, *, tokens: bool) -> Encoded:
-        """Tokens are the places of the last feature map, or the tokens of a transformer."""
+        """Tokens are the cells of the last feature map, or the tokens of a transformer."""
         if not tokens or self._token_source is None:
             return Encoded(self.encoder(inputs), None)
         caught: list[Tensor] = []
@@ -270,7 +273,7 @@ class TorchVisionImage(Backbone):
     def layers(self) -> list[list[str]]:
         return find_layers(self.encoder)
 
-    def export(self, folder: Path, place: Path, keys: Mapping[str, Any]) -> Export:
+    def export(self, folder: Path, destination: Path, keys: Mapping[str, Any]) -> Export:
         file = "model.safetensors"
         write_weights(self.encoder.state_dict(), folder / file)
         arguments = dict(self.arguments)
@@ -301,12 +304,12 @@ class TorchVisionImage(Backbone):
             python=(
                 f"model = torchvision.models.get_model({self.model!r}{options}); "
                 f"model.set_submodule({self.classifier!r}, torch.nn.Identity()); "
-                f"model.load_state_dict(safetensors.torch.load_file({str(place / file)!r}))"
+                f"model.load_state_dict(safetensors.torch.load_file({str(destination / file)!r}))"
             ),
             recipe={
                 "builder": "torchvision",
                 "model": self.model,
-                "pretrained": str(place / file),
+                "pretrained": str(destination / file),
                 **size,
                 **({"config": config} if config else {}),
             },
@@ -340,5 +343,5 @@ def image_input(model: str, tag: str = "DEFAULT") -> ImageInput:
 
 
 def _modern_name(name: str) -> str:
-    # Old DenseNet files say norm.1 where the modules are now called norm1.
+    # Old DenseNet files name norm.1 what is now called norm1.
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)

@@ -94,7 +94,7 @@ def sourced(cells: Sequence[Any]) -> list[tuple[int, str]]:
 
 
 def number_cells(cells: Sequence[Any], where: str) -> tuple[np.ndarray, list[str] | None]:
-    """Class numbers and names, as `number_labels` gives them. Whole numbers may be stored as
+    """Class numbers and names, as `number_labels` gives them. Integers may be stored as
     floating-point ones, as libraries do where cells are empty.
 
     Raises:

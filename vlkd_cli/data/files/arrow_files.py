@@ -38,8 +38,8 @@ def data_files(path: str | Sequence[str], split: str | None) -> list[str]:
     img2dataset write them.
 
     Args:
-        split: takes the place of `{split}`, or chooses among the splits of a folder; by default
-            the training one.
+        split: replaces `{split}`, or chooses among the splits of a folder; by default the training
+            one.
 
     Raises:
         DataError: there is none.
@@ -48,33 +48,33 @@ def data_files(path: str | Sequence[str], split: str | None) -> list[str]:
 
     files: list[str] = []
     for each in [path] if isinstance(path, str) else path:
-        place = expanded(each.replace("{split}", split or "train"))
-        if os.path.isdir(place):
-            files += _in_folder(Path(place), None if "{split}" in each else split)
-        elif os.path.exists(place):
+        address = expanded(each.replace("{split}", split or "train"))
+        if os.path.isdir(address):
+            files += _in_folder(Path(address), None if "{split}" in each else split)
+        elif os.path.exists(address):
             files.append(expanded(with_split(each, split)))
         else:
-            places = list(braceexpand(expanded(with_split(each, split))))
-            files += [file for name in places for file in _matching(name) or [name]]
+            addresses = list(braceexpand(expanded(with_split(each, split))))
+            files += [file for name in addresses for file in _matching(name) or [name]]
     if not any(is_url(file) or os.path.isfile(file) for file in files):
         raise DataError(f"data.path {path}: no such file. Name .parquet files or a folder.")
     return files
 
 
-def _matching(place: str) -> list[str]:
-    if not is_url(place):
-        return sorted(glob.glob(place))
+def _matching(address: str) -> list[str]:
+    if not is_url(address):
+        return sorted(glob.glob(address))
     import fsspec
 
     try:
-        filesystem, inner = fsspec.core.url_to_fs(place)
+        filesystem, inner = fsspec.core.url_to_fs(address)
         if filesystem.isdir(inner):
             inner = f"{inner.rstrip('/')}/**/*.parquet"
         found = filesystem.glob(inner) if "*" in inner else [inner] * filesystem.exists(inner)
         return sorted(filesystem.unstrip_protocol(name) for name in found)
     except Exception as error:  # every fsspec protocol has exceptions of its own
         raise DataError(
-            f"data.path {place} cannot be read ({type(error).__name__}: {error}). Correct the"
+            f"data.path {address} cannot be read ({type(error).__name__}: {error}). Correct the"
             " address, or install what its protocol needs."
         ) from None
 
@@ -199,7 +199,8 @@ class ArrowFiles:
         return digest_of(states)
 
     def digest(self) -> str:
-        """Of the content, as far as ends and middles of the files tell; equal for equal copies."""
+        """Of the content, from the beginning, middle and end of the files; equal for equal
+        copies."""
         local = [file for file in self.files if not is_url(file)]
         remote = [_info(file) for file in self.files if is_url(file)]
         return digest_of(digest_files(local), [_end(file) for file in local], remote)

@@ -1,4 +1,4 @@
-"""Digests that tell whether data are the same, without reading all of them."""
+"""Digests that detect changes of data without reading all of them."""
 
 from __future__ import annotations
 

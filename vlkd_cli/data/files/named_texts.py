@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vlkd_cli.errors import DataError
 
 MAIN = "main"
-"""The captions proper, in the place of a text's name."""
+"""The captions proper, instead of a named text."""
 
 
 def checked_texts(

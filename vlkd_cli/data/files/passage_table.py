@@ -51,15 +51,15 @@ class TextsById:
         return keys
 
     def of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The positions that keys stand for."""
-        places: NDArray[np.int64] = self._order[keys]
-        return places
+        """The positions of keys."""
+        positions: NDArray[np.int64] = self._order[keys]
+        return positions
 
     def blank(self) -> NDArray[np.int64]:
         """Positions of texts without a character that is not white space."""
         # Only short ones are looked at: blank texts are empty nearly always.
         short = np.flatnonzero(np.diff(self._ends) < 64)
-        found = [place for place in short.tolist() if not self[place].strip()]
+        found = [position for position in short.tolist() if not self[position].strip()]
         return np.array(found, dtype=np.int64)
 
     def texts(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[str]]]:
@@ -73,8 +73,8 @@ class TextsById:
         if not len(self) or not len(wanted):
             return np.full(len(wanted), -1, dtype=np.int64)
         found = np.searchsorted(self.ids, wanted, sorter=self._order).clip(max=len(self) - 1)
-        places: NDArray[np.int64] = self._order[found]
-        return np.where(self.ids[places] == wanted, places, -1)
+        positions: NDArray[np.int64] = self._order[found]
+        return np.where(self.ids[positions] == wanted, positions, -1)
 
 
 class PassageTable:

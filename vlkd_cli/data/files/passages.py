@@ -136,21 +136,21 @@ def read_queries(collection: Collection) -> dict[str, str]:
     """Query id -> text."""
     path = collection.root / collection.queries
     queries: dict[str, str] = {}
-    for place, line in enumerate(read_lines(path), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         if collection.is_marco:
             query, tab, text = line.partition("\t")
             if not tab:
-                raise DataError(f"{path}:{place}: expected a query id, a TAB and the query.")
+                raise DataError(f"{path}:{line_number}: expected a query id, a TAB and the query.")
         elif collection.is_lines:
-            query, text = str(place), line
+            query, text = str(line_number), line
         else:
-            record = _record(line, path, place)
+            record = _record(line, path, line_number)
             query, text = record["_id"], record["text"]
         query = query.strip()
         if query in queries:
-            raise DataError(f"{path}:{place}: query id '{query}' occurs more than once.")
+            raise DataError(f"{path}:{line_number}: query id '{query}' occurs more than once.")
         queries[query] = text.strip()
     return queries
 
@@ -163,19 +163,21 @@ def read_judgments(collection: Collection, queries: Container[str]) -> Judged:
     """
     path = collection.root / collection.judgments
     judged: Judged = {}
-    for place, line in enumerate(read_lines(path), start=1):
-        # BEIR's fields stand between TABs, so that its ids may hold blanks; trec_eval's between
+    for line_number, line in enumerate(read_lines(path), start=1):
+        # BEIR's fields are separated by TABs, so that its ids may hold blanks; trec_eval's by
         # blanks of any kind.
         cells = line.split("\t" if "\t" in line and not collection.is_marco else None)
-        if not cells or (not collection.is_marco and place == 1 and not _is_number(cells[-1])):
+        if not cells or (
+            not collection.is_marco and line_number == 1 and not _is_number(cells[-1])
+        ):
             continue
         if len(cells) < (4 if collection.is_marco else 3):
             expected = "qid 0 pid grade" if collection.is_marco else "query-id corpus-id score"
-            raise DataError(f"{path}:{place}: has {len(cells)} fields; expected {expected}.")
+            raise DataError(f"{path}:{line_number}: has {len(cells)} fields; expected {expected}.")
         query, passage = cells[0].strip(), cells[2 if collection.is_marco else 1].strip()
         if not collection.restricted or query in queries:
             judged.setdefault(query, {})[passage] = number(
-                cells[3 if collection.is_marco else 2], path, place, "the grade"
+                cells[3 if collection.is_marco else 2], path, line_number, "the grade"
             )
     judged = {
         query: grades
@@ -199,9 +201,8 @@ class Corpus:
     Args:
         collection: where they lie.
         title: put a passage's title before its text (BEIR).
-        keep: ids that stay whatever `limit` is, `[K]` bytes.
-        limit: keep only the first so many passages in addition to those of `keep`, in total; None:
-            all.
+        keep: ids that are included whatever `limit` is, `[K]` bytes.
+        limit: number of passages in total: those of `keep` and the first of the others; None: all.
     """
 
     def __init__(
@@ -236,8 +237,8 @@ class Corpus:
             raise DataError(
                 f"{self.path}: passage id '{ids[order][twice[0]].decode()}' occurs more than once."
             )
-        # Where an id stands among all ids in ascending order: what breaks ties between scores, and
-        # a passage's name in the search.
+        # Rank of each id among all ids in ascending order: breaks ties between scores, and is a
+        # passage's name in the search.
         self.keys = np.empty(len(ids), dtype=np.int64)
         self.keys[order] = np.arange(len(ids))
         self._by_key = order
@@ -246,24 +247,24 @@ class Corpus:
         return len(self.ids)
 
     def id_of(self, key: int) -> str:
-        """The passage id that a key stands for."""
+        """The passage id of a key."""
         return str(self.ids[self._by_key[key]].decode())
 
     def num_missing(self, ids: NDArray[np.bytes_]) -> int:
         """How many of these ids, `[K]` bytes, are not in the corpus."""
-        places = np.searchsorted(self.ids, ids, sorter=self._by_key).clip(max=len(self.ids) - 1)
-        return int((self.ids[self._by_key[places]] != ids).sum())
+        rows = np.searchsorted(self.ids, ids, sorter=self._by_key).clip(max=len(self.ids) - 1)
+        return int((self.ids[self._by_key[rows]] != ids).sum())
 
     def texts(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[str]]]:
         """Chunks of `size` passages, each with its number; only those that are wanted are parsed
         into texts."""
-        kept = (
+        selected = (
             row
-            for place, row in enumerate(self._rows())
-            if self._chosen is None or self._chosen[place]
+            for row_number, row in enumerate(self._rows())
+            if self._chosen is None or self._chosen[row_number]
         )
         for chunk in range(-(-len(self) // size)):
-            rows = itertools.islice(kept, size)
+            rows = itertools.islice(selected, size)
             if wanted(chunk):
                 yield chunk, [self._text(row[1]) for row in rows]
             else:
@@ -280,27 +281,28 @@ class Corpus:
     def _rows(self) -> Iterator[tuple[bytes, Passage]]:
         """Id and content of every passage."""
         with open(self.path, "rb") as file:
-            for place, line in enumerate(file, start=1):
+            for line_number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                if place == 1:
+                if line_number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if self._is_marco:
                     passage, tab, text = line.rstrip(b"\r\n").partition(b"\t")
                     if not tab:
                         raise DataError(
-                            f"{self.path}:{place}: expected a passage id, a TAB and the passage."
+                            f"{self.path}:{line_number}: expected a passage id, a TAB and the"
+                            " passage."
                         )
-                    if "\0" in _decoded(passage, self.path, place):
+                    if "\0" in _decoded(passage, self.path, line_number):
                         raise DataError(
-                            f"{self.path}:{place}: the passage id holds a NUL character, so this is"
-                            " not UTF-8 text. Restore the original file."
+                            f"{self.path}:{line_number}: the passage id holds a NUL character, so"
+                            " this is not UTF-8 text. Restore the original file."
                         )
-                    yield passage.strip(), Undecoded(place, text)
+                    yield passage.strip(), Undecoded(line_number, text)
                 elif self._is_lines:
-                    yield str(place).encode(), Undecoded(place, line)
+                    yield str(line_number).encode(), Undecoded(line_number, line)
                 else:
-                    record = _record(line, self.path, place)
+                    record = _record(line, self.path, line_number)
                     yield record["_id"].strip().encode(), record
 
 
@@ -311,21 +313,21 @@ def _decoded(content: bytes, path: Path, line: int) -> str:
         raise DataError(f"{path}:{line}: {error}. Restore the original file.") from None
 
 
-def _record(line: str | bytes, path: Path, place: int) -> dict[str, str]:
+def _record(line: str | bytes, path: Path, line_number: int) -> dict[str, str]:
     """`_id`, `title` (empty where there is none) and `text` of a BEIR record."""
     try:
         record = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{path}:{place}: is not a JSON record: {error}.") from None
+        raise DataError(f"{path}:{line_number}: is not a JSON record: {error}.") from None
     if (
         not isinstance(record, dict)
         or not isinstance(record.get("_id"), (str, int))
         or not isinstance(record.get("text"), str)
     ):
-        raise DataError(f"{path}:{place}: a record needs '_id' and 'text', a string.")
+        raise DataError(f"{path}:{line_number}: a record needs '_id' and 'text', a string.")
     title = record.get("title") or ""
     if not isinstance(title, str):
-        raise DataError(f"{path}:{place}: 'title' is {kind_of(title)}; expected a text.")
+        raise DataError(f"{path}:{line_number}: 'title' is {kind_of(title)}; expected a string.")
     found = {"_id": str(record["_id"]), "title": title, "text": record["text"]}
     return {key: clean_text(value) for key, value in found.items()}
 

@@ -1,5 +1,5 @@
-"""The files of `vlkd synthesize`: relations.tsv, and the page next to it that says what they were
-made from."""
+"""The files of `vlkd synthesize`: relations.tsv, and the page next to it with what they were made
+from."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def read_relations(path: Path) -> Relations:
             f" {FILE} of `vlkd synthesize`."
         )
     found = Relations([], [], [], [])
-    for place, line in enumerate(lines[1:], start=2):
+    for line_number, line in enumerate(lines[1:], start=2):
         cells = line.split("\t")
         if len(cells) != len(COLUMNS):
             raise DataError(
-                f"{path}:{place}: has {len(cells)} fields; expected {len(COLUMNS)}. Run `vlkd"
+                f"{path}:{line_number}: has {len(cells)} fields; expected {len(COLUMNS)}. Run `vlkd"
                 " synthesize` again."
             )
         for column, cell in zip(found[:3], cells, strict=False):
             column.append(cell)
-        found.margins.append(number(cells[3], path, place, "the margin"))
+        found.margins.append(number(cells[3], path, line_number, "the margin"))
     if not found.queries:
         raise DataError(f"{path}: holds no relations. Run `vlkd synthesize` again.")
     return found

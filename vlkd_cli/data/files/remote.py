@@ -12,28 +12,28 @@ from vlkd_cli.data.files.cached_copies import cached_copy
 from vlkd_cli.errors import DataError
 
 
-def is_url(place: str) -> bool:
+def is_url(address: str) -> bool:
     """Whether a path is a URL, e.g. s3://bucket/key; file:// counts as one."""
-    return "://" in place
+    return "://" in address
 
 
-def expanded(place: str) -> str:
+def expanded(address: str) -> str:
     """A path with `~` replaced by the home folder; URLs as they are."""
-    return place if is_url(place) else os.path.expanduser(place)
+    return address if is_url(address) else os.path.expanduser(address)
 
 
-def joined(root: str, place: str) -> str:
+def joined(root: str, address: str) -> str:
     """A path below a root, where it is not absolute or a URL already; `~/` begins at home."""
-    if place.startswith("~/"):
-        return os.path.expanduser(place)
-    if is_url(place) or os.path.isabs(place) or not root:
-        return place
-    return root.rstrip("/") + "/" + place
+    if address.startswith("~/"):
+        return os.path.expanduser(address)
+    if is_url(address) or os.path.isabs(address) or not root:
+        return address
+    return root.rstrip("/") + "/" + address
 
 
-def parent_of(place: str) -> str:
+def parent_of(address: str) -> str:
     """The folder that a path or URL lies in."""
-    return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place)
+    return address.rpartition("/")[0] if is_url(address) else os.path.dirname(address)
 
 
 def fetch_bytes(url: str) -> bytes:
@@ -56,52 +56,53 @@ def fetch_bytes(url: str) -> bytes:
         raise Broken(f"{type(error).__name__}: {error}") from error
 
 
-def local_copy(place: str, what: str) -> Path:
+def local_copy(address: str, what: str) -> Path:
     """A local file with the content of a path or URL; compressed files (.gz, .bz2, .xz, .zst) are
     unpacked.
 
-    Copies lie in the cache folder, keyed by the place and what tells its versions apart (size,
-    time, etag).
+    Copies are in the cache folder, keyed by the address and what distinguishes versions of the
+    file (size, time, etag).
 
     Raises:
         DataError: it is missing or cannot be read.
     """
-    if is_url(place):
-        return _fetched(place, what)
-    place = expanded(place)
-    if os.path.isdir(place):
-        raise DataError(f"{what} {place} is a folder; name a file.")
-    if not os.path.isfile(place):
+    if is_url(address):
+        return _fetched(address, what)
+    address = expanded(address)
+    if os.path.isdir(address):
+        raise DataError(f"{what} {address} is a folder; name a file.")
+    if not os.path.isfile(address):
         raise DataError(
-            f"{what} {place}: no such file. Check data.path (it is relative to {Path.cwd()})."
+            f"{what} {address}: no such file. Check data.path (it is relative to {Path.cwd()})."
         )
-    suffix = place.rpartition(".")[2]
-    return _unpacked(place, suffix, what) if suffix in _COMPRESSIONS else Path(place)
+    suffix = address.rpartition(".")[2]
+    return _unpacked(address, suffix, what) if suffix in _COMPRESSIONS else Path(address)
 
 
 _COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd"}
 
 
-def _unpacked(place: str, suffix: str, what: str) -> Path:
+def _unpacked(address: str, suffix: str, what: str) -> Path:
     from fsspec.compression import compr
 
     if _COMPRESSIONS[suffix] not in compr:
-        raise DataError(f"{what} {place}: pip install zstandard, or unpack the file first.")
-    status = os.stat(place)
+        raise DataError(f"{what} {address}: pip install zstandard, or unpack the file first.")
+    status = os.stat(address)
 
     def write(copy: BinaryIO) -> None:
-        with open(place, "rb") as file, compr[_COMPRESSIONS[suffix]](file, mode="rb") as source:
+        with open(address, "rb") as file, compr[_COMPRESSIONS[suffix]](file, mode="rb") as source:
             shutil.copyfileobj(source, copy, 1 << 20)
 
     try:
         return cached_copy(
-            f"{os.path.realpath(place)}\0{status.st_size} {status.st_mtime_ns}", write
+            f"{os.path.realpath(address)}\0{status.st_size} {status.st_mtime_ns}", write
         )
     except DataError:
         raise
     except Exception as error:  # every compression has exceptions of its own
         raise DataError(
-            f"{what} {place} cannot be unpacked ({type(error).__name__}: {error}). Fetch it again."
+            f"{what} {address} cannot be unpacked ({type(error).__name__}: {error}). Fetch it"
+            " again."
         ) from None
 
 

@@ -33,7 +33,7 @@ from vlkd_cli.data.files.tar_members import JSON, Parts, split_member
 from vlkd_cli.data.files.tar_walk import BLOCK, CUT_OFF, NO_HEADER, End, Gap, Member, walk
 from vlkd_cli.data.files.texts import read_at
 from vlkd_cli.errors import DataError
-from vlkd_cli.ranks import local_place
+from vlkd_cli.ranks import local_rank_and_size
 
 MISSING = np.iinfo(np.uint32).max
 """Instead of the size of a member that a sample does not have."""
@@ -232,7 +232,7 @@ def _contents(file: int, members: dict[str, _Place]) -> dict[str, bytes]:
 
 
 def _state(shard: str) -> tuple[str, int, int] | None:
-    """What tells a version of a shard from others: path, size, time. None: it is not there."""
+    """What identifies a version of a shard: path, size, time. None: it is not there."""
     if os.path.isdir(shard):
         raise DataError(f"shard {shard} is a folder. Name its files, e.g. {shard}/*.tar.")
     try:
@@ -254,11 +254,11 @@ def _state(shard: str) -> tuple[str, int, int] | None:
 def _index_together(shards: Sequence[str], keys: Sequence[str], parts: Parts) -> None:
     """Make the index of every shard that has none. The processes of this machine begin at different
     shards, and each looks for what the others left."""
-    place, count = local_place()
+    rank, count = local_rank_and_size()
     missing = [number for number, key in enumerate(keys) if key and not _file(key).is_file()]
     if missing:
         console.say(f"Indexing {len(missing):,} shards once, e.g. {shards[missing[0]]}.")
-    own = missing[place::count]
+    own = missing[rank::count]
     for number in (*own, *reversed(missing)):
         if not _file(keys[number]).is_file():
             _store(keys[number], index_shard(shards[number], parts))

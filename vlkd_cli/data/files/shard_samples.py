@@ -103,7 +103,7 @@ class ShardSamples:
         return found
 
     def label_ids(self) -> list[int] | None:
-        """What the class numbers stand for, where they are ids."""
+        """The class ids behind class numbers."""
         return self.arrays["label_ids"].tolist() if "label_ids" in self.arrays else None
 
     def captions_before(self, indices: np.ndarray) -> np.ndarray:

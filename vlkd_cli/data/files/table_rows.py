@@ -164,29 +164,29 @@ def split_row(text: str, *, delimiter: str, quotes: bool) -> list[str]:
     if not quotes or '"' not in text:
         return text.split(delimiter)
     fields: list[str] = []
-    place = 0
+    offset = 0
     while True:
         field = ""
-        if text.startswith('"', place):
-            field, place = _quoted(text, place + 1)
-        stop = text.find(delimiter, place)
-        fields.append(field + (text[place:] if stop < 0 else text[place:stop]))
+        if text.startswith('"', offset):
+            field, offset = _quoted(text, offset + 1)
+        stop = text.find(delimiter, offset)
+        fields.append(field + (text[offset:] if stop < 0 else text[offset:stop]))
         if stop < 0:
             return fields
-        place = stop + 1
+        offset = stop + 1
 
 
-def _quoted(text: str, place: int) -> tuple[str, int]:
+def _quoted(text: str, offset: int) -> tuple[str, int]:
     """What a quoted field holds that begins here, and where it ends."""
     pieces: list[str] = []
     while True:
-        end = text.find('"', place)
+        end = text.find('"', offset)
         if end < 0:
             raise ValueError("its quotes do not match")
-        pieces.append(text[place:end])
+        pieces.append(text[offset:end])
         if not text.startswith('"', end + 1):
             return '"'.join(pieces), end + 1
-        place = end + 2
+        offset = end + 2
 
 
 def _odd_lines(data: bytes, starts: np.ndarray) -> list[int]:

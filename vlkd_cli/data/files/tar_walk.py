@@ -38,7 +38,7 @@ class Gap(NamedTuple):
 
     Args:
         byte: where it begins.
-        reason: text with a place for the byte.
+        reason: format string with a field for the byte.
         is_end: whether nothing follows it.
     """
 
@@ -48,7 +48,7 @@ class Gap(NamedTuple):
 
 
 class End(NamedTuple):
-    """The end of the file; `is_marked`: zeros say that it is the archive's end, too."""
+    """The end of the file; `is_marked`: zeros mark it as the end of the archive, too."""
 
     is_marked: bool
 
@@ -155,7 +155,7 @@ def _after_zeros(file: int, size: int, block: int, header: bytes) -> int | None:
 
 
 def _next_header(file: int, block: int) -> int | None:
-    """The next block that says that it is a header and has the checksum of one."""
+    """The next block with the magic bytes and the checksum of a header."""
     while piece := os.pread(file, _SEARCH_BLOCKS * BLOCK, block * BLOCK):
         count = len(piece) // BLOCK
         marks = np.frombuffer(piece, dtype=np.uint8, count=count * BLOCK).reshape(count, BLOCK)

@@ -1,4 +1,4 @@
-"""How text is read from files, in one place for all readers: encoding, byte order marks, lone
+"""How text is read from files, for all readers: encoding, byte order marks, lone
 surrogates, line ends and JSON."""
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def decode_text(content: bytes, encoding: str = "utf-8") -> str:
 
 
 def clean_text(text: str) -> str:
-    """The text without a byte order mark in front, and with U+FFFD in place of lone surrogates,
-    which no tokenizer and no file can hold. Pairs of surrogates become the character they stand
-    for."""
+    """The text without a byte order mark in front, and with U+FFFD instead of lone surrogates,
+    which no tokenizer and no file can hold. Pairs of surrogates become the character they
+    encode."""
     if text.isascii():
         return text
     text = text.removeprefix(_MARK)
@@ -120,7 +120,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a regular file. A pipe, socket or device is refused instead of waited for.
 
     Raises:
-        OSError: it cannot be read; `strerror` says why.
+        OSError: it cannot be read; the reason is in `strerror`.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -154,7 +154,7 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
 
     Raises:
         DataError: it cannot be read, is not in this encoding, or holds NUL characters, as UTF-16
-            that is read in another encoding does; says in which line.
+            that is read in another encoding does; names the line.
     """
     try:
         text = decode_text(read_file(path), encoding)
@@ -203,7 +203,7 @@ def finite_number(value: object) -> float:
 
 
 def number(text: str, path: str | os.PathLike[str], line: int, what: str) -> float:
-    """A finite number out of a file, or a message that says where it should stand."""
+    """A finite number out of a file, or an error that names its position."""
     try:
         found = float(text)
     except ValueError:

@@ -33,11 +33,11 @@ class Augment:
         """Height and width of its pictures; by default what the tower expects."""
         return expected.size_px
 
-    def region(self, size: tuple[int, int], draw: random.Random) -> Box:
+    def region(self, size: tuple[int, int], rng: random.Random) -> Box:
         """Which part of an image of this height and width is used."""
         raise NotImplementedError
 
-    def finish(self, image: Tensor, draw: random.Random) -> Tensor:
+    def finish(self, image: Tensor, rng: random.Random) -> Tensor:
         """Change `[3, H, W]` uint8 after it was resized to the tower's size."""
         raise NotImplementedError
 
@@ -51,11 +51,11 @@ class Augment:
         full: tuple[int, int],
         box: Box,
         expected: ImageInput,
-        draw: random.Random,
+        rng: random.Random,
     ) -> Sequence[Tensor]:
         """Pixels (perhaps scaled down from `full`) to `pictures` of `[3, H, W]` uint8."""
         cut = resize(crop(pixels, box, full), self.size(expected), expected.interpolation)
-        return (self.finish(cut, draw),)
+        return (self.finish(cut, rng),)
 
 
 class StandardAugment(Augment):
@@ -64,8 +64,8 @@ class StandardAugment(Augment):
     Args:
         scale: smallest and largest fraction of the area that is cropped.
         ratio: lowest and highest width over height of the region.
-        flip: probability of mirroring left and right; wrong for captions that say where things are.
-        brightness: largest relative change, drawn from `[1 - x, 1 + x]`.
+        flip: probability of mirroring left and right; wrong for captions that describe positions.
+        brightness: largest relative change; the factor is sampled from `[1 - x, 1 + x]`.
         contrast: the same of the contrast.
         saturation: the same of the saturation.
         hue: largest turn of the hue, as a fraction of the color circle, up to 0.5.
@@ -103,31 +103,31 @@ class StandardAugment(Augment):
         self.grayscale, self.blur, self.blur_sigma = grayscale, blur, (blur_sigma[0], blur_sigma[1])
         self.solarize = solarize
 
-    def region(self, size: tuple[int, int], draw: random.Random) -> Box:
-        return random_box(size, scale=self.scale, ratio=self.ratio, draw=draw)
+    def region(self, size: tuple[int, int], rng: random.Random) -> Box:
+        return random_box(size, scale=self.scale, ratio=self.ratio, rng=rng)
 
-    def finish(self, image: Tensor, draw: random.Random) -> Tensor:
-        if self.flip and draw.random() < self.flip:
+    def finish(self, image: Tensor, rng: random.Random) -> Tensor:
+        if self.flip and rng.random() < self.flip:
             image = image.flip(-1)
         if (
             self.brightness or self.contrast or self.saturation or self.hue
-        ) and draw.random() < self.jitter:
-            image = self._jitter(image, draw)
-        if self.grayscale and draw.random() < self.grayscale:
+        ) and rng.random() < self.jitter:
+            image = self._jitter(image, rng)
+        if self.grayscale and rng.random() < self.grayscale:
             from torchvision.transforms.v2 import functional
 
             image = functional.rgb_to_grayscale(image, num_output_channels=3)
-        if self.blur and draw.random() < self.blur:
-            image = self._blur(image, draw)
-        if self.solarize and draw.random() < self.solarize:
+        if self.blur and rng.random() < self.blur:
+            image = self._blur(image, rng)
+        if self.solarize and rng.random() < self.solarize:
             image = torch.where(image >= 128, 255 - image, image)
         return image
 
-    def _jitter(self, image: Tensor, draw: random.Random) -> Tensor:
+    def _jitter(self, image: Tensor, rng: random.Random) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         changes: list[tuple[Any, float]] = [
-            (change, draw.uniform(max(0.0, 1 - strength), 1 + strength))
+            (change, rng.uniform(max(0.0, 1 - strength), 1 + strength))
             for change, strength in (
                 (functional.adjust_brightness, self.brightness),
                 (functional.adjust_contrast, self.contrast),
@@ -137,18 +137,18 @@ class StandardAugment(Augment):
         ]
         if self.hue:
             changes.append(
-                (functional.adjust_hue, draw.uniform(-min(self.hue, 0.5), min(self.hue, 0.5)))
+                (functional.adjust_hue, rng.uniform(-min(self.hue, 0.5), min(self.hue, 0.5)))
             )
-        draw.shuffle(changes)
+        rng.shuffle(changes)
         for change, amount in changes:
             image = change(image, amount)
         return image
 
-    def _blur(self, image: Tensor, draw: random.Random) -> Tensor:
+    def _blur(self, image: Tensor, rng: random.Random) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         size = max(image.shape[-2:])
-        sigma = draw.uniform(*self.blur_sigma) * size / 224
+        sigma = rng.uniform(*self.blur_sigma) * size / 224
         # A tenth of the image, as SimCLR takes it, and odd.
         kernel = max(3, size // 20 * 2 + 1)
         blurred: Tensor = functional.gaussian_blur(
@@ -261,9 +261,9 @@ class QuarterTurnsAugment(StandardAugment):
         full: tuple[int, int],
         box: Box,
         expected: ImageInput,
-        draw: random.Random,
+        rng: random.Random,
     ) -> Sequence[Tensor]:
-        (picture,) = super().apply(pixels, full, box, expected, draw)
+        (picture,) = super().apply(pixels, full, box, expected, rng)
         return tuple(picture.rot90(-turns, (1, 2)) for turns in range(4))
 
 
@@ -273,12 +273,12 @@ _GRID = 3
 class PatchGridAugment(StandardAugment):
     """The patches of a 3 x 3 grid on one square crop: the center first, then the others row by row.
 
-    Each patch is cut from its cell at a random place, so that edges do not tell where it lies.
+    Each patch is cut from its cell at a random position, so that edges do not reveal where it is.
 
     Args:
         cell_px: side of a cell.
         jitter_px: by how much a patch is smaller than its cell.
-        grayscale: probability of dropping the colors, which would tell by their aberration.
+        grayscale: probability of dropping the colors, whose aberration would reveal the position.
 
     Source: Doersch et al., Unsupervised Visual Representation Learning by Context Prediction,
     ICCV 2015, arXiv:1505.05192, section 3.
@@ -311,16 +311,16 @@ class PatchGridAugment(StandardAugment):
         full: tuple[int, int],
         box: Box,
         expected: ImageInput,
-        draw: random.Random,
+        rng: random.Random,
     ) -> Sequence[Tensor]:
         side = _GRID * self.cell_px
         whole = resize(crop(pixels, box, full), (side, side), expected.interpolation)
-        whole = self.finish(whole, draw)
+        whole = self.finish(whole, rng)
         room = self.cell_px - self.patch_px
         patches = []
         for cell in range(_GRID**2):
-            top, left = (place * self.cell_px for place in divmod(cell, _GRID))
-            top, left = top + draw.randint(0, room), left + draw.randint(0, room)
+            top, left = (offset * self.cell_px for offset in divmod(cell, _GRID))
+            top, left = top + rng.randint(0, room), left + rng.randint(0, room)
             patches.append(whole[:, top : top + self.patch_px, left : left + self.patch_px])
         center = patches.pop(len(patches) // 2)
         return (center, *patches)
@@ -328,7 +328,7 @@ class PatchGridAugment(StandardAugment):
 
 class NoAugment:
     """The tower's evaluation transform, also in training: the same picture in every epoch, so that
-    features may be kept."""
+    features can be cached."""
 
     def __init__(self) -> None:
         pass

@@ -77,7 +77,7 @@ class Picture:
         self._opened = _opened(data)
         self._take_size(self._opened.height, self._opened.width)
         if self._opened.format == "TIFF":
-            self._load()  # PIL turns it in loading, and some versions tell its size only then
+            self._load()  # PIL turns it in loading, and some versions know its size only then
         elif self._opened.format != "PNG" or png_may_be_turned(data):
             with _loading(self._salvage):
                 self._orientation = orientation_of(self._opened)

@@ -32,16 +32,16 @@ _OTHER_PICTURES = frozenset(
 )
 
 
-def existing_folder(place: str, key: str) -> Path:
+def existing_folder(path: str, key: str) -> Path:
     """The folder of a recipe key; `~` is expanded.
 
     Raises:
         DataError: it does not exist.
     """
-    folder = Path(os.path.expanduser(place))
+    folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
         raise DataError(
-            f"data.{key} {place}: no such folder (relative paths start from {Path.cwd()})."
+            f"data.{key} {path}: no such folder (relative paths start from {Path.cwd()})."
         )
     return folder
 
@@ -93,8 +93,8 @@ def find_folders(folder: Path) -> list[str]:
     resolved = folder.resolve()
     known, names = {resolved, *resolved.parents}, []
     for entry in entries:
-        if (place := Path(entry.path).resolve()) not in known:
-            known.add(place)
+        if (path := Path(entry.path).resolve()) not in known:
+            known.add(path)
             names.append(entry.name)
     return sorted(names)
 

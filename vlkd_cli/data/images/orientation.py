@@ -31,7 +31,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether width and height change places."""
+    """Whether width and height are swapped."""
     return orientation in _SWAPS
 
 
@@ -51,17 +51,17 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def jpeg_may_be_turned(data: bytes) -> bool:
     """Whether a JPEG has a segment before its pixels that EXIF or XMP may be in; True also where
     its segments cannot be followed."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
-        marker = data[place + 1]
+    offset = 2
+    while data[offset : offset + 1] == b"\xff" and offset + 4 <= len(data):
+        marker = data[offset + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
         elif marker == _START_OF_SCAN:
             return False
         elif marker == _APP1:
             return True
         else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     return True
 
 

@@ -192,7 +192,7 @@ def crop_start(full: int, part: int, rule: Literal["round", "floor"]) -> int:
 
 
 def random_box(
-    size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], draw: Any
+    size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], rng: Any
 ) -> Box:
     """A region whose fraction of the area and aspect ratio are sampled uniformly (the ratio in its
     logarithm).
@@ -201,18 +201,18 @@ def random_box(
     torchvision's RandomResizedCrop does.
 
     Args:
-        draw: a `random.Random`.
+        rng: a `random.Random`.
     """
     height, width = size
     lowest, highest = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = height * width * draw.uniform(*scale)
-        aspect = math.exp(draw.uniform(lowest, highest))
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(lowest, highest))
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             return Box(
-                draw.randint(0, height - box_height),
-                draw.randint(0, width - box_width),
+                rng.randint(0, height - box_height),
+                rng.randint(0, width - box_width),
                 box_height,
                 box_width,
             )

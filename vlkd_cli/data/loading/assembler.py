@@ -53,7 +53,7 @@ class Assembler:
         world_size: number of ranks.
         broken: rows that are known to be unreadable; they are replaced without being tried.
         columns: of the data, by name, one entry for each row; batches get their rows' entries.
-        draws: the augmentations that views of the rows' own show (`ImageView.drawn`).
+        draws: the augmentations of views with stored augmentations (`ImageView.by_draw`).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Assembler:
         stored = self.views.stored(rows[readable], draws[readable])
         filling = self._filled(rows, choices, seeds, draws, stored)
         if stored and self.views.stored(filling.rows(), draws) != stored:
-            # What came in place of a broken sample has no features yet.
+            # The replacement of a broken sample has no features yet.
             filling = self._filled(rows, choices, seeds, draws, frozenset())
         return self._with_targets(filling.batch())
 
@@ -146,7 +146,7 @@ class Assembler:
     def images_of(self, rows: np.ndarray, draws: np.ndarray) -> Batch:
         """The images that stored towers read of these rows under these augmentations; samples that
         cannot be read are left out and remembered as such."""
-        filling = Filling(self.views.only_kept(), len(rows))
+        filling = Filling(self.views.only_stored(), len(rows))
         slot = 0
         for row, draw in zip(rows.tolist(), draws.tolist(), strict=True):
             try:
@@ -159,7 +159,9 @@ class Assembler:
     def missing(self, rows: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Which of these rows lack features of a stored tower under these augmentations, bool."""
         readable = ~np.isin(rows, list(self._without_text))
-        found = [view.missing(rows, draws) for view in self.views.kept.values() if view.tables]
+        found = [
+            view.missing(rows, draws) for view in self.views.stored_views.values() if view.tables
+        ]
         lacking: np.ndarray = np.any([np.zeros(len(rows), dtype=np.bool_), *found], axis=0)
         found_missing: np.ndarray = readable & lacking
         return found_missing
@@ -224,7 +226,7 @@ class Assembler:
 
     def _remember(self, row: int, draw: int, skipped: Skipped) -> None:
         """Let a sample that cannot be read count as one whose features are stored."""
-        if not self.views.kept:
+        if not self.views.stored_views:
             return
         try:
             image = self.reader.image(row)
@@ -235,14 +237,14 @@ class Assembler:
                 return
         except Broken:
             pass
-        for view in self.views.kept.values():
+        for view in self.views.stored_views.values():
             view.note(row, draw, *skipped)
 
     def _sample(self, row: int, choice: int, seed: int, draw: int = 0) -> Sample:
         reader, views = self.reader, self.views
         if row in self.broken:
             raise Broken(self.broken[row].reason)
-        for view in views.kept.values():
+        for view in views.stored_views.values():
             if (reason := view.reason(row, draw)) is not None:
                 raise Broken(reason)
         spans = {}
@@ -256,8 +258,8 @@ class Assembler:
             label=reader.label(row),
             seed=seed,
             draw=draw,
-            drawn_seed=int(self.draws.seeds(np.array([draw]), np.array([row]))[0])
-            if views.are_drawn
+            draw_seed=int(self.draws.seeds(np.array([draw]), np.array([row]))[0])
+            if views.use_draws
             else 0,
             salvage=reader.salvages,
             sources=(
@@ -292,8 +294,10 @@ class SortedViews:
 
     def __init__(self, views: Mapping[str, View], masks: Mapping[str, ViewMask]) -> None:
         self.images = {key: view for key, view in views.items() if isinstance(view, ImageView)}
-        self.kept = {key: view for key, view in views.items() if isinstance(view, StoredView)}
-        self.are_drawn = any(view.drawn for view in self.images.values())
+        self.stored_views = {
+            key: view for key, view in views.items() if isinstance(view, StoredView)
+        }
+        self.use_draws = any(view.by_draw for view in self.images.values())
         self.features = {
             key: view for key, view in views.items() if isinstance(view, FeatureView | KeyView)
         }
@@ -318,17 +322,17 @@ class SortedViews:
         self.texts = tuple(dict.fromkeys(view.text for view in read))
         self.required = tuple(dict.fromkeys(view.text for view in read if view.required))
 
-    def only_kept(self) -> SortedViews:
+    def only_stored(self) -> SortedViews:
         """The views of stored towers alone."""
-        return SortedViews(self.kept, {})
+        return SortedViews(self.stored_views, {})
 
     def stored(self, rows: np.ndarray, draws: np.ndarray) -> frozenset[str]:
         """Keys of the views whose features are stored for all of these rows."""
-        return frozenset(key for key, view in self.kept.items() if view.stored(rows, draws))
+        return frozenset(key for key, view in self.stored_views.items() if view.stored(rows, draws))
 
 
 def number_of(view: str) -> int:
-    """The number that tells the random choices of a view from those of others."""
+    """The number that separates the random choices of a view from those of others."""
     return 0 if view in ("", MAIN_VIEW) else zlib.crc32(view.encode())
 
 
@@ -374,14 +378,14 @@ class Filling:
         samples: Sequence[Sample] = self.samples[:size]
         targets = [sample.targets for sample in samples]
         inputs: dict[str, Tensor | TextInput] = {
-            key: self.views.kept[key].images(samples, images[:size])
-            if key in self.views.kept
+            key: self.views.stored_views[key].images(samples, images[:size])
+            if key in self.views.stored_views
             else images[:size]
             for key, images in self.images.items()
         }
         hidden = {}
         if samples:
-            inputs |= {key: self.views.kept[key].features(samples) for key in self.stored}
+            inputs |= {key: self.views.stored_views[key].features(samples) for key in self.stored}
             inputs |= {key: view(samples) for key, view in self.views.others.items()}
             hidden = {
                 view: torch.stack([_hidden(sample, number, mask) for sample in samples])

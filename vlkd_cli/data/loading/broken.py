@@ -58,9 +58,9 @@ class BrokenCount:
         if self._seen is None:
             return len(batch)
         rows = np.unique(batch.indices.numpy())
-        places, bits = rows >> 3, (1 << (rows & 7)).astype(np.uint8)
-        num_new = int(np.count_nonzero(self._seen[places] & bits == 0))
-        np.bitwise_or.at(self._seen, places, bits)
+        slots, bits = rows >> 3, (1 << (rows & 7)).astype(np.uint8)
+        num_new = int(np.count_nonzero(self._seen[slots] & bits == 0))
+        np.bitwise_or.at(self._seen, slots, bits)
         return num_new
 
 

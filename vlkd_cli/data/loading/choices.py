@@ -11,7 +11,7 @@ from vlkd_cli.data.readers.reader import Reader
 
 def choices(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
     """A random number for each row, uint64; modulo the number of its captions, or by the weights
-    of their sources, it says which is read."""
+    of their sources, it selects the caption."""
     return hashed(seed, epoch, rows) >> np.uint64(1)
 
 

@@ -76,7 +76,7 @@ class ClassOrder:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
     def replacement(self, row: int, seed: int, attempt: int) -> int:
-        """A row of the same class in the place of a broken one."""
+        """A row of the same class that replaces a broken one."""
         own = self._class_of[int(self._labels[row])]
         position = int(hashed(seed, attempt)[0] % np.uint64(self._counts[own]))
         return int(self._rows[self._starts[own] + position])

@@ -10,7 +10,7 @@ import numpy as np
 from vlkd_cli.data.loading.shuffling import hashed
 
 _PURPOSE = 2
-"""Tells these seeds from those of texts (0) and of positions (1)."""
+"""Separates these seeds from those of texts (0) and of positions (1)."""
 
 
 class Draws(NamedTuple):

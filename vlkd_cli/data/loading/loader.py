@@ -1,8 +1,8 @@
 """Batches for training and evaluation, a function of (seed, epoch, position) alone.
 
-`Loader.batches(epoch, start)` gives the same batches whatever the number of workers and whatever
-was drawn before, so that stopping and going on needs two numbers. A broken sample is replaced by
-one that its position determines, and named in `batch.skipped`.
+`Loader.batches(epoch, start)` yields the same batches whatever the number of workers and whatever
+was loaded before, so that resuming needs two numbers only. A broken sample is replaced by one that
+its position determines, and named in `batch.skipped`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Loader:
         pin_memory: deliver page-locked memory, for copies to a GPU that do not block.
         broken: rows that are known to be unreadable (their stored features are missing); replaced
             and reported like those found broken.
-        draws: the augmentations that views of the rows' own show.
+        draws: the augmentations of views with stored augmentations.
 
     Raises:
         DataError: there is less data than one step of all ranks needs; while iterating: too much of

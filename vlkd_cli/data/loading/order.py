@@ -32,7 +32,7 @@ class Order(Protocol):
         ...
 
     def replacement(self, row: int, seed: int, attempt: int) -> int:
-        """The row that takes the place of a broken one."""
+        """The row that replaces a broken one."""
         ...
 
 
@@ -105,10 +105,10 @@ class EpochOrder(_PassAfterPass):
             positions = np.arange(
                 block * _BLOCK, min((block + 1) * _BLOCK, self.num_positions), dtype=np.int64
             )
-            passes, places = np.divmod(epoch * self.num_positions + positions, self.num_rows)
+            passes, offsets = np.divmod(epoch * self.num_positions + positions, self.num_rows)
             self._block = (
                 (epoch, block),
-                permuted(places, self.num_rows, hashed(self.seed, passes)),
+                permuted(offsets, self.num_rows, hashed(self.seed, passes)),
             )
         return self._block[1]
 
@@ -149,11 +149,11 @@ class BlockOrder(_PassAfterPass):
         """Rows at the positions `[start, stop)` of an epoch, int64; positions beyond its end are
         those of its beginning."""
         positions = np.arange(start, stop, dtype=np.int64) % self.num_positions
-        passes, places = np.divmod(epoch * self.num_positions + positions, self.num_rows)
+        passes, offsets = np.divmod(epoch * self.num_positions + positions, self.num_rows)
         rows = np.empty(len(positions), dtype=np.int64)
         for number in np.unique(passes):
             own = passes == number
-            rows[own] = self._of_pass(int(number)).rows(places[own])
+            rows[own] = self._of_pass(int(number)).rows(offsets[own])
         return rows
 
     def replacement(self, row: int, seed: int, attempt: int) -> int:
@@ -181,14 +181,14 @@ class _Pass:
         self.before = np.concatenate([[0], np.cumsum(sizes)])
         self.bounds = np.append(self.before[: -1 : blocks.at_once], self.before[-1])
 
-    def rows(self, places: np.ndarray) -> np.ndarray:
-        shuffled = np.empty_like(places)
-        windows = np.searchsorted(self.bounds, places, side="right") - 1
+    def rows(self, offsets: np.ndarray) -> np.ndarray:
+        shuffled = np.empty_like(offsets)
+        windows = np.searchsorted(self.bounds, offsets, side="right") - 1
         for window in np.unique(windows):
             own = windows == window
             first, stop = self.bounds[window : window + 2].tolist()
             key = hashed(self.key, window, 4)
-            shuffled[own] = first + permuted(places[own] - first, stop - first, key)
+            shuffled[own] = first + permuted(offsets[own] - first, stop - first, key)
         blocks = np.searchsorted(self.before, shuffled, side="right") - 1
         rows: np.ndarray = self.firsts[blocks] + shuffled - self.before[blocks]
         return rows

@@ -23,8 +23,8 @@ class StreamAssembler:
     """Makes the batches of one rank out of a stream; requests of a share must come in their order,
     as they do in every worker.
 
-    A share that is exhausted before the epoch is over begins its next pass. A resumed epoch reads
-    past the samples that were drawn before, without decoding them.
+    A share that is exhausted before the epoch is over begins its next pass. A resumed epoch skips
+    the samples that were loaded before, without decoding them.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class StreamAssembler:
                 f"{self.batch_size} consecutive samples are broken, the first: {first.name}:"
                 f" {first.reason}. Check the shards."
             )
-        # A broken sample gives way to another of its batch, so that every batch takes the same
-        # number of samples from the stream and a resumed epoch finds its place without decoding
-        # what lies before.
+        # A broken sample is replaced by another of its batch, so that every batch takes the same
+        # number of samples from the stream and a resumed epoch finds its position without decoding
+        # earlier samples.
         for slot in replaced:
             filling.put(slot, good[slot % len(good)])
         return filling.batch()

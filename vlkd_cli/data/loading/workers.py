@@ -136,8 +136,8 @@ class WorkerPool:
                 f"loader workers cannot be started ({error.strerror}). Set data.workers: 0, or"
                 " raise the limit."
             ) from error
-        # torch would raise wherever this process is when a worker dies, in the middle of a forward
-        # pass, say. It also looks for dead workers when the next batch is due.
+        # torch would raise wherever this process is when a worker dies, e.g. in the middle of a
+        # forward pass. It also looks for dead workers when the next batch is due.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         self._processes = [each for each in multiprocessing.active_children() if each not in before]
@@ -168,8 +168,8 @@ def _death(dead: Sequence[Any]) -> str:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     # A terminal, `timeout` and SLURM signal the whole group. The trainer still needs batches to
-    # reach its next safe place, and lets its workers go when it is done; a worker that nobody lets
-    # go ends a little later.
+    # reach its next safe point, and releases its workers when it is done; a worker that nobody
+    # releases ends a little later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS))
 

@@ -29,8 +29,8 @@ class PointsAugment(CloudAugment):
     """Rotate, scale, shift and jitter the points, and drop some of them, in this order.
 
     Args:
-        rotate: `up` turns about the vertical axis, `any` in space; for data whose models lie or
-            stand as they happen to.
+        rotate: `up` turns about the vertical axis, `any` in space; for data without a common
+            orientation.
         scale: smallest and largest factor on the size.
         shift: largest shift along each axis; the model fills the unit sphere.
         jitter: standard deviation of the noise of each coordinate, cut off at 0.05.
@@ -60,11 +60,11 @@ class PointsAugment(CloudAugment):
             turned = _rotation(self.rotate == "any", draw)
             for first in range(0, changed.shape[1], 3):
                 changed[:, first : first + 3] = changed[:, first : first + 3] @ turned.T
-        places = changed[:, :3]
-        places *= draw.uniform(*self.scale)
-        places += draw.uniform(-self.shift, self.shift, 3)
-        noise = self.jitter * draw.standard_normal(places.shape)
-        places += noise.clip(-LONGEST_JITTER, LONGEST_JITTER)
+        positions = changed[:, :3]
+        positions *= draw.uniform(*self.scale)
+        positions += draw.uniform(-self.shift, self.shift, 3)
+        noise = self.jitter * draw.standard_normal(positions.shape)
+        positions += noise.clip(-LONGEST_JITTER, LONGEST_JITTER)
         lost = draw.random(len(changed)) < draw.random() * self.drop
         changed[lost] = changed[0]
         return changed.astype(np.float32)

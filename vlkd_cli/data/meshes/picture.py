@@ -26,7 +26,7 @@ def picture_of(cloud: NDArray[np.float32]) -> Image.Image:
     pixels = np.full((SIDE_PX, SIDE_PX), 255, dtype=np.uint8)
     half = SIDE_PX // 2
     for number, (right, up) in enumerate(_VIEWS):
-        top, left = (half * place for place in divmod(number, 2))
+        top, left = (half * cell for cell in divmod(number, 2))
         pixels[top : top + half, left : left + half] = _view(cloud[:, :3], right, up, half)
     return Image.fromarray(pixels).convert("RGB")
 

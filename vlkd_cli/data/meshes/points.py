@@ -14,7 +14,7 @@ from vlkd_cli.data.loading.shuffling import hashed
 from vlkd_cli.data.meshes.files import Triangles, parse_mesh, read_bytes
 
 NUM_POINTS = 2048
-"""Points of a mesh where a reader does not say."""
+"""Default number of points of a mesh."""
 COLUMNS = 6
 """x, y, z, and the three of the normal."""
 
@@ -68,7 +68,7 @@ def sample_surface(
     """Points spread evenly over the area, `[points, 3]`, and the face of each, `[points]`.
 
     Source: Osada et al., Shape Distributions, ACM Transactions on Graphics 21(4), 2002, section
-    4.1, with hashes in place of random numbers.
+    4.1, with hashes instead of random numbers.
 
     Raises:
         Broken: the mesh has no area.

@@ -1,4 +1,4 @@
-"""What a mesh tower sees of the drawn samples."""
+"""What a mesh tower sees of the samples."""
 
 from __future__ import annotations
 

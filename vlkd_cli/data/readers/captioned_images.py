@@ -65,8 +65,8 @@ class CaptionedImages(Reader):
         return len(self._paths)
 
     def image(self, index: int) -> bytes | str:
-        place = self.name(index)
-        return fetch_bytes(place) if is_url(place) else place
+        address = self.name(index)
+        return fetch_bytes(address) if is_url(address) else address
 
     def captions(self, index: int) -> Sequence[str]:
         if index in self._problems:
@@ -83,7 +83,7 @@ class CaptionedImages(Reader):
 
     def fingerprint(self) -> str:
         files = digest_files(
-            place for index in probed(len(self)) if not is_url(place := self.name(index))
+            address for index in probed(len(self)) if not is_url(address := self.name(index))
         )
         return digest_of(
             type(self).__name__,

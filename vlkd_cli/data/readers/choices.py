@@ -40,7 +40,7 @@ class Choices(Reader):
             `split`.
         image_root: folder of the images; by default the file's own, or `images`, `val2017` and the
             like in it or in one of the two folders above it.
-        split: which split, where `path` has a place for it.
+        split: replaces `{split}` in `path`.
 
     Source: the data of SugarCrepe @6e45274, ARO @81fdd20 and Winoground (formats only).
     """
@@ -127,10 +127,10 @@ def choice_files(folder: Path) -> list[Path]:
 
 
 def _file(path: str) -> Path:
-    place = Path(path)
-    if not place.is_dir():
-        return place
-    found = choice_files(place)
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    found = choice_files(folder)
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:10]) or "none"
         raise DataError(

@@ -293,14 +293,14 @@ def _constructed(
 
 
 def _labels(data: Any) -> Iterator[int]:
-    """Labels without decoding images where the class stores them in one of the places that
+    """Labels without decoding images, if the class stores them in one of the attributes that
     torchvision uses."""
-    for place in ("targets", "labels", "_labels", "y"):
-        stored = getattr(data, place, None)
+    for name in ("targets", "labels", "_labels", "y"):
+        stored = getattr(data, name, None)
         if stored is not None and len(stored) == len(data):
             return (int(label) for label in stored)
-    for place in ("samples", "_samples", "imgs"):
-        stored = getattr(data, place, None)
+    for name in ("samples", "_samples", "imgs"):
+        stored = getattr(data, name, None)
         if stored is not None and len(stored) == len(data) and isinstance(stored[0][1], int):
             return (int(label) for _, label in stored)
     return (int(data[index][1]) for index in range(len(data)))

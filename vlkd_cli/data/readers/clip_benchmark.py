@@ -182,7 +182,7 @@ class ClipBenchmark(Reader):
 
 
 def _shards(part: Path) -> list[str]:
-    """The shards of a split in their order: as many as `nshards.txt` says, where it is there."""
+    """The shards of a split in their order: as many as in `nshards.txt`, if it exists."""
     found = sorted(part.glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
     if not found:
         raise DataError(f"{part}: no shard (0.tar, 1.tar, ...).")

@@ -153,7 +153,8 @@ def _karpathy(
 
 
 class _Entry:
-    """An object in a list of the file; what is missing or of another type is named by its place."""
+    """An object in a list of the file; what is missing or of another type is named by its
+    index."""
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, dict):

@@ -57,7 +57,7 @@ class CSV(Reader):
             numbered by size; names are numbered in alphabetical order.
         id: column of what results call a sample; by default the path of its image or mesh.
         quotes: whether a quote at the beginning of a field opens a quoted one.
-        split: which split, where `path` has a place for it.
+        split: replaces `{split}` in `path`.
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
@@ -154,8 +154,8 @@ class CSV(Reader):
     def image(self, index: int) -> bytes | str | None:
         if self._image is None:
             return None
-        place = self._place(index)
-        return fetch_bytes(place) if is_url(place) else place
+        address = self._address(index)
+        return fetch_bytes(address) if is_url(address) else address
 
     def mesh(self, index: int) -> np.ndarray | None:
         return None if self._clouds is None else self._clouds[index]
@@ -194,10 +194,10 @@ class CSV(Reader):
         return self._index["targets"][indices] if self._targets else super().targets_of(indices)
 
     def column(self, name: str) -> Sequence[str]:
-        place, cells = self._table.column(name), list[str]()
+        column, cells = self._table.column(name), list[str]()
         for index in range(len(self)):
             try:
-                cells.append(clean_text(self._table.fields(int(self._rows(index)[0]))[place]))
+                cells.append(clean_text(self._table.fields(int(self._rows(index)[0]))[column]))
             except Broken:
                 cells.append("")  # the loader reports the row
         return cells
@@ -217,7 +217,7 @@ class CSV(Reader):
     def name(self, index: int) -> str:
         try:
             if self._image is not None:
-                return self._place(index)
+                return self._address(index)
             if self._clouds is not None and self._clouds.paths[index]:
                 return self._clouds.paths[index]
         except Broken:
@@ -241,11 +241,11 @@ class CSV(Reader):
 
     def fingerprint(self) -> str:
         has_files = self._image is not None or self._mesh is not None
-        places = (self.name(index) for index in probed(len(self)) if has_files)
-        files = digest_files(place for place in places if not is_url(place))
+        addresses = (self.name(index) for index in probed(len(self)) if has_files)
+        files = digest_files(address for address in addresses if not is_url(address))
         return digest_of("csv", self._settings, bytes(self._index["digest"]), files)
 
-    def _place(self, index: int) -> str:
+    def _address(self, index: int) -> str:
         assert self._image is not None
         value = self._table.fields(int(self._rows(index)[0]))[self._image].strip()
         if not value:
@@ -351,19 +351,19 @@ class CSV(Reader):
         root = self.image_root
         if image_root is not None and not is_url(root) and not os.path.isdir(root):
             raise DataError(f"data.image_root {image_root}: no such folder.")
-        places, broken = [], None
+        addresses, broken = [], None
         for index in range(min(_FIRST_FILES, len(self))):
             try:
-                places.append(self._place(index))
+                addresses.append(self._address(index))
             except Broken as error:
                 broken = error
-        if not places:
+        if not addresses:
             raise DataError(
                 f"{broken}. Check data.sep, data.quotes and data.encoding, or repair the row."
             )
-        if not any(is_url(place) or os.path.isfile(place) for place in places):
+        if not any(is_url(address) or os.path.isfile(address) for address in addresses):
             raise DataError(
-                f"table {self.path}: its first images do not exist, e.g. {places[0]}. Set"
+                f"table {self.path}: its first images do not exist, e.g. {addresses[0]}. Set"
                 " data.image_root to their folder."
             )
 

@@ -1,7 +1,7 @@
 """Images inside zip archives and next to them, read in place.
 
-Only where each row's bytes lie is kept (a few numbers per row), not the archives' directories:
-PatchCamelyon's has 262,144 entries.
+Only the position of each row's bytes is stored (a few numbers per row), not the archives'
+directories: PatchCamelyon's has 262,144 entries.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Places:
                             f"{path}: member '{entry.filename}' is encrypted or compressed in"
                             " an unsupported way; repack the archive, stored or deflated."
                         )
-                    place = (
+                    location = (
                         number,
                         entry.compress_type,
                         entry.header_offset,
@@ -93,7 +93,7 @@ class Places:
                     )
                     found += sum(self.table[row]["archive"] < 0 for row in own)
                     for row in own:
-                        self.table[row] = place
+                        self.table[row] = location
         except FileNotFoundError as error:
             raise DataError(
                 f"{path} is missing, and {index} points into it. Put the data set's archive there."
@@ -129,10 +129,10 @@ class Places:
         Raises:
             Broken: the member is damaged.
         """
-        place = self.table[row]
-        if place["archive"] < 0:
+        location = self.table[row]
+        if location["archive"] < 0:
             return str(self.folder / self.rows.path(row))
-        number, offset = int(place["archive"]), int(place["offset"])
+        number, offset = int(location["archive"]), int(location["offset"])
         file = self._files.get(number)
         try:
             if file is None:
@@ -140,14 +140,14 @@ class Places:
             header = os.pread(file, _LOCAL_HEADER_BYTES, offset)
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             start = offset + _LOCAL_HEADER_BYTES + name_length + extra_length
-            data = read_at(file, start, int(place["stored"]))
-            if place["method"] == zipfile.ZIP_DEFLATED:
+            data = read_at(file, start, int(location["stored"]))
+            if location["method"] == zipfile.ZIP_DEFLATED:
                 # No more than the directory promises: a few bytes may unpack to gigabytes.
                 unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-                data = unpacker.decompress(data, int(place["size"]) + 1)
+                data = unpacker.decompress(data, int(location["size"]) + 1)
         except (OSError, ValueError, struct.error, zlib.error) as error:
             raise Broken(f"damaged in the archive ({error})") from error
-        if len(data) != place["size"] or zlib.crc32(data) != place["crc"]:
+        if len(data) != location["size"] or zlib.crc32(data) != location["crc"]:
             raise Broken("damaged in the archive (the bytes do not match their checksum)")
         return data
 

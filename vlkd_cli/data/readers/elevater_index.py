@@ -130,29 +130,27 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
         DataError: a folder is missing or is not a class id, or `index.json` is not an order of the
             rows.
     """
-    place = folder / split
-    if not place.is_dir():
+    part = folder / split
+    if not part.is_dir():
         raise DataError(
-            f"data set folder '{folder}' has no part '{split}': expected '{place}' with a folder"
+            f"data set folder '{folder}' has no part '{split}': expected '{part}' with a folder"
             " per class id."
         )
     found: list[tuple[str, list[int]]] = []
-    for name in find_folders(place):
+    for name in find_folders(part):
         if not (name.isascii() and name.isdigit()) or int(name) >= num_classes:
             raise DataError(
-                f"{place / name}: expected a class id from 0 to {num_classes - 1} as the folder's"
+                f"{part / name}: expected a class id from 0 to {num_classes - 1} as the folder's"
                 " name."
             )
-        images = [
-            each for each in find_images(place / name) if each.lower().endswith(IMAGE_ENDINGS)
-        ]
+        images = [each for each in find_images(part / name) if each.lower().endswith(IMAGE_ENDINGS)]
         images.sort(key=os.path.split)  # folder after folder, as os.walk and so torchvision does
         found.extend((f"{split}/{name}/{image}", [int(name)]) for image in images)
     order_file = next(
-        (file for file in (folder / "index.json", place / "index.json") if file.is_file()), None
+        (file for file in (folder / "index.json", part / "index.json") if file.is_file()), None
     )
     if split != "test" or order_file is None:
-        return _rows(found, place), "folders"
+        return _rows(found, part), "folders"
     try:
         order = [int(position) for position in parse_json(_read_text(order_file))]
     except (ValueError, TypeError) as error:
@@ -161,11 +159,11 @@ def read_folders(folder: Path, split: str, num_classes: int) -> tuple[Rows, str]
         ) from error
     if sorted(order) != list(range(len(found))):
         raise DataError(
-            f"{order_file}: {len(order)} positions for {len(found)} images in '{place}'; expected"
+            f"{order_file}: {len(order)} positions for {len(found)} images in '{part}'; expected"
             f" each of 0 to {len(found) - 1} once. Images are missing, or the file belongs to"
             " another copy."
         )
-    return _rows([found[position] for position in order], place), "folders and index.json"
+    return _rows([found[position] for position in order], part), "folders and index.json"
 
 
 def read_label_map(path: Path, num_classes: int) -> list[str]:
@@ -184,11 +182,11 @@ def read_label_map(path: Path, num_classes: int) -> list[str]:
 
 
 def check_class_order(names: Sequence[str], official: Sequence[str], where: str) -> bool:
-    """Whether the names on disk confirm the official columns; False where they are spelled too
-    differently to tell.
+    """Whether the names on disk confirm the official columns; False if they are spelled too
+    differently to decide.
 
     Raises:
-        DataError: an official class stands in another column.
+        DataError: an official class is in another column.
     """
     own, expected = [_plain(name) for name in names], [_plain(name) for name in official]
     for column, name in enumerate(own):

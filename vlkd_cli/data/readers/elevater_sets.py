@@ -2,7 +2,7 @@
 
 `elevater_sets.json` holds names, folders, metrics, sizes and the classes in column order; the
 prompt templates in it are vlkd's own. A root may bring its own `vision_datasets.json` (the registry
-format of vision-datasets), which describes further data sets or other places of the same ones.
+format of vision-datasets), which describes further data sets or other paths of the same ones.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def read_registry(path: Path) -> dict[str, SetFacts]:
     """The data sets that a `vision_datasets.json` describes; of several versions of a name, the
     newest.
 
-    An official name keeps its classes, metric and templates, and takes the registry's folder and
-    files. Other data sets are scored by 11-point mAP where they are multi-label and by accuracy
-    where not, unless the entry says `metric`.
+    An official name retains its classes, metric and templates, and takes the registry's folder and
+    files. Other data sets are scored by 11-point mAP if they are multi-label and by accuracy if
+    not, unless the entry sets `metric`.
 
     Raises:
         DataError: the file is not such a registry.
@@ -230,7 +230,7 @@ def locate(root: Path, name: str) -> Located:
     name, or as the root itself.
 
     Raises:
-        DataError: the root or the data set is missing; says which folder was expected.
+        DataError: the root or the data set is missing; names the expected folder.
     """
     if not root.is_dir():
         raise DataError(
@@ -263,10 +263,10 @@ def on_disk(root: Path) -> dict[str, Located]:
 
 def _candidates(root: Path, facts: SetFacts) -> list[Path]:
     names = dict.fromkeys((facts.folder, *facts.aliases))
-    places = [root / name for name in names] + [
+    folders = [root / name for name in names] + [
         root / "classification" / name for name in facts.aliases
     ]
-    return [*places, root] if root.name in facts.aliases else places
+    return [*folders, root] if root.name in facts.aliases else folders
 
 
 def _layout(folder: Path, facts: SetFacts) -> Literal["index", "folders"] | None:

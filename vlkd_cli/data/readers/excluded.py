@@ -24,8 +24,8 @@ def excluded_names(path: str) -> list[str]:
     Raises:
         DataError: there is no such file.
     """
-    place = Path(path).expanduser()
-    files = sorted(place.glob("skipped*.csv")) if place.is_dir() else [place]
+    source = Path(path).expanduser()
+    files = sorted(source.glob("skipped*.csv")) if source.is_dir() else [source]
     if not files:
         raise DataError(f"data.exclude {path}: the folder has no skipped.csv.")
     names: dict[str, None] = {}

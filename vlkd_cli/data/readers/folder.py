@@ -23,7 +23,7 @@ class Folder(CaptionedImages):
         missing: what to do with images without a text file: refuse the data, or leave these images
             out.
         encoding: of the text files.
-        split: which split, where `path` has a place for it.
+        split: replaces `{split}` in `path`.
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """

@@ -21,7 +21,7 @@ class Images(CaptionedImages):
         path: a folder, whose sub-folders are searched too and mean nothing; or a text file with one
             path or URL per line, relative to the file's folder. `{split}` in it is replaced by
             `split`.
-        split: which split, where `path` has a place for it.
+        split: replaces `{split}` in `path`.
         part: take only this part of the images, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
@@ -46,9 +46,9 @@ class Images(CaptionedImages):
 
 
 def _check_first(path: str, root: str, images: list[str]) -> None:
-    places = [joined(root, image) for image in images[:3]]
-    if places and not any(is_url(place) or os.path.isfile(place) for place in places):
+    first_paths = [joined(root, image) for image in images[:3]]
+    if first_paths and not any(is_url(first) or os.path.isfile(first) for first in first_paths):
         raise DataError(
-            f"{path}: its first images do not exist, e.g. {places[0]}. Each line is a path,"
+            f"{path}: its first images do not exist, e.g. {first_paths[0]}. Each line is a path,"
             " relative to the folder of the list."
         )

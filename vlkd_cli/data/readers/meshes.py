@@ -150,8 +150,8 @@ def _in_folders(root: Path) -> list[_Found]:
     else:
         split_at, class_at = -1, 0
 
-    def part(own: Sequence[str], place: int) -> str:
-        return own[place] if 0 <= place < len(own) else ""
+    def part(own: Sequence[str], position: int) -> str:
+        return own[position] if 0 <= position < len(own) else ""
 
     return [
         _Found(file, part(own, class_at), part(own, split_at).lower())
@@ -160,8 +160,8 @@ def _in_folders(root: Path) -> list[_Found]:
 
 
 def _in_index(root: Path, index: str) -> list[_Found]:
-    place = root / os.path.expanduser(index)
-    path = str(place if place.is_file() else os.path.expanduser(index))
+    inside = root / os.path.expanduser(index)
+    path = str(inside if inside.is_file() else os.path.expanduser(index))
     table = Table(path, sep=None, encoding="utf-8", quotes=True)
     columns = [table.column(_FILE, "index"), table.column(_CLASS, "index")]
     if _SPLIT in table.columns:
@@ -190,9 +190,9 @@ def _of_split(found: Sequence[_Found], split: str, path: str, index: str | None)
     if not own:
         there = sorted({one.split for one in found} - {""})
         has = f"it has {', '.join(there)}" if there else "it has no splits"
-        place = f"path {path}" if index is None else f"index {index}"
+        key = f"path {path}" if index is None else f"index {index}"
         raise DataError(
-            f"data.{place} has no meshes of data.split '{split}': {has}. Leave split out, or"
+            f"data.{key} has no meshes of data.split '{split}': {has}. Leave split out, or"
             " choose one that is there."
         )
     return own

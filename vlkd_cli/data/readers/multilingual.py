@@ -31,7 +31,7 @@ class Multilingual(CaptionedImages):
         path: the folder; `{split}` in it is replaced by `split`.
         language: as the files spell it, e.g. de (XTD has Japanese as jp).
         image_root: folder of the images; by default `images` in `path`, or `path` itself.
-        split: where `path` has a place for it.
+        split: replaces `{split}` in `path`.
 
     Source: Aggarwal and Kale, XTD (2020); Thapliyal et al., Crossmodal-3600 (EMNLP 2022), formats
         only.
@@ -67,8 +67,8 @@ class Multilingual(CaptionedImages):
         super().__init__(str(root), (name for name, _ in pairs), (own for _, own in pairs))
 
     def image_fingerprint(self) -> str:
-        places = (self.name(index) for index in probed(len(self)))
-        return digest_of("multilingual", self._paths.digest(), digest_files(places))
+        paths = (self.name(index) for index in probed(len(self)))
+        return digest_of("multilingual", self._paths.digest(), digest_files(paths))
 
 
 def languages_of(folder: Path) -> list[str]:
@@ -99,8 +99,8 @@ def _xtd(folder: Path, language: str) -> Iterator[tuple[str, list[str]]]:
         )
     for number, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
         if not image.strip() or not caption.strip():
-            place = path if image.strip() else folder / XTD
-            raise DataError(f"{place}:{number}: is blank. Fetch the file again.")
+            file = path if image.strip() else folder / XTD
+            raise DataError(f"{file}:{number}: is blank. Fetch the file again.")
         yield image.strip(), [caption.strip()]
 
 
@@ -143,5 +143,5 @@ def _root(folder: Path, chosen: str | None, first: str) -> Path:
         if not root.is_dir():
             raise DataError(f"data.image_root {chosen}: no such folder.")
         return root
-    places: Sequence[Path] = [folder / name for name in _ROOTS]
-    return next((place for place in places if (place / first).is_file()), places[0])
+    folders: Sequence[Path] = [folder / name for name in _ROOTS]
+    return next((each for each in folders if (each / first).is_file()), folders[0])

@@ -41,7 +41,7 @@ class ObjectNet(Reader):
             best of the ImageNet classes that `mappings/` gives for it.
         crop_px: pixels cut off at every side: the pictures have a red border, which WiSE-FT cuts
             off with 2.
-        split: where `path` has a place for it.
+        split: replaces `{split}` in `path`.
 
     Source: Barbu et al., ObjectNet (NeurIPS 2019); classes as clip_benchmark's objectnet.py.
     """
@@ -115,16 +115,16 @@ class ObjectNet(Reader):
 
 
 class _Mappings:
-    """What the files of `mappings/` say: the name of each folder, and its ImageNet classes."""
+    """The content of `mappings/`: the name of each folder, and its ImageNet classes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name_of = self._texts(FOLDERS)
-        folder_of = {name: place for place, name in self.name_of.items()}
+        folder_of = {name: subfolder for subfolder, name in self.name_of.items()}
         numbers = self._texts(NUMBERS).items()
         number_of = {line: int(number) for number, line in numbers if number.isdecimal()}
         lines = [line.strip() for line in split_lines(read_text(folder / IMAGENET_NAMES))]
-        by_name = {line: number_of.get(str(place)) for place, line in enumerate(lines)}
+        by_name = {line: number_of.get(str(row)) for row, line in enumerate(lines)}
         self.imagenet_of: dict[str, list[int]] = {}
         for name, listed in self._texts(TO_IMAGENET).items():
             own = [by_name.get(each) for each in listed.split("; ")]
@@ -148,9 +148,9 @@ class _Mappings:
         return {clean_text(key): clean_text(str(value)) for key, value in content.items()}
 
 
-def _found(root: Path, places: Sequence[str], file: str) -> Path:
-    for place in places:
-        if (root / place / file).exists():
-            return root / place
-    what = f"{places[0]}/{file}" if file else f"{' or '.join(places)}"
+def _found(root: Path, subfolders: Sequence[str], file: str) -> Path:
+    for subfolder in subfolders:
+        if (root / subfolder / file).exists():
+            return root / subfolder
+    what = f"{subfolders[0]}/{file}" if file else f"{' or '.join(subfolders)}"
     raise DataError(f"data.path {root}: has no {what}. Name the folder that ObjectNet unpacks to.")

@@ -70,7 +70,7 @@ class Parquet(Reader):
         id: column of what results call a row; by default its image's path, else file and row.
         shuffle_groups: row groups whose samples are shuffled among each other; by default as many
             as 256 MiB hold, 4 to 64.
-        split: which split, where `path` has a place for it or the folder has splits.
+        split: replaces `{split}` in `path`, or chooses among the splits of the folder.
         part: take only this part of the rows, in a fixed random order: `[0, 0.9]` to train on,
             `[0.9, 1]` to choose by.
     """
@@ -160,8 +160,8 @@ class Parquet(Reader):
             return value
         if not isinstance(value, str):
             raise Broken("its image is neither bytes nor a path")
-        place = joined(self._root(index), value)
-        return fetch_bytes(place) if is_url(place) else place
+        address = joined(self._root(index), value)
+        return fetch_bytes(address) if is_url(address) else address
 
     def captions(self, index: int) -> Sequence[str]:
         return [text for own in self._texts_of(index).values() for _, text in own]
@@ -191,7 +191,7 @@ class Parquet(Reader):
         return ["" if cells[row] is None else clean_text(str(cells[row])) for row in rows]
 
     def name(self, index: int) -> str:
-        group, offset = self._place(index)
+        group, offset = self._locate(index)
         file, number, _ = self._index["groups"][group].tolist()
         if self._image is not None and self._names_images():
             try:
@@ -211,8 +211,8 @@ class Parquet(Reader):
     def fingerprint(self) -> str:
         files = ""
         if self._image is not None and holds_texts(self._type(self._image)):
-            places = (self.name(index) for index in probed(len(self)))
-            files = digest_files(place for place in places if not is_url(place))
+            addresses = (self.name(index) for index in probed(len(self)))
+            files = digest_files(address for address in addresses if not is_url(address))
         return digest_of("parquet", self._settings, self._files.digest(), files)
 
     def caption_start(self, index: int) -> int:
@@ -227,7 +227,7 @@ class Parquet(Reader):
 
     # -- cells -----------------------------------------------------------------------------------
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         """Group of a row, and its position in the group."""
         count = len(self)
         if not -count <= index < count:
@@ -239,7 +239,7 @@ class Parquet(Reader):
         return group, row - int(self._starts[group])
 
     def _cell(self, index: int, column: str, *, is_image: bool = False) -> Any:
-        group, offset = self._place(index)
+        group, offset = self._locate(index)
         key = group, is_image
         if key not in self._loaded:
             while len(self._loaded) >= 4 * self._together.at_once:
@@ -264,7 +264,7 @@ class Parquet(Reader):
     def _root(self, index: int) -> str:
         if self.image_root is not None:
             return self.image_root
-        return parent_of(self._files.files[int(self._index["groups"][self._place(index)[0], 0])])
+        return parent_of(self._files.files[int(self._index["groups"][self._locate(index)[0], 0])])
 
     def _names_images(self) -> bool:
         """Whether the image column may hold paths."""
@@ -419,7 +419,7 @@ class Parquet(Reader):
             )
         if not self._names_images():
             return
-        places = []
+        addresses = []
         for index in range(min(3, len(self))):
             try:
                 image = self.image(index)
@@ -427,10 +427,10 @@ class Parquet(Reader):
                 continue
             if not isinstance(image, str) or os.path.isfile(image):
                 return
-            places.append(image)
-        if places:
+            addresses.append(image)
+        if addresses:
             raise DataError(
-                f"{self._files.files[0]}: its first images do not exist, e.g. {places[0]}. Set"
+                f"{self._files.files[0]}: its first images do not exist, e.g. {addresses[0]}. Set"
                 " data.image_root to their folder."
             )
 

@@ -26,7 +26,7 @@ class _Rows(NamedTuple):
     """Positions of query, positive and (of triplets) negative, `[N, 2]` or `[N, 3]` int32, and the
     margins `[N]` float32 of triplets."""
 
-    places: NDArray[np.int32]
+    positions: NDArray[np.int32]
     margins: NDArray[np.float32] | None = None
 
 
@@ -70,18 +70,18 @@ class Passages(Reader):
         else:
             self._source = Path(relations)
             self._rows = _related(self._source, collection, self._table)
-        self.text_names = ("positive", "negative")[: self._rows.places.shape[1] - 1]
+        self.text_names = ("positive", "negative")[: self._rows.positions.shape[1] - 1]
         self.num_targets = 0 if self._rows.margins is None else 1
 
     def __len__(self) -> int:
-        return len(self._rows.places)
+        return len(self._rows.positions)
 
     def image(self, index: int) -> None:
         return None
 
     def captions(self, index: int) -> Sequence[str]:
-        query, *passages = self._rows.places[index].tolist()
-        texts = [self._table.passages[place] for place in passages]
+        query, *passages = self._rows.positions[index].tolist()
+        texts = [self._table.passages[position] for position in passages]
         return [self._table.queries[query], *texts]
 
     def text_span(self, index: int, name: str = MAIN) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class Passages(Reader):
         return f"{self._source}: pair {index + 1} (query '{self.id(index)}')"
 
     def id(self, index: int) -> str:
-        return self._table.queries.id_of(int(self._rows.places[index, 0]))
+        return self._table.queries.id_of(int(self._rows.positions[index, 0]))
 
     def caption_start(self, index: int) -> int:
         return index * (1 + len(self.text_names))
@@ -113,7 +113,7 @@ class Passages(Reader):
 
 def _judged(collection: Collection, table: PassageTable, min_grade: float) -> _Rows:
     """The pairs of the judgments, in the file's order."""
-    names = [table.queries.id_of(place) for place in range(len(table.queries))]
+    names = [table.queries.id_of(position) for position in range(len(table.queries))]
     judged = read_grades(collection, frozenset(names))
     pairs = [
         (query, passage)
@@ -159,12 +159,12 @@ def _related(path: Path, collection: Collection, table: PassageTable) -> _Rows:
     )
     columns = []
     for texts, ids in sides:
-        places = texts.positions(ids)
-        if (places < 0).any():
-            row = int(np.flatnonzero(places < 0)[0])
+        positions = texts.positions(ids)
+        if (positions < 0).any():
+            row = int(np.flatnonzero(positions < 0)[0])
             what = f"line {row + 2} names '{ids[row]}', which is not there"
             raise _foreign(path, collection.root, what, None if page is None else page["path"])
-        columns.append(places)
+        columns.append(positions)
     return _Rows(np.stack(columns, axis=1).astype(np.int32), np.array(found.margins, np.float32))
 
 

@@ -225,10 +225,10 @@ class StreamReader(Offers):
 
 
 def with_split(path: str, split: str | None, default: str = "train") -> str:
-    """A path with `split` in the place of `{split}`.
+    """A path with `{split}` replaced by `split`.
 
     Raises:
-        DataError: a split is given and the path has no place for it.
+        DataError: a split is given and the path has no `{split}`.
     """
     if split is not None and "{split}" not in path:
         raise DataError(

@@ -1,5 +1,5 @@
-"""Drawn pictures of colored shapes with captions: data that needs no download, and whose truth is
-known."""
+"""Rendered pictures of colored shapes with captions: data that needs no download, with known
+ground truth."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ POSITIONS = (
     "bottom right",
 )
 CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
-UNSEEN = frozenset(place * len(COLORS) + place + 1 for place in range(len(SHAPES)))
+UNSEEN = frozenset(index * len(COLORS) + index + 1 for index in range(len(SHAPES)))
 """Labels of the classes that `combinations: seen` leaves out: one of each shape, none twice in a
 color, so both words are known."""
 TEMPLATES = ("a {}", "a picture of a {}", "there is a {} here")
@@ -86,15 +86,16 @@ class Shapes(Reader):
 
     A kind of picture is a color, shape, size, position and background. The splits share no kind,
     though every color and shape occurs in all of them, and within a split no kind comes twice
-    before all were used; so on 500 validation pictures every caption that tells everything fits one
-    picture only. The class is color x shape, of the first-named shape.
+    before all were used; so on 500 validation pictures every full caption fits one picture only.
+    The class is color x shape, of the first-named shape.
 
     Args:
         num_samples: pictures; by default 10,000 to train on and 500 to validate or test.
         size_px: height and width.
         seed: of the pictures.
         split: "train", "val" or "test".
-        relations: render a second, small shape next to the first, and say where in the captions.
+        relations: render a second, small shape next to the first, and describe where in the
+        captions.
         short_captions: whether captions that name only color and shape are among those of a
             picture; by default in training only, since such captions fit many pictures.
         combinations: "all" classes; all but six of the 48, "seen"; or those six, "unseen". Train on
@@ -154,7 +155,7 @@ class Shapes(Reader):
     def captions(self, index: int) -> Sequence[str]:
         scene = self.scene(index)
         thing, background = scene.thing, scene.background
-        what, where = f"{thing.color} {thing.shape}", _place(thing.position)
+        what, where = f"{thing.color} {thing.shape}", _where(thing.position)
         captions = [
             f"a {thing.size} {what} {where} of a {background} picture",
             f"a picture with a {background} background and a {thing.size} {what} {where}",
@@ -224,9 +225,9 @@ class Shapes(Reader):
         kind, label = divmod(self._kind(index), len(CLASSES))
         color, shape = CLASSES[label].split()
         kind, size = divmod(kind, len(SIZES))
-        background, place = divmod(kind, len(POSITIONS))
+        background, where = divmod(kind, len(POSITIONS))
         jitter = draw.uniform(-1, 1, 4).tolist()
-        row, column = divmod(place, 3)
+        row, column = divmod(where, 3)
         radius = list(SIZES.values())[size] * (1 + 0.1 * jitter[0])
         # Large shapes still lie within the picture: the outer positions are as far from its edge as
         # the radius asks for.
@@ -236,7 +237,7 @@ class Shapes(Reader):
             0.5 + (row - 1) * reach + 0.03 * jitter[2],
         )
         thing = Thing(
-            color, shape, list(SIZES)[size], POSITIONS[place], center, radius, 0.15 * jitter[3]
+            color, shape, list(SIZES)[size], POSITIONS[where], center, radius, 0.15 * jitter[3]
         )
         scene = Scene(thing, list(BACKGROUNDS)[background])
         return self._with_other(scene, draw) if self.relations else scene
@@ -295,20 +296,20 @@ class Shapes(Reader):
 
     def _kind(self, index: int) -> int:
         # Kinds of many positions at once cost hardly more than one; two bytes each are stored.
-        block, place = divmod(index, _BLOCK)
+        block, where = divmod(index, _BLOCK)
         if block not in self._blocks:
             self._blocks[block] = self._kinds(
                 np.arange(block * _BLOCK, (block + 1) * _BLOCK)
             ).astype(np.int16)
-        return int(self._blocks[block][place])
+        return int(self._blocks[block][where])
 
     def _kinds(self, indices: np.ndarray) -> np.ndarray:
         """Kind of picture at each position: the split's kinds in a shuffled order, again and again
         in other orders."""
         num_kinds = len(self._split_kinds)
-        passes, places = np.divmod(indices, num_kinds)
+        passes, within = np.divmod(indices, num_kinds)
         kinds: np.ndarray = self._split_kinds[
-            permuted(places, num_kinds, hashed(self.seed, passes, 17))
+            permuted(within, num_kinds, hashed(self.seed, passes, 17))
         ]
         return kinds
 
@@ -335,7 +336,7 @@ def _of_colors(kinds: np.ndarray, colors: Sequence[str]) -> np.ndarray:
     return found
 
 
-def _place(position: str) -> str:
+def _where(position: str) -> str:
     return "in the centre" if position == "centre" else f"at the {position}"
 
 

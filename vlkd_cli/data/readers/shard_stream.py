@@ -23,7 +23,7 @@ class ShardStream(StreamReader):
     than shares, some read every n-th sample.
 
     A shard that is missing, or damaged from some point on, is one broken sample with the number of
-    samples that are lost, as far as the other shards of the share tell.
+    samples that are lost, estimated from the other shards of the share.
 
     Args:
         shards: files, URLs or `pipe:` commands.
@@ -63,8 +63,8 @@ class ShardStream(StreamReader):
             if len(buffer) < self.buffer:
                 buffer.append(sample)
                 continue
-            place = draw.randrange(self.buffer)
-            buffer[place], sample = sample, buffer[place]
+            position = draw.randrange(self.buffer)
+            buffer[position], sample = sample, buffer[position]
             yield sample
         draw.shuffle(buffer)
         yield from buffer
@@ -72,18 +72,18 @@ class ShardStream(StreamReader):
     def _in_order(self, epoch: int, seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         num_read = num_whole = 0
         for number, (first, step) in self._own(epoch, seed, shard, num_shards):
-            place, problem = 0, ""
-            for place, found in enumerate(self._members(self.shards[number]), start=1):
+            position, problem = 0, ""
+            for position, found in enumerate(self._members(self.shards[number]), start=1):
                 if isinstance(found, str):
                     problem = found
-                elif (place - 1) % step == first:
+                elif (position - 1) % step == first:
                     yield self._sample(f"{self.shards[number]}:{found[0]}", found[1])
             if not problem:
-                num_read, num_whole = num_read + place, num_whole + 1
+                num_read, num_whole = num_read + position, num_whole + 1
             elif first == 0:
                 mean = self.samples_per_epoch / len(self.shards)
                 mean = num_read / num_whole if num_whole else mean
-                lost = max(1, round(mean) - (place - 1))
+                lost = max(1, round(mean) - (position - 1))
                 yield Sample(-1, name=self.shards[number], problem=problem, num_samples=lost)
 
     def _own(

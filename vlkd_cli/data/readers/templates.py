@@ -31,7 +31,7 @@ def templates_of(chosen: str | Sequence[str]) -> list[str]:
     """The templates of a set's name, or the given ones, each with one `{}`.
 
     Raises:
-        DataError: no such set, or a template without a place for the name.
+        DataError: no such set, or a template without a field for the name.
     """
     if isinstance(chosen, str):
         if chosen.startswith("open_clip:"):

@@ -55,7 +55,7 @@ class WebDataset(Reader):
         samples_per_epoch: of a stream, whose length nobody knows beforehand.
         shuffle_buffer: samples of a stream that are shuffled among each other, over all of a
             process's workers; by default 4,000.
-        split: which split, where `path` has a place for it.
+        split: replaces `{split}` in `path`.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"image", "label"})

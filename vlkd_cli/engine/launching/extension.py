@@ -21,7 +21,7 @@ from vlkd_cli.reports.records import BEFORE_EXTENSION
 from vlkd_cli.reports.state import StateFile, read_state
 
 LENGTHS = ("epochs", "steps")
-"""The keys of `train` that say how long a run is."""
+"""The keys of `train` that set the length of a run."""
 
 
 def is_extension(before: Recipe, now: Recipe) -> bool:
@@ -158,7 +158,7 @@ def _weights(recipe: Recipe, folder: RunFolder) -> str:
 
 
 def _over_the_run(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    """Places of the numbers that change over the whole run."""
+    """Paths of the numbers that change over the whole run."""
     if isinstance(value, dict):
         ends = value.get("linear") or value.get("cosine")
         is_schedule = isinstance(ends, list) and len(ends) == 2

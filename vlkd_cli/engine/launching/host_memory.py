@@ -11,7 +11,7 @@ _GROWTH_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in this process instead of giving it back to the system; whether the C
+    """Retain freed memory in this process instead of returning it to the system; whether the C
     library can.
 
     A step allocates and frees the same large tensors as the one before. By default each of them is

@@ -24,8 +24,8 @@ from vlkd_cli.ranks import joins_running_job
 ANSWER_SECONDS = 3.0
 """How long a worker that was stopped offers its answer; agents look ten times a second."""
 GOODBYE_SECONDS = 5.0
-"""How long the agents of several nodes wait for each other at the end; torch's default of 300 s
-keeps a command running long after its own workers are done."""
+"""How long the agents of several nodes wait for each other at the end; with torch's default of 300
+s a command runs on long after its own workers are done."""
 SAVE_SECONDS = 600
 """How long a worker may take after a signal, for its step and its checkpoint, before it is
 killed."""
@@ -64,8 +64,8 @@ class WorkerFailed(UserError):
 
 
 def quieten_libraries() -> None:
-    """Leave out what libraries say of their own affairs; use --verbose to see it.
-    Workers inherit the settings."""
+    """Silence the log messages of libraries; --verbose shows them. Workers inherit the
+    settings."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
@@ -78,8 +78,8 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     """Run `target(job)` on every worker and return the first one's answer.
 
     Under torchrun or SLURM this process is one worker of a job that exists. Otherwise one worker
-    runs right here, and several are spawned by the elastic agent, their output kept in `logs` and
-    the first one's shown.
+    runs right here, and several are spawned by the elastic agent, their output saved in `logs` and
+    that of the first one shown.
 
     Raises:
         UserError: what a worker raised for the user.
@@ -93,9 +93,9 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
         except (MemoryError, RuntimeError) as error:
             if not ran_out_of_memory(error):
                 raise
-            said = str(error).strip().splitlines()[0].rstrip(".")
+            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(
-                f"not enough memory: {said}. Lower train.batch_size or the sizes of the towers."
+                f"not enough memory: {reason}. Lower train.batch_size or the sizes of the towers."
             ) from error
     return _spawn(target, job, placement, logs)
 
@@ -165,8 +165,8 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     _log_agent(logs / "agent.log")
     for old in logs.glob("failure_rank_*.json"):
         old.unlink(missing_ok=True)
-    # One thread each unless the user says otherwise: workers that all use every core are slower
-    # than one.
+    # One thread each unless the user sets OMP_NUM_THREADS: workers that all use every core are
+    # slower than one.
     os.environ.setdefault(
         "OMP_NUM_THREADS",
         str(max(1, (os.cpu_count() or 1) // placement.workers) if placement.device == "cpu" else 1),
@@ -236,8 +236,8 @@ def _agent(placement: Placement, logs: Path, arguments: tuple[Any, ...]) -> Any:
 
 
 def _log_agent(path: Path) -> None:
-    """What torch's agent says goes to a file: its tracebacks are of its own waiting, the worker's
-    cause is told in one line."""
+    """Send the log of torch's agent to a file: its tracebacks only show where it waited; the cause
+    of a worker's failure is reported in one line."""
     for name in (
         "torch.distributed.elastic",
         "torch.distributed.launcher",
@@ -280,8 +280,8 @@ def _member(
     try:
         answer = _in_group(target, job, heartbeat_seconds, lose)
         if answer:
-            # Stopped by a signal. Torch keeps a worker alive until its answer was read, and an
-            # agent that got the signal too reads none, but waits and kills.
+            # Stopped by a signal. Torch holds a worker until its result was read, and an agent
+            # that got the signal too reads none, but waits and kills.
             leave = threading.Timer(ANSWER_SECONDS, os._exit, (0,))
             leave.daemon = True
             leave.start()
@@ -304,8 +304,8 @@ def _explain(failures: Mapping[int, Any], logs: Path, node: int) -> UserError:
     """One line from the failures that the workers wrote, the earliest being the cause of the
     others.
 
-    Nodes share the folder: what another node says of a lost node may be said of this one. A lost
-    connection is the echo of whatever else was written.
+    Nodes share the folder: a lost node that another node reports may be this one. A lost
+    connection only follows from another failure, which is preferred if there is one.
     """
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in logs.glob("failure_rank_*.json")
@@ -347,7 +347,7 @@ def _explain(failures: Mapping[int, Any], logs: Path, node: int) -> UserError:
 
 
 class _Tee:
-    """Writes to two places; for the rest it is the first."""
+    """Writes to two streams; otherwise behaves as the first."""
 
     def __init__(self, first: Any, second: Any) -> None:
         self._first, self._second = first, second

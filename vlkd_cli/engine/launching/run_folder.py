@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes, and how a run is found again."""
+"""The layout of a run folder, and how a run is found again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RunFolder:
         """Make the folders.
 
         Raises:
-            CheckpointError: the place cannot be written.
+            CheckpointError: the folder cannot be written.
         """
         with self._writing():
             for folder in (self.path, self.checkpoints, self.results, self.logs):
@@ -110,7 +110,7 @@ class RunFolder:
             write_snapshot(recipe, self.path)
 
     def rewrite_recipe(self, recipe: Recipe) -> None:
-        """Replace `recipe.yaml`; `versions.json` still says how the run was started.
+        """Replace `recipe.yaml`; `versions.json` still records how the run was started.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.

@@ -22,7 +22,8 @@ class Record:
 
 @contextlib.contextmanager
 def recorded(folder: Path, *, resumed: bool, first: bool, report: bool = False) -> Iterator[Record]:
-    """Keep `state.json` around a run and write its page at the end, of a failed run too.
+    """Maintain `state.json` during a run and write its report page at the end, also of a failed
+    run.
 
     Args:
         folder: the run's folder, which exists.

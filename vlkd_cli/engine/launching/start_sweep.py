@@ -57,7 +57,7 @@ class SweepRequest:
     dry_run: bool = False
 
     @property
-    def place(self) -> Path:
+    def root(self) -> Path:
         """The folder of the sweep."""
         return self.folder or self.runs / f"{Path(self.recipe).stem}-sweep"
 
@@ -84,12 +84,10 @@ def start_sweep(request: SweepRequest) -> int:
             f" --array=0-{len(cells) - 1}."
         )
     recipes = _checked(request, cells)
-    if (request.only_list or request.dry_run) and (request.place / FILE).is_file():
-        _is_longer(
-            request.place / FILE, _read(request.place / FILE), _content(request, base, cells)
-        )
+    if (request.only_list or request.dry_run) and (request.root / FILE).is_file():
+        _is_longer(request.root / FILE, _read(request.root / FILE), _content(request, base, cells))
     if request.only_list:
-        _print_list(request.place, cells)
+        _print_list(request.root, cells)
         return 0
     if request.dry_run:
         return _dry_run(request, cells, recipes)
@@ -98,7 +96,7 @@ def start_sweep(request: SweepRequest) -> int:
         return _train_here(request, cells[request.index])
     outcome = run_jobs(
         [_command(request, cell) for cell in cells],
-        request.place,
+        request.root,
         [cell.folder for cell in cells],
         shared=[_cache_key(recipe) for recipe in recipes],
         jobs=request.jobs,
@@ -150,8 +148,8 @@ def _as_typed(line: str, request: SweepRequest, cell: SweepCell) -> tuple[str, s
         key, _, value = setting.partition("=")
         text = line.removeprefix(f"--set {setting}: ")
         if text != line:
-            drawn = any(draw.partition("=")[0].strip() == key for draw in request.draws)
-            option = "--seeds " if key == SEED else f"--{'draw' if drawn else 'grid'} {key}="
+            is_random = any(draw.partition("=")[0].strip() == key for draw in request.draws)
+            option = "--seeds " if key == SEED else f"--{'draw' if is_random else 'grid'} {key}="
             return option, value, text
     return "", "", line
 
@@ -180,11 +178,11 @@ def _record(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> 
     Raises:
         CheckpointError: it is of another sweep, damaged, or cannot be written.
     """
-    path, content = request.place / FILE, _content(request, base, cells)
+    path, content = request.root / FILE, _content(request, base, cells)
     text = json.dumps(content, indent=2) + "\n"
     partial = path.with_name(f"{FILE}.{os.getpid()}")
     try:
-        request.place.mkdir(parents=True, exist_ok=True)
+        request.root.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         try:
             # Exclusively, and never half written.
@@ -247,7 +245,7 @@ def _is_longer(path: Path, before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def _command(request: SweepRequest, cell: SweepCell) -> list[str]:
     """The words that train a cell, after `vlkd`: from its last checkpoint where it has one."""
-    run = request.place / cell.folder
+    run = request.root / cell.folder
     words = ["train", request.recipe]
     for setting in _settings(request, cell):
         words += ["--set", setting]
@@ -256,7 +254,7 @@ def _command(request: SweepRequest, cell: SweepCell) -> list[str]:
 
 def _train_here(request: SweepRequest, cell: SweepCell) -> int:
     """Train one cell in this process."""
-    run = request.place / cell.folder
+    run = request.root / cell.folder
     state = read_state(run)
     if state is not None and state.state == "finished":
         console.say(f"{cell.folder}: finished before.")
@@ -310,20 +308,20 @@ def _state(run: Path) -> str:
     return "-" if state is None else state.state
 
 
-def _print_list(place: Path, cells: Sequence[SweepCell]) -> None:
+def _print_list(root: Path, cells: Sequence[SweepCell]) -> None:
     rows = [
-        [cell.index, cell.folder, " ".join(cell.overrides), _state(place / cell.folder)]
+        [cell.index, cell.folder, " ".join(cell.overrides), _state(root / cell.folder)]
         for cell in cells
     ]
-    console.print_table(str(place), ["index", "folder", "overrides", "state"], rows)
+    console.print_table(str(root), ["index", "folder", "overrides", "state"], rows)
 
 
 def _report(request: SweepRequest, cells: Sequence[SweepCell], outcome: Outcome) -> int:
-    states = [_state(request.place / cell.folder) for cell in cells]
+    states = [_state(request.root / cell.folder) for cell in cells]
     counts = [f"{states.count(name)} {name}" for name in dict.fromkeys(states) if name != "-"]
     if waiting := states.count("-"):
         counts.append(f"{waiting} not started")
-    console.say(f"{len(cells)} cells: {', '.join(counts)}. Sweep: {request.place}")
+    console.say(f"{len(cells)} cells: {', '.join(counts)}. Sweep: {request.root}")
     if outcome.signal_number:
         console.say("Stopped; run the same command to continue from the last checkpoints.")
         return 128 + outcome.signal_number
@@ -334,5 +332,5 @@ def _report(request: SweepRequest, cells: Sequence[SweepCell], outcome: Outcome)
             " again."
         )
         return FAILED_CELLS
-    console.say(f"Next: vlkd compare {shlex.quote(str(request.place))}")
+    console.say(f"Next: vlkd compare {shlex.quote(str(request.root))}")
     return 0

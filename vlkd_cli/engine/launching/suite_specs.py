@@ -103,7 +103,7 @@ def _check_data(specs: Sequence[EvalSpec], data_root: Path | None) -> None:
         spec = specs[0]
         key = next((key for key in _DATA_KEYS if spec.keys.get(key) is not None), None)
         why = (
-            f"the recipe says `{key}: {shown(spec.keys[key])}`. Add --with data=NAME to measure a"
+            f"the recipe has `{key}: {shown(spec.keys[key])}`. Add --with data=NAME to measure a"
             f" data set below {data_root}, or leave --data out."
             if key is not None
             else "it reads no data. Leave --data out."

@@ -24,7 +24,7 @@ MOST_LETTERS = 120
 
 
 class Value(NamedTuple):
-    """One value of a key: as it was typed, and what a folder's name says."""
+    """One value of a key: as it was typed, and as it appears in a folder's name."""
 
     text: str
     shown: str
@@ -55,14 +55,14 @@ def sweep_cells(
     search_seed: int = 0,
     seeds: Sequence[int] = (0,),
 ) -> list[SweepCell]:
-    """Every cell in order: random draws outermost, so that more of them append cells; grids
-    multiply, the last varies fastest; seeds innermost.
+    """Every cell in order: random samples outermost, so that a larger `num_random` appends cells;
+    grids multiply, the last varies fastest; seeds innermost.
 
     Args:
         grids: `KEY=[a,b]`.
         draws: `KEY=log(a,b)`, `uniform(a,b)`, `int(a,b)` (both ends) or `choice[a,b]`.
-        num_random: how many values each draw gives, `default_rng([search_seed, i])` giving draw i
-            one number for each key in the order given.
+        num_random: number of samples; sample i takes one number of `default_rng([search_seed, i])`
+            for each key in the order given.
         seeds: values of `train.seed`.
 
     Raises:
@@ -75,9 +75,9 @@ def sweep_cells(
     varying = [key for key, values in lists if len(values) > 1] + [draw.key for draw in chances]
     short = short_names(varying)
     cells: list[SweepCell] = []
-    for drawn in _random(chances, num_random, search_seed):
+    for sampled in _random(chances, num_random, search_seed):
         for chosen in itertools.product(*(values for _, values in lists)):
-            pairs = dict(zip(keys, [*chosen, *drawn], strict=True))
+            pairs = dict(zip(keys, [*chosen, *sampled], strict=True))
             for seed in seeds:
                 index = len(cells)
                 words = [f"{short[key]}={pairs[key].shown}" for key in varying]
@@ -89,7 +89,7 @@ def sweep_cells(
 
 
 def _random(draws: Sequence[Draw], count: int, search_seed: int) -> list[list[Value]]:
-    """Values of each draw; one empty list where nothing is drawn."""
+    """The sampled values of each key; one empty list without `--draw`."""
     if not draws:
         return [[]]
     import numpy as np
@@ -198,7 +198,7 @@ def _refuse_idle(
         raise UserError(f"{SEED} is what --seeds is for: --seeds 0,1,2.")
     if bool(draws) != bool(num_random):
         raise UserError(
-            "--random N and --draw 'KEY=log(a,b)' need each other: one says how many values, the"
+            "--random N and --draw 'KEY=log(a,b)' need each other: one is the number of values, the"
             " other where they come from."
         )
     if not seeds or len(set(seeds)) < len(seeds):

@@ -43,7 +43,7 @@ class _Job:
 
 def run_jobs(
     commands: Sequence[Sequence[str]],
-    place: Path,
+    root: Path,
     folders: Sequence[str],
     *,
     shared: Sequence[str | None],
@@ -56,7 +56,7 @@ def run_jobs(
     among the jobs. SIGINT and SIGTERM go to all of them, which save and stop.
 
     Args:
-        place: folder of the sweep; output goes to `logs/` in it.
+        root: folder of the sweep; output goes to `logs/` in it.
         folders: of the cells' runs.
         shared: what the cached features of each cell depend on. The first cell of each runs alone
             until they are written, so that they are computed once. None: nothing is cached.
@@ -65,20 +65,20 @@ def run_jobs(
     Raises:
         UserError: there are too few GPUs, or the folder cannot be written.
     """
-    return _Pool(commands, place, folders, shared, jobs, gpus_per_job).run()
+    return _Pool(commands, root, folders, shared, jobs, gpus_per_job).run()
 
 
 class _Pool:
     def __init__(
         self,
         commands: Sequence[Sequence[str]],
-        place: Path,
+        root: Path,
         folders: Sequence[str],
         shared: Sequence[str | None],
         jobs: int,
         gpus_per_job: int,
     ) -> None:
-        self.commands, self.place, self.folders, self.shared = commands, place, folders, shared
+        self.commands, self.root, self.folders, self.shared = commands, root, folders, shared
         self.jobs, self.gpus_per_job = jobs, gpus_per_job
         self.devices = visible_devices()
         self.free = list(self.devices)
@@ -120,7 +120,7 @@ class _Pool:
                 continue
             self.waiting.remove(number)
             claim = contextlib.ExitStack()
-            path = self.place / "locks" / f"{self.folders[number]}.lock"
+            path = self.root / "locks" / f"{self.folders[number]}.lock"
             is_mine = claim.enter_context(claimed(path))
             # Of a sweep that was killed, a job may still run.
             if not is_mine or self._state(number) in ("finished", "running"):
@@ -145,7 +145,7 @@ class _Pool:
         elif self.jobs > 1:
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment["OMP_NUM_THREADS"] = str(threads)
-        logs = self.place / "logs"
+        logs = self.root / "logs"
         try:
             logs.mkdir(parents=True, exist_ok=True)
             log = (logs / f"{name}.log").open("ab")
@@ -163,17 +163,17 @@ class _Pool:
         name, status = self.folders[job.number], job.process.returncode
         if self.outcome.signal_number is not None:
             return
-        place = f"[{job.number}] {name}"
+        label = f"[{job.number}] {name}"
         if status:
             self.outcome.failed.append(name)
-            state = read_state(self.place / name)
+            state = read_state(self.root / name)
             reason = (state.error if state else None) or _last_line(Path(job.log.name))
-            console.say(f"{place}: failed: {reason}")
+            console.say(f"{label}: failed: {reason}")
         else:
-            console.say(f"{place}: {outcome_line(read_run(self.place / name)) or 'finished'}")
+            console.say(f"{label}: {outcome_line(read_run(self.root / name)) or 'finished'}")
 
     def _state(self, number: int) -> str | None:
-        state = read_state(self.place / self.folders[number])
+        state = read_state(self.root / self.folders[number])
         return None if state is None else state.state
 
     def _waits_for_features(self, number: int) -> bool:
@@ -184,7 +184,7 @@ class _Pool:
         for job in self.running:
             if self.shared[job.number] == key:
                 # Steps are counted once the features are there.
-                state = read_state(self.place / self.folders[job.number])
+                state = read_state(self.root / self.folders[job.number])
                 if state is None or state.total_steps is None:
                     return True
                 self.cached.add(key)

@@ -55,8 +55,8 @@ def compute(
             # Another process may have measured them since.
             missing = _missing(cells, redo=redo)
             if is_mine and missing:
-                place = f"[{number}/{len(units)}] {model.target.label} {entry.name}"
-                console.say(f"{place}: {_measure(model, entry, missing, specs, device)}")
+                label = f"[{number}/{len(units)}] {model.target.label} {entry.name}"
+                console.say(f"{label}: {_measure(model, entry, missing, specs, device)}")
         if number == len(units) or units[number][0] is not model:
             model.drop()
 
@@ -80,7 +80,7 @@ def _measure(
     device: torch.device,
 ) -> str:
     """Measure the cells of a unit; what came out, in short."""
-    said: list[str] = []
+    lines: list[str] = []
     tables: OpenTables | None = None
     for cell in cells:
         begin = time.perf_counter()
@@ -100,11 +100,11 @@ def _measure(
         except Exception as error:
             _note_failure(cell, error, time.perf_counter() - begin)
             line = " ".join(str(error).split()) or type(error).__name__
-            said.append(f"{cell.suite} failed: {console.without_secrets(line)}")
+            lines.append(f"{cell.suite} failed: {console.without_secrets(line)}")
             continue
         Path(cell.failure).unlink(missing_ok=True)
-        said.append(_short(result))
-    return ", ".join(said)
+        lines.append(_short(result))
+    return ", ".join(lines)
 
 
 def _run(subject: Subject, spec: EvalSpec) -> Result:

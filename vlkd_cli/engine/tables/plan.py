@@ -168,7 +168,8 @@ def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
 def _takes(suite: Suite, reader: Reader, entry: Entry) -> bool:
     """Whether the suite can measure such data: labels for what needs labels, wrong captions for
     what chooses among captions, captions for all others. The prompts of a classification set are
-    not captions, and sets made for a choice are measured by others only where the user says so."""
+    not captions, and sets made for a choice are measured by others only if the user asks for
+    it."""
     if "choices" in suite.needs:
         return "choices" in reader.offers
     if "label" in suite.needs:
@@ -179,7 +180,8 @@ def _takes(suite: Suite, reader: Reader, entry: Entry) -> bool:
 
 
 def _failure(target: Target, entry: Entry, spec: EvalSpec) -> str:
-    """The name of the file that says why a cell failed; known whatever could not be opened."""
+    """The name of the file with the reason why a cell failed; known even if nothing could be
+    opened."""
     what = [target.label, str(target.checkpoint), entry.keys, spec.suite, spec.keys, spec.tower]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
     name = "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in entry.name)

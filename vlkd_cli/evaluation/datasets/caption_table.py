@@ -41,10 +41,10 @@ class CaptionTable(Reader):
             _column(path, header, CAPTION_COLUMNS),
             _column(path, header, LABEL_COLUMNS),
         )
-        for place, row in enumerate(rows, start=1):
+        for row_number, row in enumerate(rows, start=1):
             if len(row) < len(header):
                 raise DataError(
-                    f"{path}: row {place} after the header has {len(row)} fields; expected"
+                    f"{path}: row {row_number} after the header has {len(row)} fields; expected"
                     f" {len(header)}."
                 )
         if not rows:
@@ -58,13 +58,13 @@ class CaptionTable(Reader):
                 key=lambda name: (not name.isdecimal(), name.isdecimal() and by_size(name), name),
             )
         )
-        places = {name: place for place, name in enumerate(self.classes)}
-        strange = sorted(set(names) - set(places))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        strange = sorted(set(names) - set(numbers))
         if strange:
             raise DataError(
                 f"{path}: label '{strange[0]}' does not occur in the training captions."
             )
-        self._labels = [places[name] for name in names]
+        self._labels = [numbers[name] for name in names]
 
     def __len__(self) -> int:
         return len(self._captions)

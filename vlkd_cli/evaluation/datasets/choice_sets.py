@@ -42,13 +42,13 @@ def choice_sets(subject: Subject, data: DataSource) -> list[Dataset]:
 def _folder(root: Path | None, data: DataSource) -> Path | None:
     """The folder that is meant, where one is."""
     if data is None:
-        place = root
+        folder = root
     elif isinstance(data, str) or "reader" not in data:
         name = data if isinstance(data, str) else str(data.get("dataset", ""))
         below = Path(name) if root is None else root / name
-        place = below if name else None
+        folder = below if name else None
     else:
-        place = Path(str(data.get("path", ""))).expanduser() if "path" in data else None
-    if place is None or not place.is_dir() or (place / WINOGROUND_FILE).is_file():
+        folder = Path(str(data.get("path", ""))).expanduser() if "path" in data else None
+    if folder is None or not folder.is_dir() or (folder / WINOGROUND_FILE).is_file():
         return None
-    return place
+    return folder

@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
         return self.reader.fingerprint()
 
     def identity(self, classes: Sequence[str] | None = None) -> DataIdentity:
-        """What a result says about it.
+        """What a result records about it.
 
         Args:
             classes: names in label order, where the suite uses labels.
@@ -98,7 +98,7 @@ class LabeledPair(NamedTuple):
     test_labels: Tensor
 
     def identity(self) -> DataIdentity:
-        """What a result says about both parts."""
+        """What a result records about both parts."""
         judged = self.test.identity(self.classes)
         return judged._replace(hashes={**judged.hashes, "train_rows": self.train.row_hash})
 

@@ -28,7 +28,7 @@ class ImageNetHead(NamedTuple):
     names: list[str]
     """Of the variant's classes."""
     columns: list[list[int]]
-    """ImageNet's classes that each of them stands for; its score is their maximum."""
+    """ImageNet's classes that each of them covers; its score is their maximum."""
     label_of: list[int]
     """The class of each label of the reader."""
 
@@ -91,29 +91,29 @@ def imagenet_head(
     mask = masks().get(known) or (
         list(range(NUM_CLASSES)) if known in WITH_ALL else sorted(set(numbers))
     )
-    place = {number: k for k, number in enumerate(mask)}
+    position = {number: k for k, number in enumerate(mask)}
     for name, number in zip(own, numbers, strict=True):
-        if number not in place:
+        if number not in position:
             raise DataError(
                 f"data '{dataset.name}': class '{name}' is not one of its {len(mask)} classes. Take"
                 " the folder out, or give the data another `name:`."
             )
     names = [encoded[number] for number in mask]
     return ImageNetHead(
-        encoded, names, [[number] for number in mask], [place[number] for number in numbers]
+        encoded, names, [[number] for number in mask], [position[number] for number in numbers]
     )
 
 
 def _numbers(classes: Sequence[str], known: str) -> list[int] | None:
-    """ImageNet's number of each class, where the names of all say it."""
+    """ImageNet's number of each class, if the names of all contain it."""
     if not classes:
         return None
     if known == "imagenetv2" and all(re.fullmatch(r"\d{1,3}", name) for name in classes):
         return [int(name) for name in classes]
     if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return None
-    place = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids())}
-    return [place[name] for name in classes] if set(classes) <= place.keys() else None
+    position = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids())}
+    return [position[name] for name in classes] if set(classes) <= position.keys() else None
 
 
 def _check_number(encoded: Sequence[str], classes: object) -> None:

@@ -34,7 +34,7 @@ TORCHVISION = {
     "sun397": ("SUN397", "SUN397"),
     "svhn": ("SVHN", "test_32x32.mat"),
 }
-"""vlkd's name of a data set: torchvision's class, and what that class keeps directly below its
+"""vlkd's name of a data set: torchvision's class, and what that class stores directly below its
 root."""
 _MULTILINGUAL = ("captions.jsonl", "test_image_names.txt")
 _LABELED_COPY = ("classnames.txt", "dataset_type.txt")
@@ -64,7 +64,7 @@ class Found(NamedTuple):
     layout: str
     path: Path
     facts: KnownSet | None = None
-    """What the root's own registry says of a set that vlkd does not know."""
+    """The entry of the root's own registry for a set that vlkd does not know."""
 
 
 @cache
@@ -124,16 +124,16 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
             known_as(name),
             Found("elevater", located.folder, _elevater(known_as(name), located.facts)),
         )
-    for name, (_, kept) in TORCHVISION.items():
-        if (root / kept).exists():
-            found.setdefault(name, Found("torchvision", root / kept))
+    for name, (_, content) in TORCHVISION.items():
+        if (root / content).exists():
+            found.setdefault(name, Found("torchvision", root / content))
     for name in (
         *packaged("collections.json")["sugar_crepe"],
         *packaged("collections.json")["aro"],
     ):
         if (file := choice_file(root, name)) is not None:
             found.setdefault(name, Found("choices", file))
-    seen = {place.path for place in found.values()}
+    seen = {entry.path for entry in found.values()}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder not in seen and known_as(folder.name) in known_sets():
             found.setdefault(known_as(folder.name), Found("folder", folder))

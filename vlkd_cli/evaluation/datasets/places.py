@@ -30,7 +30,7 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
     torchvision.datasets is taken by its own name where nothing lies below the root.
 
     Raises:
-        DataError: there is no such data set; says where it was looked for.
+        DataError: there is no such data set; names the paths that were tried.
     """
     given = dict(keys)
     dataset = str(given.pop("dataset", ""))

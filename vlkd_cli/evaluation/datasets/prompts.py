@@ -81,7 +81,7 @@ def prompts(
         dataset: name of the data, for sets that are looked up by it.
 
     Raises:
-        DataError: a template has no place for the class name, or a class has no prompts.
+        DataError: a template has no field for the class name, or a class has no prompts.
     """
     source: PromptSource
     if chosen is None:
@@ -97,7 +97,7 @@ def prompts(
 
 
 def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: DataSource) -> list[str]:
-    """`class_names`; a well-known data set whose files tell no readable names gets those that vlkd
+    """`class_names`; a well-known data set whose files have no readable names gets those that vlkd
     knows.
 
     Args:
@@ -133,7 +133,7 @@ def _set_for(dataset: str) -> str:
 
 
 def _left_to_us(data: DataSource, key: str) -> bool:
-    """Whether a data set is named, and read by the reader that knows names only as they stand in
+    """Whether a data set is named, and read by the reader that knows names only as they appear in
     the files."""
     if isinstance(data, str) or data is None:
         return isinstance(data, str)
@@ -146,9 +146,9 @@ def _left_to_us(data: DataSource, key: str) -> bool:
 
 def fill(template: str, name: str) -> str:
     """A template with the class name in its `{}` (or `{c}`, as CLIP_benchmark writes it)."""
-    for place in ("{}", "{c}"):
-        if place in template:
-            return template.replace(place, name)
+    for field in ("{}", "{c}"):
+        if field in template:
+            return template.replace(field, name)
     raise DataError(f"template '{template}' has no {{}} for the class name.")
 
 

@@ -19,7 +19,7 @@ class Qrels(NamedTuple):
 
 
 def read_qrels(path: Path) -> Qrels:
-    """The judgments of a file. Cells stand between tabs where a line has any, else between blanks.
+    """The judgments of a file. Cells are separated by tabs if a line has any, else by blanks.
 
     Raises:
         DataError: it cannot be read, a line is malformed, or there is no judgment.
@@ -30,16 +30,16 @@ def read_qrels(path: Path) -> Qrels:
             " judgments."
         )
     grades: dict[str, dict[str, float]] = {}
-    for place, line in enumerate(read_lines(path), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         cells = [cell.strip() for cell in line.split("\t" if "\t" in line else None)]
-        if not any(cells) or (place == 1 and cells[0] in ("query-id", "query_id")):
+        if not any(cells) or (line_number == 1 and cells[0] in ("query-id", "query_id")):
             continue
         if len(cells) not in (3, 4):
             raise DataError(
-                f"{path}:{place}: has {len(cells)} fields; expected query-id corpus-id score, or"
-                " query 0 id grade."
+                f"{path}:{line_number}: has {len(cells)} fields; expected query-id corpus-id"
+                " score, or query 0 id grade."
             )
-        grade = number(cells[-1], path, place, "the grade")
+        grade = number(cells[-1], path, line_number, "the grade")
         grades.setdefault(cells[0], {})[cells[-2]] = grade
     if not grades:
         raise DataError(f"{path}: holds no judgments.")

@@ -93,8 +93,8 @@ def _sst5(paths: Sequence[Path]) -> list[Part]:
         parts.append(
             _sorted_part(
                 [
-                    ((_sentence(line[2:]),), _class(line[:1], 5, f"{path}:{place}"))
-                    for place, line in lines
+                    ((_sentence(line[2:]),), _class(line[:1], 5, f"{path}:{line_number}"))
+                    for line_number, line in lines
                     if line.strip()
                 ]
             )
@@ -107,14 +107,14 @@ def _trec(paths: Sequence[Path]) -> list[Part]:
     parts = []
     for path in paths:
         rows: list[tuple[tuple[str, ...], float | str]] = []
-        for place, line in enumerate(read_lines(path, "latin-1"), start=1):
+        for line_number, line in enumerate(read_lines(path, "latin-1"), start=1):
             if not line.strip():
                 continue
             kind, colon, question = line.partition(":")
             fine, blank, text = question.partition(" ")
             if kind not in classes or not colon or not blank or not fine:
                 raise DataError(
-                    f"{path}:{place}: expected 'COARSE:fine question' with one of"
+                    f"{path}:{line_number}: expected 'COARSE:fine question' with one of"
                     f" {', '.join(classes)}; found '{line[:40]}'."
                 )
             rows.append(((_sentence(text),), classes.index(kind)))
@@ -186,7 +186,7 @@ def _probing(paths: Sequence[Path]) -> list[Part]:
             )
         rows[row[0]].append(((_sentence(row[-1]),), row[1]))
     names = sorted({str(label) for _, label in rows["tr"]})
-    classes = {name: place for place, name in enumerate(names)}
+    classes = {name: number for number, name in enumerate(names)}
     strange = sorted({str(label) for part in rows.values() for _, label in part} - set(classes))
     if strange:
         raise DataError(f"{path}: labels without training sentences: {', '.join(strange[:5])}.")
@@ -196,15 +196,15 @@ def _probing(paths: Sequence[Path]) -> list[Part]:
 def _fields(path: Path, fewest: int, *, header: bool = False) -> list[tuple[str, list[str]]]:
     """TAB-separated fields of every line that is not blank, each with "file:line"."""
     rows = []
-    for place, line in enumerate(read_lines(path), start=1):
-        if not line.strip() or (header and place == 1):
+    for line_number, line in enumerate(read_lines(path), start=1):
+        if not line.strip() or (header and line_number == 1):
             continue
         cells = line.split("\t")
         if len(cells) < fewest:
             raise DataError(
-                f"{path}:{place}: has {len(cells)} TAB-separated fields; expected {fewest}."
+                f"{path}:{line_number}: has {len(cells)} TAB-separated fields; expected {fewest}."
             )
-        rows.append((f"{path}:{place}", cells))
+        rows.append((f"{path}:{line_number}", cells))
     return rows
 
 

@@ -1,5 +1,5 @@
-"""Local folders of the text evaluations: where they lie, which files are missing, and what is told
-about them in a result."""
+"""Local folders of the text evaluations: where they are, which files are missing, and what a
+result records about them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def find_folder(
         below: sub-folders in which the data may lie too.
 
     Raises:
-        DataError: no folder is given, or none holds what is looked for; says where was looked.
+        DataError: no folder is given, or none holds what is looked for; names the folders that
+        were searched.
     """
     if data is None and subject.data_root is None:
         raise DataError(
@@ -43,8 +44,8 @@ def find_folder(
     for folder in (root, *(root / name for name in below)):
         if any((folder / name).exists() for name in holds):
             return folder
-    places = ", ".join(str(root / name) for name in below)
-    looked = f"{root} (also looked in {places})" if places else str(root)
+    folders = ", ".join(str(root / name) for name in below)
+    looked = f"{root} (also looked in {folders})" if folders else str(root)
     raise DataError(
         f"suite '{suite}': {looked} holds no {_one_of(holds)}. Nothing is downloaded: put the data"
         " there as published."

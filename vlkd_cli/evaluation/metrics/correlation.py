@@ -42,8 +42,8 @@ def pair_similarity(
 
 
 def pearson(scores: Floats, gold: Floats) -> float:
-    """Pearson's correlation; NaN where one side holds a single value only, since nothing can be
-    said then."""
+    """Pearson's correlation; NaN if one side has a single value only, since the correlation is
+    then undefined."""
     if len(scores) < 2 or _is_constant(scores) or _is_constant(gold):
         return float("nan")
     from scipy.stats import pearsonr

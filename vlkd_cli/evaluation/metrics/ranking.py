@@ -28,7 +28,7 @@ def list_metrics(
     """Every measure of one ranked list.
 
     With h relevant documents among the first k and R in all: precision h/k (also where fewer than k
-    documents exist), recall h/R, f1 2h/(k+R), hit, map (the precisions at the places of relevant
+    documents exist), recall h/R, f1 2h/(k+R), hit, map (the precisions at the ranks of relevant
     documents, summed over min(k, R)), mrr (the reciprocal of the first relevant document's rank),
     dcg (gain / log2(rank + 1)) and ndcg. R-precision is h/R among the first R; map_at_r is map at
     R.
@@ -40,10 +40,10 @@ def list_metrics(
         ks: cut-offs.
         r_based: give r_precision and map_at_r too.
     """
-    count, places = len(relevant), np.arange(1, len(gains) + 1)
+    count, positions = len(relevant), np.arange(1, len(gains) + 1)
     hits = gains > 0
     found = np.cumsum(hits)
-    precisions = np.cumsum(np.where(hits, found / places, 0.0))
+    precisions = np.cumsum(np.where(hits, found / positions, 0.0))
     gained = np.cumsum(gains * _discounts(len(gains)))
     ideal = np.cumsum(np.sort(relevant)[::-1] * _discounts(count))
     first = int(np.argmax(hits)) + 1 if hits.any() else 0

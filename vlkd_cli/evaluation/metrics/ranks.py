@@ -210,8 +210,8 @@ def chance_recall(num_own: NDArray[np.int64], num_candidates: int, k: int) -> fl
     m own candidates."""
     own, counts = np.unique(num_own, return_counts=True)
     miss = np.ones(len(own))
-    for drawn in range(min(k, num_candidates)):
-        miss *= np.clip((num_candidates - own - drawn) / (num_candidates - drawn), 0, 1)
+    for step in range(min(k, num_candidates)):
+        miss *= np.clip((num_candidates - own - step) / (num_candidates - step), 0, 1)
     return float(((1 - miss) * counts).sum() / counts.sum())
 
 

@@ -29,7 +29,7 @@ class TowerClassifier(nn.Module):
         classes: C.
         point: where the features are taken.
         initial: `[C, D]` start of the linear layer, e.g. the text embeddings of the classes; the
-            bias starts at 0. By default torch's own start, drawn from `seed`.
+            bias starts at 0. By default torch's own initialization, from `seed`.
         seed: of the linear layer's random start.
 
     Source: Elevater_Toolkit_IC @00d0af7, evaluation/full_model_finetune.py, Classifier (logit scale

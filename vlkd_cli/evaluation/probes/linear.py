@@ -45,7 +45,7 @@ def sgd_probe(
     weight from N(0, 0.01), bias 0.
 
     Args:
-        each_epoch: told the classifier after every epoch; its tensors change later.
+        each_epoch: called with the classifier after every epoch; its tensors change later.
 
     Source: ITRA itra/evaluation/linear_eval.py and ProtoCLIP's, "pytorch" mode.
     """

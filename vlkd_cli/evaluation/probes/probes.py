@@ -21,7 +21,7 @@ BATCH_NORM_MOMENTUM = 0.1
 
 
 class HeadSetting(NamedTuple):
-    """What tells two heads of one pass apart."""
+    """What distinguishes two heads of one pass."""
 
     lr: float
     weight_decay: float
@@ -31,9 +31,9 @@ def epoch_orders(num_rows: int, *, seed: int = 0) -> Iterator[Tensor]:
     """Row orders of epoch 1, 2, ..., as a DataLoader with `shuffle` and a generator of this seed
     gives them.
 
-    The loader draws one number for its workers' seeds from the same generator before each
-    permutation, and its sampler draws a second permutation, of which it takes no row, when the
-    first is used up.
+    The loader takes one number for its workers' seeds from the same generator before each
+    permutation, and its sampler generates a second permutation, of which it uses no row, when the
+    first is exhausted.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -57,8 +57,8 @@ class HeadBank:
         classes: C.
         settings: H of them.
         initial: `[C, D]` start of every head, e.g. the text embeddings of the classes; the bias
-            starts at 0. By default torch's own start of a linear layer, drawn once from `seed` and
-            the same for all heads.
+            starts at 0. By default torch's own initialization of a linear layer, generated once
+            from `seed` and the same for all heads.
         multi_label: binary cross-entropy over the classes instead of cross-entropy.
         momentum: of SGD (without Nesterov, without dampening).
         device: where it trains.

@@ -45,8 +45,8 @@ def relatedness(
     seed: int = 1111,
     device: torch.device,
 ) -> RelatednessScores:
-    """Train on the training pairs, keep the state that is best on the development pairs, and score
-    the test pairs.
+    """Train on the training pairs, select the state that is best on the development pairs, and
+    score the test pairs.
 
     A linear layer and a softmax learn the soft targets by mean squared error (Adam, batches of 64);
     the prediction is the expected class. Every 50 epochs the development Pearson is looked at; the

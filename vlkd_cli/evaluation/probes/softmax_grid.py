@@ -82,7 +82,7 @@ class SoftmaxGrid:
     def fit(
         self, features: Tensor, labels: Tensor, dev: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        """Train; keep each classifier as it was at its best check on the development rows.
+        """Train; save each classifier as it was at its best check on the development rows.
 
         Args:
             features: `[N, D]` float32.
@@ -106,16 +106,16 @@ class SoftmaxGrid:
                 self._train_epoch(features, labels, optimizer)
             epoch += self.settings.epoch_size
             accuracies = self._accuracy(self._parameters, *dev)
-            for place, accuracy in enumerate(accuracies):
-                if stopped[place]:
+            for index, accuracy in enumerate(accuracies):
+                if stopped[index]:
                     continue
-                if accuracy > best[place]:
-                    best[place] = accuracy
-                    for kept, parameter in zip(self._best, self._parameters, strict=True):
-                        kept[place] = parameter.detach()[place]
+                if accuracy > best[index]:
+                    best[index] = accuracy
+                    for saved, parameter in zip(self._best, self._parameters, strict=True):
+                        saved[index] = parameter.detach()[index]
                 else:
-                    stopped[place] = misses[place] >= self.settings.tenacity
-                    misses[place] += 1
+                    stopped[index] = misses[index] >= self.settings.tenacity
+                    misses[index] += 1
 
     def accuracy(self, features: Tensor, labels: Tensor) -> list[float]:
         """Fraction of right answers of each classifier."""

@@ -19,7 +19,7 @@ from vlkd_cli.evaluation.probes.softmax_grid import FAST, PAPER, ClassifierSetti
 Labels = NDArray[np.int64]
 Kind = Literal["paper", "fast", "sklearn"]
 
-# The seed of the nested folds stands in SentEval's code, whatever the seed of the evaluation.
+# The seed of the nested folds is fixed in SentEval's code, whatever the seed of the evaluation.
 NESTED_SEED = 1111
 
 

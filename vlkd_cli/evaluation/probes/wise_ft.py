@@ -83,8 +83,8 @@ def wise_ft(
     """Run suites with every tower of `subject.starts` at each alpha between its start (0) and its
     end (1).
 
-    The curve is printed. Results say their alpha in protocol and settings; with a folder they are
-    written, the curve as `wise_ft.csv`.
+    The curve is printed. Results record their alpha in protocol and settings; with a folder they
+    are written, the curve as `wise_ft.csv`.
 
     Raises:
         RecipeError: nothing was trained that could be interpolated.

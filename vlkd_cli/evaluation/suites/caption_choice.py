@@ -1,4 +1,4 @@
-"""Tell the captions of an image from captions that are almost right."""
+"""Distinguish the captions of an image from captions that are almost right."""
 
 from __future__ import annotations
 

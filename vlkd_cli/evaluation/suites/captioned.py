@@ -1,4 +1,4 @@
-"""Linear evaluation of text features: how well does a caption's embedding tell the class of its
+"""Linear evaluation of text features: how well does a caption's embedding predict the class of its
 image?"""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether images of a class form a cluster, without telling the classes."""
+"""Whether images of a class form a cluster, without using the classes."""
 
 from __future__ import annotations
 

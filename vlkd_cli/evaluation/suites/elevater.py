@@ -38,9 +38,9 @@ class ElevaterSuite(Suite):
             `--data`.
         datasets: names; by default every data set that is there.
         mode: what is done.
-        shots: training images per class, drawn by the toolkit's sampler (5, 20 and 50 on the
+        shots: training images per class, selected by the toolkit's sampler (5, 20 and 50 on the
             leaderboard); -1 or nothing for all.
-        seeds: of the draws; by default 0, 1, 2 with shots, else 0.
+        seeds: of the sampler; by default 0, 1, 2 with shots, else 0.
         tune: search learning rate and weight decay (90 trainings); otherwise `lr` and
             `weight_decay` are taken.
         lr: where `tune` is off, 0.1 by default.

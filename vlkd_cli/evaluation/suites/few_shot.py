@@ -20,16 +20,15 @@ from vlkd_cli.recipe.types import DataSource
 
 
 class FewShot(Suite):
-    """Logistic regression on k images per class, over several draws: mean and spread.
+    """Logistic regression on k images per class, over several random samples: mean and spread.
 
-    Only the drawn training images are embedded. The draws are those of the ELEVATER toolkit.
+    Only the sampled training images are embedded. The samples are those of the ELEVATER toolkit.
 
     Args:
         data: labeled images that are judged.
-        train_data: labeled images that are drawn from; by default the same data with `split:
-            train`.
+        train_data: labeled images to sample from; by default the same data with `split: train`.
         shots: numbers of images per class; a class with fewer gives all it has.
-        seeds: one draw for each.
+        seeds: one sample for each.
         C: inverse regularizer; there is nothing to choose it on.
         features: features before the head, or after it.
         normalize: L2-normalize the features first.
@@ -84,7 +83,7 @@ class FewShot(Suite):
             for seed in self.seeds
         }
         rows = sorted(set().union(*draws.values()))
-        place = {row: number for number, row in enumerate(rows)}
+        position_of = {row: number for number, row in enumerate(rows)}
         train = embed_images(subject, pair.train.reader, point=self.features, indices=rows)
         test = embed_images(subject, pair.test.reader, point=self.features)
         if self.normalize:
@@ -95,9 +94,11 @@ class FewShot(Suite):
         for shots in self.shots:
             top1, per_class, hits = [], [], []
             for seed in self.seeds:
-                drawn = draws[shots, seed]
+                sampled = draws[shots, seed]
                 fitted = logistic_regression(
-                    train[[place[row] for row in drawn]], pair.train_labels[drawn], C=self.C
+                    train[[position_of[row] for row in sampled]],
+                    pair.train_labels[sampled],
+                    C=self.C,
                 )
                 predicted = torch.from_numpy(
                     np.asarray(fitted.predict(test.numpy()), dtype=np.int64)

@@ -373,8 +373,8 @@ def accuracies(
 
 
 def first_of_each_class(labels: Tensor, share: float) -> Tensor:
-    """Marks `[N]` the first ceil(share * n) of the n rows of each class; a class of one row keeps
-    it."""
+    """Mask `[N]` of the first ceil(share * n) of the n rows of each class; none of a class of one
+    row."""
     from vlkd_cli.elevater.sampler import validation_split
 
     counts = torch.bincount(labels)

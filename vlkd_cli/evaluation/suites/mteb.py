@@ -123,8 +123,8 @@ def _task(name: str) -> Any:
         try:
             return mteb.get_task(name)
         except KeyError as error:
-            said = str(error).strip("\"'").removeprefix("KeyError: ")
-            raise RecipeError(f"suite 'mteb': task {said}") from None
+            problem = str(error).strip("\"'").removeprefix("KeyError: ")
+            raise RecipeError(f"suite 'mteb': task {problem}") from None
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)()
@@ -134,7 +134,7 @@ def _task(name: str) -> Any:
 
 @contextlib.contextmanager
 def _folder(subject: Subject) -> Iterator[Path]:
-    """Where mteb keeps its files; with no place for results, for this evaluation only."""
+    """The folder of mteb's files; a temporary one if results are not written."""
     if subject.output is not None:
         yield subject.output / FOLDER
         return

@@ -31,15 +31,15 @@ from vlkd_cli.features.encode import Point, embed_texts
 from vlkd_cli.features.subject import Subject
 
 MANY = 100_000
-"""Passages above which it is worth a warning that nothing is kept on disk."""
+"""Number of passages above which a warning is printed if nothing is cached on disk."""
 
 
 class PassageRetrieval(Suite):
     """MS MARCO passages (dev) and any folder in BEIR's format: MRR@10, nDCG@10, MAP@100, recall and
     accuracy at k.
 
-    The search is exact. Passages are embedded in chunks, dealt to the ranks, kept in the cache
-    folder, and scored block by block, so that millions of them need no more memory than a chunk; an
+    The search is exact. Passages are embedded in chunks, dealt to the ranks, cached on disk, and
+    scored block by block, so that millions of them need no more memory than a chunk; an
     interrupted evaluation resumes where it was. Ties go to the larger id, read as text, so that an
     encoder that makes all passages equal gains nothing.
 
@@ -58,13 +58,13 @@ class PassageRetrieval(Suite):
         k: cut-offs of recall and accuracy.
         gain: of nDCG: `linear` is the grade, as in trec_eval; `binary` is 1, as in
             sentence-transformers.
-        limit: keep every relevant passage and as many others, in the file's order, as make
-            this number. Scores rise steeply as a collection shrinks; the number is part of the
-            result's name.
+        limit: use every relevant passage and as many others, in the file's order, as make this
+            number. Scores rise steeply as a collection shrinks; the number is part of the result's
+            name.
         title: put a passage's title before its text (BEIR).
         query_prompt: put before every query.
         passage_prompt: put before every passage.
-        chunk_size: passages that are embedded, kept and scored at a time.
+        chunk_size: passages that are embedded, cached and scored at a time.
         features: features after the head, or before it.
 
     Source: MS MARCO (Bajaj et al. 2016) and its official ms_marco_eval.py; BEIR (Thakur et al.

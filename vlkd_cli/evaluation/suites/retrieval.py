@@ -37,11 +37,11 @@ class Retrieval(Suite):
     """Rank all captions for each image and all images for each caption by cosine.
 
     An image counts as right when any of its captions is among the first k, a caption when its own
-    image is. Ranks begin at 1; a candidate of equal score is ahead if it stands before the own one.
+    image is. Ranks begin at 1; a candidate of equal score is ahead if it precedes the own one.
     Only a block of the score matrix is ever in memory.
 
     Args:
-        data: image-caption data, `{reader: ..., ...}`; `name` in it says what the result calls the
+        data: image-caption data, `{reader: ..., ...}`; `name` in it is what the result calls the
             split, e.g. coco2014-karpathy5k.
         k: the cut-offs of recall.
         captions_per_image: use only the first so many captions of each image; by default all.

@@ -32,7 +32,7 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource, NonNegativeInt, PositiveInt
 
 MOST_RELEVANT = 1000
-"""With more relevant items for a query, what looks at as many places is left out."""
+"""With more relevant items for a query, metrics that look at that many ranks are left out."""
 USUAL_K = 10
 
 
@@ -55,8 +55,8 @@ class Search(Suite):
     """Search an index with queries: precision, recall, f1, hits, mean average precision, mean
     reciprocal rank, dcg and ndcg at each k, R-precision and map_at_r.
 
-    Each sample of a tower for images is an item; of a tower for texts, each text of the name that
-    the address says. The search is exact; items of equal score are ordered by their ids as text,
+    Each sample of a tower for images is an item; of a tower for texts, each text of the name in
+    the address. The search is exact; items of equal score are ordered by their ids as text,
     descending. Queries without a relevant item do not count and are reported as skipped.
 
     Args:
@@ -243,17 +243,17 @@ class Search(Suite):
         name = f"search-{opened.identity.dataset}"
         write_run(
             folder / f"{name}.run",
-            {asked[n]: [(ids[place], score) for place, score in own] for n, own in lists.items()},
+            {asked[n]: [(ids[row], score) for row, score in own] for n, own in lists.items()},
         )
         if not self.examples:
             return
         lines = []
         for n in list(lists)[: self.examples]:
             found = [
-                {"id": ids[place], "score": score, "grade": opened.grades[n].get(place, 0.0)}
-                for place, score in lists[n][: self.k[-1]]
+                {"id": ids[row], "score": score, "grade": opened.grades[n].get(row, 0.0)}
+                for row, score in lists[n][: self.k[-1]]
             ]
-            relevant = [ids[place] for place in list(opened.grades[n])[:USUAL_K]]
+            relevant = [ids[row] for row in list(opened.grades[n])[:USUAL_K]]
             lines.append(json.dumps({"query": asked[n], "relevant": relevant, "found": found}))
         (folder / f"{name}-examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

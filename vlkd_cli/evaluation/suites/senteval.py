@@ -130,16 +130,16 @@ class SentEval(Suite):
         )
         missing = {name: missing_files(root, TASKS[name].files) for name in wanted}
         present = [name for name in wanted if not missing[name]]
-        told = "; ".join(
+        lacking = "; ".join(
             f"{name} lacks {', '.join(files)}" for name, files in missing.items() if files
         )
-        if told and (self.tasks is not None or not present):
+        if lacking and (self.tasks is not None or not present):
             raise DataError(
-                f"suite 'senteval': below {root}, {told}. Put the files there, or choose the tasks"
-                " that you have with `tasks:`."
+                f"suite 'senteval': below {root}, {lacking}. Put the files there, or choose"
+                " the tasks that you have with `tasks:`."
             )
-        if told:
-            console.warn(f"suite 'senteval': only {', '.join(present)}; below {root}, {told}.")
+        if lacking:
+            console.warn(f"suite 'senteval': only {', '.join(present)}; below {root}, {lacking}.")
         return present
 
     def _evaluate(self, subject: Subject, root: Path, name: str) -> Result:

@@ -194,7 +194,7 @@ class STS(Suite):
         )
 
     def _average(self, subject: Subject, table: Sequence[Result]) -> Result:
-        """The last column of the usual table; says over which sets it is."""
+        """The last column of the usual table; names the sets that it averages."""
         values = [result.metrics[result.primary_metric] for result in table]
         pearsons = [
             result.metrics[result.primary_metric.replace("spearman", "pearson")] for result in table
@@ -302,15 +302,17 @@ def _read_year(inputs: Path, scores: Path) -> Pairs:
             " Restore the original files."
         )
     first, second, gold = [], [], []
-    for place, (line, score) in enumerate(zip(lines, gold_lines, strict=True), start=1):
+    for line_number, (line, score) in enumerate(zip(lines, gold_lines, strict=True), start=1):
         if not score.strip():
             continue
         pair = line.split("\t")
         if len(pair) < 2:
-            raise DataError(f"{inputs}:{place}: expected two sentences with a TAB between them.")
+            raise DataError(
+                f"{inputs}:{line_number}: expected two sentences with a TAB between them."
+            )
         first.append(pair[0].strip())
         second.append(pair[1].strip())
-        gold.append(number(score, scores, place, "the score"))
+        gold.append(number(score, scores, line_number, "the score"))
     return Pairs(first, second, np.array(gold), len(lines) - len(gold))
 
 
@@ -329,13 +331,13 @@ def read_sick(path: Path) -> Pairs:
 def _read_table(path: Path, columns: tuple[int, int, int], first_line: int) -> Pairs:
     left, right, score = columns
     first, second, gold, skipped = [], [], [], 0
-    for place, line in enumerate(read_lines(path)[first_line - 1 :], start=first_line):
+    for line_number, line in enumerate(read_lines(path)[first_line - 1 :], start=first_line):
         if not line.strip():
             continue
         cells = line.split("\t")
         if len(cells) <= max(columns):
             raise DataError(
-                f"{path}:{place}: has {len(cells)} TAB-separated fields; expected at least"
+                f"{path}:{line_number}: has {len(cells)} TAB-separated fields; expected at least"
                 f" {max(columns) + 1}."
             )
         if not cells[score].strip():
@@ -343,5 +345,5 @@ def _read_table(path: Path, columns: tuple[int, int, int], first_line: int) -> P
             continue
         first.append(cells[left].strip())
         second.append(cells[right].strip())
-        gold.append(number(cells[score], path, place, "the score"))
+        gold.append(number(cells[score], path, line_number, "the score"))
     return Pairs(first, second, np.array(gold), skipped)

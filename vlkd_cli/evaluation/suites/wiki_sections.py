@@ -77,7 +77,7 @@ class WikiSections(Suite):
         try:
             from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
         except ModuleNotFoundError:
-            # Its place in older versions; newer ones warn about it.
+            # Its module in older versions; newer ones warn about it.
             from sentence_transformers.evaluation import TripletEvaluator
 
         kinds = [
@@ -131,14 +131,14 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
                 f" {found}."
             )
         first, second, third = (header.index(name) for name in names)
-        for place, row in enumerate(rows, start=2):
+        for line_number, row in enumerate(rows, start=2):
             if not row:
                 continue
             if limit is not None and len(triplets) == limit:
                 break
             if len(row) < len(header):
                 raise DataError(
-                    f"{path}: row {place} has {len(row)} fields; expected {len(header)}."
+                    f"{path}: row {line_number} has {len(row)} fields; expected {len(header)}."
                 )
             triplets.append((row[first], row[second], row[third]))
     if not triplets:

@@ -1,4 +1,4 @@
-"""Word similarity: does the cosine of two words follow what people say about them?"""
+"""Word similarity: does the cosine of two words follow human ratings?"""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class WordSimilarity(Suite):
     average ranks for ties.
 
     A word whose feature is all zeros has no vector in the tower (static word vectors); its pairs
-    are counted and told, whatever is done with them. Contextual towers know every word.
+    are counted and reported in any case. Contextual towers know every word.
 
     Args:
         data: folder with the files, in their native or the short format; by default `--data`.
@@ -59,7 +59,7 @@ class WordSimilarity(Suite):
             all rows (ITRA's way, for parity only: the templates' own noise enters).
         template_set: a list, a file, or a named set of templates, as in suite zero_shot.
         oov: pairs with a word that has no vector: `skip` them (eval-word-vectors), give them
-            similarity 0 (`zero`, ITRA), or the `mean` vector of the list's known words in place of
+            similarity 0 (`zero`, ITRA), or the `mean` vector of the list's known words instead of
             the missing one.
         lowercase: embed words in lower case (WordSim-353 writes names with a capital, which uncased
             static vectors lack).
@@ -134,7 +134,7 @@ class WordSimilarity(Suite):
             )
         words = list(dict.fromkeys([*pairs.first, *pairs.second]))
         known, vectors = self._vectors(subject, words)
-        row = {word: place for place, word in enumerate(words)}
+        row = {word: number for number, word in enumerate(words)}
         first, second = (
             np.array([row[word] for word in side]) for side in (pairs.first, pairs.second)
         )
@@ -142,12 +142,12 @@ class WordSimilarity(Suite):
         score, used = score_pairs(vectors, first, second, pairs.gold, known, self.oov)
         unknown = sorted(word for word, has in zip(words, known, strict=True) if not has)
         if unknown:
-            told = ", ".join(unknown[:10]) + (
+            listed = ", ".join(unknown[:10]) + (
                 f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             )
             console.warn(
                 f"{name}: {int((~covered).sum())} of {len(covered)} pairs have a word without a"
-                f" vector ({told}); oov: {self.oov}."
+                f" vector ({listed}); oov: {self.oov}."
             )
         return self.result(
             subject,
@@ -229,11 +229,18 @@ def read_pairs(path: Path) -> WordPairs:
     Raises:
         DataError: a line has fewer than three fields, or a score that is not a number.
     """
-    lines = [(place, line) for place, line in enumerate(read_lines(path), start=1) if line.strip()]
+    lines = [
+        (line_number, line)
+        for line_number, line in enumerate(read_lines(path), start=1)
+        if line.strip()
+    ]
     if not lines:
         raise DataError(f"{path}: holds no word pairs.")
     separator = next((mark for mark in ("\t", ";", ",") if mark in lines[0][1]), None)
-    rows = [(place, [cell.strip() for cell in _cells(line, separator)]) for place, line in lines]
+    rows = [
+        (line_number, [cell.strip() for cell in _cells(line, separator)])
+        for line_number, line in lines
+    ]
     column = 2
     header = rows[0][1]
     if len(header) > 2 and not _is_number(header[2]):
@@ -241,10 +248,11 @@ def read_pairs(path: Path) -> WordPairs:
         rows = rows[1:]
     if not rows:
         raise DataError(f"{path}: holds no word pairs below its header.")
-    for place, cells in rows:
+    for line_number, cells in rows:
         if len(cells) <= column or not _is_number(cells[column]) or not cells[0] or not cells[1]:
             raise DataError(
-                f"{path}:{place}: expected two words and a score; found '{' '.join(cells)[:60]}'."
+                f"{path}:{line_number}: expected two words and a score; found"
+                f" '{' '.join(cells)[:60]}'."
             )
     return WordPairs(
         [cells[0] for _, cells in rows],
@@ -254,8 +262,7 @@ def read_pairs(path: Path) -> WordPairs:
 
 
 def _cells(line: str, separator: str | None) -> list[str]:
-    """The fields of a line; only in tables with commas or semicolons may quotes stand around
-    them."""
+    """The fields of a line; they may be quoted only in tables with commas or semicolons."""
     if separator in (",", ";") and '"' in line:
         return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
     return line.split(separator)

@@ -65,7 +65,7 @@ class ZeroShot(Suite):
             the mean (CLIP), or the mean of the features as they are. Either mean is L2-normalized
             .
         k: the accuracies to report.
-        multi_label: whether images have several labels; by default as the data says.
+        multi_label: whether images have several labels; by default as the data declares.
         min_group: images that a group needs to be the worst one, by default 10, of data whose
             images belong to groups (`group:` of reader csv).
         items: also write the answer to every image, to compare two models on the same images, and
@@ -170,7 +170,8 @@ class ZeroShot(Suite):
         ]
 
     def _cut_offs(self, num_classes: int) -> list[int]:
-        """Those that say something: with k classes or fewer, every class is among the first k."""
+        """Those that are informative: with k classes or fewer, every class is among the first
+        k."""
         return [k for k in self.k if k == 1 or k < num_classes]
 
     def _single_label(

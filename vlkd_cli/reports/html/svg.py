@@ -97,10 +97,10 @@ def line_chart(
     x_name: str = "step",
 ) -> str:
     """Curves over steps, with a dashed line at chance and a ring around the best point."""
-    drawn = [line._replace(points=thinned(line.points)) for line in lines]
-    xs = [x for line in drawn for x, _ in line.points]
-    ys = [y for line in drawn for _, y in line.points]
-    ys += [bound for line in drawn for _, low, high in line.band for bound in (low, high)]
+    shown = [line._replace(points=thinned(line.points)) for line in lines]
+    xs = [x for line in shown for x, _ in line.points]
+    ys = [y for line in shown for _, y in line.points]
+    ys += [bound for line in shown for _, low, high in line.band for bound in (low, high)]
     if chance is not None:
         ys.append(chance)
     if not xs:
@@ -113,7 +113,7 @@ def line_chart(
         y = to_y(chance)
         parts.append(f'<path class="chance" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(WIDTH - RIGHT, y - 4, f"chance {number(chance)}", "end", "soft"))
-    for line in drawn:
+    for line in shown:
         parts += _curve(line, to_x, to_y)
     if best is not None:
         parts += _ring(best, to_x, to_y)
@@ -122,10 +122,10 @@ def line_chart(
         "x": [x_name, min(xs), max(xs), LEFT, WIDTH - RIGHT],
         "s": [
             [line.name, [_short(x) for x, _ in line.points], [_short(y) for _, y in line.points]]
-            for line in drawn
+            for line in shown
         ],
     }
-    return _svg(title, _described(drawn, chance, best), "".join(parts), readout=readout)
+    return _svg(title, _described(shown, chance, best), "".join(parts), readout=readout)
 
 
 def scatter(title: str, clouds: Sequence[Points], *, joined: bool, height: int = 420) -> str:

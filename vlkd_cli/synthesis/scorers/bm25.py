@@ -30,7 +30,7 @@ class BM25(Scorer):
         passages = sources.passages
         self._queries = sources.queries
         self._index = BM25Index(
-            (passages[place] for place in range(len(passages))), k1=self.k1, b=self.b
+            (passages[position] for position in range(len(passages))), k1=self.k1, b=self.b
         )
 
     def digest(self) -> str:

@@ -92,7 +92,9 @@ class CrossEncoder(Scorer):
 
     def scores(self, pairs: Sequence[Pairs]) -> list[NDArray[np.float64]]:
         queries = [self._sources.queries[query] for query, own in pairs for _ in own]
-        passages = [self._sources.passages[place] for _, own in pairs for place in own.tolist()]
+        passages = [
+            self._sources.passages[position] for _, own in pairs for position in own.tolist()
+        ]
         lengths = [-len(query) - len(text) for query, text in zip(queries, passages, strict=True)]
         # Pairs of similar length share a batch, so that little of it is padding.
         order = np.argsort(lengths, kind="stable")

@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
     Args:
         normalize: L2-normalize the vectors inside the graph.
         int8: also write a copy with 8-bit weights.
-        facts: what the file's metadata says in addition, e.g. the digest of the recipe.
+        facts: additional metadata of the file, e.g. the digest of the recipe.
     """
 
     normalize: bool = False
@@ -60,7 +60,7 @@ class Wanted(NamedTuple):
 def export_onnx(
     tower: Tower,
     folder: Path,
-    place: Path,
+    destination: Path,
     samples: Sequence[Inputs] = (),
     wanted: Wanted = Wanted(),
     *,
@@ -71,7 +71,7 @@ def export_onnx(
     `vlkd_tower.yaml`.
 
     Args:
-        place: where the folder will be when it is done; what its page says.
+        destination: where the folder will be when it is done, as written in its page.
         samples: inputs of the tower's own data that the file is also compared on.
         name: the tower's name in the recipe, where it is a copy that bears another's.
 
@@ -95,14 +95,14 @@ def export_onnx(
         "normalized": wanted.normalize,
         **_input_page(tower, folder, trials),
     }
-    return _finished(name, page, folder, place, wanted, [tower], what)
+    return _finished(name, page, folder, destination, wanted, [tower], what)
 
 
 def export_onnx_pair(
     image: Tower,
     text: Tower,
     folder: Path,
-    place: Path,
+    destination: Path,
     samples: Sequence[Inputs] = (),
     wanted: Wanted = Wanted(),
     *,
@@ -148,7 +148,7 @@ def export_onnx_pair(
         **_input_page(image, folder, pictures),
         **_input_page(text, folder, texts),
     }
-    return _finished(DUAL, page, folder, place, wanted, [image, text], what)
+    return _finished(DUAL, page, folder, destination, wanted, [image, text], what)
 
 
 def refuse_untraceable(tower: Tower, what: str) -> None:
@@ -261,12 +261,12 @@ def _finished(
     name: str,
     page: Mapping[str, Any],
     folder: Path,
-    place: Path,
+    destination: Path,
     wanted: Wanted,
     towers: Sequence[Tower],
     what: str,
 ) -> ExportedTower:
-    """Metadata, the int8 copy and the page, and what is said about them."""
+    """Write metadata, the int8 copy and the page; returns their description."""
     facts = {
         "vlkd_version": vlkd_cli.__version__,
         **wanted.facts,
@@ -287,7 +287,7 @@ def _finished(
     )
     how = Export(
         "ONNX",
-        python=f"session = onnxruntime.InferenceSession({str(place / MODEL)!r})",
+        python=f"session = onnxruntime.InferenceSession({str(destination / MODEL)!r})",
         recipe={},
         feature=", ".join(page["outputs"]),
         note=f"compared with the tower: {agreement}.",

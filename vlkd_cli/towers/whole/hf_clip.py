@@ -59,14 +59,14 @@ State = dict[str, Tensor]
 
 
 def write_hf_clip(
-    image: Tower, text: Tower, start: LogitStart | None, folder: Path, place: Path
+    image: Tower, text: Tower, start: LogitStart | None, folder: Path, destination: Path
 ) -> Export:
     """Write both halves, the factor on cosines, tokenizer and image processor as a folder for
     `CLIPModel.from_pretrained`. Linear heads without bias become part of the projections.
 
     Args:
         start: of the run's objective; None: there is none, and CLIP's is written.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
 
     Raises:
         WeightsError: a tower is not one that CLIPModel has, or has a bias or pooler.
@@ -117,8 +117,8 @@ def write_hf_clip(
     insist_on_equal(f"towers '{image.name}' and '{text.name}'", folder, vectors)
     return Export(
         "CLIPModel",
-        python=f"model = transformers.CLIPModel.from_pretrained({str(place)!r})",
-        recipe={"builder": "huggingface", "model": str(place)},
+        python=f"model = transformers.CLIPModel.from_pretrained({str(destination)!r})",
+        recipe={"builder": "huggingface", "model": str(destination)},
         feature="model.get_image_features(...), model.get_text_features(...)",
         note=(
             "the run has no factor on cosines; logit_scale is the one that CLIP starts from."

@@ -31,7 +31,7 @@ State = dict[str, Tensor]
 
 
 def write_open_clip(
-    image: Tower, text: Tower, start: LogitStart | None, folder: Path, place: Path
+    image: Tower, text: Tower, start: LogitStart | None, folder: Path, destination: Path
 ) -> Export:
     """Write both halves, the factor on cosines and the bias as a folder for `local-dir:`, which
     `open_clip.create_model_and_transforms` and clip_benchmark load. Linear heads become part of the
@@ -39,7 +39,7 @@ def write_open_clip(
 
     Args:
         start: of the run's objective; None: there is none, and CLIP's is written.
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
 
     Raises:
         WeightsError: a tower does not fit into such a model.
@@ -59,7 +59,7 @@ def write_open_clip(
         {"embed_dim": width, **sections, "quick_gelu": vision.source.quick_gelu},
         start,
         folder,
-        place,
+        destination,
     )
 
     def vectors() -> list[tuple[Tensor, Tensor]]:

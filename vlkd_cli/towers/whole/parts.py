@@ -27,7 +27,7 @@ REMEDY = "Export the towers one by one (without --format), or as ONNX (--format 
 
 
 class Mismatch(WeightsError):
-    """A tower that a format has no place for."""
+    """A tower that a format cannot store."""
 
     def __init__(self, what: str, problem: str, remedy: str = REMEDY) -> None:
         super().__init__(f"{what}: {problem}. {remedy}")
@@ -68,11 +68,11 @@ def encoder_of(tower: Tower, kind: type[Backbone], library: str) -> Any:
     what = name_of(tower)
     if not isinstance(tower.encoder, kind):
         builder = "another builder" if tower.section is None else f"`{tower.section.builder}`"
-        raise Mismatch(what, f"it is of builder {builder}, and {library} has no place for it")
+        raise Mismatch(what, f"it is of builder {builder}, which {library} cannot store")
     if tower.pooler is not None:
-        raise Mismatch(what, f"it has a pooler, and {library} has no place for one")
+        raise Mismatch(what, f"it has a pooler, which {library} cannot store")
     if tower.encoder.prompted:
-        raise Mismatch(what, f"it has a learned prompt, and {library} has no place for one")
+        raise Mismatch(what, f"it has a learned prompt, which {library} cannot store")
     return merged_tower(tower).encoder
 
 

@@ -33,12 +33,12 @@ class Layer(NamedTuple):
     activation: nn.Module
 
 
-def write_sentence_transformer(tower: Tower, folder: Path, place: Path) -> Export:
+def write_sentence_transformer(tower: Tower, folder: Path, destination: Path) -> Export:
     """Write a text tower as a folder for `SentenceTransformer(...)`: the encoder, a Pooling module,
     and a Dense module for each linear layer of the head, with batch norms folded in.
 
     Args:
-        place: where the folder will be when it is done.
+        destination: where the folder will be when it is done.
 
     Raises:
         WeightsError: encoder, pooler or head have no module there.
@@ -74,8 +74,8 @@ def write_sentence_transformer(tower: Tower, folder: Path, place: Path) -> Expor
     insist_on_equal(name_of(tower), folder, vectors)
     return Export(
         "SentenceTransformer",
-        python=f"model = sentence_transformers.SentenceTransformer({str(place)!r})",
-        recipe={"builder": "sbert", "model": str(place)},
+        python=f"model = sentence_transformers.SentenceTransformer({str(destination)!r})",
+        recipe={"builder": "sbert", "model": str(destination)},
         feature="model.encode(texts)",
     )
 
@@ -95,19 +95,19 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
     if isinstance(encoder, SentenceBackbone):
         if tower.pooler is not None:
             raise Mismatch(
-                what, f"it has a pooler in place of the model's own, and {LIBRARY} no place"
+                what, f"it has a pooler that replaces the model's own, which {LIBRARY} cannot store"
             )
         if encoder.encoder.truncate_dim is not None:
             raise Mismatch(what, "its vectors are truncated before the head")
         return list(encoder.encoder)
     if not isinstance(encoder, HuggingFaceText):
         builder = "?" if tower.section is None else tower.section.builder
-        raise Mismatch(what, f"it is of builder `{builder}`, and {LIBRARY} has no place for it")
+        raise Mismatch(what, f"it is of builder `{builder}`, which {LIBRARY} cannot store")
     kind = "MeanPooler" if tower.pooler is None else type(tower.pooler).__name__
     if encoder.origin is not None:
         raise Mismatch(what, HALVES)
     if encoder.own_pooler and tower.pooler is None:
-        raise Mismatch(what, f"it reads `own_pooler`, and {LIBRARY} has no place for it")
+        raise Mismatch(what, f"it reads `own_pooler`, which {LIBRARY} cannot store")
     if encoder.by_length:
         raise Mismatch(what, "padding changes what its encoder gives, and the library pads")
     if kind not in POOLINGS:
@@ -157,7 +157,7 @@ def _layers(tower: Tower) -> Iterator[Layer]:
         elif not isinstance(module, nn.Dropout):
             raise Mismatch(
                 name_of(tower),
-                f"its head has a {type(module).__name__}, and {LIBRARY} has no place",
+                f"its head has a {type(module).__name__}, which {LIBRARY} cannot store",
             )
     assert current is not None
     yield current

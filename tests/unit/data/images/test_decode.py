@@ -361,7 +361,7 @@ def test_random_boxes_keep_to_scale_and_ratio_and_stay_inside() -> None:
     draw = random.Random(0)
     shares, ratios = [], []
     for _ in range(500):
-        box = random_box((300, 400), scale=(0.2, 0.8), ratio=(0.75, 4 / 3), draw=draw)
+        box = random_box((300, 400), scale=(0.2, 0.8), ratio=(0.75, 4 / 3), rng=draw)
         assert 0 <= box.top <= 300 - box.height and 0 <= box.left <= 400 - box.width
         shares.append(box.height * box.width / 120_000)
         ratios.append(box.width / box.height)
@@ -370,7 +370,7 @@ def test_random_boxes_keep_to_scale_and_ratio_and_stay_inside() -> None:
 
 
 def test_where_no_box_fits_the_largest_allowed_is_taken_from_the_middle() -> None:
-    box = random_box((10, 400), scale=(0.9, 1.0), ratio=(0.75, 4 / 3), draw=random.Random(0))
+    box = random_box((10, 400), scale=(0.9, 1.0), ratio=(0.75, 4 / 3), rng=random.Random(0))
     assert (box.height, box.width, box.left) == (10, 13, 193)
 
 

@@ -4,10 +4,13 @@ adapters and Compacter."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
 
 
 def _given(**options: object) -> dict[str, object]:
@@ -58,7 +61,7 @@ class Bottleneck(Method):
         self.dropout = dropout
         self.named_layers = list(leave_out)
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import (
             AdapterPlusConfig,
             BnConfig,
@@ -124,7 +127,7 @@ class Language(Method):
         }
         self.named_layers = list(leave_out)
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import DoubleSeqBnInvConfig, SeqBnInvConfig
 
         return (SeqBnInvConfig if self.form == "pfeiffer" else DoubleSeqBnInvConfig)(**self.options)
@@ -185,7 +188,7 @@ class Compacter(Method):
         }
         self.named_layers = list(leave_out)
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import CompacterConfig, CompacterPlusPlusConfig
 
         return (CompacterConfig if self.form == "compacter" else CompacterPlusPlusConfig)(

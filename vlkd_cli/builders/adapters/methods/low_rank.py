@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NotRequired, TypedDict
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
 
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
+    from peft import PeftConfig
+
 TEXT_RANK, TEXT_ALPHA = 8, 16
 """Defaults of builder adapters; towers of other builders have 16 and 32."""
+
+
+class LowRankOptions(TypedDict):
+    """Peft's keys of LoRA and DoRA."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: NotRequired[bool]
+
+
+class VeRAOptions(TypedDict):
+    """Peft's keys of VeRA."""
+
+    r: int
+    d_initial: float
+    vera_dropout: float
+    projection_prng_key: int
 
 
 class PeftMethod(Method):
@@ -59,14 +81,14 @@ class LoRA(PeftMethod):
         self.targets = None if targets is None else list(targets)
         self.options = {"use_rslora": rank_stabilized}
 
-    def config(self) -> Any:
+    def config(self) -> PeftConfig:
         from peft import LoraConfig
 
         return LoraConfig(**_low_rank_options(self, TEXT_RANK, TEXT_ALPHA), **self.options)
 
-    def tower_options(self) -> dict[str, Any]:
+    def tower_options(self) -> LowRankOptions:
         """Rank, alpha and scaling for a tower of any builder."""
-        return {**_low_rank_options(self, 16, 32), **self.options}
+        return {**_low_rank_options(self, 16, 32), "use_rslora": self.options["use_rslora"]}
 
 
 class DoRA(PeftMethod):
@@ -96,12 +118,12 @@ class DoRA(PeftMethod):
         self.rank, self.alpha, self.dropout, self.last = rank, alpha, dropout, last
         self.targets = None if targets is None else list(targets)
 
-    def config(self) -> Any:
+    def config(self) -> PeftConfig:
         from peft import LoraConfig
 
         return LoraConfig(**_low_rank_options(self, TEXT_RANK, TEXT_ALPHA), use_dora=True)
 
-    def tower_options(self) -> dict[str, Any]:
+    def tower_options(self) -> LowRankOptions:
         """Rank, alpha and scaling for a tower of any builder."""
         return _low_rank_options(self, 16, 32)
 
@@ -136,14 +158,14 @@ class VeRA(PeftMethod):
     ) -> None:
         self.dropout, self.last = dropout, last
         self.targets = None if targets is None else list(targets)
-        self.options: dict[str, Any] = {
+        self.options: VeRAOptions = {
             "r": rank,
             "d_initial": initial_scale,
             "vera_dropout": dropout,
             "projection_prng_key": projection_seed,
         }
 
-    def config(self) -> Any:
+    def config(self) -> PeftConfig:
         from peft import VeraConfig
 
         with warnings.catch_warnings():
@@ -186,14 +208,14 @@ class IA3(PeftMethod):
         self.targets, self.last = None if targets is None else list(targets), last
         self.feed_forward = feed_forward
 
-    def config(self) -> Any:
+    def config(self) -> PeftConfig:
         from peft import IA3Config
 
         return IA3Config()
 
 
-def _low_rank_options(method: LoRA | DoRA, rank: int, alpha: float) -> dict[str, Any]:
-    """Peft's keys, with the defaults where the recipe says nothing."""
+def _low_rank_options(method: LoRA | DoRA, rank: int, alpha: float) -> LowRankOptions:
+    """Peft's keys, with defaults for those that the recipe leaves out."""
     return {
         "r": method.rank or rank,
         "lora_alpha": method.alpha or alpha,
@@ -252,7 +274,7 @@ class MTLLoRA(Method):
             "weights_sharpness": sharpness,
         }
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import MTLLoRAConfig
 
         return MTLLoRAConfig(**self.options)

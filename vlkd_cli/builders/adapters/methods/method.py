@@ -1,11 +1,15 @@
-"""What every parameter-efficient method of a text tower says about itself; torch-free, so that a
-recipe is checked without torch."""
+"""What every parameter-efficient method of a text tower declares; torch-free, so that a recipe is
+checked without torch."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
+    from peft import PeftConfig
 
 
 class Method:
@@ -31,7 +35,7 @@ class Method:
         return 0
 
     @abstractmethod
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig | PeftConfig:
         """The library's own configuration object. Imports the library."""
 
     def problems(self, hidden_size: int) -> list[str]:

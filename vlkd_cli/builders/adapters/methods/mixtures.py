@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.recipe.types import Positive, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
 
 
 class MixAndMatch(Method):
@@ -45,7 +48,7 @@ class MixAndMatch(Method):
             "dropout": dropout,
         }
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import MAMConfig, ParBnConfig, PrefixTuningConfig
 
         return MAMConfig(
@@ -86,7 +89,7 @@ class UniPELT(Method):
         self.bottleneck = {"reduction_factor": reduction_factor, "dropout": dropout}
         self.lora = {"r": rank, "alpha": alpha, "dropout": dropout}
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import LoRAConfig, PrefixTuningConfig, SeqBnConfig, UniPELTConfig
 
         return UniPELTConfig(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
+    from peft import PeftConfig
 
 
 class PrefixTuning(Method):
@@ -48,7 +52,7 @@ class PrefixTuning(Method):
             "leave_out": list(leave_out),
         }
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import PrefixTuningConfig
 
         return PrefixTuningConfig(**self.options)
@@ -60,8 +64,8 @@ class PromptTuning(Method):
 
     Args:
         length: number of learned vectors; the longest sentence is shorter by as many tokens.
-        init: `vocabulary` starts from words drawn at random, `text` from `init_text`, `random` from
-            a normal distribution.
+        init: `vocabulary` starts from randomly sampled words, `text` from `init_text`, `random`
+            from a normal distribution.
         init_text: the words to start from, repeated or cut to `length`; only with init: text.
 
     Source: Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning,
@@ -89,7 +93,7 @@ class PromptTuning(Method):
     def prompt_length(self) -> int:
         return self.length
 
-    def config(self) -> Any:
+    def config(self) -> PeftConfig:
         from peft import PromptTuningConfig
 
         # Words are looked up with the tower's own tokenizer afterwards, so peft never opens one.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
 
 
 class ReFT(Method):
@@ -69,7 +72,7 @@ class ReFT(Method):
             f" dimensions. Choose at most {hidden_size}."
         ]
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         from adapters import DiReftConfig, LoReftConfig, NoReftConfig
 
         return {"loreft": LoReftConfig, "noreft": NoReftConfig, "direft": DiReftConfig}[self.form](

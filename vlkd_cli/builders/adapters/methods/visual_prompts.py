@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.recipe.types import PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from adapters import AdapterConfig
 
 
 class VPT(Method):
@@ -34,5 +37,5 @@ class VPT(Method):
     ) -> None:
         self.tokens, self.deep, self.dropout, self.last = tokens, deep, dropout, last
 
-    def config(self) -> Any:
+    def config(self) -> AdapterConfig:
         raise NotImplementedError("visual prompts are vlkd's own")
