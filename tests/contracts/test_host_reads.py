@@ -20,7 +20,7 @@ META = torch.device("meta")
 # set's size are not updated twice for one sample; a queue is used once it is full; libraries list
 # pairs.
 READ = {name for name in CASES if name.split()[0] in ("ibot", "metric", "npid", "odc", "triplet")}
-READ |= {"swav queue"}
+READ = (READ | {"swav queue"}) - {"triplet batch_hard"}
 NEEDS_VALUES = {
     "aten::_local_scalar_dense",
     "aten::nonzero",

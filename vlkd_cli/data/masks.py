@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import random
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +98,10 @@ class BlockMask(Mask):
     """
 
     varies_with: ClassVar[tuple[str, ...]] = ("share",)
+    no_effect_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"share": ("hidden",)}
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+        "share": {None: ("probability",)},
+    }
 
     def __init__(
         self,

@@ -71,12 +71,32 @@ class Triplet(Distiller):
         indices: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
         rows = labeled_rows(student, labels, indices, "triplet")
+        if self.miner == "batch_hard":
+            return self._batch_hard(rows)
         distances = self._distances(rows)
         value, count, slopes = self._mined(distances.detach(), rows)
         # The gradient of the sum with respect to each distance is known from the count of triplets
         # that contain it, so autograd never sees a triplet: memory stays at B x N.
         linear = (slopes * distances).sum()
         return mean_over_counted(value + linear - linear.detach(), count)
+
+    def _batch_hard(self, rows: LabeledRows) -> Float[Tensor, ""]:
+        """A triplet for each anchor, so that few distances need a gradient."""
+        with torch.no_grad():
+            distances = self._distances(rows)
+            farthest = distances.masked_fill(~rows.positive, -torch.inf).argmax(1)
+            nearest = distances.masked_fill_(~rows.negative, torch.inf).argmin(1)
+        pairs = [(rows.own, rows.every[chosen]) for chosen in (farthest, nearest)]
+        if self.distance == "cosine":
+            near, far = (1 - (one * other).sum(1) for one, other in pairs)
+        else:
+            near, far = ((one - other).norm(dim=1) for one, other in pairs)
+        excess = near - far + self.margin
+        counted = rows.positive.any(1) & rows.negative.any(1)
+        if not self.soft:
+            counted &= excess > 0
+        loss = softplus(excess) if self.soft else excess
+        return mean_over_counted((loss * counted).sum(), counted.sum())
 
     def _distances(self, rows: LabeledRows) -> Float[Tensor, "B N"]:
         if self.distance == "cosine":
@@ -99,11 +119,9 @@ class Triplet(Distiller):
         if most == 0:
             return value, count, slopes
         step = max(_BLOCK_ENTRIES // (most * distances.shape[1]), 1)
-        order = torch.arange(distances.shape[1], 0, -1, dtype=torch.int32, device=distances.device)
         for first in range(0, len(distances), step):
             part = slice(first, first + step)
-            # Positions from the first to the last, so that the first one counts on ties.
-            is_positive, columns = (rows.positive[part] * order).topk(most, dim=1)
+            is_positive, columns = rows.positive[part].to(torch.uint8).topk(most, dim=1)
             near = distances[part].gather(1, columns)
             gap = distances[part][:, None, :] - near[:, :, None]
             chosen = self._chosen(gap, is_positive.bool(), rows.negative[part], near)
@@ -131,13 +149,6 @@ class Triplet(Distiller):
         valid = is_positive[:, :, None] & is_negative[:, None, :]
         if self.miner == "none":
             return valid
-        if self.miner == "batch_hard":
-            farthest = near.masked_fill(~is_positive, -torch.inf).argmax(1)
-            hardest = gap.gather(1, farthest[:, None, None].expand(-1, 1, gap.shape[2])).squeeze(1)
-            nearest = hardest.masked_fill(~is_negative, torch.inf).argmin(1)
-            only = torch.zeros_like(valid)
-            only[torch.arange(len(gap), device=gap.device), farthest, nearest] = True
-            return valid & only
         limit = self.miner_margin
         fits = {
             "all": gap <= limit,

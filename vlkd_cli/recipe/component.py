@@ -7,7 +7,7 @@ import functools
 import math
 import types as python_types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -109,7 +109,8 @@ def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> 
                 yield Problem((*path, name), f"has no effect with '{decisive}'. Leave it out.")
     for decisive, by_value in signature.attributes.get("no_effect_by_key", {}).items():
         value = keys.get(decisive, defaults[decisive])
-        for name in by_value.get(value, ()):
+        # A list is no value that a component names.
+        for name in by_value.get(value, ()) if isinstance(value, Hashable) else ():
             if is_set(name):
                 written = value if isinstance(value, str) else shown(value)
                 yield Problem(

@@ -14,7 +14,7 @@ from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe, TowerSpec
-from vlkd_cli.recipe.types import MODALITY_NAMES
+from vlkd_cli.recipe.types import MODALITY_NAMES, Schedule
 
 # Settings of a tower's initialization and training; a tower that follows another has none of its
 # own.
@@ -99,6 +99,14 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             (*path, "follows"),
             f"'{tower.follows}' is frozen, so there is nothing to follow. Use '{tower.follows}'"
             " itself.",
+        )
+    momentum = tower.momentum
+    ends = momentum.ends if isinstance(momentum, Schedule) else (momentum,)
+    if not all(0 <= end <= 1 for end in ends):
+        yield Problem(
+            (*path, "momentum"),
+            "is the fraction of the average that stays after a step, from 0 to 1, got"
+            f" {', '.join(f'{end:g}' for end in ends)}.",
         )
     for key in _NOT_FOR_FOLLOWERS:
         if getattr(tower, key) not in (None, {}) and key not in ("builder", "run"):

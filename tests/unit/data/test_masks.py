@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.recipes import problems_with
 from vlkd_cli.data.masks import BlockMask, RandomMask, is_fixed
 from vlkd_cli.preprocessing import Grid
 
@@ -90,3 +91,15 @@ def test_a_share_is_drawn_for_each_picture_and_never_exceeded() -> None:
 def test_keys_that_do_not_go_together_are_refused(keys: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BlockMask(VIT, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ("probability: 0.5", "mask.probability: has no effect with share: null. Leave it out."),
+        ("hidden: 5, share: [0.1, 0.5]", "mask.hidden: has no effect with 'share'. Leave it out."),
+    ],
+)
+def test_a_key_without_effect_is_refused_by_the_check(keys, line):
+    found = problems_with(f"data.augment={{name: standard, mask: {{name: block, {keys}}}}}")
+    assert any(line in each for each in found)

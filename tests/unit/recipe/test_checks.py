@@ -24,6 +24,13 @@ def test_the_small_recipe_is_right():
     ("options", "expected"),
     [
         (["towers.image.momentum=0.9"], ["has no effect without `follows:`."]),
+        (
+            ["towers.key={follows: image, momentum: {cosine: [0.9, 1.1]}}"],
+            [
+                "towers.key.momentum: is the fraction of the average that stays after a step, from"
+                " 0 to 1, got 0.9, 1.1."
+            ],
+        ),
         (["towers.image.tower=text"], ["has no effect without `run:`."]),
         (
             ["towers.image={biulder: torchvision}"],
