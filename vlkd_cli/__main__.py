@@ -9,7 +9,7 @@ import sys
 def forget_the_current_folder() -> None:
     """Take the current folder off the front of the import path, where `python -m` puts it.
 
-    A `typing.py` or `yaml.py` that happens to lie next to a recipe must not be imported instead of
+    A `typing.py` or `yaml.py` that happens to be next to a recipe must not be imported instead of
     the library. The folder that holds vlkd itself stays, last: spawned workers import vlkd by it.
     """
     if sys.flags.safe_path or not sys.path or sys.path[0] not in ("", os.getcwd()):

@@ -66,7 +66,7 @@ def synthesize(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     runs: str | Path = "runs",
     trust: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write triplets to train on, as `vlkd synthesize RECIPE OUT` does: passages are mined for each
     query, and the margin between a positive and a negative passage is scored.
 

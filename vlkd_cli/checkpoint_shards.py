@@ -40,7 +40,7 @@ def step_of(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def separated(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def separated(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """Nested dicts without the divided tensors, and this process's slices of those alone."""
     whole: dict[str, Any] = {}
     slices: dict[str, Any] = {}

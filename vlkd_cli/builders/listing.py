@@ -101,7 +101,7 @@ def measured(builder: str, rows: Sequence[ModelRow]) -> list[ModelRow]:
 
 
 def shipped(builder: str) -> Path:
-    """Where the package may bring the rows of the installed version along."""
+    """The file of the package with the rows of the installed version; it may not exist."""
     return SHIPPED / f"{builder}-{_version(builder).partition('+')[0]}.json"
 
 

@@ -15,10 +15,10 @@ def list_datasets(
     search: Annotated[
         str, typer.Option("--search", "-s", help="A glob pattern, or a part of the name.")
     ] = "*",
-    here: Annotated[bool, typer.Option("--here", help="Only those that lie under --data.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Only those that are under --data.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Data sets by name: task, classes, images per split, metric, and whether they lie under a
+    """Data sets by name: task, classes, images per split, metric, and whether they are under a
     root."""
     import fnmatch
     import json

@@ -39,7 +39,7 @@ def mine(
     ] = "0:100",
     absolute_margin: Annotated[
         float | None,
-        typer.Option(min=0, help="How far a score must lie below the lowest right one."),
+        typer.Option(min=0, help="Minimum distance of a score below the lowest score of a match."),
     ] = None,
     relative_margin: Annotated[
         float | None,

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkd_cli.distributed.sharding import gather_once_in_backward, gathered_once
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.numerics.autograd import Context
 
 Run = Callable[[Any, Tensor | None], dict[str, Tensor]]
 
@@ -87,7 +88,7 @@ def encode_in_chunks(
     return outputs, reads
 
 
-def _again(run: Run, rows: Any, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
+def _again(run: Run, rows: object, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
     names: list[str] = []
     outputs = _Again.apply(run, rows, hidden, reads.learning, names, *reads.weights)
     return dict(zip(names, outputs, strict=True))
@@ -98,7 +99,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         run: Run,
         rows: Any,
         hidden: Tensor | None,
@@ -131,7 +132,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         enabled, dtype = ctx.autocast
         devices = [ctx.device] if ctx.device_random is not None else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():

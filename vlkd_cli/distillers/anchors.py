@@ -15,13 +15,14 @@ never copied.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlkd_cli.distributed.collectives import gather_without_grad
+from vlkd_cli.numerics.autograd import Context
 
 TILE_ENTRIES = 2**20
 """Entries of the similarity tiles that are held at a time, for each side."""
@@ -102,7 +103,7 @@ class _Running:
 class _QueueLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         student: Tensor,
         teacher: Tensor,
         own: Tensor | None,
@@ -155,7 +156,7 @@ class _QueueLoss(torch.autograd.Function):
         return loss.mean()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (grads[0] * gradient, *[None] * 7)
 
@@ -200,7 +201,7 @@ def queue_loss(
 class _AnchorContrast(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         student: Tensor,
         positive: Tensor,
         anchors: Tensor,
@@ -227,7 +228,7 @@ class _AnchorContrast(torch.autograd.Function):
         return (running.lse - matches).mean()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (grads[0] * gradient, *[None] * 4)
 

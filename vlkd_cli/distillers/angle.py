@@ -18,11 +18,13 @@ in the mean and get no gradient.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from vlkd_cli.numerics.autograd import Context
 
 BLOCK_ENTRIES = 2**18
 """Entries of the blocks that are worked on at a time on a CPU: 1 MiB in float32 stays in its
@@ -56,7 +58,9 @@ def pairs_of(features: Float[Tensor, "N D"]) -> Pairs:
 
 class _AngleLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, first: int, vertices: int) -> Tensor:
+    def forward(
+        ctx: Context, student: Tensor, teacher: Tensor, first: int, vertices: int
+    ) -> Tensor:
         mean = student.mean(dim=0)
         rows = student - mean
         ours, theirs = pairs_of(student), pairs_of(teacher)
@@ -107,7 +111,7 @@ class _AngleLoss(torch.autograd.Function):
         return (total * factor).to(student.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grads[0] * gradient, None, None, None
 

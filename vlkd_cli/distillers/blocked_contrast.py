@@ -21,7 +21,7 @@ with the same softmaxes and the gradient exp(e_i - r_i) / 2N to e_i (`negatives.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from vlkd_cli.distillers.positives import Positives
 from vlkd_cli.distillers.tiles import IGNORED, Matrix, Scratch, Tile, full_precision, precise
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
+from vlkd_cli.numerics.autograd import Context
 
 SAFE_NATS = 60.0
 """A tile whose row and column log-sum-exps all lie this close to its maximum may share one shift:
@@ -43,7 +44,7 @@ relative 1e-11."""
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
@@ -80,15 +81,15 @@ class _InfoNCE(torch.autograd.Function):
             column_lse[tile.columns] = torch.logaddexp(column_lse[tile.columns], of_columns)
         column_lse = gather_without_grad(column_lse).view(world_size(), -1).logsumexp(dim=0)
         own = slice(rank() * len(rows), (rank() + 1) * len(rows))
-        ctx.of_negatives = [None, None]
+        of_negatives: list[Tensor | None] = [None, None]
         if row_negatives is not None:
             row_lse = torch.logaddexp(row_lse, row_negatives)
-            ctx.of_negatives[0] = (row_negatives - row_lse).exp_()
+            of_negatives[0] = (row_negatives - row_lse).exp_()
         if column_negatives is not None:
             column_lse = torch.logaddexp(column_lse, gather_without_grad(column_negatives))
-            ctx.of_negatives[1] = (column_negatives - column_lse[own]).exp_()
+            of_negatives[1] = (column_negatives - column_lse[own]).exp_()
         ctx.save_for_backward(*matrix[:5], row_lse, column_lse, *(positives or ()))
-        ctx.stored, ctx.tf32 = stored, tf32
+        ctx.of_negatives, ctx.stored, ctx.tf32 = of_negatives, stored, tf32
         if positives is not None:
             column_matched = gather_without_grad(column_matched).view(world_size(), -1).sum(dim=0)
             matched += column_matched[own].sum() / 2
@@ -96,7 +97,7 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fields, (row_lse, column_lse, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         matrix, scratch = Matrix(*fields)._replace(tf32=ctx.tf32), Scratch()
         positives = Positives(*others) if others else None
@@ -196,7 +197,7 @@ def _softmax_on_device(
 class _SigLIP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
@@ -224,7 +225,7 @@ class _SigLIP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fields, (bias, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         matrix = Matrix(*fields)._replace(tf32=ctx.tf32)
         positives = Positives(*others) if others else None

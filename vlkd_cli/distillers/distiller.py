@@ -181,7 +181,7 @@ def require_equal_width(distiller: Distiller, student: int, teacher: int) -> Non
 
 
 def counts_rows(distiller: Distiller) -> bool:
-    """Whether its `setup` wants the number of rows of the data set."""
+    """Whether its `setup` needs the number of rows of the data set."""
     return "num_rows" in wanted_by(type(distiller).setup)
 
 

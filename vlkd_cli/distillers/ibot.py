@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distributed.collectives import sum_without_grad
+from vlkd_cli.numerics.autograd import Context
 from vlkd_cli.recipe.types import (
     Positive,
     PositiveSchedulable,
@@ -105,7 +104,7 @@ class _Assignments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         student: Tensor,
         teacher: Tensor,
         center: Tensor,
@@ -129,7 +128,7 @@ class _Assignments(torch.autograd.Function):
         return (per_row * weights).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         # In place, as a second such matrix would be the largest of a step; autograd refuses to read
         # it again.

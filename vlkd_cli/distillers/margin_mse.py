@@ -22,7 +22,7 @@ class MarginMSE(Distiller):
     Args:
         similarity: "dot", or "cosine" for towers that normalize.
         scale: multiplies the similarities; cosine differences reach 2, margins of cross-encoders
-            10, so "cosine" usually wants a scale of 10.
+            10, so "cosine" usually needs a scale of 10.
 
     Source: Hofstätter et al., Improving Efficient Neural Ranking Models with Cross-Architecture
     Knowledge Distillation, arXiv:2010.02666, equation 2.

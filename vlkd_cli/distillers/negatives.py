@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from vlkd_cli.distillers.tiles import IGNORED, Matrix, Scratch, full_precision, precise
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
+from vlkd_cli.numerics.autograd import Context
 
 Side = Literal["student", "teacher"]
 
@@ -103,7 +104,7 @@ def _own(
 class _Against(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
@@ -133,7 +134,7 @@ class _Against(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fields, (row_keys, keys, found, *others) = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         matrix, bias = Matrix(*fields)._replace(tf32=ctx.tf32), (others or [None])[0]
         of_bias = torch.zeros((), dtype=torch.float64, device=found.device)

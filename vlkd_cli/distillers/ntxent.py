@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank
+from vlkd_cli.numerics.autograd import Context
 from vlkd_cli.recipe.types import Positive
 
 TILE_ENTRIES = 2**20
@@ -62,7 +63,7 @@ class _NTXent(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Context, own: Tensor, temperature: float) -> Tensor:
         every = gather_without_grad(own)
         count, first = len(own), rank() * len(own)
         half = count // 2
@@ -83,7 +84,7 @@ class _NTXent(torch.autograd.Function):
         return (lse - cosines).mean()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = ctx.saved_tensors
         return grads[0] * gradient, None
 

@@ -31,8 +31,9 @@ class ProtoCLIP(ScaledDistiller):
     """InfoNCE, plus each modality's cross-entropy to the clusters that the other modality's
     features form over the episode.
 
-    At the start of an epoch the features of its samples are clustered, each modality by itself
-    (Euclidean k-means, centroids not normalized). With L_p(a by b) the cross-entropy of proto_scale
+    At the start of an epoch the features of its samples are clustered, separately for each
+    modality (Euclidean k-means, centroids not normalized). With L_p(a by b) the cross-entropy of
+    proto_scale
     * a . C^T against b's clusters and w the three weights, the loss is w_c * InfoNCE + w_p *
     (L_p(image by text) + L_p(text by image)) / 2 + w_e * (L_p(image by external) + L_p(text by
     external)) / 2.

@@ -17,11 +17,13 @@ logits already, W is None and a tile is a slice of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from vlkd_cli.numerics.autograd import Context
 
 STORED_ENTRIES = 2**24
 TILE_ENTRIES = 2**21
@@ -94,7 +96,7 @@ class _PrototypeLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         student: Tensor,
         prototypes: Tensor | None,
         teacher: Tensor,
@@ -135,7 +137,7 @@ class _PrototypeLoss(torch.autograd.Function):
         return loss.to(student.dtype), assigned, logit_sums
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, pairs, lse, *rest = ctx.saved_tensors
         sides = Sides(student, teacher, rest[0] if rest else None)
         student_temperature, log_prior, targets = ctx.settings

@@ -25,7 +25,7 @@ class SigLIP(PairContrast):
     Args:
         logit_scale: initial factor on the cosines (not its logarithm); `from towers`: factor and
             bias that the dual encoder was trained to whose halves are compared.
-        logit_bias: initial bias of the logits; without effect where the towers bring theirs.
+        logit_bias: initial bias of the logits; without effect if the towers have their own.
         learnable: whether scale and bias are trained; the scale then stays within [1,
             max_logit_scale] after each step.
         max_logit_scale: highest scale; null leaves it unbounded, as fine-tuning weights whose scale

@@ -15,6 +15,7 @@ from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.numerics.autograd import Context
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Progress
 
 
@@ -138,7 +139,7 @@ class _Predictions(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         views: Tensor,
         prototypes: Tensor,
         codes: Sequence[Tensor],
@@ -162,7 +163,7 @@ class _Predictions(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         of_views, of_prototypes = ctx.saved_tensors
         return grads[0] * of_views, grads[0] * of_prototypes, None, None
 

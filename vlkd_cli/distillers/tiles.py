@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlkd_cli.distillers.positives import Positives
 from vlkd_cli.distributed.runtime import rank
+from vlkd_cli.numerics.autograd import Context
 from vlkd_cli.numerics.precision import matrix_precision
 
 STORED_ENTRIES = 4096 * 4096
@@ -158,7 +159,7 @@ class Matrix(NamedTuple):
                 )
                 number += 1
 
-    def entries_to_store(self, ctx: Any) -> int:
+    def entries_to_store(self, ctx: Context) -> int:
         """How many entries may be stored for the backward pass."""
         entries = len(self.rows) * len(self.columns)
         if not any(ctx.needs_input_grad):
@@ -167,7 +168,7 @@ class Matrix(NamedTuple):
 
     def gradients(
         self,
-        ctx: Any,
+        ctx: Context,
         scratch: Scratch,
         factor: Tensor,
         to_gradient: Callable[[Tile, Tensor], Tensor],

@@ -210,7 +210,7 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
 def _skeleton(module: nn.Module) -> nn.Module:
     """A copy whose parameters take no memory; buffers are shared."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    memo: dict[int, object] = {id(buffer): buffer for buffer in module.buffers()}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(
             parameter.detach().to("meta"), requires_grad=parameter.requires_grad

@@ -60,7 +60,7 @@ def row_text(row: Iterable[float]) -> str:
 
 
 def write_predictions(
-    path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, Any]
+    path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, object]
 ) -> None:
     """Write a prediction file and, below `provenance/`, where its rows come from. All of it or
     nothing.
@@ -93,7 +93,7 @@ def _record(header: Header, probabilities: Rows) -> Iterator[str]:
     yield "]]}"
 
 
-def header_text(values: Mapping[str, Any]) -> str:
+def header_text(values: Mapping[str, object]) -> str:
     """A record's text up to the value of `predictions`."""
     return json.dumps(values)[:-1] + ', "predictions": '
 

@@ -88,7 +88,7 @@ def submit(
 
 
 def prediction_folder(run: Path) -> Path:
-    """Where the prediction files of a run lie: the folder itself, or the only one below an
+    """The folder of a run's prediction files: the folder itself, or the only one below an
     `elevater/` in it.
 
     Raises:

@@ -26,7 +26,8 @@ from vlkd_cli.towers.tower import Tower
 AnyReader = TypeVar("AnyReader", bound=Reader | StreamReader)
 
 OWN_KEYS = frozenset({"path", "image_root", "cache_dir"})
-"""Keys whose values may differ between nodes: where data lies. The data themselves are compared."""
+"""Keys whose values may differ between nodes: the locations of data. The data themselves are
+compared."""
 
 
 def refuse_other_recipes(recipe: str, device: torch.device) -> None:

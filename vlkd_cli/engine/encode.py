@@ -301,7 +301,7 @@ def _partial(output: str) -> Path:
     return Path(f"{output}.partial")
 
 
-def _input_page(source: Input) -> dict[str, Any]:
+def _input_page(source: Input) -> dict[str, object]:
     path = source.path if source.path == STANDARD else str(Path(source.path).absolute())
     return {"path": path, "column": source.column, "reader": dict(source.reader)}
 

@@ -19,7 +19,7 @@ from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json, recipe_to_yaml, versions
 from vlkd_cli.reports.card import REPOSITORY, CardFacts, card_text, check_card, is_path
-from vlkd_cli.reports.records import read_run
+from vlkd_cli.reports.records import ResultJson, read_run
 from vlkd_cli.towers.export import ExportedTower
 from vlkd_cli.towers.tower import Tower
 
@@ -175,7 +175,7 @@ def _token() -> str | None:
     return token
 
 
-def _results(run: Path, step: int) -> Iterator[Mapping[str, Any]]:
+def _results(run: Path, step: int) -> Iterator[ResultJson]:
     """Contents of the run's result files of this step, each measurement once."""
     seen = set()
     for result in read_run(run).results:
@@ -251,7 +251,7 @@ def _hub_id(builder: str, model: object, pretrained: object) -> str | None:
     return None
 
 
-def _timm_id(known: Any) -> str | None:
+def _timm_id(known: object) -> str | None:
     found = getattr(known, "hf_hub_id", None)
     return str(found) if found and "/" in str(found) else None
 

@@ -145,7 +145,7 @@ def standard_lines() -> list[str]:
         raise DataError(f"standard input: {error}. Send UTF-8.") from None
 
 
-def parse_keys(settings: Sequence[str]) -> dict[str, Any]:
+def parse_keys(settings: Sequence[str]) -> dict[str, object]:
     """`--reader KEY=VALUE` words as keys of a reader; values are YAML.
 
     Raises:

@@ -119,7 +119,7 @@ def search(
             console.say(f"Page: {page}")
 
 
-def nearest(rows: NDArray[Any], queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(rows: np.ndarray, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and positions `[Q, min(k, N)]` of the rows of largest inner product, best first; of
     equal ones the first row is ahead."""
     best = TopK(queries, k)
@@ -239,7 +239,7 @@ def _print(query: Query, found: Sequence[Found]) -> None:
     console.print_table(query.text, columns, rows)
 
 
-def _as_json(query: Query, found: Sequence[Found]) -> dict[str, Any]:
+def _as_json(query: Query, found: Sequence[Found]) -> dict[str, object]:
     answers = [
         {"rank": each.rank, "score": each.score, "id": each.id}
         | ({} if each.text is None else {"text": each.text})

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import cache_folder
@@ -140,6 +140,6 @@ def _report(found: Synthesis) -> None:
     )
 
 
-def summary(found: Synthesis) -> dict[str, Any]:
+def summary(found: Synthesis) -> dict[str, object]:
     """What `vlkd_cli.synthesize` returns."""
     return {"relations": str(found.relations), **found.page}

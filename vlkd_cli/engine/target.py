@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.checkpoint import Checkpoint, Source
@@ -98,7 +98,7 @@ def _open_exported(
     return Target(recipe, towers, None, None, f"{target}, as it was exported")
 
 
-def _sections(target: str, runs: Path) -> dict[str, dict[str, Any]] | None:
+def _sections(target: str, runs: Path) -> dict[str, dict[str, object]] | None:
     """The frozen towers of a model by name; None where a target is not one."""
     builder, colon, rest = target.partition(":")
     path = Path(target)

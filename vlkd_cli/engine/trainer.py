@@ -32,7 +32,7 @@ from vlkd_cli.recipe.types import Progress
 
 
 class Loads(Protocol):
-    """What the trainer wants of a loader."""
+    """What the trainer needs of a loader."""
 
     batches_per_epoch: int
 

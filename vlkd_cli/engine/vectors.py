@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 import vlkd_cli
 from vlkd_cli.data.batch import Skipped
@@ -59,7 +58,7 @@ class Page(NamedTuple):
 class Writer(Protocol):
     """Takes blocks of rows in order."""
 
-    def write(self, ids: Sequence[str], block: NDArray[Any]) -> None: ...
+    def write(self, ids: Sequence[str], block: np.ndarray) -> None: ...
 
 
 def page_of(path: Path) -> Path:
@@ -106,7 +105,7 @@ def npy_writer(file: IO[bytes], rows: int, width: int, dtype: str) -> Iterator[W
     np.lib.format.write_array_header_1_0(file, header)
 
     class Npy:
-        def write(self, ids: Sequence[str], block: NDArray[Any]) -> None:
+        def write(self, ids: Sequence[str], block: np.ndarray) -> None:
             file.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
 
     yield Npy()
@@ -127,7 +126,7 @@ def parquet_writer(
     with parquet.ParquetWriter(path, schema) as table:
 
         class Parquet:
-            def write(self, ids: Sequence[str], block: NDArray[Any]) -> None:
+            def write(self, ids: Sequence[str], block: np.ndarray) -> None:
                 flat = arrow.array(np.ascontiguousarray(block, dtype=dtype).reshape(-1))
                 vectors = arrow.FixedSizeListArray.from_arrays(flat, width)
                 # Names of files may hold bytes that are not text.
@@ -154,7 +153,7 @@ def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
     os.replace(partial, path)
 
 
-def read_vectors(path: Path) -> tuple[NDArray[Any], Page]:
+def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     """An array, mapped into memory, and its page.
 
     Raises:
@@ -164,7 +163,7 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], Page]:
         raise DataError(f"INDEX {path}: an index is a .npy file that `vlkd encode` wrote.")
     again = f"Write it again: vlkd encode TARGET INPUT {path}"
     try:
-        rows: NDArray[Any] = load_npy(path, mmap_mode="r")
+        rows: np.ndarray = load_npy(path, mmap_mode="r")
     except FileNotFoundError:
         raise DataError(
             f"INDEX {path}: no such file. `vlkd encode TARGET INPUT {path}` writes it."

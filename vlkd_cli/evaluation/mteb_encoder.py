@@ -73,7 +73,7 @@ def revision_of(subject: Subject) -> str:
     return "-".join([*digests, *([subject.precision] if subject.precision != "fp32" else [])])
 
 
-def mteb_encoder(subject: Subject) -> Any:
+def mteb_encoder(subject: Subject) -> object:
     """The towers as mteb's `EncoderProtocol`: `vlkd/RUN`, its revision the digest of the weights,
     compared by cosine."""
     from mteb.models.abs_encoder import AbsEncoder

@@ -30,7 +30,7 @@ NUM_CONFUSIONS = 4
 THUMBNAIL_PX = 144
 WEBP_QUALITY = 62
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, np.ndarray]
 
 
 class Shown(NamedTuple):
@@ -81,7 +81,7 @@ def classification_items(scores: Tensor, labels: Tensor) -> Arrays:
     }
 
 
-def retrieval_items(image_ranks: Tensor, caption_ranks: Tensor, counts: NDArray[Any]) -> Arrays:
+def retrieval_items(image_ranks: Tensor, caption_ranks: Tensor, counts: np.ndarray) -> Arrays:
     """The 1-based rank of each image's best caption and of each caption's image, and the number of
     captions of each image."""
     return {

@@ -158,7 +158,7 @@ class Suite:
             shown=shown,
         )
 
-    def _own_keys(self) -> dict[str, Any]:
+    def _own_keys(self) -> dict[str, object]:
         """The keys that can change a number."""
         return {
             key: value

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -180,7 +179,7 @@ class WorkerTable:
             self._maps[name] = np.asarray(load_npy(self.folder / name, mmap_mode="r"))
         return self._maps[name]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A mapped array would be pickled with its content.
         return {**self.__dict__, "_maps": {}}
 

@@ -9,7 +9,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +172,7 @@ class FeatureStore:
         else:
             order = np.argsort(indices, kind="stable")
             rows = indices[order]
-            stored: NDArray[Any] = np.ascontiguousarray(values[order], dtype=np.float32)
+            stored: np.ndarray = np.ascontiguousarray(values[order], dtype=np.float32)
             if self.dtype == np.uint16:
                 stored = as_bfloat16(stored)
             state = np.where(broken[order], _BROKEN, _DONE)
@@ -189,7 +188,7 @@ class FeatureStore:
         self.done[indices] = 1
         self.broken[indices] = False if broken is None else broken
 
-    def _write_rows(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+    def _write_rows(self, rows: NDArray[np.int64], values: np.ndarray) -> None:
         assert self.folder is not None
         with open(self.folder / FEATURES, "r+b") as file:
             for first, block in _runs(rows, values):
@@ -213,7 +212,7 @@ class FeatureStore:
         return as_float32(load_npy(self.folder / FEATURES, mmap_mode="c"))
 
 
-def _sums(rows: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
+def _sums(rows: NDArray[np.int64], values: np.ndarray) -> NDArray[np.uint64]:
     """A checksum of each row and its position, `[n]`, its two lowest bits 0: the words of a row,
     each times an odd number of its own, modulo 2^64; so any change of one word shows."""
     words = np.ascontiguousarray(values).view(f"u{values.itemsize}").astype(np.uint64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +16,7 @@ def as_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return rounded
 
 
-def as_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
+def as_float32(stored: np.ndarray) -> NDArray[np.float32]:
     """float32 values of an array that holds bfloat16; float32 is not copied."""
     if stored.dtype != np.uint16:
         return stored.astype(np.float32, copy=False)

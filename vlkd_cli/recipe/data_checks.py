@@ -160,7 +160,7 @@ def _check_points(recipe: Recipe, data: DataSpec, addresses: list[Address]) -> I
                 )
 
 
-def _points(kind: str, name: str, keys: Mapping[str, Any]) -> int | None:
+def _points(kind: str, name: str, keys: Mapping[str, object]) -> int | None:
     """The key `points` of a component; None where it has none."""
     try:
         known = {key.name: key.default for key in signature_of(kind, name).keys}

@@ -7,11 +7,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from vlkd_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+    from vlkd_cli.reports.records import ResultJson
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
@@ -72,9 +77,9 @@ class CardFacts(NamedTuple):
     languages: Sequence[str]
     datasets: Sequence[str]
     base_models: Sequence[str]
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[ResultJson]
     step: int
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, object]
     digest: str
     weights: Mapping[str, str]
     samples: int | None
@@ -185,7 +190,7 @@ def _objective_tags(facts: CardFacts) -> list[str]:
     return list(dict.fromkeys(name for name, _ in facts.objectives if ":" not in name))
 
 
-def _eval_results(facts: CardFacts) -> Iterator[Any]:
+def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
     from huggingface_hub import EvalResult
 
     for result in facts.results:
@@ -251,7 +256,7 @@ def _data(facts: CardFacts) -> str:
     return f"Trained on {', '.join(named) or 'nothing'}{counted}.{hub}"
 
 
-def _split(part: Mapping[str, Any]) -> str:
+def _split(part: Mapping[str, object]) -> str:
     return f", split `{part['split']}`" if part.get("split") else ""
 
 
@@ -265,7 +270,7 @@ def _limits(facts: CardFacts) -> list[str]:
     ]
 
 
-def _recipe_text(recipe: Mapping[str, Any]) -> str:
+def _recipe_text(recipe: Mapping[str, object]) -> str:
     text: str = yaml.safe_dump(nameless(recipe), sort_keys=False, allow_unicode=True, width=100)
     return text
 
@@ -277,7 +282,7 @@ def _linked(paper: str) -> str:
     return linked or "of this repository"
 
 
-def _rows(result: Mapping[str, Any]) -> str:
+def _rows(result: ResultJson) -> str:
     return str((result.get("hashes") or {}).get("rows", ""))
 
 

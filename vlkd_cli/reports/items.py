@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vlkd_cli.reports.records import StoredResult
+from vlkd_cli.reports.records import ResultJson, StoredResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,9 +57,7 @@ def answers_of(result: StoredResult, metric: str) -> Answers | None:
         return None
 
 
-def _answers(
-    items: Mapping[str, NDArray[Any]], metric: str, content: Mapping[str, Any]
-) -> Answers | None:
+def _answers(items: Mapping[str, np.ndarray], metric: str, content: ResultJson) -> Answers | None:
     import numpy as np
 
     if metric in _CHOICES:

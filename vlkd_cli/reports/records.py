@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.numerics.directions import lower_is_better
@@ -57,12 +57,41 @@ class Metric(NamedTuple):
         return lower_is_better(self.name)
 
 
+class ResultJson(TypedDict, total=False):
+    """A result file; see `evaluation.results.Result`. Files of earlier versions lack some keys."""
+
+    name: str
+    suite: str
+    dataset: str
+    split: str
+    protocol: str
+    metrics: dict[str, float | None]
+    primary_metric: str
+    chance: dict[str, float]
+    num_items: int
+    num_skipped: int
+    num_classes: int | None
+    model: dict[str, str | int | bool | None]
+    towers: dict[str, dict[str, str]]
+    precision: str
+    hashes: dict[str, str]
+    data: dict[str, object]
+    settings: dict[str, Any]
+    libraries: dict[str, str]
+    details: dict[str, Any]
+    version: str
+    key: str
+    seconds: float | None
+    device: str
+    file: str
+
+
 class StoredResult(NamedTuple):
     """A result file; `step` is None for one of `vlkd eval`."""
 
     path: Path
     step: int | None
-    content: Mapping[str, Any]
+    content: ResultJson
 
     @property
     def key(self) -> tuple[str, str]:
@@ -299,7 +328,7 @@ def _read_results(record: RunRecord) -> None:
             continue
         step = re.fullmatch(r"step_(\d+)", path.parent.name)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content: ResultJson | None = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             content = None
         if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):

@@ -22,8 +22,8 @@ def seed_groups(table: Table) -> list[SeedGroup]:
     """The groups among the targets that are runs; several checkpoints of one run are none."""
     folders: dict[Path, set[str]] = {}
     for row in table.rows:
-        if row["run"] and row["status"] == "done" and (run := _run_of(Path(row["file"]))):
-            folders.setdefault(run, set()).add(row["target"])
+        if row["run"] and row["status"] == "done" and (run := _run_of(Path(str(row["file"])))):
+            folders.setdefault(run, set()).add(str(row["target"]))
     target_of = {run: own.pop() for run, own in folders.items() if len(own) == 1}
     found = []
     for group in group_runs([read_run(folder) for folder in target_of]):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from vlkd_cli.numerics.statistics import Averages, average_columns
-from vlkd_cli.reports.records import Metric
+from vlkd_cli.reports.records import Metric, ResultJson
 
 PRIMARY = ("primary", "headline")
 """Words of `--metrics` for the one metric that a suite is summarized by."""
@@ -75,13 +75,13 @@ class Table:
     averages: Averages
     groups: list[GroupMean]
     """Means over the data sets of a collection or a part of it, where some target has one."""
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, object]]
     """The long form: a line per target, column and metric."""
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
-def find_result(cell: Cell) -> dict[str, Any] | None:
+def find_result(cell: Cell) -> ResultJson | None:
     """The result of a cell, where there is one that can be read."""
     if not cell.key:
         return None
@@ -108,7 +108,7 @@ def make_table(
     columns: dict[Column, bool] = {}
     """Whether the column is of a primary metric."""
     values: dict[tuple[str, Column], tuple[float | None, float | None]] = {}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for cell, result in found:
         if result is None:
             rows.append(_failed_row(cell))
@@ -192,7 +192,7 @@ class NamedSets(Protocol):
     def by_items(self) -> bool: ...
 
 
-Found = Sequence[tuple[Cell, Mapping[str, Any] | None]]
+Found = Sequence[tuple[Cell, ResultJson | None]]
 
 
 def _group_means(
@@ -200,7 +200,7 @@ def _group_means(
 ) -> list[tuple[NamedSets, list[GroupMean]]]:
     """For each group, the mean of each suite that measured one of its data sets: of the primary
     metric, over data that is the same for all targets."""
-    results: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    results: dict[tuple[str, str], dict[str, ResultJson]] = {}
     for cell, result in found:
         own = results.setdefault((cell.suite, cell.dataset), {})
         first = next(iter(own.values()), result)
@@ -221,13 +221,13 @@ def _group_means(
     return means
 
 
-def _measured_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _measured_alike(first: ResultJson, other: ResultJson) -> bool:
     parts = ("primary_metric", "split", "protocol", "hashes", "precision")
     return all(first.get(part) == other.get(part) for part in parts)
 
 
 def _mean_of(
-    results: Sequence[Mapping[str, Mapping[str, Any]]], target: str, by_items: bool
+    results: Sequence[Mapping[str, ResultJson]], target: str, by_items: bool
 ) -> tuple[float | None, float | None]:
     """A target's mean over data sets and its chance level; None where one is missing."""
     own = [each[target] for each in results if target in each]
@@ -235,7 +235,7 @@ def _mean_of(
         return None, None
     weights = [float(result.get("num_items") or 0) if by_items else 1.0 for result in own]
 
-    def mean(part: str) -> float | None:
+    def mean(part: Literal["metrics", "chance"]) -> float | None:
         values = [_number((result.get(part) or {}).get(result["primary_metric"])) for result in own]
         known = [value for value in values if value is not None]
         if len(known) < len(values) or not sum(weights):
@@ -245,7 +245,15 @@ def _mean_of(
     return mean("metrics"), mean("chance")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> ResultJson | None:
+    try:
+        content: ResultJson = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_failure(path: Path) -> dict[str, object] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -253,7 +261,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _chosen(result: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def _chosen(result: ResultJson, metrics: Sequence[str]) -> list[str]:
     own = list(result["metrics"])
     if "all" in metrics:
         return own
@@ -261,7 +269,7 @@ def _chosen(result: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*wanted, *(name for name in metrics if name in own)]))
 
 
-def _column(cell: Cell, result: Mapping[str, Any], metric: str) -> Column:
+def _column(cell: Cell, result: ResultJson, metric: str) -> Column:
     return Column(
         cell.suite,
         cell.dataset,
@@ -276,7 +284,7 @@ def _column(cell: Cell, result: Mapping[str, Any], metric: str) -> Column:
 def _ordered(
     columns: Mapping[Column, object],
     cells: Sequence[Cell],
-    found: Sequence[tuple[Cell, Mapping[str, Any] | None]],
+    found: Sequence[tuple[Cell, ResultJson | None]],
     metrics: Sequence[str],
 ) -> list[Column]:
     """By data set, then suite, as they were asked for; suites that only failed have a column
@@ -326,7 +334,7 @@ def _chance(
     return next((value for value in own if value is not None), None)
 
 
-def _row(cell: Cell, result: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _row(cell: Cell, result: ResultJson, metric: str) -> dict[str, object]:
     model = result.get("model") or {}
     weights = [tower.get("weights", "")[:12] for tower in (result.get("towers") or {}).values()]
     hashes = result.get("hashes") or {}
@@ -358,8 +366,8 @@ def _row(cell: Cell, result: Mapping[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _failed_row(cell: Cell) -> dict[str, Any]:
-    failure = _read(Path(cell.failure))
+def _failed_row(cell: Cell) -> dict[str, object]:
+    failure = _read_failure(Path(cell.failure))
     return {
         **dict.fromkeys(LONG_FORM),
         "target": cell.target,
@@ -373,7 +381,7 @@ def _failed_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _failures(cells: Any) -> list[str]:
+def _failures(cells: Iterable[Cell]) -> list[str]:
     """`runs/b: zero_shot dtd, knn dtd` for every target with cells that failed."""
     by_target: dict[str, list[str]] = {}
     for cell in cells:
@@ -382,5 +390,5 @@ def _failures(cells: Any) -> list[str]:
     return [f"{target}: {', '.join(own)}" for target, own in by_target.items()]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None

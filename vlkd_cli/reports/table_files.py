@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import vlkd_cli
 from vlkd_cli.errors import UserError
@@ -51,10 +51,12 @@ def shown_rows(table: Table, digits: int = 3) -> tuple[list[str], list[list[str]
     return head, rows
 
 
-def _wide(table: Table) -> list[list[Any]]:
+def _wide(table: Table) -> list[list[object]]:
     averages = table.averages
     groups = table.groups
-    rows: list[list[Any]] = [["target", *table.names, *(each.name for each in groups), *SUMMARIES]]
+    rows: list[list[object]] = [
+        ["target", *table.names, *(each.name for each in groups), *SUMMARIES]
+    ]
     rows.append(["chance", *table.chance, *(each.chance for each in groups), None, None, None])
     for number, target in enumerate(table.targets):
         own = [getattr(averages, name)[number] for name in SUMMARIES]
@@ -66,7 +68,7 @@ def _wide(table: Table) -> list[list[Any]]:
 def _shown(table: Table, digits: int) -> list[list[str]]:
     head, chance, *rows = _wide(table)
 
-    def text(value: Any, is_failed: bool = False) -> str:
+    def text(value: object, is_failed: bool = False) -> str:
         if value is None:
             return "failed" if is_failed else "-"
         return f"{value:.{digits}f}"
@@ -75,16 +77,16 @@ def _shown(table: Table, digits: int) -> list[list[str]]:
     for row, failed in zip(rows, table.failed, strict=True):
         marks = [*failed, *[False] * (len(row) - 1 - len(failed))]
         cells = [text(value, mark) for value, mark in zip(row[1:], marks, strict=True)]
-        lines.append([row[0], *cells])
+        lines.append([str(row[0]), *cells])
     return lines
 
 
-def _long(table: Table) -> list[list[Any]]:
+def _long(table: Table) -> list[list[object]]:
     return [[row[name] for name in LONG_FORM] for row in table.rows]
 
 
 def _long_shown(table: Table, digits: int) -> list[list[str]]:
-    def text(name: str, value: Any) -> str:
+    def text(name: str, value: object) -> str:
         if value is None:
             return ""
         rounds = isinstance(value, float) and name in ("value", "chance", "low", "high", "seconds")
@@ -96,7 +98,7 @@ def _long_shown(table: Table, digits: int) -> list[list[str]]:
     ]
 
 
-def _json(table: Table) -> dict[str, Any]:
+def _json(table: Table) -> dict[str, object]:
     averages = table.averages
     summaries = {
         target: {name: getattr(averages, name)[number] for name in SUMMARIES}
@@ -118,7 +120,7 @@ def _json(table: Table) -> dict[str, Any]:
     }
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
+def _csv(rows: Sequence[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerows([["" if value is None else value for value in row] for row in rows])

@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +111,7 @@ class Parts:
             total.update(json.loads(file.read_text(encoding="utf-8")))
         return total
 
-    def finish(self, blocks: range, page: Mapping[str, Any]) -> None:
+    def finish(self, blocks: range, page: Mapping[str, object]) -> None:
         """Join the blocks, write the page and remove the pieces."""
 
         def lines() -> Iterator[str]:

@@ -173,7 +173,7 @@ def page_of(
     return page
 
 
-def _relative(value: Any, destination: Path) -> Any:
+def _relative(value: object, destination: Path) -> object:
     """A text in which the folder, alone or at the beginning of a path, is written as `.`."""
     if not isinstance(value, str):
         return value

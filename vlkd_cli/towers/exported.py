@@ -118,7 +118,7 @@ def _damaged(file: Path, problem: str) -> RecipeError:
     return RecipeError(f"{file} is damaged: {problem.rstrip('.')}. Export the run again.")
 
 
-def _moved(key: str, value: Any, folder: Path, name: str) -> Any:
+def _moved(key: str, value: object, folder: Path, name: str) -> object:
     """A value of the page; the path of exported files is adapted to where the folder is now."""
     if not isinstance(value, str):
         return value

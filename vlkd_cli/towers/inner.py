@@ -7,7 +7,7 @@ what the first block gets.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone, Tokens
 from vlkd_cli.builders.padding import probing
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import ImageInput, TextInput
 from vlkd_cli.recipe.address import LAYER, layer_of
 
 
 def layer_names(outputs: Collection[str]) -> list[str]:
     """The outputs that are inner layers."""
     return [name for name in outputs if LAYER.fullmatch(name)]
+
+
+LayerOutput = Tensor | tuple[Tensor, ...]
 
 
 @contextmanager
@@ -35,11 +38,11 @@ def watched(backbone: Backbone, numbers: Collection[int]) -> Iterator[dict[int, 
     """
     blocks, seen = _blocks(backbone), dict[int, Tensor]()
 
-    def before(module: nn.Module, args: tuple[Any, ...], keys: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[Tensor, ...], keys: dict[str, Tensor]) -> None:
         seen[0] = args[0] if args else keys["hidden_states"]
 
-    def after(number: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def after(number: int) -> Callable[[nn.Module, object, LayerOutput], None]:
+        def hook(module: nn.Module, args: object, output: LayerOutput) -> None:
             seen[number] = output if isinstance(output, Tensor) else output[0]
 
         return hook
@@ -69,7 +72,7 @@ def inner_widths(backbone: Backbone, outputs: Collection[str]) -> dict[str, int]
     expected: Any = backbone.input
     device = next(backbone.parameters()).device
     if isinstance(expected, ImageInput):
-        inputs: Any = torch.zeros(1, 3, *expected.size_px, device=device)
+        inputs: Tensor | TextInput = torch.zeros(1, 3, *expected.size_px, device=device)
     else:
         inputs = {key: value.to(device) for key, value in expected(["a"]).items()}
     with probing(backbone), watched(backbone, {layer_of(name) for name in names}) as seen:

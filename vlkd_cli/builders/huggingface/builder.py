@@ -222,7 +222,7 @@ class HuggingFace(Builder):
             encoder, own, tokenizer, own_pooler=True, settings=settings, origin=origin
         )
 
-    def _config(self, section: Section, sizes: Mapping[str, Any]) -> PretrainedConfig:
+    def _config(self, section: Section, sizes: Mapping[str, object]) -> PretrainedConfig:
         """The encoder's configuration with the recipe's sizes."""
         if self.model is None:
             return scratch_config(sizes, section=section)

@@ -9,11 +9,13 @@ product.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlkd_cli.numerics.autograd import Context
 
 if TYPE_CHECKING:
     from open_clip.transformer import Transformer
@@ -183,7 +185,7 @@ class _SplitHeads(torch.autograd.Function):
     # Views alone would do, but their backward stacks the parts and then copies them once more into
     # the order of the projection.
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Context, packed: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
         batch, length, width = packed.shape
         ctx.shape, ctx.kind = (batch, length, parts, heads, width // parts // heads), packed.dtype
         full = (
@@ -194,7 +196,7 @@ class _SplitHeads(torch.autograd.Function):
         return full.view(ctx.shape).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         packed = torch.empty(ctx.shape, dtype=ctx.kind, device=grads[0].device)
         for part, grad in enumerate(grads):
             packed[:, :, part] = grad.transpose(1, 2)

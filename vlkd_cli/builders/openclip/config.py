@@ -1,5 +1,5 @@
-"""What an open_clip model consists of, and where its weights lie: names, tags, hub ids and folders
-brought to one form."""
+"""The parts of an open_clip model and the files of its weights: names, tags, hub ids and folders
+in one form."""
 
 from __future__ import annotations
 

@@ -146,7 +146,13 @@ class WithoutMemory(TorchFunctionMode):
     small tensors.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"

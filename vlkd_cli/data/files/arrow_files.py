@@ -251,7 +251,7 @@ class ArrowFiles:
             ) from None
         return self._open[key]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}
 
 

@@ -199,7 +199,7 @@ class Corpus:
     needed.
 
     Args:
-        collection: where they lie.
+        collection: their folder and files.
         title: put a passage's title before its text (BEIR).
         keep: ids that are included whatever `limit` is, `[K]` bytes.
         limit: number of passages in total: those of `keep` and the first of the others; None: all.

@@ -32,7 +32,7 @@ def joined(root: str, address: str) -> str:
 
 
 def parent_of(address: str) -> str:
-    """The folder that a path or URL lies in."""
+    """The folder of a path or URL."""
     return address.rpartition("/")[0] if is_url(address) else os.path.dirname(address)
 
 

@@ -1,4 +1,4 @@
-"""Where the members of tar shards lie, so that samples are read from the disk by position.
+"""The positions of the members of tar shards, so that samples are read from the disk by position.
 
 Each shard has an index of its own, 16 bytes for a sample with an image and a text. The processes of
 one machine share the work of making them; what was interrupted continues. Joined, they are one set

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -131,7 +130,7 @@ class ShardSamples:
         self._handles[shard] = os.open(self.shards[shard], os.O_RDONLY)
         return self._handles[shard]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_handles": OrderedDict()}
 
     def __del__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -151,7 +151,7 @@ class Table:
         text = decode_text(read_at(self._handle, start, stop - start), self.encoding)
         return split_row(text, delimiter=self.sep, quotes=self.quotes)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_handle": None, "_parsed": None}
 
     def __del__(self) -> None:

@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -62,8 +63,8 @@ class WorkerPool:
             pin_memory,
         )
         self._requests = _Requests()
-        self._loader: DataLoader[Any] | None = None
-        self._processes: list[Any] = []
+        self._loader: DataLoader[_Parcel | _Failure] | None = None
+        self._processes: list[BaseProcess] = []
         self._turn = 0
 
     def run(self, requests: Sequence[Request]) -> Iterator[Batch]:
@@ -111,7 +112,7 @@ class WorkerPool:
             self._loader = None
             raise
 
-    def _parcels(self) -> Iterator[Any]:
+    def _parcels(self) -> Iterator[Batch | _Parcel | _Failure]:
         """An iteration over the requests; the first one starts the processes."""
         if self._loader is not None:
             return iter(self._loader)
@@ -148,7 +149,7 @@ def _is_of_a_worker(error: Exception) -> bool:
     return re.search(r"DataLoader worker \(pid", str(error)) is not None
 
 
-def _death(dead: Sequence[Any]) -> str:
+def _death(dead: Sequence[BaseProcess]) -> str:
     """A line about a worker that died by itself, by its exit code."""
     code = dead[0].exitcode if dead else None
     if code is not None and code < 0:
@@ -238,13 +239,13 @@ def _shared_memory_room() -> float:
     return status.f_bavail * status.f_frsize
 
 
-def _num_bytes(value: Any) -> int:
+def _num_bytes(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_num_bytes, value.values()))
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
-def _packed(value: Any, largest: int) -> Any:
+def _packed(value: object, largest: int) -> object:
     if isinstance(value, dict):
         return {key: _packed(inner, largest) for key, inner in value.items()}
     if isinstance(value, Tensor) and _num_bytes(value) <= largest:
@@ -258,7 +259,7 @@ def _unpacked(value: Any) -> Any:
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
-class _Parcels(Dataset[Any]):
+class _Parcels(Dataset["_Parcel | _Failure"]):
     def __init__(self, assembler: Assembles, workers: int) -> None:
         self.assembler = assembler
         self.senders = workers * int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -273,5 +274,8 @@ class _Parcels(Dataset[Any]):
             )
 
 
-def _as_is(parcel: Any) -> Any:
+Same = TypeVar("Same")
+
+
+def _as_is(parcel: Same) -> Same:
     return parcel

@@ -9,7 +9,6 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class Clouds:
             " room, or set VLKD_CACHE to another folder."
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A mapped array would be pickled with its content.
         return {**self.__dict__, "_rows": None, "_checks": None}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,7 @@ def cloud_of(content: bytes, suffix: str, points: int = NUM_POINTS) -> NDArray[n
     return np.concatenate([normalize_points(sampled), normals], axis=1).astype(np.float32)
 
 
-def cloud_of_points(points: NDArray[Any]) -> NDArray[np.float32]:
+def cloud_of_points(points: np.ndarray) -> NDArray[np.float32]:
     """Points that a caller has at hand, centered and scaled into the unit sphere.
 
     Args:

@@ -23,7 +23,7 @@ class COCO(CaptionedImages):
 
     Args:
         path: the json file, or a URL.
-        image_root: folder or URL of the images; by default the one that the json lies in.
+        image_root: folder or URL of the images; by default the folder of the json.
         caption: key of the caption in an annotation or, in Karpathy's layout, in a sentence; by
             default `caption` and `raw`. Several keys: each is a source of captions, and one that is
             missing or empty gives none.

@@ -43,7 +43,7 @@ class CSV(Reader):
             one is empty, the next is taken. By default all captions of a sample are equally likely.
         sep: what separates the columns; by default a comma in .csv files and a tab elsewhere.
         image_root: folder or URL that paths of images and meshes are relative to; by default the
-            one that the table lies in.
+            folder of the table.
         encoding: of the table.
         caption_separator: mark between several captions in one cell.
         group: column of the group that a sample belongs to, for figures by group. Or whether rows

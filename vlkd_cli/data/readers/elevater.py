@@ -144,7 +144,7 @@ class Elevater(Reader):
         return str(self.folder / self.rows.path(index))
 
     def row_order_digest(self) -> str:
-        """Digest of the rows' paths and labels in order; the same wherever the data lies."""
+        """Digest of the rows' paths and labels in order, independent of the folder of the data."""
         digest = hashlib.sha256(self.rows.labels.tobytes() + self.rows.starts.tobytes())
         for path in self.rows.paths:
             digest.update(bytes(path) + b"\n")

@@ -12,7 +12,6 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -151,7 +150,7 @@ class Places:
             raise Broken("damaged in the archive (the bytes do not match their checksum)")
         return data
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}
 
     def __del__(self) -> None:

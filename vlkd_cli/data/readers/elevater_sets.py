@@ -1,4 +1,4 @@
-"""Facts of ELEVATER's 20 data sets, and where a data set lies under a root folder.
+"""Facts of ELEVATER's 20 data sets, and the folder of a data set under a root folder.
 
 `elevater_sets.json` holds names, folders, metrics, sizes and the classes in column order; the
 prompt templates in it are vlkd's own. A root may bring its own `vision_datasets.json` (the registry
@@ -226,7 +226,7 @@ def find_set(name: str, sets: Mapping[str, SetFacts] | None = None) -> SetFacts:
 
 
 def locate(root: Path, name: str) -> Located:
-    """Where a data set lies: by the root's registry, in its official folder, in a folder of its
+    """The folder of a data set: by the root's registry, in its official folder, in a folder of its
     name, or as the root itself.
 
     Raises:
@@ -249,7 +249,7 @@ def locate(root: Path, name: str) -> Located:
 
 
 def on_disk(root: Path) -> dict[str, Located]:
-    """Every known data set that lies under a root, in submission order, further ones of the
+    """Every known data set that is under a root, in submission order, further ones of the
     registry last."""
     found = {}
     for name in known_sets(root):

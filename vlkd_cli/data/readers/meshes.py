@@ -37,7 +37,7 @@ _FILE, _CLASS, _SPLIT = "file", "class", "split"
 class Meshes(Reader):
     """Meshes (OBJ, OFF, PLY, STL) with class labels; every mesh has one caption per template.
 
-    Files lie in folders of their class: CLASS/SPLIT/* as ModelNet's do, SPLIT/CLASS/* or CLASS/*;
+    Files are in folders of their class: CLASS/SPLIT/* as ModelNet's do, SPLIT/CLASS/* or CLASS/*;
     folders named train, val or test are splits. Meshes in no class folder have no label and no
     caption. Points are sampled once from each surface, evenly by area, centered and scaled into
     the unit sphere, and stored in the cache folder.

@@ -119,7 +119,7 @@ def _crossmodal(folder: Path, language: str) -> Iterator[tuple[str, list[str]]]:
             raise DataError(f"{where}: a caption of {key} in '{language}' is {error}.") from None
 
 
-def _objects(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(folder: Path) -> Iterator[tuple[str, dict[str, object]]]:
     path = folder / CROSSMODAL
     is_empty = True
     for number, line in enumerate(split_lines(read_text(path)), start=1):

@@ -328,7 +328,7 @@ class Parquet(Reader):
         columns += [*([_STATUS] if has_status else []), *([self._label] if self._label else [])]
         if not columns:
             return arrays
-        good, counts, targets, labels = array("b"), array("I"), array("f"), list[Any]()
+        good, counts, targets, labels = array("b"), array("I"), array("f"), list[object]()
         for table in self._tables(list(dict.fromkeys(columns))):
             for row in table.to_pylist():
                 good.append(row.get(_STATUS, _SUCCESS) == _SUCCESS or not has_status)
@@ -371,7 +371,7 @@ class Parquet(Reader):
             except Broken as broken:
                 raise DataError(f"{self._files.files[file]}: {broken}. Fetch it again.") from None
 
-    def _numbered(self, labels: Sequence[Any]) -> dict[str, np.ndarray]:
+    def _numbered(self, labels: Sequence[object]) -> dict[str, np.ndarray]:
         numbers, names = number_cells(labels, f"{self._files.files[0]}, data.label")
         found = {"labels": numbers}
         if names is not None:
@@ -434,5 +434,5 @@ class Parquet(Reader):
                 " data.image_root to their folder."
             )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": OrderedDict()}

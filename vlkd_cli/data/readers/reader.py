@@ -48,7 +48,7 @@ class Reader(Offers):
     classes: Sequence[str] | None = None
     """Class names in label order, for labeled data."""
     templates: Sequence[str] | None = None
-    """Prompt templates that the data set brings along, each with one `{}`."""
+    """Prompt templates of the data set, each with one `{}`."""
 
     multi_label: bool = False
     """Whether an image may have several labels, or none."""

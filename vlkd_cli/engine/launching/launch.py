@@ -15,11 +15,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from vlkd_cli import console
 from vlkd_cli.errors import UserError, ran_out_of_memory
 from vlkd_cli.ranks import joins_running_job
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+Job = TypeVar("Job")
 
 ANSWER_SECONDS = 3.0
 """How long a worker that was stopped offers its answer; agents look ten times a second."""
@@ -74,7 +80,7 @@ def quieten_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
-def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, logs: Path) -> int:
+def run_workers(target: Callable[[Job], int], job: Job, placement: Placement, logs: Path) -> int:
     """Run `target(job)` on every worker and return the first one's answer.
 
     Under torchrun or SLURM this process is one worker of a job that exists. Otherwise one worker
@@ -100,7 +106,7 @@ def run_workers(target: Callable[[Any], int], job: Any, placement: Placement, lo
     return _spawn(target, job, placement, logs)
 
 
-def _join(target: Callable[[object], int], job: object, placement: Placement) -> int:
+def _join(target: Callable[[Job], int], job: Job, placement: Placement) -> int:
     if "RANK" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
@@ -136,8 +142,8 @@ def first_host(nodelist: str) -> str:
 
 
 def _in_group(
-    target: Callable[[object], int],
-    job: object,
+    target: Callable[[Job], int],
+    job: Job,
     heartbeat_seconds: float | None,
     on_loss: Callable[[str], None],
 ) -> int:
@@ -157,7 +163,7 @@ def _in_group(
             raise ConnectionLost(line) from error
 
 
-def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: Path) -> int:
+def _spawn(target: Callable[[Job], int], job: Job, placement: Placement, logs: Path) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
 
     console.take_back()
@@ -187,7 +193,7 @@ def _spawn(target: Callable[[Any], int], job: Any, placement: Placement, logs: P
     return int(answers.get(0, next(iter(answers.values()), 0)) or 0)
 
 
-def _agent(placement: Placement, logs: Path, arguments: tuple[Any, ...]) -> Any:
+def _agent(placement: Placement, logs: Path, arguments: tuple[object, ...]) -> LocalElasticAgent:
     """The elastic agent of torch, made here because `elastic_launch` does not let us set how long
     agents wait for each other."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -249,7 +255,7 @@ def _log_agent(path: Path) -> None:
 
 
 def _member(
-    target: Callable[[object], int], job: object, logs: str, heartbeat_seconds: float | None
+    target: Callable[[Job], int], job: Job, logs: str, heartbeat_seconds: float | None
 ) -> int:
     """What a spawned worker runs: its output goes to `logs/rank_N.log`, the first one's to the
     terminal too."""
@@ -300,7 +306,7 @@ def _member(
         raise
 
 
-def _explain(failures: Mapping[int, Any], logs: Path, node: int) -> UserError:
+def _explain(failures: Mapping[int, ProcessFailure], logs: Path, node: int) -> UserError:
     """One line from the failures that the workers wrote, the earliest being the cause of the
     others.
 
@@ -349,7 +355,7 @@ def _explain(failures: Mapping[int, Any], logs: Path, node: int) -> UserError:
 class _Tee:
     """Writes to two streams; otherwise behaves as the first."""
 
-    def __init__(self, first: Any, second: Any) -> None:
+    def __init__(self, first: IO[str], second: IO[str]) -> None:
         self._first, self._second = first, second
 
     def write(self, text: str) -> int:

@@ -1,4 +1,4 @@
-"""Where files of right and wrong captions lie: by name below a data root, in a folder, or alone."""
+"""Find files of right and wrong captions: by name below a data root, in a folder, or alone."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _own_list(path: Path, name: str) -> Iterator[Entry]:
             )
 
 
-def _name_of(item: Mapping[str, Any], number: int) -> str:
+def _name_of(item: Mapping[str, object], number: int) -> str:
     for key in ("name", "dataset", "path", "root", "reader"):
         if isinstance(item.get(key), str):
             return Path(str(item[key])).stem if key in ("path", "root") else str(item[key])

@@ -8,7 +8,7 @@ import importlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlkd_cli import catalog
 from vlkd_cli.distributed.runtime import world_size
@@ -17,6 +17,9 @@ from vlkd_cli.evaluation.mteb_encoder import mteb_encoder, towers_of
 from vlkd_cli.evaluation.results import DataIdentity, Result
 from vlkd_cli.evaluation.suite import Measures, Suite
 from vlkd_cli.features.subject import Subject
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
 
 FOLDER = "mteb"
 """Below the results: mteb's own files, `results/vlkd__RUN/REVISION/TASK.json`."""
@@ -41,7 +44,7 @@ class MTEB(Suite):
         if not tasks:
             raise RecipeError("suite 'mteb': tasks is empty. Name some, e.g. [NFCorpus].")
 
-    def open(self, subject: Subject) -> list[Any]:
+    def open(self, subject: Subject) -> list[AbsTask]:
         """The tasks."""
         if (extra := catalog.missing_extra("suite", "mteb")) is not None:
             raise MissingPackageError("suite 'mteb'", extra)
@@ -58,10 +61,10 @@ class MTEB(Suite):
                 )
         return found
 
-    def measures(self, opened: list[Any]) -> Measures:
+    def measures(self, opened: list[AbsTask]) -> Measures:
         return Measures([task.metadata.name for task in opened], ["main_score"])
 
-    def identity(self, opened: list[Any]) -> DataIdentity | None:
+    def identity(self, opened: list[AbsTask]) -> DataIdentity | None:
         return _identity(opened[0]) if len(opened) == 1 else None
 
     def run(self, subject: Subject) -> list[Result]:
@@ -70,7 +73,7 @@ class MTEB(Suite):
         with _folder(subject) as folder:
             return [self._measured(subject, task, encoder, folder) for task in opened]
 
-    def _measured(self, subject: Subject, task: Any, encoder: Any, folder: Path) -> Result:
+    def _measured(self, subject: Subject, task: AbsTask, encoder: object, folder: Path) -> Result:
         import mteb
 
         name = task.metadata.name
@@ -109,14 +112,14 @@ class MTEB(Suite):
         )
 
 
-def _identity(task: Any) -> DataIdentity:
+def _identity(task: AbsTask) -> DataIdentity:
     metadata = task.metadata
     what = f"{metadata.name}@{metadata.dataset.get('revision')}"
     rows = hashlib.sha256(what.encode()).hexdigest()[:16]
     return DataIdentity(metadata.name, "+".join(task.eval_splits), {"rows": rows})
 
 
-def _task(name: str) -> Any:
+def _task(name: str) -> AbsTask:
     import mteb
 
     if ":" not in name:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli.builders.huggingface.save import save_tokenizer
 from vlkd_cli.builders.sbert.word_vectors import StaticTokenizer, WhitespaceWords, WordTokenizer
@@ -17,7 +16,7 @@ MODEL = "model.onnx"
 INT8 = "model.int8.onnx"
 
 
-def save_text_input(tokenizer: Any, folder: Path, length: int | None) -> str:
+def save_text_input(tokenizer: object, folder: Path, length: int | None) -> str:
     """Write what makes token ids of texts; returns a line on how to use it.
 
     Args:

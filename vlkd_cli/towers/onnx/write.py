@@ -231,7 +231,7 @@ def _shapes(inputs: Inputs, axes: Mapping[str, Mapping[int, str]]) -> dict[str, 
     }
 
 
-def _page(wanted: Wanted, agreement: Agreement) -> dict[str, Any]:
+def _page(wanted: Wanted, agreement: Agreement) -> dict[str, object]:
     return {
         "format": "ONNX",
         "file": MODEL,
@@ -245,7 +245,7 @@ def _page(wanted: Wanted, agreement: Agreement) -> dict[str, Any]:
     }
 
 
-def _input_page(tower: Tower, folder: Path, trials: Sequence[Inputs]) -> dict[str, Any]:
+def _input_page(tower: Tower, folder: Path, trials: Sequence[Inputs]) -> dict[str, object]:
     """How inputs of a tower are prepared; writes its tokenizer."""
     if not isinstance(tower.input, ImageInput):
         length = fixed_length(tower, trials)

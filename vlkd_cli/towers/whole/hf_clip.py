@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,14 @@ from vlkd_cli.towers.whole.parts import (
     sample_texts,
 )
 
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
+    from transformers import CLIPImageProcessor
+
 LIBRARY = "a CLIPModel of transformers"
 INTERPOLATIONS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """Pillow's numbers."""
-_PLAIN: Mapping[str, Any] = {
+_PLAIN: Mapping[str, object] = {
     "ls_init_value": None,
     "attentional_pool": False,
     "no_ln_pre": False,
@@ -128,7 +132,7 @@ def write_hf_clip(
     )
 
 
-def _refuse_others(tower: Tower, section: Mapping[str, Any]) -> None:
+def _refuse_others(tower: Tower, section: Mapping[str, object]) -> None:
     """Raises Mismatch where a half of open_clip is not CLIP's transformer."""
     odd = [
         f"{key}: {section[key]}"
@@ -147,7 +151,7 @@ def _refuse_others(tower: Tower, section: Mapping[str, Any]) -> None:
         )
 
 
-def _vision_config(vision: OpenClipImage, expected: ImageInput, width: int) -> dict[str, Any]:
+def _vision_config(vision: OpenClipImage, expected: ImageInput, width: int) -> dict[str, object]:
     encoder, section = vision.encoder, vision.source.vision
     return {
         **_sizes(encoder, section, vision.source.quick_gelu, width),
@@ -157,7 +161,7 @@ def _vision_config(vision: OpenClipImage, expected: ImageInput, width: int) -> d
     }
 
 
-def _text_config(words: OpenClipText, width: int) -> dict[str, Any]:
+def _text_config(words: OpenClipText, width: int) -> dict[str, object]:
     encoder, section, tokenizer = words.encoder, words.source.text, words.input
     end = tokenizer.eot if isinstance(tokenizer, ClipTokenizer) else encoder.eos_id
     return {
@@ -172,8 +176,11 @@ def _text_config(words: OpenClipText, width: int) -> dict[str, Any]:
 
 
 def _sizes(
-    encoder: Any, section: Mapping[str, Any], quick_gelu: bool, width: int
-) -> dict[str, Any]:
+    encoder: VisionTransformer | TextTransformer,
+    section: Mapping[str, Any],
+    quick_gelu: bool,
+    width: int,
+) -> dict[str, object]:
     block = encoder.transformer.resblocks[0]
     return {
         "hidden_size": block.attn.embed_dim,
@@ -185,7 +192,7 @@ def _sizes(
     }
 
 
-def _vision_state(encoder: Any, head: Tensor | None) -> State:
+def _vision_state(encoder: VisionTransformer, head: Tensor | None) -> State:
     own = encoder.state_dict()
     start = "vision_model"
     projection = own["proj"].T
@@ -200,7 +207,7 @@ def _vision_state(encoder: Any, head: Tensor | None) -> State:
     }
 
 
-def _text_state(encoder: Any, head: Tensor | None) -> State:
+def _text_state(encoder: TextTransformer, head: Tensor | None) -> State:
     own = encoder.state_dict()
     start = "text_model"
     linear = isinstance(encoder.text_projection, nn.Linear)
@@ -218,7 +225,7 @@ def _norm(own: Mapping[str, Tensor], name: str, target: str) -> State:
     return {f"{target}.{each}": own[f"{name}.{each}"] for each in ("weight", "bias")}
 
 
-def _blocks(transformer: Any, target: str) -> Iterator[tuple[str, Tensor]]:
+def _blocks(transformer: Transformer, target: str) -> Iterator[tuple[str, Tensor]]:
     """The layers under transformers' names; the joint projection of queries, keys and values is
     three there."""
     for number, block in enumerate(transformer.resblocks):
@@ -237,7 +244,7 @@ def _blocks(transformer: Any, target: str) -> Iterator[tuple[str, Tensor]]:
                 yield f"{here}.{name}.{kind}", own[f"{source}.{kind}"]
 
 
-def _processor(tower: Tower) -> Any:
+def _processor(tower: Tower) -> CLIPImageProcessor:
     from transformers import CLIPImageProcessor
 
     expected: ImageInput = tower.input
