@@ -26,7 +26,7 @@ WORDS = {
     r"kept|keeps": "cached, stored, saved; a thing that keeps its value: stays",
     r"drawn|drew": "rendered, sampled, loaded, initialized",
     r"stands|stood": "appears, is; stands for: means, represents",
-    r"told|said|saying": "reported, raised, named",
+    r"told|said|says|saying": "reported, raised, named, defined",
     r"tells|telling": "distinguishes, shows, determines",
     r"in (its|their|the) place": "instead, replaces",
     r"no place for": "cannot hold",

@@ -192,7 +192,7 @@ def _tower_for(encoder: Encoder, source: Input, tower: str | None) -> Encoder:
     modalities = {encoder[name].modality for name in encoder.towers}
     if is_table(source.path) and len(modalities) > 1:
         raise UserError(
-            f"{source.path} may hold texts or paths. Say which: --tower NAME. Towers:"
+            f"{source.path} may hold texts or paths. Choose with --tower NAME. Towers:"
             f" {', '.join(encoder.towers)}."
         )
     for modality in fitting:

@@ -183,7 +183,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
         raise DataError(f"{page_of(path)} was written by vlkd {version}. {again}.")
     if not fits:
         raise DataError(
-            f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page says"
+            f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page lists"
             f" {[len(page.ids), page.width]} {page.dtype}. {again}."
         )
     return rows, page

@@ -177,7 +177,7 @@ def _check_adapter(tower: Mapping[str, Any]) -> list[str]:
         return [
             "adapter.name: 'vpt' is for image towers. Choose prompt_tuning."
             if name == "vpt"
-            else "adapter.last: has no effect with builder 'adapters'. Say train: {last: N}."
+            else "adapter.last: has no effect with builder 'adapters'. Use train: {last: N}."
         ]
     if tower.get("train") in ("none", "head") and not tower.get("adapter_weights"):
         return [
@@ -223,7 +223,7 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
         ]
     if name in catalog.CATALOG["adapter"] and name not in FOR_ANY_TOWER:
         return [
-            f"adapter.name: '{name}' is for Hugging Face text encoders. Say builder: adapters, or"
+            f"adapter.name: '{name}' is for Hugging Face text encoders. Set builder: adapters, or"
             f" choose one of: {', '.join(FOR_ANY_TOWER)}."
         ]
     if tower.get("train") in ("none", "head"):
@@ -234,7 +234,7 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
             " inserted among the patches. Remove one of the two."
         ]
     if tower.get("prompt") is not None:
-        return ["prompt: does not go with an adapter. Remove one of the two."]
+        return ["prompt: does not work with an adapter. Remove one of the two."]
     keys = {key: value for key, value in dict(tower["adapter"]).items() if key != "name"}
     try:
         catalog.load("adapter", name)(**keys)

@@ -97,7 +97,7 @@ def check_card(license: str | None, languages: Sequence[str], datasets: Sequence
     """
     if license is None:
         raise UserError(
-            "--card needs a license. Say --license ID with an identifier of the hub, e.g."
+            "--card needs a license. Add --license ID with an identifier of the hub, e.g."
             " apache-2.0, mit, cc-by-4.0 or other."
         )
     if not LICENSE.fullmatch(license):

@@ -263,7 +263,7 @@ def test_two_processes_write_the_bytes_of_one(source, tmp_path):
         ("runs/first beir x.npy --reader sep=a", "--reader has no effect on beir but for title"),
         ("runs/first photos x.npy --reader sep", "--reader sep: expected KEY=VALUE"),
         ("runs/first photos x.npy --reader sep=a", "sep"),
-        ("runs/first table.csv x.npy", "table.csv may hold texts or paths. Say which: --tower"),
+        ("runs/first table.csv x.npy", "table.csv may hold texts or paths. Choose with --tower"),
         ("runs/first table.csv x.npy --tower text", "which column holds the texts? Give --column"),
         ("runs/first table.csv x.npy --tower text --column w", "has no column 'w' (--column)"),
         ("runs/first photos x.npy --reader reader=shapes", "this reader takes no path"),

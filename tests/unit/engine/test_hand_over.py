@@ -122,7 +122,7 @@ def test_without_results_of_its_step_the_card_says_so(here: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--card"], "--card needs a license. Say --license ID"),
+        (["--card"], "--card needs a license. Add --license ID"),
         (["--push", "org/name"], "--card needs a license"),
         (["--license", "mit"], "--license has no effect without --card or --push."),
         (["--language", "en"], "--language has no effect without --card or --push."),

@@ -412,7 +412,7 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
         match=(
-            r"was trained with optimizer.lr 0.001; this recipe says 0.1\. Continue with the run's"
+            r"was trained with optimizer.lr 0.001; this recipe has 0.1\. Continue with the run's"
             r" own recipe"
         ),
     ):

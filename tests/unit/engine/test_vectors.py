@@ -81,7 +81,7 @@ def changed(index: Path, **values: object) -> None:
         (lambda index: changed(index, ids=None), "x.npy.json is damaged"),
         (lambda index: changed(index, format=9), "was written by vlkd"),
         (lambda index: changed(index, ids=["a"]), r"holds \[3, 2\] float32 values, and its page"),
-        (lambda index: changed(index, dtype="float16"), "its page says"),
+        (lambda index: changed(index, dtype="float16"), "its page lists"),
     ],
 )
 def test_an_index_that_is_damaged_is_one_line(damage, line, index: Path):

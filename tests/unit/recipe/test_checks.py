@@ -438,7 +438,7 @@ def test_a_suite_that_needs_a_tower_that_is_missing():
 def test_adapters_that_do_not_go_with_the_tower_are_refused():
     assert problems_with("towers.text.adapter={name: lora}") == []
     (line,) = problems_with("towers.text.adapter={name: reft}")
-    assert "name: 'reft' is for Hugging Face text encoders. Say builder: adapters" in line
+    assert "name: 'reft' is for Hugging Face text encoders. Set builder: adapters" in line
     masked = "towers.image={builder: timm, model: test_vit, masks: drop, adapter: {name: vpt}}"
     assert problems_with(masked)[0].startswith(
         "towers.image.masks: 'drop' does not work with adapter 'vpt'"

@@ -129,7 +129,7 @@ def _same_method(saved: object, here: dict[str, object], folder: Path) -> None:
         if here.get(key) != wanted.get(key):
             raise WeightsError(
                 f"adapter_weights: '{folder}' was saved with adapter.{key}: {wanted.get(key)}, the"
-                f" recipe says {here.get(key)}. Copy the section from its {SECTION}."
+                f" recipe has {here.get(key)}. Copy the section from its {SECTION}."
             )
 
 

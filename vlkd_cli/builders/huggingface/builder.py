@@ -262,7 +262,7 @@ class HuggingFace(Builder):
                 raise RecipeError("builder 'huggingface': `pretrained: true` needs a `model`.")
             if not self.config:
                 raise RecipeError(
-                    "builder 'huggingface': say `model: ID` or `config: {layers: ..., width: ...,"
+                    "builder 'huggingface': set `model: ID` or `config: {layers: ..., width: ...,"
                     " heads: ...}`."
                 )
             return None

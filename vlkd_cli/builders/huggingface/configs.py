@@ -190,7 +190,7 @@ def apply_sizes(config: PretrainedConfig, sizes: Mapping[str, Any]) -> Pretraine
         if staged and key == "num_hidden_layers":
             raise RecipeError(
                 f"builder 'huggingface': config.layers: models of type '{config.model_type}' have"
-                " stages. Say `depths`, the number of layers of each."
+                " stages. Set `depths`, the number of layers of each."
             )
         if not hasattr(config, key):
             known = [

@@ -135,7 +135,7 @@ def _refuse_nothing(pretrained: bool | str, config: Mapping[str, object]) -> Non
     """A tower without a model's name needs sizes, and has no published weights."""
     if not config:
         raise RecipeError(
-            "builder 'openclip': say `model: NAME` or `config: {layers: ..., width: ..., heads:"
+            "builder 'openclip': set `model: NAME` or `config: {layers: ..., width: ..., heads:"
             " ...}`."
         )
     if pretrained is True:

@@ -366,7 +366,7 @@ def refuse_another_recipe(before: Recipe, now: Recipe, folder: RunFolder) -> Non
     if different is not None:
         key, was, is_now = different
         raise CheckpointError(
-            f"{folder.path} was trained with {key} {was!r}; this recipe says {is_now!r}. Continue"
+            f"{folder.path} was trained with {key} {was!r}; this recipe has {is_now!r}. Continue"
             f" with the run's own recipe (vlkd train --resume {folder.path}), or start a new run"
             " without --resume."
         )

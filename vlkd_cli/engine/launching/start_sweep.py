@@ -201,7 +201,7 @@ def _record(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> 
 
 
 def _content(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) -> dict[str, Any]:
-    """What `sweep.json` says."""
+    """The content of `sweep.json`."""
     return {
         "command": ["vlkd", *sys.argv[1:]],
         "recipe": request.recipe,

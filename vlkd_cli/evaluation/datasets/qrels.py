@@ -26,7 +26,7 @@ def read_qrels(path: Path) -> Qrels:
     """
     if not path.is_file():
         raise DataError(
-            f"suite 'search': relevant: {path}: no such file. Say label, row, or a file of"
+            f"suite 'search': relevant: {path}: no such file. Use label, row, or a file of"
             " judgments."
         )
     grades: dict[str, dict[str, float]] = {}

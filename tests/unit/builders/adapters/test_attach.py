@@ -160,7 +160,7 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
         ),
         (
             "{builder: huggingface, model: x, adapter: {name: bottleneck}}",
-            "towers.text.adapter.name: 'bottleneck' is for Hugging Face text encoders. Say builder:"
+            "towers.text.adapter.name: 'bottleneck' is for Hugging Face text encoders. Set builder:"
             " adapters, or choose one of: lora, dora, vera, ia3, vpt.",
         ),
         (
@@ -170,7 +170,7 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
         ),
         (
             "{builder: adapters, model: x, adapter: {name: lora, last: 2}}",
-            "towers.text.adapter.last: has no effect with builder 'adapters'. Say train:",
+            "towers.text.adapter.last: has no effect with builder 'adapters'. Use train:",
         ),
         (
             "{builder: adapters, model: x, adapter: {name: vpt}}",
@@ -178,7 +178,7 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
         ),
         (
             "{builder: openclip, model: RN50, prompt: {tokens: 2}, adapter: {name: lora}}",
-            "towers.text.prompt: does not go with an adapter.",
+            "towers.text.prompt: does not work with an adapter.",
         ),
         (
             "{builder: adapters, model: x, train: none, adapter: {name: lora}}",

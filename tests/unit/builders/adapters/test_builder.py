@@ -340,7 +340,7 @@ def test_an_adapter_of_other_keys_or_another_encoder_is_refused_in_one_line(
     with pytest.raises(
         WeightsError,
         match=(
-            "was saved with adapter.rank: 8, the recipe says 4. Copy the section from its"
+            "was saved with adapter.rank: 8, the recipe has 4. Copy the section from its"
             " adapter.yaml"
         ),
     ):

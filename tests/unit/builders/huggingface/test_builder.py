@@ -184,7 +184,7 @@ def test_files_put_into_the_named_folder_are_found(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "say `model: ID` or `config:"),
+        ({}, "set `model: ID` or `config:"),
         ({"config": {"type": "bret"}}, r"knows no type 'bret'\. Did you mean 'bert'\?"),
         (
             {"config": {"layer": 2}},

@@ -215,7 +215,7 @@ def test_dropped_places_are_not_encoded(kind: str) -> None:
 def test_encoders_of_texts_take_no_pictures() -> None:
     with pytest.raises(RecipeError, match="'bert' take no pictures.*modality: text"):
         HuggingFace(config={"type": "bert", "layers": 1, "width": 8, "heads": 1}).build("image")
-    with pytest.raises(RecipeError, match="have stages. Say `depths`"):
+    with pytest.raises(RecipeError, match="have stages. Set `depths`"):
         HuggingFace(config={"type": "swin", "layers": 2}).build("image")
 
 

@@ -199,7 +199,7 @@ def test_mistakes_are_named_with_their_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
     for builder, message in [
-        (OpenCLIP(), "say `model: NAME` or `config:"),
+        (OpenCLIP(), "set `model: NAME` or `config:"),
         (OpenCLIP(model="RN51"), r"'RN51' is unknown\. Did you mean 'RN50'\?"),
         (
             OpenCLIP(model="RN50", pretrained="opneai"),

@@ -140,7 +140,7 @@ def test_raising_what_does_not_end_the_run_is_refused(
 def test_a_run_is_not_shortened(tmp_path: Path) -> None:
     constant = {"name": "constant"}
     line = refusal(tmp_path, recipe(2, constant), recipe(1, constant))
-    assert re.match("RUN was trained with train.epochs 2; this recipe says 1.", line)
+    assert re.match("RUN was trained with train.epochs 2; this recipe has 1.", line)
 
 
 def test_a_checkpoint_from_before_the_cooldown_that_is_gone_is_named(tmp_path: Path) -> None:

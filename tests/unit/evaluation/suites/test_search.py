@@ -257,7 +257,7 @@ def test_any_number_of_ranks_gives_the_same_numbers(tmp_path, monkeypatch):
         ({"query": "image", "query_prompt": "a "}, "query_prompt has no effect on tower 'image'"),
         ({"index": "image@b"}, "@b has no effect on tower 'image'"),
         ({"self_match": "drop"}, "self_match: drop has no effect"),
-        ({"relevant": "gone.tsv"}, "relevant: gone.tsv: no such file. Say label, row, or a file"),
+        ({"relevant": "gone.tsv"}, "relevant: gone.tsv: no such file. Use label, row, or a file"),
         ({"k": [0]}, "k is at least 1"),
         ({"gain": "binary"}, "gain has no effect with relevant: label"),
         ({"data": data_of([-1, -1], "none")}, "'none' has no labels"),
