@@ -29,6 +29,7 @@ from vlkd_cli.recipe.objectives import (
     listed,
 )
 from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.positions import check_positions
 from vlkd_cli.recipe.schema import DistillerSpec, Recipe, TowerSpec
 
 
@@ -103,6 +104,7 @@ def _check_distiller(recipe: Recipe, spec: DistillerSpec, path: Path) -> list[Pr
         *check_negatives(recipe, spec, arrow, path),
         *check_nested(recipe, spec, arrow, path),
         *check_positives(spec, path),
+        *check_positions(recipe, arrow, path),
     ]
 
 

@@ -282,6 +282,11 @@ def _given_by(head: str) -> Kind | None:
     return "rows" if len(getattr(gives, "axes", ())) == 2 else "positions"
 
 
+def gives_positions(head: str) -> bool:
+    """Whether a head takes positions or pictures as a whole and gives positions."""
+    return _given_by(head) == "positions"
+
+
 def root_of(towers: dict[str, TowerSpec], address: Address) -> str | None:
     """What the heads of an output read in the end: backbone, tokens or input; of several sources
     the first. None where it is not known."""
