@@ -109,7 +109,7 @@ def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> 
                 yield Problem((*path, name), f"has no effect with '{decisive}'. Leave it out.")
     for decisive, by_value in signature.attributes.get("no_effect_by_key", {}).items():
         value = keys.get(decisive, defaults[decisive])
-        # A list is no value that a component names.
+        # A list is not a value that a component names.
         for name in by_value.get(value, ()) if isinstance(value, Hashable) else ():
             if is_set(name):
                 written = value if isinstance(value, str) else shown(value)
