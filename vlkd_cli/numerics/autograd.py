@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
-class Context(FunctionCtx):
-    """What `forward` of a `torch.autograd.Function` hands to its `backward`: torch's own
-    attributes, and any others that `forward` sets."""
+    class Context(FunctionCtx):
+        """What `forward` of a `torch.autograd.Function` hands to its `backward`: torch's own
+        attributes, and any others that `forward` sets."""
 
-    if TYPE_CHECKING:
         needs_input_grad: tuple[bool, ...]
 
         def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: object) -> None: ...
+
+else:
+    # torch hands out a class of its own for each function, which is none of this one, so a check of
+    # annotations while a program runs would fail.
+    Context = Any
