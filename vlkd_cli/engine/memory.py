@@ -7,12 +7,14 @@ rows of the size in question.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlkd_cli.composition.chunks import refuse_batch_statistics
 from vlkd_cli.composition.composition import Composition
@@ -86,19 +88,22 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
     accumulated = _gradients(composition) if trainer.settings.accumulate > 1 else 0
 
     def peak(batch_size: int, chunk: int | None) -> int:
-        saved, largest = [], []
+        saved, largest, found, given = list[float](), list[float](), list[float](), 0.0
         for one in passes:
             samples: float = batch_size
             if chunk is not None:
                 samples = min(max(chunk / one.pictures, 1), batch_size)
             saved.append(one.saved(samples))
             largest.append(one.largest * samples)
-        outputs = sum(one.outputs * batch_size for one in passes)
-        found = [sum(saved) + outputs + of_distillers(batch_size)]
+            given += one.outputs * batch_size
+            found.append(sum(saved) + given + one.passing * samples)
+        outputs = given
+        found.append(sum(saved) + outputs + of_distillers(batch_size))
         gradients = 2.0 * outputs + _gradients(composition.distillers)
         done: set[str] = set()
         for number, one in reversed(list(enumerate(passes))):
-            found.append(sum(saved[: number + 1]) + gradients)
+            again = largest[number] if trainer.settings.checkpoint_activations else 0
+            found.append(sum(saved[: number + 1]) + again + gradients)
             if one.tower not in done:
                 gradients += gradients_of.get(one.tower, 0)
                 done.add(one.tower)
@@ -115,13 +120,15 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
 
 class _Pass(NamedTuple):
     """What a tower saves in one pass: bytes once and for each sample; what its backward pass needs
-    at a time and its outputs, for each sample; pictures of a sample."""
+    at a time, its outputs, and what its forward pass takes at most beyond what it saves and gives,
+    for each sample; pictures of a sample."""
 
     tower: str
     once: float
     each: float
     largest: float
     outputs: float
+    passing: float
     pictures: int
 
     @classmethod
@@ -136,30 +143,74 @@ class _Pass(NamedTuple):
             largest = 2.0 * stored.largest + (stored.saved - more.saved) / blocks
         inputs = batch.inputs[input_key(trainer.composition.all_towers, one.tower, one.input)]
         pictures = inputs.shape[1] if isinstance(inputs, Tensor) and inputs.ndim == 5 else 1
-        outputs = more.outputs / 4
-        return cls(one.tower, few.saved - 2 * each, each, largest / 4, outputs, pictures)
+        passing = max(more.peak - more.saved - more.outputs, 0) / 4
+        return cls(
+            *(one.tower, few.saved - 2 * each, each, largest / 4),
+            *(more.outputs / 4, passing, pictures),
+        )
 
     def saved(self, samples: float) -> float:
         return self.once + self.each * samples
 
 
 class _Encoded(NamedTuple):
-    """Bytes that a pass saves, of the largest of these tensors, and of its outputs."""
+    """Bytes that a pass saves, of the largest of these tensors, of its outputs, and of all tensors
+    that it makes where they are most."""
 
     saved: int
     largest: int
     outputs: int
+    peak: int
 
 
 def _encoded(one: Pass, trainer: Trainer, batch: Batch) -> _Encoded:
     composition, progress = trainer.composition, trainer.progress
-    with autocast(trainer.settings.precision, trainer.device), _saving(composition, batch) as saved:
+    with (
+        autocast(trainer.settings.precision, trainer.device),
+        _saving(composition, batch) as saved,
+        _Live(_addresses(composition, batch)) as live,
+    ):
         towers = composition.all_towers
         found = encode([one], towers, composition.towers, batch, progress)
     values = [rows.values for rows in found.values()]
     outputs = {one.untyped_storage().data_ptr(): _size(one) for one in values}
-    hidden = [size for key, size in saved.items() if key not in outputs]
-    return _Encoded(sum(hidden), max(hidden, default=0), sum(outputs.values()))
+    stored = [size for key, size in saved.items() if key not in outputs]
+    return _Encoded(sum(stored), max(stored, default=0), sum(outputs.values()), live.peak)
+
+
+class _Live(TorchDispatchMode):
+    """The most bytes of tensors that are made within it and alive at once.
+
+    Args:
+        apart: addresses of tensors that do not count.
+    """
+
+    def __init__(self, apart: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._apart, self._there = apart, set[int]()
+
+    def __torch_dispatch__(
+        self, run: Any, types: Any, arguments: Any = (), keys: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = run(*arguments, **(keys or {}))
+        for one in _leaves(found):
+            if isinstance(one, Tensor):
+                self._note(one.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._there or place in self._apart:
+            return
+        self._there.add(place)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, place, size)
+
+    def _drop(self, place: int, size: int) -> None:
+        self._there.discard(place)
+        self.now -= size
 
 
 def _gradients(module: nn.Module) -> int:
@@ -220,9 +271,7 @@ def _leaves(value: object) -> Iterable[object]:
 def _saving(composition: Composition, batch: Batch, *others: Tensor) -> Iterator[dict[int, int]]:
     """Bytes of every storage that autograd saves within it, without weights and inputs."""
     saved: dict[int, int] = {}
-    known = [*_tensors_of(composition), *others]
-    batch.each(known.append)
-    apart = {tensor.untyped_storage().data_ptr() for tensor in known}
+    apart = _addresses(composition, batch, *others)
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -232,6 +281,13 @@ def _saving(composition: Composition, batch: Batch, *others: Tensor) -> Iterator
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield saved
+
+
+def _addresses(composition: Composition, batch: Batch, *others: Tensor) -> set[int]:
+    """Addresses of weights, inputs and other tensors that are there already."""
+    known = [*_tensors_of(composition), *others]
+    batch.each(known.append)
+    return {tensor.untyped_storage().data_ptr() for tensor in known}
 
 
 def _held(trainer: Trainer) -> int:
