@@ -121,6 +121,12 @@ class BlockMask(Mask):
             raise ValueError("'probability' has no effect without 'share'; remove it")
         if share is not None and share[0] > share[1]:
             raise ValueError(f"share [{share[0]}, {share[1]}] runs backwards")
+        most = grid.num_places if share is None else int(share[1] * grid.num_places)
+        if share is not None and most < smallest:
+            raise ValueError(
+                f"share hides at most {most} of {grid.num_places} positions, and the smallest"
+                f" rectangle has {smallest}, so nothing would be hidden; lower 'smallest'"
+            )
         if aspect[0] > aspect[1]:
             raise ValueError(f"aspect [{aspect[0]}, {aspect[1]}] runs backwards")
         self.grid, self.share, self.probability = grid, share, probability

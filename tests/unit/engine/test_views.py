@@ -110,6 +110,12 @@ def test_the_mask_of_a_view_has_the_grid_of_its_towers() -> None:
         ({"name": "block", "hidden": 17}, "replace", "data.augment.mask: hidden: 17 of 16"),
         (
             {"name": "block", "share": [0.1, 0.5]},
+            "replace",
+            "data.augment.mask: share hides at most 8 of 16 positions, and the smallest rectangle"
+            " has 16, so nothing would be hidden; lower 'smallest'",
+        ),
+        (
+            {"name": "block", "share": [0.1, 0.5], "smallest": 2},
             "drop",
             "towers.image.masks: drop needs as many hidden positions in every picture",
         ),
