@@ -128,9 +128,10 @@ def recipe_of_checkpoint(
         values = json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
         raise CheckpointError(f"{name}: its recipe is damaged. Use another checkpoint.") from error
+    values = resolved(values)
     if foreign and (problems := check_foreign(values, remedy)):
         raise RecipeError(report({}, problems, name))
-    document = Document(resolved(values), {(): name}, [])
+    document = Document(values, {(): name}, [])
     return _checked(document, name, overrides, (check_recipe,) if overrides else ())
 
 

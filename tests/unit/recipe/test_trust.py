@@ -12,6 +12,7 @@ from tests.support.recipes import SMALL, problems
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.load import load_recipe, parse_recipe, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.snapshot import recipe_to_json
 from vlkd_cli.recipe.trust import check_foreign
 
 HEAD = {"name": "subprocess:Popen", "args": "touch x", "shell": True}
@@ -158,3 +159,19 @@ def test_a_third_partys_keys_are_checked(third_party):
         SMALL.replace("{name: infonce}", "{name: 'noisy_package:Fine', max_logit_scal: 3}")
     )
     assert "distillers[0].max_logit_scal: unknown key. Did you mean 'max_logit_scale'?" in line
+
+
+def test_a_variable_in_a_path_is_no_command_unless_its_value_is(monkeypatch):
+    monkeypatch.delenv("VLKD_SOME_DATA", raising=False)
+    recipe = json.loads(recipe_to_json(parse_recipe(SMALL, "r.yaml")))
+
+    def opened(path: str) -> object:
+        data = {"reader": "webdataset", "path": path, "samples_per_epoch": 64}
+        return recipe_of_checkpoint(json.dumps(recipe | {"data": data}), "last.pt")
+
+    assert isinstance(opened("${VLKD_SOME_DATA:-data}/train.tar"), Recipe)
+    with pytest.raises(RecipeError, match="data.path: .* runs a command"):
+        opened("${VLKD_SOME_DATA:-pipe:touch x}")
+    monkeypatch.setenv("VLKD_SOME_DATA", "pipe:touch x")
+    with pytest.raises(RecipeError, match="data.path: .* runs a command"):
+        opened("${VLKD_SOME_DATA:-data}")
