@@ -32,7 +32,7 @@ def test_an_empty_source_gives_way_to_the_next_and_the_last_to_the_first() -> No
     [
         ([1.0], 1, "has no effect: it weighs several sources"),
         ([1.0, 2.0], 3, "has 2 weights, and data.caption names 3"),
-        ([1.0, 0.0], 2, "each weight must be above 0"),
+        ([1.0, 0.0], 2, "each weight must be a number above 0"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
