@@ -138,6 +138,7 @@ def test_a_direct_test_fails_under(name: str, capsys: pytest.CaptureFixture[str]
     assert status == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [TRAINER, COMPOSITION], ids=lambda path: path.stem)
 def test_direct_tests_pass_without_a_mutant(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pytest.main(["-x", "-q", "-p", "no:cacheprovider", str(path)]) == pytest.ExitCode.OK

@@ -58,6 +58,7 @@ def recipe_of(folder: Path, **sections: Any) -> str:
     return write_recipe(folder, tiny_recipe(**{"data": DATA, **sections}))
 
 
+@pytest.mark.slow
 def test_two_workers_train_what_one_process_trains_on_both_their_batches(tmp_path: Path) -> None:
     towers = {"text": tiny_recipe()["towers"]["text"] | {"head": {"name": "linear", "width": 16}}}
     evals = [
@@ -166,10 +167,9 @@ def test_the_agent_starts_a_failed_group_again_from_its_checkpoint(tmp_path: Pat
     assert "at step 5 of" in out and final_state(tmp_path / "run")["step"] == 12
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(
     tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
