@@ -70,6 +70,9 @@ def _tiny_tower(tower: dict[str, Any], folder: Path) -> dict[str, Any]:
         # What a run would bring along.
         tower = {k: v for k, v in tower.items() if k not in ("run", "tower", "checkpoint", "soup")}
         builder = tower["builder"] = "openclip"
+        if tower.get("train") == "head":
+            # A frozen copy of it could not have the weights of its head without the run.
+            tower = {k: v for k, v in tower.items() if k not in ("train", "cache")}
     kept = {
         key: value
         for key, value in tower.items()
