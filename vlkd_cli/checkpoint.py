@@ -187,9 +187,7 @@ class Checkpoint:
         if name in self.towers:
             average = _below(f"towers.{name}", self.ema) if averaged else {}
             state = {key: average.get(key, value) for key, value in self.towers[name].items()}
-        else:
-            state = _below(name, self.followers)
-        if name not in self.towers and not state:
+        elif not (state := _below(name, self.followers)):
             held = [*self.towers, *sorted({key.partition(".")[0] for key in self.followers})]
             raise CheckpointError(
                 f"{self.path or 'this checkpoint'} holds no trained tower '{name}'."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distributed.collectives import sum_without_grad
@@ -128,6 +129,7 @@ class _Assignments(torch.autograd.Function):
         return (per_row * weights).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         # In place, as a second such matrix would be the largest of a step; autograd refuses to read

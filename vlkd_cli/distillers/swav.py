@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vlkd_cli.distillers.anchors import AnchorQueue
 from vlkd_cli.distillers.distiller import Distiller, Widths
@@ -163,6 +164,7 @@ class _Predictions(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         of_views, of_prototypes = ctx.saved_tensors
         return grads[0] * of_views, grads[0] * of_prototypes, None, None

@@ -170,7 +170,7 @@ def gathered_once(modules: Sequence[Any]) -> Iterator[None]:
 def gather_once_in_backward(
     modules: Sequence[Any], first: Iterable[Tensor], last: Iterable[Tensor]
 ) -> None:
-    """Let weights stay gathered in the backward pass between two places.
+    """Let weights stay gathered in the backward pass from one output to another.
 
     Args:
         modules: what `divided_modules` gave.

@@ -200,16 +200,16 @@ class _Live(TorchDispatchMode):
         return found
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place in self._there or place in self._apart:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self._there or address in self._apart:
             return
-        self._there.add(place)
+        self._there.add(address)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, place, size)
+        weakref.finalize(storage, self._drop, address, size)
 
-    def _drop(self, place: int, size: int) -> None:
-        self._there.discard(place)
+    def _drop(self, address: int, size: int) -> None:
+        self._there.discard(address)
         self.now -= size
 
 

@@ -21,6 +21,6 @@ if TYPE_CHECKING:
         def __setattr__(self, name: str, value: object) -> None: ...
 
 else:
-    # torch hands out a class of its own for each function, which is none of this one, so a check of
-    # annotations while a program runs would fail.
+    # At run time torch makes a class for each function, and none is a subclass of one of ours:
+    # shape checks, which read annotations, would refuse it.
     Context = Any

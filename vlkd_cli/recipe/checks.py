@@ -15,9 +15,9 @@ from vlkd_cli.recipe.cache_checks import check_caches
 from vlkd_cli.recipe.data_checks import check_offers
 from vlkd_cli.recipe.evaluation_data import (
     check_evaluation_data,
-    check_groups,
     check_wanted_by_suites,
 )
+from vlkd_cli.recipe.groups import check_groups
 from vlkd_cli.recipe.head_checks import check_heads
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.metric_names import check_metrics

@@ -113,32 +113,12 @@ def test_the_tower_of_an_entry_exists_and_has_the_suite_s_modality(entry: str, s
             "{suite: caption_choice, data: {reader: coco, path: a.json}}",
             "evals[0].data: 'caption_choice' needs right and wrong captions, and reader 'coco'",
         ),
-        (
-            "{suite: clustering, data: {reader: csv, path: a.csv, label: y, group: place}}",
-            "evals[0].data.group: has no effect: 'clustering' gives no figures by group;"
-            " caption_choice, few_shot, fine_tune, knn, linear_probe and zero_shot do. Remove it.",
-        ),
-        (
-            "{suite: knn, data: {reader: csv, path: a.csv, label: y},"
-            " train_data: {reader: csv, path: b.csv, label: y, group: place}}",
-            "evals[0].train_data.group: has no effect: figures by group are those of `data`.",
-        ),
     ],
 )
 def test_keys_that_the_data_cannot_serve_are_refused_by_the_check(entry: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(f"evals: [{entry}]")
     assert said in str(caught.value) and "r.yaml:" in str(caught.value)
-
-
-def test_groups_of_training_data_are_refused_and_those_of_another_suite_left_out() -> None:
-    with pytest.raises(RecipeError, match=r"r.yaml:5: data.group: has no effect: training"):
-        recipe("data: {reader: csv, path: a.csv, group: place}\ndistillers: [{name: infonce}]")
-    assert recipe("data: {reader: csv, path: a.csv, group: true}").data is not None
-    grouped = {"reader": "csv", "path": "a.csv", "label": "y", "group": "place"}
-    entry = recipe(f"evals: [{{suite: knn, data: {grouped}}}]")
-    assert default_data(entry, "zero_shot")["data"] == grouped
-    assert "group" not in default_data(entry, "clustering")["data"]
 
 
 def test_keys_that_the_data_serves_are_accepted() -> None:
@@ -148,3 +128,10 @@ def test_keys_that_the_data_serves_are_accepted() -> None:
         "  - {suite: retrieval, languages: [de], data: {reader: multilingual, path: xtd}}\n"
         "  - {suite: caption_choice, min_group: 3, data: {reader: choices, path: a.json}}\n"
     ).evals
+
+
+def test_a_column_of_groups_is_left_out_for_suites_that_give_no_figures_by_group() -> None:
+    grouped = {"reader": "csv", "path": "a.csv", "label": "y", "group": "place"}
+    entry = recipe(f"evals: [{{suite: knn, data: {grouped}}}]")
+    assert default_data(entry, "zero_shot")["data"] == grouped
+    assert "group" not in default_data(entry, "clustering")["data"]

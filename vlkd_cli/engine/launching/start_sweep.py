@@ -136,7 +136,7 @@ def _checked(request: SweepRequest, cells: Sequence[SweepCell]) -> list[Recipe]:
                 problems.setdefault((option, text), {})[cell.index] = value
     if problems:
         raise RecipeError(
-            "\n".join(_told(option, text, own) for (option, text), own in problems.items())
+            "\n".join(_message(option, text, own) for (option, text), own in problems.items())
         )
     return recipes
 
@@ -154,7 +154,7 @@ def _as_typed(line: str, request: SweepRequest, cell: SweepCell) -> tuple[str, s
     return "", "", line
 
 
-def _told(option: str, text: str, cells: Mapping[int, str]) -> str:
+def _message(option: str, text: str, cells: Mapping[int, str]) -> str:
     values = set(cells.values())
     shown = f"{option}{values.pop()}" if len(values) == 1 else option.rstrip("= ")
     return f"{f'{shown}: ' if option else ''}{text} ({_named(list(cells))})"

@@ -10,8 +10,9 @@ from typing import Any
 from vlkd_cli import catalog, console
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.component import check_third_party
-from vlkd_cli.recipe.evaluation_data import default_data, idle_groups, reads_data_sets
+from vlkd_cli.recipe.evaluation_data import default_data, reads_data_sets
 from vlkd_cli.recipe.former_names import former_keys, replace_in_suite
+from vlkd_cli.recipe.groups import idle_groups
 from vlkd_cli.recipe.messages import is_data_source, report, shown
 from vlkd_cli.recipe.overrides import apply_overrides
 from vlkd_cli.recipe.params import Key, signature_of
