@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 class Averages(NamedTuple):
-    """Summaries per target over the columns in which every target has a value."""
+    """Summaries per target over the columns in which every target has a value that can have one."""
 
     common_columns: list[int]
     mean: list[float | None]
@@ -148,24 +148,32 @@ def average_columns(
     values: Sequence[Sequence[float | None]],
     chance: Sequence[float | None],
     lower_is_better: Sequence[bool],
+    possible: Sequence[Sequence[bool]] | None = None,
 ) -> Averages:
     """Mean, chance-normalized mean and mean rank of targets (rows) over their common columns.
 
     Columns where lower is better (ranks, errors) count for the rank only. `normalized_mean` is the
     mean of (value - chance) / (1 - chance) and uses columns with a known chance. Rank 1 is best,
     ties share their average rank. What has no column is None.
+
+    Args:
+        possible: whether a target can have a value in a column; by default always. One that cannot
+            (it lacks a tower) excludes no column, and is averaged over the others.
     """
     common = [
-        column for column in range(len(chance)) if all(row[column] is not None for row in values)
+        column
+        for column in range(len(chance))
+        if all(
+            row[column] is not None or (possible is not None and not possible[number][column])
+            for number, row in enumerate(values)
+        )
+        and any(row[column] is not None for row in values)
     ]
     shares = [column for column in common if not lower_is_better[column]]
-    ranks = [
-        _ranks([_number(row[column]) for row in values], lower_is_better[column])
-        for column in common
-    ]
+    ranks = [_ranks([row[column] for row in values], lower_is_better[column]) for column in common]
     mean, normalized = [], []
     for row in values:
-        own = {column: _number(row[column]) for column in shares}
+        own = {column: value for column in shares if (value := row[column]) is not None}
         mean.append(_mean(list(own.values())))
         normalized.append(
             _mean(
@@ -176,19 +184,22 @@ def average_columns(
                 ]
             )
         )
-    mean_rank = [_mean([column[number] for column in ranks]) for number in range(len(values))]
+    mean_rank = [
+        _mean([rank for column in ranks if (rank := column[number]) is not None])
+        for number in range(len(values))
+    ]
     return Averages(common, mean, normalized, mean_rank)
 
 
-def _ranks(column: Sequence[float], lower_is_better: bool) -> list[float]:
-    keys = [value if lower_is_better else -value for value in column]
-    return [sum(k < key for k in keys) + (keys.count(key) + 1) / 2 for key in keys]
+def _ranks(column: Sequence[float | None], lower_is_better: bool) -> list[float | None]:
+    """Among those that have a value."""
+    keys = [value if value is None or lower_is_better else -value for value in column]
+    known = [key for key in keys if key is not None]
+    return [
+        None if key is None else sum(k < key for k in known) + (known.count(key) + 1) / 2
+        for key in keys
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
-
-
-def _number(value: float | None) -> float:
-    assert value is not None
-    return value

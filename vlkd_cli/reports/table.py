@@ -71,6 +71,8 @@ class Table:
     """Of the columns, each once."""
     values: list[list[float | None]]
     failed: list[list[bool]]
+    possible: list[list[bool]]
+    """Whether the target has the towers for the column."""
     chance: list[float | None]
     averages: Averages
     groups: list[GroupMean]
@@ -127,16 +129,14 @@ def make_table(
         [values.get((target, column), (None, None))[0] for column in ordered] for target in targets
     ]
     failing = {(cell.target, cell.suite, cell.dataset) for cell, result in found if result is None}
+    planned = {(cell.target, cell.suite, cell.dataset) for cell in cells}
+    possible = [[(t, c.suite, c.dataset) in planned for c in ordered] for t in targets]
     names, notes = _names(ordered)
     # Those of the primary metrics, or all where none is; failed ones among them.
     used = [n for n, each in enumerate(ordered) if columns.get(each, True)]
     used = used if any(columns.values()) else list(range(len(ordered)))
-    averages = _averages(ordered, matrix, chance, used)
-    if len(averages.common_columns) < len(used):
-        notes.append(
-            f"mean, normalized_mean and mean_rank use {len(averages.common_columns)} of"
-            f" {len(used)} columns, those in which every target has a value"
-        )
+    averages = _averages(ordered, matrix, chance, possible, used)
+    notes += _notes_on_averages(averages.common_columns, len(used), targets, possible)
     means = _group_means(groups, targets, found)
     notes += [
         f"{mean.name}: no target has all {len(group.datasets)} data sets, so it has no mean"
@@ -150,6 +150,7 @@ def make_table(
         names,
         matrix,
         [[(t, c.suite, c.dataset) in failing for c in ordered] for t in targets],
+        possible,
         chance,
         averages,
         [
@@ -168,6 +169,7 @@ def _averages(
     columns: Sequence[Column],
     matrix: Sequence[Sequence[float | None]],
     chance: Sequence[float | None],
+    possible: Sequence[Sequence[bool]],
     used: Sequence[int],
 ) -> Averages:
     """Summaries over the columns of these numbers."""
@@ -177,8 +179,31 @@ def _averages(
         [[row[n] for n in used] for row in matrix],
         [chance[n] for n in used],
         [Metric("", "", columns[n].metric).lower_is_better for n in used],
+        [[row[n] for n in used] for row in possible],
     )
     return found._replace(common_columns=[used[n] for n in found.common_columns])
+
+
+def _notes_on_averages(
+    common: Sequence[int],
+    num_used: int,
+    targets: Sequence[str],
+    possible: Sequence[Sequence[bool]],
+) -> list[str]:
+    """Which columns the summaries use, and which targets have fewer of them."""
+    notes = []
+    if len(common) < num_used:
+        notes.append(
+            f"mean, normalized_mean and mean_rank use {len(common)} of {num_used} columns, those in"
+            " which every target with the towers has a value"
+        )
+    for target, own in zip(targets, possible, strict=True):
+        if (count := sum(own[n] for n in common)) < len(common):
+            notes.append(
+                f"{target}: its mean, normalized_mean and mean_rank use {count} of these"
+                f" {len(common)} columns and do not compare with the others', for it lacks a tower"
+            )
+    return notes
 
 
 class NamedSets(Protocol):

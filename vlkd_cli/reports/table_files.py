@@ -211,9 +211,15 @@ def _over_seeds(table: Table, digits: int) -> list[str]:
 
 
 def _best(table: Table) -> dict[int, set[int]]:
-    """Targets with the best value of each column of the wide table, whose first is the name."""
+    """Targets with the best value of each column of the wide table, whose first is the name.
+    Averages over fewer columns than the others' do not compete."""
     found: dict[int, set[int]] = {}
-    averages = [getattr(table.averages, name) for name in SUMMARIES]
+    common = table.averages.common_columns
+    has_all = [all(own[number] for number in common) for own in table.possible]
+    averages = [
+        [value if full else None for value, full in zip(own, has_all, strict=True)]
+        for own in (getattr(table.averages, name) for name in SUMMARIES)
+    ]
     columns: list[tuple[list[float | None], bool]] = [
         (
             [row[number] for row in table.values],
@@ -223,8 +229,7 @@ def _best(table: Table) -> dict[int, set[int]]:
     ]
     columns += [(each.values, False) for each in table.groups]
     columns += [
-        (list(values), name == "mean_rank")
-        for name, values in zip(SUMMARIES, averages, strict=True)
+        (values, name == "mean_rank") for name, values in zip(SUMMARIES, averages, strict=True)
     ]
     for number, (values, lower) in enumerate(columns, start=1):
         known = [value for value in values if value is not None]

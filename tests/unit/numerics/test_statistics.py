@@ -116,6 +116,16 @@ def test_averages_over_columns_equal_the_golden(case):
     assert found.mean_rank == close(case["mean_rank"])
 
 
+def test_what_a_target_cannot_have_keeps_no_column_from_being_common():
+    values = [[0.8, 0.6, 0.3], [0.6, 0.5, 0.1], [None, 0.7, None]]
+    possible = [[True, True, True], [True, True, True], [False, True, True]]
+    found = average_columns(values, [0.5, 0.0, 0.0], [False] * 3, possible)
+    assert found.common_columns == [0, 1]  # the last one failed for a target that could have it
+    assert found.mean == close([0.7, 0.55, 0.7])
+    assert found.normalized_mean == close([0.6, 0.35, 0.7])
+    assert found.mean_rank == close([1.5, 2.5, 1.0])
+
+
 def test_targets_without_a_common_column_have_no_averages():
     found = average_columns([[0.5, None], [None, 0.5]], [0.1, 0.1], [False, False])
     assert found == ([], [None, None], [None, None], [None, None])

@@ -49,6 +49,28 @@ def test_averages_are_those_of_the_specification(tmp_path: Path) -> None:
     assert any("use 3 of 4 columns" in note for note in table.notes)
 
 
+def test_a_missing_tower_keeps_no_column_from_the_averages_and_a_failure_does(
+    tmp_path: Path,
+) -> None:
+    def own(target: str, dataset: str, number: int, **result: Any) -> Cell:
+        return cell(tmp_path, target, dataset, number, **result)
+
+    both = [own("both", "a", 0, metrics={"top1": 0.9}), own("both", "b", 1, metrics={"top1": 0.5})]
+    image_only = [own("image", "b", 8, metrics={"top1": 0.6})]
+    table = make_table(both + image_only)
+    assert table.averages.common_columns == [0, 1]
+    assert table.averages.mean == [pytest.approx(0.7), pytest.approx(0.6)]
+    assert table.averages.mean_rank == [1.5, 1.0]
+    (note,) = table.notes
+    assert note.startswith(
+        "image: its mean, normalized_mean and mean_rank use 1 of these 2 columns"
+    )
+    write_table(tmp_path / "t.tex", table)
+    assert r"image & - & \textbf{0.600} & 0.600" in (tmp_path / "t.tex").read_text()
+    failing = make_table([*both, *image_only, own("image", "a", 7)])
+    assert failing.averages.common_columns == [1] and failing.averages.mean == [0.5, 0.6]
+
+
 def two_rows(folder: Path, **other: Any) -> Table:
     base = {"metrics": {"top1": 0.5}, "hashes": {"rows": "aaaa1111bbbb"}, "precision": "fp32"}
     return make_table(
