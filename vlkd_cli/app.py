@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -66,16 +67,25 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `vlkd`; leaves with the command's exit code."""
+    """Run `vlkd`; leaves with the command's exit code. A mistake in its words is one line."""
     words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
     # A command that is named needs none of the others.
     asked = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
     try:
-        build_app(asked)(args=words, prog_name="vlkd")
+        # Standalone, typer would show mistakes as a frame of many lines.
+        code = build_app(asked)(args=words, prog_name="vlkd", standalone_mode=False)
     except KeyboardInterrupt:
         # Before the command began, e.g. while its module was imported.
         console.error("Interrupted.")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        line = mistake_in_words(error, " ".join(["vlkd", *(asked if len(asked) == 1 else [])]))
+        if line is None:
+            raise
+        if line:
+            console.error(line)
+        sys.exit(2)
+    sys.exit(code or 0)
 
 
 def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
@@ -100,6 +110,62 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
         else:
             app.command(name, rich_help_panel=command.panel)(guarded(target))
     return app
+
+
+def mistake_in_words(error: Exception, command: str = "vlkd") -> str | None:
+    """What is wrong with the words of a command, in one line that suggests the right word; None
+    where the error is of another kind.
+
+    typer brings its own copy of click or uses click itself, depending on its version, so its
+    errors are recognized by what both have.
+
+    Args:
+        command: the command, where the error does not name it.
+    """
+    if not callable(getattr(error, "format_message", None)):
+        return None
+    kind, found = type(error).__name__, cast(Any, error)
+    if kind == "NoArgsIsHelpError":
+        return ""  # the help is on the screen already
+    from vlkd_cli.catalog import did_you_mean
+
+    context, parameter = getattr(found, "ctx", None), getattr(found, "param", None)
+    command = getattr(context, "command_path", command)
+    message = " ".join(found.message.removeprefix("Value error, ").split())
+    choice = re.fullmatch(r"(['\"])(?P<word>.*)\1 is not one of (?P<known>.*?)\.?", message)
+    guess = ""
+    if parameter is not None and choice is not None:
+        known = [word.strip(" '\"") for word in choice["known"].split(",")]
+        guess = did_you_mean(choice["word"], known)
+        text = f"{_option(parameter)} {choice['word']}: is not one of {', '.join(known)}."
+    elif parameter is not None and message.startswith("Input should be "):
+        wanted = message.removeprefix("Input should be ").partition(", ")[0]
+        text = f"{_option(parameter)}{_input_of(error)}: must be {wanted}."
+    elif kind == "NoSuchOption":
+        own = context.command.params if context else []
+        names = [name for each in own for name in (*each.opts, *each.secondary_opts)]
+        guess = did_you_mean(found.option_name, [*names, "--help"])
+        text = f"there is no option {found.option_name}."
+    else:
+        text = " ".join(found.format_message().split())
+        text = text[:1].lower() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+    hint = "" if "Did you mean" in text + guess else f" See `{command} -h`."
+    return f"{command}: {text}{guess}{hint}"
+
+
+def _option(parameter: Any) -> str:
+    """An option by its longest name, an argument by its own."""
+    names = [name for name in parameter.opts if name.startswith("-")]
+    return max(names, key=len) if names else str(parameter.human_readable_name)
+
+
+def _input_of(error: Exception) -> str:
+    """The value that could not be converted, where pydantic names it."""
+    cause: Any = error.__cause__
+    if not hasattr(cause, "errors"):
+        return ""
+    value = cause.errors()[0].get("input")
+    return f" {value}" if isinstance(value, str | int | float) else ""
 
 
 def guarded(function: Callable[..., object]) -> Callable[..., object]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from enum import Enum
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -71,6 +74,61 @@ def test_a_misspelled_command_names_the_closest():
     result = RUN.invoke(build_app(), ["trian"])
     assert result.exit_code == 2
     assert "Did you mean 'train'?" in result.stderr
+
+
+def said(capsys, *words: str) -> str:
+    """Standard error of `vlkd WORDS`, which must end with exit code 2."""
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    assert leaving.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("compare a --at bset", "vlkd compare: --at bset: is not one of best, last. Did you mean"),
+        (
+            "compare a --metrc x",
+            "vlkd compare: there is no option --metrc. Did you mean '--metric'",
+        ),
+        ("encode a b --raww", "vlkd encode: there is no option --raww. Did you mean '--raw'?"),
+        ("compare", "vlkd compare: missing argument 'RUN...|FOLDER'. See `vlkd compare -h`."),
+        ("eval --digits x", "vlkd eval: --digits x: must be a valid integer. See `vlkd eval -h`."),
+        ("eval --jobs 0", "vlkd eval: --jobs 0: must be greater than or equal to 1. See"),
+        ("eval --table", "vlkd eval: option '--table' requires an argument. See `vlkd eval -h`."),
+        ("recipes lst", "vlkd recipes: no such command 'lst'. Did you mean 'list'?\n"),
+        ("trian", "vlkd: no such command 'trian'. Did you mean 'train'?\n"),
+    ],
+)
+def test_a_mistake_in_the_words_of_a_command_is_one_line(capsys, words, message):
+    error = said(capsys, *words.split())
+    assert error.startswith(message) and error.count("\n") == 1
+
+
+def choices_of_commands() -> list[tuple[str, str, str]]:
+    """Command, option and value of everything that takes one of several words."""
+    found = []
+    for name, command in COMMANDS.items():
+        function = getattr(
+            importlib.import_module(f"vlkd_cli.commands.{command.module}"), command.attribute
+        )
+        if isinstance(function, typer.Typer):
+            continue
+        for key, annotation in get_type_hints(function).items():
+            for kind in (annotation, *get_args(annotation)):
+                words = get_args(kind) if get_origin(kind) is Literal else []
+                words = list(kind) if isinstance(kind, type) and issubclass(kind, Enum) else words
+                found += [(name, f"--{key.strip('_').replace('_', '-')}", word) for word in words]
+    return found
+
+
+def test_every_choice_of_every_command_suggests_the_right_word(capsys):
+    choices = choices_of_commands()
+    assert len(choices) >= 20
+    for name, option, word in choices:
+        error = said(capsys, name, option, f"{word}x")
+        assert f"Did you mean '{word}'?" in error and error.count("\n") == 1, (name, option)
 
 
 def test_a_user_s_mistake_is_its_text_alone_and_exit_code_2():

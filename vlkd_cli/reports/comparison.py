@@ -152,7 +152,8 @@ def _chosen_metric(runs: Sequence[RunRecord], words: str | None) -> Metric:
                 return found
         short = list(dict.fromkeys(f"{m.suite}.{m.name}" for m in known))
         raise UserError(
-            f"--metric {words}: none of the runs has it.{did_you_mean(words, short)} There are:"
+            f"--metric {words}: none of the runs has it."
+            f"{did_you_mean(words, [*short, *map(str, known)])} There are:"
             f" {', '.join(short)}."
         )
     watched = next((run.watched for run in runs if run.watched is not None), None)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import UserError
 from vlkd_cli.reports.comparison import Comparison, Row
 
@@ -61,7 +62,10 @@ def check_table(path: Path) -> None:
         UserError: the extension is none of those that can be written.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--table {path}: write to a file that ends in {', '.join(FORMATS)}.")
+        raise UserError(
+            f"--table {path}: write to a file that ends in {', '.join(FORMATS)}."
+            f"{did_you_mean(path.suffix, FORMATS)}"
+        )
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.suite_specs import suite_specs
 from vlkd_cli.engine.launching.targets import Target, targets_of
@@ -243,8 +244,11 @@ def _report(request: TableRequest, cells: Sequence[Cell], table: Table) -> None:
         if name not in ("primary", "headline", "all")
         and all(row["metric"] != name for row in table.rows)
     ]
-    if unknown:
-        console.warn(f"--metrics {','.join(unknown)}: no result has it, so it has no column.")
+    for name in unknown:
+        console.warn(
+            f"--metrics {name}: no result has it, so it has no column."
+            f"{did_you_mean(name, _metrics_of(cells))}"
+        )
     ending = ""
     if request.table is not None:
         write_table(request.table, table, layout=request.layout, digits=request.digits)
@@ -260,6 +264,12 @@ def _report(request: TableRequest, cells: Sequence[Cell], table: Table) -> None:
         ending += f"{_count(missing, 'cell')} not measured yet: other processes, or a stop. "
     if ending:
         console.say(ending.strip())
+
+
+def _metrics_of(cells: Sequence[Cell]) -> list[str]:
+    """The names of all metrics of the cells' results."""
+    results = [result for cell in cells if (result := find_result(cell)) is not None]
+    return list(dict.fromkeys(name for result in results for name in result["metrics"]))
 
 
 def _count(number: int, what: str) -> str:

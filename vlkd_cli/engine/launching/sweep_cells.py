@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.overrides import parse_path, short_names
 from vlkd_cli.recipe.yaml_file import read_document
@@ -117,9 +118,10 @@ def _draw(option: str) -> Draw:
     except ValueError:
         found = None
     if found is None:
+        guess = did_you_mean(re.split(r"[(\[]", text)[0], ("log", "uniform", "int", "choice"))
         raise UserError(
             f"--draw {option}: write KEY=log(a,b), uniform(a,b), int(a,b) or choice[a,b], e.g."
-            " --draw 'optimizer.lr=log(1e-5,1e-3)'."
+            f" --draw 'optimizer.lr=log(1e-5,1e-3)'.{guess}"
         )
     kind = found[1]
     if not low < high or not math.isfinite(low * high) or (kind == "log" and low <= 0):
