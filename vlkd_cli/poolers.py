@@ -22,6 +22,8 @@ class Pooler(nn.Module):
     them, ends of text to `[B, D]`."""
 
     width: int
+    formula: str = ""
+    """TeX of what it computes, of tokens x with mask m."""
     needs_eot: bool = False
     """Whether the encoder must provide the position of the end of text."""
     needs_class_token: bool = False
@@ -52,6 +54,8 @@ class Pooler(nn.Module):
 class CLSPooler(Pooler):
     """The first token; of an image, the class token."""
 
+    formula = r"y = x_{\min \{t : m_t = 1\}}"
+
     needs_class_token = True
 
     def __init__(self, token_width: int) -> None:
@@ -73,6 +77,8 @@ class ClassMeanPooler(Pooler):
 
     Source: Zhang et al., SAIL, CVPR 2025, arXiv:2412.04616, section 4.
     """
+
+    formula = r"y = \left[ x_{\mathrm{cls}}, \; \frac{1}{P} \sum_{p=1}^{P} x_p \right]"
 
     needs_class_token = True
     takes_prefix = True
@@ -99,6 +105,8 @@ class ClassMeanPooler(Pooler):
 class MeanPooler(Pooler):
     """Mean over the real tokens (of an image, its patches); a row without any gives zeros."""
 
+    formula = r"y = \frac{\sum_t m_t x_t}{\max(1, \sum_t m_t)}"
+
     patches_only: ClassVar[bool] = True
 
     def __init__(self, token_width: int) -> None:
@@ -116,6 +124,8 @@ class MeanPooler(Pooler):
 class MaxPooler(Pooler):
     """Maximum over the real tokens (of an image, its patches), for each feature; a row without any
     gives zeros."""
+
+    formula = r"y_d = \max_{t : m_t = 1} x_{t,d}"
 
     patches_only: ClassVar[bool] = True
 
@@ -135,6 +145,8 @@ class MaxPooler(Pooler):
 class LastPooler(Pooler):
     """The last real token."""
 
+    formula = r"y = x_{\max \{t : m_t = 1\}}"
+
     def __init__(self, token_width: int) -> None:
         super().__init__(token_width)
 
@@ -150,6 +162,8 @@ class LastPooler(Pooler):
 
 class EOTPooler(Pooler):
     """The end-of-text token, for encoders that mark one (CLIP's text transformers)."""
+
+    formula = r"y = x_{t_{\mathrm{eot}}}"
 
     needs_eot = True
 
@@ -178,6 +192,8 @@ class GeMPooler(Pooler):
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation,
     arXiv:1711.02512, equation 3, with one power for all features as in the authors' code.
     """
+
+    formula = r"y = \left( \frac{\sum_t m_t \max(x_t, \varepsilon)^p}{\sum_t m_t} \right)^{1/p}"
 
     patches_only: ClassVar[bool] = True
 
@@ -212,6 +228,8 @@ class AttentionPooler(Pooler):
 
     Source: the MAP head of Zhai et al., Scaling Vision Transformers, arXiv:2106.04560, section 3.2.
     """
+
+    formula = r"y = z + \mathrm{mlp}(\mathrm{LN}(z)), \quad z = \mathrm{attention}(q, X, X)"
 
     starts_random: ClassVar[bool] = True
 

@@ -56,9 +56,11 @@ def test_nothing_is_loaded_from_outside_and_pages_fit_a_phone(site: Path) -> Non
 
 
 def test_formulas_become_mathml() -> None:
-    for name in names_of("distiller"):
-        converted = build_site.mathml(about("distiller", name).formula)
-        assert converted.count("<math") == 1 and "\\" not in converted, name
+    for kind in ("distiller", "head", "pooler", "section"):
+        for name in names_of(kind):
+            if formula := about(kind, name).formula:
+                converted = build_site.mathml(formula)
+                assert converted.count("<math") == 1 and "\\" not in converted, name
 
 
 @pytest.mark.parametrize("link", ["nowhere.md", "index.md#nowhere"])

@@ -40,6 +40,11 @@ class BlocksHead(nn.Module):
     blocks of DINOv2 without a bias of queries, keys and values, LayerScale from 1e-5, SwiGLU.
     """
 
+    formula = (
+        r"y = \left[ W z_{\mathrm{cls}}, \; \frac{1}{P} \sum_{p=1}^{P} W z_p \right], \quad"
+        r" z = \mathrm{LN}(\mathrm{blocks}(x))"
+    )
+
     def __init__(
         self,
         width_in: int,

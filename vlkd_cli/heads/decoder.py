@@ -19,7 +19,7 @@ class DecoderHead(nn.Module):
     """Transformer blocks over the positions of a tower whose hidden positions are learned tokens.
 
     `paint: {name: decoder, reads: tokens, width: 768, at: hidden}` with `masks: drop` is MAE's
-    decoder.
+    decoder. In the formula, P are the position embeddings and m is the learned token.
 
     Args:
         width: of the output at each position.
@@ -32,6 +32,12 @@ class DecoderHead(nn.Module):
     Source: He et al., MAE, CVPR 2022, arXiv:2111.06377, section 3 (decoder width 512, 8 blocks, 16
     heads); facebookresearch/mae, models_mae.py. Differs in leaving out the class token.
     """
+
+    formula = (
+        r"Y = W_2 \, \mathrm{LN}(\mathrm{blocks}(Z + P)) + b_2, \quad"
+        r" Z_p = \begin{cases} W_1 x_p + b_1 & p \text{ visible} \\ m & p \text{ hidden}"
+        r" \end{cases}"
+    )
 
     def __init__(
         self,

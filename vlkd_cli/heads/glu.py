@@ -25,6 +25,11 @@ class GLUHead(nn.Module):
     (SAIL), CVPR 2025, arXiv:2412.04616, section 4; their module SwishGLU with ReLU6.
     """
 
+    formula = (
+        r"y = G \left( \mathrm{relu6}(\mathrm{clip}(F_1 \hat{x})) \odot \mathrm{clip}(F_2 \hat{x})"
+        r" \right), \quad \hat{x} = \mathrm{LN}(x)"
+    )
+
     def __init__(
         self,
         width_in: int,

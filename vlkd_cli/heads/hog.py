@@ -17,7 +17,8 @@ class HOGHead(nn.Module):
     """Histograms of gradient directions of each patch, without weights: `reads: input`.
 
     Of each channel and cell the gradient magnitudes by direction, at length 1 over the directions.
-    A patch's vector is channel, direction, row of the cell, column of the cell.
+    A patch's vector is channel, direction, row of the cell, column of the cell. In the formula, a
+    and d are the differences across and down at pixel u, w is the window and B the number of bins.
 
     Args:
         bins: directions in half a turn.
@@ -29,6 +30,11 @@ class HOGHead(nn.Module):
     3; facebookresearch/SlowFast, slowfast/models/operators.py:HOGLayerC.
     """
 
+    formula = (
+        r"y_c = \frac{h_c}{\|h_c\|}, \quad h_{c,b} = \sum_{u \in c} w_u \sqrt{a_u^2 + d_u^2}"
+        r" \left[ \left\lfloor \tfrac{B}{\pi} \mathrm{atan2}(a_u, d_u) \right\rfloor"
+        r" \equiv b \pmod{B} \right]"
+    )
     has_weights = False
 
     def __init__(

@@ -22,6 +22,8 @@ class LinearHead(nn.Module):
             the pretrained space; its width is that of the features.
     """
 
+    formula = r"y = W x + b"
+
     def __init__(
         self,
         width_in: int,

@@ -34,6 +34,11 @@ class MLPHead(nn.Module):
     leaving the bottleneck's normalization and the prototypes to head 'prototypes'.
     """
 
+    formula = (
+        r"h_0 = x, \quad h_l = \sigma(\mathrm{norm}(W_l h_{l-1} + b_l)), \quad"
+        r" y = W_L h_{L-1} + b_L"
+    )
+
     def __init__(
         self,
         width_in: int,

@@ -23,6 +23,7 @@ class PatchHead(nn.Module):
         models_mae.py: patchify and forward_loss (unbiased variance plus 1e-6).
     """
 
+    formula = r"y_t = \frac{p_t - \mathrm{mean}(p_t)}{\sqrt{\mathrm{var}(p_t) + 10^{-6}}}"
     has_weights = False
 
     def __init__(

@@ -33,6 +33,8 @@ class PrototypeHead(nn.Module):
         vision_transformer.py:DINOHead with norm_last_layer.
     """
 
+    formula = r"y_k = \frac{z^\top c_k}{\|z\| \, \|c_k\|}, \quad z = \mathrm{mlp}(x)"
+
     def __init__(
         self,
         width_in: int,

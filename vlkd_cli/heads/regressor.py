@@ -19,7 +19,8 @@ class RegressorHead(nn.Module):
     """Cross-attention from learned tokens at the hidden positions to the visible positions.
 
     Reads the tokens of a tower with `masks: drop`, gives `[B, m, D]`, one row for each hidden
-    position, of the width that it reads.
+    position, of the width that it reads. In the formula, X are the visible tokens, Q_0 is the
+    learned token, and P_v and P_h are the position embeddings of visible and hidden positions.
 
     Args:
         layers: blocks.
@@ -29,6 +30,11 @@ class RegressorHead(nn.Module):
     contextual regressor): keys are the visible positions and the queries themselves.
     """
 
+    formula = (
+        r"Q_l = A_l + \mathrm{mlp}(\mathrm{LN}(A_l)), \quad A_l = Q_{l-1} + \mathrm{attention}"
+        r"(\mathrm{LN}(Q_{l-1}) + P_h, \; C_l + [P_v, P_h], \; C_l), \quad"
+        r" C_l = \mathrm{LN}([X, Q_{l-1}])"
+    )
     reads_at: ClassVar[Literal["visible"]] = "visible"
     gives_at: ClassVar[Literal["hidden"]] = "hidden"
 

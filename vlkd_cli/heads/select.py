@@ -15,6 +15,7 @@ class SelectHead(nn.Module):
     hidden}`.
     """
 
+    formula = r"y = x"
     has_weights = False
 
     def __init__(self, width_in: int, grid: Grid | None = None) -> None:

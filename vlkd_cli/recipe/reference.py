@@ -29,6 +29,7 @@ SECTIONS: dict[str, type[Any]] = {
     "evals": schema.EvalSpec,
     "synthesis": schema.SynthesisSpec,
 }
+WITH_FORMULA = ("distiller", "head", "pooler")
 _PLURALS = {"suite": "Suites", "section": "Sections"}
 
 
@@ -40,7 +41,7 @@ class Page(NamedTuple):
     keys: list[tuple[str, str, str, str]]
     """Rows of (key, type, default, meaning)."""
     formula: str = ""
-    """TeX of what a distiller computes."""
+    """TeX of what a distiller, head, pooler or schedule computes."""
 
 
 def kinds() -> list[str]:
@@ -99,9 +100,9 @@ def about(kind: str, name: str) -> Page:
                 f"unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
             )
         if kind == "section":
-            return Page(
-                inspect.getdoc(SECTIONS[name]) or "", [], key_rows(section_keys(SECTIONS[name]))
-            )
+            section = SECTIONS[name]
+            formula = getattr(section, "formula", "")
+            return Page(inspect.getdoc(section) or "", [], key_rows(section_keys(section)), formula)
         shared = [key for key in section_keys(schema.OptimizerSpec) if key.name != "name"]
         return Page(
             f"The optimizer {name}, with its own keys and those of every optimizer.",
@@ -112,7 +113,7 @@ def about(kind: str, name: str) -> Page:
     facts = _facts(kind, name, signature)
     if name in catalog.CATALOG[kind] and (extra := catalog.CATALOG[kind][name].extra):
         facts.append(("installed by", f"pip install 'vlkd[{extra}]'"))
-    formula = signature.attributes.get("formula", "") if kind == "distiller" else ""
+    formula = signature.attributes.get("formula", "") if kind in WITH_FORMULA else ""
     return Page(_without_arguments(signature.docstring), facts, key_rows(signature.keys), formula)
 
 

@@ -3,7 +3,7 @@ checked against their signatures by `recipe.load`; here they are only held."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -427,7 +427,20 @@ class TrainSpec(Section):
 
 
 class ScheduleSpec(Section):
-    """The learning rate over time."""
+    """The learning rate over time: the fraction f(s) of the peak at optimizer step s of T.
+
+    W are the steps of warm-up, e is `end_factor`, t `timescale`, g `factor` and m the steps of the
+    milestones. A cooldown of C steps multiplies the fraction before it by e + (1 - e) r(v), with
+    v = (s - (T - C) + 1) / C and r(v) = 1 - v (linear), 1 - sqrt(v) or (1 + cos(pi v)) / 2.
+    """
+
+    formula: ClassVar[str] = (
+        r"f(s) = \begin{cases} \frac{s + 1}{W} & s < W \\"
+        r" e + (1 - e) \frac{1 + \cos(\pi u)}{2} & \text{cosine} \\"
+        r" e + (1 - e)(1 - u) & \text{linear} \\ 1 & \text{constant, wsd} \\"
+        r" \sqrt{\frac{t}{t + s - W}} & \text{rsqrt} \\ g^{|\{m : m \le s\}|} & \text{steps}"
+        r" \end{cases} \quad u = \frac{s - W}{T - W}"
+    )
 
     name: Literal["cosine", "linear", "constant", "steps", "wsd", "rsqrt"] = Field(
         "cosine", description="decay shape after the warm-up"

@@ -41,12 +41,14 @@ def test_a_page_has_formula_keys_example_measured_row_and_source() -> None:
     assert "a measured row" not in PAGES["distiller/rkd.md"]
 
 
-def test_every_distiller_declares_a_formula_of_its_own_and_nothing_else_shows_one() -> None:
-    for name in names_of("distiller"):
-        assert vars(catalog.load("distiller", name))["formula"].startswith("L"), name
-    assert all(PAGES[f"distiller/{name}.md"].count("$$") == 2 for name in names_of("distiller"))
-    assert "$$" not in PAGES["suite/retrieval.md"]
-    assert "```math\nL = " in catalogue_page()
+def test_what_is_computed_has_a_formula_of_its_own_and_nothing_else_shows_one() -> None:
+    for kind, start in (("distiller", "L"), ("head", ("y", "Y", "h", "Q")), ("pooler", "y")):
+        for name in names_of(kind):
+            assert vars(catalog.load(kind, name))["formula"].startswith(start), name
+            assert PAGES[f"{kind}/{name}.md"].count("$$") == 2, name
+    assert PAGES["section/schedule.md"].count("$$ f(s) = ") == 1
+    assert "$$" not in PAGES["suite/retrieval.md"] + PAGES["section/train.md"]
+    assert "```math\nL = " in catalogue_page() and "```math\ny = " in catalogue_page()
 
 
 @pytest.mark.parametrize(
