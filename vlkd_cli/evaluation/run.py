@@ -42,7 +42,10 @@ def run_suites(
         RecipeError: a suite is unknown, needs a tower that is missing, or takes other keys. Raised
             before the first suite runs.
     """
-    shared = replace(subject, tables=OpenTables(datasets=subject.tables.datasets))
+    known = subject.tables
+    shared = replace(
+        subject, tables=OpenTables(datasets=known.datasets, fingerprints=known.fingerprints)
+    )
     chosen = [chosen_by(spec, shared) for spec in specs]
     suites = [build_suite(spec, own) for spec, own in zip(specs, chosen, strict=True)]
     results: list[Result] = []

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
 
 if TYPE_CHECKING:
     from vlkd_cli.checkpoint import Source
+    from vlkd_cli.data.readers.reader import Reader
     from vlkd_cli.towers.tower import Tower
 
 
@@ -31,6 +33,8 @@ class OpenTables:
     """Digests of towers with their heads, by `id`."""
     datasets: dict[str, Any] = field(default_factory=dict)
     """Data sets that are open, by the keys that open them; models share them too."""
+    fingerprints: WeakKeyDictionary[Reader, str] = field(default_factory=WeakKeyDictionary)
+    """Of the images of readers; models share them too."""
 
 
 @dataclass
@@ -116,6 +120,13 @@ class Subject:
         facts = {"name": name, "weights": self.weights_digest(tower)}
         source = getattr(tower, "source", None)
         return facts if source is None else {**facts, "source": str(source)}
+
+    def image_fingerprint(self, reader: Reader) -> str:
+        """`Reader.image_fingerprint`, for which files are read once."""
+        known = self.tables.fingerprints
+        if reader not in known:
+            known[reader] = reader.image_fingerprint()
+        return known[reader]
 
     def digest(self, tower: Tower) -> str:
         """`Tower.digest`, computed once."""

@@ -96,7 +96,7 @@ def sample_table(
     output = stored_output(tower, point)
     own = (
         _digest(subject, tower, output),
-        reader.image_fingerprint(),
+        subject.image_fingerprint(reader),
         repr(tuple(expected)),
         subject.precision,
     )

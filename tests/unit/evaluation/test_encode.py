@@ -233,3 +233,26 @@ def test_any_number_of_ranks_gives_the_same_numbers(world_size: int, tmp_path: P
                 np.testing.assert_array_equal(own, other)
             assert found[3] == expected[3]
         assert "fake/7" in failure  # also on the ranks that did not read it
+
+
+class Looked(FakeReader):
+    """Counts how often its files would be looked into."""
+
+    times = 0
+
+    def __init__(self, *, split: str = "val") -> None:
+        labels = [row % 4 for row in range(24)]
+        super().__init__(labels, classes=list("abcd"), offset=100 * (split == "val"), split=split)
+
+    def fingerprint(self) -> str:
+        Looked.times += 1
+        return f"{super().fingerprint()} {self.split}"
+
+
+def test_the_files_of_a_data_set_are_looked_into_once_for_all_suites() -> None:
+    data = {"reader": f"{__name__}:Looked"}
+    names = ("zero_shot", "knn", "few_shot")
+    specs = [EvalSpec.model_validate({"suite": name, "data": data}) for name in names]
+    run_suites(subject(), specs)
+    # For the rows and for the images, of the training part and the other one.
+    assert Looked.times == 4

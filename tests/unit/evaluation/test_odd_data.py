@@ -140,3 +140,16 @@ def test_data_that_is_multi_label_is_scored_so_even_if_no_image_has_two() -> Non
     # Every third row of a class is unlabeled and as near as the others, so precision is two thirds
     # at every recall.
     assert result.metrics["mean_average_precision"] == pytest.approx(2 / 3)
+
+
+class TooFewNames(Sparse):
+    """The last two of eight labels have no name."""
+
+    def __init__(self, *, split: str = "val") -> None:
+        super().__init__(split=split)
+        self.classes = list(self.classes or ())[:6]
+
+
+def test_a_label_beyond_the_names_of_multi_label_data_is_told() -> None:
+    with pytest.raises(DataError, match=r"label 7 is not one of the 6 classes \(0 to 5\)"):
+        run(knowing_classes(), "zero_shot", data={"reader": f"{__name__}:TooFewNames"})

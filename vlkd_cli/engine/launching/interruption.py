@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next safe point."""
+"""Ctrl-C and SIGTERM as a request to stop at the next safe point, here or in child processes."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,14 +32,8 @@ class Interruption:
     @contextmanager
     def watched(self) -> Iterator[Interruption]:
         """Take over SIGINT and SIGTERM, and give them back at the end."""
-        former = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
+        with _handled_by(self._note):
             yield self
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
@@ -52,6 +46,18 @@ class Interruption:
         finally:
             self._drops = False
 
+    @contextmanager
+    def passed_on(self, send: Callable[[int], None]) -> Iterator[Interruption]:
+        """Take over SIGINT and SIGTERM for child processes, which save and stop: `send` gives each
+        of them the signal. `signal_number` is the first one."""
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            self.signal_number = self.signal_number or number
+            send(number)
+
+        with _handled_by(pass_on):
+            yield self
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A terminal sends SIGINT to the whole group, and torch's agent passes it on to its workers:
         # that is one wish to stop, not two.
@@ -61,3 +67,13 @@ class Interruption:
             self.signal_number, self._noted_at = number, time.monotonic()
             if self._drops:
                 raise Interrupted
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    former = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)

@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.suite_specs import suite_specs
 from vlkd_cli.engine.launching.targets import Target, targets_of
@@ -51,6 +54,8 @@ class TableRequest:
     device: Literal["auto", "cpu"] = "auto"
     runs: Path = Path("runs")
     trust: bool = False
+    started: float = field(default_factory=time.time)
+    """In seconds since 1970, the same for all processes of --jobs."""
 
 
 def start_table(request: TableRequest) -> int:
@@ -70,12 +75,16 @@ def start_table(request: TableRequest) -> int:
     if request.only_list:
         _print_list(cells)
         return 0
+    if not cells:  # stopped before they were known; an earlier table stays
+        return status
     table = make_table(cells, request.metrics, groups_of(request.datasets))
     _report(request, cells, table)
     return status or (FAILED_CELLS if table.failures else 0)
 
 
-def _checked(request: TableRequest) -> tuple[list[Target], list[Entry], list[EvalSpec]]:
+def _checked(
+    request: TableRequest, *, warns: bool = True
+) -> tuple[list[Target], list[Entry], list[EvalSpec]]:
     """What is meant, once all of it is certain to exist."""
     if not request.suites:
         raise UserError("a table needs --suite NAME[,NAME...]: every model is measured alike.")
@@ -106,7 +115,7 @@ def _checked(request: TableRequest) -> tuple[list[Target], list[Entry], list[Eva
             " table without them."
         )
     entries = [entry for entry in entries if entry not in gone]
-    if gone:
+    if gone and warns:
         console.warn(f"Left out, not there: {', '.join(entry.name for entry in gone)}.")
     targets = targets_of(request.targets, request.overrides, request.runs, request.trust)
     # No keys of the recipes' own evaluations: every model is measured alike.
@@ -122,19 +131,25 @@ def compute_cells(
     targets: Sequence[Target],
     entries: Sequence[Entry],
     specs: Sequence[EvalSpec],
-    start: int = 0,
+    first: int = 0,
+    plan_file: Path | None = None,
 ) -> tuple[list[Cell], int]:
     """Plan, and compute what is missing, in this process; the cells, and the exit code of a signal
-    that stopped it."""
+    that stopped it.
+
+    Args:
+        first: number of the model to begin with, of processes that share the cells.
+        plan_file: where the cells are written before the first is computed.
+    """
     import torch
 
     from vlkd_cli.distributed import runtime
-    from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
     from vlkd_cli.engine.tables.compute import compute
     from vlkd_cli.engine.tables.plan import Model, make_plan
+    from vlkd_cli.features.subject import OpenTables
 
     device = runtime.pick_device(request.device)
-    shared: dict[str, object] = {}
+    shared = OpenTables()
     models = [
         Model(number, target, request.data_root, shared) for number, target in enumerate(targets)
     ]
@@ -143,16 +158,20 @@ def compute_cells(
         try:
             with interruption.dropping(), torch.no_grad():
                 plan = make_plan(models, entries, specs)
+                if plan_file is not None:
+                    _write_cells(plan_file, plan.cells)
                 if not request.only_list:
-                    _say_plan(plan.cells, request.redo)
+                    if first == 0:
+                        _say_plan(plan.cells, request.redo)
                     compute(
                         plan,
                         models,
                         entries,
                         specs,
                         device=device,
+                        started=request.started,
                         redo=request.redo,
-                        start=start,
+                        first=first,
                     )
         except Interrupted:
             console.say("Stopped. Finished cells are saved; run the same command to resume.")
@@ -161,25 +180,47 @@ def compute_cells(
 
 
 def _in_processes(request: TableRequest) -> tuple[list[Cell], int]:
-    """N processes that share the cells; the first one's plan is the table's."""
+    """N processes that share the cells; their plans are equal, and one of them is the table's."""
     context = multiprocessing.get_context("spawn")
     threads = str(max(1, (os.cpu_count() or 1) // request.jobs))
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     with tempfile.TemporaryDirectory(prefix="vlkd-table-") as folder:
-        plan = Path(folder) / "cells.json"
+        plans = [Path(folder) / f"cells-{number}.json" for number in range(request.jobs)]
         processes = [
             context.Process(target=_job, args=(request, number, plan))
-            for number in range(request.jobs)
+            for number, plan in enumerate(plans)
         ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        broken = [process.exitcode for process in processes if process.exitcode]
-        if not plan.is_file():
-            raise UserError("the processes of --jobs ended before the first cell; see above.")
-        cells = [Cell(*values) for values in json.loads(plan.read_text(encoding="utf-8"))]
-    return cells, max((code for code in broken if code and code > 128), default=0)
+
+        def send(number: int) -> None:
+            for process in processes:
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, number)
+
+        with Interruption().passed_on(send) as interruption:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        plan = next((path for path in plans if path.is_file()), None)
+        cells = [] if plan is None else _read_cells(plan)
+    codes = [process.exitcode or 0 for process in processes]
+    if interruption.signal_number:
+        return cells, 128 + interruption.signal_number
+    if plan is None and not any(code < 0 for code in codes):
+        raise UserError("the processes of --jobs ended before the first cell; see above.")
+    return cells, max(map(_exit_code, codes))
+
+
+def _exit_code(code: int) -> int:
+    """Of a process of --jobs; one that was killed is reported."""
+    if code >= 0:
+        return code
+    console.warn(
+        f"A process of --jobs was killed by signal {-code}"
+        f"{': memory may have run out' if -code == signal.SIGKILL else ''}. The same command"
+        " computes what is missing."
+    )
+    return 128 - code
 
 
 def _job(request: TableRequest, number: int, plan: Path) -> None:
@@ -188,13 +229,24 @@ def _job(request: TableRequest, number: int, plan: Path) -> None:
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     try:
-        cells, status = compute_cells(request, *_checked(request), start=number)
+        _, status = compute_cells(request, *_checked(request, warns=False), number, plan)
     except UserError as error:
         console.error(str(error))
         raise SystemExit(2) from error
-    if number == 0:
-        plan.write_text(json.dumps(cells), encoding="utf-8")
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(status)
+
+
+def _write_cells(path: Path, cells: Sequence[Cell]) -> None:
+    """All of them or nothing: the process may be killed any time."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(cells), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_cells(path: Path) -> list[Cell]:
+    return [Cell(*values) for values in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _devices() -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, Popen
-from types import FrameType
 from typing import IO
 
 from vlkd_cli import console
 from vlkd_cli.claims import claimed
+from vlkd_cli.engine.launching.interruption import Interruption
 from vlkd_cli.errors import UserError
 from vlkd_cli.reports.outcome import outcome_line
 from vlkd_cli.reports.records import read_run
@@ -100,7 +99,7 @@ class _Pool:
         console.say(
             f"{len(self.commands)} cells: {done} finished before, {len(self.waiting)} to run"
         )
-        with self._passing_on_signals():
+        with self._stopping_jobs(), Interruption().passed_on(self._send):
             while self.running or (self.waiting and self.outcome.signal_number is None):
                 while self._start_next():
                     pass
@@ -168,6 +167,8 @@ class _Pool:
             self.outcome.failed.append(name)
             state = read_state(self.root / name)
             reason = (state.error if state else None) or _last_line(Path(job.log.name))
+            if status < 0:
+                reason = f"killed by signal {-status}; the last line of its log: {reason}"
             console.say(f"{label}: failed: {reason}")
         else:
             console.say(f"{label}: {outcome_line(read_run(self.root / name)) or 'finished'}")
@@ -190,23 +191,19 @@ class _Pool:
                 self.cached.add(key)
         return False
 
-    @contextlib.contextmanager
-    def _passing_on_signals(self) -> Iterator[None]:
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            self.outcome.signal_number = self.outcome.signal_number or number
-            for job in self.running:
-                if job.process.poll() is None:
-                    job.process.send_signal(number)
+    def _send(self, number: int) -> None:
+        self.outcome.signal_number = self.outcome.signal_number or number
+        for job in self.running:
+            if job.process.poll() is None:
+                job.process.send_signal(number)
 
-        former = {
-            number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+    @contextlib.contextmanager
+    def _stopping_jobs(self) -> Iterator[None]:
+        """Stop what still runs at the end: something only after an error of our own."""
         try:
             yield
         finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-            for job in self.running:  # only after an error of our own
+            for job in self.running:
                 job.process.terminate()
                 job.process.wait()
                 job.log.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -23,6 +24,9 @@ from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.table import Cell, find_result
 
+Unit = tuple[Model, int, Entry]
+"""A model on a data set, and the position of the data set."""
+
 
 def compute(
     plan: Plan,
@@ -31,38 +35,80 @@ def compute(
     specs: Sequence[EvalSpec],
     *,
     device: torch.device,
+    started: float,
     redo: bool = False,
-    start: int = 0,
+    first: int = 0,
 ) -> None:
     """Measure every cell that has no result yet, unit by unit: one model on one data set, whose
     suites share one pass over images and texts. Units that another process works on are left to
-    it, what fails is written down and the next unit follows.
+    it, and looked at again at the end, since it may have been killed; what fails is written down
+    and the next unit follows.
 
     Args:
+        started: when the command was given, in seconds since 1970; what failed before is tried
+            again.
         redo: measure what was measured before as well.
-        start: number of the model to begin with.
+        first: number of the model to begin with.
     """
-    order = [*models[start % len(models) :], *models[: start % len(models)]]
+    order = [*models[first % len(models) :], *models[: first % len(models)]]
     units = [
         (model, position, entry)
         for model in order
         for position, entry in enumerate(entries)
-        if _missing(plan.of(model.number, position), redo=redo)
+        if _missing(plan.of(model.number, position), redo, started)
     ]
-    for number, (model, position, entry) in enumerate(units, start=1):
-        cells = plan.of(model.number, position)
-        with claimed(_claim(cells)) as is_mine:
-            # Another process may have measured them since.
-            missing = _missing(cells, redo=redo)
-            if is_mine and missing:
-                label = f"[{number}/{len(units)}] {model.target.label} {entry.name}"
-                console.say(f"{label}: {_measure(model, entry, missing, specs, device)}")
+
+    def compute_unit(unit: Unit, label: str) -> bool:
+        return _compute_unit(plan, unit, specs, label, device, redo, started)
+
+    left: list[Unit] = []
+    for number, unit in enumerate(units, start=1):
+        model, _, entry = unit
+        label = f"[{number}/{len(units)}] {model.target.label} {entry.name}"
+        if not compute_unit(unit, label):
+            left.append(unit)
         if number == len(units) or units[number][0] is not model:
             model.drop()
+    for unit in left:
+        label = f"{unit[0].target.label} {unit[2].name}"
+        compute_unit(unit, label)
+        unit[0].drop()
 
 
-def _missing(cells: Sequence[Cell], *, redo: bool) -> list[Cell]:
-    return [cell for cell in cells if redo or find_result(cell) is None]
+def _compute_unit(
+    plan: Plan,
+    unit: Unit,
+    specs: Sequence[EvalSpec],
+    label: str,
+    device: torch.device,
+    redo: bool,
+    started: float,
+) -> bool:
+    """Measure what a unit lacks; False where another process works on it."""
+    model, position, entry = unit
+    cells = plan.of(model.number, position)
+    with claimed(_claim(cells)) as is_mine:
+        # Another process may have measured them since.
+        missing = _missing(cells, redo, started) if is_mine else []
+        if missing:
+            console.say(f"{label}: {_measure(model, entry, missing, specs, device)}")
+    return is_mine
+
+
+def _missing(cells: Sequence[Cell], redo: bool, started: float) -> list[Cell]:
+    return [cell for cell in cells if not _is_done(cell, redo, started)]
+
+
+def _is_done(cell: Cell, redo: bool, started: float) -> bool:
+    """Whether a cell has a result, or another process of this command has just measured it or
+    failed."""
+    result = find_result(cell)
+    if result is not None and not redo:
+        return True
+    file = cell.failure if result is None else result["file"]
+    with contextlib.suppress(FileNotFoundError):
+        return Path(file).stat().st_mtime >= started
+    return False
 
 
 def _claim(cells: Sequence[Cell]) -> Path:
@@ -90,9 +136,7 @@ def _measure(
                 tower.to(device)
             before = subject.tables
             # Features of one data set at a time; digests and open data stay.
-            tables = tables or OpenTables(
-                digests=before.digests, weights=before.weights, datasets=before.datasets
-            )
+            tables = tables or replace(before, stores={}, projected={})
             own = replace(subject, device=device, tables=tables)
             result = _run(own, data_of(specs[cell.spec], entry))
             write_result(result, Path(cell.folder))

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from vlkd_cli.evaluation.datasets.collections import Entry
 from vlkd_cli.evaluation.datasets.dataset import open_dataset
 from vlkd_cli.evaluation.run import build_suite, chosen_by
 from vlkd_cli.evaluation.suite import Suite
-from vlkd_cli.features.subject import Subject
+from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.records import FAILED
@@ -37,8 +36,8 @@ class Model:
     number: int
     target: Target
     data_root: Path | None
-    datasets: dict[str, Any] = field(default_factory=dict)
-    """Open data sets, shared by all models."""
+    shared: OpenTables = field(default_factory=OpenTables)
+    """Open data sets and their fingerprints, the same for all models."""
     _subject: Subject | None = None
     _error: Exception | None = None
 
@@ -65,7 +64,8 @@ class Model:
             exported=target.exported,
             data_root=self.data_root,
         )
-        subject.tables.datasets = self.datasets
+        subject.tables.datasets = self.shared.datasets
+        subject.tables.fingerprints = self.shared.fingerprints
         return subject
 
     def drop(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,16 +23,17 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Dataset:
     """Data with the names that a result reports."""
 
     reader: Reader
     name: str
     split: str
 
-    @property
+    @cached_property
     def row_hash(self) -> str:
-        """Digest of images, captions and their order."""
+        """Digest of images, captions and their order, for which files are read once."""
         return self.reader.fingerprint()
 
     def identity(self, classes: Sequence[str] | None = None) -> DataIdentity:

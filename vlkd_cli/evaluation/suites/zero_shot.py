@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli.distributed.runtime import is_main
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.evaluation.datasets.dataset import Dataset, class_hash, labels_of, open_dataset
 from vlkd_cli.evaluation.datasets.imagenet import ImageNetHead, imagenet_head
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
@@ -140,7 +142,8 @@ class ZeroShot(Suite):
         )
         if many:
             labels = None
-            metrics, chance, details = self._multi_label(cosine, several, names)
+            targets = _targets(dataset, several, names, head)
+            metrics, chance, details = self._multi_label(cosine, targets, names)
         else:
             labels = labels_of(dataset.reader, dataset.reader.classes or names if head else names)
             labels = labels if head is None else head.labels(labels)
@@ -200,17 +203,14 @@ class ZeroShot(Suite):
         return metrics, chance, details
 
     def _multi_label(
-        self, scores: Tensor, several: list[tuple[int, ...]], names: list[str]
+        self, scores: Tensor, targets: NDArray[np.bool_], names: list[str]
     ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-        targets = np.zeros((len(several), len(names)), dtype=bool)
-        for row, labels in enumerate(several):
-            targets[row, list(labels)] = True
         values = scores.double().numpy()
         metrics = {"mean_average_precision": mean_average_precision(values, targets)}
         positives = targets.sum(0)
         chance = {
             "mean_average_precision": float(
-                np.mean([chance_average_precision(int(n), len(several)) for n in positives])
+                np.mean([chance_average_precision(int(n), len(targets)) for n in positives])
             )
         }
         details = {
@@ -220,3 +220,27 @@ class ZeroShot(Suite):
             ]
         }
         return metrics, chance, details
+
+
+def _targets(
+    dataset: Dataset,
+    several: Sequence[Sequence[int]],
+    names: Sequence[str],
+    head: ImageNetHead | None,
+) -> NDArray[np.bool_]:
+    """Which classes each image has, `[N, C]`.
+
+    Raises:
+        DataError: an image has a label beyond the class names.
+    """
+    column = range(len(names)) if head is None else head.label_of
+    targets = np.zeros((len(several), len(names)), dtype=bool)
+    for row, labels in enumerate(several):
+        for label in labels:
+            if not 0 <= label < len(column):
+                raise DataError(
+                    f"{dataset.reader.name(row)}: label {label} is not one of the {len(column)}"
+                    f" classes (0 to {len(column) - 1})."
+                )
+            targets[row, column[label]] = True
+    return targets

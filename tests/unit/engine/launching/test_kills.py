@@ -3,6 +3,7 @@ missing, and the numbers are those of one that was not killed."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -19,6 +20,7 @@ import pytest
 from tests.support.image_folders import make_image_root
 from tests.unit.engine.recipes import differences, final_state, tiny_recipe, train, write_recipe
 from vlkd_cli.app import main
+from vlkd_cli.claims import process_exists
 from vlkd_cli.reports.comparison import compare
 from vlkd_cli.reports.records import read_run
 from vlkd_cli.reports.state import read_state
@@ -79,6 +81,53 @@ def test_a_table_killed_after_five_of_twelve_cells_computes_seven(tmp_path: Path
     said(program(tmp_path, "-m", "vlkd_cli", *shlex.split(words), "--table", "whole.csv"))
     with (tmp_path / "whole.csv").open() as whole, (tmp_path / "cut.csv").open() as resumed:
         assert list(csv.reader(resumed)) == list(csv.reader(whole))
+
+
+def three_by_two(place: Path) -> list[str]:
+    """Three runs and two data sets, and the words that measure them in two processes."""
+    recipe = tiny_recipe(data={"num_samples": 16}, train={"steps": 2})
+    for seed, name in enumerate("abc"):
+        train(place, {**recipe, "train": {**recipe["train"], "seed": seed}}, f"runs/{name}")
+    make_image_root(place / "data", ("s1", "s2"))
+    words = "eval runs/a runs/b runs/c --data data --suite zero_shot,knn --datasets s1,s2"
+    return ["-m", "vlkd_cli", *shlex.split(words), "--table", "out.csv", "--jobs", "2"]
+
+
+def first_claim(place: Path, process: subprocess.Popen[bytes]) -> int:
+    """The process that is the first to work on a cell."""
+    end = time.monotonic() + 300
+    while True:
+        for lock in place.glob("runs/*/results/**/*.lock"):
+            with contextlib.suppress(OSError, ValueError):
+                return int(json.loads(lock.read_text())["pid"])
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_cells_of_a_worker_that_is_killed_are_measured_by_the_other(tmp_path: Path) -> None:
+    words = three_by_two(tmp_path)
+    process = program(tmp_path, *words)
+    os.kill(first_claim(tmp_path, process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=800)
+    assert process.returncode == 128 + signal.SIGKILL, output
+    assert len(list(tmp_path.glob("runs/*/results/step_*/*.json"))) == 12
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 5 and all(all(row[1:5]) for row in rows[2:])
+    assert not list(tmp_path.glob("runs/*/results/**/*.lock"))
+
+
+def test_sigterm_stops_a_table_with_its_processes(tmp_path: Path) -> None:
+    words = three_by_two(tmp_path)
+    process = program(tmp_path, *words)
+    worker = first_claim(tmp_path, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert not process_exists(worker)
+    assert not list(tmp_path.glob("runs/*/results/**/*.lock"))
+    assert "12 cells: " in said(program(tmp_path, *words))
+    assert len(list(tmp_path.glob("runs/*/results/step_*/*.json"))) == 12
 
 
 def killed_in_cell(place: Path, name: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support.image_folders import make_image_root
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
 from vlkd_cli.app import main
 from vlkd_cli.engine.tables import compute as computing
-from vlkd_cli.reports.table import LONG_FORM
+from vlkd_cli.reports.table import LONG_FORM, Cell
 from vlkd_cli.towers.tower import Tower
 
 NAMES = ("a", "b", "c")
@@ -238,13 +239,47 @@ def test_a_unit_that_another_process_measures_is_left_to_it(
 
 
 @pytest.mark.slow
-def test_several_processes_share_the_cells(place: Path) -> None:
+def test_several_processes_share_the_cells_and_measure_each_once(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert vlkd(f"{EVAL} --datasets s1,s2 --table one.csv") == 0
     before = read("one.csv")
     for file in place.glob("runs/*/results/*/*.json"):
         file.unlink()
-    assert vlkd(f"{EVAL} --datasets s1,s2 --table two.csv --jobs 2") == 0
-    assert read("two.csv") == before
+    for more in ("", " --redo"):
+        capfd.readouterr()
+        assert vlkd(f"{EVAL} --datasets s1,s2 --table two.csv --jobs 2{more}") == 0
+        said = capfd.readouterr().out
+        assert said.count("6 cells: 0 done before, 6 to compute") == 1
+        assert said.count(": zero_shot top1") == 6
+        assert read("two.csv") == before
+
+
+def test_what_this_command_measured_or_saw_fail_is_not_tried_again(tmp_path: Path) -> None:
+    cell = Cell(0, "a", 0, "s1", 0, "zero_shot", "abc", str(tmp_path), f"{tmp_path}/x.failed.json")
+    assert not computing._is_done(cell, redo=False, started=0)
+    Path(cell.failure).write_text("{}")
+    os.utime(cell.failure, (100, 100))
+    assert computing._is_done(cell, redo=False, started=99)
+    assert not computing._is_done(cell, redo=False, started=101)
+    result = tmp_path / "zero_shot-s1-test-abc.json"
+    result.write_text('{"metrics": {}}')
+    os.utime(result, (200, 200))
+    assert computing._is_done(cell, redo=False, started=300)
+    assert computing._is_done(cell, redo=True, started=199)
+    assert not computing._is_done(cell, redo=True, started=201)
+
+
+def test_what_stops_before_the_cells_are_known_keeps_an_earlier_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    Path("out.csv").write_text("earlier")
+    monkeypatch.setattr("vlkd_cli.engine.tables.plan.make_plan", stopped)
+    assert vlkd(f"{EVAL} --datasets s1 --table out.csv") == 128 + signal.SIGTERM
+    assert Path("out.csv").read_text() == "earlier"
 
 
 def test_targets_may_be_checkpoints_recipes_exports_models_and_lists(
