@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from vlkd_cli.reports.records import RunRecord
@@ -26,7 +27,7 @@ def describe(run: RunRecord) -> dict[str, object]:
         "metric": None if metric is None else str(metric),
         "best": None if best is None else round(best[1], 4),
         "best step": None if best is None else best[0],
-        "last": None if last is None else round(last[1], 4),
+        "last": round(last[1], 4) if last is not None and math.isfinite(last[1]) else None,
         "ended": _ended(run),
     }
 

@@ -287,21 +287,27 @@ def _axis(
         words = sorted({str(value) for value in values})
         to_y = _scale(0, len(words) - 1, bottom, top)
         heights = {word: to_y(n) for n, word in enumerate(words)}
-        return [heights[str(value)] for value in values], [(y, w) for w, y in heights.items()]
+        return [heights[str(value)] for value in values], _apart([(heights[w], w) for w in words])
     low, high = min(numbers), max(numbers)
     is_log = low > 0 and high / low >= LOG_FROM_SPAN
     shape = math.log if is_log else float
     to_y = _scale(shape(low), shape(high), bottom, top)
     few = sorted(set(numbers)) if len(set(numbers)) <= 5 else [low, high]
-    # Marks nearer than a line of text would lie over each other.
-    marks: list[tuple[float, str]] = []
-    for value in few:
-        y = to_y(shape(value))
-        if not marks or abs(marks[-1][0] - y) >= 14 or value == high:
-            if marks and abs(marks[-1][0] - y) < 14:
-                marks.pop()
-            marks.append((y, number(value)))
-    return [to_y(shape(value)) for value in numbers], marks
+    marks = [(to_y(shape(value)), number(value)) for value in few]
+    return [to_y(shape(value)) for value in numbers], _apart(marks)
+
+
+def _apart(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The marks but for those nearer than a line of text, which would lie over each other; the last
+    is always one."""
+    chosen: list[tuple[float, str]] = []
+    for n, mark in enumerate(marks):
+        is_near = bool(chosen) and abs(chosen[-1][0] - mark[0]) < 14
+        if is_near and n == len(marks) - 1:
+            chosen.pop()
+        if not is_near or n == len(marks) - 1:
+            chosen.append(mark)
+    return chosen
 
 
 def _text(x: float, y: float, words: str, anchor: str, kind: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 
@@ -121,3 +123,12 @@ def test_equal_values_and_single_points_do_not_divide_by_zero():
         assert parsed(svg.line_chart("t", [Line("a", points)], best=points[0])) is not None
     assert parsed(svg.scatter("t", [Points("a", [(1, 1)])], joined=False)) is not None
     assert parsed(svg.parallel("t", [Axis("a", [1, 1])], [0, 1], best=0)) is not None
+
+
+def test_words_of_an_axis_do_not_lie_over_each_other():
+    chart = svg.parallel(
+        "t", [Axis("model", [f"m{n:02d}" for n in range(30)])], [0] * 30, best=None
+    )
+    heights = [float(y) for y in re.findall(r'<text class="soft"[^>]* y="([\d.]+)"', chart)]
+    assert len(heights) > 5 and ">m00<" in chart and ">m29<" in chart
+    assert min(abs(a - b) for a, b in pairwise(heights)) >= 14
