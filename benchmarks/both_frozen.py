@@ -7,7 +7,7 @@ One thread.
     [--peer-python PATH]
 
 vlkd's towers carry a linear head each, which learn together with the scale: more than the peer,
-whose model has no place for heads. Exits with 1 where the ratio of CPU time is below 200.
+whose model has no heads. Exits with 1 where the ratio of CPU time is below 200.
 """
 
 from __future__ import annotations

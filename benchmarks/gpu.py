@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --out FOLDER [--sections steps losses ...] [--seconds 345] [--tiny]
 
 Writes `gpu.md` and `gpu.json` after each measurement. A section that fails, runs out of memory or
-of time leaves a row that says so. Pictures are random, and models are built from scratch, so
+of time leaves a row that states it. Pictures are random, and models are built from scratch, so
 nothing is downloaded. `--tiny` runs every section with small sizes, also on a CPU, where the
 numbers mean nothing.
 """

@@ -4,7 +4,7 @@ Writes tables of 1/100 and of all of `--rows` rows, opens each through the csv r
 `--epochs` episodes through worker
 processes. Printed after each epoch: anonymous memory (what cannot be dropped and read again; shared
 pages counted once) of this process and of all workers, and the mapped file pages next to it. Two
-claims are checked, and the exit code tells:
+claims are checked, and the exit code reports:
 
 - flat over epochs: the last epoch needs at most 5 % (or 8 MiB) more than the second;
 - flat over rows: 100 times the rows need at most 16 MiB more per process.
@@ -50,7 +50,7 @@ def main() -> int:
     )
     arguments.add_argument("--rows", type=int, default=10_000_000)
     arguments.add_argument("--epochs", type=int, default=20)
-    arguments.add_argument("--episode", type=int, default=8_000, help="samples drawn per epoch")
+    arguments.add_argument("--episode", type=int, default=8_000, help="samples per epoch")
     arguments.add_argument("--workers", type=int, default=2)
     arguments.add_argument(
         "--group",

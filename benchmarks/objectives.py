@@ -1,4 +1,4 @@
-"""Every objective, end to end: a short training on drawn shapes, then zero-shot accuracy and
+"""Every objective, end to end: a short training on rendered shapes, then zero-shot accuracy and
 retrieval.
 
     python benchmarks/objectives.py [NAME ...] [--steps 160] [--folder runs/objectives] [--markdown]
@@ -6,7 +6,7 @@ retrieval.
 First a teacher pair is trained by InfoNCE, twice as long. Objectives between two towers then start
 afresh with both; one-way objectives teach a fresh image tower by the teacher's text tower;
 objectives between pairs teach a fresh pair. Objectives that leave something open (a rotation, the
-other modality) are joined by a little InfoNCE, and the table says so. The keys are those of towers
+other modality) are joined by a little InfoNCE, and the table shows it. The keys are those of towers
 of some 100,000 weights and batches of 64, not the papers', and the table shows which were set.
 
 Prints the mean loss over the first and over the last tenth of the steps (of the named objective

@@ -1,7 +1,7 @@
 """Objectives, crops and masks of self-supervised learning against lightly 1.6.0 and the authors'
 formulas: CPU time and peak memory, float32, one thread, forward and backward.
 
-    pip install --no-deps --target lightly_only lightly==1.6.0    # once, beside the environment
+    pip install --no-deps --target lightly_only lightly==1.6.0    # once, next to the environment
     python benchmarks/self_supervision.py [--lightly lightly_only] [--rounds 3] [--only NAME ...]
     ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/self_supervision.py
 

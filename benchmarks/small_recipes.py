@@ -39,7 +39,7 @@ METRICS = {
 
 
 class Commands(NamedTuple):
-    """What the header of a small recipe says to run."""
+    """The commands in the header of a small recipe."""
 
     before: list[str]
     own: str

@@ -102,7 +102,7 @@ ACTIONS = (
 PLACES = (
     "near",
     "behind",
-    "beside",
+    "around",
     "above",
     "below",
     "under",

@@ -1,4 +1,4 @@
-"""Trainings that take turns: each lives in a process of its own and runs one epoch when it is told
+"""Trainings that take turns: each lives in a process of its own and runs one epoch when it is asked
 to, so that all meet the same machine.
 
 A training's process marks its epochs with `Epochs`; the benchmark starts the processes and calls

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-# A fixed width keeps tables and messages the same on every terminal.
+# With a fixed width, tables and messages are the same on every terminal.
 os.environ.setdefault("COLUMNS", "160")
 
 # Shapes in annotations are checked at every call of the test run, so they cannot rot.
@@ -30,10 +30,10 @@ def _shared_is_here() -> bool:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data beside the checkout; tests that use it carry the marker
+    """The folder with real data next to the checkout; tests that use it carry the marker
     `shared`."""
     if not _shared_is_here():
-        pytest.skip("no ../shared beside the checkout")
+        pytest.skip("no ../shared next to the checkout")
     return SHARED
 
 
@@ -52,4 +52,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
     for item in items:
         if item.get_closest_marker("shared") and not _shared_is_here():
-            item.add_marker(pytest.mark.skip(reason="no ../shared beside the checkout"))
+            item.add_marker(pytest.mark.skip(reason="no ../shared next to the checkout"))

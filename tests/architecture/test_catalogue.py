@@ -24,7 +24,7 @@ def test_the_catalogue_is_as_long_as_it_was():
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_an_entry_lives_where_the_catalogue_says(kind, name):
+def test_an_entry_is_in_the_module_that_the_catalogue_names(kind, name):
     module, attribute = catalog.locate(kind, name)
     assert module_file(module) is not None, f"{module} does not exist"
     assert signature_of(kind, name).attribute == attribute

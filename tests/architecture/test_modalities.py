@@ -1,4 +1,4 @@
-"""Modalities are told apart in one place: elsewhere code asks their objects and never compares
+"""Modalities are distinguished in one place: elsewhere code asks their objects and never compares
 their names, so that another one is a row there and not a search through the package."""
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def test_names_of_modalities_are_compared_in_their_own_rooms_only():
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and _names_a_modality(node):
-                said = ast.unparse(node)
-                if not any(word in said for word in OTHER_WORDS.get(place, ())):
-                    wrong.append(f"{place}:{node.lineno}: {said}")
+                comparison = ast.unparse(node)
+                if not any(word in comparison for word in OTHER_WORDS.get(place, ())):
+                    wrong.append(f"{place}:{node.lineno}: {comparison}")
     assert wrong == []
 
 

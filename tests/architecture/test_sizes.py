@@ -1,4 +1,4 @@
-"""What keeps the code readable: no import circles, functions that fit a screen, lines that end
+"""What makes the code readable: no import circles, functions that fit a screen, lines that end
 before column 100, files of a size that holds one idea."""
 
 from __future__ import annotations

@@ -61,13 +61,13 @@ def test_looking_things_up_needs_no_torch(words):
 
 
 @pytest.mark.parametrize("command", [("recipes", "check"), ("train",)])
-def test_a_misspelled_recipe_is_told_without_torch(command, tmp_path: Path):
+def test_a_misspelled_recipe_is_reported_without_torch(command, tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    file.write_text(MISSPELT + "optimiser: {}\n")
+    file.write_text(MISSPELT + "optimzer: {}\n")
     code, slow, stderr = answered(*command, str(file))
     assert (code, slow) == (2, [])
     assert "distillers[0].logit_scal: unknown key. Did you mean 'logit_scale'?" in stderr
-    assert "optimiser: unknown key. Did you mean 'optimizer'?" in stderr
+    assert "optimzer: unknown key. Did you mean 'optimizer'?" in stderr
 
 
 def test_help_loads_neither_pydantic_nor_yaml():

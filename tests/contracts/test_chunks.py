@@ -137,7 +137,7 @@ def record(name: str, chunk: int | None, *, resumes: bool = False) -> dict[str, 
     """Losses, gradients and the final state of some steps.
 
     Args:
-        resumes: before the last step, go on with a new composition that took over the state.
+        resumes: before the last step, continue with a new composition that took over the state.
     """
     composition = composed(name, chunk)
     composition.train()
@@ -201,7 +201,7 @@ def test_all_forms_of_a_step_are_one_on_ranks(processes):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_dropout_is_that_of_the_same_chunks_with_activations_kept(monkeypatch, precision):
+def test_dropout_equals_that_of_the_same_chunks_with_stored_activations(monkeypatch, precision):
     cpu = torch.device("cpu")
 
     def gradients() -> list[Tensor]:

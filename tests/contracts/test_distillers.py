@@ -1,4 +1,4 @@
-"""What every objective of the catalogue keeps to, on one process and on several."""
+"""The contract of every objective of the catalogue, on one process and on several."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], world_size: int) 
     return worst
 
 
-def share_of(record: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+def of_rank(record: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
     """The single process's record with only the rows of one rank."""
     own = slice(rank * ROWS // world_size, (rank + 1) * ROWS // world_size)
     return record | {
@@ -182,7 +182,7 @@ def steps_in(precision: str, case: Case, *rank_and_group: Any) -> dict[str, Any]
 
 def on_one_rank(world_sizes: list[int], folder: str) -> dict[str, Any]:
     """Every case at every world size, and with the wrong collectives at two ranks; groups are left
-    and joined anew in between."""
+    and joined again in between."""
     rank, everything = dist.get_rank(), {}
     for world_size in world_sizes:
         # A group that one rank leaves while another still connects to it fails there: "connection
@@ -247,7 +247,7 @@ def test_objective_is_exact_over_ranks(
         losses = np.mean([record["losses"] for record in records], axis=0)
         np.testing.assert_allclose(losses, wanted["losses"], rtol=tolerance, atol=tolerance)
         for rank, record in enumerate(records):
-            assert differences(record, share_of(wanted, rank, world_size), world_size) < tolerance
+            assert differences(record, of_rank(wanted, rank, world_size), world_size) < tolerance
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -259,7 +259,7 @@ def test_wrong_collective_is_noticed(
     losses = np.mean([record["losses"] for record in records], axis=0)
     in_values = np.abs(losses - wanted["losses"]).max() > 1e-4
     in_gradients_or_state = any(
-        differences(record, share_of(wanted, rank, 2), 2) > 1e-3
+        differences(record, of_rank(wanted, rank, 2), 2) > 1e-3
         for rank, record in enumerate(records)
     )
     assert in_values or in_gradients_or_state

@@ -102,7 +102,7 @@ def test_the_workflow_for_users_gives_commands_that_work():
     assert leaves([*shlex.split(commands[-1])[1:-1], "quickstart"]) == 0
 
 
-def test_every_snippet_stands_in_a_page():
+def test_every_snippet_appears_in_a_page():
     shown = {block.text for block in BLOCKS}
     files = [file for file in SNIPPETS.iterdir() if file.suffix in KINDS_OF_SNIPPET]
     assert len(files) >= 7
@@ -138,7 +138,7 @@ def test_the_tutorial_shows_the_recipe_as_it_is():
     for block in parts:
         for section, value in yaml.safe_load(block.text).items():
             assert recipe[section] == value, (
-                f"{block}: recipes/quickstart.yaml says {section}: {recipe[section]}"
+                f"{block}: recipes/quickstart.yaml has {section}: {recipe[section]}"
             )
 
 
@@ -203,7 +203,7 @@ def test_a_run_folder_holds_what_the_tutorial_lists(folder):
         assert (folder / "runs" / "first" / name).exists(), name
 
 
-def test_the_import_rows_are_those_that_the_test_keeps():
+def test_the_import_rows_equal_those_of_the_layers_test():
     table = table_after(ROOT / "docs" / "architecture.md", "## Import rows")
     assert [set(packages.split(", ")) for _, packages in table] == ROWS
     assert [int(number) for number, _ in table] == list(range(1, len(ROWS) + 1))
@@ -343,7 +343,7 @@ def test_the_example_reader_names_the_line_that_is_wrong(tmp_path):
         JSONLines(path=str(tmp_path / "none.jsonl"))
 
 
-def test_the_example_builder_is_listed_and_says_its_keys():
+def test_the_example_builder_is_listed_with_its_keys():
     from docs.snippets.my_builder import MyBuilder
 
     assert [row.name for row in MyBuilder.list_models("image")] == ["patch_mixer"]
@@ -355,7 +355,7 @@ def test_the_example_builder_is_listed_and_says_its_keys():
     ]
 
 
-def test_an_exported_head_goes_on_the_features(tmp_path):
+def test_an_exported_head_is_applied_to_the_features(tmp_path):
     from docs.snippets.exported_head import load_head
     from vlkd_cli.recipe.schema import TowerSpec
     from vlkd_cli.towers.assemble import assemble
@@ -403,7 +403,7 @@ def test_an_onnx_export_gives_the_vectors_of_the_towers(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_is_saved_and_merged_as_the_page_says(tmp_path):
+def test_an_adapter_is_saved_and_merged_as_documented(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("adapters")
     from docs.snippets.save_adapter import keep_adapter

@@ -119,7 +119,7 @@ GRID = Grid(14, 14, 16)
 
 
 class Recorder:
-    """Stands for a run of Weights & Biases."""
+    """Replaces a run of Weights & Biases."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -302,15 +302,15 @@ ENCODE, SEARCH = "encode runs/a words.txt out.npy", "search words.npy disc"
 WITH = "--with 'data={reader: shapes, num_samples: 6, size_px: 32}'"
 TABLE = f"{EVAL} --datasets lists.yaml:mine --table x.md"
 SWEEP = "sweep tiny.yaml --list --grid optimizer.lr=[1e-3,2e-3]"
-DRAWN = "sweep tiny.yaml --list --random 2 --draw 'optimizer.lr=log(1e-4,1e-3)'"
+SAMPLED = "sweep tiny.yaml --list --random 2 --draw 'optimizer.lr=log(1e-4,1e-3)'"
 OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "sweep": {
         "recipe": (SWEEP, SWEEP.replace("tiny.yaml", "nothing.yaml")),
         "--grid": (SWEEP, f"{SWEEP} --grid train.epochs=[1,2]"),
         "--seeds": (SWEEP, f"{SWEEP} --seeds 4,5"),
-        "--random": (DRAWN, DRAWN.replace("--random 2", "--random 3")),
-        "--draw": (DRAWN, f"{DRAWN} --draw 'train.ema=uniform(0.5,0.9)'"),
-        "--search-seed": (DRAWN, f"{DRAWN} --search-seed 3"),
+        "--random": (SAMPLED, SAMPLED.replace("--random 2", "--random 3")),
+        "--draw": (SAMPLED, f"{SAMPLED} --draw 'train.ema=uniform(0.5,0.9)'"),
+        "--search-seed": (SAMPLED, f"{SAMPLED} --search-seed 3"),
         "--set": (SWEEP, f"{SWEEP} --set train.epochs=x"),
         "--folder": (SWEEP, f"{SWEEP} --folder here"),
         "--jobs": (SWEEP, f"{SWEEP} --jobs 2"),
@@ -437,7 +437,7 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--gpus": ("synthesize pairs.yaml out", "synthesize pairs.yaml out --gpus 64"),
         "--cpu-workers": ("synthesize pairs.yaml out", "synthesize pairs.yaml out --cpu-workers 3"),
         "--trust": ("synthesize hostile_pairs out", "synthesize hostile_pairs out --trust"),
-        "--runs": ("synthesize pairs out", "synthesize pairs out --runs kept"),
+        "--runs": ("synthesize pairs out", "synthesize pairs out --runs others"),
     },
     "data check": {
         "recipe": ("data check tiny.yaml", "data check nothing.yaml"),
@@ -572,7 +572,7 @@ def bench(tmp_path_factory) -> Path:
     pairs = {"data": {"reader": "passages", "path": "here"}, "miners": ["bm25"]}
     synthesis = {"synthesis": {**pairs, "scorers": [{"name": "bm25"}], "depth": 10}}
     write_recipe(folder, {**recipe, **synthesis}, "pairs")
-    for name, source in (("kept/pairs", "runs/a"), ("hostile_pairs", "hostile")):
+    for name, source in (("others/pairs", "runs/a"), ("hostile_pairs", "hostile")):
         shutil.copytree(folder / source, folder / name)
         with (folder / name / "recipe.yaml").open("a") as file:
             yaml.safe_dump(synthesis, file)

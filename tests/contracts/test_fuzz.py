@@ -54,4 +54,4 @@ def test_200_inputs_of_every_family_are_tried():
 
 @pytest.mark.parametrize("family", CASES)
 def test_mutated_inputs_end_in_success_or_one_line(family: str, found: dict[str, str]):
-    assert {seed: said for seed, said in found.items() if seed.startswith(f"{family}:")} == {}
+    assert {seed: message for seed, message in found.items() if seed.startswith(f"{family}:")} == {}

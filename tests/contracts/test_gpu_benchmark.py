@@ -47,7 +47,7 @@ def test_a_section_gives_a_number_for_each_of_its_cases(
     assert len(found) == count
 
 
-def test_the_two_sides_of_a_case_are_beside_each_other(tmp_path: Path) -> None:
+def test_the_two_sides_of_a_case_are_adjacent(tmp_path: Path) -> None:
     found = rows(tmp_path, "search")
     assert [row["side"] for row in found] == ["vlkd", "torch.topk", "vlkd", "torch"]
     assert found[0]["case"] == found[1]["case"] != found[2]["case"] == found[3]["case"]

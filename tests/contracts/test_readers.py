@@ -1,4 +1,4 @@
-"""What every reader of the catalogue keeps to."""
+"""The contract of every reader of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe is right and says what it is."""
+"""Every shipped recipe is right and describes itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe trains: two steps on drawn pictures, with tiny towers standing in for the
+"""Every shipped recipe trains: two steps on rendered shapes, with tiny towers standing in for the
 large ones."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SMALLER = {
 
 
 def stand_in(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with tiny towers, drawn data and two steps; what it composes stays."""
+    """The recipe with tiny towers, rendered data and two steps; what it composes stays."""
     smaller = _shrunk(recipe)
     smaller["towers"] = {
         name: _tiny_tower(tower, folder) for name, tower in smaller["towers"].items()

@@ -70,7 +70,7 @@ def run_folder(path: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def said(words: list[str], capsys) -> str:
+def output_of(words: list[str], capsys) -> str:
     """The one line that a command ends in."""
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -94,7 +94,7 @@ def test_a_checkpoint_and_a_run_run_nothing(trap, capsys, part, command):
         "export run": ["export", str(folder), "out"],
         "resume": ["train", "--resume", str(folder)],
     }[command]
-    line = said(words, capsys)
+    line = output_of(words, capsys)
     assert "Add --trust if you trust who made it." in line
     assert not Path("sprung").exists()
     assert "trap_package" not in sys.modules
@@ -105,11 +105,11 @@ def test_a_tower_out_of_a_run_runs_nothing_unless_the_recipe_trusts_it(trap, cap
     recipe = hostile("")
     recipe["towers"]["other"] = {"run": "run", "tower": "text", "modality": "text", "train": "none"}
     Path("mine.yaml").write_text(json.dumps(recipe))
-    line = said(["train", "mine.yaml", "--dry-run"], capsys)
+    line = output_of(["train", "mine.yaml", "--dry-run"], capsys)
     assert "towers.text.head.name: 'trap_package:Head' names code from outside vlkd." in line
     assert "Add `trust: true` next to the `run:` of tower 'other'" in line
     assert not Path("sprung").exists()
-    said(["train", "mine.yaml", "--dry-run", "--set", "towers.other.trust=true"], capsys)
+    output_of(["train", "mine.yaml", "--dry-run", "--set", "towers.other.trust=true"], capsys)
     assert Path("sprung").exists()
 
 
@@ -128,7 +128,7 @@ def test_trusting_the_command_does_not_trust_what_its_recipe_takes_from_elsewher
         ["eval", str(file), "--suite", "sts"],
         ["eval", str(file), "--trust", "--suite", "sts"],
     ):
-        assert "Add `trust: true` next to the `run:`" in said(words, capsys)
+        assert "Add `trust: true` next to the `run:`" in output_of(words, capsys)
     assert not Path("sprung").exists()
 
 
@@ -142,10 +142,10 @@ def test_trusting_the_command_does_not_trust_what_its_recipe_takes_from_elsewher
 )
 def test_trust_is_refused_where_it_has_no_effect(trap, capsys, words):
     Path("mine.yaml").write_text(json.dumps(hostile("")))
-    assert "--trust has no effect" in said(words, capsys)
+    assert "--trust has no effect" in output_of(words, capsys)
 
 
-def test_modules_beside_a_recipe_are_not_imported(tmp_path):
+def test_modules_next_to_a_recipe_are_not_imported(tmp_path):
     (tmp_path / "recipe.yaml").write_text(SMALL)
     for name in ("yaml", "typer", "click", "pydantic", "typing", "torch", "json", "rich"):
         (tmp_path / f"{name}.py").write_text(f"open('sprung_{name}', 'w')\n")
@@ -184,7 +184,7 @@ def test_secrets_stay_out_of_snapshots_and_checkpoints(secret, tmp_path):
     ):
         assert "hunter2" not in text
         assert "https://me:${SECRET}@x/${DATA:-a}.csv" in text
-        # Numbers are kept as they were, so that a resumed run finds them.
+        # Numbers stay as they were, so that a resumed run finds them.
         assert "${N" not in text
     assert load_recipe(tmp_path / "recipe.yaml") == read
     assert recipe_from_json(recipe_to_json(read)) == read
@@ -215,7 +215,7 @@ def test_secrets_stay_out_of_what_is_printed_and_logged(secret, capsys, tmp_path
     Path("r.yaml").write_text(
         SMALL.replace("{reader: shapes}", "{reader: csv, path: '${FOLDER}/${SECRET}.csv'}")
     )
-    line = said(["train", "r.yaml", "--run", "run"], capsys)
+    line = output_of(["train", "r.yaml", "--run", "run"], capsys)
     assert "somewhere/${SECRET}.csv" in line
     for file in Path("run").rglob("*"):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file

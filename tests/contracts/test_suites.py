@@ -1,4 +1,4 @@
-"""What every suite of the catalogue keeps to."""
+"""The contract of every suite of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every image builder of the catalogue beside every text builder, composed and trained for one
+"""Every image builder of the catalogue with every text builder, composed and trained for one
 step."""
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def tower(request: pytest.FixtureRequest, word_file: Path) -> Iterator[Tower]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_every_tower_keeps_the_contract(tower: Tower) -> None:
+def test_every_tower_fulfills_the_contract(tower: Tower) -> None:
     inputs = inputs_of(tower)
     features = tower.features(inputs)
     assert (

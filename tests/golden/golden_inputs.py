@@ -16,7 +16,7 @@ For one case:
 "harness_norm": true means: the test feeds x / max(||x||_2, 1e-12) (row-wise, inside the autograd
 graph) to the loss, and the reported gradient is taken with respect to the RAW array.
 Reported gradient summaries: norm = ||g||_2 ; head = first 4 entries, C order ;
-probe = <g, p> with p = RandomState(seed + 7919).randn(*shape) drawn fresh for every input.
+probe = <g, p> with p = RandomState(seed + 7919).randn(*shape) sampled again for every input.
 """
 
 import numpy as np

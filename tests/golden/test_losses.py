@@ -5,7 +5,7 @@ Cases of one original that vlkd offers as several distillers are taken apart by 
 original's own reading rather than the
 paper's is matched by the named switch: CLIP-KD's ICL (`scale_is_log: false`) and GD
 (`gd_temperature: scale`). Not matched, with the
-reason: CLIP-KD's `cross_kd` and `afd` (not in the headline recipe, and no distiller of the
+reason: CLIP-KD's `cross_kd` and `afd` (not in the main recipe, and no distiller of the
 catalogue), `itra_contrast` (marked as
 reference only: ITRA's VICReg and Barlow Twins cannot reach their own targets; its RKD is matched by
 `compat: itra`).
@@ -303,7 +303,7 @@ ADAPTERS: dict[str, Callable[[dict[str, Any], Inputs], Inputs]] = {
 
 
 def tensors(case: dict[str, Any], dtype: torch.dtype) -> tuple[Inputs, Inputs]:
-    """The raw inputs as leaves, and as the objective gets them: row-normalized where the case says
+    """The raw inputs as leaves, and as the objective gets them: row-normalized where the case asks
     so."""
     raw = {name: torch.tensor(value) for name, value in golden_inputs.build(case).items()}
     raw = {

@@ -58,7 +58,7 @@ MUTANTS = {
     "average never updated": Mutant({"self.ema.update()": "pass"}, "queue"),
     "commit before the optimizer's step": Mutant({STEP: COMMIT, COMMIT: STEP}, "queue"),
     "commit left out": Mutant({COMMIT: "pass"}, "queue"),
-    "gradients kept": Mutant(
+    "gradients not cleared": Mutant(
         {"            parameter.grad = None\n        self": "            pass\n        self"},
         "infonce",
     ),

@@ -34,7 +34,7 @@ MINERS = {"TripletMarginMiner": "type_of_triplets", "MultiSimilarityMiner": "pai
 
 
 def built(spec: dict[str, Any]) -> Tensor:
-    """An input of a case, as the file's `meta` says."""
+    """An input of a case, as the file's `meta` describes it."""
     if "cloud" in spec:
         clouds, count, grid = spec["cloud"]
         random, shape = np.random.RandomState(spec["seed"]), (clouds, count, 3)

@@ -107,7 +107,7 @@ def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
 
 
 @pytest.mark.gpu
-def test_chunks_with_dropout_are_those_with_activations_kept(monkeypatch) -> None:
+def test_chunks_with_dropout_equal_those_with_stored_activations(monkeypatch) -> None:
     def gradients() -> list[Tensor]:
         composition = composed("infonce", CHUNK).float().to(GPU)
         composition.tower("text").head = torch.nn.Dropout(0.5)  # type: ignore[union-attr]
@@ -143,8 +143,8 @@ def test_a_frozen_tower_in_16_bits_gives_nearly_the_same_on_a_gpu(dtype: str) ->
 @pytest.mark.gpu
 def test_a_dry_run_measures_what_fits(tmp_path: Path, capsys) -> None:
     train(tmp_path, tiny_recipe(), dry_run=True, memory="1GiB", gpus=1)
-    said = capsys.readouterr().out
-    assert "Largest that fits into a GPU of 1 GiB (measured)" in said
+    message = capsys.readouterr().out
+    assert "Largest that fits into a GPU of 1 GiB (measured)" in message
 
 
 @pytest.mark.gpu

@@ -51,8 +51,8 @@ STARTS_AS_IDENTITY = (
 
 
 def adapted(folder: Path, method: str, *, seed: int = 0, **section: Any) -> Any:
-    """A text tower over the encoder in `folder` with one of METHODS, its random weights drawn under
-    a seed."""
+    """A text tower over the encoder in `folder` with one of METHODS, its random weights made with a
+    seed."""
     from vlkd_cli.recipe.schema import TowerSpec
     from vlkd_cli.towers.assemble import assemble
 

@@ -1,4 +1,4 @@
-"""Headless Chromium through its debugging pipe: opens a page and tells what it logged, what it
+"""Headless Chromium through its debugging pipe: opens a page and returns what it logged, what it
 asked the network for, and how it looks."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Page:
         self._to, self._from = to_browser, from_browser
         self._buffer, self._number, self._session = b"", 0, None
         self.messages: list[str] = []
-        """What the console and the browser's log said."""
+        """Lines of the console and of the browser's log."""
         self.requests: list[str] = []
         """Addresses that were asked for, but for those inside the page itself."""
 

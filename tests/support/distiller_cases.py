@@ -284,7 +284,7 @@ def run_steps(
     own = slice(rank * rows // world_size, (rank + 1) * rows // world_size)
     if distiller is None:
         distiller = case.build(dtype)
-        # Ranks hold shares of different sizes.
+        # Ranks hold different numbers of rows.
         start_episode(distiller, case, dtype, slice(rank, None, world_size))
     record: dict[str, Any] = {"losses": [], "features": [], "parameters": []}
     for step in range(first, first + steps):

@@ -1,4 +1,4 @@
-"""Golden values of the ELEVATER toolkit, computed by running its own functions; inputs are drawn
+"""Golden values of the ELEVATER toolkit, computed by running its own functions; inputs are sampled
 again and checked by their digest."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def golden(name: str) -> dict[str, Any]:
     return _cases()[f"elevater.{name}"]
 
 
-def drawn(name: str) -> dict[str, NDArray[Any]]:
+def sampled(name: str) -> dict[str, NDArray[Any]]:
     """The input arrays of a case, by name."""
     arrays: dict[str, NDArray[Any]] = {}
     for entry in golden(name)["inputs"]:

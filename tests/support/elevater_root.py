@@ -1,4 +1,4 @@
-"""A small data root in ELEVATER's layout, drawn on the spot: every form of index, archive and label
+"""A small data root in ELEVATER's layout, rendered here: every form of index, archive and label
 that the 20 data sets use.
 
 | data set | form |

@@ -55,7 +55,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def write_encoder(folder: Path, model_type: str = "bert", **changes: Any) -> Path:
-    """Write a tiny encoder of a type with weights from torch's generator as it stands, and return
+    """Write a tiny encoder of a type with weights from torch's current generator, and return
     its folder."""
     from transformers import CONFIG_MAPPING, AutoModel
 

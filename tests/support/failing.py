@@ -58,7 +58,7 @@ class DiesAt(InfoNCE):
         *,
         progress: Progress,
     ) -> Float[Tensor, ""]:
-        # A resumed run gets past the step: the marker says that it has happened.
+        # A resumed run gets past the step: the marker shows that it has happened.
         marker = os.environ.get("VLKD_TEST_MARKER", "")
         if (
             progress.step + 1 == self.step

@@ -1,4 +1,4 @@
-"""Readers and towers that honor the contracts and cost nothing: pictures are one color that tells
+"""Readers and towers that honor the contracts and cost nothing: pictures are one color that encodes
 the position."""
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def damaged(draw: random.Random, content: bytes) -> bytes:
 
 
 def damage_a_file(draw: random.Random, folder: Path, pattern: str = "*") -> None:
-    """Damage one of the files of a folder, or replace it by something that is no file."""
+    """Damage one of the files of a folder, or replace it by something that is not a file."""
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())
     path = draw.choice(files)
     how = draw.randrange(12)
@@ -297,7 +297,7 @@ def read_recipe(draw: random.Random, folder: Path) -> None:
 
 
 def read_all(section: dict[str, Any]) -> None:
-    """Open a reader and read every sample as the loader would; broken samples are no mistakes."""
+    """Open a reader and read every sample as the loader would; broken samples are allowed."""
     from vlkd_cli.data.batch import Broken
     from vlkd_cli.data.images.decode import Picture
     from vlkd_cli.data.readers.open import open_reader
@@ -553,9 +553,9 @@ def main(words: list[str]) -> None:
                     contextlib.redirect_stdout(io.StringIO()),
                     contextlib.redirect_stderr(sys.stdout),
                 ):
-                    said = verdict(family, seed, Path(place))
-                if said is not None:
-                    found[f"{family}:{seed}"] = said
+                    message = verdict(family, seed, Path(place))
+                if message is not None:
+                    found[f"{family}:{seed}"] = message
         assert not Path("sprung").exists(), "a command of a recipe was run"
     print(json.dumps(found, indent=2))
 

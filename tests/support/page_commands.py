@@ -412,7 +412,7 @@ def _try_shell(command: Command, folder: Path) -> None:
 WAYS: dict[str, tuple[Callable[[Command], bool], Callable[[Command, Path], None]]] = {
     "a target of the Makefile": (_is_make, _try_make),
     "packages with extras that exist": (_is_install, _try_install),
-    "run for real on a few drawn samples": (_is_run, _try_run),
+    "run for real on a few rendered samples": (_is_run, _try_run),
     "looked up for real": (_is_look_up, _try_look_up),
     "up to the start of workers": (_is_checked, _try_checked),
     "another program": (_is_shell, _try_shell),

@@ -73,7 +73,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(page: Path) -> list[Command]:
-    """Every command of a page's bash blocks; a line that ends in a backslash goes on in the
+    """Every command of a page's bash blocks; a line that ends in a backslash continues in the
     next."""
     return [
         command

@@ -1,4 +1,4 @@
-"""Recipes for tests: a small right one, changed by what a test says, and the problems that loading
+"""Recipes for tests: a small valid one, changed by each test, and the problems that loading
 it gives."""
 
 from __future__ import annotations

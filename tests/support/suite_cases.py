@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 def class_of_picture(position: int) -> Tensor:
-    """Tells the class and nothing else."""
+    """Shows the class and nothing else."""
     return torch.eye(CLASSES)[position % CLASSES]
 
 

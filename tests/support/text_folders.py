@@ -101,7 +101,7 @@ def write_senteval(root: Path, *, items: int = 40) -> Path:
         "MPQA": ("mpqa.neg", "mpqa.pos"),
     }.items():
         for label, file in enumerate(files):
-            # An accented letter in Latin-1 is no UTF-8.
+            # An accented letter in Latin-1 is not valid UTF-8.
             lines = [f"caf\xe9 {_sentence(place)} class{label} " for place in range(items // 2)]
             _write(down / folder / file, lines, "latin-1")
     for part in ("train", "dev", "test"):
@@ -171,7 +171,11 @@ def write_wiki_sections(root: Path, *, triplets: int = 60) -> Path:
         writer.writerow(["Sentence1", "Sentence2", "Sentence3"])
         for i in range(triplets):
             writer.writerow(
-                [f'topic{i}, said "so"', f"topic{i} again, {i}", f"topic{i + 1} of another section"]
+                [
+                    f'topic{i}, say "so"',
+                    f"topic{i} again, {i}",
+                    f"topic{i + 1} of another section",
+                ]
             )
     return root
 

@@ -40,7 +40,7 @@ def train(
     Args:
         options: of `vlkd train`.
         name: of the recipe's file.
-        resume: go on with the run that is there.
+        resume: continue the run that is there.
         expected: the command's exit status.
     """
     path, run = folder / f"{name}.yaml", folder / "run"

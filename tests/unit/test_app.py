@@ -57,7 +57,7 @@ def test_help_lists_every_command():
     }
 
 
-def test_every_command_has_help_and_each_option_says_what_it_does():
+def test_every_command_and_each_option_has_help():
     app = typer.main.get_command(build_app())
     for name, command in app.commands.items():
         assert command.help, name

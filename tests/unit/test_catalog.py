@@ -84,7 +84,7 @@ def test_every_extra_names_its_packages():
     assert set(catalog.BASES) == {kind for kind, entries in CATALOG.items() if entries}
 
 
-def test_a_missing_library_of_the_base_install_keeps_its_traceback(monkeypatch):
+def test_a_missing_library_of_the_base_install_raises_with_its_traceback(monkeypatch):
     monkeypatch.setitem(
         catalog.CATALOG["sink"], "broken", catalog.Entry("reports.nothing_here:X", "for this test")
     )

@@ -263,10 +263,10 @@ def test_a_damaged_recipe_inside_is_one_line(tmp_path: Path) -> None:
     assert Checkpoint.load(checkpoint(1).save(tmp_path)).read_recipe().train.batch_size == 8
 
 
-# -- what a run stands for -------------------------------------------------------------------------
+# -- the checkpoint that a run means ---------------------------------------------------------------
 
 
-def test_a_run_stands_for_its_best_checkpoint_where_there_is_one_else_its_last(
+def test_a_run_means_its_best_checkpoint_where_there_is_one_else_its_last(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "checkpoints"

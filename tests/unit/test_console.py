@@ -52,9 +52,9 @@ def test_only_the_first_rank_speaks_but_every_rank_may_fail(capsys, monkeypatch)
 
 
 def test_warnings_go_to_standard_error(capsys):
-    console.warn("[bold] is no markup")
+    console.warn("[bold] is not markup")
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "warning: [bold] is no markup\n")
+    assert (captured.out, captured.err) == ("", "warning: [bold] is not markup\n")
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys):
@@ -70,14 +70,14 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
     assert last.startswith("epoch 2/2  step 10/10  loss 1.0000")
 
 
-def test_quiet_progress_prints_nothing_but_what_is_said(capsys):
+def test_quiet_progress_prints_messages_only(capsys):
     with console.training_progress(2, 1, quiet=True) as progress:
         progress.update(1, loss=1.0)
         progress.say("saved")
     assert capsys.readouterr().out == "saved\n"
 
 
-def test_time_left_counts_from_where_a_run_went_on():
+def test_time_left_counts_from_where_a_run_resumed():
     progress = console.TrainingProgress(100, 10, start_step=50)
     progress._started = 0.0
     assert progress._seconds_left(60, now=10.0) == 40.0

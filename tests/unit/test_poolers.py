@@ -31,7 +31,7 @@ def test_each_simple_pooler_gives_the_hand_computed_feature() -> None:
     assert EOTPooler(2)(TOKENS, MASK, eot).tolist() == [[3, -4], [9, 10]]
 
 
-def test_cls_is_the_first_real_token_where_padding_stands_on_the_left() -> None:
+def test_cls_is_the_first_real_token_with_padding_on_the_left() -> None:
     assert CLSPooler(2)(TOKENS, torch.tensor([[False, True, True], [True, True, True]]))[
         0
     ].tolist() == [3, -4]
@@ -82,7 +82,7 @@ def test_gem_is_the_mean_at_power_one_and_nears_the_maximum_at_a_high_power() ->
     )
 
 
-def test_gem_learns_its_power_unless_told_otherwise() -> None:
+def test_gem_learns_its_power_by_default() -> None:
     pooler = GeMPooler(2)
     pooler(TOKENS, MASK).sum().backward()
     assert pooler.p.grad is not None and pooler.p.grad.abs() > 0

@@ -27,7 +27,7 @@ NAMES = (
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, False, True, 1),
     ],
 )
-def test_the_environment_tells_job_and_rank(
+def test_the_environment_determines_job_and_rank(
     monkeypatch: pytest.MonkeyPatch,
     environment: dict[str, str],
     joins: bool,

@@ -60,7 +60,7 @@ def weight_names(path: Path, what: str) -> set[str]:
     if path.suffix != ".safetensors":
         return set(_tensors_of(path, what))
     check_file(path, what)
-    with _telling(path, what):
+    with _readable(path, what):
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
@@ -138,12 +138,12 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _tensors_of(path: Path, what: str) -> dict[str, Tensor]:
     check_file(path, what)
-    with _telling(path, what):
+    with _readable(path, what):
         return _unwrapped(_read(path), path, what)
 
 
 @contextmanager
-def _telling(path: Path, what: str) -> Iterator[None]:
+def _readable(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a reader raises on a file into one line that names it."""
     try:
         yield

@@ -69,7 +69,7 @@ def test_widths_of_hub_models_come_from_their_files_and_are_blank_without(empty_
         ({"embedding_dimension": 24, "pooling_mode": "mean"}, 16, 16),
     ],
 )
-def test_the_last_module_of_a_sentence_encoder_says_its_width(
+def test_the_last_module_of_a_sentence_encoder_determines_its_width(
     empty_caches, pooling, dense, expected
 ):
     row = named_models()["distiluse-base-multi"]
@@ -102,7 +102,7 @@ def test_every_named_model_of_a_listing_is_in_it():
                 assert section["pretrained"] is True or section["pretrained"] in row["pretrained"]
 
 
-def test_rows_are_those_of_the_task_and_a_misspelled_task_says_so():
+def test_rows_are_those_of_the_task_and_a_misspelled_task_is_reported():
     assert [row["name"] for row in vlkd_cli.describe_models(task="image-to-image")] == [
         "efficientnet-base",
         "efficientnet-large",
@@ -113,7 +113,7 @@ def test_rows_are_those_of_the_task_and_a_misspelled_task_says_so():
         vlkd_cli.describe_models(task="image-to-imag")
 
 
-def test_the_table_says_what_cannot_be_used_and_what_must_be_fetched(capsys, monkeypatch):
+def test_the_table_shows_what_cannot_be_used_and_what_must_be_fetched(capsys, monkeypatch):
     known = [name for name in catalog.names("builder") if name != "pointnet"]
     names = catalog.names
     monkeypatch.setattr(catalog, "names", lambda kind: known if kind == "builder" else names(kind))
@@ -129,7 +129,7 @@ def test_the_table_says_what_cannot_be_used_and_what_must_be_fetched(capsys, mon
 @pytest.mark.parametrize(
     ("option", "value"), [("builder", "timm"), ("modality", "image"), ("pretrained", True)]
 )
-def test_options_without_effect_beside_a_task_are_refused(option, value):
+def test_options_without_effect_next_to_a_task_are_refused(option, value):
     with pytest.raises(UserError, match=f"--{option} has no effect with --task"):
         list_models(task="image-to-image", **{option: value})
 

@@ -17,7 +17,7 @@ def test_what_a_library_raises_becomes_one_line() -> None:
     assert str(error.value) == "x: first. Replace it."
 
 
-def test_what_was_said_in_one_line_stays_as_it_is() -> None:
+def test_a_one_line_message_stays_as_it_is() -> None:
     with pytest.raises(WeightsError, match="^as it is$"), one_line("model 'x'", "Correct it."):
         raise WeightsError("as it is")
 

@@ -8,7 +8,7 @@ from vlkd_cli.builders.places import locate, weights_file
 from vlkd_cli.errors import WeightsError
 
 
-def test_a_folder_stands_for_the_weights_in_it(tmp_path: Path) -> None:
+def test_a_folder_means_the_weights_in_it(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"holds no weights\. Put model\.safetensors"):
         weights_file(tmp_path, "model")
     (tmp_path / "first.pth").touch()

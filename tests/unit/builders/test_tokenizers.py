@@ -35,7 +35,7 @@ def test_a_cut_batch_holds_the_same_ids() -> None:
     assert tokenizer(TEXTS)["input_ids"].shape[1] == 77
 
 
-def test_a_small_vocabulary_keeps_the_most_frequent_merges_and_its_own_ends() -> None:
+def test_a_small_vocabulary_contains_the_most_frequent_merges_and_its_own_ends() -> None:
     ids = ClipTokenizer(vocabulary_size=600)(TEXTS)["input_ids"]
     assert int(ids.max()) == 599 and (ids[:, 0] == 598).all()
     with pytest.raises(RecipeError, match="Choose between 514 and 49408"):

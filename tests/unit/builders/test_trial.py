@@ -87,6 +87,6 @@ def test_texts_are_tried_too() -> None:
         try_texts(Words(5), {"ids": torch.tensor([[1, 2]])}, "model")
 
 
-def test_keys_of_the_library_that_are_no_keys_of_a_tower_are_refused() -> None:
+def test_keys_of_the_library_that_towers_do_not_take_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"^model: config\.in_chans: towers take RGB images\.$"):
         refuse_keys({"depth": 3, "in_chans": 1}, {"in_chans": "towers take RGB images."}, "model")

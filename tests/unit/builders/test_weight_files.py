@@ -97,7 +97,7 @@ def test_a_damaged_file_is_one_line(content: bytes, name: str, tmp_path: Path) -
         (b"\n<!DOCTYPE html><title>404</title>", "is a web page"),
     ],
 )
-def test_a_file_that_stands_for_another_is_named(
+def test_a_file_used_instead_of_another_is_named(
     content: bytes, reason: str, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -107,9 +107,7 @@ def test_a_file_that_stands_for_another_is_named(
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_an_object_beside_the_tensors_is_named_with_what_to_do(
-    zipped: bool, tmp_path: Path
-) -> None:
+def test_an_object_among_the_tensors_is_named_with_what_to_do(zipped: bool, tmp_path: Path) -> None:
     content = {"state_dict": STATE, "args": argparse.Namespace(lr=1)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(

@@ -49,7 +49,7 @@ def test_runs_are_found_by_name_in_the_runs_folder(runs: Path):
     assert code == 0 and "difference to lr=0.001" in out
 
 
-def test_a_report_is_written_where_it_is_said(runs: Path, tmp_path: Path):
+def test_a_report_is_written_to_the_given_path(runs: Path, tmp_path: Path):
     code, out, _ = called("report", "a0", "--runs", runs)
     assert (code, out) == (0, f"Report: {runs / 'a0' / 'report.html'}\n")
     code, out, _ = called("report", runs, "-o", tmp_path / "all.html")

@@ -1,4 +1,4 @@
-"""`vlkd export`: which run it takes, what it writes and says, and that nothing half-written looks
+"""`vlkd export`: which run it takes, what it writes and prints, and that nothing half-written looks
 whole."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlkd_cli.builders.backbone import Export
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one run, `runs/first`, that keeps an average of its weights."""
+    """A folder with one run, `runs/first`, that averages its weights."""
     folder = tmp_path_factory.mktemp("exported")
     (folder / "runs").mkdir()
     recipe = tiny_recipe(
@@ -55,7 +55,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_the_towers_of_the_newest_run_are_written_and_said(
+def test_the_towers_of_the_newest_run_are_written_and_reported(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leaves(["export", "out"]) == 0
@@ -125,7 +125,7 @@ def test_a_full_folder_is_left_alone_unless_forced_and_then_only_its_towers_are_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["runs/frist", "out"],
@@ -163,10 +163,10 @@ def test_a_full_folder_is_left_alone_unless_forced_and_then_only_its_towers_are_
         (["first", "out", "--set", "towers.text.bilder=sbert"], "bilder"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
-    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+def test_what_a_user_can_fix_is_one_line(
+    words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in fails(words, capsys)
+    assert message in fails(words, capsys)
     assert not (here / "out").exists()
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_nothing(
     assert not (here / "out").exists()
 
 
-def test_what_an_interruption_leaves_looks_unfinished_and_is_no_obstacle(
+def test_what_an_interruption_leaves_looks_unfinished_and_is_replaced(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (here / "out").exists()
 
 
-def test_a_method_that_cannot_be_merged_is_said_in_one_line(
+def test_a_method_that_cannot_be_merged_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("adapters", reason="needs the extra 'adapters'")

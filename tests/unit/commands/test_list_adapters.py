@@ -35,7 +35,7 @@ def test_every_method_of_the_catalogue_has_rows_with_keys_and_counts(
 
 
 @needs_adapters
-def test_the_table_says_what_is_refused_on_the_given_encoder(
+def test_the_table_shows_what_is_refused_on_the_given_encoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     list_adapters(model=str(write_encoder(tmp_path, "mpnet")))

@@ -44,7 +44,7 @@ def test_what_lies_under_a_root_is_found_in_every_layout(tmp_path: Path) -> None
     assert found == {"cifar10": "clip_benchmark", "cifar100": "torchvision", "pets": "folder"}
 
 
-def test_json_tells_where_a_set_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_shows_where_a_set_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dtd").mkdir()
     list_datasets(root=tmp_path, search="*", here=True, json_=True)
     (row,) = json.loads(capsys.readouterr().out)

@@ -56,9 +56,9 @@ def test_copy_to_a_place_that_cannot_be_written_is_one_line(run):
     assert result.stderr.endswith(". Choose another path.\n")
 
 
-def test_check_tells_all_problems_of_all_files(run):
+def test_check_reports_all_problems_of_all_files(run):
     Path("good.yaml").write_text(SMALL)
-    Path("bad.yaml").write_text(SMALL + "optimiser: {}\n")
+    Path("bad.yaml").write_text(SMALL + "optimzer: {}\n")
     Path("worse.yaml").write_text("towers: {}\n")
     result = run("check", "good.yaml", "bad.yaml", "worse.yaml")
     assert result.exit_code == 2

@@ -48,7 +48,7 @@ def test_show_finds_the_kind_of_a_name():
     assert run("show", "evals").stdout.startswith("section evals\n")
 
 
-def test_show_of_a_name_of_several_kinds_says_how_to_go_on():
+def test_show_of_a_name_of_several_kinds_lists_how_to_choose():
     assert run("show", "csv").stderr == (
         "'csv' is the name of several components. Use `vlkd show reader csv` or"
         " `vlkd show sink csv`.\n"

@@ -69,7 +69,7 @@ def test_blocks_hang_together_more_than_single_places() -> None:
     assert neighbors(blocks) > 1.5 * neighbors(places)
 
 
-def test_a_share_is_drawn_for_each_picture_and_never_exceeded() -> None:
+def test_a_fraction_is_sampled_for_each_picture_and_never_exceeded() -> None:
     mask = BlockMask(VIT, share=(0.1, 0.5), probability=0.5)
     counts = many(mask, 400).sum(1)
     assert counts.max() <= 98 and len(set(counts.tolist())) > 30

@@ -33,7 +33,7 @@ def test_every_modality_reads_its_own_part_of_a_sample():
     assert sample.captions == reader.captions(3)
 
 
-def test_what_a_sample_lacks_is_said_with_its_readers_reason():
+def test_what_a_sample_lacks_is_reported_with_its_readers_reason():
     with pytest.raises(Broken, match="has no image"):
         MODALITIES["image"].require(Sample(0), [])
     with pytest.raises(Broken, match="file is gone"):
@@ -54,7 +54,7 @@ def test_images_are_loaded_at_the_size_that_a_tower_expects():
     assert [int(picture.unique()) for picture in loaded] == [0, 255]
 
 
-def test_a_file_that_is_no_picture_is_broken(tmp_path):
+def test_a_file_that_is_not_an_image_is_broken(tmp_path):
     (tmp_path / "note.jpg").write_text("no picture", encoding="utf-8")
     with pytest.raises(Broken):
         MODALITIES["image"].load([tmp_path / "note.jpg"], ImageInput((8, 8)))

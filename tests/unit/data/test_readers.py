@@ -31,7 +31,7 @@ from vlkd_cli.data.readers.templates import templates_of
 from vlkd_cli.errors import DataError, RecipeError
 
 
-def test_captions_of_a_folder_are_the_lines_beside_each_image(tmp_path: Path) -> None:
+def test_captions_of_a_folder_are_the_lines_next_to_each_image(tmp_path: Path) -> None:
     reader = Folder(path=folder_data(tmp_path)["path"])
     assert len(reader) == 5
     assert reader.captions(2) == ["first of photo02.jpg", "second of photo02.jpg"]
@@ -81,7 +81,10 @@ def test_images_without_captions_in_a_coco_file_are_warned_of(
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 12]
     Path(section["path"]).write_text(json.dumps(content))
     reader = COCO(path=section["path"], image_root=section["image_root"])
-    assert "warning: " in (told := capsys.readouterr().err) and "1 images have no caption" in told
+    assert (
+        "warning: " in (reported := capsys.readouterr().err)
+        and "1 images have no caption" in reported
+    )
     assert [reader.captions(index)[0][-1] for index in range(len(reader))] == ["0", "1", "3"]
 
 
@@ -137,7 +140,7 @@ def test_karpathys_splits_with_and_without_restval(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_caption_file_that_cannot_be_read_says_why(
+def test_the_error_for_an_unreadable_caption_file_gives_the_reason(
     tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "captions.json").write_text(content)
@@ -206,7 +209,7 @@ def test_class_folders_become_labels_and_captions(tmp_path: Path) -> None:
         ({"path": "{folder}/train/pear"}, r"no image in any sub-folder"),
     ],
 )
-def test_labeled_data_that_cannot_be_read_says_why(
+def test_the_error_for_unreadable_labeled_data_gives_the_reason(
     tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     folder = classification_data(tmp_path)["path"]
@@ -316,9 +319,11 @@ def test_a_caption_file_that_is_damaged_breaks_its_image_alone(tmp_path: Path) -
         reader.captions(1)
     (tmp_path / "photo00.txt").unlink()
     os.mkfifo(tmp_path / "photo00.txt")
-    with pytest.raises(DataError, match=r"photo00.txt cannot be read .*Set data.encoding") as told:
+    with pytest.raises(
+        DataError, match=r"photo00.txt cannot be read .*Set data.encoding"
+    ) as reported:
         Folder(path=str(tmp_path), missing="leave_out")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_links_to_folders_above_add_no_images(tmp_path: Path) -> None:
@@ -487,7 +492,7 @@ def test_images_come_from_a_folder_or_a_list(tmp_path: Path) -> None:
         ("bare.txt", "it has no images"),
     ],
 )
-def test_images_that_are_not_there_are_told(tmp_path: Path, path: str, message: str) -> None:
+def test_missing_images_are_reported(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_text("no.jpg\n")
     (tmp_path / "bare.txt").write_text("\n")

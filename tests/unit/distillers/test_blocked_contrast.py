@@ -30,16 +30,16 @@ def pair(
 
 
 @pytest.mark.parametrize(
-    ("kept", "most"),
+    ("stored", "most"),
     [(0, 0), (0, 10**9), (10**9, 0)],
-    ids=["none kept", "an eighth kept", "all kept"],
+    ids=["none stored", "an eighth stored", "all stored"],
 )
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0, 1000.0])
 def test_tiles_equal_the_whole_matrix(
-    kept: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch
+    stored: int, most: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {
-        "STORED_ENTRIES": kept,
+        "STORED_ENTRIES": stored,
         "MOST_STORED_ENTRIES": most,
         "TILE_ROWS": 5,
         "TILE_COLUMNS": 7,
@@ -140,13 +140,13 @@ def test_tiles_on_a_gpu_are_as_large_as_its_memory_allows(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize("stored", [0, 10**9])
 def test_16_bit_features_give_the_loss_of_the_same_numbers_in_float32(
-    dtype: torch.dtype, kept: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, stored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows multiplied before they are scaled, as on a GPU, where the products are in TF32."""
     monkeypatch.setattr(tiles, "multiplies_tf32", lambda _: True)
-    for name, value in {"STORED_ENTRIES": kept, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
+    for name, value in {"STORED_ENTRIES": stored, "TILE_ROWS": 5, "TILE_COLUMNS": 7}.items():
         monkeypatch.setattr(tiles, name, value)
     x, y = pair(23, 2.0, dtype)
     exact = [each.detach().double().requires_grad_() for each in (x, y)]
@@ -178,7 +178,7 @@ def test_what_a_gpu_computes_of_a_tile_is_what_a_cpu_computes() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-12)
 
 
-def test_a_large_softplus_keeps_its_digits_on_every_device() -> None:
+def test_a_large_softplus_is_exact_on_every_device() -> None:
     logits = torch.tensor([-80.0, -30.0, 0.0, 25.0, 59.0, 61.0, 95.0])
     wanted = torch.log1p(logits.double().exp())
     for found in (F.softplus(logits, threshold=blocked_contrast.SAFE_NATS), -F.logsigmoid(-logits)):

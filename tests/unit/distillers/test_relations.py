@@ -44,7 +44,7 @@ def test_a_duplicated_caption_does_not_explode_rkd() -> None:
 
 
 @pytest.mark.parametrize("loss", [VICReg(), BarlowTwins()])
-def test_gram_matrix_tells_what_the_covariance_does(loss: torch.nn.Module) -> None:
+def test_gram_matrix_gives_the_same_value_as_the_covariance(loss: torch.nn.Module) -> None:
     """Doubling the batch by a copy crosses from the one form to the other; means over rows stay
     what they are."""
     torch.manual_seed(0)

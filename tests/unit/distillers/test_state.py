@@ -35,7 +35,7 @@ def test_queue_wraps_inside_a_batch() -> None:
     assert queue.position.item() == 4
 
 
-def test_queue_shorter_than_a_batch_keeps_the_last_rows_where_they_land() -> None:
+def test_queue_shorter_than_a_batch_holds_the_last_rows_at_their_positions() -> None:
     queue = AnchorQueue(4, 1, seed=0, unit_rows=False)
     queue.push(torch.arange(10.0)[:, None])
     assert sorted(queue.rows[:, 0].tolist()) == [6, 7, 8, 9]
@@ -126,7 +126,7 @@ def test_widths_that_letters_cannot_tell_are_refused_with_the_head_to_add() -> N
         ProtoCLIP().setup(6, (6, 9))
 
 
-def test_protoclip_before_its_first_episode_is_infonce_and_keeps_its_scales_in_the_graph() -> None:
+def test_protoclip_before_its_first_episode_is_infonce_with_its_scales_in_the_graph() -> None:
     loss = ProtoCLIP(num_prototypes=2)
     features = torch.randn(6, 4, requires_grad=True)
     # The first epoch only contrasts.

@@ -15,7 +15,7 @@ def built(name: str, widths: list[int], **keys: object) -> AtWidths:
     return AtWidths([make("distiller", name, keys) for _ in widths], widths)
 
 
-def test_queues_are_kept_for_each_width_and_scales_are_shared() -> None:
+def test_each_width_has_its_own_queue_and_scales_are_shared() -> None:
     torch.manual_seed(0)
     seed = built("seed", [2, 4], queue_size=8)
     seed.setup(4, 4)
@@ -34,7 +34,7 @@ def test_queues_are_kept_for_each_width_and_scales_are_shared() -> None:
     assert [each.log_scale.item() for each in twin.inner] == [infonce.inner[0].log_scale.item()] * 2
 
 
-def test_a_width_beyond_the_outputs_is_refused_and_a_missing_full_width_is_told(
+def test_a_width_beyond_the_outputs_is_refused_and_a_missing_full_width_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     warnings: list[str] = []

@@ -1,11 +1,11 @@
-"""The toolkit's metric values, and what scikit-learn says."""
+"""The toolkit's metric values, and those of scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.support.elevater_goldens import drawn, golden
+from tests.support.elevater_goldens import golden, sampled
 from vlkd_cli.elevater.metrics import (
     METRICS,
     accuracy,
@@ -18,7 +18,7 @@ from vlkd_cli.errors import DataError
 
 
 def test_11_point_map_is_the_toolkits_and_depends_on_the_softmax() -> None:
-    arrays, expected = drawn("map_11_points"), golden("map_11_points")["expected"]
+    arrays, expected = sampled("map_11_points"), golden("map_11_points")["expected"]
     targets, logits = arrays["Y"], arrays["L"]
     raised = np.exp(logits - logits.max(1, keepdims=True))
     softmax = raised / raised.sum(1, keepdims=True)
@@ -49,7 +49,7 @@ def test_11_point_map_with_ties_follows_scikit_learns_curve() -> None:
 
 
 def test_mean_per_class_and_accuracy_are_the_toolkits() -> None:
-    arrays, expected = drawn("mean_per_class"), golden("mean_per_class")["expected"]
+    arrays, expected = sampled("mean_per_class"), golden("mean_per_class")["expected"]
     assert mean_per_class(arrays["P"], arrays["t"]) == pytest.approx(
         expected["mean_per_class"], abs=1e-9
     )
@@ -71,7 +71,7 @@ def test_columns_of_absent_classes_are_out_before_the_highest_is_taken() -> None
 
 
 def test_roc_auc_is_the_toolkits_with_and_without_ties() -> None:
-    arrays, expected = drawn("roc_auc"), golden("roc_auc")["expected"]
+    arrays, expected = sampled("roc_auc"), golden("roc_auc")["expected"]
     assert roc_auc(arrays["sb"], arrays["tb"]) == pytest.approx(expected["auc"], abs=1e-9)
     assert roc_auc(np.round(arrays["sb"], 1), arrays["tb"]) == pytest.approx(
         expected["auc_rounded_1_decimal"], abs=1e-9

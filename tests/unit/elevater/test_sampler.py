@@ -6,18 +6,18 @@ import re
 
 import pytest
 
-from tests.support.elevater_goldens import drawn, golden
+from tests.support.elevater_goldens import golden, sampled
 from vlkd_cli.elevater.sampler import few_shot, validation_split
 
 
 def _multiclass() -> list[list[int]]:
-    return [[int(label)] for label in drawn("fewshot.multiclass")["lab"]]
+    return [[int(label)] for label in sampled("fewshot.multiclass")["lab"]]
 
 
 def _multilabel() -> list[list[int]]:
     return [
         [column for column, one in enumerate(row) if one]
-        for row in drawn("fewshot.multilabel")["mat"]
+        for row in sampled("fewshot.multilabel")["mat"]
     ]
 
 

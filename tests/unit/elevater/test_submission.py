@@ -1,4 +1,4 @@
-"""Prediction files and the zip: the toolkit's bytes, and every way of being wrong said in a
+"""Prediction files and the zip: the toolkit's bytes, and every mistake reported in one
 line."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_merging_gives_the_toolkits_zip(tmp_path: Path) -> None:
         "cifar-10": _facts("cifar-10", 2, "accuracy", 2),
         "mnist": _facts("mnist", 2, "accuracy", 2),
     }
-    # The golden's rows are no probabilities, which its merge does not look at.
+    # The golden's rows are not probabilities, which its merge does not look at.
     sets = {
         name: SetFacts(**{**facts.__dict__, "multi_label": True}) for name, facts in sets.items()
     }
@@ -160,7 +160,7 @@ def test_missing_data_sets_and_seeds_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ([0.5, 0.5], "row 1 has 2 values, and 'birds' has 3 classes"),
         ([float("nan"), 0.5, 0.5], "row 1 holds NaN or infinity"),
@@ -171,13 +171,13 @@ def test_missing_data_sets_and_seeds_are_named(tmp_path: Path) -> None:
         ([10**400, 0, 0], "outside 0 to 1"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path: Path, row: list[Any], says: str) -> None:
+def test_a_wrong_row_is_named(tmp_path: Path, row: list[Any], message: str) -> None:
     path = _complete(tmp_path) / "seed1_birds.json"
     predictions = json.loads(path.read_text())["predictions"]
     predictions[0][1] = row
     _change(path, predictions=predictions)
     (line,) = _refusal(tmp_path)
-    assert line.startswith(str(path)) and says in line
+    assert line.startswith(str(path)) and message in line
 
 
 def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"dataset_name": "bird"}, "Did you mean 'birds'?"),
         ({"n_shot": 20}, "different numbers of shots are mixed: 5, 20"),
@@ -207,10 +207,10 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
         ({"author": "x"}, "key 'author' appears after the predictions"),
     ],
 )
-def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = _complete(tmp_path) / "seed1_birds.json"
     _change(path, **changes)
-    assert any(says in line for line in _refusal(tmp_path))
+    assert any(message in line for line in _refusal(tmp_path))
 
 
 def test_a_key_of_another_format_is_named(tmp_path: Path) -> None:

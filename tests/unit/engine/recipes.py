@@ -1,4 +1,4 @@
-"""Tiny recipes on drawn shapes, for the engine's tests."""
+"""Tiny recipes on rendered shapes, for the engine's tests."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_weights_of_one_that_never_stopp
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    # BERT's own dropout is on, so a resumed run must draw what the whole one drew.
+    # BERT's own dropout is on, so a resumed run must sample what the whole one sampled.
     text = {
         "builder": "adapters",
         "model": str(write_encoder(tmp_path / "bert")),

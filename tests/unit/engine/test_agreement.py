@@ -17,7 +17,7 @@ from vlkd_cli.errors import DataError, UserError
 RECIPE = {"towers": {}, "optimizer": {"lr": 0.1}, "data": {"path": "a"}, "reports": ["csv"]}
 
 
-def _said(what: str) -> str | None:
+def _error_of(what: str) -> str | None:
     second = runtime.rank() == 1
     try:
         if what == "recipe":
@@ -66,18 +66,18 @@ def _missing() -> Shapes:
     ],
 )
 def test_both_processes_name_the_first_difference(what: str, line: str) -> None:
-    first, second = run_on_ranks(_said, 2, what)
+    first, second = run_on_ranks(_error_of, 2, what)
     assert first == second and line in first
 
 
 def test_missing_data_is_reported_on_every_process() -> None:
-    first, second = run_on_ranks(_said, 2, "missing data")
+    first, second = run_on_ranks(_error_of, 2, "missing data")
     assert first == "node 0 (127.0.0.1): pairs.csv: no such file"
     assert second == "pairs.csv: no such file"
 
 
 def test_places_and_reports_may_differ() -> None:
-    assert run_on_ranks(_said, 2, "places") == [None, None]
+    assert run_on_ranks(_error_of, 2, "places") == [None, None]
 
 
 def test_one_process_compares_nothing() -> None:

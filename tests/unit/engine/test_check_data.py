@@ -25,8 +25,8 @@ def test_broken_samples_are_listed_as_exclude_takes_them(
     check_data(recipe(tmp_path, **keys), [], output)
     names = [f"{tmp_path}/data/00000.tar:0001", f"{tmp_path}/data/00001.tar:0005"]
     assert excluded_names(str(output)) == names
-    said = capsys.readouterr().out
-    assert "2 of 6 samples cannot be read" in said and f"data.exclude: {output}" in said
+    message = capsys.readouterr().out
+    assert "2 of 6 samples cannot be read" in message and f"data.exclude: {output}" in message
     other = tmp_path / "other.csv"
     check_data(recipe(tmp_path, **keys, exclude=str(output)), [], other)
     assert other.read_text() == "sample,reason\n"

@@ -136,7 +136,7 @@ def test_an_overflow_of_fp16_is_not_a_divergence() -> None:
     assert trainer.scaler.get_scale() == first / 4 and line.weight.tolist() == weight
 
 
-def test_the_counts_of_a_resumed_run_go_on() -> None:
+def test_the_counts_of_a_resumed_run_continue() -> None:
     trainer, _ = make(torch.optim.SGD, waits=False, ema=0.9)
     trainer.skipped_steps = trainer._skipped_before = 4
     step(trainer, broken_batch())

@@ -22,12 +22,12 @@ from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.features.encode import embed_images, embed_texts, normalize
 
-TEXTS = ["a red circle", "two", "a large green square on grey", "two", "a blue triangle"] * 15
+TEXTS = ["a red circle", "two", "a large green square on gray", "two", "a blue triangle"] * 15
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A folder with a run that keeps averaged weights, its exported towers and its recipe."""
+    """A folder with a run with averaged weights, its exported towers and its recipe."""
     folder = tmp_path_factory.mktemp("home")
     recipe = tiny_recipe(data={"num_samples": 16}, train={"epochs": 1, "ema": 0.5})
     train(folder, recipe, "runs/first")
@@ -145,7 +145,7 @@ def test_vectors_have_unit_length_unless_asked_otherwise(encoder):
     np.testing.assert_allclose(raw / lengths, unit, rtol=1e-5)
 
 
-def test_no_items_are_no_rows(encoder):
+def test_an_empty_list_of_items_gives_zero_rows(encoder):
     assert encoder.encode([], "text").shape == (0, 16)
 
 

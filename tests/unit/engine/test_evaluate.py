@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("runs/first/checkpoints/step_00000001.pt", "step_00000001.pt", 1),
     ],
 )
-def test_eval_prints_which_weights_it_took_and_keeps_results_of_other_steps_apart(
+def test_eval_prints_which_weights_it_took_and_separates_results_of_other_steps(
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

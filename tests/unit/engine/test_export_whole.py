@@ -81,7 +81,7 @@ def test_a_text_tower_and_its_head_are_one_sentence_transformer_that_vlkd_reads_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sentences", "--format", "open_clip"], "it is of builder `huggingface`"),
         (["sentences", "--format", "hf_clip", "--tower", "text"], "of image towers there is none"),
@@ -93,15 +93,15 @@ def test_a_text_tower_and_its_head_are_one_sentence_transformer_that_vlkd_reads_
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(
-    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leaves(["export", words[0], "nothing", *words[1:]]) == 2
     line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1
+    assert message in line and line.count("\n") == 1
     assert not (here / "nothing").exists()
 
 
-def test_several_towers_of_a_modality_are_told_apart_by_tower(here: Path, tmp_path: Path) -> None:
+def test_several_towers_of_a_modality_are_selected_by_tower(here: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.load(here / "runs" / "pair" / "checkpoints" / "last.pt")
     towers = api.load("runs/pair", device="cpu")._subject.towers
     every = {**towers, "slow": towers["image"]}

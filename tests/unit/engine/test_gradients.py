@@ -20,7 +20,7 @@ def test_the_norm_of_whole_gradients_is_that_of_all_numbers_together():
     assert float(gradient_norm(parameters(3.0, None, 4.0))) == pytest.approx(50**0.5)
 
 
-def test_one_process_keeps_its_gradients():
+def test_gradients_of_one_process_stay_unchanged():
     every = parameters(3.0, None)
     average_gradients(every)
     assert every[0].grad is not None and every[0].grad.tolist() == [3.0, 3.0]

@@ -1,5 +1,5 @@
-"""`vlkd export --card` and `--push`: what the card says, that its lines of Python run, and that no
-token gets into a file or a message."""
+"""`vlkd export --card` and `--push`: what the card contains, that its lines of Python run, and that
+no token gets into a file or a message."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_front_matter_is_read_by_the_hub_and_holds_the_results(here: Path) -
     assert ModelCard(str(card)).data.to_dict() == data.to_dict()
 
 
-def test_the_card_says_where_it_comes_from_and_names_no_place_of_this_machine(here: Path) -> None:
+def test_the_card_names_its_source_and_no_path_of_this_machine(here: Path) -> None:
     text = (here / "out" / "README.md").read_text()
     assert "trained with vlkd for 2 steps" in text and "48 samples" in text
     assert "[arXiv:2103.00020](https://arxiv.org/abs/2103.00020)" in text
@@ -110,7 +110,7 @@ def test_the_lines_of_use_run_in_every_format(
     assert ModelCard.load(here / f"out_{format}" / "README.md").data.library_name == library
 
 
-def test_without_results_of_its_step_the_card_says_so(here: Path, tmp_path: Path) -> None:
+def test_without_results_of_its_step_the_card_reports_that(here: Path, tmp_path: Path) -> None:
     shutil.copytree(here / "runs" / "first", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "results")
     words = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--card", "--license", "mit"]
@@ -120,7 +120,7 @@ def test_without_results_of_its_step_the_card_says_so(here: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--card"], "--card needs a license. Add --license ID"),
         (["--push", "org/name"], "--card needs a license"),
@@ -136,11 +136,11 @@ def test_without_results_of_its_step_the_card_says_so(here: Path, tmp_path: Path
     ],
 )
 def test_options_are_checked_before_anything_is_read(
-    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leaves(["export", "gone", "nothing", *words]) == 2
     line = capsys.readouterr().err
-    assert line.startswith(said) and line.count("\n") == 1
+    assert line.startswith(message) and line.count("\n") == 1
     assert not (here / "nothing").exists()
 
 
@@ -197,7 +197,7 @@ def test_an_export_is_pushed_with_its_card_and_the_token_is_nowhere(here: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ("401", "the hub does not accept the token. Set HF_TOKEN"),
         ("403", "the token may not write to 'org'"),
@@ -205,13 +205,13 @@ def test_an_export_is_pushed_with_its_card_and_the_token_is_nowhere(here: Path) 
     ],
 )
 def test_a_refusal_or_a_cut_upload_is_one_line_without_the_token(
-    answer: Any, said: str, here: Path
+    answer: Any, message: str, here: Path
 ) -> None:
     with fake_hub() as hub:
         hub.answer = answer
         done = pushed(here, "refused", hub.url, HF_TOKEN=TOKEN)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"--push org/name: {said}"), done.stderr
+    assert done.stderr.startswith(f"--push org/name: {message}"), done.stderr
     assert done.stderr.endswith("refused is complete; repeat with --force to send it again.\n")
     assert done.stderr.count("\n") == 1
     assert (here / "refused" / "README.md").is_file()
@@ -222,7 +222,7 @@ def test_a_push_without_a_token_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vlkd_cli.engine.hand_over._token", lambda: None)
-    words = ["export", "first", "kept", "--push", "org/name", "--license", "mit"]
+    words = ["export", "first", "out", "--push", "org/name", "--license", "mit"]
     assert leaves(words) == 2
     assert "--push org/name: no token of the hub. Set HF_TOKEN" in capsys.readouterr().err
 

@@ -116,9 +116,9 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path: Path) -> Non
 
 def test_a_dry_run_prints_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, tiny_recipe(), dry_run=True, memory="1GiB")
-    said = capsys.readouterr().out
-    assert "Largest that fits into a GPU of 1 GiB (counted)" in said
-    assert "train.batch_size" in said and "train.chunk" in said
+    message = capsys.readouterr().out
+    assert "Largest that fits into a GPU of 1 GiB (counted)" in message
+    assert "train.batch_size" in message and "train.chunk" in message
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_captions_as_queries_have_negatives_of_their_own(run: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("query", ["image", "text"])
-def test_captions_of_samples_that_match_by_a_column_are_no_negatives_and_the_table_has_it(
+def test_captions_of_samples_that_match_by_a_column_are_not_negatives_and_the_table_has_it(
     run: Path, tmp_path: Path, query: Any
 ) -> None:
     out = tmp_path / "hard.csv"

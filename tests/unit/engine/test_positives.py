@@ -72,7 +72,7 @@ def test_labels_and_weights_change_the_loss(tmp_path: Path) -> None:
             "distillers[0].positives: reader 'shapes' has no column 'captions'. Did you mean"
             " 'caption'? Known: diagonal, caption, label, color, shape, size, position,",
         ),
-        ({"positives": "caption", "grade": "colour"}, "reader 'shapes' has no column 'colour'."),
+        ({"positives": "caption", "grade": "hue"}, "reader 'shapes' has no column 'hue'."),
         (
             {"positive_weight": 0.5},
             "distillers[0].positive_weight: has no effect without",
@@ -143,8 +143,8 @@ def test_the_first_line_of_a_run_names_the_fraction_of_duplicates(
     start_training(
         TrainRequest(recipe=write_recipe(tmp_path, recipe), quiet=False, run=tmp_path / "run")
     )
-    said = capsys.readouterr()
-    assert "Duplicate captions in a step: 100.0% of the rows." in said.out + said.err
+    message = capsys.readouterr()
+    assert "Duplicate captions in a step: 100.0% of the rows." in message.out + message.err
 
 
 def test_chunks_change_nothing(tmp_path: Path) -> None:

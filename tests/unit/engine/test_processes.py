@@ -170,7 +170,7 @@ def test_the_agent_starts_a_failed_group_again_from_its_checkpoint(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_saves_and_the_run_goes_on_with_the_same_numbers(
+def test_a_signal_saves_and_the_run_resumes_with_the_same_numbers(
     tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     recipe = recipe_of(

@@ -88,12 +88,12 @@ def test_a_table_is_printed_with_texts(capsys):
     assert re.fullmatch(r" +1 +\d+\.\d{4} +line 1 +a red disc", lines[3])
 
 
-def test_an_existing_file_is_a_text_where_the_tower_says_so(capsys):
+def test_an_existing_file_is_a_text_for_a_text_tower(capsys):
     (answer,) = answers(capsys, "photos.npy", "photos/07.png", "--tower", "text")
     assert answer["tower"] == "text"
 
 
-def test_texts_from_standard_input_are_kept_with_the_index(capsys, monkeypatch, tmp_path):
+def test_texts_from_standard_input_are_stored_with_the_index(capsys, monkeypatch, tmp_path):
     stream = io.TextIOWrapper(io.BytesIO(b"a red disc\na dark blue square\n"))
     monkeypatch.setattr("sys.stdin", stream)
     out = str(tmp_path / "out.npy")
@@ -107,9 +107,9 @@ def test_an_input_that_has_changed_is_not_shown(capsys, tmp_path):
     assert leaves(["encode", "runs/first", str(tmp_path / "few.txt"), index]) == 0
     (tmp_path / "few.txt").write_text("something else\n")
     assert leaves(["search", index, "a red disc"]) == 0
-    said = capsys.readouterr()
-    assert "line 1" in said.out and "something else" not in said.out
-    assert "has changed since it was encoded, so only ids are shown" in said.err
+    message = capsys.readouterr()
+    assert "line 1" in message.out and "something else" not in message.out
+    assert "has changed since it was encoded, so only ids are shown" in message.err
 
 
 def test_the_search_is_exact_over_blocks_and_of_equal_rows_the_first_is_ahead(monkeypatch):
@@ -171,7 +171,7 @@ def test_towers_of_other_widths_are_not_compared(tmp_path, capsys, home):
     assert "tower 'text' gives 4 values and the index has 16" in capsys.readouterr().err
 
 
-def test_a_query_that_no_tower_takes_is_told(tmp_path, capsys):
+def test_a_query_that_no_tower_takes_is_reported(tmp_path, capsys):
     index = str(tmp_path / "out.npy")
     model = "torchvision:mobilenet_v3_small:false"
     assert leaves(["encode", model, "photos", index]) == 0

@@ -77,8 +77,8 @@ def test_greedy_takes_the_best_run_and_what_it_gains_by(
         write_recipe(tmp_path, {"towers": {"image": tower, "text": tower}, "evals": [EVAL]})
     )
     decided = decide_soups(recipe)
-    said = capsys.readouterr().out
-    assert "Soup of image and text by old" in said and "uniform average of 2" in said
+    message = capsys.readouterr().out
+    assert "Soup of image and text by old" in message and "uniform average of 2" in message
     assert all(decided.towers[name].run == decided.towers["image"].run for name in recipe.towers)
     taken = decided.towers["image"].run
     assert taken in (runs[1], runs[2], runs[1:], runs[:0:-1])
@@ -118,9 +118,9 @@ def test_the_average_is_chosen_by_what_is_better_and_a_test_split_is_a_warning(
     recipe = {"towers": {"image": tower, "text": tower}, "evals": [EVAL]}
     decided = decide_soups(load_recipe(write_recipe(tmp_path, recipe)))
     assert decided.towers["image"].run == runs[2]
-    said = capsys.readouterr()
-    assert "0.2000" in said.out and "-0.2000" not in said.out
-    assert said.err.count("reads a test split") == 1
+    message = capsys.readouterr()
+    assert "0.2000" in message.out and "-0.2000" not in message.out
+    assert message.err.count("reads a test split") == 1
 
 
 def test_runs_of_other_towers_are_refused(runs: list[str], tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_an_export_between_start_and_end_is_what_wise_ft_measures(
         )
 
 
-def test_the_closing_table_says_how_much_of_a_reference_was_retained(
+def test_the_closing_table_shows_the_retained_fraction_of_a_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny_recipe(

@@ -55,12 +55,12 @@ def write(recipe: dict[str, Any], name: str = "recipe.yaml") -> str:
     return name
 
 
-def test_the_command_writes_what_python_gives_and_says_how_to_train(
+def test_the_command_writes_what_python_gives_and_shows_how_to_train(
     recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leaves(["synthesize", write(recipe), "out"]) == 0
-    said = capsys.readouterr().out
-    assert "Relations: out/relations.tsv (36 of 12 queries" in said
+    message = capsys.readouterr().out
+    assert "Relations: out/relations.tsv (36 of 12 queries" in message
     found = vlkd_cli.synthesize("recipe.yaml", "again")
     assert found["counts"]["relations"] == 36 and found["relations"] == "again/relations.tsv"
     assert Path("again/relations.tsv").read_bytes() == Path("out/relations.tsv").read_bytes()
@@ -69,7 +69,7 @@ def test_the_command_writes_what_python_gives_and_says_how_to_train(
         "synthesis.json",
     ]
     # The lines that are printed, as a recipe.
-    section = yaml.safe_load(said[said.index("data:") :])
+    section = yaml.safe_load(message[message.index("data:") :])
     tuned = {**recipe, **section, "train": {"epochs": 8, "batch_size": 4, "log_every_steps": 1}}
     tuned["data"]["workers"] = 0
     run = train(Path.cwd(), {**tuned, "optimizer": {"lr": 0.01, "weight_decay": 0}})

@@ -20,7 +20,7 @@ START = [0.5, -1.0, 2.0]
 
 
 class Line(nn.Module):
-    """Stands in for a composition: fits `x @ weight` to y, and has a queue of mean inputs.
+    """Replaces a composition: fits `x @ weight` to y, and has a queue of mean inputs.
 
     `events` lists what happened to it, with the weight at that moment.
     """

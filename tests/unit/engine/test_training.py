@@ -389,7 +389,7 @@ def test_a_watched_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
         train(tmp_path, tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.top1"}))
 
 
-def test_a_run_that_watches_another_result_from_now_on_begins_its_comparison_anew(
+def test_a_run_that_watches_another_result_from_now_on_restarts_its_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def watching(metric: str) -> dict[str, Any]:
@@ -491,7 +491,7 @@ def test_a_run_stopped_before_its_first_save_is_resumed_from_its_beginning(
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL: nothing in the engine may catch it."""
+    """Replaces SIGKILL: nothing in the engine may catch it."""
 
 
 def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -506,8 +506,8 @@ def _stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def _pairs(folder: Path, rows: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """24 pictures and a table of their captions, some of whose rows are given; what a recipe says
-    as `data:`."""
+    """24 pictures and a table of their captions, some of whose rows are given; returned as a
+    recipe's `data:`."""
     lines = ["filepath\ttitle"]
     for number in range(24):
         Image.new("RGB", (32, 32), (number * 10, 0, 0)).save(folder / f"{number}.png")
@@ -607,7 +607,7 @@ def test_data_that_an_objective_cannot_learn_from_is_refused_before_the_first_st
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
-def test_widths_that_only_building_tells_name_file_line_and_towers(tmp_path: Path) -> None:
+def test_widths_known_after_building_are_reported_with_file_line_and_towers(tmp_path: Path) -> None:
     wide = {**TEXT, "config": {**TEXT["config"], "width": 24}}
     text = f"{tmp_path}/tiny.yaml"
     with pytest.raises(RecipeError) as error:
@@ -673,7 +673,7 @@ def test_a_compiled_composition_trains_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_says_how_it_ended(tmp_path: Path) -> None:
+def test_a_run_reports_how_it_ended(tmp_path: Path) -> None:
     recipe = tiny_recipe(evals=SMALL_EVAL, train={"best": "retrieval.mean_recall"})
     run = train(tmp_path, recipe)
     state = json.loads((run / "state.json").read_text())

@@ -1,5 +1,5 @@
 """The options of a pretrained model that is tuned for search: pooler, head, freezing, image size,
-length of texts; each does what it says on the tower of a recipe."""
+length of texts; each has its effect on the tower of a recipe."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_a_metric_that_an_entry_gives_is_accepted(best: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("best", "said"),
+    ("best", "message"),
     [
         ("zero_shot.tpo1", "'zero_shot' has no metric 'tpo1'. Did you mean 'top1'? It has: top1,"),
         ("zero_shot.unsene.top1", "'zero_shot' does not measure data 'unsene'. Did you mean 'un"),
@@ -50,10 +50,10 @@ def test_a_metric_that_an_entry_gives_is_accepted(best: str | None) -> None:
         ("passages.mrr", "'passages' has no metric 'mrr'."),
     ],
 )
-def test_a_metric_that_no_entry_gives_is_refused(best: str, said: str) -> None:
+def test_a_metric_that_no_entry_gives_is_refused(best: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         check_best(best, MEASURED)
-    assert str(caught.value).startswith(f"train.best: {said}")
+    assert str(caught.value).startswith(f"train.best: {message}")
 
 
 def result(**fields: Any) -> Result:
@@ -165,9 +165,9 @@ def test_a_run_without_improvement_ends_early_with_the_suites_of_the_end(
 
     request = TrainRequest(recipe=write_recipe(tmp_path, patient(2)), run=tmp_path / "run")
     assert start_training(request) == 0
-    said = capsys.readouterr().out
-    assert "stopped early at step 6 of 12: no improvement in 2 evaluations" in said
-    assert "at step 2 (checkpoints/best.pt); at the end" in said
+    message = capsys.readouterr().out
+    assert "stopped early at step 6 of 12: no improvement in 2 evaluations" in message
+    assert "at step 2 (checkpoints/best.pt); at the end" in message
     state, metrics = read_state(tmp_path / "run"), read_metrics(tmp_path / "run")
     assert state is not None
     assert (state.state, state.step, state.total_steps, state.best_step) == ("finished", 6, 12, 2)
@@ -177,7 +177,7 @@ def test_a_run_without_improvement_ends_early_with_the_suites_of_the_end(
     assert (saved["step"], saved["waited"], saved["evaluated"]) == (6, 2, True)
 
 
-def test_a_run_that_ended_early_goes_on_with_more_patience_only(tmp_path: Path) -> None:
+def test_a_run_that_ended_early_resumes_with_more_patience_only(tmp_path: Path) -> None:
     run = train(tmp_path, patient(1))
     assert final_state(run)["step"] == 4
     train(tmp_path, patient(1), resume=str(run))

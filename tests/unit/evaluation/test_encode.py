@@ -46,9 +46,9 @@ def test_texts_are_embedded_in_their_order_and_repeated_ones_once() -> None:
     assert own.text is not None and own.text.encoded == 5
 
 
-@pytest.mark.parametrize("kept", ["on disk", "in memory"])
-def test_a_second_pass_costs_no_tower(kept: str, tmp_path: Path) -> None:
-    own = subject(tmp_path if kept == "on disk" else None)
+@pytest.mark.parametrize("cached", ["on disk", "in memory"])
+def test_a_second_pass_costs_no_tower(cached: str, tmp_path: Path) -> None:
+    own = subject(tmp_path if cached == "on disk" else None)
     reader = FakeReader([0] * 9)
     first = embed_images(own, reader), embed_texts(own, ["x", "y"])
     again = embed_images(own, reader), embed_texts(own, ["x", "y"])
@@ -104,7 +104,7 @@ class Interrupting(FakeTower):
         return super().features(inputs)
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_pass_resumes_where_it_stopped(tmp_path: Path) -> None:
     reader = FakeReader([0] * 300)
     stopped = Subject(
         Interrupting("image", random_feature(6, 1), 6), None, batch_size=4, cache=tmp_path
@@ -115,11 +115,11 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path) -> None:
     features = embed_images(later, reader)
     assert (
         later.image is not None and later.image.encoded == 300 - 192
-    )  # three whole windows of 16 batches were kept
+    )  # three whole windows of 16 batches were cached
     torch.testing.assert_close(features, embed_images(subject(), reader), rtol=0, atol=0)
 
 
-def test_the_head_is_applied_to_kept_features_and_follows_its_weights(tmp_path: Path) -> None:
+def test_the_head_is_applied_to_cached_features_and_follows_its_weights(tmp_path: Path) -> None:
     head = nn.Linear(6, 3)
     own = Subject(
         FakeTower("image", random_feature(6, 1), 6, head=head, output_width=3),
@@ -172,14 +172,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not FeatureStore(tmp_path / "table", 4, 2).done.any()
 
 
-def test_a_damaged_table_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_table_is_made_again(tmp_path: Path) -> None:
     FeatureStore(tmp_path / "table", 4, 2).write(np.arange(4), np.ones((4, 2), dtype=np.float32))
     (tmp_path / "table" / "features.npy").write_bytes(b"damaged")
     assert not FeatureStore(tmp_path / "table", 4, 2).done.any()
 
 
 def everything_on_this_rank(cache: Path | None) -> tuple[Any, ...]:
-    """Features and suites of one rank: kept on disk, kept in memory, and what suites make of
+    """Features and suites of one rank: cached on disk, in memory, and what suites make of
     them."""
     reader = FakeReader([position % 3 for position in range(150)], classes=["a", "b", "c"])
     texts = [f"text {number * 7919 % 1000}" for number in range(90)]

@@ -1,5 +1,5 @@
-"""Data and towers that leave a suite little to work with: it says so in a line, or gives the number
-that is right."""
+"""Data and towers that leave a suite little to work with: it reports that in one line, or gives
+the right number."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_one_image_per_class_leaves_none_to_choose_settings_on(protocol: str) ->
     "suite",
     ["zero_shot", "retrieval", "knn", "clustering", "few_shot", "linear_probe", "feature_analysis"],
 )
-def test_features_that_are_no_numbers_are_told_and_not_scored(suite: str) -> None:
+def test_features_that_are_not_finite_are_reported_and_not_scored(suite: str) -> None:
     def odd(position: int) -> torch.Tensor:
         return class_of_picture(position) / (position % 10 != 3)  # infinity, and NaN where it was 0
 
@@ -93,7 +93,7 @@ def test_an_image_without_a_readable_caption_is_named(
         run(knowing_classes(), suite, data={"reader": COLORED, "num_samples": 16})
 
 
-def test_a_head_that_gives_no_numbers_is_told() -> None:
+def test_a_head_with_outputs_that_are_not_finite_is_reported() -> None:
     head = torch.nn.Linear(8, 8)
     torch.nn.init.constant_(head.weight, torch.nan)
     with pytest.raises(DataError, match="hold NaN"):

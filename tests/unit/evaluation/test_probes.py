@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.elevater_goldens import drawn, golden
+from tests.support.elevater_goldens import golden, sampled
 from vlkd_cli.evaluation.probes.probes import HeadSetting, epoch_batches, epoch_orders, train_heads
 
 
@@ -23,7 +23,7 @@ def test_row_orders_are_those_of_the_toolkit_loader() -> None:
 
 
 def test_probe_equals_the_toolkit_micro_run() -> None:
-    arrays, expected = drawn("linear_probe_micro"), golden("linear_probe_micro")["expected"]
+    arrays, expected = sampled("linear_probe_micro"), golden("linear_probe_micro")["expected"]
     train = torch.from_numpy(arrays["Xa"]), torch.from_numpy(arrays["ya"])
     test = torch.from_numpy(arrays["Xb"])
     accuracies, outputs = [], []

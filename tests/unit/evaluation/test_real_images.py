@@ -1,7 +1,7 @@
 """Real photos through a real image network: MobileNetV2 of ImageNet, and MiniLM for texts where the
 two are mapped onto each other.
 
-No pretrained pair of towers lies beside the checkout, so the image tower gets a linear head: a
+No pretrained pair of towers is next to the checkout, so the image tower gets a linear head: a
 ridge map from image features to the mean features of the captions, fitted on the photos that both
 caption sets mark as training photos.
 """
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def subject(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """MobileNetV2 with the ridge map as its head, and MiniLM; features are kept for all tests."""
+    """MobileNetV2 with the ridge map as its head, and MiniLM; features are cached for all tests."""
     weights = str(shared / "data" / "weights" / "mobilenet_v2_imagenet.safetensors")
     head = {"name": "linear", "width": 384}
     spec = {

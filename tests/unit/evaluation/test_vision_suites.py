@@ -197,7 +197,7 @@ def test_constant_features_retrieve_at_chance_and_not_perfectly() -> None:
     )
 
 
-def test_features_that_are_no_numbers_are_misses() -> None:
+def test_features_that_are_not_finite_are_misses() -> None:
     from vlkd_cli.evaluation.metrics.classification import top_k_accuracy
 
     nothing = torch.full((3, 4), torch.nan)
@@ -270,7 +270,7 @@ def test_the_tuned_probe_equals_scikit_learn_at_the_chosen_regularizer() -> None
     assert result.settings["trainings"] == 16
 
 
-def test_few_shot_embeds_only_the_drawn_images() -> None:
+def test_few_shot_embeds_only_the_sampled_images() -> None:
     subject = knowing_classes()
     result = run(subject, "few_shot", shots=[1], seeds=[0, 1])
     assert subject.image is not None and subject.image.encoded <= 480 + 2 * 8
@@ -283,7 +283,7 @@ def test_training_and_test_images_must_differ() -> None:
         run(knowing_classes(), "knn", data={"reader": COLORED, "split": "train"})
 
 
-def test_towers_of_different_widths_are_told_with_the_remedy() -> None:
+def test_towers_of_different_widths_are_reported_with_the_remedy() -> None:
     subject = Subject(
         FakeTower("image", random_feature(8), 8), FakeTower("text", random_feature(6), 6)
     )
@@ -308,7 +308,7 @@ def test_suites_that_run_second_cost_no_tower_pass() -> None:
     assert not subject.tables.stores and not subject.tables.projected
 
 
-def test_results_are_printed_with_chance_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_printed_next_to_chance(capsys: pytest.CaptureFixture[str]) -> None:
     print_results([run(knowing_classes(), "zero_shot")])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " top1 " in line]
     assert "1.0000" in line and "0.1250" in line

@@ -89,11 +89,11 @@ def test_a_single_bit_shows(bit: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [FEATURES, CHECKS])
-@pytest.mark.parametrize("kept", [0, 60, 1000])
-def test_a_file_that_was_cut_off_is_made_again(name: str, kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [0, 60, 1000])
+def test_a_file_that_was_cut_off_is_made_again(name: str, cached: int, tmp_path: Path) -> None:
     filled(tmp_path / "table")
     path = tmp_path / "table" / name
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:cached])
     assert not FeatureStore(tmp_path / "table", ROWS, WIDTH).done.any()
 
 

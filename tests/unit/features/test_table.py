@@ -103,7 +103,7 @@ def test_blocks_give_what_suites_get_as_a_whole(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(found, embed_texts(subject(), texts))
 
 
-def test_features_that_are_no_numbers_are_refused_with_their_count() -> None:
+def test_features_that_are_not_finite_are_refused_with_their_count() -> None:
     features = torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])
     with pytest.raises(DataError, match="1 of 2 features of tower 'image' hold NaN"):
         insist_on_numbers(FakeTower("image", random_feature(6, 1), 6), features)

@@ -34,7 +34,7 @@ class Damaged(FakeReader):
 
     def captions(self, index: int) -> Any:
         if index == 3:
-            raise Broken("it is no text")
+            raise Broken("it is not text")
         return super().captions(index)
 
 
@@ -71,7 +71,7 @@ def test_captions_are_stored_with_samples_that_have_none(tmp_path: Path) -> None
     tower = text_tower()
     first, again = stored(tower, tmp_path), stored(tower, tmp_path)
     assert tower.encoded == 20
-    expected = {3: (LOST, "it is no text"), 5: ("fake/5", "has no caption")}
+    expected = {3: (LOST, "it is not text"), 5: ("fake/5", "has no caption")}
     assert first.broken == again.broken == expected
     assert len(np.load(again.path)) == 22
 
@@ -113,7 +113,7 @@ def test_a_table_without_checks_is_computed_again(tmp_path: Path) -> None:
     assert tower.encoded == 11
 
 
-def test_features_that_are_no_numbers_are_not_stored(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
     tower = FakeTower("image", lambda position: torch.tensor([torch.nan, position]), 2)
     with pytest.raises(DataError, match="hold NaN or infinity"):
         stored(tower, tmp_path)

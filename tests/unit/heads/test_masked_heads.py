@@ -87,12 +87,12 @@ def test_a_decoder_puts_visible_places_where_they_belong():
     visible = torch.randn(2, 4, 12)
     whole = decoder(visible, hidden)
     assert whole.shape == (2, 16, 10)
-    # The same rows, told that they are other places, decode to something else.
+    # The same rows at other positions decode to something else.
     assert not torch.allclose(decoder(visible, hidden.flip(1)), whole)
     assert decoder(torch.randn(2, 16, 12)).shape == (2, 16, 10)
 
 
-def test_a_decoder_without_filling_keeps_the_places_that_it_is_given():
+def test_a_decoder_without_filling_outputs_only_the_given_positions():
     torch.manual_seed(0)
     decoder = DecoderHead(12, GRID, width=10, width_inner=16, layers=1, heads=2, fill=False)
     hidden = torch.zeros(2, 16, dtype=torch.bool)

@@ -66,7 +66,7 @@ def test_heads_do_not_normalize() -> None:
     for head in (LinearHead(8, width=4), MLPHead(8, width=4, layers=2, hidden=16)):
         features = torch.randn(3, 8)
         assert (head(features).norm(dim=1) - 1).abs().min() > 1e-3
-    # A linear head keeps scale.
+    # A linear head preserves scale.
     linear = LinearHead(8, width=4)
     torch.testing.assert_close(linear(2 * features), 2 * linear(features))
 

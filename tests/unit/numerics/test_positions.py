@@ -8,7 +8,7 @@ import torch
 from vlkd_cli.numerics.positions import sine_cosine
 
 
-def test_the_first_half_tells_the_column_and_the_second_the_row() -> None:
+def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
     table = sine_cosine(8, 3, 5).view(3, 5, 8)
     assert table[:, :, :4].eq(table[:1, :, :4]).all() and table[:, :, 4:].eq(table[:, :1, 4:]).all()
     # Frequencies 1 and 1 / 100.

@@ -1,4 +1,4 @@
-"""Spread, differences, tests and averages equal the golden numbers and what mathematics says."""
+"""Spread, differences, tests and averages equal the golden numbers and known formulas."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_holm_equals_the_golden(case):
     assert holm(case["p"]) == close(case["adjusted"])
 
 
-def test_holm_keeps_the_order_given_and_ends_at_1():
+def test_holm_preserves_the_given_order_and_ends_at_1():
     assert holm([0.9, 0.001, 0.8]) == close([1.0, 0.003, 1.0])
     assert holm([]) == []
 

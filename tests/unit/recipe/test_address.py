@@ -157,7 +157,7 @@ def test_a_frozen_image_tower_is_the_teacher():
     assert arrow("towers.image.train=none") == one_call(TEXT, IMAGE)
 
 
-def test_one_given_side_tells_the_other():
+def test_one_given_side_determines_the_other():
     assert arrow(teacher="image") == one_call(TEXT, IMAGE)
     assert arrow(student="image.backbone") == one_call(Address("image", "backbone"), TEXT)
 
@@ -239,7 +239,7 @@ def test_episodes_read_the_sides_of_their_distiller():
         ("image_key", "follows: image", "image"),
     ],
 )
-def test_one_rule_tells_a_tower_s_modality(name, keys, modality):
+def test_one_rule_determines_a_tower_s_modality(name, keys, modality):
     text = "{builder: openclip, config: {layers: 2, width: 64, heads: 2}}"
     image = "{builder: torchvision, model: resnet18}"
     towers = Recipe.model_validate(

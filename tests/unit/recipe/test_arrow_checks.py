@@ -126,7 +126,7 @@ def test_a_name_that_is_a_view_and_a_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["input", "tokens", "backbone", "main"])
-def test_reserved_names_are_no_views(name: str) -> None:
+def test_reserved_names_are_not_views(name: str) -> None:
     data = DATA.replace("second: null", f"second: null, {name}: null")
     (line,) = lines("{name: infonce}", PROJECTED, data=data)
     assert line.endswith("is none of main, input, backbone, tokens, layers.")
@@ -163,7 +163,7 @@ def test_a_call_whose_student_only_follows_is_refused(distiller: str, expected: 
     assert with_text(distiller) == [f"r.yaml:6: {expected}"]
 
 
-def test_labels_and_targets_that_no_reader_offers_are_told_at_the_distiller() -> None:
+def test_labels_and_targets_that_no_reader_offers_are_reported_at_the_distiller() -> None:
     (line,) = with_text("{name: cross_entropy, num_classes: 3}")
     assert line == (
         "r.yaml:6: distillers[0]: distiller 'cross_entropy' needs labels, and reader 'csv' has none"

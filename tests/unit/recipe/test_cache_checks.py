@@ -1,4 +1,4 @@
-"""What `cache: {draws: K}` needs of a recipe, told without torch."""
+"""What `cache: {draws: K}` needs of a recipe, reported without torch."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_where_a_tower_comes_from(options, expected):
         ),
     ],
 )
-def test_what_learns(options, expected):
+def test_caches_that_cannot_work_are_refused(options, expected):
     assert problems_with(*options) == [expected]
 
 
@@ -149,7 +149,7 @@ def test_a_cache_without_random_augmentation_is_fine():
     )
 
 
-def test_a_default_written_out_is_no_mistake():
+def test_a_default_written_out_is_accepted():
     assert problems_with("towers.image.momentum=0.999", "data.workers=0", "data.prefetch=2") == []
 
 

@@ -21,8 +21,8 @@ from vlkd_cli.recipe.types import (
 )
 
 
-class Kept:
-    """Keeps what it is made with."""
+class Stored:
+    """Stores what it is made with."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Kept:
         self.made = (folder, pair, temperature, share, mode, path)
 
 
-NAME = f"{__name__}:Kept"
+NAME = f"{__name__}:Stored"
 
 
 def test_keys_arrive_in_their_declared_types():
@@ -51,7 +51,7 @@ def test_keys_arrive_in_their_declared_types():
     assert isinstance(made[1], tuple)
 
 
-def test_every_wrong_key_is_told_at_once():
+def test_every_wrong_key_is_reported_at_once():
     with pytest.raises(RecipeError) as caught:
         typed_keys("sink", NAME, {"par": [1, 2], "share": 2, "mode": "fats"})
     assert str(caught.value).splitlines() == [
@@ -90,7 +90,7 @@ def test_optimizer_keys_are_read_from_the_libraries(name, keys):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (float("inf"), "expected a finite number, got .inf."),
         (-float("inf"), "expected a finite number, got -.inf."),
@@ -100,9 +100,9 @@ def test_optimizer_keys_are_read_from_the_libraries(name, keys):
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, x], lambda x: {"deep": [{"x": x}]}])
-def test_a_number_that_no_tensor_holds_is_refused_wherever_it_is(wrap, value, said):
+def test_a_number_that_no_tensor_holds_is_refused_wherever_it_is(wrap, value, message):
     (problem,) = check_value(Key("any", Any), wrap(value), ("a",))
-    assert problem.text == said
+    assert problem.text == message
 
 
 def test_large_numbers_that_are_meant_are_taken():

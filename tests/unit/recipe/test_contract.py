@@ -1,4 +1,4 @@
-"""What a distiller's signature says, read from its source."""
+"""What a distiller's signature means, read from its source."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_methods_of_bases_count(read):
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         (
             f"def forward(self, student: {ROWS}, teacher: {ROWS}, context: Any = None)",
@@ -124,10 +124,10 @@ def test_methods_of_bases_count(read):
         ("def forward(self, student: Unheard)", "the annotation of 'student' cannot be read"),
     ],
 )
-def test_other_signatures_are_refused_in_a_line_with_their_place(read, method, said):
+def test_other_signatures_are_refused_in_a_line_with_their_place(read, method, message):
     with pytest.raises(RecipeError) as error:
         read(method)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert ".py:" in str(error.value) and "\n" not in str(error.value)
 
 

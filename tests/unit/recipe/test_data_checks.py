@@ -11,7 +11,7 @@ from vlkd_cli.recipe.data_checks import offers_of
 POSITIVES = "distillers=[{{name: infonce, positives: {}}}]"
 
 
-def test_every_reader_says_what_it_offers() -> None:
+def test_every_reader_declares_what_it_offers() -> None:
     assert len(catalog.names("reader")) >= 9
     for name in catalog.names("reader"):
         offers = offers_of(name, {})
@@ -123,7 +123,7 @@ def test_a_reader_that_does_not_say_is_not_judged() -> None:
         ),
     ],
 )
-def test_what_the_data_does_not_offer_is_told(options: list[str], expected: str) -> None:
+def test_what_the_data_does_not_offer_is_reported(options: list[str], expected: str) -> None:
     found = problems_with(*options)
     assert any(expected in problem for problem in found), found
 

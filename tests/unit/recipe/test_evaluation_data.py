@@ -1,4 +1,4 @@
-"""Which data a suite measures where its entry says none."""
+"""Which data a suite measures where its entry names none."""
 
 from __future__ import annotations
 
@@ -86,20 +86,20 @@ def test_an_entry_without_data_is_refused_by_the_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("{suite: sts, tower: texts}", "no tower 'texts'. Did you mean 'text'?"),
         ("{suite: sts, tower: image}", "'sts' measures towers for text, and 'image' is one for"),
     ],
 )
-def test_the_tower_of_an_entry_exists_and_has_the_suite_s_modality(entry: str, said: str) -> None:
+def test_the_tower_of_an_entry_has_the_suite_s_modality(entry: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"evals\[0\].tower") as caught:
         recipe(f"evals: [{entry}]")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         (
             "{suite: knn, min_group: 5, data: {reader: csv, path: a.csv, label: y}}",
@@ -115,10 +115,10 @@ def test_the_tower_of_an_entry_exists_and_has_the_suite_s_modality(entry: str, s
         ),
     ],
 )
-def test_keys_that_the_data_cannot_serve_are_refused_by_the_check(entry: str, said: str) -> None:
+def test_keys_that_the_data_cannot_serve_are_refused_by_the_check(entry: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(f"evals: [{entry}]")
-    assert said in str(caught.value) and "r.yaml:" in str(caught.value)
+    assert message in str(caught.value) and "r.yaml:" in str(caught.value)
 
 
 def test_keys_that_the_data_serves_are_accepted() -> None:

@@ -19,7 +19,7 @@ def test_every_present_key_exists_and_no_former_one_does():
 
 
 @pytest.mark.parametrize("name", KEYS["distiller"])
-def test_a_former_key_of_a_distiller_is_replaced_and_told(name):
+def test_a_former_key_of_a_distiller_is_replaced_and_reported(name):
     (former, present), *_ = KEYS["distiller"][name].items()
     values = {"distillers": [{"name": "infonce"}, {"name": name, former: 1}]}
     assert replace_former_names(values) == [

@@ -114,7 +114,7 @@ def test_shipped_recipes_fit_the_schema(schema, name):
         ("data={readers: [{reader: shapes, weight: 2}, {reader: shapes}]}", True),
     ],
 )
-def test_the_schema_tells_right_from_wrong(schema, option, right):
+def test_the_schema_accepts_right_recipes_and_refuses_wrong_ones(schema, option, right):
     document = read_document(SMALL, "r.yaml")
     assert apply_overrides(document, [option]) == []
     assert fits(document.value, schema, schema) is right

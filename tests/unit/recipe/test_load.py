@@ -39,14 +39,14 @@ def test_unknown_key_names_the_closest():
 
 
 def test_unknown_section_names_the_closest():
-    assert problems(SMALL + "optimiser: {lr: 1}\n") == [
-        "r.yaml:7: optimiser: unknown key. Did you mean 'optimizer'? "
+    assert problems(SMALL + "optimzer: {lr: 1}\n") == [
+        "r.yaml:7: optimzer: unknown key. Did you mean 'optimizer'? "
         "Accepted: towers, distillers, data, train, optimizer, schedule, evals, synthesis,"
         " reports."
     ]
 
 
-def test_every_problem_is_told_at_once_in_the_order_of_the_file():
+def test_every_problem_is_reported_at_once_in_the_order_of_the_file():
     lines = problems("""\
         towers:
           image: {builder: torchvison, model: resnet18}
@@ -126,7 +126,7 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file():
         ),
     ],
 )
-def test_a_wrong_value_says_what_is_expected(change, expected):
+def test_the_error_for_a_wrong_value_names_what_is_expected(change, expected):
     assert problems(SMALL + change + "\n") == [expected]
 
 
@@ -137,14 +137,14 @@ def test_a_component_in_short_form_shows_the_long_one():
     ]
 
 
-def test_a_missing_component_key_says_its_type():
+def test_the_error_for_a_missing_component_key_names_its_type():
     lines = problems(SMALL.replace("model: resnet18", "pretrained: true"))
     assert lines == [
         "r.yaml:2: towers.image: key 'model' is missing; builder 'torchvision' needs it: text."
     ]
 
 
-def test_a_bad_schedule_says_its_forms():
+def test_the_error_for_a_bad_schedule_lists_its_forms():
     lines = problems(
         SMALL.replace(
             "{name: infonce}", "{name: infonce, weight: {linear: [1, 2], cosine: [1, 2]}}"
@@ -205,7 +205,7 @@ def test_readers_of_suites_and_of_mixes_are_checked():
         ("towers:\n\timage: 3\n", "r.yaml:2: not valid YAML: a tab where spaces are needed."),
     ],
 )
-def test_what_is_no_recipe_ends_in_one_line(text, expected):
+def test_a_file_that_is_not_a_recipe_ends_in_one_line(text, expected):
     assert problems(text) == [expected]
 
 
@@ -229,7 +229,7 @@ def test_a_recipe_that_is_not_there_names_the_closest(tmp_path):
         load_recipe(tmp_path)
 
 
-def test_a_file_that_is_no_text_ends_in_one_line(tmp_path):
+def test_a_file_that_is_not_text_ends_in_one_line(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes(b"towers: \xff\xfe")
     with pytest.raises(RecipeError) as caught:

@@ -18,18 +18,18 @@ def options(name: str) -> dict[str, list[dict]]:
     return found
 
 
-def test_the_builders_keys_are_options_with_what_the_name_says_as_default():
-    said = options("resnet-base")
+def test_the_builders_keys_are_options_whose_defaults_come_from_the_name():
+    message = options("resnet-base")
     keys = [key.name for key in signature_of("builder", "torchvision").keys]
-    assert list(said)[: len(keys)] == keys
-    assert said["model"][0]["default"] == "'resnet50'"
-    assert said["pretrained"][0]["default"] == "true"
+    assert list(message)[: len(keys)] == keys
+    assert message["model"][0]["default"] == "'resnet50'"
+    assert message["pretrained"][0]["default"] == "true"
 
 
 def test_poolers_come_with_their_own_defaults():
-    said = options("resnet-base")
+    message = options("resnet-base")
     for key in signature_of("pooler", "gem").keys:
-        assert said[f"pooler.{key.name}"][0]["default"] == default_text(key)
+        assert message[f"pooler.{key.name}"][0]["default"] == default_text(key)
 
 
 def test_poolers_and_keys_are_those_of_the_modality():
@@ -45,15 +45,15 @@ def test_poolers_and_keys_are_those_of_the_modality():
     )
 
 
-def test_gem_says_what_it_does_to_negative_tokens_of_transformers_only():
+def test_gem_documents_negative_tokens_for_transformers_only():
     assert "counts as eps" in options("bert-base-en")["pooler.eps"][0]["meaning"]
     assert "counts as eps" not in options("resnet-base")["pooler.eps"][0]["meaning"]
 
 
 def test_a_scorer_has_its_own_keys_and_those_of_its_place():
-    said = options("crossencoder-base-en")
-    assert list(said) == ["model", "max_length", "batch_size", "weight", "standardize"]
-    assert said["model"][0]["default"] == "'cross-encoder/ms-marco-MiniLM-L6-v2'"
+    message = options("crossencoder-base-en")
+    assert list(message) == ["model", "max_length", "batch_size", "weight", "standardize"]
+    assert message["model"][0]["default"] == "'cross-encoder/ms-marco-MiniLM-L6-v2'"
     assert list_model_options("crossencoder-base-en")["scorer"]["name"] == "cross_encoder"
 
 

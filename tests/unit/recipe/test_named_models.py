@@ -61,7 +61,7 @@ def test_set_changes_keys_of_a_tower_that_is_only_named_and_takes_names():
     assert read.towers["image"].keys["model"] == "efficientnet_b4"
 
 
-def test_the_model_tells_the_modality_where_neither_name_nor_builder_does():
+def test_the_model_determines_the_modality_where_neither_name_nor_builder_does():
     read = recipe("towers: {student: bert-base-en}\n")
     assert read.towers["student"].modality == "text"
 

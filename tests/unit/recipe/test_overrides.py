@@ -70,8 +70,8 @@ def test_a_whole_tower_can_be_added():
             " while parsing a flow sequence.",
         ),
         (
-            "optimiser.lr=1",
-            "optimiser: unknown key. Did you mean 'optimizer'? Accepted: towers, distillers, data,"
+            "optimzer.lr=1",
+            "optimzer: unknown key. Did you mean 'optimizer'? Accepted: towers, distillers, data,"
             " train, optimizer, schedule, evals, synthesis, reports.",
         ),
     ],
@@ -88,7 +88,7 @@ def test_options_and_the_file_report_together():
     ]
 
 
-def test_an_option_mends_what_is_wrong_in_the_file():
+def test_an_option_fixes_what_is_wrong_in_the_file():
     assert problems(SMALL + "train: {epochs: 0}\n", ["train.epochs=1"]) == []
 
 

@@ -46,7 +46,7 @@ class Mine(Base):
                  low: NonNegative = HALF, high: Schedulable = 1e-3,
                  names: Sequence[str] = ("a", "b"),
                  other: float = a_package_that_is_not_there.X) -> None:
-        self.register_buffer("centre", None)
+        self.register_buffer("middle", None)
         self.bias = Parameter(0)
         self.register_buffer("bias", None)
         self.queue = AnchorQueue(3)
@@ -92,7 +92,7 @@ def test_a_class_without_constructor_has_its_base_s_keys_and_words(file):
 
 
 def test_state_is_buffers_and_queues_without_learned_parameters(file):
-    assert read_class(file, "component", "Mine").state == ("centre", "queue")
+    assert read_class(file, "component", "Mine").state == ("middle", "queue")
 
 
 def test_attributes_are_followed_into_other_files_of_vlkd():
@@ -107,7 +107,7 @@ def test_keys_that_a_base_describes_are_described():
     assert signature_of("distiller", "relational_kl").keys[0].default == 1 / 0.07
 
 
-def test_a_class_that_is_not_there_is_told(file):
+def test_a_missing_class_is_reported(file):
     with pytest.raises(RecipeError, match="component has no class 'Nobody'"):
         read_class(file, "component", "Nobody")
 
@@ -147,7 +147,7 @@ def test_a_third_party_s_component_is_inspected():
     assert signature.attributes["takes"] == "pair"
 
 
-def test_a_third_party_s_module_or_class_that_is_not_there_is_told():
+def test_a_third_party_s_missing_module_or_class_is_reported():
     with pytest.raises(
         RecipeError, match="no module 'nowhere_to_be_found'. Install the package it lives in."
     ):
@@ -169,11 +169,11 @@ def test_arguments_end_where_the_margin_ends():
     Args:
         a: first: with a colon.
         b: second
-           goes on.
+           continues.
 
     Source: c: not an argument.
     """
-    assert described(text) == {"a": "first: with a colon.", "b": "second goes on."}
+    assert described(text) == {"a": "first: with a colon.", "b": "second continues."}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_every_key_of_every_section_is_described():
         assert [key for key, _, _, meaning in about("section", section).keys if not meaning] == []
 
 
-def test_every_distiller_says_where_it_is_from_and_what_crosses_ranks():
+def test_every_distiller_documents_its_source_and_what_crosses_ranks():
     rows = distiller_rows()
     assert len(rows) == len(names_of("distiller")) >= 20
     for name, _, direction, needs, state, crosses in rows:

@@ -23,7 +23,7 @@ def refusal(*overrides: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ("{name: wsd}", "name: wsd needs the length of its decay: `cooldown_steps: 1000` or"),
         ("{cooldown_steps: 3}", "cooldown_steps: has no effect with name: cosine. Schedules with"),
@@ -38,10 +38,10 @@ def refusal(*overrides: str) -> str:
     ],
 )
 @pytest.mark.parametrize("place", ["schedule", "optimizer.groups[0].schedule"])
-def test_a_key_without_effect_is_named_with_its_place(place: str, keys: str, said: str) -> None:
+def test_a_key_without_effect_is_named_with_its_place(place: str, keys: str, message: str) -> None:
     group = f"optimizer.groups=[{{match: ['image.*'], schedule: {keys}}}]"
     line = refusal(f"schedule={keys}" if place == "schedule" else group)
-    assert f"{place}.{said}" in line
+    assert f"{place}.{message}" in line
 
 
 @pytest.mark.parametrize("unit", ["steps", "epochs"])

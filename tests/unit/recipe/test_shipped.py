@@ -19,7 +19,7 @@ from vlkd_cli.recipe.shipped import (
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch) -> Path:
-    """A package as a wheel installs it, with one recipe at the top and one in a folder, beside
+    """A package as a wheel installs it, with one recipe at the top and one in a folder, next to
     somebody else's `recipes`."""
     package = tmp_path / "site-packages" / "vlkd_cli"
     (package / "shipped_recipes" / "papers").mkdir(parents=True)
@@ -33,7 +33,7 @@ def installed(tmp_path, monkeypatch) -> Path:
     return package
 
 
-def test_a_checkout_has_its_recipes_beside_the_package():
+def test_a_checkout_has_its_recipes_next_to_the_package():
     assert recipes_folder() == Path(__file__).resolve().parents[3] / "recipes"
     assert "quickstart" in shipped_recipes()
 

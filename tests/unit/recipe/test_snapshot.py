@@ -1,4 +1,4 @@
-"""What a run folder says of the run."""
+"""What a run folder records of the run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_resolved_recipe_writes_defaults_out():
     assert "null" not in text
 
 
-def test_a_null_that_is_not_the_default_is_kept():
+def test_a_null_that_is_not_the_default_is_stored():
     assert "save_every_epochs: null" in recipe_to_yaml(
         recipe(FULL, "data.views={b: {name: simclr}}")
     )
@@ -57,8 +57,8 @@ def test_a_null_that_is_not_the_default_is_kept():
 def test_a_snapshot_holds_recipe_versions_and_command(tmp_path):
     write_snapshot(recipe(), tmp_path / "run")
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe()
-    said = json.loads((tmp_path / "run" / "versions.json").read_text())
-    assert {"vlkd", "python", "platform", "packages", "git", "command"} == set(said)
+    message = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert {"vlkd", "python", "platform", "packages", "git", "command"} == set(message)
     assert {"torch", "open_clip_torch", "transformers"} <= set(versions()["packages"])
 
 

@@ -56,7 +56,7 @@ def test_the_section_is_in_the_snapshot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"miners": ["txt"]}, r"miners\[0\]: no text tower 'txt'. Did you mean 'text'\?"),
         ({"miners": ["image"]}, "tower 'image' reads images, and passages are texts"),
@@ -93,10 +93,10 @@ def test_the_section_is_in_the_snapshot() -> None:
         ({"depht": 3}, r"depht: unknown key. Did you mean 'depth'"),
     ],
 )
-def test_mistakes_are_one_line_with_their_place(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said) as told:
+def test_mistakes_are_one_line_with_their_place(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as reported:
         parsed(**keys)
-    assert str(told.value).startswith("r.yaml:") and "\n" not in str(told.value)
+    assert str(reported.value).startswith("r.yaml:") and "\n" not in str(reported.value)
 
 
 def test_a_tower_scorer_names_its_tower_where_there_are_several() -> None:

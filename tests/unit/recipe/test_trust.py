@@ -54,7 +54,7 @@ def test_code_is_found_wherever_it_is_named(place):
     assert found[0].text.endswith(" Do not.")
 
 
-def test_what_the_catalogue_and_paths_look_like_is_no_code():
+def test_catalogue_names_and_paths_are_not_code():
     fine = parse_recipe(
         SMALL.replace(
             "{reader: shapes}",
@@ -128,7 +128,7 @@ def test_another_packages_code_is_imported_only_when_the_rest_is_right(third_par
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("noisy_package:function", "is not a class. Name a class, module:Class."),
         (
@@ -148,10 +148,10 @@ def test_another_packages_code_is_imported_only_when_the_rest_is_right(third_par
         ("a:", "write module:Class."),
     ],
 )
-def test_what_is_no_component_ends_in_one_line(third_party, name, said):
+def test_a_class_that_is_not_a_component_ends_in_one_line(third_party, name, message):
     (line,) = with_distiller(name)
     assert line.startswith("r.yaml:5: distillers[0].name: distiller ")
-    assert line.endswith(said)
+    assert line.endswith(message)
 
 
 def test_a_third_partys_keys_are_checked(third_party):
@@ -161,7 +161,7 @@ def test_a_third_partys_keys_are_checked(third_party):
     assert "distillers[0].max_logit_scal: unknown key. Did you mean 'max_logit_scale'?" in line
 
 
-def test_a_variable_in_a_path_is_no_command_unless_its_value_is(monkeypatch):
+def test_a_variable_in_a_path_is_not_a_command_unless_its_value_is(monkeypatch):
     monkeypatch.delenv("VLKD_SOME_DATA", raising=False)
     recipe = json.loads(recipe_to_json(parse_recipe(SMALL, "r.yaml")))
 

@@ -39,7 +39,7 @@ def test_a_jump_has_its_first_value_for_so_many_steps_or_epochs():
     assert [by_epochs.at(step, steps_per_epoch=2) for step in range(6)] == [1, 1, 1, 1, 0.5, 0.5]
 
 
-def test_progress_tells_the_epoch_and_reads_schedules():
+def test_progress_gives_the_epoch_and_reads_schedules():
     progress = Progress(step=5, steps_per_epoch=2, total_steps=11)
     assert progress.epoch == 2
     assert progress.value(0.25) == 0.25

@@ -142,7 +142,7 @@ def laughs() -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (laughs(), "more than 50,000 values."),
         (
@@ -167,9 +167,9 @@ def laughs() -> str:
     ],
     ids=lambda text: text[-24:],
 )
-def test_what_would_cost_time_or_memory_is_one_line(text, said):
+def test_what_would_cost_time_or_memory_is_one_line(text, message):
     (problem,) = read_document(text, "a.yaml").problems
-    assert problem.text.endswith(said)
+    assert problem.text.endswith(message)
 
 
 def test_aliases_and_merges_of_usual_size_are_read():

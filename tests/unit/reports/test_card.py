@@ -1,4 +1,4 @@
-"""What a model card says, and that no place of this machine is in it."""
+"""What a model card contains, and that it has no path of this machine."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_the_best_evaluation_counts_where_it_was_watched(tmp_path: Path):
     assert compare(runs, at="last").rows[0].points == [(30, 0.25)]
 
 
-def test_a_best_that_was_not_watched_is_told_apart(tmp_path: Path):
+def test_a_best_that_was_not_watched_is_marked(tmp_path: Path):
     found = compare([read_run(make_run(tmp_path / "a"))], at="best")
     assert "best of 3 chosen on test: optimistic" in found.notes
 
@@ -157,7 +157,7 @@ def test_small_and_unfinished_groups_are_named(tmp_path: Path):
     assert "c: no zero_shot.pets.top1; left out" in found.notes
 
 
-def test_several_comparisons_are_adjusted_and_said(tmp_path: Path):
+def test_several_comparisons_are_adjusted_and_reported(tmp_path: Path):
     runs = []
     for lr in range(1, 5):
         for seed in range(3):

@@ -41,7 +41,7 @@ def test_a_line_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Replaces SIGKILL."""
 
 
 @pytest.mark.parametrize("at", ["writerows", "fsync", "replace"])
@@ -105,7 +105,7 @@ def test_a_damaged_record_resumes_with_its_readable_rows_and_is_set_aside(
 
 
 @pytest.mark.parametrize("resume_step", [None, 3])
-def test_a_folder_in_the_place_of_the_record_is_one_line(
+def test_a_folder_instead_of_the_record_is_one_line(
     tmp_path: Path, resume_step: int | None
 ) -> None:
     (tmp_path / "metrics.csv").mkdir()
@@ -153,7 +153,7 @@ def test_the_csv_is_written_whatever_the_recipe_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_keeps_an_offline_run_in_the_folder(tmp_path: Path) -> None:
+def test_wandb_stores_an_offline_run_in_the_folder(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     sinks = Sinks(tmp_path, [Component(name="wandb", project="vlkd-test", mode="offline")])  # type: ignore[call-arg]
     sinks.log(1, {"loss": 1.0})

@@ -17,7 +17,7 @@ def test_the_line_names_the_best_step_its_value_and_the_end(tmp_path: Path) -> N
     assert line.endswith(".top1 0.346 at step 20; at the end 0.250")
 
 
-def test_the_checkpoint_is_named_where_train_best_keeps_one(tmp_path: Path) -> None:
+def test_the_checkpoint_is_named_where_train_best_stores_one(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", values=(0.1, 0.301, 0.305), best="zero_shot.top1")
     (run / "checkpoints").mkdir(exist_ok=True)
     (run / "checkpoints" / "best.pt").touch()

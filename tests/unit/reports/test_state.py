@@ -39,7 +39,7 @@ def test_a_signal_is_a_stop(tmp_path: Path):
     assert read_state(tmp_path).state == "stopped"
 
 
-def test_an_error_is_noted_and_goes_on(tmp_path: Path):
+def test_an_error_is_recorded_and_raised_again(tmp_path: Path):
     with pytest.raises(RuntimeError), recorded(tmp_path, resumed=False, first=True):
         raise RuntimeError("no more data")
     assert (read_state(tmp_path).state, read_state(tmp_path).error) == ("failed", "no more data")
@@ -51,7 +51,7 @@ def test_other_processes_write_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resumed_run_keeps_its_best_and_drops_its_error(tmp_path: Path):
+def test_a_resumed_run_preserves_its_best_and_drops_its_error(tmp_path: Path):
     with pytest.raises(RuntimeError), recorded(tmp_path, resumed=False, first=True):
         StateFile(tmp_path).note_best(0.5, 10)
         raise RuntimeError
@@ -96,7 +96,7 @@ def test_on_another_host_the_age_of_the_file_decides(tmp_path: Path, updated, st
         *('{"state": "finished", "step": "ten"}', '{"state": "finished", "updated": 5}'),
     ],
 )
-def test_a_damaged_file_is_no_state(tmp_path: Path, text):
+def test_a_damaged_file_has_no_state(tmp_path: Path, text):
     assert read_state(tmp_path) is None
     (tmp_path / "state.json").write_text(text)
     assert read_state(tmp_path) is None

@@ -84,7 +84,7 @@ def theirs(model: Path, **keys: Any) -> np.ndarray:
 @pytest.mark.parametrize("cut", [None, 11])
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_scores_are_the_library_s_logits(model_type: str, cut: int | None, tmp_path: Path) -> None:
-    # Roberta's first position stands behind the padding's: it reads 23 tokens of 24 positions.
+    # Roberta's first position comes after the padding's: it reads 23 tokens of 24 positions.
     longest = cut or {"bert": 24, "roberta": 23}[model_type]
     model = saved(tmp_path / "model", model_type, activation_fn=torch.nn.Identity())
     found = ours(model, tmp_path / "texts", **({} if cut is None else {"max_length": cut}))

@@ -122,7 +122,7 @@ def test_a_list_that_is_cut_off_is_mined_again(
     assert synthesized(tmp_path / "cut", root) == expected
 
 
-def test_scores_that_are_no_numbers_end_in_one_line(root: Path, tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_end_in_one_line(root: Path, tmp_path: Path) -> None:
     ScoredByTable.table = np.full((7, 12), np.nan)
     with pytest.raises(DataError, match="gives scores that are NaN or infinite. Choose other"):
         synthesized(tmp_path, root, scorers=[{"name": BY_TABLE}])
@@ -187,8 +187,8 @@ def test_no_relation_at_all_is_one_line(tmp_path: Path) -> None:
     root.mkdir()
     (root / "corpus.txt").write_text("red fox\nblue sea\n")
     (root / "queries.txt").write_text("green\n")
-    said = r"no query has a positive and a negative passage \(1 without a mined passage\)"
-    with pytest.raises(DataError, match=said):
+    message = r"no query has a positive and a negative passage \(1 without a mined passage\)"
+    with pytest.raises(DataError, match=message):
         synthesized(tmp_path, root, miners=["bm25"], scorers=[{"name": "bm25"}])
 
 

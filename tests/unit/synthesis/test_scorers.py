@@ -70,12 +70,12 @@ def test_several_scorers_are_scaled_over_the_mined_passages_and_added_up(tmp_pat
     # The third passage was not mined: it is scaled with the others, not among them.
     listed = [np.array([False, True, True]), np.array([True])]
     first, second = scores_of(open_scorers(spec, sources), PAIRS, listed)
-    # No text shares a word, so bm25 says nothing; dot products are 25, 6, 20.
+    # No text shares a word, so bm25 gives nothing; dot products are 25, 6, 20.
     np.testing.assert_allclose(first, 0.7 * (np.array([25, 6, 20]) - 13) / 7)
     np.testing.assert_array_equal(second, [0])
 
 
-def test_a_single_scorer_is_raw_unless_said_otherwise(tmp_path: Path) -> None:
+def test_a_single_scorer_is_raw_by_default(tmp_path: Path) -> None:
     spec, sources = opened(tmp_path / "a", "dot", {"name": "tower", "weight": 2.0})
     listed = [np.array([True, True, True]), np.array([True])]
     np.testing.assert_allclose(

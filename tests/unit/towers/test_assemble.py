@@ -105,7 +105,7 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
         ({"follows": "image"}, "has follows. Give exactly one of builder and run"),
     ],
 )
-def test_misfits_are_named_with_their_remedy(keys: dict[str, Any], message: str) -> None:
+def test_mismatches_are_named_with_their_remedy(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message) as error:
         assemble("text", spec(**keys))
     assert "\n" not in str(error.value)

@@ -160,7 +160,7 @@ def test_a_merged_adapter_is_a_plain_transformers_folder_with_the_tower_s_featur
 
 @needs_adapters
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in merging()])
-def test_an_adapter_that_cannot_be_merged_lies_beside_its_encoder_and_says_so(
+def test_an_adapter_that_cannot_be_merged_is_stored_next_to_its_encoder_and_reported(
     method: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -225,7 +225,7 @@ def test_an_encoder_that_learned_wholly_loads_with_transformers(kind: str, tmp_p
     )
 
 
-def test_an_encoder_that_came_in_half_precision_is_said_to_be_in_float32(tmp_path: Path) -> None:
+def test_an_encoder_from_half_precision_weights_is_reported_as_float32(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     base = write_encoder(tmp_path / "base")
@@ -359,7 +359,7 @@ def test_what_weights_ask_of_images_is_in_open_clip_s_configuration(tmp_path: Pa
     assert again(written(tower, tmp_path / "out"), "image").input == tower.input
 
 
-def test_a_learned_prompt_is_kept_beside_and_said(tmp_path: Path) -> None:
+def test_a_learned_prompt_is_stored_in_its_own_file_and_reported(tmp_path: Path) -> None:
     tower = build(builder="openclip", config=OPENCLIP_TEXT, prompt={"tokens": 3}, train="prompt")
     how = written(tower, tmp_path / "out")
     assert "open_clip cannot hold the learned prompt" in how.how.note
@@ -369,7 +369,7 @@ def test_a_learned_prompt_is_kept_beside_and_said(tmp_path: Path) -> None:
     assert torch.equal(text_features(again(how)), text_features(plain))
 
 
-def test_a_cut_vocabulary_of_open_clip_is_said(tmp_path: Path) -> None:
+def test_a_cut_vocabulary_of_open_clip_is_reported(tmp_path: Path) -> None:
     how = written(
         build(builder="openclip", config={**OPENCLIP_TEXT, "vocab_size": 700}), tmp_path / "out"
     )
@@ -407,7 +407,7 @@ def test_a_tower_of_torchvision_loads_with_torchvision_and_as_pretrained_file(
     assert not how.how.note and again(how, "image").input == tower.input
 
 
-def test_preprocessing_that_a_file_of_weights_does_not_bring_is_said(tmp_path: Path) -> None:
+def test_preprocessing_that_a_file_of_weights_lacks_is_reported(tmp_path: Path) -> None:
     tower = build("image", builder="torchvision", model="resnet50", image_size=64)
     tower.encoder.input = tower.input._replace(resize_px=70)
     assert (
@@ -432,7 +432,7 @@ def test_a_tower_of_timm_loads_with_timm_and_as_pretrained_file(
     assert again(how, "image").input == tower.input
 
 
-def test_pooler_and_head_lie_beside_with_a_page_that_rebuilds_them(tmp_path: Path) -> None:
+def test_pooler_and_head_are_stored_with_a_page_that_rebuilds_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     section = {
         "pooler": {"name": "attention", "heads": 2},
@@ -480,7 +480,7 @@ def test_a_tower_out_of_another_run_is_exported_as_what_it_was_built_from(tmp_pa
     assert torch.equal(text_features(again(how)), text_features(tower))
 
 
-def test_a_builder_without_a_format_says_so(tmp_path: Path) -> None:
+def test_a_builder_without_a_format_is_reported(tmp_path: Path) -> None:
     class Own(Backbone):
         modality = "image"
 
@@ -491,7 +491,7 @@ def test_a_builder_without_a_format_says_so(tmp_path: Path) -> None:
         Own().export(tmp_path, tmp_path, {})
 
 
-def test_a_text_tower_of_open_clip_around_a_transformers_encoder_keeps_projection_and_tokenizer(
+def test_a_text_tower_of_open_clip_around_a_transformers_encoder_has_projection_and_tokenizer(
     tmp_path: Path,
 ) -> None:
     import open_clip

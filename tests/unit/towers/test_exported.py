@@ -92,7 +92,7 @@ def test_a_page_that_is_damaged_or_foreign_is_one_line(change, line, folder: Pat
     assert PAGE in str(error.value) or ADDED in str(error.value)
 
 
-def test_a_page_that_is_no_yaml_is_damaged(folder: Path):
+def test_a_page_that_is_not_yaml_is_damaged(folder: Path):
     (folder / PAGE).write_text("{")
     with pytest.raises(RecipeError, match="is damaged"):
         load_exported(folder)

@@ -210,7 +210,7 @@ def test_the_digest_follows_weights_and_settings() -> None:
     assert tower("none").digest() == first.digest()
 
 
-def test_a_checkpoint_holds_what_learns_and_nothing_frozen() -> None:
+def test_a_checkpoint_holds_trainable_parameters_and_nothing_frozen() -> None:
     partly = tower(["layers.2.*", "head.*"])
     names = set(partly.trainable_state())
     assert "backbone.encoder.layers.2.bn.running_var" in names

@@ -1,4 +1,4 @@
-"""Outputs of inner layers by address, and what learns from them."""
+"""Outputs of inner layers by address, and their gradients."""
 
 from __future__ import annotations
 

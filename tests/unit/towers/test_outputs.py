@@ -162,14 +162,14 @@ def test_without_a_mask_every_place_is_read() -> None:
     assert built(images(2), ("some",))["some"].shape == (2, 4, 3)
 
 
-def test_a_head_of_places_is_told_what_is_hidden_and_selected_afterwards() -> None:
+def test_a_head_of_positions_receives_what_is_hidden_and_is_selected_afterwards() -> None:
     built = tower({"paint": Head(Whole(), (Source("tokens"),), "hidden")})
     found = built(images(2), ("paint", "tokens"), hidden=HIDDEN)
     torch.testing.assert_close(found["paint"].flatten(0, 1), found["tokens"][HIDDEN] + 1)
 
 
 class Placed(Whole):
-    """A head of places that is told which its rows stand for."""
+    """A head that receives the positions of its rows."""
 
     def forward(
         self,
@@ -177,7 +177,7 @@ class Placed(Whole):
         hidden: Bool[Tensor, "B P"] | None = None,
         at: str = "none",
     ) -> Float[Tensor, "B T D"]:
-        self.told = at
+        self.received = at
         return tokens
 
 
@@ -188,7 +188,7 @@ class Predicted(Placed):
 
 
 class Hiding(Squares):
-    """Squares that leave out or keep what is hidden, as told."""
+    """Squares that leave out or keep what is hidden, as asked."""
 
     def forward(
         self, inputs: Tensor, hidden: Any = None, masks: Any = "none", *, tokens: bool = True
@@ -210,14 +210,14 @@ def test_a_head_receives_the_positions_of_its_rows(masks: Any, expected: str) ->
         "second": Head(after, (Source("first"),)),
     }
     both = Tower("image", Hiding(), heads=heads, masks=masks)
-    # Two of four are hidden: their number alone tells nothing.
+    # Two of four are hidden: their number alone determines nothing.
     both(images(1), ("second",), hidden=torch.tensor([[True, False, True, False]]))
-    assert (head.told, after.told) == (expected, expected)
+    assert (head.received, after.received) == (expected, expected)
     both(images(1), ("second",))
-    assert head.told == "all"
+    assert head.received == "all"
 
 
-def test_rows_that_a_head_gives_at_other_places_are_told_to_the_next() -> None:
+def test_positions_of_a_head_s_rows_are_passed_to_the_next_head() -> None:
     after = Placed()
     heads = {
         "predict": Head(Predicted(), (Source("tokens"),)),
@@ -225,7 +225,7 @@ def test_rows_that_a_head_gives_at_other_places_are_told_to_the_next() -> None:
     }
     both = Tower("image", Hiding(), heads=heads, masks="drop")
     outputs = both(images(1), ("paint",), hidden=torch.tensor([[True, False, True, False]]))
-    assert after.told == "hidden"
+    assert after.received == "hidden"
     assert outputs["paint"].shape == (1, 2, 3)
 
 

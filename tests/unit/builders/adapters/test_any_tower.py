@@ -133,7 +133,7 @@ def test_a_step_moves_the_adapter_and_nothing_else(kind: str, method: str, tmp_p
     assert same(before, after, set(after) - learned), "a frozen weight or statistic moved"
     moved = [name for name in learned if not torch.equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(learned)
-    # Read by whoever evaluates it, alone or in a batch.
+    # Read by anyone who evaluates it, alone or in a batch.
     tower.eval()
     with torch.no_grad():
         together = tower.features(inputs_of(tower))
@@ -249,7 +249,7 @@ def test_ia3_scales_outputs_with_their_bias_and_the_inputs_of_the_second_matrix(
     torch.testing.assert_close(block.mlp.fc2(hidden), plain.mlp.fc2(hidden * inner))
 
 
-def test_dora_keeps_the_direction_free_and_its_norm_without_gradient() -> None:
+def test_dora_trains_the_direction_and_its_norm_has_no_gradient() -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 6, dtype=torch.float64)
     change = Decomposed(weight, None, rank=2, scale=2.0)

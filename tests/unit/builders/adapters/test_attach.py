@@ -129,7 +129,7 @@ def test_the_architecture_inside_a_package_is_known_before_torch() -> None:
     assert found is not None and found["model_type"] == "bert"
 
 
-def test_a_width_that_compacter_cannot_divide_is_said_when_the_recipe_is_read() -> None:
+def test_a_width_that_compacter_cannot_divide_is_reported_when_the_recipe_is_read() -> None:
     text = refused(
         "{builder: adapters, config: {type: bert, hidden_size: 96}, adapter: {name: compacter}}"
     )
@@ -139,7 +139,7 @@ def test_a_width_that_compacter_cannot_divide_is_said_when_the_recipe_is_read() 
     )
 
 
-def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path) -> None:
+def test_the_width_of_a_text_tower_is_found_next_to_an_image_tower(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}, "projection_dim": 64})
     )
@@ -148,7 +148,7 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("tower", "said"),
+    ("tower", "message"),
     [
         (
             "{builder: adapters, model: x}",
@@ -225,8 +225,8 @@ def test_the_width_of_a_text_tower_is_found_beside_an_image_tower(tmp_path: Path
         ),
     ],
 )
-def test_a_setting_that_cannot_work_is_said_with_its_place(tower: str, said: str) -> None:
-    assert said in refused(tower)
+def test_a_setting_that_cannot_work_is_reported_with_its_position(tower: str, message: str) -> None:
+    assert message in refused(tower)
 
 
 def test_without_the_library_the_builder_is_refused_in_one_line(
@@ -250,7 +250,7 @@ def test_without_the_library_the_builder_is_refused_in_one_line(
 @pytest.mark.skipif(
     IS_INSTALLED, reason="is for environments without the extra 'adapters', see `make test-latest`"
 )
-def test_a_real_environment_without_the_library_says_so() -> None:
+def test_a_real_environment_without_the_library_is_reported() -> None:
     command = [sys.executable, "-m", "vlkd_cli", "list-adapters"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

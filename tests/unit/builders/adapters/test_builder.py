@@ -1,4 +1,4 @@
-"""The adapters builder on a tiny BERT: what learns, what is saved, and that an embedding is its
+"""The adapters builder on a tiny BERT: what is trained, what is saved, and that an embedding is its
 sentence's alone."""
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def test_prompt_tuning_starts_from_the_words_it_is_given(bert: Path) -> None:
     )
 
 
-def test_mtl_lora_shares_its_matrices_and_tells_tasks_apart(bert: Path) -> None:
+def test_mtl_lora_shares_its_matrices_and_distinguishes_tasks(bert: Path) -> None:
     section = {"name": "mtl_lora", "tasks": ["caption", "question"], "task": "question"}
     tower = adapted(bert, "mtl_lora", adapter=section)
     # One more task costs 8 + 1 numbers for each of the four matrices, not a second LoRA.
@@ -293,7 +293,7 @@ def test_tasks_that_no_row_has_still_get_a_gradient(bert: Path) -> None:
 
 
 def test_the_word_embeddings_are_not_in_a_checkpoint_under_another_name(bert: Path) -> None:
-    # The library keeps them a second time below its own module for prompts.
+    # The library stores them a second time below its own module for prompts.
     state = adapted(bert, "bottleneck").trainable_state()
     assert not [name for name in state if "embeddings" in name]
 
@@ -308,7 +308,7 @@ def test_the_head_alone_does_not_free_the_encoder(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "compacter", "prefix_tuning"])
-def test_a_tower_taken_from_a_run_is_restored_and_keeps_its_encoder_fixed(
+def test_a_tower_taken_from_a_run_is_restored_with_a_frozen_encoder(
     bert: Path, method: str, tmp_path: Path
 ) -> None:
     name, keys = METHODS[method]
@@ -376,7 +376,7 @@ def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"name": "reft", "layers": []}, "adapter: adds nothing to this encoder"),
         (
@@ -402,7 +402,7 @@ def test_reft_edits_sentences_with_fewer_tokens_than_it_edits(
     ],
 )
 def test_keys_that_leave_nothing_to_learn_are_refused(
-    bert: Path, section: dict[str, Any], said: str
+    bert: Path, section: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         adapted(bert, "lora", adapter=section)

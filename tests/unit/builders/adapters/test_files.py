@@ -108,7 +108,7 @@ def test_modernbert_and_unknown_pairs_are_refused_by_the_builder_too(tmp_path: P
         adapted(write_encoder(tmp_path, "mpnet"), "unipelt")
 
 
-def test_a_target_that_names_no_layer_is_told_the_names_there_are(tmp_path: Path) -> None:
+def test_a_target_that_matches_no_layer_is_reported_with_the_existing_names(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError,
         match=(

@@ -41,7 +41,7 @@ def test_encoders_of_every_kind_are_built_from_scratch_and_learn(kind: str) -> N
     backbone = HuggingFace(config=sizes).build("text").eval()
     assert backbone.width == 32
     features = backbone(backbone.input(CAPTIONS)).feature
-    # A caption is encoded alike alone and beside a longer one.
+    # A caption is encoded alike alone and with a longer one.
     torch.testing.assert_close(
         features[:1], backbone(backbone.input(CAPTIONS[:1])).feature, rtol=1e-4, atol=1e-5
     )
@@ -100,7 +100,7 @@ def test_a_folder_gives_the_librarys_features(folder: Path) -> None:
     torch.testing.assert_close(own(inputs).feature, reference(**inputs).pooler_output)
 
 
-def test_pretrained_false_keeps_the_architecture_only(folder: Path) -> None:
+def test_pretrained_false_uses_the_architecture_only(folder: Path) -> None:
     torch.manual_seed(1)
     drawn = HuggingFace(model=str(folder), pretrained=False).build("text")
     loaded = HuggingFace(model=str(folder)).build("text")
@@ -199,7 +199,7 @@ def test_mistakes_are_named_with_their_remedy(keys: dict[str, Any], message: str
         HuggingFace(**keys).build("text")
 
 
-def test_a_damaged_folder_says_which_file_is_missing(folder: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_folder_names_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no readable config\.json"):
         HuggingFace(model=str(tmp_path)).build("text")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())

@@ -1,5 +1,5 @@
 """A text's feature is its own: whatever the family of the encoder, the side that its tokenizer pads
-on, and the texts beside it."""
+on, and the other texts of its batch."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def build(kind: str, words: Path, **config: Any) -> HuggingFaceText:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_feature_does_not_depend_on_the_texts_beside_it(kind: str, words: Path) -> None:
+def test_a_feature_does_not_depend_on_other_texts_of_the_batch(kind: str, words: Path) -> None:
     backbone = build(kind, words)
     alone = backbone(backbone.input([SHORT])).feature
     beside = backbone(backbone.input([LONG, SHORT, LONG])).feature

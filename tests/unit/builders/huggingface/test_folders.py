@@ -72,8 +72,8 @@ def test_a_damaged_file_is_named_in_one_line(
     builder: str, file: str, content: bytes, reason: str, bert: Path
 ) -> None:
     (bert / file).write_bytes(content)
-    said = refused(builder, bert)
-    assert reason in said and "bert" in said
+    message = refused(builder, bert)
+    assert reason in message and "bert" in message
 
 
 @both
@@ -139,9 +139,9 @@ def test_a_text_without_tokens_has_a_feature(tmp_path: Path) -> None:
 def test_a_limit_that_no_text_fits_or_no_position_has_is_refused(
     builder: str, limit: int, bert: Path
 ) -> None:
-    said = refused(builder, bert, max_length=limit)
-    assert f"max_length: {limit}" in said
-    assert ("at least 3" if limit < 3 else "the 48 positions of the model") in said
+    message = refused(builder, bert, max_length=limit)
+    assert f"max_length: {limit}" in message
+    assert ("at least 3" if limit < 3 else "the 48 positions of the model") in message
 
 
 @both

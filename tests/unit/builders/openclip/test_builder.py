@@ -152,7 +152,7 @@ def test_sizes_from_scratch_need_no_more_than_three_numbers() -> None:
     assert int(ids.max()) == 999 and text(text.input(["a dog"])).feature.shape == (1, 32)
 
 
-def test_sizes_beside_a_name_change_that_model() -> None:
+def test_sizes_next_to_a_name_change_that_model() -> None:
     image = OpenCLIP(model="ViT-B-32", config={"layers": 1, "image_size": 64}).build("image")
     assert image.width == 512 and image.input.size_px == (64, 64)
     assert len(image.encoder.transformer.resblocks) == 1

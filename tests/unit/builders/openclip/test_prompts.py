@@ -127,7 +127,7 @@ def test_the_tokenizer_survives_pickling() -> None:
     assert torch.equal(again(CAPTIONS)["input_ids"], tower.input(CAPTIONS)["input_ids"])
 
 
-def test_a_prompt_tells_itself_apart_in_the_digest() -> None:
+def test_a_prompt_changes_the_digest() -> None:
     assert (
         len({tower_of(prompt=prompt).digest() for prompt in (None, {"tokens": 3}, {"tokens": 4})})
         == 3

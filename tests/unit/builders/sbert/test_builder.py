@@ -221,8 +221,8 @@ def test_words_that_are_not_utf8_are_left_out_and_counted(
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcat 1 2\nd\xffog 3 4\nred 5 6\n\xfe 7 8\n")
     words, vectors = read_word_vectors(tmp_path / "a.txt")
     assert words == ["cat", "red"] and vectors.tolist() == [[1, 2], [5, 6]]
-    said = capsys.readouterr().err
-    assert "2 words that are not UTF-8 are left out, the first in line 2" in said
+    message = capsys.readouterr().err
+    assert "2 words that are not UTF-8 are left out, the first in line 2" in message
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ FAMILIES = [
 
 
 def feature_of(name: str) -> tuple[int, tuple[int, ...]]:
-    """The width that is told and the shape that a run on the meta device gives."""
+    """The reported width and the shape that a run on the meta device gives."""
     size = image_input(name).size_px
     anatomy, network = open_without_memory(
         name, {"image_size": size[0]} if fixes_its_size(name) else {}
@@ -47,7 +47,7 @@ def feature_of(name: str) -> tuple[int, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_feature_has_the_width_that_is_told(name: str) -> None:
+def test_the_feature_has_the_reported_width(name: str) -> None:
     width, shape = feature_of(name)
     assert shape == (2, width)
 
@@ -104,13 +104,13 @@ def test_the_input_is_that_of_the_published_weights() -> None:
     assert image_input("efficientnet_b7").size_px == (600, 600)
 
 
-def test_another_image_size_keeps_the_share_that_is_cropped() -> None:
+def test_another_image_size_has_the_same_crop_fraction() -> None:
     expected = TorchVision(model="resnet18", image_size=112).build("image").input
     assert expected is not None
     assert (expected.size_px, expected.resize_px) == ((112, 112), 128)
 
 
-def test_transformers_are_told_another_image_size() -> None:
+def test_transformers_are_built_for_another_image_size() -> None:
     backbone = TorchVision(model="vit_b_32", image_size=64).build("image")
     assert backbone(torch.zeros(1, 3, 64, 64)).feature.shape == (1, 768)
     assert backbone(torch.zeros(1, 3, 64, 64)).tokens.values.shape == (1, 5, 768)

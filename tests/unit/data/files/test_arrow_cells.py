@@ -14,7 +14,7 @@ from vlkd_cli.data.files.arrow_cells import (
 )
 
 
-def test_types_are_told_apart_however_they_are_stored() -> None:
+def test_types_are_distinguished_however_they_are_stored() -> None:
     text, codes = pa.large_string(), pa.dictionary(pa.int32(), pa.string())
     assert holds_texts(text) and holds_texts(codes) and not holds_texts(pa.binary())
     assert holds_bytes(pa.binary(4)) and holds_bytes(pa.large_binary()) and not holds_bytes(text)
@@ -22,7 +22,7 @@ def test_types_are_told_apart_however_they_are_stored() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.string()), pa.list_(pa.list_(pa.int8()))])
-def test_what_is_nested_too_deeply_is_no_text_image_or_value(kind: pa.DataType) -> None:
+def test_a_value_nested_too_deeply_is_refused(kind: pa.DataType) -> None:
     assert text_problem(kind) and value_problem(kind) and image_problem(kind)
     assert not text_problem(pa.list_(pa.string())) and not value_problem(pa.float16())
 

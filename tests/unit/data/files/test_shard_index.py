@@ -143,7 +143,7 @@ def test_an_empty_file_is_a_lost_shard(tmp_path: Path) -> None:
     Path(paths[0]).write_bytes(b"")
     (lost,) = ShardSamples(paths, PARTS).lost
     assert (lost.name, lost.num_samples) == (f"{paths[0]}:0", 4)
-    # An archive that ends properly and holds nothing is no damage.
+    # An archive that ends properly and holds nothing is not damaged.
     write_tar(Path(paths[0]), {})
     assert not ShardSamples(paths, PARTS).lost
 

@@ -81,7 +81,7 @@ def test_only_strings_are_texts(value: object, message: str) -> None:
         text_of(value)
 
 
-def test_bytes_of_another_encoding_are_told_with_their_place(tmp_path: Path) -> None:
+def test_bytes_of_another_encoding_are_reported_with_their_position(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"byte 3 \(0xe9\) is not utf-8 text"):
         decode_text(b"caf\xe9")
     with pytest.raises(ValueError, match="encoding 'utf-9' is unknown"):

@@ -390,7 +390,7 @@ def test_an_augmentation_depends_on_the_samples_seed_only(augment: StandardAugme
     assert first.dtype == torch.uint8 and first.shape == (1, 3, 32, 32)
 
 
-def test_color_changes_are_drawn_within_their_strength() -> None:
+def test_color_changes_are_sampled_within_their_strength() -> None:
     gray = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     brightened = [
         int(StandardAugment(brightness=0.4).finish(gray, random.Random(seed))[0, 0, 0])
@@ -433,7 +433,7 @@ def pictures_of(view: ImageView, seed: int = 1, salt: int = 0) -> Tensor:
     return room[0]
 
 
-def test_a_view_with_copies_has_that_many_pictures_each_changed_anew() -> None:
+def test_a_view_with_copies_has_that_many_independently_augmented_pictures() -> None:
     strong = StandardAugment(scale=(0.1, 0.6), flip=0.5)
     one = ImageView(ImageInput(size_px=(24, 24)), strong)
     three = ImageView(ImageInput(size_px=(24, 24)), strong, copies=3)

@@ -69,6 +69,6 @@ def test_pictures_of_formats_that_are_not_read_are_counted_once(
     touch(tmp_path, "0.jpg", "1.heic", "2.HEIC", "3.svg", "notes.txt")
     for _ in range(2):
         assert find_images(tmp_path) == ["0.jpg"]
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "3 of 4 pictures are left out" in told and "(.heic: 2, .svg: 1)" in told
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1
+    assert "3 of 4 pictures are left out" in reported and "(.heic: 2, .svg: 1)" in reported

@@ -84,12 +84,14 @@ def test_a_broken_row_is_replaced_by_one_of_its_class() -> None:
             assert other == own.replacement(row, 3, attempt)
 
 
-def test_what_is_left_out_and_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_left_out_and_missing_classes_are_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console.warn_once.cache_clear()
     own = order(np.array([-1, 0, 0, 1, 2, 2, 3, -1]), per_class=2, step_rows=4)
     assert set(own.rows(0, 0, 4).tolist()) == {1, 2, 4, 5} and len(own) == 4
-    told = capsys.readouterr().err
-    assert "2 classes with one sample and 2 samples without a label are left out" in told
+    reported = capsys.readouterr().err
+    assert "2 classes with one sample and 2 samples without a label are left out" in reported
     with pytest.raises(DataError, match="needs 4 classes a step, the data has 2 .*: lower"):
         order(np.array([0, 0, 1, 1]), per_class=2, step_rows=8)
 

@@ -11,7 +11,7 @@ from vlkd_cli.data.readers.shapes import Shapes
 
 
 class Words(Shapes):
-    """Sample n says n // 2, the last one nothing that can be read."""
+    """The text of sample n is n // 2; that of the last one cannot be read."""
 
     def captions(self, index: int) -> list[str]:
         if index == 7:

@@ -191,7 +191,7 @@ def test_when_nothing_can_be_read_the_line_names_a_file(tmp_path: Path) -> None:
     loader.close()
 
 
-def test_a_bug_in_a_view_keeps_its_traceback() -> None:
+def test_a_bug_in_a_view_raises_with_its_traceback() -> None:
     def bug(texts: Sequence[str]) -> TextInput:
         raise ZeroDivisionError("a bug")
 
@@ -201,7 +201,7 @@ def test_a_bug_in_a_view_keeps_its_traceback() -> None:
         )
 
 
-def test_too_little_data_for_a_step_says_what_to_lower() -> None:
+def test_the_error_for_too_little_data_names_what_to_lower() -> None:
     with pytest.raises(
         DataError,
         match=r"an epoch has 10 samples, fewer than the 16 of one step \(2 x batch size 8\). Lower",
@@ -243,7 +243,7 @@ def test_towers_of_one_view_share_their_region_and_other_views_do_not() -> None:
     assert not torch.equal(batch.inputs["a"], batch.inputs["a@second"])  # type: ignore[arg-type]
 
 
-def test_stored_features_are_the_rows_of_the_drawn_images_and_captions(tmp_path: Path) -> None:
+def test_stored_features_are_the_rows_of_the_sampled_images_and_captions(tmp_path: Path) -> None:
     reader = open_reader(csv_data(tmp_path))
     np.save(tmp_path / "images.npy", np.arange(len(reader), dtype=np.float32)[:, None] * [1, 10])  # type: ignore[arg-type]
     np.save(tmp_path / "captions.npy", np.arange(reader.num_captions, dtype=np.float32)[:, None])  # type: ignore[union-attr]
@@ -297,7 +297,7 @@ def test_masks_are_those_of_sample_view_and_picture_whatever_the_towers_and_work
     assert not hidden[:, 0].equal(hidden[:, 1]) and not hidden[0].equal(hidden[1])
 
 
-def test_named_texts_are_drawn_with_the_captions_choice_and_empty_ones_are_replaced(
+def test_named_texts_are_sampled_with_the_captions_choice_and_empty_ones_are_replaced(
     tmp_path: Path,
 ) -> None:
     table = tmp_path / "pairs.csv"
@@ -402,8 +402,8 @@ def test_batches_that_shared_memory_cannot_hold_are_copied(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(worker_pool, "_shared_memory_room", lambda: room)
     assert all(equal(one, other) for one, other in zip(alone, batches(2), strict=True))
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "/dev/shm has only 0 MiB of room" in told
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1 and "/dev/shm has only 0 MiB of room" in reported
     monkeypatch.setattr(worker_pool, "_shared_memory_room", lambda: 1 << 30)
     assert all(equal(one, other) for one, other in zip(alone, batches(2), strict=True))
     assert capsys.readouterr().err == ""

@@ -74,6 +74,6 @@ def test_the_generator_decides(points):
 
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (1.2, 0.8)])
-def test_a_scale_that_is_no_range_is_refused(scale):
+def test_a_scale_that_is_not_a_range_is_refused(scale):
     with pytest.raises(ValueError, match="the smaller first"):
         PointsAugment(scale=scale)

@@ -61,6 +61,6 @@ def test_points_of_a_caller_are_centered_and_scaled():
         (np.full((5, 3), np.nan), "not finite"),
     ],
 )
-def test_points_that_are_no_cloud_are_broken(points, message):
+def test_points_that_do_not_form_a_cloud_are_broken(points, message):
     with pytest.raises(Broken, match=message):
         cloud_of_points(points)

@@ -35,7 +35,7 @@ def test_several_labels_come_from_rows_of_ones(tmp_path: Path) -> None:
     reader = ClipBenchmark(path=str(tmp_path))
     assert [tuple(reader.labels(index)) for index in range(2)] == [(0, 2), ()]
     assert reader.multi_label
-    # A row without labels is not said to be of the last class.
+    # A row without labels is not counted as one of the last class.
     assert [list(reader.captions(index)) for index in range(2)] == [["one a"], ["one thing"]]
 
 
@@ -55,7 +55,7 @@ def test_captions_for_retrieval_are_one_per_line(tmp_path: Path) -> None:
     assert [reader.caption_start(index) for index in range(3)] == [0, 2, 3]
 
 
-def test_missing_shards_and_wrong_classes_are_told(tmp_path: Path) -> None:
+def test_missing_shards_and_wrong_classes_are_reported(tmp_path: Path) -> None:
     clip_benchmark_data(tmp_path)
     with pytest.raises(DataError, match="no folder 'val'"):
         ClipBenchmark(path=str(tmp_path), split="val")

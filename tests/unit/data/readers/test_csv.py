@@ -163,7 +163,7 @@ def test_a_cached_index_is_mapped_not_copied_and_follows_the_file(
     assert CSV(path=str(path)).num_captions == 9
 
 
-def test_an_unwritable_cache_says_which_variable_to_set(
+def test_the_error_for_an_unwritable_cache_names_the_variable_to_set(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "file").write_text("")
@@ -263,7 +263,7 @@ def test_malformed_rows_are_broken_samples_with_their_row(photos: Path) -> None:
         ),
     ],
 )
-def test_a_table_that_cannot_be_read_says_why_and_what_to_do(
+def test_the_error_for_an_unreadable_table_gives_reason_and_remedy(
     photos: Path, text: str, keys: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:
@@ -340,7 +340,7 @@ def test_home_is_expanded_for_the_table_and_for_the_images(
     assert CSV(path="~/tables/data.csv", image_root="~").image(0) == str(photos / "photo00.jpg")
 
 
-def test_a_damaged_compressed_table_is_told_in_a_line(
+def test_a_damaged_compressed_table_is_reported_in_one_line(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gzip

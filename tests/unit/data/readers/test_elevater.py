@@ -1,5 +1,5 @@
 """ELEVATER's layouts: every form is read in its row and column order, and what is wrong with a copy
-is said in one line."""
+is reported in one line."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from vlkd_cli.preprocessing import ImageInput
 
 
 @pytest.fixture(scope="module")
-def drawn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rendered_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_elevater_root(tmp_path_factory.mktemp("elevater"), train=3, test=2)
 
 
 @pytest.fixture
-def root(drawn_root: Path, tmp_path: Path) -> Path:
+def root(rendered_root: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    return Path(shutil.copytree(drawn_root, tmp_path / "root"))
+    return Path(shutil.copytree(rendered_root, tmp_path / "root"))
 
 
 def _mean_color(image: bytes | str) -> np.ndarray:
@@ -63,8 +63,8 @@ def test_a_set_is_found_by_each_of_its_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["toy-colors", "toy-tags", "toy-memes", "toy-places"])
-def test_every_form_reads_the_picture_that_its_row_names(drawn_root: Path, name: str) -> None:
-    reader = Elevater(root=str(drawn_root), dataset=name, split="test")
+def test_every_form_reads_the_picture_that_its_row_names(rendered_root: Path, name: str) -> None:
+    reader = Elevater(root=str(rendered_root), dataset=name, split="test")
     assert len(reader) == reader.facts.splits["test"].num_images
     for index in range(len(reader)):
         assert reader.classes is not None
@@ -72,8 +72,8 @@ def test_every_form_reads_the_picture_that_its_row_names(drawn_root: Path, name:
         assert _mean_color(reader.image(index)) == pytest.approx(_mean_color(picture), abs=8)
 
 
-def test_names_with_spaces_labels_and_captions(drawn_root: Path) -> None:
-    reader = Elevater(root=str(drawn_root), dataset="toy-colors", split="train")
+def test_names_with_spaces_labels_and_captions(rendered_root: Path) -> None:
+    reader = Elevater(root=str(rendered_root), dataset="toy-colors", split="train")
     assert reader.name(1).endswith("train.zip@class 1/image 0001 (copy).jpg")
     assert [reader.label(row) for row in range(4)] == [0, 1, 2, 0]
     assert reader.labels_of(np.array([2, 0])).tolist() == [2, 0]
@@ -82,8 +82,8 @@ def test_names_with_spaces_labels_and_captions(drawn_root: Path) -> None:
     assert reader.num_captions == len(reader) * len(reader.templates)
 
 
-def test_multi_label_rows_keep_all_their_labels(drawn_root: Path) -> None:
-    reader = Elevater(root=str(drawn_root), dataset="toy-tags", split="train")
+def test_multi_label_rows_keep_all_their_labels(rendered_root: Path) -> None:
+    reader = Elevater(root=str(rendered_root), dataset="toy-tags", split="train")
     targets = reader.targets()
     assert targets.shape == (12, 4)
     for row in range(12):
@@ -116,8 +116,8 @@ def test_an_image_that_is_cut_off_is_evaluated_as_far_as_it_goes(root: Path) -> 
     assert batch.inputs["image"].shape == (1, 3, 24, 24)
 
 
-def test_a_pickled_reader_reads_on(drawn_root: Path) -> None:
-    reader = Elevater(root=str(drawn_root), dataset="toy-memes", split="test")
+def test_a_pickled_reader_reads_on(rendered_root: Path) -> None:
+    reader = Elevater(root=str(rendered_root), dataset="toy-memes", split="test")
     first = reader.image(0)
     again = pickle.loads(pickle.dumps(reader))
     assert again.image(0) == first
@@ -206,7 +206,7 @@ def test_missing_data_is_named_with_its_place(root: Path, tmp_path: Path) -> Non
         ("toy-colors", {"type": "object_detection"}, "unknown ELEVATER data set 'toy-colors'"),
     ],
 )
-def test_a_registry_that_says_otherwise_than_the_files_is_refused(
+def test_a_registry_that_contradicts_the_files_is_refused(
     root: Path, name: str, change: dict[str, object], message: str
 ) -> None:
     registry = root / "vision_datasets.json"
@@ -289,9 +289,9 @@ def test_another_class_order_than_the_official_one_is_refused(tmp_path: Path) ->
     assert not Elevater(root=str(tmp_path), dataset="cifar-10", split="test").class_names_confirmed
 
 
-def test_on_disk_lists_what_is_there(drawn_root: Path) -> None:
-    assert list(on_disk(drawn_root)) == ["toy-colors", "toy-tags", "toy-memes", "toy-places"]
-    assert locate(drawn_root, "toy-memes").layout == "index"
+def test_on_disk_lists_what_is_there(rendered_root: Path) -> None:
+    assert list(on_disk(rendered_root)) == ["toy-colors", "toy-tags", "toy-memes", "toy-places"]
+    assert locate(rendered_root, "toy-memes").layout == "index"
 
 
 @pytest.mark.shared

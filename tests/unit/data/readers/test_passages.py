@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def relations_of(folder: Path, *, page_of: Path | None = None) -> str:
-    """A file of relations, and the page that says which collection it was made from."""
+    """A file of relations, and the page that names the collection it was made from."""
     folder.mkdir(exist_ok=True)
     path = folder / "relations.tsv"
     path.write_text(HEADER + "".join(relation.line() for relation in TRIPLETS))
@@ -93,7 +93,7 @@ def test_relations_of_another_corpus_are_refused(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("q0\tp0\tp1\t1\n", "its first line is not 'query_id ... miner'"),
         (HEADER, "holds no relations"),
@@ -103,10 +103,10 @@ def test_relations_of_another_corpus_are_refused(root: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_damaged_file_of_relations_is_one_line(
-    content: str, said: str, root: Path, tmp_path: Path
+    content: str, message: str, root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "relations.tsv").write_text(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         Passages(path=str(root), relations=str(tmp_path / "relations.tsv"))
 
 

@@ -93,7 +93,7 @@ def test_the_full_captions_of_the_validation_pictures_are_all_different() -> Non
         assert len({reader.captions(index)[place] for index in range(500)}) == 500
 
 
-def test_captions_tell_what_is_drawn_and_the_label_is_color_and_shape() -> None:
+def test_captions_describe_the_picture_and_the_label_is_color_and_shape() -> None:
     reader = Shapes(num_samples=50)
     assert reader.classes is not None
     for index in range(50):
@@ -104,7 +104,7 @@ def test_captions_tell_what_is_drawn_and_the_label_is_color_and_shape() -> None:
         assert all(color in caption and shape in caption for caption in captions)
 
 
-def test_the_picture_has_the_colors_at_the_place_that_the_caption_tells() -> None:
+def test_the_picture_has_the_colors_at_the_position_in_the_caption() -> None:
     reader = Shapes(num_samples=60, size_px=64)
     for index in range(60):
         scene, pixels = reader.scene(index), np.asarray(reader.image(index)).astype(int)

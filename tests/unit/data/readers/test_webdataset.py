@@ -142,7 +142,7 @@ def test_shards_that_cannot_be_read_say_why(
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 6, 8])
-def test_the_shares_of_a_stream_are_disjoint_and_complete(tmp_path: Path, num_shares: int) -> None:
+def test_the_parts_of_a_stream_are_disjoint_and_complete(tmp_path: Path, num_shares: int) -> None:
     reader = open_reader(
         {
             "reader": "webdataset",
@@ -159,7 +159,7 @@ def test_the_shares_of_a_stream_are_disjoint_and_complete(tmp_path: Path, num_sh
         assert sorted(number for own in shares for number in own) == list(range(24))
 
 
-def test_a_stream_is_shuffled_anew_in_each_epoch_and_fixed_by_its_seed(tmp_path: Path) -> None:
+def test_a_stream_is_shuffled_again_in_each_epoch_and_fixed_by_its_seed(tmp_path: Path) -> None:
     reader = open_reader(
         {
             "reader": "webdataset",

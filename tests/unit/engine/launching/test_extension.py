@@ -68,7 +68,7 @@ def test_what_came_after_the_cooldown_began_is_put_aside(tmp_path: Path) -> None
     assert Checkpoint.load(run / "checkpoints" / "best.pt").step == state.best_step
 
 
-def test_an_extension_that_was_stopped_goes_on_and_is_extended_from_where_it_is(
+def test_a_stopped_extension_resumes_and_is_extended_from_its_step(
     tmp_path: Path,
 ) -> None:
     whole = final_state(train(tmp_path, recipe(4, WSD), "whole"))
@@ -115,7 +115,7 @@ def test_numbers_that_go_over_the_whole_run_are_not_stretched(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "message"),
     [
         ({"steps": 5}, {"steps": 5, "epochs": 9}, "train.epochs: 9 has no effect: train.steps: 5"),
         (
@@ -126,7 +126,7 @@ def test_numbers_that_go_over_the_whole_run_are_not_stretched(tmp_path: Path) ->
     ],
 )
 def test_raising_what_does_not_end_the_run_is_refused(
-    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], said: str
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], message: str
 ) -> None:
     constant = {"name": "constant"}
     line = refusal(
@@ -134,7 +134,7 @@ def test_raising_what_does_not_end_the_run_is_refused(
         recipe(1, constant, **before),
         recipe(now.pop("epochs", 1), constant, **now),
     )
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
 def test_a_run_is_not_shortened(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def program(place: Path, *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-def said(process: subprocess.Popen[bytes]) -> str:
+def output_of(process: subprocess.Popen[bytes]) -> str:
     output, _ = process.communicate(timeout=800)
     assert process.returncode == 0, output
     return output.decode()
@@ -73,12 +73,12 @@ def test_a_table_killed_after_five_of_twelve_cells_computes_seven(tmp_path: Path
     assert len(list(tmp_path.glob(results))) == 5 and not (tmp_path / "cut.csv").exists()
     assert len(list(tmp_path.glob("runs/*/results/**/*.lock"))) == 1
 
-    output = said(program(tmp_path, "-m", "vlkd_cli", *cut))
+    output = output_of(program(tmp_path, "-m", "vlkd_cli", *cut))
     assert "12 cells: 5 done before, 7 to compute (3 models, 4 data sets)" in output
     assert not list(tmp_path.glob("runs/*/results/**/*.lock"))
     for file in tmp_path.glob("runs/*/results/step_*/*"):
         file.unlink()
-    said(program(tmp_path, "-m", "vlkd_cli", *shlex.split(words), "--table", "whole.csv"))
+    output_of(program(tmp_path, "-m", "vlkd_cli", *shlex.split(words), "--table", "whole.csv"))
     with (tmp_path / "whole.csv").open() as whole, (tmp_path / "cut.csv").open() as resumed:
         assert list(csv.reader(resumed)) == list(csv.reader(whole))
 
@@ -169,7 +169,7 @@ def test_a_sweep_of_nine_killed_in_the_fourth_cell_is_resumed(
         assert time.monotonic() < end, before
         time.sleep(0.1)
 
-    output = said(program(tmp_path, "-m", "vlkd_cli", *shlex.split(SWEEP)))
+    output = output_of(program(tmp_path, "-m", "vlkd_cli", *shlex.split(SWEEP)))
     assert "9 cells: 3 finished before, 6 to run" in output and "9 cells: 9 finished" in output
     cells = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
     folders = [tmp_path / "sweep" / cell["folder"] for cell in cells]

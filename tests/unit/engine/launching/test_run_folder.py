@@ -37,7 +37,7 @@ def test_the_latest_run_is_of_the_recipe_asked_for(tmp_path: Path) -> None:
     assert latest_run(tmp_path).path.name == "clip-large-20260103-000000"
 
 
-def test_no_run_says_so(tmp_path: Path) -> None:
+def test_a_missing_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run of recipe 'clip' under"):
         latest_run(tmp_path, "clip")
 
@@ -48,7 +48,7 @@ def test_a_misspelled_run_is_corrected(tmp_path: Path) -> None:
         existing_run(Path("clip-20260101-000001"), tmp_path)
 
 
-def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         CheckpointError, match=r"cannot write the run folder .*Choose another with --run"

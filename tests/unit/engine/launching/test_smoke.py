@@ -98,7 +98,7 @@ def test_a_recipe_that_fails_when_it_is_built_fails_in_one_line(tmp_path):
     assert "\n" not in outcome.text
 
 
-def test_needs_that_shapes_do_not_meet_are_named_and_are_no_failure(tmp_path):
+def test_needs_that_shapes_do_not_meet_are_named_without_failing(tmp_path):
     data = {**TABLE, "texts": {"query": "question"}}
     distillers = [{"name": "infonce", "student": "image", "teacher": "text@query"}]
     outcome = smoke_test(recipe_of_users(tmp_path, data=data, distillers=distillers))
@@ -135,7 +135,7 @@ def test_the_command_prints_a_line_for_each_recipe_and_fails_where_one_does(tmp_
     assert result.stderr.startswith(f"{wrong}:")
 
 
-def test_data_that_a_distiller_finds_too_few_are_named_and_are_no_failure(tmp_path):
+def test_too_few_samples_for_a_distiller_are_named_without_failing(tmp_path):
     distillers = [{"name": "protoclip", "num_prototypes": 500}]
     outcome = smoke_test(recipe_of_users(tmp_path, distillers=distillers))
     assert not outcome.failed

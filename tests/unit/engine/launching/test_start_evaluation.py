@@ -49,7 +49,7 @@ def test_suites_of_text_towers_take_their_keys_from_with() -> None:
         ),
     ],
 )
-def test_mistakes_are_told_in_the_words_that_were_typed(
+def test_mistakes_are_reported_in_the_words_that_were_typed(
     suite: str, settings: list[str], start: str
 ) -> None:
     recipe = Recipe(towers={"text": TowerSpec(builder="sbert", model="vectors.txt")})
@@ -89,7 +89,7 @@ def test_problems_of_all_suites_are_reported_once_in_the_words_that_were_typed()
 
 
 @pytest.mark.parametrize(
-    ("suites", "settings", "said"),
+    ("suites", "settings", "message"),
     [
         (["knn"], ["data"], "--with data: write key=value, e.g. --with data.split=test."),
         (["knn"], ["date=x"], "--with date=x: knn takes no 'date'. Did you mean 'data'?"),
@@ -102,10 +102,10 @@ def test_problems_of_all_suites_are_reported_once_in_the_words_that_were_typed()
     ],
 )
 def test_mistakes_in_settings_end_in_one_line(
-    suites: list[str], settings: list[str], said: str
+    suites: list[str], settings: list[str], message: str
 ) -> None:
     (line,) = lines_of(suites, settings)
-    assert line.startswith(said)
+    assert line.startswith(message)
 
 
 def test_whole_towers_can_be_described_by_one_override(tmp_path: Path) -> None:

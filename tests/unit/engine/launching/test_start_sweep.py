@@ -48,7 +48,7 @@ def vlkd(words: str) -> int:
 
 
 class InProcess:
-    """Stands for `subprocess.Popen`: trains right here."""
+    """Replaces `subprocess.Popen`: trains right here."""
 
     started: list[list[str]] = []
     killed_at: int | None = None
@@ -80,7 +80,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_its_figures_are_statistics_by_hand(
+def test_a_killed_sweep_resumes_and_its_figures_are_statistics_by_hand(
     place: Path, here: type[InProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
     here.killed_at = 5
@@ -89,8 +89,8 @@ def test_a_killed_sweep_goes_on_and_its_figures_are_statistics_by_hand(
     here.killed_at, before = None, len(here.started)
     capsys.readouterr()
     assert vlkd(WORDS) == 0
-    said = capsys.readouterr().out
-    assert "9 cells: 4 finished before, 5 to run" in said and "9 cells: 9 finished" in said
+    message = capsys.readouterr().out
+    assert "9 cells: 4 finished before, 5 to run" in message and "9 cells: 9 finished" in message
     assert len(here.started) - before == 5
     folder = place / "runs" / "tiny-sweep"
     names = [path.name for path in runs_in(folder)]
@@ -172,10 +172,10 @@ def test_a_failed_cell_is_named_and_the_others_run(
 ) -> None:
     words = "sweep tiny.yaml --set train.steps=1 --folder s --grid data.num_samples=[2,32]"
     assert vlkd(words) == 1
-    said = capsys.readouterr().out
-    assert "[0] 000-num_samples=2-seed=0: failed: " in said
-    assert "2 cells: 1 failed, 1 finished" in said
-    assert "the same command tries them again" in said
+    message = capsys.readouterr().out
+    assert "[0] 000-num_samples=2-seed=0: failed: " in message
+    assert "2 cells: 1 failed, 1 finished" in message
+    assert "the same command tries them again" in message
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(
@@ -220,13 +220,13 @@ def test_a_dry_run_steps_once_for_each_shape(
 ) -> None:
     words = "sweep tiny.yaml --grid distillers[0].name=[infonce,siglip] --dry-run --seeds 0,1"
     assert vlkd(f"{words} --grid optimizer.lr=[1e-3,2e-3]") == 0
-    said = capsys.readouterr().out
-    assert "[1/2] 000-name=infonce" in said and "[2/2] 004-name=siglip" in said
+    message = capsys.readouterr().out
+    assert "[1/2] 000-name=infonce" in message and "[2/2] 004-name=siglip" in message
     assert not (place / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--index 4 --grid optimizer.lr=[1]", "--index 4: the sweep has cells 0 to 0."),
         ("--index 0 --list", "--index and --list exclude each other"),
@@ -239,7 +239,7 @@ def test_a_dry_run_steps_once_for_each_shape(
     ],
 )
 def test_mistakes_end_in_one_line(
-    place: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
+    place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     assert vlkd(f"sweep tiny.yaml {words}") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -25,7 +25,7 @@ def test_grids_multiply_with_the_folders_of_the_specification() -> None:
     ]
 
 
-def drawn(num_random: int) -> list[dict[str, object]]:
+def sampled(num_random: int) -> list[dict[str, object]]:
     case = GOLDEN["random_search"]
     words = []
     for key, kind, *bounds in case["keys"]:
@@ -44,12 +44,12 @@ def drawn(num_random: int) -> list[dict[str, object]]:
 
 def test_random_values_are_those_of_the_specification_and_more_of_them_append() -> None:
     expected = GOLDEN["random_search"]["cells"]
-    found = drawn(len(expected))
+    found = sampled(len(expected))
     for own, wanted in zip(found, expected, strict=True):
         assert own.keys() == wanted.keys()
         for key, value in wanted.items():
             assert own[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9))
-    assert drawn(2) == found[:2]
+    assert sampled(2) == found[:2]
 
 
 def test_random_values_combine_with_every_grid_cell_and_seed() -> None:
@@ -82,7 +82,7 @@ def test_mappings_are_named_by_their_name_and_long_names_are_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ({"grids": ["optimizer.lr"]}, "--grid optimizer.lr: write KEY=VALUES"),
         ({"grids": ["optimizer.lr=3"]}, "write a list of values"),
@@ -105,10 +105,10 @@ def test_mappings_are_named_by_their_name_and_long_names_are_cut() -> None:
         ({"grids": ["a=[1]"], "seeds": (1, 1)}, "--seeds 1,1: give different numbers"),
     ],
 )
-def test_mistakes_end_in_one_line(words: dict[str, object], said: str) -> None:
+def test_mistakes_end_in_one_line(words: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         sweep_cells(**{"grids": [], **words})  # type: ignore[arg-type]
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_both_ends_of_int_are_reached() -> None:

@@ -104,9 +104,9 @@ def test_a_kill_after_five_of_twelve_cells_leaves_seven(
         assert vlkd(f"{EVAL} --datasets s1,s2,s3,s4 --table cut.csv") != 0
     capsys.readouterr()
     assert vlkd(f"{EVAL} --datasets s1,s2,s3,s4 --table cut.csv") == 0
-    said = capsys.readouterr().out
-    assert "12 cells: 5 done before, 7 to compute (3 models, 4 data sets)" in said
-    assert said.count("zero_shot top1") >= 7 and "[7/7] runs/c s4: zero_shot top1" in said
+    message = capsys.readouterr().out
+    assert "12 cells: 5 done before, 7 to compute (3 models, 4 data sets)" in message
+    assert message.count("zero_shot top1") >= 7 and "[7/7] runs/c s4: zero_shot top1" in message
     assert read("cut.csv") == read("whole.csv")
     assert vlkd(f"{EVAL} --datasets s1,s2,s3,s4 --table cut.csv") == 0
     assert "12 done before, 0 to compute" in capsys.readouterr().out
@@ -168,11 +168,11 @@ def test_a_failing_cell_is_named_and_stops_nothing(
     good.write_bytes(b"not an image")
     words = f"{EVAL} --datasets s1,s2 --table out"
     assert vlkd(f"{words}.md") == 1
-    said = capsys.readouterr().out
-    assert "runs/b s2: zero_shot failed: " in said and "red/0.png" in said
+    message = capsys.readouterr().out
+    assert "runs/b s2: zero_shot failed: " in message and "red/0.png" in message
     assert (
         "Table: out.md. 3 of 6 cells failed (runs/a: zero_shot s2; runs/b: zero_shot s2; runs/c:"
-        " zero_shot s2); the same command tries them again." in said.replace("\n", " ")
+        " zero_shot s2); the same command tries them again." in message.replace("\n", " ")
     )
     assert "| failed |" in Path("out.md").read_text()
     assert vlkd(f"{words}.csv --layout long") == 1
@@ -191,8 +191,8 @@ def test_a_model_that_cannot_be_loaded_fails_alone(
     for file in (place / "runs/b/checkpoints").glob("*.pt"):
         file.write_bytes(b"cut off")
     assert vlkd(f"{EVAL} --datasets s1 --table out.csv") == 1
-    said = capsys.readouterr().out
-    assert "runs/b s1: zero_shot failed: " in said and "damaged" in said
+    message = capsys.readouterr().out
+    assert "runs/b s1: zero_shot failed: " in message and "damaged" in message
     rows = {row["target"]: row for row in read("out.csv")}
     assert rows["runs/b"]["zero_shot.s1.top1"] == ""
     assert float(rows["runs/c"]["zero_shot.s1.top1"]) >= 0
@@ -233,8 +233,8 @@ def test_a_unit_that_another_process_measures_is_left_to_it(
     claims[0].write_text(json.dumps(holder))
     capsys.readouterr()
     assert vlkd(words) == 0
-    said = capsys.readouterr().out
-    assert "1 cell not measured yet" in said and "runs/a s2: zero_shot" in said
+    message = capsys.readouterr().out
+    assert "1 cell not measured yet" in message and "runs/a s2: zero_shot" in message
     assert claims[0].exists()
 
 
@@ -312,13 +312,13 @@ def test_targets_may_be_checkpoints_recipes_exports_models_and_lists(
 
 def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
     Path("lists.yaml").write_text(
-        "mine:\n- s1\n- {reader: shapes, name: drawn, split: val, num_samples: 6, size_px: 32}\n"
+        "mine:\n- s1\n- {reader: shapes, name: rendered, split: val, num_samples: 6, size_px: 32}\n"
     )
     words = "eval runs/a --data data --suite zero_shot,retrieval --table out.csv --datasets"
     assert vlkd(f"{words} lists.yaml:mine") == 0
     (row,) = [row for row in read("out.csv") if row["target"] == "runs/a"]
     assert list(row)[1:4] == [
-        "zero_shot.s1.top1", "zero_shot.drawn.top1", "retrieval.drawn.mean_recall",
+        "zero_shot.s1.top1", "zero_shot.rendered.top1", "retrieval.rendered.mean_recall",
     ]  # fmt: skip
     for source, known in (("s1", "stl10"), ("s2", "pets")):
         (place / "data" / source).rename(place / "data" / known)
@@ -328,7 +328,7 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--datasets s1,nothing", "--datasets nothing: not below data, not a known data set"),
         ("--datasets s1,cifar10", "--datasets: not below data: cifar10. Leave them out, or add"),
@@ -346,14 +346,14 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line_before_the_first_cell(
-    place: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
+    place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     Path("l.yaml").write_text("a:\n- s1\n- {reader: classificaton, path: data/s2}\n")
     suite = "" if "--suite" in words else " --suite zero_shot"
     table = "" if "--table" in words else " --table out.csv"
     assert vlkd(f"eval runs/a runs/b --data data {words}{suite}{table}") == 2
     error = capsys.readouterr().err
-    assert said in error.replace("\n", " ") and "Traceback" not in error
+    assert message in error.replace("\n", " ") and "Traceback" not in error
     assert not Path("out.csv").exists()
 
 

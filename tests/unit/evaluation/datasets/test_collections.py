@@ -33,7 +33,7 @@ def test_the_collections_are_those_of_their_sources() -> None:
 
 def test_words_are_names_collections_and_lists_each_set_once(tmp_path: Path) -> None:
     (tmp_path / "lists.yaml").write_text(
-        "mine:\n- pets\n- {reader: shapes, name: drawn}\n- {dataset: dtd, split: val, name: d}\n"
+        "mine:\n- pets\n- {reader: shapes, name: rendered}\n- {dataset: dtd, split: val, name: d}\n"
     )
     found = entries_of(["retrieval", f"{tmp_path}/lists.yaml:mine", "flickr8k"], None)
     assert [(entry.name, entry.is_listed) for entry in found] == [
@@ -41,10 +41,10 @@ def test_words_are_names_collections_and_lists_each_set_once(tmp_path: Path) -> 
         ("flickr8k", True),
         ("flickr30k", False),
         ("pets", True),
-        ("drawn", True),
+        ("rendered", True),
         ("d", True),
     ]
-    assert found[4].keys == {"reader": "shapes", "name": "drawn"}
+    assert found[4].keys == {"reader": "shapes", "name": "rendered"}
 
 
 def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "content", "said"),
+    ("word", "content", "message"),
     [
         ("FILE:x", "mine: [pets]", r"has no list 'x'. It has: mine."),
         ("FILE:mien", "mine: [pets]", r"Did you mean 'mine'"),
@@ -74,11 +74,11 @@ def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
     ],
 )
 def test_lists_that_mean_nothing_end_in_one_line(
-    tmp_path: Path, word: str, content: str, said: str
+    tmp_path: Path, word: str, content: str, message: str
 ) -> None:
     path = tmp_path / "lists.yaml"
     path.write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         entries_of([word.replace("FILE", str(path))], None)
 
 

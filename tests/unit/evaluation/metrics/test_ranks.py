@@ -60,7 +60,7 @@ def test_equal_features_are_ordered_by_position_whatever_a_product_rounds() -> N
 
 
 @pytest.mark.usefixtures("kind")
-def test_features_that_are_no_numbers_rank_last() -> None:
+def test_features_that_are_not_finite_rank_last() -> None:
     nothing, ones = torch.full((3, 4), torch.nan), torch.ones(3, dtype=torch.int64)
     for images, texts in ((nothing, torch.ones(3, 4)), (torch.ones(3, 4), nothing)):
         found = pair_ranks(images, texts, ones)

@@ -48,7 +48,7 @@ def test_tables_are_found_below_the_data_root_and_missing_ones_named(tmp_path: P
         Captioned(data="x", train_data={"reader": "shapes"})
 
 
-def test_columns_and_labels_that_are_missing_are_told(tmp_path: Path) -> None:
+def test_missing_columns_and_labels_are_reported(tmp_path: Path) -> None:
     root = write_captioned(tmp_path)
     (root / "test.csv").write_text("caption,label\na dog,17\n")
     with pytest.raises(DataError, match="label '17' does not occur"):

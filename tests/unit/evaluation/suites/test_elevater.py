@@ -1,4 +1,4 @@
-"""Every mode of ELEVATER on a drawn data root, from pictures to a checked submission."""
+"""Every mode of ELEVATER on a rendered data root, from pictures to a checked submission."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support.color_towers import RandomHead, color_towers, mobilenet_tower
-from tests.support.elevater_goldens import drawn, golden
+from tests.support.elevater_goldens import golden, sampled
 from tests.support.elevater_root import make_elevater_root
 from tests.support.ranks import run_on_ranks
 from vlkd_cli.commands.submit_elevater import submit_elevater
@@ -45,7 +45,7 @@ def _subject(root: Path, output: Path | None = None, **towers: Any) -> Subject:
     return Subject(image, text, output=output, data_root=root)
 
 
-def _headlines(results: list[Result]) -> dict[str, float]:
+def _primary_metrics(results: list[Result]) -> dict[str, float]:
     return {result.dataset: result.metrics[result.primary_metric] for result in results}
 
 
@@ -67,7 +67,7 @@ def _submitted(output: Path, root: Path) -> list[dict[str, Any]]:
 
 
 def test_zero_shot_probabilities_are_the_toolkits() -> None:
-    arrays, expected = drawn("zeroshot"), golden("zeroshot")["expected"]
+    arrays, expected = sampled("zeroshot"), golden("zeroshot")["expected"]
     found = zero_shot_probabilities(
         torch.from_numpy(arrays["ze"]), torch.from_numpy(arrays["zt"]).T
     )
@@ -82,7 +82,7 @@ def test_zero_shot_reaches_a_checked_submission(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = ElevaterSuite().run(_subject(root, tmp_path))
-    scores = _headlines(results)
+    scores = _primary_metrics(results)
     assert list(scores) == NAMES
     assert scores["toy-colors"] == scores["toy-memes"] == scores["toy-places"] == 1.0
     assert scores["toy-tags"] > 0.8
@@ -111,7 +111,7 @@ def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
     subject = _subject(root)
     assert subject.image is not None
     subject.image = Tower("image", subject.image.encoder, head=RandomHead(3))
-    scores = _headlines(ElevaterSuite(datasets=["toy-colors", "toy-places"]).run(subject))
+    scores = _primary_metrics(ElevaterSuite(datasets=["toy-colors", "toy-places"]).run(subject))
     assert scores["toy-colors"] == pytest.approx(
         1 / 3, abs=0.37
     )  # 15 images: three standard errors
@@ -121,7 +121,7 @@ def test_random_towers_are_near_chance_and_never_perfect(root: Path) -> None:
 def test_linear_probe_with_shots_reaches_a_checked_submission(root: Path, tmp_path: Path) -> None:
     suite = ElevaterSuite(mode="linear_probe", shots=5, **SHORT)
     results = suite.run(_subject(root, tmp_path))
-    scores = _headlines(results)
+    scores = _primary_metrics(results)
     assert scores["toy-colors"] == scores["toy-places"] == scores["toy-memes"] == 1.0
     assert results[0].protocol == "elevater_linear_probe_5"
     assert results[0].settings["epoch_chosen_on"] == "validation"
@@ -142,7 +142,7 @@ def test_fine_tuning_with_all_rows_reaches_a_checked_submission(root: Path, tmp_
     suite = ElevaterSuite(mode="fine_tune", tune=False, lr=0.05, weight_decay=1e-4, epochs=2)
     results = suite.run(subject)
     assert subject.image.digest() == before and subject.image.is_frozen
-    assert min(_headlines(results).values()) > 0.8
+    assert min(_primary_metrics(results).values()) > 0.8
     records = _submitted(tmp_path, root)
     assert all(record["rnd_seeds"] == [0] and record["n_shot"] == -1 for record in records)
     assert records[0]["num_trainable_params"] == 3 * (3 + 1) + 12
@@ -164,7 +164,7 @@ def test_fine_tuning_searches_and_learns_what_the_tower_did_not_know(root: Path)
     assert 0 <= result.metrics["roc_auc"] <= 1
 
 
-def test_the_parity_protocol_takes_the_best_test_epoch_and_says_so(
+def test_the_parity_protocol_takes_the_best_test_epoch_and_reports_it(
     root: Path, tmp_path: Path
 ) -> None:
     keys: dict[str, Any] = {
@@ -221,22 +221,22 @@ def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) 
         "toy-memes": ["some {}"],
     }
     file.write_text(json.dumps(own))
-    scores = _headlines(
+    scores = _primary_metrics(
         ElevaterSuite(datasets=["toy-colors", "toy-memes"], templates=str(file)).run(_subject(root))
     )
     assert scores["toy-memes"] == 1.0
     assert scores["toy-colors"] == pytest.approx(2 / 3)  # the file calls the blue ones yellow
-    for wrong, says in (
+    for wrong, message in (
         (["red"], "1 class names, and the data set has 3"),
         (["green", "red", "blue"], "class 'green' is number 0"),
     ):
         file.write_text(json.dumps({"toy-colors": {"classes": wrong, "templates": ["{}!"]}}))
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError, match=message):
             ElevaterSuite(datasets="toy-colors", templates=str(file)).run(_subject(root))
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "message"),
     [
         ({"shots": 5}, "shots has no effect with mode 'zero_shot'"),
         ({"tune": False, "protocol": "elevater_paper"}, "tune, protocol has no effect"),
@@ -248,12 +248,12 @@ def test_templates_may_come_from_a_file_by_data_set(root: Path, tmp_path: Path) 
         ({"mode": "fine_tune", "tune": False, "sweep_epochs": 3}, "sweep_epochs has no effect"),
     ],
 )
-def test_keys_without_effect_are_refused(keys: dict[str, Any], says: str) -> None:
-    with pytest.raises(RecipeError, match=says.replace("(", r"\(")):
+def test_keys_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
         ElevaterSuite(**keys)
 
 
-def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) -> None:
+def test_missing_data_and_towers_are_reported_in_one_line(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data ROOT"):
         ElevaterSuite().run(Subject(*color_towers()))
     with pytest.raises(DataError, match="no ELEVATER data set is under"):
@@ -268,7 +268,7 @@ def test_missing_data_and_towers_are_said_in_a_line(root: Path, tmp_path: Path) 
         )
 
 
-def test_test_rows_without_a_score_are_told_with_the_data_set(root: Path, tmp_path: Path) -> None:
+def test_rows_without_a_score_are_reported_with_the_data_set(root: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "root"))
     index = copy / "classification/toy_memes_2026/test_meta.json"
     index.write_text(index.read_text().replace('"category_id": 8', '"category_id": 7'))
@@ -342,13 +342,15 @@ def test_real_sets_are_predicted_and_scored_locally(shared: Path, tmp_path: Path
         tmp_path / "elevater" / "zero_shot", sets=read_registry(root / "vision_datasets.json")
     )
     assert {score.dataset: score.mean for score in done.scores} == pytest.approx(
-        _headlines(results), abs=1e-3
+        _primary_metrics(results), abs=1e-3
     )
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_the_probe_of_a_pretrained_tower_tells_ants_from_bees(shared: Path, tmp_path: Path) -> None:
+def test_the_probe_of_a_pretrained_tower_separates_two_classes(
+    shared: Path, tmp_path: Path
+) -> None:
     subject = Subject(
         mobilenet_tower(shared / "data" / "weights" / "mobilenet_v2_imagenet.safetensors"),
         None,

@@ -52,7 +52,7 @@ def test_batches_of_texts_images_and_both_give_unit_features() -> None:
         encode_batches(knowing(), [{"audio": []}])
 
 
-def test_the_revision_says_weights_and_precision() -> None:
+def test_the_revision_contains_weights_and_precision() -> None:
     subject = knowing()
     plain = revision_of(subject)
     subject.precision = "bf16"

@@ -148,7 +148,7 @@ def test_what_was_embedded_before_an_interruption_is_not_embedded_again(tmp_path
         suite.run(subject(Interrupted))
     again = subject(FakeTower)
     assert suite.run(again)[0].metrics["mrr@10"] == 1
-    # 10 queries and 20 passages were kept.
+    # 10 queries and 20 passages were selected.
     assert again.text is not None and again.text.encoded == 20  # type: ignore[attr-defined]
 
 
@@ -160,7 +160,7 @@ def test_only_the_small_queries_count_where_judgments_cover_more(tmp_path: Path)
     assert "qrels.dev.tsv" in result.hashes
 
 
-def test_a_judged_query_without_text_counts_nothing_and_is_said(
+def test_a_judged_query_without_text_counts_as_zero_and_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_marco(tmp_path)
@@ -171,7 +171,7 @@ def test_a_judged_query_without_text_counts_nothing_and_is_said(
     assert "1 judged queries have no text" in capsys.readouterr().err
 
 
-def test_a_smaller_collection_keeps_relevant_passages_and_is_named(tmp_path: Path) -> None:
+def test_a_smaller_collection_contains_the_relevant_passages_and_is_named(tmp_path: Path) -> None:
     root = write_marco(tmp_path / "m", passages=80)
     result = PassageRetrieval(data=str(root), limit=20).run(perfect_subject())[0]
     assert (result.dataset, result.metrics["recall@10"], result.settings["passages"]) == (
@@ -193,7 +193,7 @@ def test_the_search_goes_through_the_head(tmp_path: Path) -> None:
     assert after < backbone == 1
 
 
-def test_a_title_stands_before_its_text_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_title_precedes_its_text_by_default(tmp_path: Path) -> None:
     collection = open_collection(write_beir(tmp_path, passages=3, queries=2), None)
     ((_, texts),) = Corpus(collection).texts(10, lambda chunk: True)
     assert texts[0] == "title 0 topic0 0"
@@ -269,7 +269,7 @@ def test_a_query_may_hold_a_carriage_return_and_further_tabs(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "said"),
+    ("file", "line", "message"),
     [
         (
             "queries.jsonl",
@@ -303,13 +303,13 @@ def test_a_query_may_hold_a_carriage_return_and_further_tabs(tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_damaged_line_is_told_with_its_place(
-    tmp_path: Path, file: str, line: str, said: str
+def test_a_damaged_line_is_reported_with_its_position(
+    tmp_path: Path, file: str, line: str, message: str
 ) -> None:
     root = write_beir(tmp_path)
     with open(root / file, "a") as opened:
         opened.write(line + "\n")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         PassageRetrieval(data=str(root)).run(perfect_subject())
 
 

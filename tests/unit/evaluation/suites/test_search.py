@@ -59,8 +59,8 @@ class Items(FakeReader):
         return {"main": (0, 1), "answer": (1, 3)}[name]
 
 
-def drawn(case: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a golden case, as its `recipe` says."""
+def sampled(case: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a golden case, as its `recipe` describes them."""
     text = case["inputs"]["recipe"]
     seed = int(text.split("RandomState(")[1].split(")")[0])
     high = int(text.split("randint(-")[1].split(",")[0]) if "randint(-" in text else 0
@@ -96,7 +96,7 @@ def subject_of(vectors: dict[int, np.ndarray], **keys: Any) -> Subject:
 
 
 def run_case(case: dict[str, Any], folder: Path) -> tuple[Result, dict[str, list[str]]]:
-    data, inputs = drawn(case), case["inputs"]
+    data, inputs = sampled(case), case["inputs"]
     TABLES["index"] = data["y"]
     keys: dict[str, Any] = {"k": inputs["k"], "similarity": inputs["similarity"]}
     vectors = dict(enumerate(data["x"]))
@@ -130,7 +130,7 @@ def test_there_are_five_golden_cases():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_a_golden_case(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    data = drawn(case)
+    data = sampled(case)
     expected = case["expected"]
     if "q" not in data:
         # All rows are the index and the first ones ask.
@@ -182,7 +182,7 @@ def test_a_named_text_gives_an_item_for_each_wording():
     assert result.metrics["recall@2"] == 1
 
 
-def test_a_query_s_own_item_is_dropped_unless_it_is_to_be_kept():
+def test_a_query_s_own_item_is_dropped_unless_it_is_included():
     keys = {"data": data_of([0, 0, 1, 1, 2]), "query": "image", "index": "image", "k": [1]}
     (auto,) = Search(**keys).run(knowing())
     (kept,) = Search(**keys, self_match="keep").run(knowing())

@@ -100,7 +100,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         SentEval(data=str(root), tasks=["Tense", "MR"]).run(random_subject())
 
 
-def test_a_damaged_line_is_told_with_its_place(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_line_is_reported_with_its_position(root: Path, tmp_path: Path) -> None:
     broken = write_senteval(tmp_path, items=12)
     (broken / "downstream/TREC/TREC_10.label").write_text("NUM:dist how far\nnothing here\n")
     with pytest.raises(DataError, match=r"TREC_10\.label:2: expected 'COARSE:fine question'"):

@@ -46,7 +46,7 @@ def test_pairs_without_gold_score_are_skipped_and_counted(root: Path) -> None:
     assert (results["STS14"].num_items, results["STS14"].num_skipped) == (72, 0)
 
 
-def test_the_two_sizes_of_sick_are_told_apart(root: Path) -> None:
+def test_the_two_sizes_of_sick_are_distinguished(root: Path) -> None:
     results = by_set(STS(data=str(root), sets=["SICKR", "SICKR-all"]).run(perfect_subject()))
     assert (results["SICKR"].num_items, results["SICKR-all"].num_items) == (12, 36)
     assert len(results["SICKR-all"].hashes) == 3
@@ -101,7 +101,7 @@ def test_sets_that_are_not_there_are_named_and_the_others_run(
         STS(data=str(root), sets=["STS12"]).run(perfect_subject())
 
 
-def test_a_folder_without_the_data_says_what_it_should_hold(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_the_data_names_the_expected_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no STS or SICK"):
         STS(data=str(tmp_path)).run(perfect_subject())
     with pytest.raises(DataError, match="--data ROOT"):
@@ -113,7 +113,7 @@ def test_an_unknown_set_names_the_closest() -> None:
         STS(sets=["STS-B"])
 
 
-def test_a_score_that_is_no_number_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_reported_with_its_line(tmp_path: Path) -> None:
     root = write_sts(tmp_path)
     file = root / "downstream/STS/STS13-en-test/STS.gs.OnWN.txt"
     lines = file.read_text().splitlines()
@@ -149,7 +149,7 @@ def test_batch_size_moves_no_score(root: Path) -> None:
     ]
 
 
-def test_blank_lines_at_the_end_are_no_pairs_and_a_carriage_return_ends_none(
+def test_blank_lines_at_the_end_are_not_pairs_and_a_carriage_return_does_not_end_one(
     tmp_path: Path,
 ) -> None:
     root = write_sts(tmp_path)

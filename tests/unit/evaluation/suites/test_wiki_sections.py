@@ -32,7 +32,7 @@ def test_a_limit_shows_in_the_split_and_a_missing_file_is_named(tmp_path: Path) 
         WikiSections(split="validation").run(perfect_subject(data_root=tmp_path))
 
 
-def test_wrong_columns_are_told(tmp_path: Path) -> None:
+def test_wrong_columns_are_reported(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("a,b,c\n1,2,3\n")
     with pytest.raises(
         DataError,
@@ -77,13 +77,13 @@ def test_blank_rows_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (b"a\xff,b,c", r"test\.csv:2: byte 31 \(0xff\) is not utf-8 text"),
         (b"a" * 200_000 + b",b,c", "is not a comma-separated table: field larger"),
     ],
 )
-def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path: Path, row: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_table_is_one_line(tmp_path: Path, row: bytes, message: str) -> None:
     (tmp_path / "test.csv").write_bytes(b"Sentence1,Sentence2,Sentence3\n" + row + b"\n")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         WikiSections(data=str(tmp_path)).run(random_subject())

@@ -43,7 +43,7 @@ def test_a_random_encoder_stays_near_nothing(root: Path) -> None:
     )
 
 
-def test_words_without_a_vector_are_counted_said_and_skipped(
+def test_words_without_a_vector_are_counted_reported_and_skipped(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def static(word: str) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_expanding_templates_takes_one_correlation_over_all_rows() -> None:
             [("love", "sex", 6.77), ("tiger, big", "cat", 7.35)],
         ),
         ("ice cream\thot dog\t2\n", [("ice cream", "hot dog", 2.0)]),
-        ("word1\tword2\tPOS\tSimLex999\told\nold\tnew\tA\t1.58\t2\n", [("old", "new", 1.58)]),
+        ("word1\tword2\tPOS\tSimLex999\tolder\nold\tnew\tA\t1.58\t2\n", [("old", "new", 1.58)]),
     ],
 )
 def test_every_usual_spelling_is_read(
@@ -115,7 +115,7 @@ def test_every_usual_spelling_is_read(
     assert list(zip(found.first, found.second, found.gold.tolist(), strict=True)) == pairs
 
 
-def test_a_line_without_a_score_is_told_with_its_place(tmp_path: Path) -> None:
+def test_a_line_without_a_score_is_reported_with_its_position(tmp_path: Path) -> None:
     path = tmp_path / "pairs.txt"
     path.write_text("gem\tjewel\t3.9\nmidday\tnoon\n")
     with pytest.raises(DataError, match=r"pairs\.txt:2: expected two words and a score"):

@@ -1,4 +1,4 @@
-"""Charts: well-formed, with every number in its place."""
+"""Charts: well-formed, with every number at its position."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ticks_are_round_and_inside():
     assert svg.ticks(5, 5) == [5]
 
 
-def test_a_long_series_keeps_its_extremes_in_400_points():
+def test_a_long_series_shows_its_extremes_in_400_points():
     points = [(n, math.sin(n / 50)) for n in range(10_000)]
     points[5_000] = (5_000, 9.0)
     few = svg.thinned(points)

@@ -1,4 +1,4 @@
-"""The page is one file, made of what is there, and says what went wrong."""
+"""The page is one file, made of what is there, and shows what went wrong."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_two_towers_are_one_graph_with_their_logits(tmp_path: Path) -> None:
     assert logits.shape == (3, 2)
 
 
-def test_the_file_says_what_it_is_and_how_inputs_are_prepared(tmp_path: Path) -> None:
+def test_the_file_describes_itself_and_its_preprocessing(tmp_path: Path) -> None:
     tower = build("image", builder="openclip", config=OPENCLIP_IMAGE)
     page = written(
         tower, tmp_path / "out", normalize=True, int8=True, facts={"recipe_digest": "abc"}
@@ -241,7 +241,7 @@ def test_a_tower_that_encodes_texts_by_length_is_refused(tmp_path: Path) -> None
         export_onnx(tower, tmp_path, tmp_path)
 
 
-def test_a_file_that_gives_other_vectors_is_removed_and_both_numbers_are_said(
+def test_a_file_that_gives_other_vectors_is_removed_and_both_numbers_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph that is written is that of a tower with other weights."""

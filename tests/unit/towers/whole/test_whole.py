@@ -271,7 +271,7 @@ def test_the_head_of_a_sentence_transformer_is_dense_modules(builder: str, tmp_p
         torch.testing.assert_close(again.encode(given), tower.encode(given), rtol=0, atol=1e-5)
 
 
-def misfit_text(problem: str, folder: Path) -> Tower:
+def mismatched_text(problem: str, folder: Path) -> Tower:
     torch.manual_seed(0)
     base = str(write_encoder(folder / "base"))
     if problem == "half of a dual encoder":
@@ -300,7 +300,7 @@ def misfit_text(problem: str, folder: Path) -> Tower:
     ],
 )
 def test_what_a_sentence_transformer_cannot_hold_is_one_line(problem: str, tmp_path: Path) -> None:
-    tower = misfit_text(problem, tmp_path)
+    tower = mismatched_text(problem, tmp_path)
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=problem) as caught:
         write_sentence_transformer(tower, tmp_path / "out", tmp_path / "out")
