@@ -91,7 +91,7 @@ class Checkpoint:
     followers: State = field(default_factory=dict)
     distillers: State = field(default_factory=dict)
     ema: State = field(default_factory=dict)
-    optimizer: dict[str, dict[str, Any]] = field(default_factory=dict)
+    optimizer: dict[str, dict[str, object]] = field(default_factory=dict)
     scaler: dict[str, object] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     evaluated: bool = True
@@ -294,7 +294,7 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
-def _write(content: Mapping[str, Any], target: Path) -> None:
+def _write(content: Mapping[str, object], target: Path) -> None:
     """Write what torch.save takes, so that the file appears under its name when it is whole.
 
     Raises:

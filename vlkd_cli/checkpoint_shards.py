@@ -42,8 +42,8 @@ def step_of(path: Path) -> int:
 
 def separated(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """Nested dicts without the divided tensors, and this process's slices of those alone."""
-    whole: dict[str, Any] = {}
-    slices: dict[str, Any] = {}
+    whole: dict[str, object] = {}
+    slices: dict[str, object] = {}
     for name, value in content.items():
         if isinstance(value, Mapping):
             whole[name], inner = separated(value)
@@ -57,10 +57,10 @@ def separated(content: Mapping[str, object]) -> tuple[dict[str, object], dict[st
 
 
 def write_shards(
-    slices: Mapping[str, Any],
+    slices: Mapping[str, object],
     target: Path,
     step: int,
-    write: Callable[[Mapping[str, Any], Path], None],
+    write: Callable[[Mapping[str, object], Path], None],
 ) -> list[str]:
     """Write this process's slices next to a checkpoint; the names of all processes' files.
 

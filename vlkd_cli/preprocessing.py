@@ -66,6 +66,10 @@ TextInput = dict[str, Tensor]
 """`input_ids` `[B, T]` int64 and, for models that want it, `attention_mask` `[B, T]`; T is the
 longest caption of the batch where the encoder allows it."""
 
+Inputs = Tensor | TextInput
+"""A batch as towers take it: images `[B, 3, H, W]`, points of meshes, cached rows, or a
+TextInput."""
+
 Tokenizer = Callable[[Sequence[str]], TextInput]
 """Strings to a TextInput. Runs in loader workers: it survives pickling and touches no device."""
 

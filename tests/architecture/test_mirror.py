@@ -98,7 +98,10 @@ THROUGH = {
         "builders.adapters.listing",
         "builders.adapters.methods.method",
     ],
-    "unit/builders/huggingface/test_builder.py": ["builders.huggingface.load"],
+    "unit/builders/huggingface/test_builder.py": [
+        "builders.huggingface.load",
+        "builders.huggingface.text",
+    ],
     "unit/data/images/test_decode.py": ["data.images.orientation"],
     "unit/data/meshes/test_files.py": ["data.meshes.off"],
     "unit/data/readers/test_elevater.py": [

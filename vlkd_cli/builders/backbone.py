@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.builders.hiding import Hiding, Masks, Places
 from vlkd_cli.errors import RecipeError, WeightsError
-from vlkd_cli.preprocessing import Grid, ImageInput, InputSpec
+from vlkd_cli.preprocessing import Grid, ImageInput, Inputs, InputSpec
 from vlkd_cli.recipe.schema import Component
 from vlkd_cli.recipe.types import ModalityName
 
@@ -117,7 +117,7 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        inputs: Any,
+        inputs: Inputs,
         hidden: Tensor | None = None,
         masks: Masks = "none",
         *,
@@ -134,7 +134,8 @@ class Backbone(nn.Module):
         """
         if hidden is None or masks == "none":
             return self.run(inputs, tokens=tokens)
-        grid = self.grid(tuple(inputs.shape[-2:]))
+        assert isinstance(inputs, Tensor), "masks hide patches of images"
+        grid = self.grid((inputs.shape[-2], inputs.shape[-1]))
         assert grid is not None, "masks need an image encoder with a grid of positions"
         with self._hiding().active(masks, hidden, grid, self.mask_token):
             return self.run(inputs, tokens=tokens)

@@ -128,8 +128,9 @@ def output_dim(model: NamedModel) -> int | None:
     """Width of the feature of a model's towers; None if it cannot be determined on this
     machine."""
     for modality, section in model.towers.items():
-        if "head" in section:
-            return int(section["head"]["width"])
+        head = section.get("head")
+        if isinstance(head, Mapping):
+            return int(head["width"])
         if section["builder"] in OF_THE_HUB:
             return _width_of_files(section)
         return _width_of_listing(modality, section)

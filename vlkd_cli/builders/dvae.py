@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from vlkd_cli.builders.weights import fit_weights, write_weights
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import ModalityName, PositiveInt
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName, PositiveInt
 
 NAME = "dalle_encoder"
 GROUPS = 4
@@ -66,7 +65,7 @@ class DVAE(Builder):
         *,
         pretrained: bool | str = False,
         image_size: PositiveInt = 112,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
     ) -> None:
         self.pretrained, self.image_size, self.config = pretrained, image_size, config or {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -50,7 +50,7 @@ def list_datasets(
     for name in chosen:
         entry = found.get(name)
         facts = known.get(name) or (entry.facts if entry else None)
-        row: dict[str, Any] = {"name": name} | (facts._asdict() if facts is not None else {})
+        row: dict[str, object] = {"name": name, **(facts._asdict() if facts is not None else {})}
         rows.append(
             row
             | {

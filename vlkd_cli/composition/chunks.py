@@ -19,19 +19,21 @@ arXiv:1604.06174.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from vlkd_cli.distributed.sharding import gather_once_in_backward, gathered_once
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.numerics.autograd import Context
+from vlkd_cli.preprocessing import Inputs
 
-Run = Callable[[Any, Tensor | None], dict[str, Tensor]]
+Run = Callable[[Inputs, Tensor | None], dict[str, Tensor]]
 
 
 class Reads(NamedTuple):
@@ -43,7 +45,7 @@ class Reads(NamedTuple):
 
 def encode_in_chunks(
     run: Run,
-    inputs: object,
+    inputs: Inputs,
     hidden: Tensor | None,
     *,
     size: int,
@@ -88,7 +90,7 @@ def encode_in_chunks(
     return outputs, reads
 
 
-def _again(run: Run, rows: object, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
+def _again(run: Run, rows: Inputs, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
     names: list[str] = []
     outputs = _Again.apply(run, rows, hidden, reads.learning, names, *reads.weights)
     return dict(zip(names, outputs, strict=True))
@@ -101,7 +103,7 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Context,
         run: Run,
-        rows: Any,
+        rows: Inputs,
         hidden: Tensor | None,
         learning: frozenset[str],
         names: list[str],
@@ -161,8 +163,8 @@ def _reads(outputs: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Reads:
     """The weights that outputs depend on, from their graph, and those of the layers."""
     learning = frozenset(name for name, output in outputs.items() if output.requires_grad)
     weights = {id(one): one for layer in layers for one in layer.parameters() if one.requires_grad}
-    waiting: list[Any] = [outputs[name].grad_fn for name in learning]
-    seen: set[Any] = set()
+    waiting = [outputs[name].grad_fn for name in learning]
+    seen = set[Node]()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -204,7 +206,9 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
         )
 
 
-def _pieces(inputs: Any, hidden: Tensor | None, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+def _pieces(
+    inputs: Inputs, hidden: Tensor | None, size: int
+) -> Iterator[tuple[Inputs, Tensor | None]]:
     count = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
     for first in range(0, count, size):
         part = slice(first, first + size)

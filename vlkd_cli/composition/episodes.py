@@ -62,7 +62,7 @@ def start_episode(
 def _start(
     objective: Objective, features: dict[Address, Tensor], rows: Tensor, progress: Progress
 ) -> list[nn.Parameter]:
-    def read(side: Side) -> Any:
+    def read(side: Side) -> Tensor | tuple[Tensor, ...]:
         # An address is itself a tuple, so it is asked for first.
         return features[side] if isinstance(side, Address) else tuple(features[one] for one in side)
 

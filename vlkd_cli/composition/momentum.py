@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.distributed.sharding import own_slice
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Progress, Schedulable
 from vlkd_cli.towers.outputs import HEAD, Wanted
@@ -87,7 +87,7 @@ class MomentumTower(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        inputs: Any,
+        inputs: Inputs,
         wanted: Wanted = (HEAD,),
         *,
         hidden: Tensor | None = None,
@@ -100,7 +100,7 @@ class MomentumTower(nn.Module):
             step: of the optimizer, from 0; with the seed it decides how samples are shuffled.
         """
 
-        def encode(inputs: Any, hidden: Tensor | None) -> dict[str, Tensor]:
+        def encode(inputs: Inputs, hidden: Tensor | None) -> dict[str, Tensor]:
             outputs: dict[str, Tensor] = self.tower(
                 inputs, wanted, hidden=hidden, pictures=pictures
             )
@@ -108,6 +108,7 @@ class MomentumTower(nn.Module):
 
         if not self.shuffle or world_size() == 1:
             return encode(inputs, hidden)
+        assert isinstance(inputs, Tensor), "only views of images and meshes are shuffled"
         seed = (self.seed * 1_000_003 + step) % 2**63
         return _shuffled(encode, inputs, hidden, len(inputs) // pictures, seed)
 
@@ -180,7 +181,7 @@ class MomentumTower(nn.Module):
 
 
 def _shuffled(
-    encode: Callable[[object, Tensor | None], dict[str, Tensor]],
+    encode: Callable[[Inputs, Tensor | None], dict[str, Tensor]],
     inputs: Tensor,
     hidden: Tensor | None,
     samples: int,

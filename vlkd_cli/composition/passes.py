@@ -4,7 +4,7 @@ distillers that read it."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.stored_view import ROWS
 from vlkd_cli.distributed.sharding import divided_modules
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import Progress
@@ -119,7 +120,7 @@ def _encode_one(
         hidden = hidden.flatten(0, 1)
     step = {"step": progress.step} if isinstance(tower, MomentumTower) else {}
 
-    def run(rows: Any, mask: Tensor | None) -> dict[str, Tensor]:
+    def run(rows: Inputs, mask: Tensor | None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = tower(
             rows, one.outputs, hidden=mask, pictures=pictures, **step
         )
@@ -159,7 +160,7 @@ def _encode_one(
     return found
 
 
-def _by_picture(inputs: Any, axes: int) -> tuple[Any, int]:
+def _by_picture(inputs: Inputs, axes: int) -> tuple[Inputs, int]:
     """Inputs of all pictures, sample after sample, and how many each sample has.
 
     Args:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from vlkd_cli.data.caption_choice import Sources, chosen
 from vlkd_cli.data.files.named_texts import MAIN
-from vlkd_cli.preprocessing import TextInput
+from vlkd_cli.preprocessing import Inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ class View(Protocol):
         """What of a sample it reads: of image, text, mesh."""
         ...
 
-    def __call__(self, samples: Sequence[Sample]) -> Tensor | TextInput: ...
+    def __call__(self, samples: Sequence[Sample]) -> Inputs: ...
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Batch:
         columns: by name, `[B]` entries of the columns that distillers compare.
     """
 
-    inputs: dict[str, Tensor | TextInput]
+    inputs: dict[str, Inputs]
     indices: Tensor
     labels: Tensor
     skipped: list[Skipped | Lost] = field(default_factory=list)
@@ -152,10 +152,18 @@ class Batch:
         """Page-locked copy, for the loader's pinning thread."""
         return self.each(lambda tensor: tensor.pin_memory())
 
-    def each(self, change: Callable[[Any], Any]) -> Batch:
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors of the batch."""
+        for value in self.inputs.values():
+            yield from value.values() if isinstance(value, dict) else (value,)
+        yield from (self.indices, self.labels, *self.hidden.values(), *self.columns.values())
+        if self.targets is not None:
+            yield self.targets
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by what `change` makes of it."""
 
-        def changed(value: Any) -> Any:
+        def changed(value: Inputs) -> Inputs:
             if isinstance(value, dict):
                 return {key: change(tensor) for key, tensor in value.items()}
             return change(value)

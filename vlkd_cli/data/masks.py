@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class BlockMask(Mask):
 
     varies_with: ClassVar[tuple[str, ...]] = ("share",)
     no_effect_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"share": ("hidden",)}
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "share": {None: ("probability",)},
     }
 

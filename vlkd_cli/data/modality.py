@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlkd_cli.data.batch import Broken, Sample
@@ -25,12 +26,10 @@ from vlkd_cli.data.meshes.points import cloud_of_file, cloud_of_points
 from vlkd_cli.data.meshes.view import MeshView
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.views import ImageView, TextView
-from vlkd_cli.preprocessing import ImageInput, InputSpec, MeshInput, TextInput, standardize
+from vlkd_cli.preprocessing import ImageInput, Inputs, InputSpec, MeshInput, TextInput, standardize
 from vlkd_cli.recipe.types import ModalityName
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from vlkd_cli.data.batch import View
     from vlkd_cli.data.images.augment import Augment
 
@@ -80,11 +79,11 @@ class Modality(Protocol):
         """Rows of these samples in a table of cached features of all of a reader's data."""
         ...
 
-    def prepare(self, inputs: object, expected: InputSpec) -> object:
+    def prepare(self, inputs: Inputs, expected: InputSpec) -> Inputs:
         """A batch of the loader as the backbone takes it, on the batch's device."""
         ...
 
-    def load(self, items: Sequence[Any], expected: InputSpec) -> Any:
+    def load(self, items: Sequence[object], expected: InputSpec) -> Inputs:
         """Inputs of a tower from what a Python caller has.
 
         Raises:
@@ -119,11 +118,11 @@ class ImageModality:
     def rows(self, reader: Reader, positions: range) -> range:
         return positions
 
-    def prepare(self, inputs: Any, expected: InputSpec) -> Tensor:
-        assert isinstance(expected, ImageInput)
+    def prepare(self, inputs: Inputs, expected: InputSpec) -> Tensor:
+        assert isinstance(inputs, Tensor) and isinstance(expected, ImageInput)
         return standardize(inputs, expected)
 
-    def load(self, items: Sequence[Any], expected: InputSpec) -> Tensor:
+    def load(self, items: Sequence[object], expected: InputSpec) -> Tensor:
         assert isinstance(expected, ImageInput)
         return torch.stack([fit(_pixels(item), expected) for item in items])
 
@@ -156,13 +155,15 @@ class TextModality:
     def rows(self, reader: Reader, positions: range) -> range:
         return range(reader.caption_start(positions.start), reader.caption_start(positions.stop))
 
-    def prepare(self, inputs: Any, expected: InputSpec) -> TextInput:
-        prepared: TextInput = inputs
-        return prepared
+    def prepare(self, inputs: Inputs, expected: InputSpec) -> Inputs:
+        return inputs
 
-    def load(self, items: Sequence[Any], expected: InputSpec) -> TextInput:
+    def load(self, items: Sequence[object], expected: InputSpec) -> TextInput:
         assert callable(expected)
-        return expected(list(items))
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) < len(items):
+            raise Broken("is not a string")
+        return expected(texts)
 
     def picture(self, reader: Reader, index: int) -> None:
         return None
@@ -191,11 +192,10 @@ class MeshModality:
     def rows(self, reader: Reader, positions: range) -> range:
         return positions
 
-    def prepare(self, inputs: Any, expected: InputSpec) -> Tensor:
-        points: Tensor = inputs
-        return points
+    def prepare(self, inputs: Inputs, expected: InputSpec) -> Inputs:
+        return inputs
 
-    def load(self, items: Sequence[Any], expected: InputSpec) -> Any:
+    def load(self, items: Sequence[object], expected: InputSpec) -> Inputs:
         assert isinstance(expected, MeshInput)
         clouds = [
             cloud_of_points(item) if isinstance(item, np.ndarray) else cloud_of_file(str(item))
@@ -208,10 +208,14 @@ class MeshModality:
         return None if cloud is None else picture_of(cloud)
 
 
-def _pixels(item: Any) -> np.ndarray:
+def _pixels(item: object) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return item
-    return decode(str(item) if isinstance(item, Path) else item)
+    if isinstance(item, Path):
+        item = str(item)
+    if isinstance(item, bytes | str | Image.Image):
+        return decode(item)
+    raise Broken(f"is a {type(item).__name__} and not an image")
 
 
 MODALITIES: dict[ModalityName, Modality] = {

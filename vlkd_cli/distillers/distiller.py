@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.recipe.contract import wanted_by
 from vlkd_cli.recipe.types import Progress
 
+Given = Tensor | Sequence[Tensor]
+"""A side of an objective: one output, or several."""
 Widths = int | tuple[int, ...]
 """Width of a side of one output, or of each of its outputs."""
 
@@ -84,9 +86,9 @@ class Distiller(nn.Module):
     """Whether `forward` gets 16-bit sides as they are, because it has a faster way with them."""
     minimum_batch: ClassVar[int] = 1
     """Fewest rows over all ranks."""
-    wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
+    wants_by_key: ClassVar[Mapping[str, Mapping[object, str]]] = {}
     """Of `labels`, `targets` and `captions`, what it cannot do without for a value of a key."""
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {}
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {}
     """Keys that have no effect where another key, named first, has a value."""
     column_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Its keys that name a column of the data, and their words that name none."""
@@ -147,7 +149,7 @@ class Distiller(nn.Module):
         staged, self._staged = self._staged, []
         return staged
 
-    def __call__(self, student: Any, teacher: Any = None, **offered: Any) -> Tensor:
+    def __call__(self, student: Given, teacher: Given | None = None, **offered: object) -> Tensor:
         """`forward` with autocast off, on sides in float32 or float64 unless it takes 16 bits.
 
         Args:
@@ -199,8 +201,10 @@ def widths_of(side: Widths) -> tuple[int, ...]:
     return (side,) if isinstance(side, int) else tuple(side)
 
 
-def _full(side: Any) -> Any:
+def _full(side: Given) -> Given:
     """16-bit tensors as float32; float32 and float64 as they are."""
-    if isinstance(side, Tensor):
-        return side.float() if side.dtype in (torch.float16, torch.bfloat16) else side
-    return tuple(_full(tensor) for tensor in side)
+    return _widened(side) if isinstance(side, Tensor) else tuple(map(_widened, side))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class MarginSoftmax(Distiller):
         r" \ \cos \theta - m \text{ (cosface)},"
         r" \quad \cos \theta_{ik} = \cos(x_i, w_k)"
     )
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "kind": {"none": ("margin",)},
     }
 

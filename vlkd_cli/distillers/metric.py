@@ -18,7 +18,7 @@ from vlkd_cli.distributed.collectives import gather, gather_without_grad
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.metric_names import Part, check_metric, parts_of, supplied_widths
-from vlkd_cli.recipe.types import Progress
+from vlkd_cli.recipe.types import LibraryKeys, Progress
 
 NO_LENGTH = 1e-6
 
@@ -55,9 +55,9 @@ class Metric(Distiller):
     def __init__(
         self,
         *,
-        loss: str | dict[str, Any],
-        miner: str | dict[str, Any] | None = None,
-        distance: str | dict[str, Any] | None = None,
+        loss: str | LibraryKeys,
+        miner: str | LibraryKeys | None = None,
+        distance: str | LibraryKeys | None = None,
     ) -> None:
         super().__init__()
         keys = {"loss": loss, "miner": miner, "distance": distance}
@@ -77,8 +77,9 @@ class Metric(Distiller):
     def check_data(self, facts: DataFacts) -> None:
         super().check_data(facts)
         _, keys = parts_of(self.loss_keys)
-        if keys.get("num_classes") is not None:
-            require_num_classes("metric", keys["num_classes"], facts.highest_label)
+        num_classes = keys.get("num_classes")
+        if isinstance(num_classes, int):
+            require_num_classes("metric", num_classes, facts.highest_label)
 
     def forward(
         self,
@@ -118,7 +119,7 @@ class Metric(Distiller):
             raise self._refused("loss" if self.miner is None else "miner", error) from error
         return value
 
-    def _made(self, part: Part, spec: str | dict[str, Any]) -> Any:
+    def _made(self, part: Part, spec: str | LibraryKeys) -> Any:
         """The library's object of a name with keys."""
         from pytorch_metric_learning import distances, losses, miners
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,7 +44,7 @@ class MultiSimilarity(Distiller):
         r" + \frac{1}{\beta} \log\left(1 + \sum_{n \in N_i} e^{\beta (S_{in} - \lambda)}\right)"
         r" \right], \quad S_{ij} = \cos(x_i, x_j)"
     )
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "miner": {"none": ("epsilon",)},
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ class PairContrast(ScaledDistiller):
             ranks, or its `own` alone.
     """
 
-    wants_by_key: ClassVar[Mapping[str, Mapping[Any, str]]] = {
+    wants_by_key: ClassVar[Mapping[str, Mapping[object, str]]] = {
         "positives": {"caption": "captions", "label": "labels"},
     }
     column_keys: ClassVar[Mapping[str, Sequence[str]]] = {

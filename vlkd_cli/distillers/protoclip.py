@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -246,7 +245,7 @@ class ProtoCLIP(ScaledDistiller):
         return clusters.centroids, clusters.labels
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: object
     ) -> None:
         # An episode's size is known only once it has started: take the shapes of the checkpoint.
         for name in STATE:

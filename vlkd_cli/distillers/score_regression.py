@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class ScoreRegression(Distiller):
         r" \log\left(1 + \sum_{r_i > r_j} e^{\alpha (c_j - c_i)}\right),"
         r" \quad c_i = \cos(x_i, y_i)"
     )
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "loss": {"ranking": ("range",), "mse": ("scale",)},
     }
 

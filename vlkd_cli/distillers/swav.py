@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -52,7 +52,7 @@ class SwAV(Distiller):
         r" q_u \cdot \log \mathrm{softmax}\left(\frac{z_v C^{\top}}{\tau}\right),"
         r" \quad q_u = \mathrm{Sinkhorn}\left(\frac{z_u C^{\top}}{\epsilon}\right)"
     )
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "queue_size": {None: ("queue_from_epoch",)},
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,7 +46,7 @@ class Triplet(Distiller):
         r"L = \frac{1}{|T|} \sum_{(a, p, n) \in T} (D_{ap} - D_{an} + m),"
         r" \quad T = \{(a, p, n) \text{ mined}: D_{ap} - D_{an} + m > 0\}"
     )
-    no_effect_by_key: ClassVar[Mapping[str, Mapping[Any, tuple[str, ...]]]] = {
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
         "miner": {"none": ("miner_margin",), "batch_hard": ("miner_margin",)},
     }
 

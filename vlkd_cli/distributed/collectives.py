@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vlkd_cli.distributed.runtime import is_distributed, rank, world_size
+
+Value = TypeVar("Value")
 
 
 class _Gather(torch.autograd.Function):
@@ -166,19 +168,19 @@ def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
     return tensor
 
 
-def broadcast_object(value: Any, source: int = 0) -> Any:
+def broadcast_object(value: Value, source: int = 0) -> Value:
     """A picklable value of `source`, on every rank."""
     if not is_distributed() or world_size() == 1:
         return value
-    box = [value if rank() == source else None]
+    box = [value]
     dist.broadcast_object_list(box, src=source)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Value) -> list[Value]:
     """The picklable values of all ranks in rank order, on every rank."""
     if not is_distributed() or world_size() == 1:
         return [value]
-    box: list[Any] = [None] * world_size()
+    box = [value] * world_size()
     dist.all_gather_object(box, value)
     return box

@@ -6,14 +6,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.readers.elevater_sets import SetFacts
-from vlkd_cli.elevater.predictions import KEYS, Field, read_predictions, read_provenance
+from vlkd_cli.elevater.predictions import (
+    KEYS,
+    Field,
+    Header,
+    Provenance,
+    are_numbers,
+    read_predictions,
+    read_provenance,
+)
 from vlkd_cli.elevater.score import score
 from vlkd_cli.errors import DataError
 
@@ -26,19 +34,19 @@ class CheckedFile(NamedTuple):
     """A prediction file that was read through once."""
 
     path: Path
-    fields: dict[str, Any]
-    provenance: dict[str, Any]
+    header: Header
+    provenance: Provenance
     """Without the labels; empty where nothing is known."""
     scores: tuple[float, ...]
     """One per seed; empty where the labels are not known."""
 
     @property
     def dataset(self) -> str:
-        return str(self.fields["dataset_name"])
+        return self.header.dataset_name
 
     @property
     def seeds(self) -> list[int]:
-        return list(self.fields["rnd_seeds"])
+        return self.header.rnd_seeds
 
 
 @dataclass
@@ -69,11 +77,14 @@ def check_file(
     """Read one file through: keys, name, shape, numbers, order. Returns None where its fields are
     too wrong to continue."""
     problems = _Problems(path)
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
+    header: Header | None = None
     tables: list[NDArray[np.float64]] = []
     counts: list[int] = []
     try:
-        provenance = read_provenance(path) or {}
+        provenance = read_provenance(path) or Provenance()
+        # Stored only here: sixty files of labels would take memory for nothing.
+        labels = provenance.pop("labels", [])
         for event in read_predictions(path):
             if isinstance(event, Field):
                 if counts:
@@ -83,41 +94,34 @@ def check_file(
                     )
                 fields[event.key] = event.value
                 continue
-            if not counts and not _check_fields(fields, problems):
+            if header is None and (header := _header(fields, problems)) is None:
                 return None, problems.all()
-            facts = sets.get(fields["dataset_name"])
-            if event.seed == len(counts):
+            facts = sets.get(header.dataset_name)
+            while event.seed >= len(counts):
                 counts.append(0)
-                tables.append(np.full(_table_shape(facts, provenance), np.nan))
-            if _check_row(event.values, counts[-1], facts, problems) and counts[-1] < len(
-                tables[-1]
-            ):
-                tables[-1][counts[-1]] = event.values
+                tables.append(np.full(_table_shape(facts, len(labels)), np.nan))
+            row = _probabilities(event.values, counts[-1], facts, problems)
+            if row is not None and counts[-1] < len(tables[-1]):
+                tables[-1][counts[-1]] = row
             counts[-1] += 1
     except DataError as error:
         return None, [str(error)]
-    if not counts:
+    if header is None:
         problems.add("it has no predictions. Evaluate this data set again.")
         return None, problems.all()
-    _check_whole(fields, counts, sets, problems)
-    facts = sets.get(fields["dataset_name"])
+    _check_whole(header, counts, sets, problems)
+    facts = sets.get(header.dataset_name)
     scores: tuple[float, ...] = ()
     if facts is not None:
         _check_order(facts, provenance, trust_order, problems)
-        if provenance and any(count != len(provenance.get("labels", ())) for count in counts):
+        if provenance and any(count != len(labels) for count in counts):
             problems.add(
                 "its rows and the labels stored in provenance/ differ in number. Evaluate this"
                 " data set again."
             )
         if not problems.lines and provenance:
-            scores = tuple(score(facts.metric, table, provenance["labels"]) for table in tables)
-    # The labels have served; sixty files of them would only lie around.
-    return (
-        CheckedFile(
-            path, fields, {key: provenance[key] for key in provenance if key != "labels"}, scores
-        ),
-        problems.all(),
-    )
+            scores = tuple(score(facts.metric, table, labels) for table in tables)
+    return CheckedFile(path, header, provenance, scores), problems.all()
 
 
 def check_together(
@@ -127,7 +131,7 @@ def check_together(
     are missing."""
     problems = []
     for key, what in (("model_name", "models"), ("n_shot", "numbers of shots")):
-        values = _distinct(file.fields[key] for file in files)
+        values = _distinct(getattr(file.header, key) for file in files)
         if len(values) > 1:
             problems.append(
                 f"files of different {what} are mixed: {', '.join(map(repr, values))}. Submit one"
@@ -151,7 +155,7 @@ def _check_seeds(name: str, files: Sequence[CheckedFile], partial: bool) -> list
     problems = []
     for key in KEYS:
         if key not in ("num_trainable_params", "rnd_seeds", "dataset_name", "model_name", "n_shot"):
-            values = _distinct(file.fields[key] for file in files)
+            values = _distinct(getattr(file.header, key) for file in files)
             if len(values) > 1:
                 problems.append(
                     f"'{name}': {key} differs between seeds: {', '.join(map(repr, values))}."
@@ -170,7 +174,7 @@ def _check_seeds(name: str, files: Sequence[CheckedFile], partial: bool) -> list
             f"'{name}': seed {', '.join(map(str, double))} occurs more than once. Remove the file"
             " that is out of date."
         )
-    shots = files[0].fields["n_shot"]
+    shots = files[0].header.n_shot
     if shots in (0, -1) and set(seeds) != {0}:
         problems.append(
             f"'{name}': {'zero' if shots == 0 else 'full'}-shot predictions have the one seed 0,"
@@ -185,35 +189,41 @@ def _check_seeds(name: str, files: Sequence[CheckedFile], partial: bool) -> list
     return problems
 
 
-def _check_fields(fields: Mapping[str, Any], problems: _Problems) -> bool:
-    """Whether the fields before the predictions are there and of the right kind."""
+def _header(fields: Mapping[str, object], problems: _Problems) -> Header | None:
+    """The fields before the predictions; None unless all are there and of the right kind."""
     kinds = {"model_name": str, "dataset_name": str, "n_shot": int, "rnd_seeds": list}
     for key in KEYS:
         if key not in fields:
             problems.add(
                 f"key '{key}' is missing before the predictions. Expected: {', '.join(KEYS)}."
             )
-        elif (
-            not isinstance(fields[key], kinds.get(key, (int, float)))
-            or isinstance(fields[key], bool)
-            or (key.startswith("num_") and not 0 <= fields[key] < math.inf)
-        ):
+        elif not _fits(fields[key], kinds.get(key)):
             problems.add(f"{key} is {fields[key]!r}. Evaluate this data set again.")
-    if not all(isinstance(seed, int) for seed in fields.get("rnd_seeds") or ()):
-        problems.add(f"rnd_seeds is {fields['rnd_seeds']!r}. Expected a list of integers.")
+    seeds = fields.get("rnd_seeds")
+    if isinstance(seeds, list) and not all(isinstance(seed, int) for seed in seeds):
+        problems.add(f"rnd_seeds is {seeds!r}. Expected a list of integers.")
     for key in fields:
         if key not in KEYS:
             problems.add(f"unknown key '{key}'. Expected: {', '.join(KEYS)}, predictions.")
-    return not problems.lines
+    return None if problems.lines else Header._make(fields[key] for key in KEYS)
+
+
+def _fits(value: object, kind: type | None) -> bool:
+    """Whether a field is of its kind; without one it is a count."""
+    if isinstance(value, bool):
+        return False
+    if kind is not None:
+        return isinstance(value, kind)
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def _check_whole(
-    fields: Mapping[str, Any],
+    header: Header,
     counts: Sequence[int],
     sets: Mapping[str, SetFacts],
     problems: _Problems,
 ) -> None:
-    name, seeds, shots = fields["dataset_name"], fields["rnd_seeds"], fields["n_shot"]
+    name, seeds, shots = header.dataset_name, header.rnd_seeds, header.n_shot
     if name not in sets:
         problems.add(
             f"'{name}' is not one of the {len(sets)} data sets.{did_you_mean(name, sets)} Leave it"
@@ -234,21 +244,23 @@ def _check_whole(
             )
 
 
-def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _Problems) -> bool:
-    """Whether a row is as long as there are classes and holds probabilities."""
+def _probabilities(
+    values: list[object], row: int, facts: SetFacts | None, problems: _Problems
+) -> list[float] | None:
+    """A row of a known data set that is as long as there are classes and holds probabilities."""
     if facts is not None and len(values) != facts.num_classes:
         problems.add(
             f"row {row} has {len(values)} values, and '{facts.name}' has {facts.num_classes}"
             " classes.",
             "rows of a wrong length",
         )
-        return False
-    if not set(map(type, values)) <= {int, float}:
+        return None
+    if not are_numbers(values):
         problems.add(
             f"row {row} holds a value that is not a number.",
             "rows with values that are not numbers",
         )
-        return False
+        return None
     lowest, highest, total = min(values, default=0), max(values, default=0), sum(values)
     if not -math.inf < total < math.inf:
         problems.add(f"row {row} holds NaN or infinity.", "rows with NaN or infinity")
@@ -260,13 +272,13 @@ def _check_row(values: list[Any], row: int, facts: SetFacts | None, problems: _P
         )
     elif facts is not None and not facts.multi_label and abs(total - 1) > ROW_SUM_TOLERANCE:
         problems.add(f"row {row} sums to {total:.6f} instead of 1.", "rows that do not sum to 1")
-    else:
-        return facts is not None
-    return False
+    elif facts is not None:
+        return values
+    return None
 
 
 def _check_order(
-    facts: SetFacts, provenance: Mapping[str, Any], trust_order: bool, problems: _Problems
+    facts: SetFacts, provenance: Provenance, trust_order: bool, problems: _Problems
 ) -> None:
     if provenance and provenance.get("dataset") != facts.name:
         problems.add(
@@ -284,15 +296,15 @@ def _check_order(
         problems.add(f"{doubt} Evaluate on the official files, or pass --trust-order.")
 
 
-def _table_shape(facts: SetFacts | None, provenance: Mapping[str, Any]) -> tuple[int, int]:
+def _table_shape(facts: SetFacts | None, labels: int) -> tuple[int, int]:
     if facts is None:
         return (0, 0)
     wanted = facts.splits["test"].num_images
-    return (len(provenance.get("labels", ())) if wanted is None else wanted, facts.num_classes)
+    return (labels if wanted is None else wanted, facts.num_classes)
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
+def _distinct(values: Iterable[object]) -> list[object]:
+    found: list[object] = []
     for value in values:
         if value not in found:
             found.append(value)

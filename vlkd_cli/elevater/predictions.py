@@ -7,22 +7,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import NamedTuple, Protocol, TextIO, TypedDict, TypeGuard
 
 from vlkd_cli.errors import DataError, UserError
 
 DECIMALS = 6
-KEYS = (
-    "model_name",
-    "dataset_name",
-    "num_trainable_params",
-    "num_params",
-    "num_visual_params",
-    "num_backbone_params",
-    "n_shot",
-    "rnd_seeds",
-)
-"""The keys before `predictions`, in this order."""
 PROVENANCE = "provenance"
 """Folder next to the prediction files; the toolkit's merge reads every .json of a folder, but none
 below it."""
@@ -33,7 +22,13 @@ class Rows(Protocol):
     """Rows of numbers: a tensor or an array `[N, C]`."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: Any, /) -> Any: ...
+    def __getitem__(self, index: slice, /) -> Block: ...
+
+
+class Block(Protocol):
+    """A few of them."""
+
+    def tolist(self) -> list[list[float]]: ...
 
 
 class Header(NamedTuple):
@@ -41,12 +36,48 @@ class Header(NamedTuple):
 
     model_name: str
     dataset_name: str
-    num_trainable_params: int
-    num_params: int
-    num_visual_params: int
-    num_backbone_params: int
+    num_trainable_params: float
+    num_params: float
+    num_visual_params: float
+    num_backbone_params: float
     n_shot: int
     rnd_seeds: list[int]
+
+
+KEYS = Header._fields
+"""The keys before `predictions`, in this order."""
+
+
+class Hashes(TypedDict):
+    """Digests of what a prediction depends on in the data."""
+
+    row_order: str
+    class_order: str
+    files: str
+
+
+class Provenance(TypedDict, total=False):
+    """Where the rows of a prediction file come from, as `elevater.run` writes it."""
+
+    dataset: str
+    split: str
+    metric: str
+    seed: int
+    score: float
+    key: str
+    """Changes with whatever the predictions depend on."""
+    weights: str
+    settings: dict[str, object]
+    details: dict[str, object]
+    row_order: str
+    class_order: str
+    files: str
+    row_source: str
+    class_names_confirmed: bool
+    doubts: list[str]
+    """What speaks against the official order, a sentence each."""
+    version: str
+    labels: list[list[int]]
 
 
 def file_name(dataset: str, shots: int, seed: int) -> str:
@@ -60,7 +91,7 @@ def row_text(row: Iterable[float]) -> str:
 
 
 def write_predictions(
-    path: Path, header: Header, probabilities: Rows, provenance: Mapping[str, object]
+    path: Path, header: Header, probabilities: Rows, provenance: Provenance
 ) -> None:
     """Write a prediction file and, below `provenance/`, where its rows come from. All of it or
     nothing.
@@ -105,12 +136,12 @@ def _replace(path: Path, parts: Iterable[str]) -> None:
     os.replace(partial, path)
 
 
-def read_provenance(path: Path) -> dict[str, Any] | None:
+def read_provenance(path: Path) -> Provenance | None:
     """What lies below `provenance/` for a prediction file; None where there is nothing (files of
     another tool)."""
     beside = path.parent / PROVENANCE / path.name
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
+        found: Provenance = json.loads(beside.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
         return found
@@ -126,7 +157,7 @@ class Field(NamedTuple):
     """A key of a prediction file with its value; `predictions` is not among them."""
 
     key: str
-    value: Any
+    value: object
 
 
 class Row(NamedTuple):
@@ -134,7 +165,12 @@ class Row(NamedTuple):
 
     seed: int
     """Position in `rnd_seeds`."""
-    values: list[Any]
+    values: list[object]
+
+
+def are_numbers(values: list[object]) -> TypeGuard[list[float]]:
+    """Whether a row holds nothing but numbers."""
+    return set(map(type, values)) <= {int, float}
 
 
 def read_predictions(path: Path) -> Iterator[Field | Row]:
@@ -191,21 +227,22 @@ class _Reader:
             if self._expect(",]") == "]":
                 return
 
-    def _row(self) -> list[Any]:
+    def _row(self) -> list[object]:
         if self._peek() != "[":
             raise ValueError("predictions are a list of seeds of rows of numbers")
         while (end := self._text.find("]", self._at)) < 0:
             if not self._more():
                 raise ValueError("the file ends inside a row")
-        row: list[Any] = json.loads(self._text[self._at : end + 1])
+        row: list[object] = json.loads(self._text[self._at : end + 1])
         self._at = end + 1
         return row
 
-    def _value(self) -> Any:
+    def _value(self) -> object:
         """A small value. Enough text is at hand for it to be whole."""
         self._peek()
         while len(self._text) - self._at < 4096 and self._more():
             pass
+        value: object
         value, self._at = self._decoder.raw_decode(self._text, self._at)
         return value
 

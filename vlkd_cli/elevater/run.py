@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,14 @@ from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.elevater.learners import FineTuneLearner, ProbeLearner, Task
 from vlkd_cli.elevater.metrics import METRICS
-from vlkd_cli.elevater.predictions import Header, file_name, read_provenance, write_predictions
+from vlkd_cli.elevater.predictions import (
+    Hashes,
+    Header,
+    Provenance,
+    file_name,
+    read_provenance,
+    write_predictions,
+)
 from vlkd_cli.elevater.protocol import Choice, draw_sample, fit
 from vlkd_cli.elevater.sweep import Trial
 from vlkd_cli.elevater.templates import prompts_of
@@ -79,7 +86,7 @@ class Scored:
 
     seed: int
     value: float
-    details: dict[str, Any]
+    details: dict[str, object]
     reused: bool = False
     """Taken from a prediction file that was there."""
 
@@ -178,7 +185,7 @@ class SetRun:
             raise UserError(problem)
         return Scored(seed, value, details)
 
-    def _predict(self, seed: int) -> tuple[Tensor, dict[str, Any], int]:
+    def _predict(self, seed: int) -> tuple[Tensor, dict[str, object], int]:
         plan, subject = self.plan, self.subject
         if self.train is None:
             assert self.weights is not None
@@ -243,8 +250,8 @@ class SetRun:
         )
 
     def _provenance(
-        self, seed: int, key: str, value: float, details: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, seed: int, key: str, value: float, details: dict[str, object]
+    ) -> Provenance:
         return {
             "dataset": self.facts.name,
             "split": "test",
@@ -263,7 +270,7 @@ class SetRun:
             "labels": [list(self.test.labels(row)) for row in range(len(self.test))],
         }
 
-    def hashes(self) -> dict[str, str]:
+    def hashes(self) -> Hashes:
         """Digests of row order, class order and files."""
         return {
             "row_order": self.test.row_order_digest(),
@@ -295,7 +302,7 @@ class SetRun:
         """Changes with whatever the predictions depend on."""
         parts = [
             json.dumps(self._settings(), sort_keys=True),
-            *self.hashes().values(),
+            *map(str, self.hashes().values()),
             _weights_digest(self.subject),
         ]
         parts += [repr(cast("Tower", self.subject.image).input), self.plan.model_name or ""]
@@ -304,7 +311,7 @@ class SetRun:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _done_before(path: Path) -> dict[str, Any] | None:
+def _done_before(path: Path) -> Provenance | None:
     """What is known of a prediction file that is there; nothing where its provenance cannot be
     read, so that it is made again."""
     try:

@@ -7,11 +7,17 @@ import statistics
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets
 from vlkd_cli.elevater.checking import CheckedFile, check_file, check_together
-from vlkd_cli.elevater.predictions import KEYS, Row, header_text, read_predictions, row_text
+from vlkd_cli.elevater.predictions import (
+    Row,
+    are_numbers,
+    header_text,
+    read_predictions,
+    row_text,
+)
 from vlkd_cli.elevater.score import SetScore, average
 from vlkd_cli.errors import DataError, SubmissionError, UserError
 
@@ -165,11 +171,12 @@ def _write_merged(file: IO[bytes], groups: Mapping[str, list[CheckedFile]]) -> N
 def _merged_record(files: list[CheckedFile]) -> Iterator[str]:
     """One data set: fields of the first file, trainable parameters averaged, seeds and their
     predictions one after the other."""
-    fields: dict[str, Any] = {key: files[0].fields[key] for key in KEYS}
-    trainable = statistics.fmean(file.fields["num_trainable_params"] for file in files)
-    fields["num_trainable_params"] = round(trainable, 6)
-    fields["rnd_seeds"] = [seed for file in files for seed in file.seeds]
-    yield header_text(fields) + "["
+    trainable = statistics.fmean(file.header.num_trainable_params for file in files)
+    header = files[0].header._replace(
+        num_trainable_params=round(trainable, 6),
+        rnd_seeds=[seed for file in files for seed in file.header.rnd_seeds],
+    )
+    yield header_text(header._asdict()) + "["
     for number, file in enumerate(files):
         seed, separator = -1, "], [" if number else "["
         for event in read_predictions(file.path):
@@ -179,5 +186,6 @@ def _merged_record(files: list[CheckedFile]) -> Iterator[str]:
                     seed = event.seed
                 else:
                     yield ", "
+                assert are_numbers(event.values), "checked before"
                 yield row_text(event.values)
     yield "]]}"

@@ -27,5 +27,6 @@ class Copies:
             moved = batch.to(self.device)
         computing.wait_stream(self._stream)
         # Their memory is not to be used again before these computations are done.
-        moved.each(lambda tensor: tensor.record_stream(computing))
+        for tensor in moved.tensors():
+            tensor.record_stream(computing)
         return moved

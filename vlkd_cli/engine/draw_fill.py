@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.distributed import runtime
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.recipe.address import MAIN_VIEW, Address
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.types import Precision, Progress
@@ -123,7 +123,8 @@ def _filled_up(batch: Batch, size: int) -> Batch:
     bits."""
     more = size - len(batch)
 
-    def longer(values: Any) -> Any:
+    def longer(values: Inputs) -> Inputs:
+        assert isinstance(values, dict), "inputs of a StoredView"
         return {
             name: torch.cat([own, own[-1:].expand(more, *own.shape[1:])])
             for name, own in values.items()

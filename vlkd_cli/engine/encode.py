@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class EncodeJob:
     """
 
     target: str | None
-    source: tuple[str, str | None, Mapping[str, Any]]
+    source: tuple[str, str | None, Mapping[str, object]]
     output: str
     tower: str | None = None
     overrides: tuple[str, ...] = ()

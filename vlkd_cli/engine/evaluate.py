@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -78,7 +77,7 @@ def evaluate(job: EvalJob) -> int:
     return 0
 
 
-def _evaluate(job: EvalJob, device: Any) -> None:
+def _evaluate(job: EvalJob, device: torch.device) -> None:
     recipe = recipe_from_json(job.recipe)
     folder = Path(job.folder)
     checkpoint = None if job.checkpoint is None else Path(job.checkpoint)
@@ -173,7 +172,7 @@ def load_towers(
             its tokenizer.
     """
 
-    def captions() -> Any:
+    def captions() -> Iterable[str]:
         assert recipe.data is not None
         source = captions_of(open_reader(recipe.data))
         return () if source is None else source()

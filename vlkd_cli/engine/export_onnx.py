@@ -144,7 +144,9 @@ def _samples(recipe: Recipe, tower: Tower) -> Iterator[Inputs]:
     if not items:
         return
     if isinstance(tower.input, ImageInput):
-        yield {IMAGES: as_pixels(MODALITIES["image"].load(items, tower.input), tower.input)}
+        images = MODALITIES["image"].load(items, tower.input)
+        assert isinstance(images, Tensor)
+        yield {IMAGES: as_pixels(images, tower.input)}
     else:
         yield dict(tokenizer_of(tower)(items))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -86,7 +86,7 @@ def _finished(
     name: str,
     how: Export,
     folder: Path,
-    page: Mapping[str, Any] | None,
+    page: Mapping[str, object] | None,
     towers: list[Tower],
 ) -> ExportedTower:
     if page is not None:

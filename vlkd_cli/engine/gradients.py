@@ -4,7 +4,6 @@ processes too."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +49,14 @@ class ShardedScaler(torch.amp.GradScaler):
     """The scaler of fp16 where a rank sees the gradients of its slices only: an overflow on one is
     an overflow on all."""
 
-    def _unscale_grads_(self, *arguments: Any) -> dict[torch.device, Tensor]:
-        found: dict[torch.device, Tensor] = super()._unscale_grads_(*arguments)
+    def _unscale_grads_(
+        self,
+        optimizer: torch.optim.Optimizer,
+        inv_scale: Tensor,
+        found_inf: Tensor,
+        allow_fp16: bool,
+    ) -> dict[torch.device, Tensor]:
+        found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         for overflows in found.values():
             overflows.copy_(collectives.sum_without_grad(overflows).clamp(max=1))
         return found

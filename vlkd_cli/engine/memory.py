@@ -10,10 +10,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlkd_cli.composition.chunks import refuse_batch_statistics
@@ -191,8 +192,12 @@ class _Live(TorchDispatchMode):
         self._apart, self._there = apart, set[int]()
 
     def __torch_dispatch__(
-        self, run: Any, types: Any, arguments: Any = (), keys: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        run: Callable[..., object],
+        types: object,
+        arguments: tuple[object, ...] = (),
+        keys: Mapping[str, object] | None = None,
+    ) -> object:
         found = run(*arguments, **(keys or {}))
         for one in _leaves(found):
             if isinstance(one, Tensor):
@@ -252,9 +257,9 @@ def _more(rows: Rows, address: Address, composition: Composition, samples: int) 
 
 def _saved_by_nodes(loss: Tensor) -> Iterator[Tensor]:
     """Tensors that our own autograd functions save for their backward pass."""
-    waiting, seen = [loss.grad_fn], set()
+    waiting, seen = [loss.grad_fn], set[Node]()
     while waiting:
-        node: Any = waiting.pop()
+        node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
@@ -285,8 +290,7 @@ def _saving(composition: Composition, batch: Batch, *others: Tensor) -> Iterator
 
 def _addresses(composition: Composition, batch: Batch, *others: Tensor) -> set[int]:
     """Addresses of weights, inputs and other tensors that are there already."""
-    known = [*_tensors_of(composition), *others]
-    batch.each(known.append)
+    known = [*_tensors_of(composition), *others, *batch.tensors()]
     return {tensor.untyped_storage().data_ptr() for tensor in known}
 
 
@@ -303,7 +307,7 @@ def _held(trainer: Trainer) -> int:
 
 def _tensors_of(composition: Composition) -> Iterator[Tensor]:
     # Frozen backbones are not part of the module tree.
-    every: list[Any] = list(composition.all_towers.values())
+    every = composition.all_towers.values()
     towers = [one if isinstance(one, Tower) else one.tower for one in every]
     for module in (composition, *composition.frozen.values(), *(one.encoder for one in towers)):
         yield from module.parameters()
@@ -377,9 +381,7 @@ def _repeated(batch: Batch, samples: int) -> Batch:
 
 
 def _bytes_of_batch(batch: Batch) -> int:
-    tensors: list[Tensor] = []
-    batch.each(tensors.append)
-    return sum(map(_size, tensors))
+    return sum(map(_size, batch.tensors()))
 
 
 def _size(tensor: Tensor) -> int:
@@ -387,9 +389,8 @@ def _size(tensor: Tensor) -> int:
 
 
 def _takes_chunks(composition: Composition) -> bool:
-    every: Mapping[str, Any] = {**composition.towers, **composition.followers}
     try:
-        for name, tower in every.items():
+        for name, tower in (*composition.towers.items(), *composition.followers.items()):
             refuse_batch_statistics(name, tower)
     except RecipeError:
         return False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.distributed.sharding import as_divided, divided_of, slice_of, slice_parameter
@@ -21,11 +22,11 @@ from vlkd_cli.recipe.types import NonNegativeSchedulable, Progress
 from vlkd_cli.towers.tower import Tower
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> type[Optimizer]:
     """The class of an optimizer by its name in `optimizer_names()`, in any case."""
     module, class_name = ELSEWHERE.get(name.lower(), ("torch.optim", name))
     classes = vars(importlib.import_module(module)).items()
-    found: type[torch.optim.Optimizer] = next(
+    found: type[Optimizer] = next(
         value for key, value in classes if key.lower() == class_name.lower()
     )
     return found
@@ -49,7 +50,7 @@ class Settings(NamedTuple):
     """Position in `optimizer.groups`."""
 
 
-def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> Any:
+def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> Optimizer:
     """The optimizer over everything that is trained, grouped by learning rate, weight decay and
     `optimizer.groups`, of which the first that matches decides.
 
@@ -79,7 +80,7 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
         named = (each.name, slice_parameter(each.parameter))
         gathered.setdefault(_settings(spec, each), []).append(named)
     keys = typed_keys("optimizer", spec.name, spec.keys)
-    kind: Any = optimizer_class(spec.name)
+    kind: Callable[..., Optimizer] = optimizer_class(spec.name)
     if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not {
         "foreach",
         "fused",
@@ -101,7 +102,7 @@ def build_optimizer(composition: Composition, recipe: Recipe, run: Progress) -> 
         raise RecipeError(f"optimizer '{spec.name}': {reason}. Correct its keys.") from error
 
 
-def set_rates(optimizer: torch.optim.Optimizer, schedule: ScheduleSpec, progress: Progress) -> None:
+def set_rates(optimizer: Optimizer, schedule: ScheduleSpec, progress: Progress) -> None:
     """Set the learning rate of every group to its base rate times the factor of its schedule (by
     default the given one), and the weight decay where that is scheduled."""
     for group in optimizer.param_groups:
@@ -111,7 +112,7 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: ScheduleSpec, progress
             group["weight_decay"] = progress.value(group["decay"])
 
 
-def drop_waiting(optimizer: torch.optim.Optimizer, step: int) -> None:
+def drop_waiting(optimizer: Optimizer, step: int) -> None:
     """Drop the gradients of groups whose `from` has not come, so that neither the norm nor the
     optimizer sees them."""
     for group in optimizer.param_groups:
@@ -120,7 +121,7 @@ def drop_waiting(optimizer: torch.optim.Optimizer, step: int) -> None:
                 parameter.grad = None
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
+def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, object]]:
     """What the optimizer remembers of each parameter, by the parameter's name. Rates and the like
     are not in it: they follow from the recipe and the step."""
     names, parameters = _names(optimizer), _parameters(optimizer)
@@ -136,9 +137,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, obj
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, object]]
-) -> None:
+def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Mapping[str, object]]) -> None:
     """Take in what `optimizer_state` gave; names may also be positions, as in format 1.
 
     Raises:
@@ -170,11 +169,11 @@ def _own(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return (slice_of(value, parameter) if value.ndim else value).clone()
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+def _names(optimizer: Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 

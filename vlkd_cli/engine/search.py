@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -231,7 +231,7 @@ def _picture_of(encoder: Encoder, query: Query) -> bytes | str | Image.Image | N
 
 def _print(query: Query, found: Sequence[Found]) -> None:
     columns = ["rank", "score", "id"]
-    rows: list[list[Any]] = [[each.rank, f"{each.score:.4f}", each.id] for each in found]
+    rows: list[list[object]] = [[each.rank, f"{each.score:.4f}", each.id] for each in found]
     if any(each.text is not None for each in found):
         columns.append("text")
         for row, each in zip(rows, found, strict=True):

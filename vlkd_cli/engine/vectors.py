@@ -40,7 +40,7 @@ class Page(NamedTuple):
 
     target: str
     overrides: list[str]
-    model: dict[str, Any]
+    model: dict[str, object]
     tower: str
     modality: ModalityName
     digest: str
@@ -114,7 +114,7 @@ def npy_writer(file: IO[bytes], rows: int, width: int, dtype: str) -> Iterator[W
 
 @contextmanager
 def parquet_writer(
-    path: Path, width: int, dtype: str, about: Mapping[str, Any]
+    path: Path, width: int, dtype: str, about: Mapping[str, object]
 ) -> Iterator[Writer]:
     """Writes a table of `id` and `vector`, a list of fixed size; `about` is in its metadata."""
     arrow, parquet = _pyarrow()

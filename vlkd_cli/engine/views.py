@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import View
+from vlkd_cli.data.images.augment import Augment
 from vlkd_cli.data.masks import Mask, ViewMask, is_fixed
+from vlkd_cli.data.meshes.augment import CloudAugment
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.views import ImageView, TextView
 from vlkd_cli.errors import RecipeError
@@ -72,7 +73,9 @@ def view_spec(data: DataSpec, name: str, usual: str = USUAL) -> ViewSpec:
     return base.model_copy(update={"copies": 1, "mask": None})
 
 
-def build_augment(recipe: Recipe, view: str = MAIN_VIEW, usual: str = USUAL) -> Any:
+def build_augment(
+    recipe: Recipe, view: str = MAIN_VIEW, usual: str = USUAL
+) -> Augment | CloudAugment | None:
     """The augmentation of a view of the training samples, or None where it is switched off."""
     assert recipe.data is not None
     spec = view_spec(recipe.data, view, usual)
@@ -155,7 +158,7 @@ def _mask(recipe: Recipe, view: str, spec: ViewSpec, readers: Mapping[str, Tower
                 " serve both. Give them images or patches of other sizes, or views of their own."
             )
     try:
-        mask: Any = make("mask", spec.mask.name, spec.mask.keys, grids[first])
+        mask: Mask = make("mask", spec.mask.name, spec.mask.keys, grids[first])
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from error
     for name, tower in readers.items():
@@ -166,7 +169,7 @@ def _mask(recipe: Recipe, view: str, spec: ViewSpec, readers: Mapping[str, Tower
                 f" picture, and with {keys} of {where} their number varies. Use masks: replace, or"
                 f" remove {keys}."
             )
-    return mask  # type: ignore[no-any-return]
+    return mask
 
 
 def _grid(where: str, name: str, tower: Tower, spec: ViewSpec) -> Grid:

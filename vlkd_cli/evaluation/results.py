@@ -48,7 +48,7 @@ class Result:
     num_skipped: int = 0
     num_classes: int | None
     """Of data with class labels."""
-    model: dict[str, Any]
+    model: dict[str, object]
     """Run, checkpoint file, step, and whether its weights are averaged; nulls where the towers are
     as their builders gave them."""
     towers: dict[str, dict[str, str]]
@@ -56,9 +56,9 @@ class Result:
     precision: str
     hashes: dict[str, str]
     """Digests of row order, class order and files."""
-    data: dict[str, Any]
+    data: dict[str, object]
     """The source of the data, as given in the recipe or the command."""
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """Every key of the suite that can change a number, and what was decided while it ran."""
     libraries: dict[str, str]
     """Versions of what computed it."""
@@ -75,12 +75,12 @@ class Result:
     shown: Shown | None = field(default=None, repr=False, compare=False)
     """What the report page shows, written as `KEY.map.npz`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values, ready for json.dump; a number that does not exist (a correlation with a
         constant) is null."""
         numbers = asdict(replace(self, items=None, shown=None))
         del numbers["items"], numbers["shown"]
-        plain: dict[str, Any] = _plain(numbers)
+        plain: dict[str, object] = _plain(numbers)
         return plain
 
     @property
@@ -96,7 +96,7 @@ def cell_key(
     *,
     suite: str,
     version: int,
-    keys: Mapping[str, Any],
+    keys: Mapping[str, object],
     hashes: Mapping[str, str],
     weights: Mapping[str, str],
     precision: str,
@@ -123,7 +123,7 @@ def cell_key(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return json.loads(json.dumps(value, default=float), parse_constant=lambda _: None)
 
 

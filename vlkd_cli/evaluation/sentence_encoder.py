@@ -4,10 +4,10 @@ can measure it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli.features.encode import Point, embed_texts
@@ -34,7 +34,9 @@ class SentenceEncoder:
         self._features: Tensor | None = None
         self.model_card_data = _NoCard()
 
-    def encode(self, sentences: Sequence[str], *, convert_to_tensor: bool = False, **_: Any) -> Any:
+    def encode(
+        self, sentences: Sequence[str], *, convert_to_tensor: bool = False, **_: object
+    ) -> Tensor | NDArray[np.float32]:
         """Embeddings `[N, D]` of texts that were announced; batch sizes and progress bars are the
         subject's matter."""
         if self._features is None:

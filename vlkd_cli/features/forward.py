@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.precision import autocast
+from vlkd_cli.preprocessing import Inputs
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -34,7 +35,7 @@ def stored_output(tower: Tower, point: Stored) -> Stored:
 
 
 def features_of(
-    subject: Subject, tower: Tower, inputs: object, output: Stored = "backbone"
+    subject: Subject, tower: Tower, inputs: Inputs, output: Stored = "backbone"
 ) -> Tensor:
     """Rows of an output, `[B, width]` float32 on the CPU."""
     with torch.no_grad(), autocast(subject.precision, subject.device):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlkd_cli.recipe.contract import Contract, Form, contract_of, form_for
 from vlkd_cli.recipe.modality import LEADING, PAIR, is_named
@@ -192,7 +192,7 @@ def text_names(data: DataSpec | None) -> list[str]:
     """The named texts that the readers of a recipe offer in addition to the main one."""
     if data is None:
         return []
-    entries: list[tuple[str | None, Mapping[str, Any]]] = [(data.reader, data.keys)]
+    entries: list[tuple[str | None, Mapping[str, object]]] = [(data.reader, data.keys)]
     entries += [(entry.get("reader"), entry) for entry in data.readers or []]
     found: dict[str, None] = {}
     for reader, keys in entries:

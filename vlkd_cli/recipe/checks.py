@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from vlkd_cli.catalog import did_you_mean, missing_extra
 from vlkd_cli.errors import MissingPackageError
@@ -263,7 +262,7 @@ def _check_evals(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _check_eval_address(recipe: Recipe, text: Any, path: Path) -> Iterator[Problem]:
+def _check_eval_address(recipe: Recipe, text: object, path: Path) -> Iterator[Problem]:
     """Whether an address of an evaluation is one of a tower that exists."""
     if not isinstance(text, str):
         return

@@ -12,7 +12,7 @@ import inspect
 import types as python_types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.arrays import Array, Tensor
@@ -219,7 +219,7 @@ def _unreadable(name: str, method: Method, reason: str) -> RecipeError:
     return RecipeError(f"distiller '{name}', {where}: {reason}.")
 
 
-def _forms(annotation: Any) -> tuple[Form, ...]:
+def _forms(annotation: object) -> tuple[Form, ...]:
     """The alternatives of an annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
@@ -233,9 +233,10 @@ def _forms(annotation: Any) -> tuple[Form, ...]:
     return (Form((_output(annotation),)),)
 
 
-def _output(annotation: Any) -> Output:
-    is_array = isinstance(annotation, type) and issubclass(annotation, Array)
-    axes = annotation.axes if is_array else ("...", "_")
+def _output(annotation: object) -> Output:
+    axes: tuple[str, ...] = ("...", "_")
+    if isinstance(annotation, type) and issubclass(annotation, Array):
+        axes = annotation.axes
     return Output(_KINDS.get(axes[:-1], "either"), axes[-1])
 
 

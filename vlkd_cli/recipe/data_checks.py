@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
@@ -37,7 +36,7 @@ def check_offers(recipe: Recipe) -> Iterator[Problem]:
     yield from _check_distinct(recipe, recipe.data)
 
 
-def offers_of(reader: str, keys: Mapping[str, Any]) -> frozenset[str] | None:
+def offers_of(reader: str, keys: Mapping[str, object]) -> frozenset[str] | None:
     """What a reader with these keys offers: of image, text, mesh, label, target. None: not
     declared."""
     attributes = attributes_of("reader", reader)
@@ -299,7 +298,7 @@ def _check_distinct(recipe: Recipe, data: DataSpec) -> Iterator[Problem]:
             )
 
 
-def streams_of(reader: str, keys: Mapping[str, Any]) -> bool:
+def streams_of(reader: str, keys: Mapping[str, object]) -> bool:
     """Whether a reader with these keys reads in an order of its own."""
     attributes = attributes_of("reader", reader)
     return bool(attributes.get("streams")) or any(

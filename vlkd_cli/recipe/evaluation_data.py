@@ -4,7 +4,6 @@ needs. No data is opened."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.data_checks import offers_of
@@ -26,7 +25,7 @@ def reads_data_sets(suite: str) -> bool:
     return any(key.name == "data" and is_data_source(key.annotation) for key in keys)
 
 
-def default_data(recipe: Recipe, suite: str) -> dict[str, Any]:
+def default_data(recipe: Recipe, suite: str) -> dict[str, object]:
     """Values of the data keys of a suite without any: those of the first entry of `evals:` whose
     data offers what the suite needs; else rendered shapes, for towers that are trained on them.
     Empty where there is neither."""

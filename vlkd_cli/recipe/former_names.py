@@ -4,14 +4,14 @@ replaced by the catalogue's own."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Now(NamedTuple):
     """The present name of a former one, and the keys that go with it."""
 
     name: str
-    keys: Mapping[str, Any] = {}
+    keys: Mapping[str, object] = {}
 
 
 ADAPTERS: dict[str, Now] = {

@@ -49,7 +49,7 @@ def class_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-def parts_of(value: object) -> tuple[str, dict[str, Any]]:
+def parts_of(value: object) -> tuple[str, dict[str, object]]:
     """Name and keys of a part, which is written as a name or as a mapping with `name`."""
     if isinstance(value, str):
         return class_name(value), {}
@@ -90,7 +90,7 @@ def check_metrics(recipe: Recipe) -> Iterator[Problem]:
             yield from check_metric(spec.keys, ("distillers", number))
 
 
-def check_metric(keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+def check_metric(keys: Mapping[str, object], path: Path) -> Iterator[Problem]:
     """Problems of the names and keys of a distiller `metric`."""
     if module_file("pytorch_metric_learning") is None:
         return

@@ -62,24 +62,25 @@ def list_model_options(name: str) -> dict[str, Any]:
     }
 
 
-def section_text(section: Mapping[str, Any]) -> str:
+def section_text(section: Mapping[str, object]) -> str:
     """A tower's section as one line of YAML."""
     text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10_000)
     return str(text).strip()
 
 
 def _options(
-    modality: ModalityName, section: Mapping[str, Any], architecture: str
+    modality: ModalityName, section: Mapping[str, object], architecture: str
 ) -> Iterator[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key of a tower of the model; keys that the name sets
     have its values as defaults."""
-    signature = signature_of("builder", section["builder"])
+    builder = str(section["builder"])
+    signature = signature_of("builder", builder)
     of_modality = signature.attributes.get("keys_of_modality", {})
     others = {key for word, keys in of_modality.items() if word != modality for key in keys}
     for name, kind, default, meaning in key_rows(signature.keys):
         if name not in others:
             yield name, kind, shown(section[name]) if name in section else default, meaning
-    poolers = list(_poolers(modality, section["builder"], architecture))
+    poolers = list(_poolers(modality, builder, architecture))
     yield "pooler", _one_of(poolers), "the model's own", "how tokens become one feature"
     for pooler in poolers:
         for name, kind, default, meaning in key_rows(signature_of("pooler", pooler).keys):
@@ -95,10 +96,10 @@ def _options(
         yield "data.augment", _one_of(catalog.names("augment")), "null", about
 
 
-def _scorer_options(scorer: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def _scorer_options(scorer: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
     section = [key for key in section_keys(ScorerSpec) if key.name != "name"]
     for name, kind, default, meaning in key_rows(
-        [*signature_of("scorer", scorer["name"]).keys, *section]
+        [*signature_of("scorer", str(scorer["name"])).keys, *section]
     ):
         yield name, kind, shown(scorer[name]) if name in scorer else default, meaning
 

@@ -35,9 +35,9 @@ class NamedModel(NamedTuple):
     name: str
     tasks: tuple[str, ...]
     architecture: str
-    towers: Mapping[ModalityName, Mapping[str, Any]]
+    towers: Mapping[ModalityName, Mapping[str, object]]
     about: str
-    scorer: Mapping[str, Any] = {}
+    scorer: Mapping[str, object] = {}
 
     @property
     def missing(self) -> str:
@@ -79,7 +79,7 @@ def find_named_model(name: str) -> NamedModel:
     return model
 
 
-def sections_of(name: str) -> dict[ModalityName, dict[str, Any]]:
+def sections_of(name: str) -> dict[ModalityName, dict[str, object]]:
     """By modality, the towers of a model: a name of `vlkd list-models --task`, or
     BUILDER:MODEL[:PRETRAINED].
 
@@ -100,7 +100,7 @@ def sections_of(name: str) -> dict[ModalityName, dict[str, Any]]:
         )
     keys = {key.name: key for key in signature_of("builder", builder).keys}
     model_name, _, tag = rest.partition(":")
-    section: dict[str, Any] = {"builder": builder, "model": model_name}
+    section: dict[str, object] = {"builder": builder, "model": model_name}
     if tag:
         section["pretrained"] = {"true": True, "false": False}.get(tag, tag)
     elif keys["pretrained"].default is False:
@@ -201,13 +201,13 @@ def _has_source(tower: object) -> bool:
     return isinstance(tower, Mapping) and any(tower.get(key) for key in ("builder", "run"))
 
 
-def _scorers(values: object) -> list[Any]:
+def _scorers(values: object) -> list[object]:
     synthesis = values.get("synthesis") if isinstance(values, Mapping) else None
     scorers = synthesis.get("scorers") if isinstance(synthesis, Mapping) else None
     return scorers if isinstance(scorers, list) else []
 
 
-def _scorer_of(like: object) -> Mapping[str, Any]:
+def _scorer_of(like: object) -> Mapping[str, object]:
     if not isinstance(like, str):
         raise RecipeError(f"`like:` takes the name of a model, got {shown(like)}.")
     model = find_named_model(like)
@@ -222,7 +222,7 @@ def _towers(values: object) -> dict[Any, Any]:
     return towers if isinstance(towers, dict) else {}
 
 
-def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
+def _section(name: str, tower: Mapping[str, object]) -> dict[str, object]:
     """The keys that a tower's `like:` expands to, those of the tower's modality."""
     like = tower["like"]
     if not isinstance(like, str):
@@ -242,12 +242,12 @@ def _section(name: str, tower: Mapping[str, Any]) -> dict[str, Any]:
             f" {' or '.join(f'`modality: {modality}`' for modality in fitting)}."
         )
     section = offered[fitting[0]]
-    builds = attributes_of("builder", section["builder"])["modalities"]
+    builds = attributes_of("builder", str(section["builder"]))["modalities"]
     # If neither the tower's name nor its builder determines the modality, the model does.
     return section if wanted or len(builds) == 1 else {**section, "modality": fitting[0]}
 
 
-def _wanted(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
+def _wanted(name: str, tower: Mapping[str, object]) -> Iterator[str]:
     """The modalities that a tower sets or has in its name."""
     if tower.get("modality") is not None:
         yield str(tower["modality"])

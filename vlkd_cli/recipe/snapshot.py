@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 from pydantic import BaseModel
@@ -65,7 +65,18 @@ def write_snapshot(recipe: Recipe, folder: Path) -> None:
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
 
 
-def versions() -> dict[str, Any]:
+class Versions(TypedDict):
+    """What a run was made with; `versions.json`."""
+
+    vlkd: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    git: dict[str, object] | None
+    command: list[str]
+
+
+def versions() -> Versions:
     """Versions of vlkd, Python and the libraries; git state of the checkout where vlkd is run from
     one; the command."""
     return {
@@ -141,7 +152,7 @@ def _with_variables(values: object, recipe: Recipe) -> object:
     return walk(values, ())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Plain values; a null is left out only where it is the default, for some keys' defaults are
     not null."""
     if isinstance(value, BaseModel):

@@ -18,6 +18,9 @@ DataSource = Annotated[str | dict[str, Any] | None, ReadsData()]
 or a reader with its keys, `{reader: NAME, ...}`, or several of them, each with what results call it
 under `name`. None: the suite's default."""
 
+LibraryKeys = dict[str, Any]
+"""Keys that are passed on to a library, which knows their values."""
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
@@ -156,7 +156,7 @@ def card_text(facts: CardFacts) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
 
 
-def nameless(value: Any, key: str = "") -> Any:
+def nameless(value: object, key: str = "") -> object:
     """A recipe's values with each path on this machine replaced by its last name."""
     if isinstance(value, Mapping):
         return {name: nameless(own, str(name)) for name, own in value.items()}
@@ -244,7 +244,7 @@ def _results(facts: CardFacts) -> list[str]:
 
 def _data(facts: CardFacts) -> str:
     data = nameless(facts.recipe.get("data") or {})
-    parts = data.get("readers") or [data]
+    parts = (data.get("readers") or [data]) if isinstance(data, dict) else []
     named = [
         f"`{part.get('path') or part.get('urls') or part.get('reader')}`"
         f" (reader `{part.get('reader')}`{_split(part)})"

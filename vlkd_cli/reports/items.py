@@ -79,7 +79,7 @@ def _answers(items: Mapping[str, np.ndarray], metric: str, content: ResultJson) 
             return Answers((items["image_rank"] <= k).astype(np.float64), np.arange(len(counts)))
         return Answers((items["caption_rank"] <= k).astype(np.float64), owner)
     ks = (content.get("settings") or {}).get("k")
-    if not ks or len(set(counts.tolist())) != 1:
+    if not isinstance(ks, list) or not ks or len(set(counts.tolist())) != 1:
         return None
     image = np.mean([items["image_rank"] <= k for k in ks], axis=0)
     caption = np.mean([items["caption_rank"] <= k for k in ks], axis=0)

@@ -9,10 +9,10 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.numerics.directions import lower_is_better
@@ -76,9 +76,9 @@ class ResultJson(TypedDict, total=False):
     precision: str
     hashes: dict[str, str]
     data: dict[str, object]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     libraries: dict[str, str]
-    details: dict[str, Any]
+    details: dict[str, object]
     version: str
     key: str
     seconds: float | None
@@ -113,8 +113,8 @@ class RunRecord:
     """One run folder as plain values."""
 
     path: Path
-    recipe: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, object] = field(default_factory=dict)
     state: RunState | None = None
     training: dict[str, Series] = field(default_factory=dict)
     """Logged values by name, without `train/`."""
@@ -130,24 +130,34 @@ class RunRecord:
     def name(self) -> str:
         return self.path.resolve().name
 
+    def section(self, key: str) -> Mapping[str, object]:
+        """A section of the recipe; empty where it has none."""
+        found = self.recipe.get(key)
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command that started it."""
+        found = self.versions.get("command")
+        return [str(word) for word in found] if isinstance(found, list) else []
+
     @property
     def seed(self) -> int | None:
         """`train.seed`, if the recipe sets it."""
-        found = (self.recipe.get("train") or {}).get("seed")
+        found = self.section("train").get("seed")
         return found if isinstance(found, int) else None
 
     @property
     def watched(self) -> Metric | None:
         """The metric that `train.best` names, where it was evaluated."""
-        best = (self.recipe.get("train") or {}).get("best")
+        best = self.section("train").get("best")
         return self.find_metric(best) if isinstance(best, str) else None
 
     @property
     def recipe_name(self) -> str:
         """What the command called the recipe; the folder's name without its time otherwise."""
-        command = [str(word) for word in self.versions.get("command") or []]
-        if "train" in command:
-            after = command[command.index("train") + 1 :]
+        if "train" in self.command:
+            after = self.command[self.command.index("train") + 1 :]
             if after and not after[0].startswith("-"):
                 return Path(after[0]).stem
         return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", self.name)
@@ -282,7 +292,7 @@ def _recipe(text: str) -> object:
     return found
 
 
-def _read(record: RunRecord, name: str, parse: Any) -> dict[str, Any]:
+def _read(record: RunRecord, name: str, parse: Callable[[str], object]) -> dict[str, object]:
     path = record.path / name
     if not path.is_file():
         return {}

@@ -9,7 +9,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.claims import STALE_SECONDS, process_exists
@@ -101,7 +102,7 @@ class StateFile:
             )
 
 
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type | UnionType] = {
     **dict.fromkeys(("step", "pid"), int),
     **dict.fromkeys(("total_steps", "best_step"), int | None),
     "best": int | float | None,

@@ -364,7 +364,9 @@ def _row(cell: Cell, result: ResultJson, metric: str) -> dict[str, object]:
     weights = [tower.get("weights", "")[:12] for tower in (result.get("towers") or {}).values()]
     hashes = result.get("hashes") or {}
     value = _number(result["metrics"][metric])
-    low, high = (result.get("details") or {}).get("intervals", {}).get(metric, (None, None))
+    intervals = (result.get("details") or {}).get("intervals")
+    known = intervals if isinstance(intervals, Mapping) else {}
+    low, high = known.get(metric, (None, None))
     return {
         "target": cell.target,
         "run": model.get("run"),

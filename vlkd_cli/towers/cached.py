@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.towers.outputs import BACKBONE, Output
 from vlkd_cli.towers.tower import Tower
 
@@ -35,11 +35,12 @@ class CachedTower(Tower):
 
     def _sources(
         self,
-        inputs: Any,
+        inputs: Inputs,
         needed: Mapping[str, tuple[int, ...]],
         every: tuple[int, ...],
         hidden: Output | None,
     ) -> dict[str, Output]:
         """The cached rows as they are, `[B, feature_width]`."""
+        assert isinstance(inputs, Tensor), "cached rows"
         dtype = next((one.dtype for one in self.parameters()), inputs.dtype)
         return {BACKBONE: Output(inputs.to(dtype))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from vlkd_cli.builders.backbone import Backbone, Encoded
 from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.numerics.precision import DTYPES, autocast
+from vlkd_cli.preprocessing import Inputs
 
 
 class Frozen:
@@ -35,7 +36,7 @@ class Frozen:
 
     def __call__(
         self,
-        inputs: Any,
+        inputs: Inputs,
         hidden: Tensor | None = None,
         masks: Masks = "none",
         *,

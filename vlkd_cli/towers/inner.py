@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Backbone, Tokens
 from vlkd_cli.builders.padding import probing
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.preprocessing import ImageInput, Inputs
 from vlkd_cli.recipe.address import LAYER, layer_of
 
 
@@ -69,11 +68,12 @@ def inner_widths(backbone: Backbone, outputs: Collection[str]) -> dict[str, int]
     names = layer_names(outputs)
     if not names:
         return {}
-    expected: Any = backbone.input
+    expected = backbone.input
     device = next(backbone.parameters()).device
     if isinstance(expected, ImageInput):
-        inputs: Tensor | TextInput = torch.zeros(1, 3, *expected.size_px, device=device)
+        inputs: Inputs = torch.zeros(1, 3, *expected.size_px, device=device)
     else:
+        assert callable(expected)
         inputs = {key: value.to(device) for key, value in expected(["a"]).items()}
     with probing(backbone), watched(backbone, {layer_of(name) for name in names}) as seen:
         backbone(inputs)
@@ -108,7 +108,7 @@ def pooled(backbone: Backbone, values: Tensor, tokens: Tokens | None) -> Tensor:
 
 def _averages(backbone: Backbone) -> bool:
     """Whether an image encoder with a class token pools its patches instead."""
-    encoder: Any = getattr(backbone, "encoder", None)
+    encoder = getattr(backbone, "encoder", None)
     family = getattr(backbone, "family", None)
     words = (
         getattr(encoder, "pool_type", None),

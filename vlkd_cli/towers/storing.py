@@ -4,12 +4,13 @@ what it found, and reads where the batch has features."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vlkd_cli.data.stored_view import FEATURES, IMAGES, ROWS, TABLES
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.recipe.types import TableType
 from vlkd_cli.towers.outputs import BACKBONE, Output
 from vlkd_cli.towers.tower import Tower
@@ -52,11 +53,12 @@ class StoringTower(Tower):
 
     def _sources(
         self,
-        inputs: Any,
+        inputs: Inputs,
         needed: Mapping[str, tuple[int, ...]],
         every: tuple[int, ...],
         hidden: Output | None,
     ) -> dict[str, Output]:
+        assert isinstance(inputs, dict), "inputs of a StoredView"
         if FEATURES in inputs:
             features = inputs[FEATURES]
         else:

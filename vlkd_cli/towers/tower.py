@@ -18,7 +18,7 @@ from vlkd_cli.checkpoint import Source as Checkpointed
 from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.distributed.sharding import divided_state
 from vlkd_cli.errors import CheckpointError, RecipeError
-from vlkd_cli.preprocessing import ImageInput, Tokenizer, described_input
+from vlkd_cli.preprocessing import ImageInput, Inputs, Tokenizer, described_input
 from vlkd_cli.recipe.address import LAYER, layer_of
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.types import ModalityName
@@ -121,7 +121,7 @@ class Tower(nn.Module):
 
     def forward(
         self,
-        inputs: object,
+        inputs: Inputs,
         wanted: Wanted = (HEAD,),
         *,
         hidden: Tensor | None = None,
@@ -151,13 +151,13 @@ class Tower(nn.Module):
             name: found[self.graph.resolved(name)].of(own).values for name, own in chosen.items()
         }
 
-    def encode(self, inputs: Any, output: str = HEAD) -> Tensor:
+    def encode(self, inputs: Inputs, output: str = HEAD) -> Tensor:
         """One output of uint8 or standardized images `[B, 3, H, W]`, or of a TextInput; by default
         projected features `[B, width]`."""
         features: Tensor = self(inputs, (output,))[output]
         return features
 
-    def features(self, inputs: Any) -> Tensor:
+    def features(self, inputs: Inputs) -> Tensor:
         """Features `[B, feature_width]` before the heads."""
         return self.encode(inputs, BACKBONE)
 
@@ -211,7 +211,7 @@ class Tower(nn.Module):
 
     def _sources(
         self,
-        inputs: Any,
+        inputs: Inputs,
         needed: Mapping[str, tuple[int, ...]],
         every: tuple[int, ...],
         hidden: Output | None,
@@ -220,6 +220,7 @@ class Tower(nn.Module):
         inputs = MODALITIES[self.modality].prepare(inputs, self.input)
         found: dict[str, Output] = {}
         if INPUT in needed:
+            assert isinstance(inputs, Tensor), "heads read pictures"
             found[INPUT] = Output(inputs, every).of(needed[INPUT])
         layers = layer_names(needed)
         ran = (BACKBONE, TOKENS, *layers)
@@ -227,6 +228,7 @@ class Tower(nn.Module):
         if not pictures:
             return found
         if pictures != every:
+            assert isinstance(inputs, Tensor), "only images have several pictures"
             inputs = Output(inputs, every).of(pictures).values
         with watched(self.encoder, {layer_of(name) for name in layers}) as seen:
             encoded = self.backbone(

@@ -201,6 +201,8 @@ def test_many_wrong_rows_are_summed_up(tmp_path: Path) -> None:
         ({"rnd_seeds": [0]}, "seed 0 occurs more than once"),
         ({"rnd_seeds": [1, 2]}, "1 seeds of predictions, and rnd_seeds lists 2"),
         ({"rnd_seeds": ["1"]}, "Expected a list of integers"),
+        ({"rnd_seeds": 3}, "rnd_seeds is 3. Evaluate this data set again"),
+        ({"predictions": [[], [[1, 0, 0]]]}, "2 seeds of predictions, and rnd_seeds lists 1"),
         ({"n_shot": "five"}, "n_shot is 'five'"),
         ({"num_params": float("nan")}, "num_params is nan"),
         ({"num_visual_params": -1}, "num_visual_params is -1"),

@@ -32,7 +32,7 @@ from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.trial import without_gradient
 from vlkd_cli.errors import RecipeError, WeightsError
-from vlkd_cli.preprocessing import ImageInput, TextInput
+from vlkd_cli.preprocessing import ImageInput, Inputs
 
 _BIASES = {"weight": "bias", "in_proj_weight": "in_proj_bias"}
 
@@ -279,7 +279,7 @@ def _outputs(backbone: Backbone) -> Tensor:
     """The sum of all outputs for one input."""
     device = next(backbone.parameters()).device
     if isinstance(backbone.input, ImageInput):
-        given: Tensor | TextInput = torch.randn(1, 3, *backbone.input.size_px, device=device)
+        given: Inputs = torch.randn(1, 3, *backbone.input.size_px, device=device)
     else:
         assert callable(backbone.input)
         texts = backbone.input(["a text"])

@@ -30,15 +30,16 @@ from vlkd_cli.builders.adapters.methods.low_rank import (
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.reft import ReFT
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Export, ModelInfo
-from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
+from vlkd_cli.builders.huggingface.builder import HuggingFace
 from vlkd_cli.builders.huggingface.configs import longest_input
 from vlkd_cli.builders.huggingface.save import save_encoder
+from vlkd_cli.builders.huggingface.text import HuggingFaceText
 from vlkd_cli.builders.trial import without_gradient
 from vlkd_cli.errors import MissingPackageError, RecipeError
 from vlkd_cli.preprocessing import TextInput
 from vlkd_cli.recipe import adapters as adapter_rules
 from vlkd_cli.recipe.component import make
-from vlkd_cli.recipe.types import ModalityName, TextLength
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName, TextLength
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -78,7 +79,7 @@ class Adapters(HuggingFace):
         *,
         model: str | None = None,
         pretrained: bool | str | None = None,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
         tokenizer: str | None = None,
         max_length: TextLength | None = None,
         own_pooler: bool = False,

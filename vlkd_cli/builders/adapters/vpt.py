@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,8 @@ def _measured(
     hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in blocks]
     try:
         with torch.no_grad():
-            image: Any = backbone.input
+            image = backbone.input
+            assert isinstance(image, ImageInput)
             device = next(backbone.parameters()).device
             encoded = backbone(torch.zeros(1, 3, *image.size_px, device=device), tokens=True)
     finally:

@@ -17,7 +17,7 @@ from vlkd_cli.builders.openclip.weights import load_half
 from vlkd_cli.builders.places import unfetchable
 from vlkd_cli.builders.trial import try_images, try_texts, width_of
 from vlkd_cli.cache_folder import cache_folder
-from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName
 
 
 class OpenCLIP(Builder):
@@ -46,7 +46,7 @@ class OpenCLIP(Builder):
         *,
         model: str | None = None,
         pretrained: bool | str = False,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
         cache_dir: str | None = None,
     ) -> None:
         self.model = model

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from vlkd_cli.builders.weight_files import read_weights
 from vlkd_cli.builders.weights import fit_weights, write_weights
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import MeshInput
-from vlkd_cli.recipe.types import ModalityName, PositiveInt
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName, PositiveInt
 
 FEWEST_NEIGHBORS = 4
 """With fewer points expected in a ball, most balls hold their center alone."""
@@ -63,7 +63,7 @@ class PointNet(Builder):
         points: PositiveInt = 1024,
         normals: bool = False,
         pretrained: bool | str = False,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
     ) -> None:
         self.model, self.points, self.normals = model, points, normals
         self.pretrained, self.config = pretrained, config or {}

@@ -35,7 +35,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.numerics.positions import sine_cosine
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import ModalityName, PositiveInt
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName, PositiveInt
 
 NOT_FOR_TOWERS = {
     "checkpoint_path": "a file of weights is the tower's `pretrained`.",
@@ -79,7 +79,7 @@ class Timm(Builder):
         model: str,
         pretrained: bool | str = False,
         image_size: PositiveInt | None = None,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
         positions: Literal["learned", "sincos"] = "learned",
         cache_dir: str | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class Timm(Builder):
                 f"{what} gives a map and no feature of the whole image. Choose a classifier's name"
                 " without '_enc'."
             )
-        settings: list[Any] = [self.model, self.image_size, self.config]
+        settings: list[object] = [self.model, self.image_size, self.config]
         if self.positions == "sincos":
             _fix_positions(network, what, trained=self.pretrained is not False)
             settings.append(self.positions)
@@ -345,8 +345,8 @@ def _fix_positions(network: Any, what: str, *, trained: bool) -> None:
     Raises:
         RecipeError: it adds no positions of a grid, or its weights were trained with others.
     """
-    table: Any = getattr(network, "pos_embed", None)
-    grid: Any = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    table = getattr(network, "pos_embed", None)
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     if not isinstance(table, nn.Parameter) or table.ndim != 3 or grid is None:
         raise RecipeError(
             f"{what}: positions: sincos needs a vision transformer with learned positions. Remove"
@@ -373,10 +373,10 @@ def places_of(network: nn.Module) -> Places:
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
-    embedding: Any = getattr(network, "patch_embed", None)
+    embedding = getattr(network, "patch_embed", None)
     if not isinstance(embedding, PatchEmbed):
         return Places()
-    dropping: Any = getattr(network, "patch_drop", None)
+    dropping = getattr(network, "patch_drop", None)
     # Families of their own (eva) turn positions along with the patches and need to know which.
     drops = isinstance(network, VisionTransformer) and isinstance(dropping, nn.Identity)
     channels_first = not embedding.flatten and embedding.output_fmt.value == "NCHW"

@@ -43,7 +43,7 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
-from vlkd_cli.recipe.types import ModalityName, PositiveInt
+from vlkd_cli.recipe.types import LibraryKeys, ModalityName, PositiveInt
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -83,7 +83,7 @@ class TorchVision(Builder):
         model: str,
         pretrained: bool | str = False,
         image_size: PositiveInt | None = None,
-        config: dict[str, Any] | None = None,
+        config: LibraryKeys | None = None,
         cache_dir: str | None = None,
     ) -> None:
         self.model = model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +60,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def text_of_cell(cell: Any) -> str:
+def text_of_cell(cell: object) -> str:
     """A cell as text, stripped; empty where there is none. Some programs write texts as bytes.
 
     Raises:
@@ -76,7 +75,7 @@ def text_of_cell(cell: Any) -> str:
     return text.strip()
 
 
-def sourced(cells: Sequence[Any]) -> list[tuple[int, str]]:
+def sourced(cells: Sequence[object]) -> list[tuple[int, str]]:
     """The texts in the cells of several columns, each with the position of its column; where there
     may be several, empty ones do not count.
 
@@ -93,7 +92,7 @@ def sourced(cells: Sequence[Any]) -> list[tuple[int, str]]:
     return [(source, text) for source, text in texts if text]
 
 
-def number_cells(cells: Sequence[Any], where: str) -> tuple[np.ndarray, list[str] | None]:
+def number_cells(cells: Sequence[object], where: str) -> tuple[np.ndarray, list[str] | None]:
     """Class numbers and names, as `number_labels` gives them. Integers may be stored as
     floating-point ones, as libraries do where cells are empty.
 
@@ -101,13 +100,13 @@ def number_cells(cells: Sequence[Any], where: str) -> tuple[np.ndarray, list[str
         DataError: there are too many names.
     """
     plain = [_plain(cell) for cell in cells]
-    if all(isinstance(each, int | None) for each in plain):
-        given = [-1 if each is None else each for each in plain]
+    given = [-1 if each is None else each for each in plain if isinstance(each, int | None)]
+    if len(given) == len(plain):
         return dense_numbers(np.array(given, dtype=np.int64))
     return number_labels([text_of_cell(each) for each in plain], where)
 
 
-def _plain(cell: Any) -> Any:
+def _plain(cell: object) -> object:
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     if isinstance(cell, int) and not _INT64.min <= cell <= _INT64.max:

@@ -12,7 +12,6 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class CachedArrays:
         """A digest of each array: of all of it, or of evenly spaced pieces where it is large."""
         return {name: _digest(array) for name, array in sorted(self._arrays.items())}
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return (
             (CachedArrays, (None, self.folder))
             if self.folder is not None

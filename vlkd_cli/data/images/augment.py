@@ -4,8 +4,8 @@ needed, then colors and blur."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class StandardAugment(Augment):
     def _jitter(self, image: Tensor, rng: random.Random) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        changes: list[tuple[Any, float]] = [
+        changes: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
             (change, rng.uniform(max(0.0, 1 - strength), 1 + strength))
             for change, strength in (
                 (functional.adjust_brightness, self.brightness),

@@ -7,7 +7,6 @@ or mirror; any other value, and metadata that cannot be read, leave the pixels a
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +23,7 @@ def orientation_of(image: Image.Image) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value: Any = image.getexif().get(_TAG, UPRIGHT)
+            value = image.getexif().get(_TAG, UPRIGHT)
         return int(value) if value in range(2, 9) else UPRIGHT
     except Exception:  # damaged metadata raises whatever its parser stumbled over
         return UPRIGHT

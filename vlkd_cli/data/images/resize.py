@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+import random
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -192,16 +193,17 @@ def crop_start(full: int, part: int, rule: Literal["round", "floor"]) -> int:
 
 
 def random_box(
-    size: tuple[int, int], *, scale: tuple[float, float], ratio: tuple[float, float], rng: Any
+    size: tuple[int, int],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: random.Random,
 ) -> Box:
     """A region whose fraction of the area and aspect ratio are sampled uniformly (the ratio in its
     logarithm).
 
     Ten samples are tried; then the largest centered region whose ratio is allowed is taken, as
     torchvision's RandomResizedCrop does.
-
-    Args:
-        rng: a `random.Random`.
     """
     height, width = size
     lowest, highest = math.log(ratio[0]), math.log(ratio[1])

@@ -31,7 +31,7 @@ from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.data.stored_view import StoredView
 from vlkd_cli.data.views import FeatureView, ImageView, KeyView, TextView, render, seed_of
 from vlkd_cli.errors import DataError
-from vlkd_cli.preprocessing import TextInput
+from vlkd_cli.preprocessing import Inputs
 from vlkd_cli.recipe.address import MAIN_VIEW
 
 _REPLACEMENTS = (
@@ -185,7 +185,7 @@ class Assembler:
         texts = rows
         if any(view.table != "sample" for view in self.views.features.values()):
             texts, _ = chosen_texts(self.reader, rows, choices)
-        inputs: dict[str, Tensor | TextInput] = {
+        inputs: dict[str, Inputs] = {
             key: view.gather(rows if view.table == "sample" else texts)
             for key, view in self.views.features.items()
         }
@@ -377,7 +377,7 @@ class Filling:
     def batch(self, size: int | None = None) -> Batch:
         samples: Sequence[Sample] = self.samples[:size]
         targets = [sample.targets for sample in samples]
-        inputs: dict[str, Tensor | TextInput] = {
+        inputs: dict[str, Inputs] = {
             key: self.views.stored_views[key].images(samples, images[:size])
             if key in self.views.stored_views
             else images[:size]

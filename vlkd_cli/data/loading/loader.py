@@ -8,7 +8,6 @@ its position determines, and named in `batch.skipped`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -313,7 +312,12 @@ def in_order(
 
 class _InOrder(Assembler):
     def __init__(
-        self, reader: Reader, views: Mapping[str, View], indices: Any, batch_size: int, skip: bool
+        self,
+        reader: Reader,
+        views: Mapping[str, View],
+        indices: np.ndarray,
+        batch_size: int,
+        skip: bool,
     ) -> None:
         super().__init__(
             reader,

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -197,6 +197,13 @@ class _Folders(_Source):
         )
 
 
+class _Pairs(Protocol):
+    """A data set of torchvision: images with their classes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[object, int]: ...
+
+
 class _TorchVision(_Source):
     def __init__(self, dataset: str, root: str, split: str | None, download: bool) -> None:
         from torchvision import datasets
@@ -208,7 +215,7 @@ class _TorchVision(_Source):
             )
         kind = getattr(datasets, dataset)
         accepted = inspect.signature(kind).parameters
-        keys: dict[str, Any] = {"download": download} if "download" in accepted else {}
+        keys: dict[str, object] = {"download": download} if "download" in accepted else {}
         root = os.path.expanduser(root)
         if not os.path.isdir(root) and not download:
             raise DataError(
@@ -251,7 +258,9 @@ class _TorchVision(_Source):
         return digest_of(self._name, len(self.labels), [digest_of(values) for values in pixels])
 
 
-def _split_keys(dataset: str, accepted: Any, split: str | None) -> list[dict[str, Any]]:
+def _split_keys(
+    dataset: str, accepted: Container[str], split: str | None
+) -> list[dict[str, object]]:
     """Keyword arguments that may mean this split to this class, the likeliest first."""
     if split is None:
         return [{}]
@@ -269,8 +278,12 @@ def _split_keys(dataset: str, accepted: Any, split: str | None) -> list[dict[str
 
 
 def _constructed(
-    kind: Any, dataset: str, root: Path, splits: list[dict[str, Any]], keys: dict[str, Any]
-) -> Any:
+    kind: Callable[..., _Pairs],
+    dataset: str,
+    root: Path,
+    splits: list[dict[str, object]],
+    keys: dict[str, object],
+) -> _Pairs:
     problem: Exception | None = None
     for split in splits:
         try:
@@ -292,7 +305,7 @@ def _constructed(
     )
 
 
-def _labels(data: Any) -> Iterator[int]:
+def _labels(data: _Pairs) -> Iterator[int]:
     """Labels without decoding images, if the class stores them in one of the attributes that
     torchvision uses."""
     for name in ("targets", "labels", "_labels", "y"):

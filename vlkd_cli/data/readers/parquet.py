@@ -349,7 +349,7 @@ class Parquet(Reader):
             arrays |= self._numbered([labels[row] for row in rows.tolist()])
         return arrays
 
-    def _num_texts(self, row: Mapping[str, Any]) -> int:
+    def _num_texts(self, row: Mapping[str, object]) -> int:
         """Texts of a row; none where one cannot be read, which breaks the row."""
         try:
             cells = ([row[name] for name in own] for own in self._texts.values())

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vlkd_cli import console
 from vlkd_cli.engine.launching.run_folder import RunFolder
@@ -110,7 +109,7 @@ def wait_for_extension(folder: RunFolder, recipe: Recipe) -> None:
         time.sleep(0.5)
 
 
-def _lengths(recipe: Recipe | dict[str, Any]) -> list[int | None]:
+def _lengths(recipe: Recipe | dict[str, dict[str, int | None]]) -> list[int | None]:
     train = recipe["train"] if isinstance(recipe, dict) else recipe.train.model_dump()
     return [train[key] for key in LENGTHS]
 

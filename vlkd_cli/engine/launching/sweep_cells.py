@@ -12,12 +12,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.overrides import parse_path, short_names
 from vlkd_cli.recipe.yaml_file import read_document
+
+if TYPE_CHECKING:
+    import yaml
 
 SEED = "train.seed"
 MOST_LETTERS = 120
@@ -167,7 +170,7 @@ def _list(name: str, option: str, text: str) -> list[Value]:
     ]
 
 
-def _shown(node: Any) -> str:
+def _shown(node: yaml.Node) -> str:
     """A value in a folder's name: a scalar as it was typed, a mapping by its `name`."""
     import yaml
 
@@ -178,6 +181,7 @@ def _shown(node: Any) -> str:
         if isinstance(pairs.get("name"), yaml.ScalarNode):
             return str(pairs["name"].value)
         return "-".join(f"{key}={_shown(value)}" for key, value in pairs.items())
+    assert isinstance(node, yaml.SequenceNode)
     return "-".join(_shown(item) for item in node.value)
 
 

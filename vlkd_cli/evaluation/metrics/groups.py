@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,20 @@ Hits = NDArray[np.bool_] | NDArray[np.float64]
 """Whether each item is right, `[N]`, or in which fraction of several draws it is."""
 
 
-def group_rows(hits: Hits, groups: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each group, in alphabetical order: `group`, `n`, `right`, `share`, and the bounds `low`
-    and `high` of its 95 % Wilson interval.
+class GroupRow(TypedDict):
+    """How many items of a group are right: `right` of `n`, as a fraction `share` with the bounds of
+    its 95 % Wilson interval."""
+
+    group: str
+    n: int
+    right: float
+    share: float
+    low: float
+    high: float
+
+
+def group_rows(hits: Hits, groups: Sequence[str]) -> list[GroupRow]:
+    """Figures of each group, in alphabetical order.
 
     Args:
         groups: of each item; those without a name are left out.
@@ -33,18 +44,17 @@ def group_rows(hits: Hits, groups: Sequence[str]) -> list[dict[str, Any]]:
     sizes = np.bincount(positions, minlength=len(names))
     sums = np.bincount(positions, weights=hits, minlength=len(names))
     right = sums.astype(np.int64) if hits.dtype == np.bool_ else sums
-    rows = []
+    rows: list[GroupRow] = []
     for name, n, k in zip(names.tolist(), sizes.tolist(), right.tolist(), strict=True):
         if name:
             low, high = wilson(k, n)
-            row = {"group": name, "n": n, "right": k, "share": k / n, "low": low, "high": high}
-            rows.append(row)
+            rows.append(
+                {"group": name, "n": n, "right": k, "share": k / n, "low": low, "high": high}
+            )
     return rows
 
 
-def group_metrics(
-    rows: Sequence[Mapping[str, Any]], min_group: int = MIN_GROUP
-) -> dict[str, float]:
+def group_metrics(rows: Sequence[GroupRow], min_group: int = MIN_GROUP) -> dict[str, float]:
     """`worst_group`: the lowest share among groups of at least `min_group` items; `group_gap`: the
     highest of these minus the lowest; `average_over_groups`: the mean over all groups. Without a
     group that is large enough, only the last.
@@ -58,7 +68,7 @@ def group_metrics(
 
 def figures_by_group(
     reader: Reader, hits: Hits, min_group: int | None
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], dict[str, object]]:
     """Metrics and details by group; nothing where the data has no groups.
 
     Args:

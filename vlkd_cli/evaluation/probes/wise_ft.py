@@ -143,9 +143,9 @@ def _curves(results: Sequence[Result]) -> dict[str, dict[float, float]]:
     curves: dict[str, dict[float, float]] = {}
     for result in results:
         name = f"{result.name} {result.dataset} {result.primary_metric}"
-        curves.setdefault(name, {})[float(result.settings["wise_ft_alpha"])] = result.metrics[
-            result.primary_metric
-        ]
+        alpha = result.settings["wise_ft_alpha"]
+        assert isinstance(alpha, int | float)
+        curves.setdefault(name, {})[float(alpha)] = result.metrics[result.primary_metric]
     return curves
 
 

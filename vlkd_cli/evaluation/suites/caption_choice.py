@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class CaptionChoice(Suite):
         ]
         metrics = {"accuracy": float(right.mean())}
         chances = {"accuracy": math.fsum(chance) / len(chance)}
-        details: dict[str, Any] = {"ties": int(tied.sum()), "right": int(right.sum())}
+        details: dict[str, object] = {"ties": int(tied.sum()), "right": int(right.sum())}
         if reader.layout in MACRO_MIN:
             metrics["macro_accuracy"] = _macro(reader, right)
             chances["macro_accuracy"] = 0.5
@@ -200,7 +200,7 @@ class _Outcome(NamedTuple):
     primary: str
     chance: dict[str, float]
     num_items: int
-    details: dict[str, Any]
+    details: dict[str, object]
     items: Arrays
 
 

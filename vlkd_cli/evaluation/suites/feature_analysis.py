@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from vlkd_cli.errors import DataError, RecipeError
@@ -74,7 +72,7 @@ class FeatureAnalysis(Suite):
             "alignment": alignment(images, texts),
             "modality_gap": modality_gap(images, texts),
         }
-        details: dict[str, Any] = {}
+        details: dict[str, object] = {}
         for modality, features in (("image", images), ("text", texts)):
             shares = spectrum(features)
             metrics |= {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class FewShot(Suite):
             train, test = normalize(train), normalize(test)
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
-        details: dict[str, Any] = {}
+        details: dict[str, object] = {}
         for shots in self.shots:
             top1, per_class, hits = [], [], []
             for seed in self.seeds:

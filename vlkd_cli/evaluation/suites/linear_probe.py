@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.errors import DataError, RecipeError
@@ -60,7 +63,7 @@ class Outcome(NamedTuple):
 
     scores: Tensor
     metrics: dict[str, float]
-    chosen: dict[str, Any]
+    chosen: dict[str, object]
 
 
 class LinearProbe(Suite):
@@ -199,7 +202,7 @@ class LinearProbe(Suite):
         ]
 
     def _features(self, subject: Subject, pair: LabeledPair) -> Features:
-        def embed(reader: Any) -> Tensor:
+        def embed(reader: Reader) -> Tensor:
             features = embed_images(subject, reader, point=self.features)
             return normalize(features) if self.normalize else features
 
@@ -271,21 +274,17 @@ class LinearProbe(Suite):
         )
 
     def _adamw(self, features: Features, num_classes: int) -> Outcome:
-        settings: dict[str, Any] = {
-            "lr": self.lr if self.lr is not None else 0.1,
-            "epochs": self.epochs or 20,
-            "seed": self.seed,
-        }
+        lr = self.lr if self.lr is not None else 0.1
+        train = partial(adamw_probe, lr=lr, epochs=self.epochs or 20, seed=self.seed)
         decay = self.weight_decay or 0.0
         if self.tune:
 
             def score(position: int) -> float:
-                linear = adamw_probe(
+                linear = train(
                     features.train,
                     features.train_labels,
                     num_classes,
                     weight_decay=float(WEIGHT_DECAYS[position]),
-                    **settings,
                 )
                 return top_k_accuracy(linear.logits(features.valid), features.valid_labels)
 
@@ -296,15 +295,13 @@ class LinearProbe(Suite):
                     ).position
                 ]
             )
-        linear = adamw_probe(*features.merged, num_classes, weight_decay=decay, **settings)
-        return Outcome(
-            linear.logits(features.test), {}, {"lr": settings["lr"], "weight_decay": decay}
-        )
+        linear = train(*features.merged, num_classes, weight_decay=decay)
+        return Outcome(linear.logits(features.test), {}, {"lr": lr, "weight_decay": decay})
 
     def _elevater(self, features: Features, num_classes: int, start: Tensor | None) -> Outcome:
         from vlkd_cli.elevater.sweep import Trial, search
 
-        keys: dict[str, Any] = {"classes": num_classes, "initial": start, "seed": self.seed}
+        train = partial(train_heads, classes=num_classes, initial=start, seed=self.seed)
         trial = Trial(
             self.lr if self.lr is not None else 0.1,
             self.weight_decay if self.weight_decay is not None else 1e-6,
@@ -312,15 +309,14 @@ class LinearProbe(Suite):
         trainings = 1
         if self.tune:
 
-            def score(trials: Any) -> list[float]:
+            def score(trials: Sequence[Trial]) -> list[float]:
                 settings = [HeadSetting(each.lr, each.weight_decay) for each in trials]
                 best = [0.0] * len(settings)
-                for bank in train_heads(
+                for bank in train(
                     features.train,
                     features.train_labels,
                     settings=settings,
                     epochs=self.epochs or 10,
-                    **keys,
                 ):
                     for head in range(len(settings)):
                         best[head] = max(
@@ -335,9 +331,7 @@ class LinearProbe(Suite):
             trial, trainings = found.best, found.num_trainings + 1
         best, scores = -1.0, torch.empty(0)
         setting = [HeadSetting(trial.lr, trial.weight_decay)]
-        for bank in train_heads(
-            *features.merged, settings=setting, epochs=(self.epochs or 10) + 40, **keys
-        ):
+        for bank in train(*features.merged, settings=setting, epochs=(self.epochs or 10) + 40):
             now = bank.probabilities(features.test)
             accuracy = top_k_accuracy(now, features.test_labels)
             if self.protocol == "elevater" or accuracy > best:
@@ -384,7 +378,7 @@ def first_of_each_class(labels: Tensor, share: float) -> Tensor:
     return held & (counts[labels] > 1)
 
 
-def deal(calls: list[tuple[Any, int]]) -> list[float]:
+def deal(calls: Sequence[tuple[Callable[[int], float], int]]) -> list[float]:
     """The values of the calls, dealt to the ranks in turn; the same list on every rank."""
     own = [function(argument) for function, argument in calls[rank() :: world_size()]]
     everywhere = gather_objects(own)

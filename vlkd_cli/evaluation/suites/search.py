@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,7 +225,7 @@ class Search(Suite):
             return _equal(queries.owner, items.owner)
         return _equal(*_labels(data, searched, queries, items))
 
-    def _gains(self, grades: Any) -> NDArray[np.float64]:
+    def _gains(self, grades: Iterable[float]) -> NDArray[np.float64]:
         found = np.fromiter(grades, dtype=np.float64)
         return (found > 0).astype(np.float64) if self.gain == "binary" else found
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlkd_cli import console
@@ -248,7 +249,9 @@ class SentEval(Suite):
         )
 
 
-def _scored(features: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Tensor, Any]]:
+def _scored(
+    features: Sequence[Tensor], parts: Sequence[Part]
+) -> list[tuple[Tensor, NDArray[np.float64]]]:
     return [
         (own, part.labels.astype(np.float64)) for own, part in zip(features, parts, strict=True)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,14 +179,14 @@ class ZeroShot(Suite):
 
     def _single_label(
         self, scores: Tensor, labels: Tensor, names: list[str]
-    ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, object]]:
         predicted = scores.argmax(1)
         ks = self._cut_offs(len(names))
         metrics = {f"top{k}": top_k_accuracy(scores, labels, k) for k in ks}
         chance = {f"top{k}": min(k / len(names), 1.0) for k in ks}
         metrics["mean_per_class"] = mean_per_class(predicted, labels)
         chance["mean_per_class"] = 1 / len(names)
-        details = {
+        details: dict[str, object] = {
             "per_class": [
                 {"class": names[row.label], "images": row.images, "recall": row.recall}
                 for row in recall_per_class(predicted, labels)
@@ -204,7 +204,7 @@ class ZeroShot(Suite):
 
     def _multi_label(
         self, scores: Tensor, targets: NDArray[np.bool_], names: list[str]
-    ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, object]]:
         values = scores.double().numpy()
         metrics = {"mean_average_precision": mean_average_precision(values, targets)}
         positives = targets.sum(0)
@@ -213,7 +213,7 @@ class ZeroShot(Suite):
                 np.mean([chance_average_precision(int(n), len(targets)) for n in positives])
             )
         }
-        details = {
+        details: dict[str, object] = {
             "per_class": [
                 {"class": name, "images": int(count)}
                 for name, count in zip(names, positives, strict=True)

@@ -15,7 +15,7 @@ from vlkd_cli.reports.comparison import optimism
 from vlkd_cli.reports.html import charts, svg
 from vlkd_cli.reports.html.pictures import Gallery, Shown, read_shown
 from vlkd_cli.reports.html.svg import Points, number
-from vlkd_cli.reports.records import Metric, RunRecord, flat_recipe
+from vlkd_cli.reports.records import Metric, RunRecord, StoredResult, flat_recipe
 
 MOST_ROWS = 60
 MOST_BROKEN = 50
@@ -37,7 +37,7 @@ class Note(NamedTuple):
     kind: str = ""
 
 
-def context_of_run(run: RunRecord) -> dict[str, Any]:
+def context_of_run(run: RunRecord) -> dict[str, object]:
     """What `run.html` is rendered with."""
     gallery = Gallery()
     shown = _shown(run)
@@ -67,37 +67,41 @@ def context_of_run(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def ending(run: RunRecord) -> dict[str, Any]:
+def ending(run: RunRecord) -> dict[str, object]:
     """The last section: command, recipe and versions."""
-    command = [str(word) for word in run.versions.get("command") or []]
+    command = run.command
     if command and command[0].endswith(".py"):
         # `python -m vlkd_cli` names a file of the package.
         command[0] = "vlkd"
     settings = [b for a, b in pairwise(command) if a == "--set"]
-    packages = run.versions.get("packages") or {}
+    packages = run.versions.get("packages")
     facts = {key: run.versions.get(key) for key in ("vlkd", "python", "platform")}
-    git = run.versions.get("git") or {}
+    git = run.versions.get("git")
     if isinstance(git, dict) and git.get("commit"):
         facts["commit"] = str(git["commit"])[:12] + (", changed" if git.get("changed") else "")
+    facts |= packages if isinstance(packages, dict) else {}
     path = run.path / "recipe.yaml"
     return {
         "command": " ".join(map(shlex.quote, command)),
         "settings": settings,
         "recipe": path.read_text(encoding="utf-8", errors="replace")[:60_000],
-        "versions": [(k, v) for k, v in {**facts, **dict(packages)}.items() if v],
+        "versions": [(name, version) for name, version in facts.items() if version],
     }
 
 
 def subtitle(run: RunRecord) -> str:
     """Towers, distillers and version in one line."""
     parts = []
-    for name, tower in (run.recipe.get("towers") or {}).items():
+    for name, tower in run.section("towers").items():
         tower = tower if isinstance(tower, Mapping) else {}
         what = " ".join(str(tower[k]) for k in ("builder", "model", "follows") if tower.get(k))
         frozen = " (frozen)" if tower.get("train") == "none" else ""
         parts.append(f"{name}: {what}{frozen}")
-    distillers = [d.get("name") for d in run.recipe.get("distillers") or [] if isinstance(d, dict)]
-    parts.append(" + ".join(str(name) for name in distillers if name))
+    listed = run.recipe.get("distillers")
+    distillers = (
+        [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    )
+    parts.append(" + ".join(str(one["name"]) for one in distillers if one.get("name")))
     if run.versions.get("vlkd"):
         parts.append(f"vlkd {run.versions['vlkd']}")
     return " \N{MIDDLE DOT} ".join(part for part in parts if part)
@@ -185,7 +189,7 @@ def _quality_notes(run: RunRecord, metric: Metric) -> list[Note]:
     return found
 
 
-def _files(run: RunRecord, metric: Metric) -> list[Any]:
+def _files(run: RunRecord, metric: Metric) -> list[StoredResult]:
     return [r for r in run.results if r.key == metric[:2] and metric.name in r.content["metrics"]]
 
 
@@ -219,8 +223,8 @@ def _shown(run: RunRecord) -> list[tuple[Metric, Shown]]:
     return found
 
 
-def _retrieval(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, Any]:
-    def row(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _retrieval(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, object]:
+    def row(entry: Mapping[str, Any]) -> dict[str, object]:
         own = entry["image"]
         found = [
             {
@@ -249,7 +253,7 @@ def _retrieval(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, Any]
     }
 
 
-def _confusions(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, Any]:
+def _confusions(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, object]:
     rows = []
     for entry in shown.lists["confusions"]:
         pictures = [
@@ -264,7 +268,7 @@ def _confusions(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, Any
     return {"name": f"{metric.suite} {metric.dataset}", "rows": rows}
 
 
-def _map(metric: Metric, shown: Shown) -> dict[str, Any] | None:
+def _map(metric: Metric, shown: Shown) -> dict[str, object] | None:
     if not shown.points:
         return None
     captions = shown.lists.get("map_captions", [])

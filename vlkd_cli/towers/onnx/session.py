@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlkd_cli.builders.backbone import Backbone, Encoded
-from vlkd_cli.preprocessing import ImageInput, standardize
+from vlkd_cli.preprocessing import ImageInput, Inputs, standardize
 from vlkd_cli.towers.onnx.check import Session
 from vlkd_cli.towers.onnx.graph import IMAGES, tokenizer_of
 from vlkd_cli.towers.outputs import BACKBONE, Output
@@ -27,7 +26,7 @@ class SessionBackbone(Backbone):
         self.settings = hashlib.sha256(path.read_bytes()).hexdigest()
         self.session = Session(path)
 
-    def run(self, inputs: Any, *, tokens: bool) -> Encoded:
+    def run(self, inputs: Inputs, *, tokens: bool) -> Encoded:
         given = {IMAGES: inputs} if isinstance(inputs, Tensor) else inputs
         return Encoded(self.session.run(given)[0], None)
 
@@ -41,7 +40,7 @@ class SessionTower(Tower):
 
     def _sources(
         self,
-        inputs: Any,
+        inputs: Inputs,
         needed: Mapping[str, tuple[int, ...]],
         every: tuple[int, ...],
         hidden: Output | None,

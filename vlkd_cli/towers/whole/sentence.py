@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Export
-from vlkd_cli.builders.huggingface.builder import HuggingFaceText
+from vlkd_cli.builders.huggingface.text import HuggingFaceText
 from vlkd_cli.builders.sbert.builder import SentenceBackbone
 from vlkd_cli.heads.linear import LinearHead
 from vlkd_cli.heads.mlp import MLPHead

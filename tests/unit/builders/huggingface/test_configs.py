@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from vlkd_cli.builders.huggingface.builder import HuggingFace, HuggingFaceText
+from vlkd_cli.builders.huggingface.builder import HuggingFace
+from vlkd_cli.builders.huggingface.text import HuggingFaceText
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT, LONG = "cat", "a photo of cat and dog with the number 1 2 3 4"
