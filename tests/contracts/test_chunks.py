@@ -286,3 +286,22 @@ def test_batch_norms_that_learn_are_refused():
     built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
     with pytest.raises(RecipeError, match="tower 'image' has trainable batch norms"):
         build_composition(recipe, built, num_rows=40)
+
+
+def test_a_step_in_chunks_with_frozen_statistics_of_batch_norms_is_a_whole_step():
+    image = {"builder": "timm", "model": "resnet10t"}
+    towers = {
+        "image": {**image, "freeze_batch_norm_stats": True, "image_size": 32, "head": LINEAR},
+        "text": {**TEXT, "head": LINEAR},
+    }
+    found = []
+    for chunk in (None, CHUNK):
+        recipe = Recipe.model_validate(tiny_recipe(towers=towers, train={"chunk": chunk}))
+        built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
+        composition = build_composition(recipe, built, num_rows=40).to(torch.float64).train()
+        loss = composition(batch_of(composition, 0), Progress()).loss
+        loss.backward()
+        found.append([loss, *(p.grad for p in composition.parameters() if p.grad is not None)])
+    assert len(found[0]) > 30
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-9, atol=1e-12)

@@ -77,6 +77,7 @@ CHANGES: dict[str, dict[str, Change]] = {
         "adapter": Change(towers({"adapter": {"name": "lora"}})),
         "prompt": Change(towers(text={**TEXT, "prompt": {"tokens": 2}, "train": "prompt"})),
         "train": Change(towers({"train": {"last": 1}})),
+        "freeze_batch_norm_stats": Change(towers({"freeze_batch_norm_stats": True})),
         "dtype": Change(
             towers(text={**FROZEN, "dtype": "bf16", "cache": False}),
             towers(text={**FROZEN, "cache": False}),

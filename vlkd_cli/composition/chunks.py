@@ -202,7 +202,8 @@ def refuse_batch_statistics(name: str, tower: nn.Module) -> None:
         raise RecipeError(
             f"train.chunk: tower '{name}' has trainable batch norms ({learning[0]}), and their"
             " statistics would be those of a chunk, not of the batch. Use a model and heads"
-            " without batch norms, freeze the model (train: head or none), or remove train.chunk."
+            " without batch norms, freeze the model (train: head or none) or its statistics"
+            " (freeze_batch_norm_stats: true), or remove train.chunk."
         )
 
 

@@ -27,7 +27,8 @@ class MomentumTower(nn.Module):
 
     Its weights take no gradient but change, so unlike a frozen tower's they belong to the
     checkpoint. It is in eval mode even in training: no dropout, no stochastic depth. Batch norms
-    alone work on the batch and have statistics of their own.
+    alone work on the batch and have statistics of their own, unless the followed tower's are
+    frozen.
 
     Args:
         tower: the tower it starts as a copy of.

@@ -32,7 +32,8 @@ def explained(error: Exception, recipe: str) -> UserError | None:
     if "Expected more than 1 value per channel when training" in text:
         return UserError(
             f"a batch norm that is trained got one row{where}: it needs at least two on each"
-            f" process. Raise train.batch_size (now {batch_size}), or freeze the tower."
+            f" process. Raise train.batch_size (now {batch_size}), freeze the tower, or set its"
+            " freeze_batch_norm_stats."
         )
     return None
 

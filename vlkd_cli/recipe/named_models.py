@@ -158,7 +158,16 @@ def expand_likes(document: Document) -> list[Problem]:
     return problems
 
 
-_OF_TRAINING = ("train", "lr", "layer_decay", "cache", "adapter", "prompt", "like")
+_OF_TRAINING = (
+    "train",
+    "freeze_batch_norm_stats",
+    "lr",
+    "layer_decay",
+    "cache",
+    "adapter",
+    "prompt",
+    "like",
+)
 """Keys of a tower that a copy of it does not take over."""
 
 

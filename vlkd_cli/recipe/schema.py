@@ -203,6 +203,13 @@ class TowerSpec(Open):
             " layers"
         ),
     )
+    freeze_batch_norm_stats: bool = Field(
+        False,
+        description=(
+            "batch norms of the backbone use their running statistics, which stay as they are,"
+            " while its weights are trained"
+        ),
+    )
     dtype: Literal["bf16", "fp16"] | None = Field(
         None,
         description=(

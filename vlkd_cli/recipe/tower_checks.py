@@ -28,6 +28,7 @@ _NOT_FOR_FOLLOWERS = (
     "heads",
     "adapter",
     "prompt",
+    "freeze_batch_norm_stats",
     "dtype",
     "lr",
     "layer_decay",
@@ -43,6 +44,7 @@ def check_towers(recipe: Recipe) -> Iterator[Problem]:
         yield from _check_source(recipe, name, tower, path)
         if tower.follows is None:
             yield from _check_learning(tower, path)
+            yield from _check_batch_norms(tower, path)
             yield from _check_dtype(tower, path)
             yield from _check_adapter(tower, path)
             yield from _check_init(recipe, name, tower, path)
@@ -109,7 +111,8 @@ def _check_source(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> It
             f" {', '.join(f'{end:g}' for end in ends)}.",
         )
     for key in _NOT_FOR_FOLLOWERS:
-        if getattr(tower, key) not in (None, {}) and key not in ("builder", "run"):
+        default = TowerSpec.model_fields[key].default
+        if getattr(tower, key) not in (None, {}, default) and key not in ("builder", "run"):
             yield Problem(
                 (*path, key),
                 f"has no effect on a tower that follows another. Set it on '{tower.follows}'.",
@@ -273,6 +276,16 @@ def _check_init(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iter
             (*part_path, "from"),
             f"'{source}' is of builder '{other.builder}', and this one of '{tower.builder}'."
             " Inherit from a tower of the same builder.",
+        )
+
+
+def _check_batch_norms(tower: TowerSpec, path: Path) -> Iterator[Problem]:
+    adapted = tower.adapter is not None or tower.prompt is not None
+    if tower.freeze_batch_norm_stats and (adapted or not trains_backbone(tower)):
+        yield Problem(
+            (*path, "freeze_batch_norm_stats"),
+            "has no effect: the backbone is frozen, and the statistics of its batch norms with it."
+            " Remove it.",
         )
 
 

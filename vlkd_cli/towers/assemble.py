@@ -14,7 +14,6 @@ from vlkd_cli import catalog
 from vlkd_cli.builders.adapters.any_tower import adapt
 from vlkd_cli.builders.backbone import Backbone, BuildContext, Builder
 from vlkd_cli.builders.guard import of_tower
-from vlkd_cli.builders.hiding import Masks
 from vlkd_cli.builders.trial import try_images
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
@@ -82,7 +81,7 @@ def assemble(
         choose_parameters(
             name, backbone, pooler, {key: head.module for key, head in heads.items()}, spec.train
         )
-        tower = connect(name, backbone, pooler, heads, spec.masks, spec.dtype)
+        tower = connect(name, spec, backbone, pooler, heads, spec.dtype)
     tower.section = spec
     return tower
 
@@ -132,16 +131,17 @@ def build_heads(
 
 def connect(
     name: str,
+    spec: TowerSpec,
     backbone: Backbone,
     pooler: nn.Module | None,
     heads: Mapping[str, Head],
-    masks: Masks,
-    dtype: Literal["bf16", "fp16"] | None = None,
+    dtype: Literal["bf16", "fp16"] | None,
 ) -> Tower:
     """The tower of these parts.
 
     Raises:
-        RecipeError: a head reads what it cannot take, or a trainable backbone has a `dtype`.
+        RecipeError: a head reads what it cannot take, a trainable backbone has a `dtype`, or there
+            are no batch norms whose statistics could be frozen.
     """
     if dtype is not None and any(parameter.requires_grad for parameter in backbone.parameters()):
         raise RecipeError(
@@ -149,11 +149,25 @@ def connect(
             " stored in 16 bits. Set train: none (or head), or remove dtype."
         )
     try:
-        return Tower(name, backbone, pooler=pooler, heads=heads, masks=masks, dtype=dtype)
+        tower = Tower(
+            name,
+            backbone,
+            pooler=pooler,
+            heads=heads,
+            masks=spec.masks,
+            dtype=dtype,
+            freeze_batch_norm_stats=spec.freeze_batch_norm_stats,
+        )
     except ValueError as error:
         raise RecipeError(
             f"tower '{name}': {error}. Correct its `reads`, `at` or the tower's `masks`."
         ) from error
+    if spec.freeze_batch_norm_stats and not tower.frozen_norms:
+        raise RecipeError(
+            f"tower '{name}': freeze_batch_norm_stats: has no effect: no batch norm is in the"
+            " trained part of its backbone. Remove it."
+        )
+    return tower
 
 
 def _backbone(spec: TowerSpec, context: BuildContext, cache_dir: Path | str | None) -> Backbone:

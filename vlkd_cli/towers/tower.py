@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlkd_cli.builders.adapters.attach import is_own
 from vlkd_cli.builders.backbone import Backbone, Encoded
@@ -65,6 +66,8 @@ class Tower(nn.Module):
             `heads.NAME.*`.
         masks: how hidden positions are treated, in a forward pass that names them.
         dtype: in which a frozen backbone's matrices are stored and multiplied; None: as they are.
+        freeze_batch_norm_stats: the backbone's batch norms stay in eval mode: running statistics
+            are used and not updated. Their weights and biases are trained all the same.
 
     Raises:
         ValueError: a head reads what the tower does not have.
@@ -93,6 +96,7 @@ class Tower(nn.Module):
         heads: Mapping[str, Head] | None = None,
         masks: Masks = "none",
         dtype: Literal["bf16", "fp16"] | None = None,
+        freeze_batch_norm_stats: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.masks = name, masks
@@ -117,6 +121,7 @@ class Tower(nn.Module):
         # Decided once: a copy that follows this tower by momentum takes no gradient either, yet its
         # batch norms work as this one's do.
         self._held = self._frozen_parts()
+        self.frozen_norms = self._moving_norms() if freeze_batch_norm_stats else []
         self.hold_frozen_parts()
 
     def forward(
@@ -472,10 +477,22 @@ class Tower(nn.Module):
                 found.append(name)
         return found
 
+    def _moving_norms(self) -> list[str]:
+        """Names of the backbone's batch norms whose running statistics training would update."""
+        return [
+            name
+            for name, module in self.named_modules()
+            if name.startswith("backbone.")
+            and isinstance(module, _BatchNorm)
+            and module.running_mean is not None
+            and not any(name == part or name.startswith(f"{part}.") for part in self._held)
+        ]
+
     def hold_frozen_parts(self) -> None:
-        """Put the parts without trainable parameters into eval mode."""
+        """Put the parts without trainable parameters into eval mode, and the batch norms whose
+        statistics are frozen."""
         modules = dict(self.named_modules())
-        for name in self._held:
+        for name in (*self._held, *self.frozen_norms):
             modules[name].eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:

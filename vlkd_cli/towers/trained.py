@@ -158,7 +158,7 @@ def _refitted(
     )
     assert trained.section is not None
     dtype = spec.dtype or (None if _is_trained(backbone) else was_stored_in)
-    own = connect(name, backbone, pooler, heads, spec.masks, dtype)
+    own = connect(name, spec, backbone, pooler, heads, dtype)
     specs = {**trained.section.all_heads, **spec.all_heads}
     specs = {key: specs[key] for key in heads}
     own.section = trained.section.model_copy(

@@ -83,9 +83,11 @@ def test_batch_norms_that_are_held_in_the_followed_tower_are_held_here() -> None
     tower = noisy_tower()
     tower.encoder.norm.requires_grad_(False)  # type: ignore[union-attr]
     tower = Tower("image", tower.encoder, heads=tower.parts())
-    follower = MomentumTower(tower, follows="image").train()
-    follower(images())
-    assert follower.tower.encoder.norm.num_batches_tracked == 0  # type: ignore[union-attr]
+    frozen = Tower("image", noisy_tower().encoder, freeze_batch_norm_stats=True)
+    for followed in (tower, frozen):
+        follower = MomentumTower(followed, follows="image").train()
+        follower(images())
+        assert follower.tower.encoder.norm.num_batches_tracked == 0  # type: ignore[union-attr]
 
 
 def test_parameters_are_matched_by_name_after_heads_are_left_out() -> None:

@@ -104,6 +104,21 @@ def test_where_a_tower_comes_from(options, expected):
                 " {tokens: 4}`."
             ),
         ),
+        *(
+            (
+                [*frozen, "towers.image.freeze_batch_norm_stats=true"],
+                (
+                    "has no effect: the backbone is frozen, and the statistics of its batch norms"
+                    " with it. Remove it."
+                ),
+            )
+            for frozen in (
+                ["towers.image.train=none"],
+                ["towers.image.head={name: linear, width: 8}", "towers.image.train=head"],
+                ["towers.image.head={name: linear, width: 8}", "towers.image.train=[head.*]"],
+                ["towers.image.adapter={name: lora}"],
+            )
+        ),
         (
             ["towers.text.train=[]"],
             "an empty list of patterns leaves nothing to train. Write none.",
@@ -164,6 +179,11 @@ def test_a_default_written_out_is_accepted():
         (
             "{follows: image, lr: 0.1}",
             "lr: has no effect on a tower that follows another. Set it on 'image'.",
+        ),
+        (
+            "{follows: image, freeze_batch_norm_stats: true}",
+            "freeze_batch_norm_stats: has no effect on a tower that follows another. Set it on"
+            " 'image'.",
         ),
         (
             "{follows: image, train: head}",

@@ -103,6 +103,10 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
             "builder 'sbert' takes no `adapter`",
         ),
         ({"follows": "image"}, "has follows. Give exactly one of builder and run"),
+        (
+            {**TEXT, "freeze_batch_norm_stats": True},
+            r"freeze_batch_norm_stats: has no effect: no batch norm is in the trained part",
+        ),
     ],
 )
 def test_mismatches_are_named_with_their_remedy(keys: dict[str, Any], message: str) -> None:

@@ -140,6 +140,25 @@ def test_batch_norms_of_frozen_parts_keep_their_statistics() -> None:
     assert moved == ["backbone.encoder.layers.2.bn.running_mean"]
 
 
+def test_frozen_statistics_are_used_and_stay_while_everything_is_trained() -> None:
+    moved = tower("all").train()
+    images = 3 * torch.randn(4, 3, 8, 8) + 1
+    moved(images)
+    head = nn.Sequential(nn.BatchNorm1d(4), LinearHead(4, width=2))
+    head.width = 2  # type: ignore[assignment]
+    frozen = Tower("image", moved.encoder, head=head, freeze_batch_norm_stats=True)
+    expected = frozen.eval()(images, ("backbone",))["backbone"]
+    before = {name: buffer.clone() for name, buffer in frozen.named_buffers()}
+    outputs = frozen.train()(images, ("backbone", "head"))
+    assert outputs["backbone"].equal(expected)
+    outputs["head"].square().sum().backward()
+    changed = [name for name, buffer in frozen.named_buffers() if not buffer.equal(before[name])]
+    assert len(changed) == 3 and all(name.startswith("head.0.") for name in changed)
+    assert all(parameter.grad is not None for parameter in frozen.parameters())
+    # The tower may have them of another one (`init`), so they are in checkpoints.
+    assert "backbone.encoder.norm.running_var" in frozen.trainable_state()
+
+
 def test_layer_decay_counts_from_the_head() -> None:
     built = tower("all")
     assert built.num_layers == 4
