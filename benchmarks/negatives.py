@@ -1,7 +1,7 @@
 """Hard negatives on the relations of the rendered shapes: do they help to tell what is where?
 
     python benchmarks/negatives.py [--seeds 0,1,2] [--folder runs/negatives] [--images 4000]
-        [--epochs 10] [--of batch] [--each]
+        [--epochs 10] [--batch-size 128] [--lr 4e-3] [--of batch] [--each]
 
 Writes pictures of two shapes with a caption each, and three captions that are almost right: the
 colors exchanged, the shapes exchanged, the relation reversed. Trains each seed in three ways, with
@@ -21,6 +21,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from forked import vlkd
 
@@ -47,8 +48,8 @@ towers:
 distillers: [{name: infonce}]
 """
 REST = """
-train: {epochs: EPOCHS, seed: SEED, batch_size: 128, clip_grad_norm: 1}
-optimizer: {name: adamw, lr: 4e-3, weight_decay: 0.05}
+train: {clip_grad_norm: 1, KEYS}
+optimizer: {name: adamw, weight_decay: 0.05, lr: RATE}
 schedule: {warmup_steps: 20}
 """
 
@@ -95,7 +96,15 @@ def write_data(folder: Path, count: int) -> None:
     (folder / "val.json").write_text(json.dumps(items))
 
 
-def train(folder: Path, name: str, seed: str, data: str, negatives: str, epochs: int = 10) -> Path:
+class Length(NamedTuple):
+    """How long and at which rate each run is trained."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+
+
+def train(folder: Path, name: str, seed: str, data: str, negatives: str, length: Length) -> Path:
     """Train once; the run folder."""
     run = folder / f"{name}-{seed}"
     if (run / "checkpoints" / "last.pt").exists():
@@ -106,8 +115,10 @@ def train(folder: Path, name: str, seed: str, data: str, negatives: str, epochs:
         f"  - {{suite: retrieval, data: {{reader: csv, path: '{folder}/val.csv'}}}}\n"
     )
     objective = f"{{name: infonce{', negatives: ' + negatives if negatives else ''}}}"
-    text = RECIPE.replace("{name: infonce}", objective) + f"data: {data}\n" + REST + evals
-    recipe.write_text(text.replace("SEED", seed).replace("EPOCHS", str(epochs)))
+    keys = f"epochs: {length.epochs}, batch_size: {length.batch_size}, seed: {seed}"
+    rest = REST.replace("KEYS", keys).replace("RATE", str(length.lr))
+    text = RECIPE.replace("{name: infonce}", objective) + f"data: {data}\n" + rest + evals
+    recipe.write_text(text)
     vlkd("train", str(recipe), "--run", str(run), "--quiet", folder=folder)
     return run
 
@@ -124,6 +135,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/negatives"))
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--of", choices=["batch", "own"], default="batch")
     parser.add_argument("--each", action="store_true", help="all wrong captions in every step")
     options = parser.parse_args()
@@ -133,9 +146,10 @@ def main() -> None:
     keys = "reader: csv, image_root: /, augment: {name: none}, workers: 0"
     runs: dict[str, list[Path]] = {"plain": [], "swapped": [], "mined": []}
     kind = f"{options.of}{'_each' if options.each else ''}"
+    length = Length(options.epochs, options.batch_size, options.lr)
     for seed in options.seeds.split(","):
         data = f"{{{keys}, path: '{folder}/train.csv'}}"
-        plain = train(folder, "plain", seed, data, "", options.epochs)
+        plain = train(folder, "plain", seed, data, "", length)
         runs["plain"].append(plain)
         table = folder / f"mined-{seed}.csv"
         if not table.exists():
@@ -148,7 +162,7 @@ def main() -> None:
             texts, negatives = hard(names, each=options.each)
             data = f"{{{keys}, path: '{path}', texts: {texts}}}"
             negatives += f", negatives_of: {options.of}"
-            run = train(folder, f"{way}_{kind}", seed, data, negatives, options.epochs)
+            run = train(folder, f"{way}_{kind}", seed, data, negatives, length)
             runs[way].append(run)
     rows = []
     for way, found in runs.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid
-from vlkd_cli.recipe.types import PositiveInt, Probability
+from vlkd_cli.recipe.types import PositiveInt, Rate
 
 EPS = 1e-5
 
@@ -54,7 +54,7 @@ class BlocksHead(nn.Module):
         heads: PositiveInt = 16,
         width: PositiveInt | None = None,
         hidden: PositiveInt | None = None,
-        drop_path: Probability = 0.3,
+        drop_path: Rate = 0.3,
         class_token: Literal["model", "mean"] = "model",
     ) -> None:
         from timm.layers import SwiGLU
@@ -88,24 +88,34 @@ class BlocksHead(nn.Module):
         is_whole = self.width == 2 * width_in
         self.out = nn.Identity() if is_whole else nn.Linear(width_in, self.width // 2, bias=False)
 
+    def check_prefix(self, count: int) -> None:
+        """Refuse a model whose tokens do not fit; the tower calls it when it is built.
+
+        Args:
+            count: class and register tokens.
+
+        Raises:
+            RecipeError: it has no class token, or one that `class_token: mean` would leave out.
+        """
+        if self.class_token == "mean" and count:
+            raise RecipeError(
+                "head 'blocks': class_token: mean is for models without a class token, and the"
+                " tower's has one. Remove it."
+            )
+        if self.class_token == "model" and not count:
+            raise RecipeError(
+                "head 'blocks' needs a class token, and the tower's model has none. Say"
+                " `class_token: mean`, or use another model or a head that reads the feature."
+            )
+
     def forward(
         self,
         patches: Float[Tensor, "B T D"],
         prefix: Float[Tensor, "B P D"] | None = None,
     ) -> Float[Tensor, "B E"]:
-        has_prefix = prefix is not None and prefix.shape[1] > 0
+        self.check_prefix(0 if prefix is None else prefix.shape[1])
         if self.class_token == "mean":
-            if has_prefix:
-                raise RecipeError(
-                    "head 'blocks': class_token: mean is for models without a class token, and the"
-                    " tower's has one. Remove it."
-                )
             prefix = patches.mean(dim=1, keepdim=True)
-        elif not has_prefix:
-            raise RecipeError(
-                "head 'blocks' needs a class token, and the tower's model has none. Say"
-                " `class_token: mean`, or use another model or a head that reads the feature."
-            )
         assert prefix is not None
         tokens = torch.cat([prefix, patches], dim=1)
         for block in self.blocks:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlkd_cli.preprocessing import Grid
-from vlkd_cli.recipe.types import PositiveInt, Probability
+from vlkd_cli.recipe.types import PositiveInt, Rate
 
 
 class LinearHead(nn.Module):
@@ -31,7 +31,7 @@ class LinearHead(nn.Module):
         *,
         width: PositiveInt,
         bias: bool = True,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         start: Literal["random", "identity"] = "random",
     ) -> None:
         super().__init__()

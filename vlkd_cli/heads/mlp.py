@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlkd_cli.preprocessing import Grid
-from vlkd_cli.recipe.types import PositiveInt, Probability
+from vlkd_cli.recipe.types import PositiveInt, Rate
 
 
 class MLPHead(nn.Module):
@@ -50,7 +50,7 @@ class MLPHead(nn.Module):
         bottleneck: PositiveInt | None = None,
         norm: Literal["none", "batch", "layer"] = "none",
         activation: Literal["gelu", "relu", "silu"] = "gelu",
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         last_norm: Literal["none", "batch", "batch_plain"] = "none",
     ) -> None:
         super().__init__()

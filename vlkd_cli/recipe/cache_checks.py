@@ -14,6 +14,10 @@ from vlkd_cli.recipe.objectives import root_of
 from vlkd_cli.recipe.schema import CacheSpec, DataSpec, Recipe, TowerSpec
 from vlkd_cli.recipe.tower_checks import only_head_patterns
 
+_SIZE_OF_TOKENS = (
+    ": tokens are a row for each patch, of a ViT-B/16 at 224 pixels 605 kB an image instead of 3 kB"
+)
+
 
 def check_caches(recipe: Recipe) -> Iterator[Problem]:
     """Problems of every tower's `cache:`."""
@@ -90,8 +94,9 @@ def _not_a_feature(recipe: Recipe, tower: TowerSpec, addresses: list[Address]) -
         root = root_of(recipe.towers, address)
         if root in ("tokens", "input") or (root or "").startswith("layers."):
             return (
-                f"'{address}' reads {root}, but one feature of each sample is cached. Remove cache,"
-                " or read the backbone."
+                f"'{address}' reads {root}, but one feature of each sample is"
+                f" cached{_SIZE_OF_TOKENS if root == 'tokens' else ''}. Remove cache, or read the"
+                " backbone."
             )
     return None
 

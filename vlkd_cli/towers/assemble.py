@@ -124,6 +124,11 @@ def build_heads(
                 )
             width_in += width
         module = _component("head", name, specs[key], width_in, grid)
+        if hasattr(module, "check_prefix"):
+            try:
+                module.check_prefix(_prefix_tokens(name, backbone))
+            except RecipeError as error:
+                raise RecipeError(f"tower '{name}': {error}") from error
         heads[key] = Head(module, reads[key], specs[key].at)
         widths[key] = _width(module)
     return heads
@@ -267,7 +272,7 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
             f"tower '{name}': pooler '{spec.pooler.name}' joins the class token and the patches of"
             " an image. Use `mean`, `cls` or `eot` for texts."
         )
-    if getattr(pooler, "needs_class_token", False) and not _has_class_token(name, backbone):
+    if getattr(pooler, "needs_class_token", False) and not _prefix_tokens(name, backbone):
         raise RecipeError(
             f"tower '{name}': pooler '{spec.pooler.name}' needs a class token, and this model has"
             " none. Use `pooler: {name: mean}`."
@@ -275,16 +280,17 @@ def _pooler(name: str, spec: TowerSpec, backbone: Backbone) -> nn.Module | None:
     return pooler
 
 
-def _has_class_token(name: str, backbone: Backbone) -> bool:
-    """Whether the first token represents the whole input, as that of a text may."""
+def _prefix_tokens(name: str, backbone: Backbone) -> int:
+    """How many class and register tokens precede the patches; the first token of a text may
+    represent the whole of it too."""
     if not isinstance(backbone.input, ImageInput):
-        return callable(backbone.input)
+        return int(callable(backbone.input))
 
     def prefix_of(network: Backbone, images: Tensor) -> int:
         tokens = network(images, tokens=True).tokens
         return 0 if tokens is None else int(tokens.prefix)
 
-    return try_images(backbone, backbone.input.size_px, prefix_of, f"tower '{name}'") > 0
+    return try_images(backbone, backbone.input.size_px, prefix_of, f"tower '{name}'")
 
 
 def _component(kind: str, tower: str, spec: Component, width_in: int, *supplied: Any) -> Any:

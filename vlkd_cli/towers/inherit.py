@@ -12,22 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import LayerChoice
+from vlkd_cli.towers.cut import Fit, by_pieces, parts_of, placed, splits
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_FUSED = ("in_proj_weight", "in_proj_bias", "qkv", "Wqkv", "qkv_proj", "c_attn")
-"""Names of tensors that hold queries, keys and values one after another. Those called
-query_key_value hold them head by head, so that leading rows are leading heads."""
-_PAIRED = ("weights_in", "w12", "Wi", "gate_up_proj", "kv")
-"""Names of those that hold a gate and what it multiplies, or keys and values."""
-_POSITIONS = ("pos_embed", "positional_embedding", "position_embedding", "position_embeddings")
-_TOKENS = ("token_embedding", "word_embeddings", "embed_tokens", "wte")
+_NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
+"""The number of a block in the name of a tensor; torchvision's ViTs write encoder_layer_0."""
 
 
 class Inherited(NamedTuple):
@@ -66,38 +60,30 @@ def inherit(
     _refuse_other_heads(student, teacher, what)
     ours, theirs = student.state_dict(), teacher.state_dict()
     blocks = _chosen_blocks(list(ours), list(theirs), choice, what)
-    fit = _Fit(isinstance(student.input, ImageInput), _same_tokens(student, teacher))
+    fit = Fit(isinstance(student.input, ImageInput), _same_tokens(student, teacher))
+    split_here, split_there = splits(student), splits(teacher)
     taken = 0
     for key, tensor in ours.items():
         if not tensor.is_floating_point():
             continue
-        counterpart = theirs.get(_renamed(key, blocks))
+        there = _renamed(key, blocks)
+        counterpart = theirs.get(there)
         if counterpart is None:
-            raise RecipeError(f"{what} has no '{_renamed(key, blocks)}'. Choose other layers.")
-        placed = _placed(key, counterpart, tensor, fit, _parts(_renamed(key, blocks), theirs))
-        if placed is None:
+            raise RecipeError(f"{what} has no '{there}'. Choose other layers.")
+        if key in split_here and there in split_there:
+            cut = by_pieces(counterpart, tensor.shape, split_there[there], split_here[key])
+        else:
+            cut = placed(key, counterpart, tensor, fit, parts_of(there, theirs))
+        if cut is None:
             raise RecipeError(
                 f"{what}: '{key}' is {list(tensor.shape)} here and {list(counterpart.shape)}"
                 " there. A student inherits from a teacher that is at least as large."
             )
-        tensor.copy_(placed)
+        tensor.copy_(cut)
         taken += tensor.numel()
     total = sum(tensor.numel() for tensor in ours.values() if tensor.is_floating_point())
     main = _main_container(list(ours))
     return Inherited(source, tuple(blocks.get(main, ())), taken / max(total, 1))
-
-
-class _Fit(NamedTuple):
-    """How a student's inputs relate to its teacher's.
-
-    Args:
-        has_grid: whether positions are those of a picture's patches.
-        tokens: rows of the student's and of the teacher's token table that belong to the same
-            token; None where a vocabulary cannot be read.
-    """
-
-    has_grid: bool
-    tokens: tuple[Tensor, Tensor] | None
 
 
 def choose_layers(count: int, of: int, choice: LayerChoice) -> list[int]:
@@ -128,122 +114,43 @@ def choose_layers(count: int, of: int, choice: LayerChoice) -> list[int]:
     return found
 
 
-def leading(tensor: Tensor, shape: Sequence[int], parts: int = 1, dim: int = 0) -> Tensor | None:
-    """The leading part of each dimension; None where the tensor is too small.
-
-    Args:
-        parts: how many tensors are joined along `dim`, each of which gives its leading part.
-    """
-    if tensor.ndim != len(shape) or any(
-        own < wanted for own, wanted in zip(tensor.shape, shape, strict=True)
-    ):
-        return None
-    if parts > 1 and tensor.shape[dim] != shape[dim]:
-        sizes = list(shape)
-        sizes[dim] //= parts
-        cut = [leading(part, sizes) for part in tensor.chunk(parts, dim)]
-        return torch.cat([part for part in cut if part is not None], dim)
-    return tensor[tuple(slice(size) for size in shape)]
-
-
-def _parts(name: str, state: Mapping[str, Tensor]) -> int:
-    """How many tensors of one size a tensor of the teacher holds one after another."""
-    if _names(name, _FUSED):
-        return 3
-    # timm's gated MLPs share their names with plain ones.
-    block, is_first, _ = name.rpartition(".fc1.")
-    after = state.get(f"{block}.fc2.weight") if is_first and name in state else None
-    is_packed = after is not None and len(state[name]) == 2 * after.shape[1]
-    return 2 if is_packed or _names(name, _PAIRED) else 1
-
-
-def _placed(name: str, tensor: Tensor, own: Tensor, fit: _Fit, parts: int) -> Tensor | None:
-    """The teacher's tensor in the shape of the student's; None where it does not fit.
-
-    Args:
-        parts: how many tensors it holds.
-    """
-    shape = own.shape
-    if _names(name, _TOKENS) and fit.tokens is not None and tensor.shape[0] != shape[0]:
-        return _by_token(tensor, own, *fit.tokens)
-    if _names(name, _POSITIONS):
-        tensor = _resized_positions(tensor, shape, has_grid=fit.has_grid)
-    elif tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[2:] != shape[2:]:
-        tensor = _resized_kernel(tensor, (int(shape[2]), int(shape[3])))
-    elif _is_linear_patch(name, tensor, shape):
-        tensor = _resized_linear(tensor, int(shape[1]))
-    return leading(tensor, shape, parts, dim=-1 if "c_attn.weight" in name else 0)
-
-
-def _by_token(tensor: Tensor, own: Tensor, ours: Tensor, theirs: Tensor) -> Tensor | None:
-    """A token table; tokens that the teacher lacks stay as they are."""
-    there = (ours < len(own)) & (theirs < len(tensor))
-    cut = leading(tensor[theirs[there]], (int(there.sum()), *own.shape[1:]))
-    return None if cut is None else own.clone().index_copy_(0, ours[there], cut)
-
-
-def _names(name: str, words: Sequence[str]) -> bool:
-    return any(part in words for part in name.split("."))
-
-
-def _resized_positions(tensor: Tensor, shape: torch.Size, *, has_grid: bool) -> Tensor:
-    """Positions of a square grid after class and register tokens, or of a sequence, which is cut or
-    interpolated."""
-    there, here = tensor.shape[-2], shape[-2]
-    if there == here or tensor.ndim not in (2, 3):
-        return tensor
-    for prefix in range(3) if has_grid else ():
-        old, new = ((count - prefix) ** 0.5 for count in (there, here))
-        if old == int(old) and new == int(new) and old >= 2 and new >= 1:
-            rows = tensor.view(-1, there, tensor.shape[-1])
-            grid = rows[:, prefix:].transpose(1, 2).unflatten(2, (int(old), int(old)))
-            grid = F.interpolate(grid, (int(new), int(new)), mode="bicubic", antialias=True)
-            joined = torch.cat([rows[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
-            return joined.view(*tensor.shape[:-2], here, tensor.shape[-1])
-    if here < there:
-        return tensor[..., :here, :]
-    rows = tensor.view(-1, there, tensor.shape[-1]).transpose(1, 2)
-    longer = F.interpolate(rows, here, mode="linear").transpose(1, 2)
-    return longer.view(*tensor.shape[:-2], here, tensor.shape[-1])
-
-
-def _resized_kernel(tensor: Tensor, size: tuple[int, int]) -> Tensor:
-    """A patch kernel that answers a picture of another size as before: its sum stays."""
-    resized = F.interpolate(tensor, size, mode="bicubic", antialias=True)
-    return resized * (tensor.shape[2] * tensor.shape[3] / (size[0] * size[1]))
-
-
-def _is_linear_patch(name: str, tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether it maps patches of another size, flattened, as SigLIP 2's does."""
-    is_patch = _names(name, ("patch_embedding",)) and tensor.ndim == 2 and len(shape) == 2
-    return is_patch and tensor.shape[1] != shape[1]
-
-
-def _resized_linear(tensor: Tensor, values: int) -> Tensor:
-    """The same for `[D, p * p * 3]`, channels last within a patch."""
-    old, new = (round((count / 3) ** 0.5) for count in (tensor.shape[1], values))
-    kernel = tensor.view(-1, old, old, 3).permute(0, 3, 1, 2)
-    return _resized_kernel(kernel, (new, new)).permute(0, 2, 3, 1).flatten(1)
-
-
 def _chosen_blocks(
     ours: list[str], theirs: list[str], choice: LayerChoice, what: str
 ) -> dict[str, list[int]]:
-    """For each container of numbered blocks the teacher's number of each block."""
+    """For each container of numbered blocks the teacher's number of each block.
+
+    Where a network has stages, the choice is made in each stage that is shorter.
+    """
     sizes, other = dict(_containers(ours)), dict(_containers(theirs))
-    main = _main_container(ours)
+    chosen_by = _chosen_containers(sizes, other, _main_container(ours))
+    if isinstance(choice, list) and len(chosen_by) > 1:
+        raise RecipeError(
+            f"{what}: layers: {choice}: several of its stages are longer"
+            f" ({', '.join(sorted(chosen_by))}), and numbers are for one. Write even, first, last"
+            " or every N."
+        )
     chosen: dict[str, list[int]] = {}
     for prefix, count in sizes.items():
-        rule: LayerChoice = choice if prefix == main else "even"
+        rule: LayerChoice = choice if prefix in chosen_by else "even"
         # The teacher's name of a container inside of chosen blocks.
         of = other.get(_renamed(f"{prefix}.", chosen).rstrip("."), 0)
-        if prefix != main and (of == count or not of):
+        if prefix not in chosen_by and (of == count or not of):
             continue
         try:
             chosen[prefix] = choose_layers(count, of, rule)
         except ValueError as error:
             raise RecipeError(f"{what}: layers: {choice}: '{prefix}' {error}.") from error
     return chosen
+
+
+def _chosen_containers(ours: Mapping[str, int], theirs: Mapping[str, int], main: str) -> set[str]:
+    """The containers that a choice of layers is about: the outermost ones of which the networks
+    have unequally many, such as the stages of a ResNet; the main one where all are equal."""
+    unequal = [name for name, count in ours.items() if count != theirs.get(name, count)]
+    outermost = {
+        name for name in unequal if not any(name.startswith(f"{other}.") for other in unequal)
+    }
+    return outermost or {main}
 
 
 def _containers(names: list[str]) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.checkpoint import State
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.towers.outputs import BACKBONE
 from vlkd_cli.towers.tower import Tower
 
 
@@ -116,29 +117,30 @@ def soup_of(towers: Sequence[Tower], names: Sequence[str]) -> Tower:
     Raises:
         CheckpointError: they are built differently.
     """
-    first = towers[0]
-    for other, name in zip(towers[1:], names[1:], strict=True):
+    # Adapters of different ranks, and runs with and without one, have the same weights once merged.
+    ready = [plain(tower) for tower in towers]
+    first = ready[0]
+    for other, name in zip(ready[1:], names[1:], strict=True):
         if other.encoder.settings != first.encoder.settings or not first.same_input(other):
             raise CheckpointError(
                 f"{names[0]} and {name} are built differently (model, activation, image size or"
                 " tokenizer), so their average means nothing. Average runs of one recipe."
             )
-    ready = [plain(tower) for tower in towers]
     states = [_whole_state(tower) for tower in ready]
-    _load_whole(ready[0], averaged(states, names))
-    return ready[0]
+    _load_whole(first, averaged(states, names))
+    return first
 
 
 def _whole_state(tower: Tower) -> State:
-    """A frozen backbone's tensors too, which are in no state dict of the tower."""
+    """Tensors under the names of a tower that is trained as a whole; those of a frozen backbone are
+    in no state dict of the tower."""
     held = tower.encoder.state_dict() if tower.backbone_is_frozen else {}
-    return {**tower.state_dict(), **{f"frozen.{key}": value for key, value in held.items()}}
+    return {**tower.state_dict(), **{f"{BACKBONE}.{key}": value for key, value in held.items()}}
 
 
 def _load_whole(tower: Tower, state: State) -> None:
-    held = {key: value for key, value in state.items() if key.startswith("frozen.")}
+    prefix = f"{BACKBONE}."
+    held = [key for key in state if tower.backbone_is_frozen and key.startswith(prefix)]
     tower.load_state_dict({key: value for key, value in state.items() if key not in held})
     if held:
-        tower.encoder.load_state_dict(
-            {key.removeprefix("frozen."): value for key, value in held.items()}
-        )
+        tower.encoder.load_state_dict({key.removeprefix(prefix): state[key] for key in held})

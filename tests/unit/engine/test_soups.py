@@ -12,6 +12,7 @@ import torch
 
 from tests.support.recipes import problems_with
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe, train, write_recipe
+from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.export import export
@@ -25,6 +26,7 @@ from vlkd_cli.evaluation.run import Stored, print_results, retained_fraction
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.towers.exported import load_exported
+from vlkd_cli.towers.soup import soup_of
 from vlkd_cli.towers.tower import Tower
 
 EVAL = {
@@ -186,6 +188,30 @@ def test_an_adapter_in_a_tower_of_a_run_starts_at_its_outputs(
     torch.testing.assert_close(
         twice["image"].eval().encode(pictures), one["image"].eval().encode(pictures)
     )
+
+
+def test_adapters_of_other_ranks_and_a_frozen_backbone_are_averaged_as_weights(
+    runs: list[str],
+) -> None:
+    parts = [
+        towers(runs[1], adapter={"name": "lora", "rank": 2})["image"],
+        towers(runs[2], adapter={"name": "lora", "rank": 3, "alpha": 1})["image"],
+        towers(runs[2])["image"],
+        towers(runs[2], train="none")["image"],
+    ]
+    for seed, part in enumerate(parts[:2]):
+        torch.manual_seed(seed)
+        for name, parameter in part.named_parameters():
+            if name.endswith("vlkd_b"):
+                parameter.data.normal_()
+    expected = [merged(part.encoder).state_dict() for part in parts[:2]]
+    expected += [part.encoder.state_dict() for part in parts[2:]]
+    found = soup_of(parts, ["a", "b", "c", "d"]).encoder.state_dict()
+    for name, value in found.items():
+        mean = torch.stack([each[name].double() for each in expected]).mean(0)
+        torch.testing.assert_close(value, mean.to(value.dtype), rtol=0, atol=0)
+    frozen = soup_of(parts[3:] + parts[2:3], ["a", "b"])
+    assert frozen.backbone_is_frozen
 
 
 def test_an_export_between_start_and_end_is_what_wise_ft_measures(

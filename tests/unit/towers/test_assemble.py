@@ -175,6 +175,21 @@ def test_blocks_read_the_class_token_of_a_vit() -> None:
     torch.testing.assert_close(second, vit.encode(images.flip(3)))
 
 
+@pytest.mark.parametrize(
+    ("keys", "class_token", "line"),
+    [
+        (SIGLIP, "model", "head 'blocks' needs a class token, and the tower's model has none"),
+        (IMAGE, "mean", "class_token: mean is for models without a class token"),
+    ],
+)
+def test_blocks_and_tokens_that_do_not_fit_are_refused_at_build(
+    keys: dict[str, Any], class_token: str, line: str
+) -> None:
+    head = {"name": "blocks", "reads": "tokens", "heads": 2, "class_token": class_token}
+    with pytest.raises(RecipeError, match=f"^tower 'image': .*{line}"):
+        assemble("image", spec(**keys, train="head", head=head))
+
+
 def saved_run(
     folder: Path,
     towers: dict[str, dict[str, Any]],

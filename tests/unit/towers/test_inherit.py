@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.golden import golden_inputs
 from tests.support.recipes import problems
@@ -16,7 +17,8 @@ from tests.unit.engine.recipes import IMAGE, TEXT
 from vlkd_cli.engine.build import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
-from vlkd_cli.towers.inherit import _Fit, _parts, _placed, choose_layers, leading
+from vlkd_cli.towers.cut import Fit, by_pieces, leading, parts_of, placed, splits
+from vlkd_cli.towers.inherit import _chosen_blocks, _renamed, choose_layers
 from vlkd_cli.towers.tower import Tower
 
 GOLDENS = Path(golden_inputs.__file__).parent / "distil_adapt.json"
@@ -25,6 +27,7 @@ CASES = [
     for case in json.loads(GOLDENS.read_text(encoding="utf-8"))["cases"]
     if case["kind"] == "inherit"
 ]
+ANY = Fit(True, None)
 HF = ("dinov2_with_registers", "swin")
 HF_TEXT = {"builder": "huggingface", "tokenizer": "trained"}
 
@@ -150,9 +153,9 @@ def test_joined_weights_give_the_leading_part_of_each_whatever_a_library_calls_t
         parts = theirs[key].chunk(count)
         assert ours[key].equal(torch.cat([part[:rows, :16] for part in parts]))
     packed = {"b.fc1.weight": torch.zeros(8, 3), "b.fc2.weight": torch.zeros(3, 4)}
-    assert _parts("b.fc1.weight", packed) == 2
-    assert _parts("b.fc1.weight", {**packed, "b.fc2.weight": torch.zeros(3, 8)}) == 1
-    assert _parts("attn_pool.kv.weight", {}) == 2
+    assert parts_of("b.fc1.weight", packed) == 2
+    assert parts_of("b.fc1.weight", {**packed, "b.fc2.weight": torch.zeros(3, 8)}) == 1
+    assert parts_of("attn_pool.kv.weight", {}) == 2
 
 
 def test_an_image_tower_of_hugging_face_takes_blocks_heads_and_a_smaller_grid() -> None:
@@ -174,13 +177,65 @@ def test_an_image_tower_of_hugging_face_takes_blocks_heads_and_a_smaller_grid() 
     assert ours[positions[0]][:, 0].equal(theirs[positions[0]][:, 0, :16])
 
 
+@pytest.mark.parametrize(
+    ("layers", "taken"), [("even", [0, 2]), ("first", [0, 1]), ("last", [2, 3]), ([3, 1], [3, 1])]
+)
+def test_a_choice_is_of_the_blocks_of_the_stages_that_are_shorter(
+    layers: str | list[int], taken: list[int]
+) -> None:
+    config = {"type": "swin", **VISION_TYPES["swin"], "depths": [1, 2]}
+    section = {"builder": "huggingface", "config": config}
+    student, teacher = towers(section, sized(section, depths=[1, 4]), {"layers": layers})
+    ours, theirs = student.encoder.state_dict(), teacher.encoder.state_dict()
+    block = "encoder.encoder.layers.1.blocks.{}.output.dense.weight"
+    for own, there in enumerate(taken):
+        assert ours[block.format(own)].equal(theirs[block.format(there)])
+    with pytest.raises(RecipeError, match=r"several of its stages are longer.*Write even, first"):
+        towers(section, sized(section, depths=[2, 3]), {"layers": [0]})
+
+
+def test_blocks_of_torchvision_are_numbered_behind_a_word() -> None:
+    names = [f"encoder.layers.encoder_layer_{number}.ln_1.weight" for number in range(4)]
+    chosen = _chosen_blocks(names[:2], names, "last", "")
+    assert chosen == {"encoder.layers.encoder_layer": [2, 3]}
+    assert [_renamed(name, chosen) for name in names[:2]] == names[2:]
+
+
+def test_queries_of_heads_that_lie_next_to_their_keys_are_taken_head_by_head() -> None:
+    from timm.models.tiny_vit import Attention
+
+    def attention(heads: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"attn": Attention(8, 2, num_heads=heads, attn_ratio=3)})
+
+    here, there = splits(attention(1)), splits(attention(3))
+    assert (here["attn.qkv.weight"], there["attn.qkv.weight"]) == ([10], [30])
+    rows = torch.arange(30.0)[:, None]
+    assert by_pieces(rows, (10, 1), [30], [10]).flatten().tolist() == list(range(10))  # type: ignore[union-attr]
+    joined = by_pieces(rows, (6, 1), [10, 10, 10], [2, 2, 2])
+    assert joined is not None and joined.flatten().tolist() == [0, 1, 10, 11, 20, 21]
+    assert by_pieces(rows, (10, 1), [], []) is None
+
+
+def test_biases_of_distances_are_resized_to_another_window() -> None:
+    name = "blocks.0.attn.relative_position_bias_table"
+    slope = torch.arange(13.0).expand(13, 13)
+    table = torch.stack([slope, slope.T], dim=-1).flatten(0, 1)
+    found = placed(name, torch.cat([table, torch.full((3, 2), 9.0)]), torch.zeros(52, 1), ANY, 1)
+    assert found is not None and found[49:].flatten().tolist() == [9.0, 9.0, 9.0]
+    grid = found[:49].view(7, 7)
+    assert grid.std(0).max() < 1e-4 and bool((grid[0].diff() > 0).all())
+    torch.testing.assert_close(grid[0, 3], torch.tensor(6.0))
+    assert placed(name, table, torch.zeros(48, 2), ANY, 1) is None
+    assert placed("attn.attention_biases", torch.zeros(2, 16), torch.zeros(2, 9), ANY, 1) is None
+
+
 def test_a_linear_map_of_patches_answers_smaller_ones_as_before() -> None:
     pixels = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
     small, large = (pixels.repeat_interleave(n, 1).repeat_interleave(n, 2) for n in (2, 4))
     kernel = torch.ones(1, 3, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     there = kernel.permute(0, 2, 3, 1).flatten(1)
     name = "encoder.embeddings.patch_embedding.weight"
-    found = _placed(name, there, torch.zeros(1, 48), _Fit(True, None), 1)
+    found = placed(name, there, torch.zeros(1, 48), Fit(True, None), 1)
     assert found is not None
     torch.testing.assert_close(
         found @ small.permute(1, 2, 0).flatten(), there @ large.permute(1, 2, 0).flatten()

@@ -23,10 +23,11 @@ from vlkd_cli.builders.adapters.changes import (
     Vectors,
     fixed_matrices,
 )
+from vlkd_cli.builders.adapters.fused import FUSED
 from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, LowRankOptions, VeRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
-from vlkd_cli.builders.adapters.targets import FUSED, find_parts
+from vlkd_cli.builders.adapters.targets import find_parts
 from vlkd_cli.builders.adapters.vpt import REMEDY, attach_prompts
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.guard import one_line
@@ -102,6 +103,7 @@ def merged(backbone: Backbone) -> Backbone:
         del module._modules["parametrizations"]
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    plain.settings, *_ = json.loads(plain.settings)
     plain.adapter_name = ""
     return plain
 
@@ -144,6 +146,11 @@ def _attach_changes(
                 raise RecipeError(
                     f"{what}: dropout: has no effect at '{part.module}', whose weight is used"
                     " without calling it. Set dropout: 0."
+                )
+            if isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward:
+                raise RecipeError(
+                    f"{what}: dropout: is not for '{part.module}', a convolution that standardizes"
+                    " its weight or pads in its own way. Set dropout: 0."
                 )
             module.register_forward_hook(_Dropout(change, dropout, part.module))
     for name, parameter in network.named_parameters():
@@ -259,9 +266,8 @@ class _Dropout:
         noise = F.dropout(given[0], self.probability) - given[0]
         if isinstance(module, nn.Linear):
             return output + F.linear(noise, added)
-        return output + F.conv2d(
-            noise, added, None, module.stride, module.padding, module.dilation, module.groups
-        )
+        of_noise: Tensor = module._conv_forward(noise, added, None)
+        return output + of_noise
 
 
 def _watch_dropout(network: nn.Module) -> Callable[[], list[str]]:

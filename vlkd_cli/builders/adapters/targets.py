@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlkd_cli.builders.adapters.changes import Part
+from vlkd_cli.builders.adapters.fused import FUSED, rows_of, segments
 from vlkd_cli.builders.layers import first_convolution
 from vlkd_cli.errors import RecipeError
 
 WORDS = ("q", "k", "v", "o", "up", "down", "conv")
 ATTENTION = ("q", "k", "v", "o")
 ENDS: dict[str, tuple[str, ...]] = {
-    "q": ("query", "q", "q_lin", "q_proj", "query_proj"),
-    "k": ("key", "k", "k_lin", "k_proj", "key_proj"),
-    "v": ("value", "v", "v_lin", "v_proj", "value_proj"),
+    "q": ("query", "projection_query", "q", "q_lin", "q_proj", "query_proj", "to_query"),
+    "k": ("key", "projection_key", "k", "k_lin", "k_proj", "key_proj", "to_key"),
+    "v": ("value", "projection_value", "v", "v_lin", "v_proj", "value_proj"),
     "o": (
         "attention.output.dense",
         "attention.dense",
@@ -30,6 +30,7 @@ ENDS: dict[str, tuple[str, ...]] = {
     ),
     "up": (
         "c_fc",
+        "dense1",
         "fc1",
         "fc1_g",
         "fc1_x",
@@ -37,7 +38,9 @@ ENDS: dict[str, tuple[str, ...]] = {
         "gate_proj",
         "intermediate.dense",
         "lin1",
+        "linear_up.linear",
         "mlp.0",
+        "pointwise_conv1",
         "pwconv1",
         "up_proj",
         "w12",
@@ -47,13 +50,16 @@ ENDS: dict[str, tuple[str, ...]] = {
         "wi_1",
     ),
     "down": (
+        "dense2",
         "down_proj",
         "fc2",
         "ffn_output",
         "lin2",
+        "linear_down.linear",
         "mlp.3",
         "mlp.c_proj",
         "output.dense",
+        "pointwise_conv2",
         "pwconv2",
         "w3",
         "weights_out",
@@ -62,16 +68,9 @@ ENDS: dict[str, tuple[str, ...]] = {
 }
 """The ends of a module's name by its role, over the families of open_clip, timm, torchvision and
 transformers."""
-FUSED: dict[str, str] = {
-    "qkv": "qkv",
-    "Wqkv": "qkv",
-    "qkv_proj": "qkv",
-    "kv": "kv",
-    "in_proj": "qkv",
-}
-"""Layers that make several of queries, keys and values, by the last part of their name."""
-# A block of a row: a part of the name is a number, or ends in one.
-_IN_A_ROW = re.compile(r"(^|\.)[A-Za-z_]*\d+(\.|$)")
+# A block of a row: a module around it has a name that is a number or ends in one, or its own name
+# is a number. The stem of open_clip's ResNet is conv1, conv2, conv3.
+_IN_A_ROW = re.compile(r"(^|\.)([A-Za-z_]*\d+\.|\d+$)")
 _NOT_IN_BLOCKS = ("embed", "stem", "downsample", "patch")
 _DEEP_STEM = "conv1."
 """timm's ResNets begin with a row of convolutions."""
@@ -121,11 +120,14 @@ def _parts(
         if isinstance(module, nn.MultiheadAttention):
             yield from _of_attention(name, module, wanted)
             continue
-        fused = FUSED.get(name.rpartition(".")[2])
-        if fused is not None and isinstance(module, (nn.Linear, nn.Conv2d)):
-            if wanted & set(fused) or _ends(name, wanted - set(WORDS)):
-                chosen = wanted & set(fused) or set(fused)
-                yield Part(name, rows=_rows(len(module.weight), fused, chosen))
+        parent, _, last = name.rpartition(".")
+        if last in FUSED and isinstance(module, (nn.Linear, nn.Conv2d)):
+            found = segments(network.get_submodule(parent), last, len(module.weight))
+            words = set(FUSED[last]) if found is None else {word for word, _ in found if word}
+            by_name = _ends(name, wanted - set(WORDS))
+            if wanted & words or by_name:
+                chosen = wanted & words or words
+                yield Part(name, rows=rows_of(found, chosen, name))
             continue
         role = _role(name, module, is_stem=module is stem)
         if role in wanted or _ends(name, wanted - set(WORDS)):
@@ -155,8 +157,8 @@ def _of_attention(name: str, module: nn.MultiheadAttention, wanted: set[str]) ->
             if word in wanted:
                 yield Part(name, f"{word}_proj_weight")
     elif wanted & set("qkv"):
-        rows = _rows(3 * module.embed_dim, "qkv", wanted & set("qkv"))
-        yield Part(name, "in_proj_weight", rows)
+        joined = [(word, int(module.embed_dim)) for word in "qkv"]
+        yield Part(name, "in_proj_weight", rows_of(joined, wanted & set("qkv"), name))
     if "o" in wanted or "out_proj" in wanted:
         yield Part(f"{name}.out_proj")
 
@@ -181,11 +183,3 @@ def _is_inside(name: str) -> bool:
 
 def _ends(name: str, ends: Iterable[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def _rows(count: int, fused: str, chosen: set[str]) -> Tensor | None:
-    """The rows of a fused weight that belong to some of its words; None: all of them."""
-    if chosen >= set(fused):
-        return None
-    each = count // len(fused)
-    return torch.cat([torch.full((each,), word in chosen) for word in fused])

@@ -49,6 +49,19 @@ DEFAULTS = {
     "dinov3_vit": "DINOv3ViTImageProcessorFast",
 }
 """Types that transformers names no image processor for, or only one of its kinds."""
+STEPS = (
+    "do_center_crop",
+    "do_convert_annotations",
+    "do_convert_rgb",
+    "do_flip_channel_order",
+    "do_normalize",
+    "do_pad",
+    "do_reduce_labels",
+    "do_rescale",
+    "do_resize",
+)
+"""Steps of a processor that are followed, refused with a reason of their own, or not of pictures;
+one that is not listed is refused."""
 USUAL, USUAL_SIZE_PX = "ViTImageProcessor", 224
 
 
@@ -182,6 +195,7 @@ def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
         RecipeError: its pictures have no one size, or it resizes in a way that vlkd does not have.
     """
     kind, backend = _kind(processor), backend_of(processor)
+    _refuse_other_steps(processor, kind, what)
     geometry = _geometry(processor, kind, what)
     scale, offset = 1.0, 0.0
     if getattr(processor, "do_rescale", False):
@@ -207,6 +221,24 @@ def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
         channels="bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb",
         rescales_first=kind == "DINOv3ViTImageProcessor",
     )
+
+
+def _refuse_other_steps(processor: BaseImageProcessor, kind: str, what: str) -> None:
+    """Refuse what would change pictures in a way that vlkd does not have."""
+    values = vars(processor)
+    others = [
+        key for key in values if key.startswith("do_") and key not in STEPS and values[key] is True
+    ]
+    others += [key for key in ("keep_aspect_ratio", "size_divisor") if values.get(key)]
+    multiple = values.get("ensure_multiple_of") or 1
+    if any(pixels % multiple for pixels in _sides(values.get("size")).values()):
+        others.append("ensure_multiple_of")
+    if others:
+        raise RecipeError(
+            f"{what}: its image processor ({kind}) has {others[0]}: {values[others[0]]}, which vlkd"
+            " does not have. Choose another model, or another value in its"
+            " preprocessor_config.json."
+        )
 
 
 class _Geometry(NamedTuple):

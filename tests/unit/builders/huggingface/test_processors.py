@@ -101,6 +101,11 @@ def test_what_vlkd_lacks_is_refused_by_name() -> None:
     for keys in ({"do_center_crop": False}, {"do_center_crop": False, "do_resize": False}):
         with pytest.raises(RecipeError, match="model 'x': .* pictures of different sizes"):
             read_processor(transformers.CLIPImageProcessor(**keys), "model 'x'")
+    for keys in ({"keep_aspect_ratio": True}, {"ensure_multiple_of": 10}):
+        with pytest.raises(RecipeError, match=rf"has {next(iter(keys))}: \w+, which vlkd does not"):
+            read_processor(transformers.DPTImageProcessor(**keys), "model 'x'")
+    with pytest.raises(RecipeError, match="has do_thumbnail: True"):
+        read_processor(transformers.DonutImageProcessor(do_pad=False), "model 'x'")
     with pytest.raises(RecipeError, match=r"\(Owlv2ImageProcessor\) pads pictures of different"):
         read_processor(transformers.Owlv2ImageProcessor(), "model 'x'")
 

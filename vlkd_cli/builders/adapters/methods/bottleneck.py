@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
-from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
+from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -51,7 +51,7 @@ class Bottleneck(Method):
             Literal["relu", "gelu", "swish", "tanh", "leakyrelu", "linear"] | None
         ) = None,
         scaling: Positive | Literal["learned", "channel"] | None = None,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         self.form = form
@@ -113,7 +113,7 @@ class Language(Method):
         form: Literal["pfeiffer", "houlsby"] = "pfeiffer",
         reduction_factor: Positive = 16,
         inverse_reduction_factor: Positive = 2,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         self.form = form
@@ -172,7 +172,7 @@ class Compacter(Method):
         terms: PositiveInt = 4,
         factor_rank: PositiveInt = 1,
         shared_rule: bool = True,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         self.form = form

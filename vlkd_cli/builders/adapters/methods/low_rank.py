@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NotRequired, TypedDict
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Probability
+from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -73,7 +73,7 @@ class LoRA(PeftMethod):
         rank: PositiveInt | None = None,
         alpha: Positive | None = None,
         targets: Sequence[str] | None = None,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         rank_stabilized: bool = False,
         last: PositiveInt | None = None,
     ) -> None:
@@ -112,7 +112,7 @@ class DoRA(PeftMethod):
         rank: PositiveInt | None = None,
         alpha: Positive | None = None,
         targets: Sequence[str] | None = None,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         last: PositiveInt | None = None,
     ) -> None:
         self.rank, self.alpha, self.dropout, self.last = rank, alpha, dropout, last
@@ -152,7 +152,7 @@ class VeRA(PeftMethod):
         rank: PositiveInt = 256,
         initial_scale: Positive = 0.1,
         targets: Sequence[str] | None = None,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         projection_seed: NonNegativeInt = 0,
         last: PositiveInt | None = None,
     ) -> None:
@@ -254,7 +254,7 @@ class MTLLoRA(Method):
         rank: PositiveInt = 8,
         alpha: PositiveInt = 16,
         targets: Sequence[Literal["q", "k", "v"]] = ("q", "v"),
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         up_projections: PositiveInt = 1,
         sharpness: Positive = 0.05,
     ) -> None:

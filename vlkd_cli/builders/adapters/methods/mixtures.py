@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
-from vlkd_cli.recipe.types import Positive, PositiveInt, Probability
+from vlkd_cli.recipe.types import Positive, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -35,7 +35,7 @@ class MixAndMatch(Method):
         bottleneck_size: PositiveInt = 800,
         reduction_factor: Positive = 2,
         scaling: Positive = 4.0,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         self.prefix = {
             "prefix_length": prefix_length,
@@ -83,7 +83,7 @@ class UniPELT(Method):
         reduction_factor: Positive = 16,
         rank: PositiveInt = 8,
         alpha: PositiveInt = 2,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         self.prefix = {"prefix_length": prefix_length, "dropout": dropout}
         self.bottleneck = {"reduction_factor": reduction_factor, "dropout": dropout}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Probability
+from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -36,7 +36,7 @@ class PrefixTuning(Method):
         length: PositiveInt = 30,
         flat: bool = False,
         bottleneck_size: PositiveInt | None = None,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         leave_out: Sequence[NonNegativeInt] = (),
     ) -> None:
         if flat and bottleneck_size is not None:

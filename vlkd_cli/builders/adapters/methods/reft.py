@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Probability
+from vlkd_cli.recipe.types import NonNegativeInt, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -45,7 +45,7 @@ class ReFT(Method):
         last_tokens: NonNegativeInt = 0,
         tied: bool = False,
         layers: Sequence[NonNegativeInt] | None = None,
-        dropout: Probability = 0.05,
+        dropout: Rate = 0.05,
     ) -> None:
         if first_tokens + last_tokens == 0:
             raise RecipeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
-from vlkd_cli.recipe.types import PositiveInt, Probability
+from vlkd_cli.recipe.types import PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -32,7 +32,7 @@ class VPT(Method):
         *,
         tokens: PositiveInt = 10,
         deep: bool = True,
-        dropout: Probability = 0.0,
+        dropout: Rate = 0.0,
         last: PositiveInt | None = None,
     ) -> None:
         self.tokens, self.deep, self.dropout, self.last = tokens, deep, dropout, last
