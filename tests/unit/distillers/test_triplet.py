@@ -23,6 +23,20 @@ def test_batch_hard_takes_the_first_of_equal_distances():
     assert gradient[4] > 0.01 and gradient[5] == gradient[6] == 0
 
 
+def test_batch_hard_tells_rows_apart_that_nearly_coincide():
+    # Squared distances of 1e-6 are lost in 1 - cosine of single precision.
+    noise = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(1 + 1e-3 * noise)
+    labels = torch.arange(24) // 3
+    every = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == labels
+    farthest = every.masked_fill(~same, -torch.inf).amax(1)
+    nearest = every.masked_fill(same, torch.inf).amin(1)
+    expected = float((farthest - nearest + 0.2).mean())
+    found = Triplet(miner="batch_hard")((rows,), labels=labels)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(("miner", "count"), [("all", 1), ("hard", 1), ("easy", 8)])
 def test_a_miner_margin_below_zero_moves_the_border(miner: str, count: int):
     angles = torch.tensor([0.0, 0.5, 1.0, 0.2], dtype=torch.float64)
