@@ -9,8 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlkd_cli.builders.pointnet.groups import ball_query, farthest_points
+from vlkd_cli.builders.pointnet.groups import (
+    Groups,
+    ball_query,
+    farthest_points,
+    groups_of,
+    whole_clouds,
+)
 from vlkd_cli.builders.pointnet.sizes import Sizes
+from vlkd_cli.distributed.collectives import all_reduce_sum
+from vlkd_cli.distributed.runtime import world_size
 
 
 class Encoder(nn.Module):
@@ -69,7 +77,8 @@ class _Scale(nn.Module):
 
     A group's rows are (x_j - c, f_j). Its first layer, W_x (x_j - c) + W_f f_j + b, is
     (W_x x_j + W_f f_j + b) - W_x c: computed once for each point and each center, and gathered,
-    where grouping first would compute it once for each member of each group.
+    where grouping first would compute it once for each member of each group. Layers see a member
+    once, however often it fills up its group; batch norms weigh it.
 
     Args:
         features: width of f_j.
@@ -91,24 +100,23 @@ class _Scale(nn.Module):
         self, points: Tensor, features: Tensor, centers: Tensor | None
     ) -> Float[Tensor, "B M D"]:
         clouds, total, _ = points.shape
-        rows = self._first_layer(points, features)
+        values = self._first_layer(points, features).flatten(0, 1)
         if centers is None:
-            grouped, size = rows, total
+            groups = whole_clouds(clouds, total, points.device)
         else:
             assert self.radius is not None and self.neighbors is not None
             members = ball_query(points, centers, self.radius, self.neighbors)
-            size = members.shape[2]
-            start = torch.arange(clouds, device=points.device)[:, None, None] * total
-            gathered = rows.flatten(0, 1).index_select(0, (members + start).flatten())
+            groups = groups_of(members, total)
             at_centers = self._place(centers).flatten(0, 1)
-            grouped = gathered.unflatten(0, (-1, size)).sub_(at_centers[:, None])
-        values = grouped.flatten(0, 1)
+            values = values.index_select(0, groups.points)
+            values = values - at_centers.index_select(0, groups.owners)
         for number, norm in enumerate(self.norms):
-            values = norm(self.layers[number](values) if number else values)
+            values = normalized(self.layers[number](values) if number else values, norm, groups)
             if number < len(self.norms) - 1:
                 values = values.relu_()
         # The maximum of what relu gives is what relu gives of the maximum, over fewer values.
-        return values.view(-1, size, self.width).amax(1).relu().view(clouds, -1, self.width)
+        largest = torch.segment_reduce(values, "max", lengths=groups.sizes)
+        return largest.relu().view(clouds, -1, self.width)
 
     def _first_layer(self, points: Tensor, features: Tensor) -> Tensor:
         """`[B, N, width of the first layer]`; a difference of two of them follows, so all digits
@@ -123,6 +131,32 @@ class _Scale(nn.Module):
         layer: Any = self.layers[0]
         with torch.autocast(centers.device.type, enabled=False):
             return nn.functional.linear(centers, layer.weight[:, :3])
+
+
+def normalized(values: Float[Tensor, "P D"], norm: Any, groups: Groups) -> Float[Tensor, "P D"]:
+    """A batch norm of members, each as often as its group holds it.
+
+    Sums are over float32 values at least, which `sum` adds up in pairs: native batch norms lose
+    digits over many rows. A norm of all ranks (`train.sync_batch_norm`) takes their sums together.
+    """
+    if not norm.training:
+        normed: Tensor = norm(values)
+        return normed
+    ranks = world_size() if isinstance(norm, nn.SyncBatchNorm) else 1
+    count = groups.num_rows * ranks
+
+    def mean_of(each: Tensor) -> Tensor:
+        total = (groups.weights * each).sum(0)
+        return (all_reduce_sum(total) if ranks > 1 else total) / count
+
+    mean = mean_of(values)
+    centered = values - mean
+    variance = mean_of(centered.square())
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
+    return centered * (torch.rsqrt(variance + norm.eps) * norm.weight) + norm.bias
 
 
 def _scaled(widths: Sequence[int], factor: float) -> list[int]:

@@ -3,9 +3,61 @@ first points within a radius of each."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class Groups(NamedTuple):
+    """The different members of all groups, group after group.
+
+    Args:
+        points: of each member, its position among the points of all clouds.
+        owners: of each member, its group.
+        sizes: of each group, its different members.
+        weights: of each member, how often its group holds it.
+        num_rows: members of all groups with their repetitions.
+    """
+
+    points: Int[Tensor, " P"]
+    owners: Int[Tensor, " P"]
+    sizes: Int[Tensor, " G"]
+    weights: Float[Tensor, "P 1"]
+    num_rows: int
+
+
+@torch.no_grad()
+def groups_of(members: Int[Tensor, "B M K"], num_points: int) -> Groups:
+    """The groups of a ball query, in which the first member of a group fills it up.
+
+    Args:
+        num_points: of a cloud.
+    """
+    clouds, _, most = members.shape
+    starts = num_points * torch.arange(clouds, device=members.device)
+    is_first = torch.arange(most, device=members.device) == 0
+    is_counted = is_first | (members != members[:, :, :1])
+    sizes = is_counted.sum(2).flatten()
+    points = (members + starts[:, None, None])[is_counted]
+    owners = torch.repeat_interleave(sizes, output_size=len(points))
+    weights = torch.ones(len(points), 1, device=members.device)
+    weights[sizes.cumsum(0) - sizes, 0] = (1 + most - sizes).float()
+    return Groups(points, owners, sizes, weights, members.numel())
+
+
+@torch.no_grad()
+def whole_clouds(clouds: int, num_points: int, device: torch.device) -> Groups:
+    """A group for each cloud."""
+    total = clouds * num_points
+    return Groups(
+        torch.arange(total, device=device),
+        torch.arange(clouds, device=device).repeat_interleave(num_points),
+        torch.full((clouds,), num_points, device=device),
+        torch.ones(total, 1, device=device),
+        total,
+    )
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ def test_the_models_are_listed_with_widths_of_the_network():
 
 
 def test_normals_are_read_where_the_tower_asks_for_them():
+    torch.manual_seed(0)
     reads, ignores = tower(normals=True), tower()
     assert reads.input.normals and not ignores.input.normals
     points = torch.rand(2, 32, 6)
