@@ -4,21 +4,16 @@ shipped listings."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from vlkd_cli import catalog, console
-from vlkd_cli.builders.huggingface import known
-from vlkd_cli.builders.listing import ModelRow, rows_of
-from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.builders.listing import LIBRARIES, ModelRow, rows_of
+from vlkd_cli.builders.on_disk import OF_THE_HUB, folder_of, is_on_disk
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import MissingPackageError, UserError
 from vlkd_cli.recipe.named_models import TASKS, NamedModel, named_models
-
-OF_THE_HUB = ("huggingface", "sbert")
-"""Builders of models whose widths are known only from their files."""
-
 
 MODALITIES_OF: Mapping[str, tuple[str, ...]] = {
     "text-to-text": ("text",),
@@ -38,7 +33,9 @@ class TaskRow(TypedDict):
     name: str
     task: str
     output_dim: int | None
+    parameters: int | None
     architecture: str | None
+    on_disk: bool
     description: str
     towers: list[str]
     missing: str
@@ -52,9 +49,10 @@ def describe_models(task: str | None = None) -> list[TaskRow]:
 
     Returns:
         Rows with `name`, `task`, `output_dim` (width of the feature; None where the model's files
-        must be fetched first, and of models that score pairs), `architecture`, `description`,
-        `towers` (modalities) and `missing` (what the model needs that this version of vlkd does not
-        have, else "").
+        must be fetched first, and of models that score pairs), `parameters` (of all its encoders;
+        None where no listing has them), `architecture`, `on_disk` (whether its weights need not be
+        fetched), `description`, `towers` (modalities) and `missing` (what the model needs that this
+        version of vlkd does not have, else "").
 
     Raises:
         UserError: no such task.
@@ -66,7 +64,11 @@ def describe_models(task: str | None = None) -> list[TaskRow]:
             "name": model.name,
             "task": each,
             "output_dim": output_dim(model),
+            "parameters": _parameters(model),
             "architecture": model.architecture,
+            "on_disk": all(
+                map(_is_on_disk, [*model.towers.values(), *filter(None, [model.scorer])])
+            ),
             "description": model.about,
             "towers": list(model.towers),
             "missing": model.missing,
@@ -111,13 +113,19 @@ def every_model(task: str) -> list[TaskRow]:
 
 
 def _row_of_builder(builder: str, name: str, task: str, towers: Mapping[str, ModelRow]) -> TaskRow:
-    first = towers[MODALITIES_OF[task][0]]
+    chosen = [towers[modality] for modality in MODALITIES_OF[task]]
+    first = chosen[0]
     tags = ", ".join(first["pretrained"])
+    weights: list[bool | str] = [*first["pretrained"]] or [False]
+    if builder in OF_THE_HUB:
+        weights = [True]
     return {
         "name": f"{builder}:{name}",
         "task": task,
         "output_dim": first["width"],
+        "parameters": _sum([row["parameters"] for row in chosen]),
         "architecture": None,
+        "on_disk": any(is_on_disk(builder, name, tag) for tag in weights),
         "description": f"weights: {tags}" if tags else "no published weights",
         "towers": list(MODALITIES_OF[task]),
         "missing": "",
@@ -133,22 +141,43 @@ def output_dim(model: NamedModel) -> int | None:
             return int(head["width"])
         if section["builder"] in OF_THE_HUB:
             return _width_of_files(section)
-        return _width_of_listing(modality, section)
+        row = _row_of_listing(modality, section)
+        return None if row is None else row["width"]
     return None
 
 
-def _width_of_listing(modality: str, section: Mapping[str, Any]) -> int | None:
+def _parameters(model: NamedModel) -> int | None:
+    rows = [_row_of_listing(modality, section) for modality, section in model.towers.items()]
+    return _sum([None if row is None else row["parameters"] for row in rows])
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    """None where there is nothing to add or one is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def _is_on_disk(section: Mapping[str, Any]) -> bool:
+    """Of the section of a tower or scorer; models of the hub have weights unless told otherwise."""
+    builder = section.get("builder") or section["name"]
+    return is_on_disk(builder, section["model"], section.get("pretrained", builder in OF_THE_HUB))
+
+
+def _row_of_listing(modality: str, section: Mapping[str, Any]) -> ModelRow | None:
+    """The row of a library's listing; None where there is none."""
+    if section["builder"] not in LIBRARIES or section["builder"] in OF_THE_HUB:
+        return None
     try:
         rows = rows_of(section["builder"])
     except MissingPackageError:
         return None
     wanted = (section["model"], modality)
-    return next((row["width"] for row in rows if (row["name"], row["modality"]) == wanted), None)
+    return next((row for row in rows if (row["name"], row["modality"]) == wanted), None)
 
 
 def _width_of_files(section: Mapping[str, Any]) -> int | None:
     """The width in the files of a hub's model; None if they are not on disk."""
-    folder = _folder_of(section["builder"], section["model"])
+    folder = folder_of(section["builder"], section["model"])
     try:
         if folder is None:
             return None
@@ -159,14 +188,6 @@ def _width_of_files(section: Mapping[str, Any]) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return width if isinstance(width, int) else None
-
-
-def _folder_of(builder: str, model: str) -> Path | None:
-    by_hand = cache_folder() / builder / model
-    if (by_hand / "config.json").is_file() or (by_hand / "modules.json").is_file():
-        return by_hand
-    file = dict(known.model_files()).get(model)
-    return None if file is None else file.parent
 
 
 def _width_of_modules(folder: Path) -> int | None:

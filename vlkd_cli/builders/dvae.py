@@ -99,7 +99,7 @@ class DVAE(Builder):
     def list_models(
         cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
     ) -> list[ModelInfo]:
-        if modality == "text" or pretrained_only or not fnmatch(NAME, pattern.lower()):
+        if modality not in (None, "image") or pretrained_only or not fnmatch(NAME, pattern.lower()):
             return []
         width = SIZES["width"] * STRIDE
         return [ModelInfo(NAME, "dvae", "image", width=width, image_size_px=112)]

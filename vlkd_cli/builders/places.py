@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from vlkd_cli.builders.on_disk import SUFFIXES
 from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.errors import WeightsError
 
@@ -18,7 +19,6 @@ WEIGHT_FILES = (
     "model.pth",
     "model.pt",
 )
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".th", ".npz")
 
 
 def is_local(source: str) -> bool:

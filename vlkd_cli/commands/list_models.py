@@ -29,8 +29,8 @@ def list_models(
         typer.Option("--builder", "-b", help="Only this builder's models.", show_default=False),
     ] = None,
     modality: Annotated[
-        Literal["image", "text"] | None,
-        typer.Option(help="Only towers for images or for texts.", show_default=False),
+        Literal["image", "text", "mesh"] | None,
+        typer.Option(help="Only towers for images, texts or meshes.", show_default=False),
     ] = None,
     search: Annotated[
         str,
@@ -98,7 +98,7 @@ def list_models(
                 row["builder"],
                 row["modality"],
                 row["width"],
-                f"{row['parameters'] / 1e6:.1f}M" if row["parameters"] else None,
+                _millions(row["parameters"]),
                 row["image_size_px"],
                 ", ".join(row["pretrained"]),
             )
@@ -124,8 +124,23 @@ def _list_task(task: str, pattern: str, json: bool, *, every: bool) -> None:
     if json:
         console.say(json_library.dumps(found, indent=2))
         return
-    columns = ("name", "task", "output_dim", "architecture", "description")
-    console.print_table("", columns, [[dict(row)[column] for column in columns] for row in found])
+    columns = ["name", "task", "output_dim", "parameters", "architecture", "on disk", "description"]
+    console.print_table(
+        "",
+        columns,
+        [
+            (
+                row["name"],
+                row["task"],
+                row["output_dim"],
+                _millions(row["parameters"]),
+                row["architecture"],
+                "yes" if row["on_disk"] else "no",
+                row["description"],
+            )
+            for row in found
+        ],
+    )
     for row in found:
         if row["missing"]:
             console.say(f"{row['name']} cannot be used: this version has no {row['missing']}.")
@@ -136,3 +151,7 @@ def _list_task(task: str, pattern: str, json: bool, *, every: bool) -> None:
     ]
     if unknown:
         console.say(f"The output_dim of {', '.join(unknown)} is known once the model is fetched.")
+
+
+def _millions(count: int | None) -> str | None:
+    return f"{count / 1e6:.1f}M" if count else None

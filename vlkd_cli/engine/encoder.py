@@ -94,7 +94,7 @@ class Encoder:
         Args:
             items: strings for a text tower; for an image tower paths, encoded bytes, PIL images or
                 `[H, W, 3]` (or `[H, W]`) uint8 arrays; for a mesh tower paths, or arrays of points
-                `[P, 3]`, or `[P, 6]` with normals.
+                `[P, 3]`, or `[P, 6]` with normals, and `[N, P, 3 or 6]` for several.
             tower: by name, or `image`, `text` or `mesh`; by default the chosen one, else the one
                 that fits the first item, where a string is a text if there is a text tower.
             batch_size: by default that of the suites: the recipe's, at least 64.
@@ -105,7 +105,8 @@ class Encoder:
         """
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-        listed = [items] if _is_single(items) else list(items)
+        reads_points = any(own.modality == "mesh" for own in self._subject.towers.values())
+        listed = [items] if _is_single(items, reads_points=reads_points) else list(items)
         name = self._chosen(tower, listed)
         chosen = self._subject.towers[name]
         known = self._subject.tables
@@ -167,10 +168,12 @@ class Encoder:
         return self._named(_modality_of(first))
 
 
-def _is_single(items: object) -> bool:
-    """Whether a caller gave one item instead of several."""
+def _is_single(items: object, *, reads_points: bool) -> bool:
+    """Whether a caller gave one item instead of several; an array `[N, P, 3]` is several clouds
+    where there is a tower for them."""
     if isinstance(items, np.ndarray):
-        return items.ndim in (2, 3) and items.dtype != object
+        is_clouds = reads_points and items.ndim == 3 and len(items) > 0 and is_points(items[0])
+        return items.ndim in (2, 3) and items.dtype != object and not is_clouds
     return isinstance(items, (str, bytes, os.PathLike, Image.Image))
 
 

@@ -30,7 +30,13 @@ from vlkd_cli.towers.onnx.check import agree
 from vlkd_cli.towers.onnx.files import INT8, MODEL
 from vlkd_cli.towers.onnx.graph import IMAGES, require_packages, tokenizer_of
 from vlkd_cli.towers.onnx.session import SessionTower, as_pixels
-from vlkd_cli.towers.onnx.write import Wanted, export_onnx, export_onnx_pair, trial_inputs
+from vlkd_cli.towers.onnx.write import (
+    Wanted,
+    export_onnx,
+    export_onnx_pair,
+    refuse_untraceable,
+    trial_inputs,
+)
 from vlkd_cli.towers.tower import Tower
 
 NUM_SAMPLES = 8
@@ -72,6 +78,8 @@ def write_onnx(
         UserError: a tower cannot be traced, or its file gives other vectors.
     """
     require_packages()
+    for name, tower in towers.items():
+        refuse_untraceable(tower, f"tower '{name}'")
     digest = hashlib.sha256(recipe_to_json(recipe).encode()).hexdigest()
     source = checkpoint.source
     facts = {"recipe_digest": digest, "trained": f"run {source.run}, step {source.step}"}

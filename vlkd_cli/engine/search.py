@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,11 +138,33 @@ def _refuse_another_model(
 ) -> None:
     same = about.tower in encoder.towers and encoder[about.tower].digest == about.digest
     if not same:
-        renew = [word for word in (target or about.target, about.input["path"], str(index)) if word]
         raise DataError(
             f"INDEX {index} was encoded by tower '{about.tower}' of other weights than those of"
-            f" {described}. Write it again: vlkd encode {' '.join(renew)}"
+            f" {described}. Write it again: {_renewal(about, index, target, encoder.towers)}"
         )
+
+
+def _renewal(about: Page, index: Path, target: str | None, towers: Sequence[str]) -> str:
+    """The command that writes an index again, as it was written.
+
+    Args:
+        target: of other weights; None: what encoded the index.
+        towers: of the target.
+    """
+    words = [target or about.target, about.input["path"], str(index)]
+    if len(towers) > 1 and about.tower in towers:
+        words += ["--tower", about.tower]
+    if (column := about.input["column"]) is not None:
+        words += ["--column", column]
+    for key, value in about.input["reader"].items():
+        words += ["--reader", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    for change in about.overrides if target is None else ():
+        words += ["--set", change]
+    options = [
+        *(() if about.normalized else ("--raw",)),
+        *(() if about.dtype == "float32" else ("--dtype", about.dtype)),
+    ]
+    return shlex.join(["vlkd", "encode", *filter(None, words), *options])
 
 
 def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query:

@@ -20,7 +20,7 @@ from vlkd_cli.recipe.address import (
     text_names,
 )
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.modality import FACTS, is_named
+from vlkd_cli.recipe.modality import FACTS, PAIR, is_named
 from vlkd_cli.recipe.objectives import (
     check_negatives,
     check_nested,
@@ -127,6 +127,13 @@ def _check_output(recipe: Recipe, address: Address, path: Path) -> Iterator[Prob
     heads = list(tower.all_heads)
     outputs = ["backbone", "tokens", "head", *(head for head in heads if head != "head")]
     if LAYER.fullmatch(address.output):
+        modality = modality_of(recipe.towers, address.tower)
+        if modality is not None and modality not in PAIR:
+            yield Problem(
+                path,
+                f"tower '{address.tower}' reads {FACTS[modality].plural}, whose layers are not"
+                f" read one by one. Name '{address.tower}' or '{address.tower}.tokens'.",
+            )
         return
     if address.output not in outputs and tower.run is None:
         guess = did_you_mean(address.output, outputs)

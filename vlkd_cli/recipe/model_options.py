@@ -11,7 +11,7 @@ import yaml
 from vlkd_cli import catalog
 from vlkd_cli.recipe.key_rows import key_rows
 from vlkd_cli.recipe.messages import shown
-from vlkd_cli.recipe.modality import has_views, is_named
+from vlkd_cli.recipe.modality import FACTS, has_views, is_named
 from vlkd_cli.recipe.named_models import NamedModel, named_models, sections_of
 from vlkd_cli.recipe.params import attributes_of, signature_of
 from vlkd_cli.recipe.schema import ScorerSpec, TowerSpec
@@ -92,8 +92,21 @@ def _options(
     yield "head", _one_of(catalog.names("head")), head, about
     yield from key_rows([key for key in section_keys(TowerSpec) if key.name in _OF_EVERY_TOWER])
     if has_views(modality):
-        about = "how training images are augmented; `vlkd show augment NAME` has its keys"
-        yield "data.augment", _one_of(catalog.names("augment")), "null", about
+        yield from _augment_options(modality)
+
+
+def _augment_options(modality: ModalityName) -> Iterator[tuple[str, str, str, str]]:
+    """How samples are augmented in training, with the keys of the usual augmentation."""
+    usual, read = FACTS[modality].augment, FACTS[modality].plural
+    fitting = [
+        name
+        for name in catalog.names("augment")
+        if attributes_of("augment", name).get("modality") in (None, modality)
+    ]
+    about = f"how {read} are augmented in training; `vlkd show augment NAME` has the keys of each"
+    yield "data.augment", _one_of(fitting), usual, about
+    for name, kind, default, meaning in key_rows(signature_of("augment", usual).keys):
+        yield f"data.augment.{name}", kind, default, f"of augment {usual}: {meaning}"
 
 
 def _scorer_options(scorer: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
@@ -110,7 +123,7 @@ def _poolers(modality: ModalityName, builder: str, architecture: str) -> Iterato
         attributes = attributes_of("pooler", name)
         marks_ends = is_named(modality) and builder == "openclip"
         has_class = (
-            architecture not in ("cnn", "pointnet")
+            FACTS[modality].has_pixels and architecture != "cnn"
             if has_views(modality)
             else is_named(modality) and not attributes["takes_prefix"]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -46,9 +47,16 @@ def test_widths_are_those_of_the_listings():
 
 
 def test_widths_change_with_the_listing(monkeypatch):
-    row = {"name": "resnet50", "modality": "image", "width": 7}
+    row = {"name": "resnet50", "modality": "image", "width": 7, "parameters": 9}
     monkeypatch.setattr("vlkd_cli.builders.by_task.rows_of", lambda builder: [row])
     assert width("resnet-base") == 7
+
+
+def test_parameters_are_those_of_all_encoders_where_every_one_is_listed():
+    found = {row["name"]: row["parameters"] for row in describe_models()}
+    assert found["resnet-base"] == 23_508_032
+    assert found["clip-base-en"] == 87_849_216 + 63_428_096
+    assert found["clip-base-multi"] is found["bert-base-en"] is found["pointnet-base"] is None
 
 
 def test_widths_of_hub_models_come_from_their_files_and_are_blank_without(empty_caches):
@@ -144,8 +152,10 @@ def test_all_adds_the_models_of_builders_that_have_every_tower_of_the_task(capsy
     pairs = {row["name"] for row in every_model("text-to-image")}
     assert "openclip:ViT-B-32" in pairs and "torchvision:resnet50" not in pairs
     assert len(every_model("synthesis")) == len(vlkd_cli.describe_models("synthesis"))
-    list_models(task="image-to-image", search="resnet50", all_=True)
-    assert "torchvision:resnet50 " in capsys.readouterr().out
+    list_models(task="image-to-image", search="torchvision:resnet50", all_=True)
+    printed = capsys.readouterr().out
+    assert printed.split("\n")[0].split()[2:6] == ["output_dim", "parameters", "architecture", "on"]
+    assert re.search(r"torchvision:resnet50 +image-to-image +2048 +23.5M .* no ", printed)
     with pytest.raises(UserError, match="--all has no effect without --task"):
         list_models(all_=True)
 

@@ -76,5 +76,6 @@ def test_a_misspelled_builder_and_a_pattern_without_match_say_so() -> None:
         ),
     ):
         list_models(builder="torchvision", search="resnet81*")
-    with pytest.raises(UserError, match=r"--search: no text model matches"):
-        list_models(modality="text")
+    for modality in ("text", "mesh"):
+        with pytest.raises(UserError, match=rf"--search: no {modality} model matches"):
+            list_models(modality=modality)

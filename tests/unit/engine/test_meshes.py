@@ -87,6 +87,8 @@ def test_an_encoder_takes_paths_and_arrays_of_points(home):
     by_path, by_points = encoder.encode(str(file), "mesh"), encoder.encode(cloud)
     np.testing.assert_allclose(by_path, by_points, atol=1e-5)
     assert encoder.encode([file, file]).shape == (2, 16)
+    stacked = encoder.encode(np.stack([cloud, cloud[::-1]]))
+    np.testing.assert_array_equal(stacked, encoder.encode([cloud, cloud[::-1]]))
     for item, message in (
         (cloud[:10], "have 10 points each, and the tower reads 32"),
         (home / "nothing.off", "No such file"),
@@ -96,6 +98,14 @@ def test_an_encoder_takes_paths_and_arrays_of_points(home):
             encoder.encode(item, "mesh")
     with pytest.raises(UserError, match="item 0 is a int; tower 'mesh' takes paths of meshes"):
         encoder.encode([3], "mesh")
+
+
+def test_a_mesh_tower_is_not_written_as_onnx(capsys):
+    pytest.importorskip("onnxruntime")
+    assert leaves(["export", "run", "exported", "--format", "onnx"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "tower 'mesh' cannot be written as ONNX: its centers are found one after" in line
+    assert not Path("exported").exists()
 
 
 def test_broken_meshes_are_left_out_of_an_index_and_listed(home, capsys):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ def test_a_page_that_cannot_be_written_is_one_line(capsys):
 def test_a_mistake_ends_in_one_line(words, line, capsys):
     assert leaves(["search", *words.split()]) == 2
     assert line in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_command_that_renews_an_index_has_its_options(tmp_path, capsys):
+    (tmp_path / "my table.csv").write_text("no;words\n1;a red disc\n2;a dark blue square\n")
+    table, index = str(tmp_path / "my table.csv"), str(tmp_path / "out.npy")
+    options = ["--tower", "text", "--column", "words", "--reader", "sep=;", "--raw"]
+    assert leaves(["encode", "runs/first", table, index, *options]) == 0
+    assert leaves(["search", "runs/second", index, "a red disc"]) == 2
+    command = capsys.readouterr().err.strip().rpartition("Write it again: vlkd ")[2]
+    assert leaves(shlex.split(command)) == 0
+    assert leaves(["search", "runs/second", index, "a red disc"]) == 0
 
 
 def test_towers_of_other_widths_are_not_compared(tmp_path, capsys, home):

@@ -220,3 +220,10 @@ def test_rows_do_not_go_where_positions_are_taken() -> None:
     assert line.endswith(
         "student: distiller 'ibot' takes selected positions here; 'image' has rows."
     )
+
+
+def test_inner_layers_of_meshes_are_refused():
+    towers = "towers:\n  mesh: {builder: pointnet}\n  copy: {builder: pointnet, train: none}\n"
+    reads = "{name: simreg, student: mesh.layers.0.pooled, teacher: copy.layers.0.pooled}"
+    (line, _) = lines(reads, towers=towers, data="data: {reader: meshes, path: models}\n")
+    assert "student: tower 'mesh' reads meshes, whose layers are not read one by one." in line

@@ -45,6 +45,24 @@ def test_poolers_and_keys_are_those_of_the_modality():
     )
 
 
+def test_augmentations_are_those_of_the_modality_with_the_keys_of_the_usual_one():
+    image, mesh = options("resnet-base"), options("pointnet-base")
+    assert "simclr" in image["data.augment"][0]["type"]
+    assert "points" not in image["data.augment"][0]["type"]
+    assert mesh["data.augment"][0]["type"].startswith("one of points, none, ")
+    assert (image["data.augment"][0]["default"], mesh["data.augment"][0]["default"]) == (
+        "standard",
+        "points",
+    )
+    assert "data.augment.scale" in image and mesh["data.augment.jitter"][0]["default"] == "0.01"
+    assert "images" not in mesh["data.augment"][0]["meaning"]
+
+
+def test_points_have_no_class_token():
+    for name in ("pointnet-base", "pointnet:ssg"):
+        assert "cls" not in options(name)["pooler"][0]["type"]
+
+
 def test_gem_documents_negative_tokens_for_transformers_only():
     assert "counts as eps" in options("bert-base-en")["pooler.eps"][0]["meaning"]
     assert "counts as eps" not in options("resnet-base")["pooler.eps"][0]["meaning"]

@@ -143,7 +143,7 @@ class Adapters(HuggingFace):
         cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
     ) -> list[ModelInfo]:
         """The types of encoders that the methods were tried on."""
-        if modality == "image" or pretrained_only:
+        if modality not in (None, "text") or pretrained_only:
             return []
         return [
             ModelInfo(name, "adapters", "text")

@@ -156,7 +156,8 @@ def normalized(values: Float[Tensor, "P D"], norm: Any, groups: Groups) -> Float
         norm.num_batches_tracked.add_(1)
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
-    return centered * (torch.rsqrt(variance + norm.eps) * norm.weight) + norm.bias
+    scaled: Tensor = centered * (torch.rsqrt(variance + norm.eps) * norm.weight) + norm.bias
+    return scaled
 
 
 def _scaled(widths: Sequence[int], factor: float) -> list[int]:

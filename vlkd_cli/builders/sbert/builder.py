@@ -116,7 +116,7 @@ class SBERT(Builder):
         cls, modality: str | None = None, pattern: str = "*", pretrained_only: bool = False
     ) -> list[ModelInfo]:
         """A few well-known models; any sentence encoder of the hub works."""
-        if modality == "image":
+        if modality not in (None, "text"):
             return []
         return [
             ModelInfo(name, "sbert", "text", pretrained=("own",))

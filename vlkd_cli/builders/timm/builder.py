@@ -126,7 +126,7 @@ class Timm(Builder):
         import timm
         from timm.models import get_pretrained_cfg
 
-        if modality == "text":
+        if modality not in (None, "image"):
             return []
         tags: dict[str, list[str]] = {}
         for full in timm.list_pretrained():

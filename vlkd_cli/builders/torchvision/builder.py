@@ -122,7 +122,7 @@ class TorchVision(Builder):
         from torchvision import models
 
         rows = []
-        for name in names() if modality != "text" else []:
+        for name in names() if modality in (None, "image") else []:
             tags = tuple(weight.name for weight in models.get_model_weights(name))
             if not fnmatch(name.lower(), pattern.lower()) or (pretrained_only and not tags):
                 continue

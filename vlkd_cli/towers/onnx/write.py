@@ -15,6 +15,7 @@ import vlkd_cli
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.errors import UserError
 from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.recipe.modality import PAIR
 from vlkd_cli.towers.export import DUAL, PAGE, ExportedTower
 from vlkd_cli.towers.onnx.check import Agreement, Inputs, compare
 from vlkd_cli.towers.onnx.files import INT8, MODEL, add_metadata, quantize, save_text_input
@@ -152,7 +153,12 @@ def export_onnx_pair(
 
 
 def refuse_untraceable(tower: Tower, what: str) -> None:
-    """Raises UserError where a trace would hold for the traced inputs only."""
+    """Raises UserError where a trace would hold for the traced inputs only, or takes too long."""
+    if tower.modality not in PAIR:
+        raise UserError(
+            f"{what} cannot be written as ONNX: its centers are found one after the other, each a"
+            f" step of the graph. {REMEDY[:-1]}, or choose others by --tower."
+        )
     if getattr(tower.encoder, "by_length", False):
         raise UserError(
             f"{what} cannot be written as ONNX: padding changes what its encoder gives, so texts of"
