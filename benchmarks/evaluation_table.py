@@ -3,8 +3,9 @@ pictures.
 
     python benchmarks/evaluation_table.py [--train 160] [--test 80] [--model resnet18] [--threads 1]
 
-Exits with 1 where the table takes more than 1.05 times the loop, both from towers in memory to the
-end: planning, digests, probes, result files and the table itself are in it.
+Exits with 1 where the table takes more than 1.05 times the loop, which is measured before and after
+it, from recipes to the end: planning, digests, probes, result files and the table itself are in
+it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ def encode_only(recipes: list[Path], root: Path) -> None:
                         tower.features(batch.inputs["image"])
 
 
+def encoding_alone(recipes: list[Path], root: Path) -> float:
+    """Seconds of CPU of the loop."""
+    begin = time.process_time()
+    encode_only(recipes, root)
+    return time.process_time() - begin
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--train", type=int, default=160)
@@ -86,9 +94,7 @@ def main() -> int:
         for seed in range(3):
             recipes.append(place / f"model{seed}.yaml")
             recipes[-1].write_text(RECIPE.format(model=given.model, seed=seed))
-        begin = time.process_time()
-        encode_only(recipes, place / "data")
-        bare = time.process_time() - begin
+        before = encoding_alone(recipes, place / "data")
         words = [path.name for path in recipes]
         sets = ",".join(f"set{number}" for number in range(SETS))
         command = f"--data data --datasets {sets} --suite zero_shot,knn,linear_probe"
@@ -98,7 +104,12 @@ def main() -> int:
         except SystemExit as left:
             assert not left.code, left.code
         table = time.process_time() - begin
-    print(f"encoding alone {bare:.1f} s, table {table:.1f} s of CPU: {table / bare:.3f} times")
+        after = encoding_alone(recipes, place / "data")
+    bare = (before + after) / 2
+    print(
+        f"encoding alone {before:.1f} s before and {after:.1f} s after, table {table:.1f} s of CPU:"
+        f" {table / bare:.3f} times"
+    )
     return int(table > LIMIT * bare)
 
 

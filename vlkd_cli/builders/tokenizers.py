@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -32,7 +32,15 @@ def well_formed(text: str) -> str:
     return text
 
 
-class ClipTokenizer:
+class Shared:
+    """A tokenizer is never changed, so copies of its tower refer to it: copying the tables of a
+    vocabulary would take longer than building the tower."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+
+class ClipTokenizer(Shared):
     """CLIP's byte-pair encoding; it comes with open_clip, so nothing is downloaded.
 
     Args:
@@ -154,7 +162,7 @@ class ClipTokenizer:
         return ids
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(Shared):
     """A tokenizer of transformers: ids and attention mask, padded on the right to the longest
     caption of the batch.
 
@@ -198,7 +206,7 @@ class PretrainedTokenizer:
         return pad(rows, self.pad, least=self.max_length if self.fills else 1)
 
 
-class PaddedTokenizer:
+class PaddedTokenizer(Shared):
     """open_clip's wrappers around a transformers tokenizer, which pad to the context length as
     their models were trained."""
 

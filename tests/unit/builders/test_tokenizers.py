@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 
 import open_clip
@@ -25,6 +26,11 @@ def test_ids_are_open_clips() -> None:
     own = ClipTokenizer(context_length=77, trim=False)(TEXTS)["input_ids"]
     assert own.equal(open_clip.tokenize(TEXTS))
     assert own.equal(ClipTokenizer(context_length=77, trim=False)(TEXTS)["input_ids"])
+
+
+def test_copies_of_a_tower_share_its_tokenizer() -> None:
+    tokenizer = ClipTokenizer(context_length=77)
+    assert copy.deepcopy({"input": tokenizer})["input"] is tokenizer
 
 
 def test_a_cut_batch_holds_the_same_ids() -> None:
