@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from vlkd_cli.reports.records import Metric, RunRecord, flat_recipe
 
 At = Literal["best", "last"]
 MOST_KEYS_IN_A_NAME = 4
+LONGEST_VALUE = 40
 NUMBERS = "no one two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -90,11 +91,18 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         if not varying:
             name = members[0].recipe_name
         elif len(varying) <= MOST_KEYS_IN_A_NAME:
-            name = " ".join(f"{short[key]}={value}" for key, value in own.items())
+            name = " ".join(f"{short[key]}={_brief(value)}" for key, value in own.items())
         else:
             name = members[0].name
         groups.append(Group(name, members, own))
+    if len({group.name for group in groups}) < len(groups):
+        return [replace(group, name=group.runs[0].name) for group in groups]
     return groups
+
+
+def _brief(value: str) -> str:
+    """A value in a name, without the middle of a long one."""
+    return value if len(value) <= LONGEST_VALUE else f"{value[:20]}...{value[-17:]}"
 
 
 def compare(
@@ -168,7 +176,7 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
         if name == group.name or wanted in {run.name for run in group.runs}:
             return group
     # A part of the name is enough where it means one group, and 3e-3 is 0.003.
-    found = [group for group in groups if _parts(name) <= _parts(group.name)]
+    found = [group for group in groups if _parts(name) <= _parts(_full_name(group))]
     if len(found) == 1:
         return found[0]
     names = [group.name for group in groups]
@@ -176,6 +184,12 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group:
         f"--baseline {name}: no such group or run.{did_you_mean(name, names)} Groups:"
         f" {', '.join(names)}."
     )
+
+
+def _full_name(group: Group) -> str:
+    """Its name, and its keys with values of any length."""
+    short = short_names(list(group.keys))
+    return " ".join([group.name, *(f"{short[key]}={value}" for key, value in group.keys.items())])
 
 
 def _parts(name: str) -> set[str]:

@@ -75,7 +75,8 @@ def _families(run: RunRecord, primary: Metric) -> list[Panel]:
     for prefix, members in families.items():
         lines = [Line(name, s, n) for n, (name, s) in enumerate(members[:MOST_LINES])]
         title = words(prefix) if prefix else f"{primary.suite}.{primary.dataset}"
-        subtitle = "recall" if prefix else "other metrics"
+        first = "" if len(members) <= MOST_LINES else f"the first {MOST_LINES} of {len(members)} "
+        subtitle = "recall" if prefix else f"{first}other metrics"
         panels.append(_panel(title, subtitle, lines))
     return panels
 
@@ -95,11 +96,30 @@ def training_panels(training: Mapping[str, Series]) -> list[Panel]:
             panels.append(_panel(TITLES.get(name, words(name)), subtitle, [Line(name, series)]))
             continue
         lines = [Line(n, training[n], i) for i, n in enumerate(["loss", *terms][:MOST_LINES])]
-        panels.append(_panel("loss", "and its terms", lines))
+        first = "" if len(terms) < MOST_LINES else f"the first {MOST_LINES - 1} of "
+        panels.append(_panel("loss", f"and {first}its {len(terms)} terms", lines))
     return panels
 
 
-def group_panels(comparison: Comparison, groups: Sequence[Group]) -> list[Panel]:
+def group_styles(comparison: Comparison) -> list[int]:
+    """The style of each group. Of more than there are styles, the baseline and the best ones have
+    one of their own, and the others are gray."""
+    rows = comparison.rows
+    sign = 1 if comparison.metric.lower_is_better else -1
+
+    def place(number: int) -> tuple[bool, bool, float]:
+        row = rows[number]
+        is_ranked = row.is_comparable and math.isfinite(row.summary.mean)
+        is_baseline = row.group is comparison.baseline
+        return (not is_baseline, not is_ranked, sign * row.summary.mean if is_ranked else 0.0)
+
+    chosen = sorted(sorted(range(len(rows)), key=place)[: svg.NUM_STYLES])
+    return [chosen.index(n) if n in chosen else svg.OTHER for n in range(len(rows))]
+
+
+def group_panels(
+    comparison: Comparison, groups: Sequence[Group], styles: Sequence[int]
+) -> list[Panel]:
     """The compared metric and the loss of every group: mean over seeds, band of one standard
     deviation at the steps that all seeds have."""
     metric = comparison.metric
@@ -109,14 +129,14 @@ def group_panels(comparison: Comparison, groups: Sequence[Group]) -> list[Panel]
         ("loss", "mean over seeds, band: \N{PLUS-MINUS SIGN} 1 SD", None, "loss"),
     ):
         lines = []
-        for number, group in enumerate(groups):
+        for style, group in sorted(zip(styles, groups, strict=True), key=lambda each: each[0]):
             runs = [
                 run.evaluations.get(metric, []) if name is None else run.training.get(name, [])
                 for run in group.runs
             ]
             mean, band = mean_and_band([series for series in runs if series])
             if len(mean) > 1:
-                lines.append(Line(group.name, mean, number % svg.NUM_STYLES, band))
+                lines.append(Line(group.name, mean, style, band))
         if lines:
             panels.append(_panel(title, subtitle, lines, chance=chance))
     return panels
@@ -143,13 +163,15 @@ def mean_and_band(
     return mean, band
 
 
-def parallel_view(comparison: Comparison, groups: Sequence[Group]) -> str:
+def parallel_view(
+    comparison: Comparison, groups: Sequence[Group], group_styles: Sequence[int]
+) -> str:
     """The keys that differ, the seed among them, against the outcome; runs that were measured on
     other rows are left out."""
     rows = {id(row.group): row for row in comparison.rows}
     runs = [
-        (number, group, run, value)
-        for number, group in enumerate(groups)
+        (style, group, run, value)
+        for style, group in zip(group_styles, groups, strict=True)
         for run, (_, value) in zip(group.runs, rows[id(group)].points, strict=True)
         if math.isfinite(value) and rows[id(group)].is_comparable
     ]
@@ -167,7 +189,7 @@ def parallel_view(comparison: Comparison, groups: Sequence[Group]) -> str:
     axes.append(Axis(words(comparison.metric.name), values))
     better = min if comparison.metric.lower_is_better else max
     best = values.index(better(values))
-    styles = [number for number, *_ in runs] if len(groups) > 1 else list(range(len(runs)))
+    styles = [style for style, *_ in runs] if len(groups) > 1 else list(range(len(runs)))
     return svg.parallel("Settings against outcome", axes, styles, best=best)
 
 
@@ -187,5 +209,9 @@ def _few(steps: Sequence[int]) -> list[int]:
 
 
 def _panel(title: str, subtitle: str, lines: list[Line], **marks: Any) -> Panel:
-    legend = [(svg.sample(line.style), line.name) for line in lines] if len(lines) > 1 else []
+    named = [line for line in lines if line.style != svg.OTHER]
+    legend = [(svg.sample(line.style), line.name) for line in named] if len(lines) > 1 else []
+    if len(named) < len(lines):
+        others = f"{len(lines) - len(named)} other groups, of lower rank"
+        legend.append((svg.sample(svg.OTHER), others))
     return Panel(title, subtitle, svg.line_chart(title, lines, **marks), legend)

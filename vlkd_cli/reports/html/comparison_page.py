@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vlkd_cli.reports.comparison import Comparison, compare
+from vlkd_cli.reports.comparison import Comparison, Row, compare
 from vlkd_cli.reports.comparison_table import cells_of, columns_of
 from vlkd_cli.reports.html import charts, svg
 from vlkd_cli.reports.html.pictures import Gallery
@@ -14,31 +14,53 @@ from vlkd_cli.reports.html.svg import number
 from vlkd_cli.reports.records import RunRecord
 
 MOST_RUNS = 200
+MANY = 24
+"""Rows of a table from which it is folded."""
 
 
 def context_of_comparison(runs: Sequence[RunRecord]) -> dict[str, object]:
     """What `comparison.html` is rendered with; see `compare` for what is raised."""
     found = compare(runs)
     groups = [row.group for row in found.rows]
+    styles = charts.group_styles(found)
+    samples = [svg.sample(style) for style in styles]
     title = groups[0].name if len(groups) == 1 else f"{len(groups)} groups, {len(runs)} runs"
     return {
         "title": title,
         "subtitle": subtitle(runs[0]),
         "tiles": _tiles(found),
-        "notes": [Note(f"{text[0].upper()}{text[1:]}.", _kind(text)) for text in found.notes],
-        "panels": charts.group_panels(found, groups),
+        "notes": [Note(_sentence(text, found), _kind(text)) for text in found.notes],
+        "panels": charts.group_panels(found, groups, styles),
         "columns": columns_of(found),
-        "rows": [(svg.sample(n % 6), cells_of(found, row)) for n, row in enumerate(found.rows)],
+        "rows": [
+            (sample, cells_of(found, row)) for sample, row in zip(samples, found.rows, strict=True)
+        ],
         "metric": str(found.metric),
         "at": found.at,
         "runs": _runs(found)[:MOST_RUNS],
         "left_out": max(len(runs) - MOST_RUNS, 0),
-        "keys": [(key, [group.keys[key] for group in groups]) for key in groups[0].keys],
-        "groups": [group.name for group in groups],
-        "parallel": charts.parallel_view(found, groups),
+        "many": MANY,
+        "keys": list(groups[0].keys),
+        "groups": [
+            (sample, group.name, list(group.keys.values()))
+            for sample, group in zip(samples, groups, strict=True)
+        ],
+        "parallel": charts.parallel_view(found, groups, styles),
         **ending(found.baseline.runs[0]),
         "pictures": Gallery(),
     }
+
+
+def _sentence(note: str, found: Comparison) -> str:
+    """A note with a capital and a full stop; the name of a group or run that it begins with is
+    left as it is."""
+    names = [name for row in found.rows for name in (row.group.name, *_names(row))]
+    is_name = any(note.startswith(f"{name}:") for name in names)
+    return f"{note}." if is_name else f"{note[0].upper()}{note[1:]}."
+
+
+def _names(row: Row) -> list[str]:
+    return [run.name for run in row.group.runs]
 
 
 def _kind(note: str) -> str:

@@ -21,6 +21,8 @@ MAX_POINTS = 400
 MARKERS_UP_TO = 40
 LOG_FROM_SPAN = 20.0
 NUM_STYLES = 6
+OTHER = -1
+"""The style of series beyond those that can be told apart: thin and gray."""
 
 
 class Line(NamedTuple):
@@ -149,7 +151,7 @@ def scatter(title: str, clouds: Sequence[Points], *, joined: bool, height: int =
         for (x, y), label in zip(cloud.points, labels, strict=True):
             mark = _marker(cloud.style, to_x(x), to_y(y), 3.6)
             tip = f"<title>{escape(label)}</title>" if label else ""
-            parts.append(f'<path class="f{cloud.style}" d="{mark}">{tip}</path>')
+            parts.append(f'<path class="f{_name(cloud.style)}" d="{mark}">{tip}</path>')
     text = ", ".join(f"{len(cloud.points)} {cloud.name}" for cloud in clouds)
     return _svg(title, text, "".join(parts), width, height)
 
@@ -162,11 +164,11 @@ def parallel(title: str, axes: Sequence[Axis], styles: Sequence[int], *, best: i
     step = (width - 140) / max(len(axes) - 1, 1)
     xs = [70 + step * n for n in range(len(axes))]
     parts = []
-    order = sorted(range(len(styles)), key=lambda n: n == best)
+    order = sorted(range(len(styles)), key=lambda n: (styles[n] != OTHER, n == best))
     for n in order:
         path = "L".join(f"{x:.1f} {ys[n]:.1f}" for x, (ys, _) in zip(xs, columns, strict=True))
         strong = " strong" if n == best else ""
-        parts.append(f'<path class="line s{styles[n] % NUM_STYLES}{strong}" d="M{path}"/>')
+        parts.append(f'<path class="line s{_name(styles[n])}{strong}" d="M{path}"/>')
     # Words last, so that no line crosses them.
     for x, axis, (_, marks) in zip(xs, axes, columns, strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {top}V{height - bottom}"/>')
@@ -174,7 +176,7 @@ def parallel(title: str, axes: Sequence[Axis], styles: Sequence[int], *, best: i
         anchor = "end" if x == xs[-1] and len(xs) > 1 else "start"
         shift = -5 if anchor == "end" else 5
         for y, word in marks:
-            parts.append(_text(x + shift, y - 3, _clipped(word, int(step / 6.2)), anchor, "soft"))
+            parts.append(_text(x + shift, y - 5, _clipped(word, int(step / 6.2)), anchor, "soft"))
     text = f"{len(styles)} runs over {', '.join(axis.name for axis in axes)}"
     return _svg(title, text, "".join(parts), width, height)
 
@@ -197,15 +199,20 @@ def bar(value: float, chance: float | None = None) -> str:
 def sample(style: int, *, marker_only: bool = False) -> str:
     """A piece of a series for the legend."""
     mark = _marker(style, 12, 6, 3.2)
-    line = "" if marker_only else f'<path class="line s{style}" d="M0 6H24"/>'
+    line = "" if marker_only else f'<path class="line s{_name(style)}" d="M0 6H24"/>'
     return (
         f'<svg class="sample" viewBox="0 0 24 12" aria-hidden="true">{line}'
-        f'<path class="f{style}" d="{mark}"/></svg>'
+        f'<path class="f{_name(style)}" d="{mark}"/></svg>'
     )
 
 
+def _name(style: int) -> str:
+    """What the classes of a style end in."""
+    return "x" if style == OTHER else str(style % NUM_STYLES)
+
+
 def _curve(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> list[str]:
-    style, parts = line.style % NUM_STYLES, []
+    style, parts = _name(line.style), []
     if line.band:
         upper = "L".join(f"{to_x(x):.1f} {to_y(high):.1f}" for x, _, high in line.band)
         lower = "L".join(f"{to_x(x):.1f} {to_y(low):.1f}" for x, low, _ in reversed(line.band))
@@ -215,7 +222,7 @@ def _curve(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], f
     if len(places) > 1:
         parts.append(f'<path class="line s{style}" d="M{path}"/>')
     if len(places) <= MARKERS_UP_TO:
-        marks = "".join(_marker(style, x, y, 2.6) for x, y in places)
+        marks = "".join(_marker(line.style, x, y, 2.6) for x, y in places)
         parts.append(f'<path class="f{style}" d="{marks}"/>')
     return parts
 

@@ -220,6 +220,28 @@ def test_the_comparison_has_table_curves_keys_and_runs(tmp_path: Path):
     assert len(re.findall(r'class="line s\d strong"', text)) == 1
 
 
+def test_of_many_groups_the_baseline_and_the_best_have_colors(tmp_path: Path):
+    folders = [
+        make_run(tmp_path / f"{n}", values=[0.1, 0.1 + n / 100], keys={"optimizer.lr": n / 100})
+        for n in range(1, 10)
+    ]
+    text, _ = page_of(*folders)
+    table = text[text.index('class="compare"') : text.index("</table>")]
+    assert re.findall(r'class="line s(.)"', table) == list("0xxx12345")
+    assert "3 other groups, of lower rank" in text and "All 9 runs" not in text
+
+
+def test_long_values_are_shortened_in_names_and_no_name_is_changed_otherwise(tmp_path: Path):
+    def run(name: str, path: str, lr: float) -> Path:
+        return make_run(tmp_path / name, keys={"data.path": path, "optimizer.lr": lr})
+
+    long = "/data/" + "a" * 90
+    text, _ = page_of(run("a", "x.csv", 0.1), run("b", f"{long}1.csv", 0.2))
+    assert "path=" + "a" * 20 + "..." + "a" * 12 + "1.csv lr=0.2: one seed: no spread." in text
+    text, _ = page_of(run("c", f"{long}1{'b' * 20}", 0.1), run("d", f"{long}2{'b' * 20}", 0.1))
+    assert "c: one seed: no spread." in text and "d: one seed: no spread." in text
+
+
 def test_what_was_measured_on_other_rows_is_never_the_best_of_a_comparison(tmp_path: Path):
     folders = [
         make_run(tmp_path / f"{lr}", values=[0.1, value], rows=rows, keys={"optimizer.lr": lr})
