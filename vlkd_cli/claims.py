@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -30,18 +31,43 @@ def claimed(path: Path) -> Iterator[bool]:
     Raises:
         UserError: the folder cannot be written.
     """
-    if not _take(path):
-        yield False
-        return
     done = threading.Event()
     keeper = threading.Thread(target=_touch, args=(path, done), daemon=True)
-    keeper.start()
+    is_mine = False
     try:
-        yield True
+        # A signal that came in between would leave the file.
+        with _signals_held():
+            is_mine = _take(path)
+            if is_mine:
+                keeper.start()
+        yield is_mine
     finally:
-        done.set()
-        keeper.join()
-        path.unlink(missing_ok=True)
+        if is_mine:
+            with _signals_held():
+                done.set()
+                keeper.join()
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM come at the end. Not masked: another thread would get them at once, and
+    Python would handle them here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    former = {
+        number: signal.signal(number, lambda got, frame: came.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for got in came:
+            signal.raise_signal(got)
 
 
 def is_claimed(path: Path) -> bool:

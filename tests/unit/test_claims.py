@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,21 @@ def test_an_error_frees_the_claim(tmp_path: Path) -> None:
         raise ValueError("inside")
     with claimed(tmp_path / "a.lock") as free:
         assert free
+
+
+def test_a_signal_while_the_claim_is_taken_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, take = tmp_path / "a.lock", claims._take
+
+    def interrupted(path: Path) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return take(path)
+
+    monkeypatch.setattr(claims, "_take", interrupted)
+    with pytest.raises(KeyboardInterrupt), claimed(path):
+        pytest.fail("the signal was lost")
+    assert not path.exists()
 
 
 def gone_process() -> int:
