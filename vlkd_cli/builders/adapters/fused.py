@@ -13,12 +13,13 @@ FUSED: dict[str, str] = {
     "qkv": "qkv",
     "Wqkv": "qkv",
     "qkv_proj": "qkv",
+    "to_qkv": "qkv",
     "kv": "kv",
     "qk": "qk",
     "in_proj": "qkv",
 }
 """Such layers, by the last part of their name, with what they make."""
-_OUTPUTS = ("proj", "out_proj", "o_proj", "Wo", "c_proj")
+_OUTPUTS = ("proj", "out_proj", "o_proj", "Wo", "c_proj", "merge")
 
 Segments = list[tuple[str, int]]
 """Consecutive rows of a fused weight: q, k, v or something else (""), and how many rows."""

@@ -38,7 +38,8 @@ ENDS: dict[str, tuple[str, ...]] = {
         "gate_proj",
         "intermediate.dense",
         "lin1",
-        "linear_up.linear",
+        "linear_up",
+        "ln1",
         "mlp.0",
         "pointwise_conv1",
         "pwconv1",
@@ -55,7 +56,8 @@ ENDS: dict[str, tuple[str, ...]] = {
         "fc2",
         "ffn_output",
         "lin2",
-        "linear_down.linear",
+        "linear_down",
+        "ln2",
         "mlp.3",
         "mlp.c_proj",
         "output.dense",
@@ -71,6 +73,10 @@ transformers."""
 # A block of a row: a module around it has a name that is a number or ends in one, or its own name
 # is a number. The stem of open_clip's ResNet is conv1, conv2, conv3.
 _IN_A_ROW = re.compile(r"(^|\.)([A-Za-z_]*\d+\.|\d+$)")
+_SQUEEZE = re.compile(r"SE(?![a-z])|Squeeze")
+"""Classes of modules that weight channels: their fc1 and fc2 are not an MLP."""
+_WRAPPED = ".linear"
+"""LeViT's linear layers are inside of modules with a batch norm, such as qkv.linear."""
 _NOT_IN_BLOCKS = ("embed", "stem", "downsample", "patch")
 _DEEP_STEM = "conv1."
 """timm's ResNets begin with a row of convolutions."""
@@ -120,16 +126,17 @@ def _parts(
         if isinstance(module, nn.MultiheadAttention):
             yield from _of_attention(name, module, wanted)
             continue
-        parent, _, last = name.rpartition(".")
+        parent, _, last = name.removesuffix(_WRAPPED).rpartition(".")
+        holder = network.get_submodule(parent)
         if last in FUSED and isinstance(module, (nn.Linear, nn.Conv2d)):
-            found = segments(network.get_submodule(parent), last, len(module.weight))
+            found = segments(holder, last, len(module.weight))
             words = set(FUSED[last]) if found is None else {word for word, _ in found if word}
             by_name = _ends(name, wanted - set(WORDS))
             if wanted & words or by_name:
                 chosen = wanted & words or words
                 yield Part(name, rows=rows_of(found, chosen, name))
             continue
-        role = _role(name, module, is_stem=module is stem)
+        role = _role(name, module, holder, is_stem=module is stem)
         if role in wanted or _ends(name, wanted - set(WORDS)):
             yield Part(name, inputs=role == "down")
 
@@ -163,10 +170,13 @@ def _of_attention(name: str, module: nn.MultiheadAttention, wanted: set[str]) ->
         yield Part(f"{name}.out_proj")
 
 
-def _role(name: str, module: nn.Module, *, is_stem: bool) -> str | None:
+def _role(name: str, module: nn.Module, holder: nn.Module, *, is_stem: bool) -> str | None:
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.kernel_size != (1, 1)):
         return "conv" if module.groups == 1 and not is_stem and _is_inside(name) else None
-    for word, ends in ENDS.items():
+    name, squeezes = name.removesuffix(_WRAPPED), _SQUEEZE.search(type(holder).__name__)
+    if name.endswith((".proj", ".merge")) and any(hasattr(holder, part) for part in (*FUSED, "q")):
+        return "o"
+    for word, ends in ENDS.items() if not squeezes else ():
         if any(name == end or name.endswith(f".{end}") for end in ends):
             if word == "down" and "attention." in name:
                 continue
