@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_sides import draw_caption
 
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.engine.build_composition import build_composition
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.engine.optim import build_optimizer
 from vlkd_cli.engine.parallel import wrap_for_this_group
 from vlkd_cli.engine.trainer import Trainer

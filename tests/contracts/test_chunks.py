@@ -18,7 +18,8 @@ from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.episodes import start_episode
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.distributed.runtime import rank
-from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.engine.build_composition import build_composition
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.recipe.schema import Recipe

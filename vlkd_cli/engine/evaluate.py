@@ -19,9 +19,10 @@ from vlkd_cli.checkpoint import Checkpoint, load_problem
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.distributed import runtime
-from vlkd_cli.engine.build import build_towers, captions_of, say_sources
+from vlkd_cli.engine.build_towers import build_towers, say_sources
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.periodic import subject_of
+from vlkd_cli.engine.training_data import captions_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import print_results, run_suites

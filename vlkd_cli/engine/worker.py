@@ -17,7 +17,8 @@ from vlkd_cli import console
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.distributed import runtime
 from vlkd_cli.engine.agreement import refuse_other_recipes
-from vlkd_cli.engine.build import Training, build_training, made_files
+from vlkd_cli.engine.build import Training, build_training
+from vlkd_cli.engine.build_towers import made_files
 from vlkd_cli.engine.dry_run import dry_run
 from vlkd_cli.engine.failures import explained
 from vlkd_cli.engine.launching.host_memory import keep_freed_memory

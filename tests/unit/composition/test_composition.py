@@ -12,7 +12,8 @@ from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.composition.passes import Pass, encode
 from vlkd_cli.data.batch import Batch
-from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.engine.build_composition import build_composition
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.recipe.address import Address
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.types import Progress

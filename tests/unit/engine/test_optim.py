@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe
-from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.engine.build_composition import build_composition
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.engine.optim import (
     build_optimizer,
     drop_waiting,

@@ -18,10 +18,10 @@ from tests.support.fakes import FakeReader
 from tests.unit.engine.recipes import IMAGE, TEXT, differences, final_state, tiny_recipe, train
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.data.batch import Broken
-from vlkd_cli.engine.build import captions_of
 from vlkd_cli.engine.periodic import Evaluations
 from vlkd_cli.engine.run import Run
 from vlkd_cli.engine.trainer import Due, Trainer
+from vlkd_cli.engine.training_data import captions_of
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.csv import read_metrics

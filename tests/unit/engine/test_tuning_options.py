@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.encoders import SENTENCES, write_encoder
-from vlkd_cli.engine.build import build_towers
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.towers.tower import Tower
 

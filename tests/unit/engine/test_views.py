@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe
 from vlkd_cli.data.views import ImageView, TextView
-from vlkd_cli.engine.build import build_composition, build_towers
+from vlkd_cli.engine.build_composition import build_composition
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.engine.views import build_masks, build_views, view_spec
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import Recipe

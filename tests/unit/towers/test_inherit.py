@@ -14,7 +14,7 @@ from tests.golden import golden_inputs
 from tests.support.recipes import problems
 from tests.support.vision_types import VISION_TYPES
 from tests.unit.engine.recipes import IMAGE, TEXT
-from vlkd_cli.engine.build import build_towers
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.towers.cut import Fit, by_pieces, leading, parts_of, placed, splits

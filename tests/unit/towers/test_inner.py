@@ -12,7 +12,7 @@ import torch
 from tests.support.recipes import problems
 from tests.unit.engine.recipes import IMAGE, TEXT, final_state, tiny_recipe, train
 from vlkd_cli.distillers.layer_distance import LayerDistance
-from vlkd_cli.engine.build import build_towers
+from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.towers.tower import Tower

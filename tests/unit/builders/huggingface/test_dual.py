@@ -17,7 +17,7 @@ from vlkd_cli.builders.huggingface.builder import HuggingFace
 from vlkd_cli.builders.huggingface.dual import LogitStart
 from vlkd_cli.builders.huggingface.image import patchified
 from vlkd_cli.builders.huggingface.library_encoder import LibraryEncoder
-from vlkd_cli.engine.build import build_composition
+from vlkd_cli.engine.build_composition import build_composition
 from vlkd_cli.engine.export import export
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import Recipe
