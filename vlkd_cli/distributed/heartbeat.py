@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from vlkd_cli.distributed import runtime
+from vlkd_cli.distributed.meeting import own_address
 
 LATE_SECONDS = 10.0
 """A judge that wakes this much too late was frozen itself: what it knows is old."""
@@ -46,16 +47,6 @@ class Member(NamedTuple):
 def node_number() -> int:
     """The number of this node: of the elastic agent, torchrun or SLURM; 0 where there is one."""
     return int(os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0")))
-
-
-def own_address(first: str) -> str:
-    """The address under which this node reaches the node named `first`; no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((first, 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 def node_name() -> str:

@@ -14,7 +14,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+
+from vlkd_cli.distributed.meeting import join_job
 
 
 def is_distributed() -> bool:
@@ -64,6 +65,9 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     it at the end.
 
     Without WORLD_SIZE in the environment this does nothing: the process stays alone.
+
+    Raises:
+        UserError: the processes do not meet; why.
     """
     if "WORLD_SIZE" not in os.environ or is_distributed():
         yield
@@ -71,7 +75,7 @@ def process_group(device: torch.device, timeout_seconds: float = 1800) -> Iterat
     # CPU tensors (flags, results) travel through gloo also where gradients go through nccl.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
-    store, own_rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    store, own_rank, size = join_job(timeout_seconds)
     # The agent's store outlives a failed group; without names of its own, a restarted one would
     # read the addresses of the dead.
     store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -3,6 +3,7 @@ SLURM job that is already there."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -13,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -177,20 +179,31 @@ def _spawn(target: Callable[[Job], int], job: Job, placement: Placement, logs: P
         "OMP_NUM_THREADS",
         str(max(1, (os.cpu_count() or 1) // placement.workers) if placement.device == "cpu" else 1),
     )
-    agent = _agent(placement, logs, (target, job, str(logs), placement.heartbeat_seconds))
-    rendezvous = agent.get_worker_group().spec.rdzv_handler
-    try:
-        result = agent.run()
-    except SignalException as error:
-        return int(error.sigval)
-    except BaseException:
+    with _met(placement, quiet=bool(getattr(job, "quiet", False))):
+        agent = _agent(placement, logs, (target, job, str(logs), placement.heartbeat_seconds))
+        rendezvous = agent.get_worker_group().spec.rdzv_handler
+        try:
+            result = agent.run()
+        except SignalException as error:
+            return int(error.sigval)
+        except BaseException:
+            rendezvous.shutdown()
+            raise
         rendezvous.shutdown()
-        raise
-    rendezvous.shutdown()
     if result.is_failed():
         raise _explain(result.failures, logs, placement.node_rank)
     answers = result.return_values
     return int(answers.get(0, next(iter(answers.values()), 0)) or 0)
+
+
+def _met(placement: Placement, *, quiet: bool) -> AbstractContextManager[None]:
+    """All nodes are there; a single one has nobody to wait for."""
+    if placement.nodes == 1 or placement.rendezvous is None:
+        return contextlib.nullcontext()
+    from vlkd_cli.distributed.meeting import nodes_met
+
+    notice = None if quiet else console.say
+    return nodes_met(placement.rendezvous, placement.node_rank, placement.nodes, notice=notice)
 
 
 def _agent(placement: Placement, logs: Path, arguments: tuple[object, ...]) -> LocalElasticAgent:
@@ -202,9 +215,11 @@ def _agent(placement: Placement, logs: Path, arguments: tuple[object, ...]) -> L
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+    from vlkd_cli.distributed.meeting import parse_endpoint
+
     is_alone = placement.nodes == 1
     endpoint = placement.rendezvous or "127.0.0.1:0"
-    address, _, port = endpoint.rpartition(":")
+    address, port = (None, None) if is_alone else parse_endpoint(endpoint)
     local_address = "127.0.0.1" if is_alone else None
     handler = get_rendezvous_handler(
         RendezvousParameters(
@@ -226,8 +241,8 @@ def _agent(placement: Placement, logs: Path, arguments: tuple[object, ...]) -> L
         args=arguments,
         max_restarts=placement.max_restarts,
         monitor_interval=0.1,
-        master_addr=None if is_alone else address,
-        master_port=None if is_alone else int(port),
+        master_addr=address,
+        master_port=port,
         local_addr=local_address,
     )
     # Not an argument in older versions of torch.
