@@ -113,15 +113,19 @@ def join_shards(content: dict[str, Any], path: Path) -> None:
 
 
 def remove_unused_shards(folder: Path) -> None:
-    """Remove the shards that no checkpoint of a folder names."""
+    """Remove the shards that no checkpoint of a folder names; none where one cannot be read."""
     shards = [path for path in folder.glob("step_*.pt") if is_shard(path)]
     if not shards:
         return
     used: set[str] = set()
     for path in folder.glob("*.pt"):
         if not is_shard(path):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            used.update(content.get("shards", ()))
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                used.update(content.get("shards") or ())
+            # Damaged bytes make the unpickler fail in any way there is.
+            except Exception:
+                return  # the file may name any of them
     for path in shards:
         if path.name not in used:
             path.unlink(missing_ok=True)

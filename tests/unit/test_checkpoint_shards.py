@@ -81,7 +81,12 @@ def test_shards_go_with_the_last_checkpoint_that_names_them(tmp_path: Path) -> N
     assert [path.name for path in step_files(tmp_path)] == ["step_00000004.pt"]
     assert len(list(tmp_path.glob("*.shard-*"))) == 4
     assert Checkpoint.load(tmp_path / "best.pt").tower("image")["w"].equal(WEIGHT)
+    before = tmp_path / "before_cooldown.pt"
+    before.write_bytes(b"damaged")
     checkpoint(5).save(tmp_path, is_best=True)
+    assert len(list(tmp_path.glob("*.shard-*"))) == 4
+    before.unlink()
+    checkpoint(6).save(tmp_path)
     assert not list(tmp_path.glob("*.shard-*"))
 
 

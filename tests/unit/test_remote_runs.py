@@ -18,7 +18,7 @@ from tests.unit.engine.recipes import (
 from vlkd_cli.checkpoint import Checkpoint, resolve
 from vlkd_cli.engine.launching.start import TrainRequest, start_training
 from vlkd_cli.engine.launching.start_evaluation import find_target
-from vlkd_cli.errors import CheckpointError
+from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.remote_runs import NAMES, RemoteRun
 
 SAVES = {"save_every_steps": 2, "save_every_epochs": None, "keep": 2}
@@ -134,3 +134,9 @@ def test_places_that_are_wrong_say_so(tmp_path: Path) -> None:
         resolve(f"file://{tmp_path}/none")
     with pytest.raises(CheckpointError, match=r"nosuch://x: .*Install the fsspec package"):
         RemoteRun("nosuch://x")
+    divided = tiny_recipe(train={"shard": "towers"})
+    request = TrainRequest(
+        recipe=write_recipe(tmp_path, divided), run="memory://runs/parts", cpu_workers=2
+    )
+    with pytest.raises(RecipeError, match=r"tiny.yaml:\d+: train.shard: the parts of a checkpoint"):
+        start_training(request)

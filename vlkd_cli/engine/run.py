@@ -20,7 +20,7 @@ from vlkd_cli.engine.launching.run_folder import RunFolder
 from vlkd_cli.engine.periodic import Evaluations, Saves
 from vlkd_cli.engine.saving import Saver
 from vlkd_cli.engine.trainer import Due, Hooks, Loads, Trainer
-from vlkd_cli.errors import CheckpointError, UserError
+from vlkd_cli.errors import CheckpointError
 from vlkd_cli.numerics.precision import autocast
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.remote_runs import RemoteRun
@@ -60,11 +60,6 @@ class Run(Hooks):
         url: str | None = None,
         saved_step: int | None = None,
     ) -> None:
-        if url is not None and trainer.settings.shard != "none":
-            raise UserError(
-                f"train.shard: the parts of a checkpoint are not copied to {url}. Give --run a"
-                " folder that all processes see, or set train.shard to none."
-            )
         self.recipe, self.folder, self.trainer, self.files = recipe, folder, trainer, files
         self.episode_loader, self.draw_fill = episode_loader, draw_fill
         self.evaluations, self.saves = evaluations, saves

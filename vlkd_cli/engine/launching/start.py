@@ -23,10 +23,11 @@ from vlkd_cli.engine.launching.extension import (
 from vlkd_cli.engine.launching.launch import Placement, quieten_libraries, run_workers
 from vlkd_cli.engine.launching.run_folder import RunFolder, existing_run, fresh_run, latest_run
 from vlkd_cli.engine.launching.run_record import asks_for_report, recorded
-from vlkd_cli.errors import CheckpointError, UserError
+from vlkd_cli.errors import CheckpointError, RecipeError, UserError
 from vlkd_cli.ranks import is_first, joins_running_job, num_processes
 from vlkd_cli.recipe.difference import first_difference
 from vlkd_cli.recipe.load import load_recipe, load_unchecked, origins_of
+from vlkd_cli.recipe.messages import located
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
 from vlkd_cli.remote_runs import RemoteRun, is_url
@@ -213,12 +214,25 @@ def _refuse_idle_options(request: TrainRequest) -> None:
         )
 
 
+def _refuse_parts_at_a_url(recipe: Recipe, source: str | Path, request: TrainRequest) -> None:
+    """Each process writes its part of a checkpoint next to the others' parts."""
+    if request.url is None or recipe.train.shard == "none":
+        return
+    text = (
+        f"train.shard: the parts of a checkpoint are not copied to {request.url}. Give --run a"
+        " folder that all processes see, or set train.shard to none."
+    )
+    raise RecipeError(located(text, origins_of(source, request.overrides)))
+
+
 def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
     recipe = (
         load_recipe(request.recipe, request.overrides, to_train=request.num_processes)
         if request.recipe is not None
         else None
     )
+    if recipe is not None:
+        _refuse_parts_at_a_url(recipe, str(request.recipe), request)
     if recipe is not None and any(tower.soup is not None for tower in recipe.towers.values()):
         from vlkd_cli.engine.soups import decide_soups
 
@@ -232,6 +246,7 @@ def _recipe_and_folder(request: TrainRequest) -> tuple[Recipe, RunFolder]:
                 foreign=not request.trust,
                 to_train=request.num_processes,
             )
+            _refuse_parts_at_a_url(recipe, folder.recipe, request)
         refuse_another_recipe(load_unchecked(folder.recipe), recipe, folder)
         return recipe, folder
     assert recipe is not None
@@ -330,6 +345,10 @@ def choose_placement(
         raise UserError(
             "--nodes needs --rendezvous HOST:PORT of the first machine, the same on every machine."
         )
+    if rendezvous is not None:
+        from vlkd_cli.distributed.meeting import parse_endpoint
+
+        parse_endpoint(rendezvous)
     if node_rank >= nodes:
         raise UserError(
             f"--node-rank {node_rank} is out of range for --nodes {nodes}; it counts from 0."
