@@ -65,6 +65,23 @@ def test_more_loss_than_max_broken_share_ends_the_run_before_its_first_step(
         train(tmp_path, recipe(damaged(tmp_path / "data"), max_broken_share=0.1))
 
 
+def test_every_sample_of_a_shard_may_be_broken_and_each_is_named(tmp_path: Path) -> None:
+    """A shard without any image that decodes, an empty image and an empty caption in another, and a
+    shard of zeros."""
+    path = shards(tmp_path, [list(range(5 * k, 5 * k + 5)) for k in range(4)], broken=range(5, 10))
+    members = {f"00{number}.jpg": encoded(photo(number)) for number in range(10, 15)}
+    members |= {f"00{number}.txt": b"a caption" for number in range(10, 15)}
+    members |= {"0012.jpg": b"", "0013.txt": b""}
+    write_tar(tmp_path / "00002.tar", dict(sorted(members.items())))
+    (tmp_path / "00003.tar").write_bytes(bytes(100_000))
+    run = train(tmp_path, recipe(path, max_broken_share=0.8))
+    names = {line.partition(",")[0].removeprefix(f"{tmp_path}/") for line in skipped(run)}
+    broken = {f"00001.tar:{number:04}" for number in range(5, 10)}
+    assert names == {*broken, "00002.tar:0012", "00002.tar:0013", "00003.tar:0"}
+    with pytest.raises(DataError, match=r"of \d+ samples are broken \(.*, allowed 30.0%\)"):
+        train(tmp_path, recipe(path, max_broken_share=0.3), run="strict")
+
+
 def test_a_stream_with_a_gap_in_its_shard_numbers_runs_to_its_end(tmp_path: Path) -> None:
     path = damaged(tmp_path / "data")
     run = train(tmp_path, recipe(path, stream=True, samples_per_epoch=20, shuffle_buffer=8))

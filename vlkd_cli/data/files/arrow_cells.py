@@ -60,6 +60,33 @@ def holds_bytes(kind: pa.DataType) -> bool:
     )
 
 
+def plain_value(cell: pa.Scalar) -> object:
+    """A cell as Python has it; texts that are not UTF-8 as their bytes."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        pass  # some programs write other encodings; what reads the cell reports it
+    if isinstance(cell, pa.DictionaryScalar):
+        return plain_value(cell.value)
+    if holds_lists(cell.type):
+        return [plain_value(each) for each in cell.values]
+    if isinstance(cell, pa.StructScalar):
+        return {name: plain_value(each) for name, each in cell.items()}
+    return cell.as_buffer().to_pybytes()
+
+
+def plain_rows(table: pa.Table) -> list[dict[str, object]]:
+    """The rows of a table, see `plain_value`."""
+    try:
+        rows: list[dict[str, object]] = table.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        columns = {name: [plain_value(cell) for cell in table[name]] for name in table.column_names}
+        return [
+            {name: cells[row] for name, cells in columns.items()} for row in range(table.num_rows)
+        ]
+
+
 def text_of_cell(cell: object) -> str:
     """A cell as text, stripped; empty where there is none. Some programs write texts as bytes.
 
@@ -103,7 +130,15 @@ def number_cells(cells: Sequence[object], where: str) -> tuple[np.ndarray, list[
     given = [-1 if each is None else each for each in plain if isinstance(each, int | None)]
     if len(given) == len(plain):
         return dense_numbers(np.array(given, dtype=np.int64))
-    return number_labels([text_of_cell(each) for each in plain], where)
+    return number_labels([_label_text(each) for each in plain], where)
+
+
+def _label_text(cell: object) -> str:
+    """A label that is not text is none."""
+    try:
+        return text_of_cell(cell)
+    except Broken:
+        return ""
 
 
 def _plain(cell: object) -> object:

@@ -3,12 +3,13 @@ the groups in which they lie."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.arrow_cells import holds_lists
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of
-from vlkd_cli.data.files.remote import expanded, is_url
+from vlkd_cli.data.files.remote import braced, expanded, is_url
 from vlkd_cli.data.images.files import is_data
 from vlkd_cli.data.readers.reader import with_split
 from vlkd_cli.errors import DataError
@@ -44,8 +45,6 @@ def data_files(path: str | Sequence[str], split: str | None) -> list[str]:
     Raises:
         DataError: there is none.
     """
-    from braceexpand import braceexpand
-
     files: list[str] = []
     for each in [path] if isinstance(path, str) else path:
         address = expanded(each.replace("{split}", split or "train"))
@@ -54,7 +53,7 @@ def data_files(path: str | Sequence[str], split: str | None) -> list[str]:
         elif os.path.exists(address):
             files.append(expanded(with_split(each, split)))
         else:
-            addresses = list(braceexpand(expanded(with_split(each, split))))
+            addresses = braced(expanded(with_split(each, split)))
             files += [file for name in addresses for file in _matching(name) or [name]]
     if not any(is_url(file) or os.path.isfile(file) for file in files):
         raise DataError(f"data.path {path}: no such file. Name .parquet files or a folder.")
@@ -82,13 +81,14 @@ def _matching(address: str) -> list[str]:
 def _in_folder(folder: Path, split: str | None) -> list[str]:
     listing = folder / "dataset_dict.json"
     if listing.is_file():
-        names = json.loads(listing.read_bytes())["splits"]
+        names = [str(name) for name in _listed(listing, "splits")]
         folder, split = folder / _of_split(names, split, folder), None
     if (folder / "state.json").is_file():
         if split is not None:
             raise DataError(f"data.split is '{split}', but {folder} is a data set without splits.")
-        parts = json.loads((folder / "state.json").read_bytes())["_data_files"]
-        return [str(folder / part["filename"]) for part in parts]
+        parts = _listed(folder / "state.json", "_data_files")
+        names = [str(part.get("filename")) for part in parts if isinstance(part, dict)]
+        return [str(folder / name) for name in names]
     files = [
         str(file)
         for file in sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.arrow"))
@@ -105,6 +105,22 @@ def _in_folder(folder: Path, split: str | None) -> list[str]:
     if set(by_split) == {""} and split is None:
         return files
     return by_split[_of_split(list(by_split), split, folder)]
+
+
+def _listed(file: Path, key: str) -> list[object]:
+    """A list in a json file that `datasets` wrote.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        content = None
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise DataError(f"{file} is damaged: it has no '{key}'. Save the data set again.")
+    return found
 
 
 def _of_split(names: Sequence[str], split: str | None, folder: Path) -> str:
@@ -136,15 +152,29 @@ class ArrowFiles:
         self._open: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self.schema: pa.Schema = self._first_schema()
 
-    def find_groups(self, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    def type_of(self, column: str) -> pa.DataType:
+        """What a column holds, in the first file where it holds anything."""
+        kind = self.schema.field(column).type
+        for number in range(len(self.files)):
+            if not pa.types.is_null(kind):
+                break
+            with contextlib.suppress(DataError):
+                schema = self._schema(number)
+                kind = schema.field(column).type if schema.names.count(column) == 1 else kind
+        return kind
+
+    def find_groups(
+        self, columns: Sequence[tuple[str, Callable[[pa.DataType], str]]]
+    ) -> dict[str, np.ndarray]:
         """`groups` `[G, 3]` int64: file, number in it, rows; `bytes` `[G]` int64, uncompressed;
         `lost`: files that cannot be read.
 
         Args:
-            columns: that every file needs.
+            columns: that every file needs, and why a type cannot be what is read of it, empty where
+                it can.
 
         Raises:
-            DataError: a file lacks one of the columns.
+            DataError: a file lacks one of the columns, or it holds something else.
         """
         rows, sizes, lost = [], [], []
         for number, file in enumerate(self.files):
@@ -153,8 +183,8 @@ class ArrowFiles:
             except DataError:
                 lost.append(number)
                 continue
-            for name in columns:
-                self._require_alike(file, schema, name)
+            for name, problem_of in columns:
+                self._require_alike(file, schema, name, problem_of)
             for group, (count, size) in enumerate(parts):
                 if count:
                     rows.append((number, group, count))
@@ -165,10 +195,16 @@ class ArrowFiles:
             "lost": np.array(lost, dtype=np.int64),
         }
 
-    def _require_alike(self, file: str, schema: pa.Schema, name: str) -> None:
+    def _require_alike(
+        self, file: str, schema: pa.Schema, name: str, problem_of: Callable[[pa.DataType], str]
+    ) -> None:
         if schema.names.count(name) != 1:
             raise DataError(f"{file} has no column '{name}', as others have.")
-        own, other = schema.field(name).type, self.schema.field(name).type
+        own, other = schema.field(name).type, self.type_of(name)
+        if pa.types.is_null(own):
+            return
+        if problem := problem_of(own):
+            raise DataError(f"{file}: column '{name}' {problem}.")
         if holds_lists(own) != holds_lists(other):
             raise DataError(f"{file}: column '{name}' holds {own}, and {other} in other files.")
 
@@ -182,7 +218,8 @@ class ArrowFiles:
             opened = self._opened(file)
             if isinstance(opened, pq.ParquetFile):
                 return opened.read_row_group(group, columns=list(columns), use_threads=False)
-            return pa.Table.from_batches([opened[group]]).select(list(columns))
+            table = pa.Table.from_batches([opened[group]])
+            return table.select([name for name in columns if name in table.schema.names])
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise Broken(f"row group {group} of its file cannot be read ({reason})") from None
@@ -202,7 +239,7 @@ class ArrowFiles:
         """Of the content, from the beginning, middle and end of the files; equal for equal
         copies."""
         local = [file for file in self.files if not is_url(file)]
-        remote = [_info(file) for file in self.files if is_url(file)]
+        remote = [_end(file) for file in self.files if is_url(file)]
         return digest_of(digest_files(local), [_end(file) for file in local], remote)
 
     def _first_schema(self) -> pa.Schema:
@@ -271,14 +308,28 @@ def _open(path: str) -> Any:
 
 
 def _info(url: str) -> list[tuple[str, str]]:
+    """What distinguishes versions of a file; nothing where it is missing."""
     import fsspec
 
-    filesystem, inner = fsspec.core.url_to_fs(url)
-    return sorted((key, str(value)) for key, value in filesystem.info(inner).items())
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(url)
+        return sorted((key, str(value)) for key, value in filesystem.info(inner).items())
+    except Exception:  # every fsspec protocol has exceptions of its own
+        return []
 
 
 def _end(file: str) -> bytes:
-    """The end of a file, which in Parquet holds the sizes of all its parts."""
+    """The end of a file, which in Parquet holds the sizes of all its parts; empty where it is
+    missing."""
+    if is_url(file):
+        import fsspec
+
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(file)
+            found: bytes = filesystem.tail(inner, _FOOTER_BYTES)
+            return found
+        except Exception:  # every fsspec protocol has exceptions of its own
+            return b""
     if not os.path.isfile(file):
         return b""
     with open(file, "rb") as opened:

@@ -36,6 +36,20 @@ def parent_of(address: str) -> str:
     return address.rpartition("/")[0] if is_url(address) else os.path.dirname(address)
 
 
+def braced(address: str) -> list[str]:
+    """The addresses that braces stand for: `train-{000..127}.tar`.
+
+    Raises:
+        DataError: a brace is not closed.
+    """
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(address))
+    except ValueError:
+        raise DataError(f"data.path {address}: a brace is not closed.") from None
+
+
 def fetch_bytes(url: str) -> bytes:
     """The content of a URL.
 

@@ -30,14 +30,14 @@ from vlkd_cli.data.files.cached_arrays import (
 from vlkd_cli.data.files.class_numbers import dense_numbers
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of
 from vlkd_cli.data.files.tar_members import JSON, Parts, split_member
-from vlkd_cli.data.files.tar_walk import BLOCK, CUT_OFF, NO_HEADER, End, Gap, Member, walk
+from vlkd_cli.data.files.tar_walk import BLOCK, CUT_OFF, NO_END, NO_HEADER, End, Gap, Member, walk
 from vlkd_cli.data.files.texts import read_at
 from vlkd_cli.errors import DataError
 from vlkd_cli.ranks import local_rank_and_size
 
 MISSING = np.iinfo(np.uint32).max
 """Instead of the size of a member that a sample does not have."""
-_REASONS = (NO_HEADER, CUT_OFF, "the disk cannot read it after byte {}")
+_REASONS = (NO_HEADER, CUT_OFF, NO_END, "the disk cannot read it after byte {}")
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -76,9 +76,9 @@ def index_shards(shards: Sequence[str], parts: Parts) -> ShardIndex:
     files = [_state(shard) for shard in shards]
     if not any(files):
         raise DataError(f"shard {shards[0]}: no such file. Check data.path.")
-    keys = ["" if state is None else digest_of("shard-1", *state, parts) for state in files]
+    keys = ["" if state is None else digest_of("shard-2", *state, parts) for state in files]
     total = sum(state[1] for state in files if state is not None)
-    key, store = digest_of("shards-1", keys), total > CACHE_ABOVE_BYTES
+    key, store = digest_of("shards-2", keys), total > CACHE_ABOVE_BYTES
     if store and not is_cached(key):
         _index_together(shards, keys, parts)
     arrays = cached_arrays(
@@ -150,6 +150,9 @@ def _samples(
             if not found.is_marked and _lacks(members, parts):
                 gaps.append((size, _REASONS.index(CUT_OFF), True))
                 is_torn = True
+            elif not found.is_usual:
+                gaps.append((found.byte, _REASONS.index(NO_END), True))
+                is_torn = is_torn or not found.is_marked
             break
         named = split_member(found.path)
         if named is None or found.size >= MISSING or found.block > MISSING:
@@ -343,7 +346,8 @@ def _lost(
     shards: Sequence[str], files: Sequence[tuple[str, int, int] | None], arrays: CachedArrays
 ) -> list[Lost]:
     """Shards that are missing, and gaps in others. A shard that is gone counts as the mean of the
-    intact ones, one that was cut off as what it lacks to it."""
+    intact ones, one that was cut off as what it lacks to it; one that only ends unusually, as some
+    programs write it, counts if it lacks something."""
     sizes = np.diff(arrays["starts"])
     ends = {int(shard) for shard, _, _, is_end in arrays["gaps"].tolist() if is_end}
     intact = [n for n, state in enumerate(files) if state is not None and n not in ends]
@@ -355,5 +359,7 @@ def _lost(
     ]
     for shard, byte, reason, is_end in arrays["gaps"].tolist():
         count = max(1, mean - int(sizes[shard])) if is_end else 1
+        if _REASONS[reason] == NO_END and (not intact or sizes[shard] >= mean):
+            continue
         lost.append(Lost(f"{shards[shard]}:{byte}", _REASONS[reason].format(byte), count))
     return lost

@@ -18,11 +18,14 @@ BLOCK = 512
 _SEARCH_BLOCKS = 1 << 11
 _LONGEST_EXTENSION_BYTES = 1 << 20
 _NAME_SEARCH_BLOCKS = 64
+# Programs fill up the last of their records, which have 20 blocks.
+_LONGEST_END = 2 * 20 * BLOCK
 _REGULAR = b"0\x007"
 _WITHOUT_CONTENT = b"123456"
 
 NO_HEADER = "no member begins at byte {}"
 CUT_OFF = "unexpected end of data at byte {}"
+NO_END = "no regular end of the archive at byte {}"
 
 
 class Member(NamedTuple):
@@ -48,9 +51,18 @@ class Gap(NamedTuple):
 
 
 class End(NamedTuple):
-    """The end of the file; `is_marked`: zeros mark it as the end of the archive, too."""
+    """The end of the file.
 
+    Args:
+        byte: where the members end.
+        is_marked: whether zeros mark it as the end of the archive, too.
+        is_usual: whether these are not more than programs write; a file whose room was reserved and
+            never filled, or whose last blocks were lost, ends in many.
+    """
+
+    byte: int
     is_marked: bool
+    is_usual: bool
 
 
 def walk(file: int, size: int) -> Iterator[Member | Gap | End]:
@@ -67,7 +79,8 @@ def walk(file: int, size: int) -> Iterator[Member | Gap | End]:
         if not is_header(header):
             following = _after_zeros(file, size, block, header)
             if following is None:
-                yield End(is_marked=True)
+                usual = size - block * BLOCK <= _LONGEST_END or any(_last(file, size))
+                yield End(block * BLOCK, is_marked=True, is_usual=usual)
                 return
             if following > block and is_header(os.pread(file, BLOCK, following * BLOCK)):
                 block = following  # another archive was appended
@@ -94,7 +107,7 @@ def walk(file: int, size: int) -> Iterator[Member | Gap | End]:
                 yield Member(path, content, length)
             long_path, long_size = None, None
         block = content + -(-length // BLOCK)
-    yield End(is_marked=False)
+    yield End(size, is_marked=False, is_usual=False)
 
 
 def is_header(block: bytes) -> bool:
@@ -138,6 +151,10 @@ def path_before(file: int, block: int) -> str:
         text = os.pread(file, min(length, _LONGEST_EXTENSION_BYTES), (start + 1) * BLOCK)
         return _extension(kind, text)[0] or path
     return path
+
+
+def _last(file: int, size: int) -> bytes:
+    return os.pread(file, BLOCK, max(0, size - BLOCK))
 
 
 def _after_zeros(file: int, size: int, block: int, header: bytes) -> int | None:

@@ -24,6 +24,8 @@ from vlkd_cli.data.files.arrow_cells import (
     holds_texts,
     image_problem,
     number_cells,
+    plain_rows,
+    plain_value,
     sourced,
     text_problem,
     value_problem,
@@ -123,21 +125,20 @@ class Parquet(Reader):
         self.image_root = None if image_root is None else expanded(image_root)
         self.caption_weights = checked_weights(caption_weights, len(self._texts[MAIN]))
         self.weighs_captions = bool(self.caption_weights)
-        self._settings = (
-            *(self._image, sorted(self._texts.items()), self._targets, self._label, self._id),
-            image_root,
-        )
+        texts_read = sorted(self._texts.items())
+        self._settings = (self._image, texts_read, self._targets, self._label, self._id)
         self._index = cached_arrays(
-            digest_of("parquet-1", files.version(), self._settings),
+            digest_of("parquet-2", files.version(), self._settings),
             self._arrays,
             store=sum(os.path.getsize(f) for f in files.files if os.path.isfile(f))
             > CACHE_ABOVE_BYTES,
         )
         self._starts = np.concatenate([[0], np.cumsum(self._index["groups"][:, 2])])
-        if not len(self):
-            raise DataError(f"{files.files[0]}: no row with an image.")
-        self.blocks = self._together = self._blocks(shuffle_groups)
         self.lost = self._lost()
+        if not len(self):
+            reason = f": {self.lost[0].name}: {self.lost[0].reason}" if self.lost else ""
+            raise DataError(f"data.path {path}: no row can be read{reason}.")
+        self.blocks = self._together = self._blocks(shuffle_groups)
         self.classes = self._class_names()
         self._loaded: OrderedDict[tuple[int, bool], pa.Table] = OrderedDict()
         self._check_images()
@@ -186,7 +187,7 @@ class Parquet(Reader):
 
     def column(self, name: str) -> Sequence[str]:
         (column,) = self._columns(name, "column")
-        cells = [value for table in self._tables([column]) for value in table[column].to_pylist()]
+        cells = [row[column] for table in self._tables([column]) for row in plain_rows(table)]
         rows = self._index["rows"].tolist() if "rows" in self._index else range(len(cells))
         return ["" if cells[row] is None else clean_text(str(cells[row])) for row in rows]
 
@@ -248,7 +249,7 @@ class Parquet(Reader):
             columns = [self._image] if is_image else self._small_columns()
             self._loaded[key] = self._files.read(file, number, columns)  # type: ignore[arg-type]
         self._loaded.move_to_end(key)
-        return self._loaded[key][column][offset].as_py()
+        return plain_value(self._loaded[key][column][offset])
 
     def _small_columns(self) -> list[str]:
         columns = [name for own in self._texts.values() for name in own]
@@ -272,7 +273,14 @@ class Parquet(Reader):
         return kind is not None and not holds_bytes(kind)
 
     def _type(self, column: str) -> pa.DataType:
-        return self._files.schema.field(column).type
+        return self._files.type_of(column)
+
+    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        for file, number, _ in self._index["groups"].tolist():
+            try:
+                yield self._files.read(file, number, columns)
+            except Broken as broken:
+                raise DataError(f"{self._files.files[file]}: {broken}. Fetch it again.") from None
 
     # -- columns ---------------------------------------------------------------------------------
 
@@ -317,10 +325,7 @@ class Parquet(Reader):
 
     def _arrays(self, scratch: Path) -> dict[str, np.ndarray]:
         """Where the row groups are, and what one pass over the small columns finds."""
-        needed = [*([] if self._image is None else [self._image]), *self._small_columns()]
-        needed += [*self._targets, *([] if self._label is None else [self._label])]
-        arrays = self._files.find_groups(needed)
-        self._index = arrays  # type: ignore[assignment]
+        arrays = self._files.find_groups(self._needed())
         counted = [name for own in self._texts.values() for name in own]
         is_counted = len(counted) > 1 or any(holds_lists(self._type(name)) for name in counted)
         has_status = self._image is not None and _STATUS in self._files.schema.names
@@ -329,8 +334,8 @@ class Parquet(Reader):
         if not columns:
             return arrays
         good, counts, targets, labels = array("b"), array("I"), array("f"), list[object]()
-        for table in self._tables(list(dict.fromkeys(columns))):
-            for row in table.to_pylist():
+        for table in self._readable(arrays, list(dict.fromkeys(columns))):
+            for row in plain_rows(table):
                 good.append(row.get(_STATUS, _SUCCESS) == _SUCCESS or not has_status)
                 targets.extend(finite_number(row[name]) for name in self._targets)
                 labels.append(None if self._label is None else row[self._label])
@@ -343,11 +348,36 @@ class Parquet(Reader):
             own_counts = np.array(counts, dtype=np.int64)[rows]
             arrays["caption_starts"] = np.concatenate([[0], np.cumsum(own_counts)])
         if self._targets:
-            arrays["targets"] = np.array(targets).reshape(len(good), -1)[rows]
+            arrays["targets"] = np.array(targets).reshape(-1, len(self._targets))[rows]
             self._check_targets(arrays["targets"])
         if self._label:
             arrays |= self._numbered([labels[row] for row in rows.tolist()])
         return arrays
+
+    def _needed(self) -> list[tuple[str, Callable[[pa.DataType], str]]]:
+        """The columns that are read, and what each must not hold."""
+        values = [*self._targets, *(name for name in (self._label, self._id) if name is not None)]
+        return [
+            *((name, image_problem) for name in (self._image,) if name is not None),
+            *((name, text_problem) for own in self._texts.values() for name in own),
+            *((name, value_problem) for name in values),
+        ]
+
+    def _readable(
+        self, arrays: dict[str, np.ndarray], columns: Sequence[str]
+    ) -> Iterator[pa.Table]:
+        """Each group of the arrays; those that cannot be read are taken out of them."""
+        groups, lost = [], []
+        for row, (file, number, count) in enumerate(arrays["groups"].tolist()):
+            try:
+                table = self._files.read(file, number, columns)
+            except Broken:
+                lost.append((file, number, count))
+                continue
+            groups.append(row)
+            yield table
+        arrays["groups"], arrays["bytes"] = arrays["groups"][groups], arrays["bytes"][groups]
+        arrays["lost_groups"] = np.array(lost, dtype=np.int64).reshape(-1, 3)
 
     def _num_texts(self, row: Mapping[str, object]) -> int:
         """Texts of a row; none where one cannot be read, which breaks the row."""
@@ -364,13 +394,6 @@ class Parquet(Reader):
                     f"{self._files.files[0]}: column '{name}' (data.target) holds no finite number."
                 )
 
-    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for file, number, _ in self._index["groups"].tolist():
-            try:
-                yield self._files.read(file, number, columns)
-            except Broken as broken:
-                raise DataError(f"{self._files.files[file]}: {broken}. Fetch it again.") from None
-
     def _numbered(self, labels: Sequence[object]) -> dict[str, np.ndarray]:
         numbers, names = number_cells(labels, f"{self._files.files[0]}, data.label")
         found = {"labels": numbers}
@@ -386,8 +409,10 @@ class Parquet(Reader):
         if "class_names" in self._index:
             return bytes(self._index["class_names"]).decode().split("\n")
         written = (self._files.schema.metadata or {}).get(b"huggingface")
-        features = json.loads(written).get("info", {}).get("features", {}) if written else {}
-        names = features.get(self._label, {}).get("names")
+        try:
+            names = json.loads(written or "{}")["info"]["features"][self._label]["names"]
+        except (ValueError, KeyError, TypeError):
+            return None
         return names if isinstance(names, list) else None
 
     def _blocks(self, shuffle_groups: int | None) -> Blocks:
@@ -404,10 +429,15 @@ class Parquet(Reader):
         return Blocks(np.unique(starts), shuffle_groups or int(at_once))
 
     def _lost(self) -> list[Lost]:
-        lost = self._index["lost"].tolist()
-        mean = max(1, round(len(self) / (len(self._files.files) - len(lost))))
+        files, lost = self._files.files, self._index["lost"].tolist()
+        mean = max(1, round(len(self) / (len(files) - len(lost))))
         reason = "no such file, or it is not a file of this format"
-        return [Lost(self._files.files[file], reason, mean) for file in lost]
+        found = [Lost(files[file], reason, mean) for file in lost]
+        groups = self._index["lost_groups"].tolist() if "lost_groups" in self._index else []
+        return found + [
+            Lost(f"{files[file]} group {number}", "it cannot be read", count)
+            for file, number, count in groups
+        ]
 
     def _check_images(self) -> None:
         """Paths that lead nowhere show in the first rows; later gaps are the loader's to count."""

@@ -14,7 +14,7 @@ from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.caption_choice import Sources, checked_weights
 from vlkd_cli.data.files.fingerprints import digest_of
 from vlkd_cli.data.files.named_texts import MAIN, checked_texts, span_of
-from vlkd_cli.data.files.remote import expanded, is_url
+from vlkd_cli.data.files.remote import braced, expanded, is_url
 from vlkd_cli.data.files.shard_samples import ShardSamples
 from vlkd_cli.data.files.tar_members import JSON, Parts, suffix_of_key
 from vlkd_cli.data.images.files import SUFFIXES
@@ -286,8 +286,6 @@ def _shards(paths: Sequence[str], split: str | None) -> list[str]:
 def _expanded(path: str) -> list[str]:
     """The shards that a path with braces and wildcards names. A path that exists is that file, and
     so is a folder with brackets in its name."""
-    from braceexpand import braceexpand
-
     if _is_local(path) and os.path.isdir(path):
         found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
         if not found:
@@ -295,12 +293,8 @@ def _expanded(path: str) -> list[str]:
         return found
     if _is_local(path) and os.path.exists(path):
         return [path]
-    try:
-        names = list(braceexpand(path))
-    except ValueError:
-        raise DataError(f"data.path {path}: a brace is not closed.") from None
     shards: list[str] = []
-    for name in names:
+    for name in braced(path):
         if not _is_local(name) or os.path.exists(name) or not any(mark in name for mark in "*?["):
             shards.append(name)
             continue

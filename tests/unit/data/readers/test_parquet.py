@@ -218,6 +218,29 @@ def test_files_that_cannot_be_read_count_as_lost(tmp_path: Path) -> None:
         opened(path=path, max_broken_share=0.1)
 
 
+def test_a_missing_file_at_a_url_is_lost_and_copies_are_the_same_data(tmp_path: Path) -> None:
+    paths = [f"file://{tmp_path}/{folder}/{{0..1}}.parquet" for folder in "ab"]
+    for folder in "ab":
+        write_parquet(tmp_path / folder / "0.parquet", rows_of(range(4)))
+    one, two = (opened(path=path, max_broken_share=0.5) for path in paths)
+    assert captions(one) == [f"caption {k}" for k in range(4)]
+    assert [(lost.name, lost.num_samples) for lost in one.lost] == [
+        (f"file://{tmp_path}/a/1.parquet", 4)
+    ]
+    assert one.fingerprint() == two.fingerprint()
+
+
+def test_images_in_another_folder_are_the_same_data(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", {"image": ["0.png"], "caption": ["a"]})
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        photo(0).save(tmp_path / folder / "0.png")
+    one, two = (opened(path=path, image_root=f"{tmp_path}/{folder}") for folder in "ab")
+    assert one.fingerprint() == two.fingerprint()
+    photo(1).save(tmp_path / "b" / "0.png")
+    assert one.fingerprint() != two.fingerprint()
+
+
 def test_a_damaged_row_group_breaks_its_rows_alone(tmp_path: Path) -> None:
     columns = {**rows_of(range(4)), "image": [bytes([k]) * 5000 for k in range(4)]}
     path = tmp_path / "t.parquet"
@@ -233,9 +256,82 @@ def test_a_damaged_row_group_breaks_its_rows_alone(tmp_path: Path) -> None:
     assert reader.image(3) == b"\3" * 5000 and reader.captions(1) == ["caption 1"]
 
 
+def test_a_row_group_that_cannot_be_read_for_the_index_is_lost(tmp_path: Path) -> None:
+    columns = {**rows_of(range(6)), "caption": [[f"caption {k}" * 200] for k in range(6)]}
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=2, compression="gzip")
+    metadata = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    content = bytearray(path.read_bytes())
+    start = metadata.dictionary_page_offset or metadata.data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(bytes(content))
+    reader = opened(path=str(path), label="label", max_broken_share=0.5)
+    assert [reader.image(k) for k in range(4)] == [encoded(photo(k)) for k in (0, 1, 4, 5)]
+    assert reader.labels_of(np.arange(4)).tolist() == [0, 1, 1, 2] and reader.caption_start(3) == 3
+    assert reader.lost == [(f"{path} group 1", "it cannot be read", 2)]
+    with pytest.raises(DataError, match=r"about 2 of 6 samples are lost .*t.parquet group 1"):
+        opened(path=str(path), label="label", max_broken_share=0.1)
+
+
+PICTURE = encoded(photo(0))
+
+
+@pytest.mark.parametrize(
+    ("image", "caption"),
+    [
+        (pa.array([PICTURE], pa.large_binary()), pa.array(["a"], pa.large_string())),
+        (pa.array([PICTURE]).dictionary_encode(), pa.array(["a"]).dictionary_encode()),
+        (
+            pa.array([{"bytes": PICTURE, "path": None}]),
+            pa.array([["a"]], pa.large_list(pa.string())),
+        ),
+        (pa.array([{"path": "p.png"}]), pa.array([[None, "a", ""]])),
+        (pa.array([{"bytes": b"", "path": "p.png"}]), pa.array([b"a"])),
+        (pa.array(["p.png"], pa.string_view()), pa.array([["a", "a"]], pa.list_(pa.string(), 2))),
+    ],
+)
+def test_columns_are_read_however_they_are_typed(
+    tmp_path: Path, image: pa.Array, caption: pa.Array
+) -> None:
+    """Next to a file without rows, an empty row group, and a file whose captions are all null."""
+    (tmp_path / "p.png").write_bytes(PICTURE)
+    schema = pa.schema([("image", image.type), ("caption", pa.null())])
+    pq.write_table(schema.empty_table(), tmp_path / "0.parquet")
+    nulls = pa.table({"image": image, "caption": pa.nulls(1)})
+    pq.write_table(nulls, tmp_path / "1.parquet")
+    table = pa.table({"image": image, "caption": caption})
+    with pq.ParquetWriter(tmp_path / "2.parquet", table.schema) as writer:
+        for part in (table, table.slice(0, 0), table):
+            writer.write_table(part)
+    reader = opened(path=f"{tmp_path}/*.parquet")
+    assert len(reader) == 3 and set(captions(reader)) - {""} == {"a"}
+    for index in range(3):
+        found = reader.image(index)
+        assert found == PICTURE or Path(str(found)).read_bytes() == PICTURE
+
+
+def test_texts_of_another_encoding_break_their_rows_alone(tmp_path: Path) -> None:
+    latin = pa.StringArray.from_buffers(
+        3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xe9b")
+    )
+    table = {"caption": latin, "other": latin, "label": latin}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    reader = opened(
+        path=f"{tmp_path}/t.parquet", image=None, caption=["caption", "other"], label="label"
+    )
+    assert reader.captions(0) == ["a", "a"] and reader.captions(2) == ["b", "b"]
+    with pytest.raises(Broken, match="its text cannot be read"):
+        reader.captions(1)
+    assert reader.caption_start(2) == 2 and reader.labels_of(np.arange(3)).tolist() == [0, -1, 1]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"path": "{folder}/no_rows.parquet", "target": "n"}, "no row can be read"),
+        ({"path": "{folder}/{a..c.parquet"}, "a brace is not closed"),
+        ({"path": "{folder}/saved"}, "state.json is damaged: it has no '_data_files'"),
+        ({"path": "{folder}/[cs]_*.parquet"}, r"s_structs.parquet: column 'caption' holds struct"),
         ({"caption": "map"}, r"column 'map' \(data.caption\) holds struct<en: string>, not texts"),
         ({"label": "lists"}, r"column 'lists' \(data.label\) holds list<.*>, not one value"),
         ({"image": "lists"}, r"column 'lists' \(data.image\) holds list<.*>, not encoded images"),
@@ -263,6 +359,14 @@ def test_mistakes_end_in_one_line(tmp_path: Path, keys: dict[str, Any], message:
     pq.write_table(twice, tmp_path / "twice.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
     (tmp_path / "empty").mkdir()
+    rows = pa.table({"image": [b""], "caption": ["a"], "n": [1.0]})
+    pq.write_table(rows.slice(0, 0), tmp_path / "no_rows.parquet")
+    write_parquet(tmp_path / "c_texts.parquet", rows_of(range(2)))
+    write_parquet(
+        tmp_path / "s_structs.parquet", {**rows_of(range(2)), "caption": [{"en": "a"}] * 2}
+    )
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{")
     if "path" in keys:
         keys = {**keys, "path": keys["path"].replace("{folder}", str(tmp_path))}
     with pytest.raises(DataError, match=message) as caught:
