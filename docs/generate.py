@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -141,7 +142,60 @@ def forms_table() -> list[str]:
     return _table(("processes", *found["FORMS"]), rows)
 
 
+def fits_table() -> list[str]:
+    """The largest batches and models on some machines, from the peaks in performance.md."""
+    machines = {
+        "one card of 24 GiB": (24, 1),
+        "one node of 8 x 80 GiB": (80, 8),
+        "16 nodes of 8 x 80 GiB": (80, 128),
+    }
+    rows = []
+    for name, (memory, cards) in machines.items():
+        batches = [cards * _largest_batch(model, memory) for model in ("ViT-B/32", "ViT-B/16")]
+        chunked = _largest_batch("ViT-B/16", memory, chunk=64) if cards == 1 else None
+        weights = _two_digits(cards * memory * 2**30 / 2 / 16 / 1e9)
+        rows.append(
+            (
+                name,
+                *(f"{_two_digits(batch):,.0f}" for batch in batches),
+                "" if chunked is None else f"{_two_digits(chunked):,.0f}",
+                f"{weights:g} billion{', not divided' if cards == 1 else ''}",
+            )
+        )
+    header = (
+        *("hardware", "ViT-B/32, whole", "ViT-B/16, whole", "ViT-B/16, `chunk: 64`"),
+        "trained weights, AdamW, `shard: towers`",
+    )
+    first, _, *body = _table(header, rows)
+    return [first, "|---|---:|---:|---:|---:|", *body]
+
+
+def _largest_batch(model: str, memory: float, chunk: int | None = None) -> float:
+    """Pairs that fit the GiB of a card: less CUDA's 0.6 GiB, 5 % for fragmentation and what is
+    there in any case."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    row = r"^\| {}, {} \|[^|]*\| [\d.]+ \(([\d.]+) GiB\)"
+    peaks = []
+    for batch in ("256", "1,024"):
+        found = re.search(row.format(re.escape(model), batch), page, re.MULTILINE)
+        assert found is not None
+        peaks.append(float(found[1]))
+    pair = (peaks[1] - peaks[0]) / (1024 - 256)
+    room = 0.95 * memory - 0.6 - (peaks[0] - 256 * pair)
+    if chunk is None:
+        return room / pair
+    picture = 224 * 224 * 3 / 2**30
+    return (room - chunk * pair) / picture
+
+
+def _two_digits(number: float) -> float:
+    """Rounded down to two digits."""
+    unit = 10 ** (math.floor(math.log10(number)) - 1)
+    return math.floor(number / unit) * unit
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
+    "fits": fits_table,
     "forms": forms_table,
     "parts": parts_table,
     "suites": suites_table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
         cpu,
         training.steps_per_epoch,
         training.total_steps,
-        wrap=wrap_for_this_group(shard=settings.shard == "towers"),
+        wrap=wrap_for_this_group(compile=settings.compile, shard=settings.shard == "towers"),
     )
 
 
@@ -134,6 +135,18 @@ def compare(folder: str) -> dict[str, Any]:
     return found
 
 
+def losses_compiled(folder: str) -> list[list[list[float]]]:
+    """Of whole and chunked steps: with whole weights, and divided with the kernels that torch's
+    compiler makes."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder + "/kernels"
+    recipes = [
+        recipe_of(shard, objectives=1, chunk=chunk, compile=shard == "towers")
+        for chunk in (None, 4)
+        for shard in ("none", "towers")
+    ]
+    return [take(trainer_of(recipe, Path(folder)), 3) for recipe in recipes]
+
+
 def num_gathers(folder: str) -> list[int]:
     """All-gathers of weights in a step of 4 samples, whole, in 2 and in 4 chunks."""
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
@@ -162,6 +175,15 @@ def num_gathers(folder: str) -> list[int]:
 def test_weights_are_gathered_once_for_all_chunks(tmp_path: Path) -> None:
     whole, *chunked = run_on_ranks(num_gathers, 2, str(tmp_path), timeout_seconds=300)[0]
     assert whole > 0 and chunked == [whole, whole]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_divided_towers_train_the_same_compiled(tmp_path: Path) -> None:
+    for found in run_on_ranks(losses_compiled, 2, str(tmp_path), timeout_seconds=800):
+        expected, whole, chunked_expected, chunked = map(torch.tensor, found)
+        torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(chunked, chunked_expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_read_out_of_the_pieces_that_hold_them() -> None:

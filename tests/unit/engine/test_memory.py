@@ -100,6 +100,26 @@ def test_what_is_counted_is_what_the_allocator_counts(
     assert used == pytest.approx(real, rel=0.1)
 
 
+def test_a_trained_weight_takes_the_bytes_that_the_page_on_scaling_names(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path)
+    composition = trainer.composition
+    weights = sum(each.numel() for each in composition.parameters() if each.requires_grad)
+    followers = sum(num_bytes(each.state_dict()) for each in composition.followers.values())
+    gradients = 4 * weights
+    assert _held(trainer) - followers + gradients == pytest.approx(20 * weights, rel=0.02)
+    saved = trainer.checkpoint(recipe="{}", evaluated=True, best=None, waited=0, files={})
+    parts = [num_bytes(each) for each in (saved.towers, saved.distillers, saved.optimizer)]
+    assert sum(parts) == pytest.approx(12 * weights, rel=0.02)
+    assert num_bytes(saved.ema) == 4 * weights
+
+
+def num_bytes(tree: Any) -> int:
+    """Of all tensors in nested dicts."""
+    if isinstance(tree, torch.Tensor):
+        return tree.nbytes
+    return sum(map(num_bytes, tree.values())) if isinstance(tree, dict) else 0
+
+
 def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
     trainer, batch = prepared(tmp_path)
     limit = CONTEXT_BYTES + (120 << 20)

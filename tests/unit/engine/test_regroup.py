@@ -60,14 +60,21 @@ def _vlkd(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def _recipe(folder: Path, dropout: float) -> str:
+def _recipe(folder: Path, dropout: float, **keys: int) -> str:
     head = {"name": "linear", "width": 16, "dropout": dropout}
     return write_recipe(
         folder,
         tiny_recipe(
             towers={"text": {**TEXT, "head": head}},
             data={"num_samples": 240},
-            train={"epochs": 2, "batch_size": 6, "ema": 0.9, "save_every_steps": 1, "keep": 99},
+            train={
+                "epochs": 2,
+                "batch_size": 6,
+                "ema": 0.9,
+                "save_every_steps": 1,
+                "keep": 99,
+                **keys,
+            },
         ),
     )
 
@@ -87,9 +94,14 @@ def _rewound(run: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_of_four_processes_resumes_on_two_and_three_and_one(tmp_path: Path) -> None:
-    _vlkd(tmp_path, _recipe(tmp_path, dropout=0.0), "--run", "four", "--cpu-workers", "4")
+@pytest.mark.parametrize("keys", [{}, {"accumulate": 2, "chunk": 4}], ids=["whole", "chunks"])
+def test_a_run_of_four_processes_resumes_on_two_and_three_and_one(
+    tmp_path: Path, keys: dict[str, int]
+) -> None:
+    recipe = _recipe(tmp_path, dropout=0.0, **keys)
+    _vlkd(tmp_path, recipe, "--run", "four", "--cpu-workers", "4")
     expected = dict(read_metrics(tmp_path / "four")["train/loss"])
+    steps = 20 // keys.get("accumulate", 1)
     for processes in (1, 2, 3):
         run = _rewound(tmp_path / "four", f"on{processes}")
         out = _vlkd(tmp_path, "--resume", str(run), "--cpu-workers", str(processes))
@@ -97,7 +109,7 @@ def test_a_run_of_four_processes_resumes_on_two_and_three_and_one(tmp_path: Path
         assert rows in out and "will differ" not in out
         losses = dict(read_metrics(run)["train/loss"])
         assert losses.keys() == expected.keys()
-        for step in range(MIDDLE + 1, 21):
+        for step in range(MIDDLE + 1, steps + 1):
             assert losses[step] == pytest.approx(expected[step], rel=1e-6), (processes, step)
         assert final_state(run)["world_size"] == processes
         assert final_state(run)["global_batch"] == 24
