@@ -114,6 +114,8 @@ def list_model_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: no such model.
     """
+    from vlkd_cli.builders import by_task
     from vlkd_cli.recipe import model_options
 
+    by_task.refuse_unknown_model(name)
     return model_options.list_model_options(name)

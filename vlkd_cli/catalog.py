@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli.errors import MissingPackageError, RecipeError
@@ -459,6 +461,20 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """ " Did you mean 'x'?" with its leading space, or nothing where no choice is close."""
     found = closest(word, choices)
     return f" Did you mean '{found}'?" if found else ""
+
+
+def did_you_mean_path(path: str | Path) -> str:
+    """`did_you_mean` of a path that is not there: the first part of it that is missing, among what
+    its folder holds."""
+    if os.path.exists(path):
+        return ""
+    for part in (Path(path), *Path(path).parents):
+        try:
+            found = closest(part.name, os.listdir(part.parent))
+        except OSError:
+            continue
+        return f" Did you mean '{part.parent / found}'?" if found else ""
+    return ""
 
 
 def locate(kind: str, name: str) -> tuple[str, str]:

@@ -33,6 +33,15 @@ def test_the_closest_name(word, guess):
     )
 
 
+def test_a_path_that_is_not_there_is_compared_with_what_its_folder_holds(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "train.tsv").touch()
+    guess = catalog.did_you_mean_path(tmp_path / "photos" / "trian.tsv")
+    assert guess == f" Did you mean '{tmp_path / 'photos' / 'train.tsv'}'?"
+    assert catalog.did_you_mean_path(tmp_path / "photo" / "train.tsv").endswith("/photos'?")
+    assert catalog.did_you_mean_path(tmp_path / "other") == ""
+
+
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(RecipeError) as caught:
         catalog.locate("sink", "tensorbord")

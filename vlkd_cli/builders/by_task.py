@@ -23,6 +23,8 @@ MODALITIES_OF: Mapping[str, tuple[str, ...]] = {
     "synthesis": (),
 }
 """The towers that a model of a task has."""
+SHIPPED_LISTINGS = ("openclip", "timm", "torchvision")
+"""Builders whose listings name every model."""
 TYPES_ONLY = ("adapters",)
 """Builders whose rows are types of encoders, not models."""
 
@@ -77,6 +79,29 @@ def describe_models(task: str | None = None) -> list[TaskRow]:
         for each in model.tasks
         if task in (None, each)
     ]
+
+
+def refuse_unknown_model(name: str) -> None:
+    """Refuse a `BUILDER:MODEL` that is not in a complete listing of the builder.
+
+    Raises:
+        UserError: it names the closest model.
+    """
+    builder, _, rest = name.partition(":")
+    if builder not in SHIPPED_LISTINGS or "/" in rest or rest.startswith("hf-hub:"):
+        return
+    model = rest.partition(":")[0]
+    # A tag of timm's follows a dot.
+    model = model.partition(".")[0] if builder == "timm" else model
+    try:
+        known = sorted({row["name"] for row in rows_of(builder)})
+    except MissingPackageError:
+        return
+    if model not in known:
+        raise UserError(
+            f"'{name}': {builder} has no model '{model}'.{did_you_mean(model, known)} See `vlkd"
+            f" list-models --builder {builder}`."
+        )
 
 
 def every_model(task: str) -> list[TaskRow]:

@@ -38,6 +38,10 @@ def show(
         for known in names_of(kind):
             console.say(known)
         return
+    if kind == "model":
+        from vlkd_cli.builders.by_task import refuse_unknown_model
+
+        refuse_unknown_model(name)
     page = about(kind, name)
     console.say(f"{kind} {name}")
     console.say("")

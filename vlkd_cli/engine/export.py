@@ -71,9 +71,9 @@ def export(
             "--card gives the results of the run's last weights, which --wise-ft changes. Leave one"
             " of them out."
         )
+    _refuse_full(output, force)
     recipe, folder, path = find_trained(target, overrides, runs, trust)
     chosen = _chosen(recipe, towers)
-    _refuse_full(output, force)
     checkpoint = Checkpoint.load(path)
     built = load_towers(recipe, folder.path, checkpoint)
     if wise_ft is not None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.files.table import Table
 from vlkd_cli.data.files.texts import decode_text, parse_json, read_file, split_lines, text_of
@@ -92,7 +93,10 @@ def modalities_of(source: Input) -> tuple[ModalityName, ...]:
     if source.path == STANDARD:
         return ("text",)
     if not path.exists():
-        raise UserError(f"INPUT {path}: no such file or folder (relative to {Path.cwd()}).")
+        raise UserError(
+            f"INPUT {path}: no such file or folder (relative to {Path.cwd()})."
+            f"{did_you_mean_path(path)}"
+        )
     if path.is_dir():
         if (path / CORPUS).is_file():
             return ("text", "image")

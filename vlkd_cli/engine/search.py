@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.modality import MODALITIES, modality_of_file
 from vlkd_cli.engine.encoder import Encoder, subject_for
@@ -175,11 +176,18 @@ def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query
         chosen = encoder[tower]
         takes_files = FACTS[chosen.modality].has_views
         if takes_files and not is_file:
-            raise UserError(f"query {text}: no such file, and tower '{chosen.name}' takes files.")
+            raise UserError(
+                f"query {text}: no such file, and tower '{chosen.name}' takes"
+                f" files.{did_you_mean_path(text)}"
+            )
         return Query(text, chosen.name, takes_files)
     by_name = modality_of_file(text)
-    if not is_file and by_name is not None:
-        raise UserError(f"query {text}: no such file. For a text of these words, add --tower.")
+    if not is_file and (by_name is not None or _is_path(text)):
+        missing = "it is a folder" if os.path.isdir(text) else "no such file"
+        raise UserError(
+            f"query {text}: {missing}.{did_you_mean_path(text)} For a text of these words, add"
+            " --tower."
+        )
     wanted = [
         name
         for name in encoder.towers
@@ -196,6 +204,11 @@ def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query
             f" {', '.join(encoder.towers)}."
         )
     return Query(text, encoder[encoder[wanted[0]].modality].name, is_file)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text without a file is a path rather than words: a folder, or below one."""
+    return os.path.isdir(text) or (os.sep in text and os.path.isdir(os.path.dirname(text)))
 
 
 def _vector(encoder: Encoder, about: Page, query: Query) -> NDArray[np.float32]:

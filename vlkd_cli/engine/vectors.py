@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 import vlkd_cli
+from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Skipped
 from vlkd_cli.errors import DataError, MissingPackageError, UserError
 from vlkd_cli.numerics.npy import load_npy
@@ -166,7 +167,8 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
         rows: np.ndarray = load_npy(path, mmap_mode="r")
     except FileNotFoundError:
         raise DataError(
-            f"INDEX {path}: no such file. `vlkd encode TARGET INPUT {path}` writes it."
+            f"INDEX {path}: no such file.{did_you_mean_path(path)} `vlkd encode TARGET INPUT"
+            f" {path}` writes it."
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"INDEX {path} cannot be read ({error}). {again}.") from None

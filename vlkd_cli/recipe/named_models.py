@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from vlkd_cli import catalog
-from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.catalog import closest, did_you_mean
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.messages import Path, Problem, shown
 from vlkd_cli.recipe.params import attributes_of, signature_of
@@ -120,8 +120,11 @@ def write_out_likes(document: Document) -> None:
     scorers = _scorers(document.value)
     for number, scorer in enumerate(scorers):
         if isinstance(scorer, str):
-            key = "like" if scorer in named_models() else "name"
-            scorers[number] = {key: scorer}
+            # A misspelled name is reported as that of what it resembles.
+            models = [name for name, model in named_models().items() if model.scorer]
+            meant = closest(scorer, [*catalog.names("scorer"), *models])
+            is_model = scorer in named_models() or (":" not in scorer and meant in models)
+            scorers[number] = {"like" if is_model else "name": scorer}
 
 
 def expand_likes(document: Document) -> list[Problem]:

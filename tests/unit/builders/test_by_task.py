@@ -15,6 +15,7 @@ from vlkd_cli import catalog
 from vlkd_cli.builders import listing
 from vlkd_cli.builders.by_task import describe_models, every_model
 from vlkd_cli.commands.list_models import list_models
+from vlkd_cli.commands.show import show
 from vlkd_cli.engine.launching.targets import target_of
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.named_models import named_models
@@ -178,3 +179,14 @@ def test_the_snippet_of_the_page_prints_names_and_defaults(capsys):
     printed = capsys.readouterr().out
     assert "resnet-base 2048\n" in printed
     assert "pooler.p 3\n" in printed
+
+
+def test_a_misspelled_model_of_a_builder_has_no_page():
+    for name in ("torchvision:resnet50", "timm:resnet10t.c3_in1k", "openclip:hf-hub:org/name"):
+        assert vlkd_cli.list_model_options(name)["options"]
+    with pytest.raises(
+        UserError, match=r"torchvision has no model 'resnet5'\. Did you mean 'resnet"
+    ):
+        vlkd_cli.list_model_options("torchvision:resnet5")
+    with pytest.raises(UserError, match="openclip has no model 'ViT-B-3'"):
+        show("model", "openclip:ViT-B-3:openai")

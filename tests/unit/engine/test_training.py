@@ -432,6 +432,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path, saved: boo
     assert (run / "recipe.yaml").read_bytes() == before
 
 
+def test_a_folder_whose_run_failed_before_it_trained_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fewer than the 4096 of one step"):
+        train(tmp_path, tiny_recipe(train={"batch_size": 4096}))
+    run = train(tmp_path, tiny_recipe(train={"steps": 1}))
+    assert final_state(run)["step"] == 1
+
+
 def test_a_dry_run_leaves_the_run_that_it_would_resume_alone(tmp_path: Path) -> None:
     run = train(tmp_path, tiny_recipe(train={"steps": 1}))
     with pytest.raises(UserError, match="--resume has no effect with --dry-run"):

@@ -68,6 +68,8 @@ def test_the_section_is_in_the_snapshot() -> None:
             {"scorers": [{"name": "bm25", "k2": 1}]},
             r"\.k2: unknown key. Accepted: k1, b",
         ),
+        ({"scorers": ["crossencoder-base"]}, "Did you mean 'crossencoder-base-en'"),
+        ({"scorers": ["cross_encodr"]}, "unknown scorer .* Did you mean 'cross_encoder'"),
         ({"scorers": ["resnet-base"]}, "'resnet-base' is not a scorer. Models that score pairs"),
         ({"scorers": [{"name": "tower", "tower": "image"}]}, "tower 'image' reads images"),
         ({"scorers": [{"name": "bm25", "weight": 0}]}, "weight: expected a number above 0"),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.cached_copies import cached_copy
 from vlkd_cli.errors import DataError
@@ -88,6 +89,7 @@ def local_copy(address: str, what: str) -> Path:
     if not os.path.isfile(address):
         raise DataError(
             f"{what} {address}: no such file. Check data.path (it is relative to {Path.cwd()})."
+            f"{did_you_mean_path(address)}"
         )
     suffix = address.rpartition(".")[2]
     return _unpacked(address, suffix, what) if suffix in _COMPRESSIONS else Path(address)

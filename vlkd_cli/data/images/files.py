@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlkd_cli import console
+from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.errors import DataError
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ def existing_folder(path: str, key: str) -> Path:
     if not os.path.isdir(folder):
         raise DataError(
             f"data.{key} {path}: no such folder (relative paths start from {Path.cwd()})."
+            f"{did_you_mean_path(folder)}"
         )
     return folder
 

@@ -17,6 +17,7 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_yaml, write_snapshot
+from vlkd_cli.reports.state import read_state
 
 if TYPE_CHECKING:
     from vlkd_cli.data.batch import Lost, Skipped
@@ -89,16 +90,22 @@ class RunFolder:
                 file.truncate(0)
 
     def refuse_another_run(self) -> None:
-        """A new run takes a folder without a recipe.
+        """A new run takes a folder without a recipe, or one whose run failed before it trained.
 
         Raises:
-            CheckpointError: there is one.
+            CheckpointError: there is a run.
         """
-        if self.recipe.exists():
+        if self.recipe.exists() and not self._failed_early():
             raise CheckpointError(
                 f"{self.path} holds a run already. Continue it with --resume"
                 f" {shlex.quote(str(self.path))}, or choose another --run."
             )
+
+    def _failed_early(self) -> bool:
+        state = read_state(self.path)
+        if state is None or state.state != "failed" or state.total_steps is not None:
+            return False
+        return not any(self.checkpoints.iterdir()) and not (self.path / "metrics.csv").exists()
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write `recipe.yaml` and `versions.json`.
