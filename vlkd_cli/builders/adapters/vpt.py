@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
 from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.padding import probing
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import Grid, ImageInput
 
@@ -151,7 +152,8 @@ def _measured(
 
     hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in blocks]
     try:
-        with torch.no_grad():
+        # In training mode a batch norm would take in this picture, or refuse a single one.
+        with probing(backbone):
             image = backbone.input
             assert isinstance(image, ImageInput)
             device = next(backbone.parameters()).device

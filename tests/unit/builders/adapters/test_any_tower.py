@@ -311,6 +311,13 @@ def test_what_cannot_act_is_refused_in_one_line(
     assert "\n" not in str(error.value) and str(error.value).startswith("tower 't'")
 
 
+def test_a_network_whose_batch_norms_refuse_one_picture_in_training_is_refused_by_name() -> None:
+    config = {"type": "levit", **VISION_TYPES["levit"]}
+    section = {"builder": "huggingface", "modality": "image", "config": config}
+    with pytest.raises(RecipeError, match="adapter 'vpt': is not for this network"):
+        assemble("t", TowerSpec.model_validate({**section, "adapter": {"name": "vpt"}}))
+
+
 def test_words_stand_for_layers_of_the_blocks_alone() -> None:
     tower = build("HF ViT", None)
     names = {part.module for part in find_parts(tower.encoder.encoder, None, None)}  # type: ignore[arg-type]
