@@ -7,6 +7,7 @@ what the first block gets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -19,13 +20,16 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput, Inputs
 from vlkd_cli.recipe.address import LAYER, layer_of
 
+_BLOCK = re.compile(r"(encoder_layer_)?\d+")  # torchvision's ViTs write the word
+_BEFORE_BLOCKS = ("patch_embed", "stem")
+
 
 def layer_names(outputs: Collection[str]) -> list[str]:
     """The outputs that are inner layers."""
     return [name for name in outputs if LAYER.fullmatch(name)]
 
 
-LayerOutput = Tensor | tuple[Tensor, ...]
+LayerOutput = Tensor | tuple["LayerOutput", ...]
 
 
 @contextmanager
@@ -42,13 +46,15 @@ def watched(backbone: Backbone, numbers: Collection[int]) -> Iterator[dict[int, 
 
     def after(number: int) -> Callable[[nn.Module, object, LayerOutput], None]:
         def hook(module: nn.Module, args: object, output: LayerOutput) -> None:
-            seen[number] = output if isinstance(output, Tensor) else output[0]
+            while isinstance(output, tuple):
+                output = output[0]
+            seen[number] = output
 
         return hook
 
     with ExitStack() as stack:
         for number in numbers:
-            if number > len(blocks):
+            if number > len(blocks) or not blocks:
                 raise RecipeError(f"layers.{number}: it has {len(blocks)} layers")
             handle = (
                 blocks[0].register_forward_pre_hook(before, with_kwargs=True)
@@ -120,11 +126,14 @@ def _averages(backbone: Backbone) -> bool:
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:
     """The outermost numbered modules that have parts: blocks of a transformer, blocks or stages of
-    a convolutional network."""
+    a convolutional network. Lists are never called themselves, and what makes patches is not a
+    block."""
     found: dict[str, nn.Module] = {}
     for name, module in backbone.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) or any(word in name for word in _BEFORE_BLOCKS):
+            continue
         has_parts = any(True for _ in module.children()) and any(True for _ in module.parameters())
-        if name.rpartition(".")[2].isdigit() and has_parts and not inside:
+        if _BLOCK.fullmatch(name.rpartition(".")[2]) and has_parts and not inside:
             found[name] = module
     return list(found.values())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.recipes import problems
+from tests.support.vision_types import VISION_TYPES
 from tests.unit.engine.recipes import IMAGE, TEXT, final_state, tiny_recipe, train
 from vlkd_cli.distillers.layer_distance import LayerDistance
 from vlkd_cli.engine.build_towers import build_towers
@@ -70,6 +71,19 @@ def test_a_stage_of_a_convolutional_network_is_its_map() -> None:
         found = tower(torch.zeros(2, 3, 64, 64), ("layers.3", "layers.3.pooled"))
     assert found["layers.3"].shape == (2, 64, 128) and tower.width_of("layers.3") == 128
     torch.testing.assert_close(found["layers.3.pooled"], found["layers.3"].mean(1))
+
+
+def test_layers_are_blocks_in_order_where_lists_are_nested() -> None:
+    config = {"type": "segformer", **VISION_TYPES["segformer"], "depths": [2, 1, 1, 1]}
+    tower = built("image", {"builder": "huggingface", "config": config})
+    seen: list[torch.Tensor] = []
+    second = tower.encoder.get_submodule("encoder.encoder.block.0.1")
+    second.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    with torch.no_grad():
+        found = tower(PICTURES, ("layers.2", "layers.5.pooled"))
+    assert found["layers.2"].equal(seen[0]) and found["layers.5.pooled"].shape == (2, 16)
+    with pytest.raises(RecipeError, match="it has 5 layers"):
+        tower(PICTURES, ("layers.6",))
 
 
 @pytest.mark.parametrize("section", [{**TEXT, "config": SMALL}, {**BERT, "config": SMALL}])
