@@ -76,7 +76,7 @@ def test_a_misspelled_command_names_the_closest():
     assert "Did you mean 'train'?" in result.stderr
 
 
-def said(capsys, *words: str) -> str:
+def error_of(capsys, *words: str) -> str:
     """Standard error of `vlkd WORDS`, which must end with exit code 2."""
     with pytest.raises(SystemExit) as leaving:
         main(words)
@@ -102,7 +102,7 @@ def said(capsys, *words: str) -> str:
     ],
 )
 def test_a_mistake_in_the_words_of_a_command_is_one_line(capsys, words, message):
-    error = said(capsys, *words.split())
+    error = error_of(capsys, *words.split())
     assert error.startswith(message) and error.count("\n") == 1
 
 
@@ -127,7 +127,7 @@ def test_every_choice_of_every_command_suggests_the_right_word(capsys):
     choices = choices_of_commands()
     assert len(choices) >= 20
     for name, option, word in choices:
-        error = said(capsys, name, option, f"{word}x")
+        error = error_of(capsys, name, option, f"{word}x")
         assert f"Did you mean '{word}'?" in error and error.count("\n") == 1, (name, option)
 
 

@@ -126,7 +126,7 @@ def test_sigterm_stops_a_table_with_its_processes(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, output
     assert not process_exists(worker)
     assert not list(tmp_path.glob("runs/*/results/**/*.lock"))
-    assert "12 cells: " in said(program(tmp_path, *words))
+    assert "12 cells: " in output_of(program(tmp_path, *words))
     assert len(list(tmp_path.glob("runs/*/results/step_*/*.json"))) == 12
 
 
