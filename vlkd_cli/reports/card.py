@@ -97,8 +97,8 @@ def check_card(license: str | None, languages: Sequence[str], datasets: Sequence
     """
     if license is None:
         raise UserError(
-            "--card needs a license. Add --license ID with an identifier of the hub, e.g."
-            " apache-2.0, mit, cc-by-4.0 or other."
+            "a card (--card, --push) needs a license. Add --license ID with an identifier of the"
+            " hub, e.g. apache-2.0, mit, cc-by-4.0 or other."
         )
     if not LICENSE.fullmatch(license):
         raise UserError(

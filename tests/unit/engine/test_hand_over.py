@@ -122,8 +122,8 @@ def test_without_results_of_its_step_the_card_reports_that(here: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--card"], "--card needs a license. Add --license ID"),
-        (["--push", "org/name"], "--card needs a license"),
+        (["--card"], "a card (--card, --push) needs a license. Add --license ID"),
+        (["--push", "org/name"], "a card (--card, --push) needs a license"),
         (["--license", "mit"], "--license has no effect without --card or --push."),
         (["--language", "en"], "--language has no effect without --card or --push."),
         (["--private"], "--private has no effect without --push."),

@@ -178,6 +178,9 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _unknown(target: str, runs: Path, what: str, hint: str = "") -> UserError:
+    builder, colon, model = target.partition(":")
+    if "recipe" in what and colon and (near := catalog.closest(builder, catalog.names("builder"))):
+        return UserError(f"'{target}': no builder '{builder}'. Did you mean '{near}:{model}'?")
     names = [*(folder.parent.name for folder in runs.glob("*/recipe.yaml")), *named_models()]
     return UserError(
         f"'{target}' is not a {what}.{catalog.did_you_mean(Path(target).name, names)}{hint}"

@@ -89,6 +89,8 @@ def _checked(
     if not request.suites:
         raise UserError("a table needs --suite NAME[,NAME...]: every model is measured alike.")
     for name in request.suites:
+        if request.suites.count(name) > 1:
+            raise UserError(f"--suite {','.join(request.suites)}: '{name}' is given twice.")
         try:
             signature_of("suite", name)
         except RecipeError as error:

@@ -148,7 +148,12 @@ def _own_list(path: Path, name: str) -> Iterator[Entry]:
         problem = report(document.origins, document.problems, str(path)).splitlines()[0]
         raise UserError(f"--datasets {problem}")
     content = without_marks(document.value)
-    if not isinstance(content, dict) or not isinstance(content.get(name), list):
+    if isinstance(content, dict) and name in content and not isinstance(content[name], list):
+        raise UserError(
+            f"--datasets {document.origins.get((name,), path)}: '{name}' is not a list. Write"
+            f" `{name}: [cifar10, {{reader: csv, path: val.csv}}]`."
+        )
+    if not isinstance(content, dict) or name not in content:
         names = list(map(str, content)) if isinstance(content, dict) else []
         raise UserError(
             f"--datasets {path}:{name}: the file has no list '{name}'."

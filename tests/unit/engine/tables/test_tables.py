@@ -336,6 +336,9 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
         ("", "a table needs --datasets NAME[,NAME...]"),
         ("--datasets s1 --suite sts", "--suite sts: has data of its own and no column"),
         ("--datasets s1 --suite knm", "unknown suite 'knm'"),
+        ("--datasets s1 --suite knn,knn", "--suite knn,knn: 'knn' is given twice."),
+        ("openclpi:RN50 --datasets s1", "Did you mean 'openclip:RN50'?"),
+        ("--datasets l.yaml:b", "--datasets l.yaml:4: 'b' is not a list."),
         ("--datasets no.yaml:x", "--datasets no.yaml: cannot be read"),
         ("--datasets s1 --suite retrieval", "--datasets s1: none of the suites (retrieval) can"),
         ("--datasets s1 --gpus 2", "--gpus has no effect with a table. Use --jobs"),
@@ -348,7 +351,7 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
 def test_mistakes_end_in_one_line_before_the_first_cell(
     place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
-    Path("l.yaml").write_text("a:\n- s1\n- {reader: classificaton, path: data/s2}\n")
+    Path("l.yaml").write_text("a:\n- s1\n- {reader: classificaton, path: data/s2}\nb: s1\n")
     suite = "" if "--suite" in words else " --suite zero_shot"
     table = "" if "--table" in words else " --table out.csv"
     assert vlkd(f"eval runs/a runs/b --data data {words}{suite}{table}") == 2

@@ -63,7 +63,8 @@ def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
         ("FILE:mien", "mine: [pets]", r"Did you mean 'mine'"),
         ("FILE:mine", "mine: [{split: val}]", r"lists.yaml:1: entry 1 of 'mine' is neither"),
         ("FILE:mine", "mine:\n- [1", r"lists.yaml:2: not valid YAML"),
-        ("FILE:mine", "2024: [pets]\nmine: pets", r"has no list 'mine'.* It has: 2024, mine."),
+        ("FILE:x", "2024: [pets]\nmine: pets", r"has no list 'x'.* It has: 2024, mine."),
+        ("FILE:mine", "2024: [pets]\nmine: pets", r"lists.yaml:2: 'mine' is not a list. Write"),
         ("FILE:mine", "- pets", r"It has: none."),
         (
             "FILE:mine",
