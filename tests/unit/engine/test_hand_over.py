@@ -222,7 +222,7 @@ def test_a_push_without_a_token_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vlkd_cli.engine.hand_over._token", lambda: None)
-    words = ["export", "first", "out", "--push", "org/name", "--license", "mit"]
+    words = ["export", "first", "tokenless", "--push", "org/name", "--license", "mit"]
     assert leaves(words) == 2
     assert "--push org/name: no token of the hub. Set HF_TOKEN" in capsys.readouterr().err
 
