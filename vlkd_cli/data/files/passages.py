@@ -95,7 +95,8 @@ def open_collection(root: Path, split: str | None, *, judged: bool = True) -> Co
 
     MS MARCO: `collection.tsv`, `queries.dev.small.tsv` and `qrels.dev.small.tsv`, or the full
         `qrels.dev.tsv`, of which the small queries'
-    judgments are used. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`. Plain lines:
+    judgments are used. BEIR: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`, in BEIR's format
+    or trec_eval's. Plain lines:
     `corpus.txt`, `queries.txt`, `qrels/SPLIT.tsv` with the numbers of the lines.
 
     Args:
@@ -171,14 +172,15 @@ def read_judgments(collection: Collection, queries: Container[str]) -> Judged:
             not collection.is_marco and line_number == 1 and not _is_number(cells[-1])
         ):
             continue
-        if len(cells) < (4 if collection.is_marco else 3):
-            expected = "qid 0 pid grade" if collection.is_marco else "query-id corpus-id score"
+        # trec_eval's lines, as MS MARCO's, have a 0 between query and passage.
+        has_zero = collection.is_marco or (len(cells) == 4 and cells[1].strip() in ("0", "Q0"))
+        if len(cells) < (4 if has_zero else 3):
+            expected = "qid 0 pid grade" if has_zero else "query-id corpus-id score"
             raise DataError(f"{path}:{line_number}: has {len(cells)} fields; expected {expected}.")
-        query, passage = cells[0].strip(), cells[2 if collection.is_marco else 1].strip()
+        query, (passage, grade) = cells[0].strip(), cells[1 + has_zero : 3 + has_zero]
         if not collection.restricted or query in queries:
-            judged.setdefault(query, {})[passage] = number(
-                cells[3 if collection.is_marco else 2], path, line_number, "the grade"
-            )
+            found = number(grade, path, line_number, "the grade")
+            judged.setdefault(query, {})[passage.strip()] = found
     judged = {
         query: grades
         for query, grades in judged.items()

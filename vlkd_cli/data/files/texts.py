@@ -209,5 +209,7 @@ def number(text: str, path: str | os.PathLike[str], line: int, what: str) -> flo
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise DataError(f"{path}:{line}: {what} should be a number and is '{text[:40]}'.")
+        raise DataError(
+            f"{path}:{line}: {what} should be a number and is '{text[:40]}'. Correct the line."
+        )
     return found

@@ -54,6 +54,18 @@ def test_judged_pairs_are_samples_from_the_smallest_grade_on(root: Path) -> None
     assert list(Passages(path=str(root), title=False).captions(1)) == ["question 0", "passage 1"]
 
 
+@pytest.mark.parametrize("zero", ["\t0\t", " Q0 "])
+def test_judgments_in_the_format_of_trec_eval_are_the_same_pairs(root: Path, zero: str) -> None:
+    file = root / "qrels" / "train.tsv"
+    rows = [line.split("\t") for line in file.read_text().splitlines()[1:]]
+    (root / "qrels" / "trec.tsv").write_text(
+        "".join(f"{q}{zero}{p}{zero[-1]}{grade}\n" for q, p, grade in rows)
+    )
+    readers = [Passages(path=str(root), split=split) for split in ("train", "trec")]
+    one, other = ([list(each.captions(n)) for n in range(len(each))] for each in readers)
+    assert one == other
+
+
 def test_triplets_have_three_texts_and_their_margin(root: Path, tmp_path: Path) -> None:
     path = relations_of(tmp_path / "out", page_of=root)
     reader = Passages(path=str(root), relations=path)
