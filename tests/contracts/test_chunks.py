@@ -234,6 +234,76 @@ def test_dropout_equals_that_of_the_same_chunks_with_stored_activations(monkeypa
     assert all(torch.equal(one, other) for one, other in zip(recomputed, kept, strict=True))
 
 
+def record_copies(chunk: int | None, precision: str) -> dict[str, Tensor]:
+    """Losses and gradients of `dino` over a picture and two copies of a view, in float64."""
+    recipe = Recipe.model_validate(
+        tiny_recipe(
+            towers={
+                "image": {**IMAGE, "head": {"name": "mlp", "width": 16, "hidden": 32}},
+                "image_key": {"follows": "image"},
+            },
+            distillers=[
+                {
+                    "name": "dino",
+                    "student": ["image", "image@local.1-2"],
+                    "teacher": ["image_key"],
+                    "num_prototypes": 10,
+                }
+            ],
+            data={"views": {"local": {"name": "none", "copies": 2}}},
+            train={"chunk": chunk, "batch_size": ROWS},
+        )
+    )
+    torch.manual_seed(0)
+    built = build_towers(recipe, captions=None, run_folder=None, cache_dir=None)
+    kind = torch.float64 if precision == "fp64" else torch.float32
+    composition = build_composition(recipe, built, num_rows=40).to(kind)
+    composition.train()
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        draw = torch.Generator().manual_seed(step)
+        main = torch.rand(ROWS, 3, 32, 32, generator=draw, dtype=torch.float64).to(kind)
+        local = torch.rand(ROWS, 2, 3, 32, 32, generator=draw, dtype=torch.float64).to(kind)
+        inputs = {key: local if "local" in key else main for key in composition.input_keys()}
+        composition.zero_grad()
+        with autocast("bf16" if precision == "bf16" else "fp32", torch.device("cpu")):
+            loss = composition(
+                Batch(inputs, torch.arange(ROWS), torch.zeros(ROWS)), Progress()
+            ).loss
+        loss.backward()
+        found[f"loss {step}"] = loss.detach().double()
+        for key, parameter in composition.named_parameters():
+            if parameter.grad is not None:
+                found[f"gradient {step} {key}"] = parameter.grad.double()
+        composition.commit(Progress())
+    return found
+
+
+def furthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest deviation, relative to the largest entry of each tensor."""
+    assert found.keys() == expected.keys() and len(found) > 20
+    apart = (
+        (found[key] - value).abs().max() / value.abs().max() for key, value in expected.items()
+    )
+    return float(max(apart))
+
+
+def test_copies_of_a_picture_in_chunks_are_those_of_a_whole_step():
+    assert furthest(record_copies(2, "fp64"), record_copies(None, "fp64")) < 1e-10
+
+
+@pytest.mark.slow
+def test_rounding_is_all_that_chunks_change_and_16_bits_are_added_up_more_exactly():
+    exact = record_copies(None, "fp64")
+    for chunk in (None, 1, 2):
+        assert furthest(record_copies(chunk, "fp32"), exact) < 5e-5
+    whole = furthest(record_copies(None, "bf16"), exact)
+    # Gradients of a piece are rounded to 16 bits and added up in 32; those of all rows at once are
+    # added up in 16, where biases that many positions share lose most.
+    for chunk in (1, 2):
+        assert furthest(record_copies(chunk, "bf16"), exact) < min(whole, 0.03)
+
+
 def test_a_weight_that_a_piece_leaves_out_at_random_has_the_gradient_of_the_others():
     class Skipping(torch.nn.Module):
         """Runs its layer for the pieces whose first picture is bright."""

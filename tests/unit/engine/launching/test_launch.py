@@ -34,5 +34,7 @@ def test_gpus_and_cpu_workers_exclude_each_other() -> None:
 def test_several_nodes_need_a_meeting_point() -> None:
     with pytest.raises(UserError, match="--rendezvous HOST:PORT"):
         choose_placement(None, 2, nodes=2)
+    with pytest.raises(UserError, match="--rendezvous host0: write HOST:PORT"):
+        choose_placement(None, 2, nodes=2, rendezvous="host0")
     with pytest.raises(UserError, match="counts from 0"):
         choose_placement(None, 2, nodes=2, node_rank=2, rendezvous="a:1")
