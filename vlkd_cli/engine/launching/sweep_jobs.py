@@ -168,8 +168,9 @@ class _Pool:
             state = read_state(self.root / name)
             reason = (state.error if state else None) or _last_line(Path(job.log.name))
             if status < 0:
-                reason = f"killed by signal {-status}; the last line of its log: {reason}"
-            console.say(f"{label}: failed: {reason}")
+                reason = f"killed by signal {-status}; its output is in {job.log.name}"
+            was_stopped = state is not None and state.state == "stopped"
+            console.say(f"{label}: {'stopped' if was_stopped else 'failed'}: {reason}")
         else:
             console.say(f"{label}: {outcome_line(read_run(self.root / name)) or 'finished'}")
 
