@@ -208,7 +208,8 @@ def _head_widths(network: nn.Module) -> set[int]:
         )
         if heads is None:
             continue
-        width = getattr(own, "head_dim", None) or getattr(own, "attention_head_size", None)
+        names = ("head_dim", "attention_head_size", "dim_head", "key_dim")
+        width = next((value for key in names if (value := getattr(own, key, None))), None)
         if not isinstance(width, int):
             total = getattr(own, "embed_dim", None) or getattr(own, "hidden_size", None)
             width = total // heads if isinstance(total, int) else None

@@ -18,7 +18,7 @@ from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.towers.cut import Fit, by_pieces, leading, parts_of, placed, splits
-from vlkd_cli.towers.inherit import _chosen_blocks, _renamed, choose_layers
+from vlkd_cli.towers.inherit import _chosen_blocks, _head_widths, _renamed, choose_layers
 from vlkd_cli.towers.tower import Tower
 
 GOLDENS = Path(golden_inputs.__file__).parent / "distil_adapt.json"
@@ -207,6 +207,7 @@ def test_queries_of_heads_that_lie_next_to_their_keys_are_taken_head_by_head() -
     def attention(heads: int) -> nn.ModuleDict:
         return nn.ModuleDict({"attn": Attention(8, 2, num_heads=heads, attn_ratio=3)})
 
+    assert _head_widths(attention(3)) == {2}
     here, there = splits(attention(1)), splits(attention(3))
     assert (here["attn.qkv.weight"], there["attn.qkv.weight"]) == ([10], [30])
     rows = torch.arange(30.0)[:, None]
