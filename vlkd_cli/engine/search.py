@@ -171,6 +171,8 @@ def _renewal(about: Page, index: Path, target: str | None, towers: Sequence[str]
 def _query(text: str, encoder: Encoder, about: Page, tower: str | None) -> Query:
     """If `text` is the name of a file, the query is an image or a mesh, by the name's ending;
     otherwise a text. An explicit tower decides first."""
+    if not text.strip():
+        raise UserError("a query is empty. Give a text, or the path of an image or a mesh.")
     is_file = os.path.isfile(text)
     if tower is not None:
         chosen = encoder[tower]

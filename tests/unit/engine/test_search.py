@@ -176,6 +176,11 @@ def test_the_command_that_renews_an_index_has_its_options(tmp_path, capsys):
     assert leaves(["search", "runs/second", index, "a red disc"]) == 0
 
 
+def test_an_empty_query_is_refused(capsys):
+    assert leaves(["search", "texts.npy", "a red disc", " "]) == 2
+    assert "a query is empty. Give a text, or the path" in capsys.readouterr().err
+
+
 def test_towers_of_other_widths_are_not_compared(tmp_path, capsys, home):
     narrow = {**TEXT, "head": {"name": "linear", "width": 4}}
     recipe = tiny_recipe(towers={"image": tiny_recipe()["towers"]["image"], "text": narrow})

@@ -102,17 +102,22 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
         return list(encoder.encoder)
     if not isinstance(encoder, HuggingFaceText):
         builder = "?" if tower.section is None else tower.section.builder
-        raise Mismatch(what, f"it is of builder `{builder}`, which {LIBRARY} cannot store")
-    kind = "MeanPooler" if tower.pooler is None else type(tower.pooler).__name__
+        # Sentence encoders of the builder were taken above.
+        kind = "it has word vectors" if builder == "sbert" else f"it is of builder `{builder}`"
+        raise Mismatch(what, f"{kind}, which {LIBRARY} cannot store")
+    pooling = "MeanPooler" if tower.pooler is None else type(tower.pooler).__name__
     if encoder.origin is not None:
         raise Mismatch(what, HALVES)
     if encoder.own_pooler and tower.pooler is None:
         raise Mismatch(what, f"it reads `own_pooler`, which {LIBRARY} cannot store")
     if encoder.by_length:
         raise Mismatch(what, "padding changes what its encoder gives, and the library pads")
-    if kind not in POOLINGS:
+    if pooling not in POOLINGS:
         raise Mismatch(what, f"{LIBRARY} has no module for its pooler")
-    return [*_transformer(encoder, folder), _library().Pooling(encoder.token_width, POOLINGS[kind])]
+    return [
+        *_transformer(encoder, folder),
+        _library().Pooling(encoder.token_width, POOLINGS[pooling]),
+    ]
 
 
 def _transformer(encoder: HuggingFaceText, folder: Path) -> list[Any]:
