@@ -1,5 +1,5 @@
-"""Bring the data of the recipes `tune_text`, `tune_image`, `tune_clip`, `tune_mesh` and
-`synthesize` into the places where they look for it, below `data/`.
+"""Bring the data of the recipes `tune_text`, `tune_image`, `tune_clip`, `tune_open_clip`,
+`tune_mesh` and `synthesize` into the places where they look for it, below `data/`.
 
     python docs/prepare_tuning.py SOURCE data
 

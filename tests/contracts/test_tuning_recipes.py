@@ -25,6 +25,7 @@ BOUNDS = {
         "search.characters.map@679": (0.30, 0.77),
     },
     "tune_clip": {"search.val.recall@10": (0.2, 0.4)},
+    "tune_open_clip": {"search.val.recall@10": (0.15, 0.16)},
     "tune_mesh": {"search.meshes.map@57": (0.62, 0.68)},
     "synthesize": {"passage_retrieval.cranfield.ndcg@10": (0.51, 0.52)},
 }
@@ -62,6 +63,9 @@ def test_the_recipe_trains_and_is_measured_before_and_after(name, home):
     assert [step for step, _ in metrics["train/loss"]][-1] == 3
     for wanted in BOUNDS[name]:
         assert [step for step, _ in metrics[f"eval/{wanted}"]] == [0, 3]
+    if name == "tune_open_clip":
+        assert leaves(["export", "run", "exported"]) == 0
+        assert (home / "exported" / "dual_encoder" / "open_clip_config.json").is_file()
 
 
 @pytest.mark.slow

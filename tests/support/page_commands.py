@@ -130,6 +130,7 @@ RUN |= {
         ("tune_text", "pairs"),
         ("tune_image", "characters"),
         ("tune_clip", "photos"),
+        ("tune_open_clip", "whole"),
         ("tune_mesh", "models"),
         ("synthesize", "passages"),
     )
@@ -157,6 +158,7 @@ RUN |= {
     "vlkd encode runs/photos pictures photos_tuned.npy": [],
     "vlkd search photos_tuned.npy 'a red circle' -k 4 --page photos.html": [],
     "vlkd export runs/photos exported_photos": [],
+    "vlkd export runs/whole exported_whole": [],
     "vlkd encode runs/models models models.npy": [],
     "vlkd search models.npy models/tall_post/00.off -k 3 --page models.html": [],
     "vlkd export runs/models exported_models": [],

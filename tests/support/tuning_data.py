@@ -1,6 +1,5 @@
-"""Small data where the recipes of fine-tuning for search (`tune_text`, `tune_image`, `tune_clip`,
-`tune_mesh`, `synthesize`) and `align/sail` look for them, and what makes the former a matter of a
-second."""
+"""Small data where the recipes of fine-tuning for search (`tune_*` and `synthesize`) and
+`align/sail` look for them, and what makes the former a matter of a second."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ SMALL: dict[str, list[str]] = {
     "tune_text": ["train.steps=3", "train.batch_size=8"],
     "tune_image": ["train.steps=3", "train.batch_size=16"],
     "tune_clip": ["train.steps=3", "train.batch_size=4", "towers.image.pretrained=false"],
+    "tune_open_clip": ["train.steps=3", "train.batch_size=4"],
     "tune_mesh": ["train.steps=3", "train.batch_size=8"],
     "synthesize": [
         "train.steps=3",
