@@ -150,6 +150,6 @@ class TooFewNames(Sparse):
         self.classes = list(self.classes or ())[:6]
 
 
-def test_a_label_beyond_the_names_of_multi_label_data_is_told() -> None:
+def test_a_label_beyond_the_names_of_multi_label_data_is_reported() -> None:
     with pytest.raises(DataError, match=r"label 7 is not one of the 6 classes \(0 to 5\)"):
         run(knowing_classes(), "zero_shot", data={"reader": f"{__name__}:TooFewNames"})

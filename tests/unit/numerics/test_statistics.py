@@ -116,7 +116,7 @@ def test_averages_over_columns_equal_the_golden(case):
     assert found.mean_rank == close(case["mean_rank"])
 
 
-def test_what_a_target_cannot_have_keeps_no_column_from_being_common():
+def test_a_column_that_a_target_cannot_have_is_still_common():
     values = [[0.8, 0.6, 0.3], [0.6, 0.5, 0.1], [None, 0.7, None]]
     possible = [[True, True, True], [True, True, True], [False, True, True]]
     found = average_columns(values, [0.5, 0.0, 0.0], [False] * 3, possible)

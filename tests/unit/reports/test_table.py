@@ -49,7 +49,7 @@ def test_averages_are_those_of_the_specification(tmp_path: Path) -> None:
     assert any("use 3 of 4 columns" in note for note in table.notes)
 
 
-def test_a_missing_tower_keeps_no_column_from_the_averages_and_a_failure_does(
+def test_a_missing_tower_leaves_columns_in_the_averages_and_a_failure_does_not(
     tmp_path: Path,
 ) -> None:
     def own(target: str, dataset: str, number: int, **result: Any) -> Cell:

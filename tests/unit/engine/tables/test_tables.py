@@ -270,7 +270,7 @@ def test_what_this_command_measured_or_saw_fail_is_not_tried_again(tmp_path: Pat
     assert not computing._is_done(cell, redo=True, started=201)
 
 
-def test_what_stops_before_the_cells_are_known_keeps_an_earlier_table(
+def test_an_error_before_the_cells_are_known_leaves_an_earlier_table(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object) -> None:
