@@ -183,7 +183,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 
 
 def _is_on_disk(section: Mapping[str, Any]) -> bool:
-    """Of the section of a tower or scorer; models of the hub have weights unless told otherwise."""
+    """Of the section of a tower or scorer; models of the hub have weights by default."""
     builder = section.get("builder") or section["name"]
     return is_on_disk(builder, section["model"], section.get("pretrained", builder in OF_THE_HUB))
 

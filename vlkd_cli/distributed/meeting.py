@@ -210,7 +210,7 @@ def _store(host: str, port: int, *, is_master: bool = False) -> Store:
         else:
             found.append(store)
 
-    # Torch waits without a limit for the first answer of a program that says nothing.
+    # Torch waits without a limit for the first answer of a program that sends nothing.
     attempt = threading.Thread(target=connect, daemon=True)
     with _muted():
         attempt.start()

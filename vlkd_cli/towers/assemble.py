@@ -145,8 +145,8 @@ def connect(
     """The tower of these parts.
 
     Raises:
-        RecipeError: a head reads what it cannot take, a trainable backbone has a `dtype`, or there
-            are no batch norms whose statistics could be frozen.
+        RecipeError: a head reads what it cannot take, a trainable backbone has a `dtype`, or it has
+            no batch norms whose statistics could be frozen.
     """
     if dtype is not None and any(parameter.requires_grad for parameter in backbone.parameters()):
         raise RecipeError(

@@ -175,6 +175,10 @@ def test_values_that_the_library_refuses_are_one_line():
         Metric(loss="NTXLoss", miner={"name": "BatchEasyHardMiner", "pos_strategy": "x"})
     with pytest.raises(RecipeError, match="'all', 'hard', 'semihard' or 'easy', got 'x'"):
         Metric(loss="NTXLoss", miner={"name": "TripletMarginMiner", "type_of_triplets": "x"})
+
+
+def test_rows_that_the_library_refuses_are_one_line():
+    pytest.importorskip("pytorch_metric_learning.losses.smooth_ap", reason="needs version 2.9")
     rows, labels = batch()
     with pytest.raises(RecipeError, match="loss 'SmoothAPLoss' does not take these keys or rows"):
         built("SmoothAPLoss")((rows[1:],), labels=labels[1:], progress=Progress())

@@ -23,7 +23,7 @@ def test_batch_hard_takes_the_first_of_equal_distances():
     assert gradient[4] > 0.01 and gradient[5] == gradient[6] == 0
 
 
-def test_batch_hard_tells_rows_apart_that_nearly_coincide():
+def test_batch_hard_distinguishes_rows_that_nearly_coincide():
     # Squared distances of 1e-6 are lost in 1 - cosine of single precision.
     noise = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
     rows = torch.nn.functional.normalize(1 + 1e-3 * noise)

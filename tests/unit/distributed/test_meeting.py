@@ -38,7 +38,7 @@ def listening() -> Iterator[int]:
 
 
 def meets(endpoint: str, node: int, nodes: int, **keys: Any) -> str:
-    """The line that keeps a node from the others; empty where they met."""
+    """The line for a node that cannot join the others; empty where they met."""
     try:
         with nodes_met(endpoint, node, nodes, **{"seconds": 20.0, **keys}):
             return ""

@@ -25,7 +25,8 @@ def test_search_looks_where_the_toolkit_looks_and_chooses_the_same() -> None:
         ]
 
     found, expected = search(score), EXPECTED["a"]
-    assert list(found.visited) == expected["lrs"] == list(LEARNING_RATES)
+    assert list(found.visited) == list(LEARNING_RATES)
+    assert list(LEARNING_RATES) == pytest.approx(expected["lrs"], rel=1e-12)
     assert list(found.visited[LEARNING_RATES[0]]) == expected["visited_idx_for_first_lr"]
     assert found.num_trainings == expected["n_trainings"]
     assert found.best == pytest.approx((expected["best_lr"], expected["best_wd"]), rel=1e-15)

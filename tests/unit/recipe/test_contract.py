@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -27,16 +28,17 @@ Views = Float[Tensor, "B D"] | Sequence[Float[Tensor, "B D"]]
 ROWS = 'Float[Tensor, "B D"]'
 
 
+NUMBERS = itertools.count(1)
+
+
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The contract of a class with the given methods, in a module of its own."""
     monkeypatch.syspath_prepend(tmp_path)
-    number = 0
 
     def read(*methods: str, base: str = "Distiller") -> Contract:
-        nonlocal number
-        number += 1
-        module = f"contract_{tmp_path.name.replace('-', '_')}_{number}"
+        # Names of folders come again, and sources are read once.
+        module = f"contract_{next(NUMBERS)}"
         body = "".join(f"    {method}: ...\n" for method in methods)
         text = f"{HEADER}\nclass Own({base}):\n    direction = 'one_way'\n{body}"
         (tmp_path / f"{module}.py").write_text(text)

@@ -74,11 +74,7 @@ class WikiSections(Suite):
 
     def run(self, subject: Subject) -> list[Result]:
         path, triplets = self.open(subject)
-        try:
-            from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
-        except ModuleNotFoundError:
-            # Its module in older versions; newer ones warn about it.
-            from sentence_transformers.evaluation import TripletEvaluator
+        from sentence_transformers.sentence_transformer.evaluation import TripletEvaluator
 
         kinds = [
             kind

@@ -22,7 +22,7 @@ MARKERS_UP_TO = 40
 LOG_FROM_SPAN = 20.0
 NUM_STYLES = 6
 OTHER = -1
-"""The style of series beyond those that can be told apart: thin and gray."""
+"""The style of series beyond those that can be distinguished: thin and gray."""
 
 
 class Line(NamedTuple):

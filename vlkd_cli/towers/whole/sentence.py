@@ -45,13 +45,14 @@ def write_sentence_transformer(tower: Tower, folder: Path, destination: Path) ->
         UserError: sentence-transformers gives other vectors.
     """
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
 
     encoder: Any = tower.encoder
     layers = list(_layers(tower))
     modules = _modules(tower, folder)
     for weight, bias, activation in layers:
         modules.append(
-            _library().Dense(
+            Dense(
                 weight.shape[1],
                 weight.shape[0],
                 bias=bias is not None,
@@ -80,15 +81,6 @@ def write_sentence_transformer(tower: Tower, folder: Path, destination: Path) ->
     )
 
 
-def _library() -> Any:
-    try:
-        from sentence_transformers.sentence_transformer import modules
-    except ImportError:
-        # Before version 5.4.
-        from sentence_transformers import models as modules
-    return modules
-
-
 def _modules(tower: Tower, folder: Path) -> list[Any]:
     """The library's modules up to the feature that the head reads."""
     what, encoder = name_of(tower), tower.encoder
@@ -114,14 +106,15 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
         raise Mismatch(what, "padding changes what its encoder gives, and the library pads")
     if pooling not in POOLINGS:
         raise Mismatch(what, f"{LIBRARY} has no module for its pooler")
-    return [
-        *_transformer(encoder, folder),
-        _library().Pooling(encoder.token_width, POOLINGS[pooling]),
-    ]
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    return [*_transformer(encoder, folder), Pooling(encoder.token_width, POOLINGS[pooling])]
 
 
 def _transformer(encoder: HuggingFaceText, folder: Path) -> list[Any]:
     """The library's module around a transformers encoder, its adapter merged."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
     # The library reads a folder; what it writes later replaces it.
     source = folder / ".encoder"
     source.mkdir()
@@ -129,7 +122,7 @@ def _transformer(encoder: HuggingFaceText, folder: Path) -> list[Any]:
         how = encoder.export(source, source, {})
         if how.adapter == "beside":
             raise Mismatch("its adapter", "it cannot be merged into the weights")
-        return [_library().Transformer(str(source))]
+        return [Transformer(str(source))]
     finally:
         shutil.rmtree(source)
 

@@ -14,7 +14,7 @@ def names(network: nn.Module, *targets: str) -> list[str]:
     return [part.module for part in find_parts(network, list(targets) or None, None)]
 
 
-def test_a_stem_of_several_convolutions_is_no_part_of_the_blocks() -> None:
+def test_a_stem_of_several_convolutions_is_not_part_of_the_blocks() -> None:
     from open_clip.modified_resnet import ModifiedResNet
 
     network = ModifiedResNet([1, 1, 1, 1], output_dim=8, heads=4, image_size=32, width=8)

@@ -94,13 +94,13 @@ def test_a_shard_that_ends_between_two_samples_counts_as_what_it_lacks(
 ) -> None:
     paths = shards(tmp_path, [6, 6, 6])
     whole = Path(paths[1]).read_bytes()
-    kept = whole[: whole.index(b"008.jpg")]
-    Path(paths[1]).write_bytes(kept + bytes({"nothing": 0, "zeros": 100_000}[rest]))
+    intact = whole[: whole.index(b"008.jpg")]
+    Path(paths[1]).write_bytes(intact + bytes({"nothing": 0, "zeros": 100_000}[rest]))
     samples = ShardSamples(paths, PARTS)
     assert texts(samples) == [f"t{k}" for k in [*range(8), *range(12, 18)]]
     (lost,) = samples.lost
-    assert lost == (f"{paths[1]}:{len(kept)}", lost.reason, 4)
-    assert lost.reason == f"no regular end of the archive at byte {len(kept)}"
+    assert lost == (f"{paths[1]}:{len(intact)}", lost.reason, 4)
+    assert lost.reason == f"no regular end of the archive at byte {len(intact)}"
     # Alone, or as long as the others, it may be how a program writes archives.
     assert not ShardSamples(paths[1:2], PARTS).lost
     Path(paths[1]).write_bytes(whole + bytes({"nothing": 0, "zeros": 100_000}[rest]))
