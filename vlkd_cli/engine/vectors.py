@@ -166,9 +166,10 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     try:
         rows: np.ndarray = load_npy(path, mmap_mode="r")
     except FileNotFoundError:
+        # The page without its vectors is not what was meant.
+        guess = "" if page_of(path).is_file() else did_you_mean_path(path)
         raise DataError(
-            f"INDEX {path}: no such file.{did_you_mean_path(path)} `vlkd encode TARGET INPUT"
-            f" {path}` writes it."
+            f"INDEX {path}: no such file.{guess} `vlkd encode TARGET INPUT {path}` writes it."
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"INDEX {path} cannot be read ({error}). {again}.") from None
