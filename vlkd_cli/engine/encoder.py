@@ -24,6 +24,7 @@ from vlkd_cli.evaluation.run import with_tower
 from vlkd_cli.features.encode import embed_samples, embed_texts
 from vlkd_cli.features.encode import normalize as l2_normalize
 from vlkd_cli.features.subject import OpenTables, Subject
+from vlkd_cli.preprocessing import MeshInput
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
 
@@ -105,7 +106,9 @@ class Encoder:
         """
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-        reads_points = any(own.modality == "mesh" for own in self._subject.towers.values())
+        reads_points = any(
+            isinstance(own.input, MeshInput) for own in self._subject.towers.values()
+        )
         listed = [items] if _is_single(items, reads_points=reads_points) else list(items)
         name = self._chosen(tower, listed)
         chosen = self._subject.towers[name]
