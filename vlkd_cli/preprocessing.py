@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+Resizing = Literal["shortest", "squash", "longest", "none"]
+
 
 class ImageInput(NamedTuple):
     """How an image becomes an image tower's input for evaluation.
@@ -22,7 +24,7 @@ class ImageInput(NamedTuple):
     resize_px: int | tuple[int, int] | None = None
     """Length of the shorter side before the center crop, or height and width with `squash`; None:
     the crop's size."""
-    resize: Literal["shortest", "squash", "longest", "none"] = "shortest"
+    resize: Resizing = "shortest"
     """Shorter side then center crop; both sides at once, then center crop; longer side then
     padding; or center crop alone."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"

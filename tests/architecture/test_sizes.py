@@ -40,13 +40,16 @@ def test_no_function_is_longer_than_a_screen():
 
 
 def test_lines_end_before_column_100():
-    files = [*source_files(), *sorted((ROOT / "tests").rglob("*.py"))]
+    def without_directive(line: str) -> str:
+        return re.sub(r"  # type: ignore\[.*", "", line)
+
+    own, tests = source_files(), sorted((ROOT / "tests").rglob("*.py"))
     wide = [
         f"{path.relative_to(ROOT)}:{number}"
-        for path in files
+        for path in [*own, *tests]
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
-        # As ruff measures it: a directive to a type checker does not count.
-        if len(re.sub(r"  # type: ignore\[.*", "", line)) > MAX_COLUMNS
+        # In tests as ruff measures it: a directive to a type checker does not count.
+        if len(line if path in own else without_directive(line)) > MAX_COLUMNS
     ]
     assert wide == []
 

@@ -267,7 +267,8 @@ class Composition(nn.Module):
                 keys = batch.inputs[keys_of_text(address.input)]
                 row_keys = batch.inputs[CAPTION_KEYS]
             side = negative_side(call, self._modality, address)
-            several.append(Negatives(found[address].values, side, keys, row_keys))  # type: ignore[arg-type]
+            values = found[address].values
+            several.append(Negatives(values, side, keys, row_keys))  # type: ignore[arg-type]
         return tuple(several)
 
     def _modality(self, address: Address) -> ModalityName:

@@ -105,8 +105,12 @@ def render(
         for copy in range(view.copies):
             seed = sample.draw_seed if view.by_draw else sample.seed
             rng = random.Random(seed_of(seed, salt, copy))
-            box = None if view.augment is None else view.augment.region(full, rng)
-            scale = 1 if box is None else view.augment.shrink(box, view.expected)  # type: ignore[union-attr]
+            augment = view.augment
+            box = None if augment is None else augment.region(full, rng)
+            if augment is None or box is None:
+                scale = 1
+            else:
+                scale = augment.shrink(box, view.expected)
             if not view.alone:
                 shared = min(shared, scale)
             plans.append(_Plan(view, apart[copy], box, rng, scale))

@@ -38,8 +38,10 @@ class AtWidths(Distiller):
         super().__init__()
         first = inner[0]
         self.widths, self.weights = tuple(widths), tuple(weights or (1.0,) * len(widths))
-        self.direction, self.crosses_ranks = first.direction, first.crosses_ranks  # type: ignore[misc]
-        self.minimum_batch, self.takes_16_bits = first.minimum_batch, first.takes_16_bits  # type: ignore[misc]
+        self.direction = first.direction  # type: ignore[misc]
+        self.crosses_ranks = first.crosses_ranks  # type: ignore[misc]
+        self.minimum_batch = first.minimum_batch  # type: ignore[misc]
+        self.takes_16_bits = first.takes_16_bits  # type: ignore[misc]
         self.wants, self.columns = first.wants, first.columns
         for other in inner[1:]:
             for name, parameter in first.named_parameters(recurse=False):

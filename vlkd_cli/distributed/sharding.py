@@ -218,15 +218,18 @@ def _skeleton(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
+def _whole(parameter: nn.Parameter) -> Tensor:
+    if is_divided(parameter):
+        return parameter.full_tensor()  # type: ignore[attr-defined,no-any-return]
+    return parameter.detach()
+
+
 @torch.no_grad()
 def _filled(divided: nn.Module) -> nn.Module:
     skeleton: nn.Module = divided.__dict__[_SKELETON]
     skeleton.train(divided.training)
     whole = {
-        parameter: nn.Parameter(
-            parameter.full_tensor() if is_divided(parameter) else parameter.detach(),  # type: ignore[attr-defined]
-            requires_grad=parameter.requires_grad,
-        )
+        parameter: nn.Parameter(_whole(parameter), requires_grad=parameter.requires_grad)
         for parameter in divided.parameters()
     }
     owners = dict(skeleton.named_modules())

@@ -102,7 +102,10 @@ def suits(composition: Composition, optimizer: torch.optim.Optimizer, device: to
         device.type == "cuda"
         and getattr(optimizer, "_step_supports_amp_scaling", False)
         and not any(group.get("dampening") for group in optimizer.param_groups)
-        and not any(counts_rows(each) for each in composition.distillers.values())  # type: ignore[arg-type]
+        and not any(
+            counts_rows(each)  # type: ignore[arg-type]
+            for each in composition.distillers.values()
+        )
     )
 
 

@@ -87,10 +87,10 @@ class MineJob:
             raise UserError(
                 f"--num {self.num} is more than the {end - start} ranks of --range {self.ranks}."
             )
-        if None not in (self.max_score, self.min_score) and self.max_score < self.min_score:  # type: ignore[operator]
+        least, most = self.min_score, self.max_score
+        if least is not None and most is not None and most < least:
             raise UserError(
-                f"--max-score {self.max_score} is below --min-score {self.min_score}, so no caption"
-                " is left."
+                f"--max-score {most} is below --min-score {least}, so no caption is left."
             )
         return Rules(
             self.num,

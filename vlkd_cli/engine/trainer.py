@@ -189,7 +189,10 @@ class Trainer:
             recipe=recipe,
             world_size=runtime.world_size(),
             global_batch=self.settings.batch_size * runtime.world_size(),
-            towers={name: tower.trainable_state() for name, tower in composition.towers.items()},  # type: ignore[operator]
+            towers={
+                name: tower.trainable_state()  # type: ignore[operator]
+                for name, tower in composition.towers.items()
+            },
             followers=composition.followers.state_dict(),
             distillers=composition.distillers.state_dict(),
             ema=self.ema.state_dict() if self.ema else {},

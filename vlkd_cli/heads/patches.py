@@ -35,9 +35,11 @@ class PatchHead(nn.Module):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        if patch_px is None and grid is None:
-            raise ValueError("this encoder has no grid to take `patch_px` from; set it")
-        self.patch_px = patch_px if patch_px is not None else grid.patch_px  # type: ignore[union-attr]
+        if patch_px is None:
+            if grid is None:
+                raise ValueError("this encoder has no grid to take `patch_px` from; set it")
+            patch_px = grid.patch_px
+        self.patch_px = patch_px
         self.normalize = normalize
         self.width = width_in * self.patch_px**2
 

@@ -516,8 +516,8 @@ class GroupSpec(Open):
     @property
     def own_schedule(self) -> ScheduleSpec | None:
         """Their schedule with its keys."""
-        named = isinstance(self.schedule, str)
-        return ScheduleSpec(name=self.schedule) if named else self.schedule  # type: ignore[return-value]
+        own = self.schedule
+        return ScheduleSpec(name=own) if isinstance(own, str) else own
 
 
 class OptimizerSpec(Component):

@@ -104,7 +104,8 @@ class Tower(nn.Module):
         self.input: Any = backbone.input
         """What it expects: an ImageInput, a MeshInput, or the tokenizer of its texts, which alone
         goes to loader workers, never the weights with it."""
-        self.feature_width = int(pooler.width if pooler is not None else backbone.width)  # type: ignore[arg-type]
+        source = backbone if pooler is None else pooler
+        self.feature_width = int(source.width)  # type: ignore[arg-type]
         self.pooler = pooler
         every = {**({} if head is None else {HEAD: Head(head)}), **(heads or {})}
         self.head: nn.Module = every[HEAD].module if HEAD in every else nn.Identity()

@@ -34,7 +34,7 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.numerics.positions import sine_cosine
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import ImageInput, Resizing
 from vlkd_cli.recipe.types import LibraryKeys, ModalityName, PositiveInt
 
 NOT_FOR_TOWERS = {
@@ -51,7 +51,7 @@ NOT_FOR_TOWERS = {
 }
 """Keys of timm's create_model that would make something else than a tower, or that the tower has
 already."""
-RESIZING = {"center": "shortest", "squash": "squash", "border": "longest"}
+RESIZING: dict[str, Resizing] = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
 class Timm(Builder):
@@ -433,7 +433,7 @@ def _image_input(network: nn.Module, image_size: int | None) -> ImageInput:
     return ImageInput(
         size_px=(int(height), int(width)),
         resize_px=math.floor(min(height, width) / settings["crop_pct"]),
-        resize=RESIZING.get(settings.get("crop_mode", "center"), "shortest"),  # type: ignore[arg-type]
+        resize=RESIZING.get(settings.get("crop_mode", "center"), "shortest"),
         interpolation=(
             interpolation if interpolation in ("bicubic", "bilinear", "nearest") else "bicubic"
         ),

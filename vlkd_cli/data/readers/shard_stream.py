@@ -154,6 +154,12 @@ class ShardStream(StreamReader):
         )
 
 
+_DAMAGED_HEADERS = (
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+)
+
+
 class _Strict(tarfile.TarInfo):
     """Headers of members; a damaged one is an error and not the end of the shard."""
 
@@ -161,7 +167,7 @@ class _Strict(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
         try:
             return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        except _DAMAGED_HEADERS as error:
             raise tarfile.ReadError(f"no member begins at byte {tar.offset}: {error}") from None
 
 
