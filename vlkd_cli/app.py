@@ -67,15 +67,15 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `vlkd`; leaves with the command's exit code. A mistake in its words is one line."""
+    """Run `vlkd`; exits with the command's code, and on a mistyped command line with one line."""
     words = with_bare_resume(sys.argv[1:] if arguments is None else arguments)
     # A command that is named needs none of the others.
     asked = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
     try:
         # Standalone, typer would show mistakes as a frame of many lines.
         code = build_app(asked)(args=words, prog_name="vlkd", standalone_mode=False)
-    except KeyboardInterrupt:
-        # Before the command began, e.g. while its module was imported.
+    except (KeyboardInterrupt, typer.Abort):
+        # Before the command began, e.g. while its module was imported or its words were read.
         console.error("Interrupted.")
         sys.exit(INTERRUPTED)
     except Exception as error:

@@ -184,9 +184,11 @@ def test_a_file_that_ends_too_early_is_one_line_and_not_aborted():
     assert ran(lambda: exec("raise EOFError"))[1].startswith("a file ends too early.")
 
 
-def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+# typer turns Ctrl-C into Abort while it reads the words of a command.
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, typer.Abort])
+def test_ctrl_c_before_a_command_begins_is_one_line(reason, monkeypatch, capsys):
     def interrupted(_: object) -> None:
-        raise KeyboardInterrupt
+        raise reason
 
     monkeypatch.setattr("vlkd_cli.app.build_app", interrupted)
     with pytest.raises(SystemExit) as leaving:
