@@ -164,7 +164,7 @@ def compute_cells(
                     _write_cells(plan_file, plan.cells)
                 if not request.only_list:
                     if first == 0:
-                        _say_plan(plan.cells, request.redo)
+                        _say_plan(plan.cells, request.redo, request.started)
                     compute(
                         plan,
                         models,
@@ -261,14 +261,21 @@ def _devices() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _say_plan(cells: Sequence[Cell], redo: bool) -> None:
-    done = 0 if redo else sum(find_result(cell) is not None for cell in cells)
+def _say_plan(cells: Sequence[Cell], redo: bool, started: float) -> None:
+    done = 0 if redo else sum(_is_older(cell, started) for cell in cells)
     models = len({cell.model for cell in cells})
     sets = len({cell.entry for cell in cells})
     console.say(
         f"{_count(len(cells), 'cell')}: {done} done before, {len(cells) - done} to compute"
         f" ({_count(models, 'model')}, {_count(sets, 'data set')})"
     )
+
+
+def _is_older(cell: Cell, started: float) -> bool:
+    """Whether a cell was measured before the command was given; another process of --jobs may have
+    measured it since."""
+    result = find_result(cell)
+    return result is not None and Path(result["file"]).stat().st_mtime < started
 
 
 def _print_list(cells: Sequence[Cell]) -> None:

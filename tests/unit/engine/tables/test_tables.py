@@ -16,6 +16,7 @@ from PIL import Image
 from tests.support.image_folders import make_image_root
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
 from vlkd_cli.app import main
+from vlkd_cli.engine.launching import start_table
 from vlkd_cli.engine.tables import compute as computing
 from vlkd_cli.reports.table import LONG_FORM, Cell
 from vlkd_cli.towers.tower import Tower
@@ -253,6 +254,18 @@ def test_several_processes_share_the_cells_and_measure_each_once(
         assert said.count("6 cells: 0 done before, 6 to compute") == 1
         assert said.count(": zero_shot top1") == 6
         assert read("two.csv") == before
+
+
+def test_what_another_process_has_just_measured_was_not_done_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = Cell(0, "a", 0, "s1", 0, "zero_shot", "abc", str(tmp_path), f"{tmp_path}/x.failed.json")
+    result = tmp_path / "zero_shot-abc.json"
+    result.write_text(json.dumps({"metrics": {"top1": 0.5}}))
+    os.utime(result, (100, 100))
+    for started, line in ((99, "0 done before, 1 to compute"), (101, "1 done before, 0 to")):
+        start_table._say_plan([cell], False, started)
+        assert line in capsys.readouterr().out
 
 
 def test_what_this_command_measured_or_saw_fail_is_not_tried_again(tmp_path: Path) -> None:
