@@ -145,7 +145,7 @@ def evaluate(
         "shots": shots,
         "seeds": seeds,
         "languages": languages,
-        "tasks": None if tasks is None else f"[{tasks}]",
+        "tasks": tasks,
     }
     settings = [*(with_ or []), *_as_settings(given)]
     if table is not None or len(targets) > 1 or any(word.startswith("@") for word in targets):
@@ -227,11 +227,16 @@ def _as_settings(given: Mapping[str, object]) -> list[str]:
         UserError: one of them is empty.
     """
     from vlkd_cli.errors import UserError
+    from vlkd_cli.recipe.overrides import Setting
 
     for key, value in given.items():
         if isinstance(value, str) and not value.strip("[], "):
             raise UserError(f"--{key} is empty. Name something, or leave it out.")
-    return [f"{key}={_listed(value)}" for key, value in given.items() if value is not None]
+    return [
+        Setting(f"{key}={_listed(key, value)}", f"--{key} {value}")
+        for key, value in given.items()
+        if value is not None
+    ]
 
 
 def _refuse_idle(what: str, given: dict[str, bool], remedy: str) -> None:
@@ -257,11 +262,8 @@ def _refuse_idle_layout(table: Path | None, layout: Layout, digits: int) -> None
     )
 
 
-def _listed(value: object) -> str:
-    """A comma-separated option as YAML: "a,b" -> "[a, b]"; seeds are a list even when there is
-    one."""
-    return (
-        f"[{value}]"
-        if isinstance(value, str) and value[:1] != "[" and ("," in value or value.isdigit())
-        else str(value)
-    )
+def _listed(key: str, value: object) -> str:
+    """A comma-separated option as YAML: "a,b" -> "[a, b]"; seeds and tasks are a list even when
+    there is one."""
+    is_list = isinstance(value, str) and (key in ("seeds", "tasks") or "," in value)
+    return f"[{value}]" if is_list and str(value)[:1] != "[" else str(value)

@@ -136,10 +136,8 @@ def report(origins: Mapping[Path, str], problems: Sequence[Problem], default_ori
     for problem in problems:
         origin = origin_of(origins, problem.path, default_origin)
         key = written(problem.path)
-        # `--set optimizer.lrr=1: optimizer.lrr: ...` would repeat the key.
-        repeats = key == origin or (
-            origin.startswith("--set ") and origin.removeprefix("--set ").partition("=")[0] == key
-        )
+        # `--set optimizer.lrr=1: optimizer.lrr: ...` would repeat the key, as would `--seeds a`.
+        repeats = key == origin or origin.startswith((f"--set {key}=", f"--{key} "))
         lines.append(
             (
                 origin,

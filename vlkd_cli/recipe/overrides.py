@@ -11,6 +11,21 @@ from vlkd_cli.recipe.messages import Path, Problem, shown, written
 from vlkd_cli.recipe.yaml_file import Document, read_document
 
 
+class Setting(str):
+    """`key=value` that the user typed as an option of its own, which messages show, e.g. `--seeds
+    0,1`."""
+
+    typed: str
+
+    def __new__(cls, text: str, typed: str) -> Setting:
+        made = super().__new__(cls, text)
+        made.typed = typed
+        return made
+
+    def __reduce__(self) -> tuple[type[Setting], tuple[str, str]]:
+        return Setting, (str(self), self.typed)
+
+
 def apply_overrides(
     document: Document, overrides: Sequence[str], *, option: str = "--set"
 ) -> list[Problem]:
@@ -20,12 +35,12 @@ def apply_overrides(
     recipe's check, which then names the option.
 
     Args:
-        option: what the option is called in messages.
+        option: what the option is called in messages; a `Setting` has its own.
     """
     example = "optimizer.lr=1e-4" if option == "--set" else "data.split=test"
     problems = []
     for override in overrides:
-        origin = f"{option} {override}"
+        origin = override.typed if isinstance(override, Setting) else f"{option} {override}"
         key, equals, text = override.partition("=")
         path = parse_path(key.strip())
         if not equals or not path:

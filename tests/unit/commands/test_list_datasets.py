@@ -45,14 +45,14 @@ def test_what_lies_under_a_root_is_found_in_every_layout(tmp_path: Path) -> None
 
 
 def test_json_shows_where_a_set_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd" / "dtd").mkdir(parents=True)
     list_datasets(root=tmp_path, search="*", here=True, json_=True)
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["name"], row["classes"], row["layout"], row["path"]) == (
         "dtd",
         47,
         "torchvision",
-        str(tmp_path / "dtd"),
+        str(tmp_path / "dtd" / "dtd"),
     )
 
 

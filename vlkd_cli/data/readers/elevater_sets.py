@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.data.files.texts import kind_of, parse_json, read_file, text_of
+from vlkd_cli.data.images.files import find_folders
 from vlkd_cli.errors import DataError
 
 Metric = Literal["accuracy", "mean-per-class", "11point_mAP", "roc_auc"]
@@ -274,4 +275,7 @@ def _layout(folder: Path, facts: SetFacts) -> Literal["index", "folders"] | None
         return None
     if any((folder / split.index).is_file() for split in facts.splits.values()):
         return "index"
-    return "folders" if any((folder / split).is_dir() for split in ("train", "test")) else None
+    # Folders that all have the names of classes are an ordinary folder of images per class.
+    parts = [folder / split for split in ("train", "test") if (folder / split).is_dir()]
+    is_copy = any(name.isdecimal() for part in parts for name in find_folders(part))
+    return "folders" if is_copy else None

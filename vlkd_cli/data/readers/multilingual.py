@@ -16,6 +16,9 @@ from vlkd_cli.errors import DataError
 
 CROSSMODAL, XTD = "captions.jsonl", "test_image_names.txt"
 """The file by which each layout is recognized."""
+_XTD_REPOSITORY = "XTD10"
+"""XTD's folder in its repository, next to `MIC` with its German and French captions and `STAIR`
+with its Japanese ones."""
 _XTD_CAPTIONS = "test_1kcaptions_{}.txt"
 _ROOTS = ("images", "", "val2014", "coco/val2014", "../coco/val2014", "../val2014")
 
@@ -24,8 +27,9 @@ class Multilingual(CaptionedImages):
     """Images with their captions in one of several languages.
 
     Two layouts are recognized: XTD (`test_image_names.txt` and a `test_1kcaptions_LANG.txt` for
-    each language, a line per image) and Crossmodal-3600 (`captions.jsonl`, a line per image with
-    `image/key` and `LANG: {caption: [...]}`, images as `KEY.jpg`).
+    each language, a line per image; also as its repository has them, in `XTD10`, `MIC` and `STAIR`)
+    and Crossmodal-3600 (`captions.jsonl`, a line per image with `image/key` and `LANG: {caption:
+    [...]}`, images as `KEY.jpg`).
 
     Args:
         path: the folder; `{split}` in it is replaced by `split`.
@@ -55,7 +59,7 @@ class Multilingual(CaptionedImages):
                 f"data.language '{language}': {folder} has no captions in it."
                 f"{did_you_mean(language, self.languages)} It has: {', '.join(self.languages)}."
             )
-        is_xtd = (folder / XTD).is_file()
+        is_xtd = (_xtd_folder(folder) / XTD).is_file()
         pairs = list((_xtd if is_xtd else _crossmodal)(folder, language))
         root = _root(folder, image_root, pairs[0][0])
         for name, _ in pairs:
@@ -77,10 +81,8 @@ def languages_of(folder: Path) -> list[str]:
     Raises:
         DataError: it is of neither layout.
     """
-    if (folder / XTD).is_file():
-        before, after = _XTD_CAPTIONS.split("{}")
-        names = [path.name for path in folder.glob(_XTD_CAPTIONS.format("*"))]
-        return sorted(name.removeprefix(before).removesuffix(after) for name in names)
+    if (_xtd_folder(folder) / XTD).is_file():
+        return sorted(_xtd_captions(folder))
     if (folder / CROSSMODAL).is_file():
         _, first = next(_objects(folder))
         return sorted(
@@ -89,8 +91,27 @@ def languages_of(folder: Path) -> list[str]:
     raise DataError(f"data.path {folder}: has neither {XTD} (XTD) nor {CROSSMODAL} (Crossmodal).")
 
 
+def _xtd_folder(folder: Path) -> Path:
+    """The folder with XTD's names of images."""
+    inner = folder / _XTD_REPOSITORY
+    return inner if (inner / XTD).is_file() else folder
+
+
+def _xtd_captions(folder: Path) -> dict[str, Path]:
+    """XTD's file of captions in each language."""
+    main = _xtd_folder(folder)
+    is_repository = main.name == _XTD_REPOSITORY
+    others = [main.parent / name for name in ("MIC", "STAIR")] if is_repository else []
+    before, after = _XTD_CAPTIONS.split("{}")
+    return {
+        path.name.removeprefix(before).removesuffix(after): path
+        for place in (*others, main)
+        for path in place.glob(_XTD_CAPTIONS.format("*"))
+    }
+
+
 def _xtd(folder: Path, language: str) -> Iterator[tuple[str, list[str]]]:
-    path = folder / _XTD_CAPTIONS.format(language)
+    path, folder = _xtd_captions(folder)[language], _xtd_folder(folder)
     images, captions = split_lines(read_text(folder / XTD)), split_lines(read_text(path))
     if len(images) != len(captions) or not images:
         raise DataError(

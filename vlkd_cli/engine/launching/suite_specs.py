@@ -14,7 +14,7 @@ from vlkd_cli.recipe.evaluation_data import default_data, reads_data_sets
 from vlkd_cli.recipe.former_names import former_keys, replace_in_suite
 from vlkd_cli.recipe.groups import idle_groups
 from vlkd_cli.recipe.messages import is_data_source, report, shown
-from vlkd_cli.recipe.overrides import apply_overrides
+from vlkd_cli.recipe.overrides import Setting, apply_overrides
 from vlkd_cli.recipe.params import Key, signature_of
 from vlkd_cli.recipe.schema import EvalSpec, Recipe
 from vlkd_cli.recipe.shape import check_eval
@@ -159,6 +159,12 @@ def _refuse_untaken(
         return
     accepted = sorted({*ENTRY_KEYS, *(name for declared in keys for name in declared)})
     chosen = ", ".join(entry["suite"] for entry in entries)
+    if isinstance(setting, Setting):
+        takers = [name for name in catalog.names("suite") if key in _keys(name)]
+        raise RecipeError(
+            f"{setting.typed}: has no effect on {chosen}. Leave it out; it is for"
+            f" {', '.join(takers)}."
+        )
     raise RecipeError(
         f"--with {setting}: {chosen} takes no '{key}'.{catalog.did_you_mean(key, accepted)}"
         f" Accepted: {', '.join(accepted)}."

@@ -162,7 +162,13 @@ def _key(subject: Subject, entry: Entry, spec: EvalSpec) -> str | None:
         identity = suite.identity(suite.open(chosen))
     except Exception:  # as above
         return ""
-    return "" if identity is None else suite.cell_key(chosen, identity.hashes)
+    if identity is None:
+        hint = " Name the languages as data sets." if spec.keys.get("languages") else ""
+        raise UserError(
+            f"--suite {spec.suite}: gives several results of data '{entry.name}', or cannot name"
+            f" its result before it runs; a cell holds one.{hint} Run it without --table."
+        )
+    return suite.cell_key(chosen, identity.hashes)
 
 
 def _takes(suite: Suite, reader: Reader, entry: Entry) -> bool:

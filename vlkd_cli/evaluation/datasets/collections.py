@@ -16,7 +16,7 @@ from vlkd_cli.evaluation.datasets.known_sets import (
     packaged,
     sets_on_disk,
 )
-from vlkd_cli.evaluation.datasets.places import found_by_name
+from vlkd_cli.evaluation.datasets.places import found_by_name, name_of_path
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.variables import without_marks
 from vlkd_cli.recipe.yaml_file import read_document
@@ -175,7 +175,7 @@ def _own_list(path: Path, name: str) -> Iterator[Entry]:
 def _name_of(item: Mapping[str, object], number: int) -> str:
     for key in ("name", "dataset", "path", "root", "reader"):
         if isinstance(item.get(key), str):
-            return Path(str(item[key])).stem if key in ("path", "root") else str(item[key])
+            return name_of_path(str(item[key])) if key in ("path", "root") else str(item[key])
     return f"data_{number}"
 
 

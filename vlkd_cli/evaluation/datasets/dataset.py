@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError
-from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
+from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name, name_of_path
 from vlkd_cli.evaluation.results import DataIdentity
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.types import DataSource
@@ -204,5 +203,5 @@ def _name(keys: Mapping[str, object]) -> str:
     for key in ("dataset", "path", "root", "captions", "annotations"):
         value = keys.get(key)
         if isinstance(value, str) and value:
-            return value if key == "dataset" else Path(value).stem or value
+            return value if key == "dataset" else name_of_path(value)
     return str(keys.get("reader", "data"))

@@ -16,8 +16,8 @@ from vlkd_cli.evaluation.datasets.known_sets import known_as, packaged
 from vlkd_cli.evaluation.datasets.prompts import named_classes_of
 
 NUM_CLASSES = 1000
-WITH_ALL = ("imagenetv2", "imagenet_sketch")
-"""Variants that have all 1,000 classes."""
+WITH_ALL = ("imagenetv2", "imagenetv2_threshold0.7", "imagenetv2_top_images", "imagenet_sketch")
+"""Variants that have all 1,000 classes; the folders of those of V2 are their numbers."""
 
 
 class ImageNetHead(NamedTuple):
@@ -71,7 +71,7 @@ def imagenet_head(
         classes: names of the 1,000 classes; by default open_clip's.
 
     Raises:
-        DataError: an image is of a class that the variant does not have.
+        DataError: an image is of a class that the variant does not have, or that ImageNet lacks.
     """
     reader = dataset.reader
     own = list(reader.classes or ())
@@ -82,7 +82,7 @@ def imagenet_head(
         _check_number(encoded, classes)
         columns = [list(each) for each in own_columns]
         return ImageNetHead(encoded, own, columns, list(range(len(own))))
-    numbers = _numbers(own, known)
+    numbers = _numbers(own, known, dataset.name)
     if numbers is None:
         return None
     encoded = named_classes_of(classes or "open_clip:imagenet", dataset.name)
@@ -104,16 +104,29 @@ def imagenet_head(
     )
 
 
-def _numbers(classes: Sequence[str], known: str) -> list[int] | None:
-    """ImageNet's number of each class, if the names of all contain it."""
-    if not classes:
+def _numbers(classes: Sequence[str], known: str, dataset: str) -> list[int] | None:
+    """ImageNet's number of each class; None where the names of the classes are not such numbers or
+    WordNet's ids.
+
+    Raises:
+        DataError: the data is a variant of ImageNet by its name, and ImageNet lacks a class of it.
+    """
+    by_number = known in WITH_ALL and known != "imagenet_sketch"
+    pattern = r"\d+" if by_number else r"n\d{8}"
+    if not classes or not all(re.fullmatch(pattern, name) for name in classes):
         return None
-    if known == "imagenetv2" and all(re.fullmatch(r"\d{1,3}", name) for name in classes):
-        return [int(name) for name in classes]
-    if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        return None
-    position = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids())}
-    return [position[name] for name in classes] if set(classes) <= position.keys() else None
+    names = map(str, range(NUM_CLASSES)) if by_number else wordnet_ids()
+    number_of = {name: number for number, name in enumerate(names)}
+    own = [str(int(name)) if by_number else name for name in classes]
+    lacking = next((name for name in own if name not in number_of), None)
+    if lacking is None:
+        return [number_of[name] for name in own]
+    if known in WITH_ALL or known in masks():
+        raise DataError(
+            f"data '{dataset}': class '{lacking}' is not one of ImageNet's {NUM_CLASSES} classes."
+            " Take the folder out, or give the data another `name:`."
+        )
+    return None
 
 
 def _check_number(encoded: Sequence[str], classes: object) -> None:

@@ -13,30 +13,35 @@ from vlkd_cli.data.files.choices import WINOGROUND_FILE
 from vlkd_cli.data.readers.elevater_sets import SetFacts, official_sets, on_disk
 
 TORCHVISION = {
-    "caltech101": ("Caltech101", "caltech101"),
+    "caltech101": ("Caltech101", "caltech101/101_ObjectCategories"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "cifar-100-python"),
     "country211": ("Country211", "country211"),
-    "dtd": ("DTD", "dtd"),
-    "eurosat": ("EuroSAT", "eurosat"),
+    "dtd": ("DTD", "dtd/dtd"),
+    "eurosat": ("EuroSAT", "eurosat/2750"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST"),
-    "fer2013": ("FER2013", "fer2013"),
+    "fer2013": ("FER2013", "fer2013/*.csv"),
     "fgvc_aircraft": ("FGVCAircraft", "fgvc-aircraft-2013b"),
     "flowers102": ("Flowers102", "flowers-102"),
     "food101": ("Food101", "food-101"),
-    "gtsrb": ("GTSRB", "gtsrb"),
+    "gtsrb": ("GTSRB", "gtsrb/GTSRB"),
     "imagenet1k": ("ImageNet", "meta.bin"),
     "mnist": ("MNIST", "MNIST"),
-    "pcam": ("PCAM", "pcam"),
+    "pcam": ("PCAM", "pcam/*.h5"),
     "pets": ("OxfordIIITPet", "oxford-iiit-pet"),
     "rendered_sst2": ("RenderedSST2", "rendered-sst2"),
     "stl10": ("STL10", "stl10_binary"),
     "sun397": ("SUN397", "SUN397"),
     "svhn": ("SVHN", "test_32x32.mat"),
 }
-"""vlkd's name of a data set: torchvision's class, and what that class stores directly below its
-root."""
-_MULTILINGUAL = ("captions.jsonl", "test_image_names.txt")
+"""vlkd's name of a data set: torchvision's class, and what that class stores below its root, which
+a folder of images per class does not have."""
+_UNNAMED = ("fer2013", "gtsrb", "pcam", "svhn")
+"""Sets whose classes torchvision does not name."""
+_FER2013_LABELS = (0, 1, 2, 3, 5, 6, 4)
+"""The labels in the file of FER2013, where neutral is the last; folders are in alphabetical
+order."""
+_MULTILINGUAL = ("captions.jsonl", "test_image_names.txt", "XTD10/test_image_names.txt")
 _LABELED_COPY = ("classnames.txt", "dataset_type.txt")
 
 
@@ -124,9 +129,9 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
             known_as(name),
             Found("elevater", located.folder, _elevater(known_as(name), located.facts)),
         )
-    for name, (_, content) in TORCHVISION.items():
-        if (root / content).exists():
-            found.setdefault(name, Found("torchvision", root / content))
+    for name in TORCHVISION:
+        if (content := torchvision_content(root, name)) is not None:
+            found.setdefault(name, Found("torchvision", content))
     for name in (
         *packaged("collections.json")["sugar_crepe"],
         *packaged("collections.json")["aro"],
@@ -138,6 +143,24 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
         if folder not in seen and known_as(folder.name) in known_sets():
             found.setdefault(known_as(folder.name), Found("folder", folder))
     return found
+
+
+def torchvision_content(root: Path, known: str) -> Path | None:
+    """What torchvision's class of a set stores below a root, where it is there."""
+    if known not in TORCHVISION:
+        return None
+    return next(iter(sorted(root.glob(TORCHVISION[known][1]))), None)
+
+
+def torchvision_keys(known: str) -> dict[str, object]:
+    """The keys of reader classification for a set of torchvision: its class, and names of its
+    classes where torchvision has none."""
+    keys: dict[str, object] = {"dataset": TORCHVISION[known][0]}
+    if known in _UNNAMED:
+        names = load_classes()[known]
+        is_fer = known == "fer2013"
+        keys["classes"] = [names[label] for label in _FER2013_LABELS] if is_fer else names
+    return keys
 
 
 def is_multilingual(folder: Path) -> bool:

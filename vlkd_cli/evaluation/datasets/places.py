@@ -8,6 +8,7 @@ from pathlib import Path
 from vlkd_cli.data.images.files import SUFFIXES, is_data, suffix_of
 from vlkd_cli.data.readers.elevater_sets import find_set, known_sets, locate
 from vlkd_cli.data.readers.multilingual import languages_of
+from vlkd_cli.data.readers.objectnet import FOLDERS
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.known_sets import (
     TORCHVISION,
@@ -15,6 +16,8 @@ from vlkd_cli.evaluation.datasets.known_sets import (
     is_multilingual,
     known_as,
     sets_on_disk,
+    torchvision_content,
+    torchvision_keys,
 )
 
 SPLIT_FOLDERS = {"test": ("test",), "val": ("val", "valid", "validation")}
@@ -53,11 +56,11 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
                 "dataset": elevater,
                 **({"split": "test"} | given),
             }
-        if known in TORCHVISION and (root / TORCHVISION[known][1]).exists():
+        if torchvision_content(root, known) is not None:
             return {
                 "reader": "classification",
-                "dataset": TORCHVISION[known][0],
                 "root": str(root),
+                **torchvision_keys(known),
                 **({"split": "test"} | given),
             }
         if (choices := choice_file(root, dataset)) is not None:
@@ -67,6 +70,7 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
         for folder in _folders_called(root, dataset):
             if known == "objectnet":
                 return {"reader": "objectnet", "path": str(folder), **given}
+            folder = _unpacked(folder)
             return {
                 "reader": "classification",
                 "path": str(folder),
@@ -82,8 +86,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
             f"data '{dataset}': no such file or folder. Names of data sets are looked up below"
             " --data ROOT."
         )
-    torchvision = TORCHVISION.get(known, (dataset, ""))[0]
-    return {"reader": "classification", "dataset": torchvision, **given}
+    torchvision = torchvision_keys(known) if known in TORCHVISION else {"dataset": dataset}
+    return {"reader": "classification", **torchvision, **given}
 
 
 def found_alone(root: Path | None) -> dict[str, object]:
@@ -108,6 +112,10 @@ def found_alone(root: Path | None) -> dict[str, object]:
             f"--data {root} holds {len(found)} data sets: {shown}. Choose one with --with"
             " data=NAME."
         )
+    if (root / "mappings" / FOLDERS).is_file():
+        return {"reader": "objectnet", "path": str(root)}
+    if is_multilingual(root):
+        return {"reader": "multilingual", "path": str(root)}
     if part := _part_of(root):
         return {"reader": "classification", "path": str(root), **part}
     folders = sorted(path for path in root.iterdir() if path.is_dir() and is_data(path.name))
@@ -140,6 +148,21 @@ def _folders_called(root: Path, dataset: str) -> list[Path]:
     return [
         path for path in sorted(root.iterdir()) if path.is_dir() and known_as(path.name) == known
     ]
+
+
+def _unpacked(folder: Path) -> Path:
+    """The folder of the classes where an archive was unpacked into a folder of the same meaning:
+    `imagenetv2/ImageNetV2-matched-frequency`, `imagenet_sketch/sketch`."""
+    known = known_as(folder.name)
+    inside = [path for path in folder.iterdir() if path.is_dir() and known_as(path.name) == known]
+    return inside[0] if len(inside) == 1 and _holds_classes(inside[0]) else folder
+
+
+def name_of_path(value: str) -> str:
+    """What data is called by its path: the name of the folder, or of the file without its
+    suffix."""
+    path = Path(value)
+    return (path.name if path.expanduser().is_dir() else path.stem) or value
 
 
 def _part_of(folder: Path) -> dict[str, str]:

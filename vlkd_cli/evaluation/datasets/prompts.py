@@ -17,6 +17,7 @@ from vlkd_cli.data.files.texts import (
     read_text,
     text_of,
 )
+from vlkd_cli.data.readers.classification import Classification
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, MissingPackageError
 from vlkd_cli.evaluation.datasets.dataset import Dataset
@@ -103,13 +104,14 @@ def names_of(dataset: Dataset, chosen: str | Sequence[str] | None, data: DataSou
     Args:
         data: the suite's `data:` key.
     """
-    if chosen is None and _left_to_us(data, "classes"):
+    if chosen is None and _left_to_us(dataset, data, "classes"):
         known = known_as(dataset.name)
         own = dataset.reader.classes or ()
+        ours = load_classes().get(known, [])
         if known == "imagenet1k" and len(own) == 1000:
             chosen = "open_clip:imagenet"
-        elif len(load_classes().get(known, ())) == len(own):
-            chosen = load_classes().get(known)
+        elif len(ours) == len(own) and set(ours) != set(own):
+            chosen = ours
     return class_names(dataset.reader, chosen, dataset.name)
 
 
@@ -119,7 +121,7 @@ def prompts_of(
     """`prompts`; a well-known data set gets the templates that vlkd has for it."""
     if (
         chosen is None
-        and _left_to_us(data, "templates")
+        and _left_to_us(dataset, data, "templates")
         and _set_for(dataset.name) in load_templates()
     ):
         chosen = _set_for(dataset.name)
@@ -129,19 +131,19 @@ def prompts_of(
 def _set_for(dataset: str) -> str:
     """The name of the template set for a data set; variants of ImageNet have its own."""
     known = known_as(dataset)
-    return "imagenet1k" if known in packaged("collections.json")["imagenet_robustness"] else known
+    variants = packaged("collections.json")["imagenet_robustness"]
+    is_variant = known in variants or known.startswith("imagenetv2_")
+    return "imagenet1k" if is_variant else known
 
 
-def _left_to_us(data: DataSource, key: str) -> bool:
+def _left_to_us(dataset: Dataset, data: DataSource, key: str) -> bool:
     """Whether a data set is named, and read by the reader that knows names only as they appear in
-    the files."""
+    the files; those of other readers are the data's own."""
+    if not isinstance(dataset.reader, Classification):
+        return False
     if isinstance(data, str) or data is None:
         return isinstance(data, str)
-    return (
-        key not in data
-        and data.get("reader", "classification") == "classification"
-        and "dataset" in data
-    )
+    return key not in data and "dataset" in data
 
 
 def fill(template: str, name: str) -> str:

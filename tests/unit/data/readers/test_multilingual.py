@@ -9,6 +9,7 @@ import pytest
 from tests.support.data_sets import multilingual_data, write_photos
 from vlkd_cli.data.readers.multilingual import Multilingual, languages_of
 from vlkd_cli.errors import DataError
+from vlkd_cli.evaluation.datasets.known_sets import is_multilingual
 
 
 def xtd(folder: Path) -> Path:
@@ -25,6 +26,26 @@ def test_xtd_has_a_line_for_each_image(tmp_path: Path) -> None:
     assert reader.languages == ["en", "jp"]
     assert list(reader.captions(2)) == ["写真 2"]
     assert reader.name(2).endswith("images/photo02.jpg")
+
+
+def test_xtd_is_read_from_its_repository(tmp_path: Path) -> None:
+    """German and French lie in MIC, Japanese in STAIR, all others and the images' names in
+    XTD10."""
+    xtd(tmp_path)
+    for folder, names in (
+        ("XTD10", ("test_image_names.txt", "test_1kcaptions_en.txt")),
+        ("STAIR", ("test_1kcaptions_jp.txt",)),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / name).rename(tmp_path / folder / name)
+    (tmp_path / "MIC").mkdir()
+    (tmp_path / "MIC" / "test_1kcaptions_de.txt").write_text("Bild 0\nBild 1\nBild 2\n")
+    assert languages_of(tmp_path) == ["de", "en", "jp"]
+    for language, caption in (("de", "Bild 1"), ("en", "picture 1"), ("jp", "写真 1")):
+        reader = Multilingual(path=str(tmp_path), language=language)
+        assert list(reader.captions(1)) == [caption] and len(reader) == 3
+    assert is_multilingual(tmp_path) and not is_multilingual(tmp_path / "MIC")
 
 
 def test_crossmodal_has_several_captions_in_each_language(tmp_path: Path) -> None:

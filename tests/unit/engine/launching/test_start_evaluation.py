@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vlkd_cli.app import main
 from vlkd_cli.engine.launching.start_evaluation import find_target, suite_specs
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TowerSpec
@@ -106,6 +107,29 @@ def test_mistakes_in_settings_end_in_one_line(
 ) -> None:
     (line,) = lines_of(suites, settings)
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("suite", "words", "message"),
+    [
+        ("knn", "--seeds 0,1", "--seeds 0,1: has no effect on knn. Leave it out; it is for"),
+        ("knn", "--languages de", "--languages de: has no effect on knn. Leave it out; it is for"),
+        ("few_shot", "--seeds 0,a", "--seeds 0,a: expected a list of integers or null, got [0, a]"),
+        ("few_shot", "--seeds a", "--seeds a: expected a list of integers or null, got [a]"),
+        ("elevater", "--mode linear", "--mode linear: expected 'zero_shot', 'linear_probe'"),
+        ("retrieval", "--datasets a,b", "--datasets a,b: has no effect on retrieval. Leave it out"),
+        ("retrieval", "--tasks MR", "--tasks MR: has no effect on retrieval."),
+    ],
+)
+def test_options_that_stand_for_keys_are_refused_as_they_were_typed(
+    suite: str, words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = "--set towers.image.builder=timm --set towers.image.model=resnet10t"
+    given = f"eval {recipe} --data {tmp_path} --suite {suite} {words} --runs {tmp_path}/runs"
+    with pytest.raises(SystemExit) as left:
+        main(given.split())
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and message in error.replace("\n", " ") and "--with" not in error
 
 
 def test_whole_towers_can_be_described_by_one_override(tmp_path: Path) -> None:

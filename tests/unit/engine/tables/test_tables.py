@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support.data_sets import multilingual_data
 from tests.support.image_folders import make_image_root
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
 from vlkd_cli.app import main
@@ -359,12 +360,19 @@ def test_a_list_of_ones_own_and_all_data_sets(place: Path) -> None:
         ("--datasets s1 --digits 2", "--digits has no effect with --table out.csv."),
         ("--datasets s1 --with data.split=val", "--with data.split=val: has no effect on a table"),
         ("--datasets l.yaml:a", "--datasets l.yaml:3: suite 'zero_shot': data.reader: unknown"),
+        ("--datasets s1 --languages all", "--languages all: has no effect on zero_shot. Leave it"),
+        (
+            "--datasets xm --suite retrieval --languages all",
+            "--suite retrieval: gives several results of data 'xm', or cannot name its result",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_before_the_first_cell(
     place: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     Path("l.yaml").write_text("a:\n- s1\n- {reader: classificaton, path: data/s2}\nb: s1\n")
+    if " xm " in words:
+        multilingual_data(place / "data" / "xm")
     suite = "" if "--suite" in words else " --suite zero_shot"
     table = "" if "--table" in words else " --table out.csv"
     assert vlkd(f"eval runs/a runs/b --data data {words}{suite}{table}") == 2

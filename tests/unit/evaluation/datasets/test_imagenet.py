@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def preferring(numbers: dict[int, list[int]], root: Path | None) -> Subject:
         return found
 
     def of_text(text: str) -> Tensor:
-        return torch.eye(1000)[NAMES.index(text)]
+        return torch.nn.functional.one_hot(torch.tensor(NAMES.index(text)), 1000).float()
 
     image = FakeTower("image", of_picture, 1000)
     return Subject(image, FakeTower("text", of_text, 1000), data_root=root)
@@ -90,11 +91,50 @@ def test_variants_share_one_pass_over_1000_names(tmp_path: Path) -> None:
     assert isinstance(subject.text, FakeTower) and subject.text.encoded == len(set(NAMES))
 
 
-def test_folders_of_imagenet_v2_are_sorted_as_numbers(tmp_path: Path) -> None:
-    pictures(tmp_path / "ImageNetV2-matched-frequency", ["0", "1", "2", "10", "999"])
-    prefers = {0: [0], 1: [1], 2: [2], 3: [10], 4: [999]}
-    result = measured(preferring(prefers, tmp_path), "imagenetv2")
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        # The archives' own folders, and one in another, as CLIP_benchmark unpacks it.
+        ("imagenetv2-matched-frequency-format-val", "imagenetv2"),
+        ("imagenetv2/ImageNetV2-matched-frequency", "imagenetv2"),
+        ("imagenetv2-threshold0.7-format-val", "imagenetv2_threshold0.7"),
+        ("imagenetv2-top-images-format-val", "imagenetv2-top-images"),
+    ],
+)
+def test_folders_of_imagenet_v2_are_numbers_of_classes(
+    folder: str, name: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path / folder, ["0", "1", "2", "10", "0100", "999"])
+    prefers = {0: [0], 1: [1], 2: [2], 3: [10], 4: [100], 5: [999]}
+    result = measured(preferring(prefers, tmp_path), name)
     assert result.metrics["top1"] == 1 and result.num_classes == 1000
+    alone = measured(preferring(prefers, tmp_path / folder), None)
+    assert alone.metrics["top1"] == 1 and alone.hashes == result.hashes
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("imagenet-a", "imagenet_a"),
+        ("imagenet-r", "imagenet-r"),
+        ("sketch", "imagenet_sketch"),
+        ("imagenet_sketch/sketch", "imagenet_sketch"),
+    ],
+)
+def test_archives_of_variants_are_read_as_they_unpack(
+    folder: str, name: str, tmp_path: Path
+) -> None:
+    ids, mask = wordnet_ids(), masks().get(name.replace("-", "_"), [])
+    own = mask or [3, 400, 999]
+    pictures(tmp_path / folder, [ids[number] for number in own])
+    (tmp_path / folder / "README.txt").write_text("about the data")
+    others = [number for number in range(1000) if number not in mask] if mask else []
+    # Every picture likes a class best that the variant lacks, where it lacks one.
+    prefers = {n: [*others[n : n + 1], number] for n, number in enumerate(own)}
+    result = measured(preferring(prefers, tmp_path), name)
+    assert result.metrics["top1"] == 1 and result.num_classes == (len(mask) or 1000)
+    classes = [row["class"] for row in result.details["per_class"]]
+    assert classes == [NAMES[number] for number in own]
 
 
 def test_a_class_that_a_variant_lacks_ends_in_one_line(tmp_path: Path) -> None:
@@ -102,6 +142,10 @@ def test_a_class_that_a_variant_lacks_ends_in_one_line(tmp_path: Path) -> None:
     dataset = open_dataset(Subject(None, None, data_root=tmp_path), "imagenet_a")
     with pytest.raises(DataError, match="class 'n01440764' is not one of its 200 classes"):
         imagenet_head(dataset)
+    for name, folder in (("imagenet_sketch", "n99999999"), ("imagenetv2", "1000")):
+        pictures(tmp_path / name, [folder])
+        with pytest.raises(DataError, match=f"class '{folder}' is not one of ImageNet's 1000"):
+            imagenet_head(open_dataset(Subject(None, None, data_root=tmp_path), name))
 
 
 def test_other_data_and_own_names_have_no_head(tmp_path: Path) -> None:
@@ -129,3 +173,17 @@ def test_objectnet_has_its_own_names_or_the_best_of_imagenets(tmp_path: Path) ->
     assert head.scores(scores).tolist() == [[0.5, pytest.approx(0.9)]]
     with pytest.raises(DataError, match="2 names; `names: imagenet`"):
         imagenet_head(shared, ["a", "b"])
+    alone = open_dataset(Subject(None, None, data_root=tmp_path / "objectnet-1.0"), None)
+    assert alone.name == "objectnet-1.0" and alone.row_hash == own.row_hash
+
+
+def test_objectnet_as_clip_benchmark_unpacks_it_is_the_same_data(tmp_path: Path) -> None:
+    """Images in `objectnet-1.0/images`, and the files of `mappings/` in the folder itself."""
+    objectnet_data(tmp_path / "whole")
+    root = tmp_path / "objectnet"
+    shutil.copytree(tmp_path / "whole" / "mappings", root)
+    shutil.copytree(tmp_path / "whole" / "images", root / "objectnet-1.0" / "images")
+    subject = Subject(None, None, data_root=tmp_path)
+    found = open_dataset(subject, "objectnet")
+    other = open_dataset(subject, {"reader": "objectnet", "path": str(tmp_path / "whole")})
+    assert found.row_hash == other.row_hash

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.data_sets import clip_benchmark_data, multilingual_data, objectnet_data
 from tests.support.elevater_root import make_elevater_root
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import labeled_pair, open_dataset
-from vlkd_cli.evaluation.datasets.known_sets import sets_on_disk
+from vlkd_cli.evaluation.datasets.known_sets import load_templates, sets_on_disk
 from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
+from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
 from vlkd_cli.features.subject import Subject
 
 
@@ -49,6 +51,62 @@ def test_a_known_data_set_that_lies_alone_is_taken_by_name(tmp_path: Path) -> No
     }
     inside = found_alone(tmp_path / "wds_birds")
     assert inside == {"reader": "clip_benchmark", "path": str(tmp_path / "wds_birds")}
+
+
+def test_a_folder_of_classes_is_not_taken_for_the_files_of_torchvision(tmp_path: Path) -> None:
+    """Both are called dtd; torchvision's lie in `dtd/dtd`."""
+    write_classes(tmp_path / "dtd" / "test", 0)
+    assert found_by_name({"dataset": "dtd"}, tmp_path)["path"] == str(tmp_path / "dtd")
+    assert sets_on_disk(tmp_path)["dtd"].layout == "folder"
+    (tmp_path / "dtd" / "dtd").mkdir()
+    assert found_by_name({"dataset": "dtd"}, tmp_path)["dataset"] == "DTD"
+    assert sets_on_disk(tmp_path)["dtd"].layout == "torchvision"
+
+
+def test_sets_that_torchvision_gives_no_names_have_names_in_the_order_of_its_labels(
+    tmp_path: Path,
+) -> None:
+    for content in ("fer2013/fer2013.csv", "gtsrb/GTSRB", "test_32x32.mat", "pcam/x.h5"):
+        (tmp_path / content).parent.mkdir(exist_ok=True)
+        (tmp_path / content).write_text("")
+    for name, count, last in (
+        # The file of FER2013: 0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral.
+        ("fer2013", 7, ["sad", "surprised", "neutral"]),
+        ("gtsrb", 43, None),
+        ("svhn", 10, ["7", "8", "9"]),
+        ("pcam", 2, None),
+    ):
+        classes = found_by_name({"dataset": name}, tmp_path)["classes"]
+        assert isinstance(classes, list) and len(classes) == count
+        assert last is None or classes[-3:] == last
+    own = found_by_name({"dataset": "svhn", "classes": ["a", "b"]}, tmp_path)
+    assert own["classes"] == ["a", "b"]
+
+
+def test_names_and_templates_that_come_with_the_data_are_used(tmp_path: Path) -> None:
+    """Of a copy in CLIP_benchmark's layout; folders have neither, so vlkd's sets are for them."""
+    (tmp_path / "wds_mnist").mkdir()
+    clip_benchmark_data(tmp_path / "wds_mnist")
+    for digit in range(10):
+        (tmp_path / "svhn" / str(digit)).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "svhn" / str(digit) / "0.png")
+    subject = Subject(None, None, data_root=tmp_path)
+    copy, folder = (open_dataset(subject, name) for name in ("mnist", "svhn"))
+    names = names_of(copy, None, "mnist")
+    assert names == ["apple", "ripe pear"]
+    texts = prompts_of(copy, names, None, "mnist")
+    assert texts[1] == ["a photo of a ripe pear.", "a drawing of a ripe pear."]
+    texts = prompts_of(folder, names_of(folder, None, "svhn"), None, {"dataset": "svhn"})
+    assert [own[0] for own in texts] == [
+        load_templates()["svhn"][0].format(digit) for digit in range(10)
+    ]
+
+
+def test_a_folder_that_is_objectnet_or_in_many_languages_is_recognized(tmp_path: Path) -> None:
+    objectnet_data(tmp_path / "objectnet-1.0")
+    multilingual_data(tmp_path / "xm")
+    assert found_alone(tmp_path / "objectnet-1.0")["reader"] == "objectnet"
+    assert found_alone(tmp_path / "xm")["reader"] == "multilingual"
 
 
 def test_of_several_data_sets_one_is_to_be_chosen(tmp_path: Path) -> None:
