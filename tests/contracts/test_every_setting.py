@@ -85,6 +85,7 @@ VALUES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("distiller", "score_regression", "scale"): {"loss": "ranking", "scale": 2.0},
     ("distiller", "triplet", "miner_margin"): {"miner": "all", "miner_margin": 0.5},
     ("distiller", "swav", "queue_from_epoch"): {"queue_size": 8, "queue_from_epoch": 2},
+    ("augment", "standard", "blur_sigma"): {"blur": 0.5, "blur_sigma": [0.1, 0.5]},
     ("head", "linear", "start"): {"width": 24, "start": "identity"},
     ("suite", "linear_probe", "text_start"): {
         "protocol": "elevater",

@@ -183,6 +183,40 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         " from 0.",
     ),
     (
+        "the whole bank as negatives of an estimator that samples them",
+        {"more": distiller("{name: npid, student: image.project, num_negatives: null}")},
+        "r.yaml:19: distillers[1].num_negatives: null does not go with estimator: nce. Change one"
+        " of them.",
+    ),
+    (
+        "codes of a picture that is not the student's first",
+        {
+            "more": distiller(
+                "{name: swav, student: [image.project, image.project@b], teacher: image.project@b}"
+            )
+        },
+        "r.yaml:19: distillers[1].teacher: distiller 'swav' compares each picture with the others"
+        " only, so the student lists two or more pictures, and the teacher the first of them in the"
+        " same order.",
+    ),
+    (
+        "more classes than pictures",
+        {"more": distiller("{name: view_order, student: [image.project, image.project@b]}")},
+        "r.yaml:19: distillers[1].student: distiller 'view_order' classifies 2 pictures, and"
+        " 'image.project' embeds 8 values. Set `width: 2` in head 'project' of 'image'.",
+    ),
+    (
+        "crops whose scale runs backwards",
+        {"main": ", scale: [1.0, 0.2]"},
+        "r.yaml:15: data.augment.scale: [1, 0.2] runs backwards: write the lower first.",
+    ),
+    (
+        "crops of no area",
+        {"main": ", scale: [0, 1.0]"},
+        "r.yaml:15: data.augment.scale: expected a list of 2: a number above 0 and of at most 1, a"
+        " number above 0 and of at most 1, got [0, 1.0].",
+    ),
+    (
         "a view that nothing reads",
         {"views": ", c: {name: simclr}"},
         "r.yaml:16: data.views.c: nothing reads it. Write TOWER@c in a distiller, or remove it.",

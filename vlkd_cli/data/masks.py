@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.preprocessing import Grid
-from vlkd_cli.recipe.types import Positive, PositiveInt, Probability
+from vlkd_cli.recipe.types import PositiveInt, PositiveRange, Probability, ProbabilityRange
 
 FRUITLESS_RECTANGLES = 10
 
@@ -108,10 +108,10 @@ class BlockMask(Mask):
         grid: Grid,
         *,
         hidden: PositiveInt | None = None,
-        share: tuple[Probability, Probability] | None = None,
+        share: ProbabilityRange | None = None,
         probability: Probability = 1.0,
         smallest: PositiveInt = 16,
-        aspect: tuple[Positive, Positive] = (0.3, 3.3),
+        aspect: PositiveRange = (0.3, 3.3),
     ) -> None:
         if share is not None and hidden is not None:
             raise ValueError(
@@ -119,16 +119,12 @@ class BlockMask(Mask):
             )
         if share is None and probability < 1:
             raise ValueError("'probability' has no effect without 'share'; remove it")
-        if share is not None and share[0] > share[1]:
-            raise ValueError(f"share [{share[0]}, {share[1]}] runs backwards")
         most = grid.num_places if share is None else int(share[1] * grid.num_places)
         if share is not None and most < smallest:
             raise ValueError(
                 f"share hides at most {most} of {grid.num_places} positions, and the smallest"
                 f" rectangle has {smallest}, so nothing would be hidden; lower 'smallest'"
             )
-        if aspect[0] > aspect[1]:
-            raise ValueError(f"aspect [{aspect[0]}, {aspect[1]}] runs backwards")
         self.grid, self.share, self.probability = grid, share, probability
         self.num_hidden = 75 if hidden is None else hidden
         if share is None and self.num_hidden > grid.num_places:

@@ -90,6 +90,13 @@ class Distiller(nn.Module):
     """Of `labels`, `targets` and `captions`, what it cannot do without for a value of a key."""
     no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {}
     """Keys that have no effect where another key, named first, has a value."""
+    excludes_by_key: ClassVar[Mapping[str, Mapping[object, Mapping[str, object]]]] = {}
+    """Values of keys that cannot be where another key, named first, has a value."""
+    classifies_pictures: ClassVar[bool] = False
+    """Whether the pictures of the student are classes, so that it has one value for each."""
+    skips_own_picture: ClassVar[bool] = False
+    """Whether of two lists the teacher's pictures are the first of the student's, and each is
+    compared with the others only."""
     column_keys: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Its keys that name a column of the data, and their words that name none."""
     paper: ClassVar[str] = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,6 @@ from vlkd_cli.distillers.anchors import anchor_contrast
 from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_without_grad, mean_without_grad
-from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.types import Positive, PositiveInt, Probability, Progress
 
 
@@ -45,6 +45,9 @@ class NPID(Distiller):
         r" \quad h_{ij} = \frac{P_{ij}}{P_{ij} + |K| / n},"
         r" \quad P_{ij} = \frac{1}{Z} e^{\hat{f}_i \cdot m_j / \tau}"
     )
+    excludes_by_key: ClassVar[Mapping[str, Mapping[object, Mapping[str, object]]]] = {
+        "estimator": {"nce": {"num_negatives": None}},
+    }
 
     bank: Tensor
     normalizer: Tensor
@@ -58,11 +61,6 @@ class NPID(Distiller):
         momentum: Probability = 0.5,
     ) -> None:
         super().__init__()
-        if num_negatives is None and estimator == "nce":
-            raise RecipeError(
-                "distiller 'npid': `num_negatives: null`, the whole bank, goes with estimator:"
-                " softmax. Give a number of negatives, or set estimator: softmax."
-            )
         self.estimator, self.num_negatives = estimator, num_negatives
         self.temperature, self.momentum = temperature, momentum
 

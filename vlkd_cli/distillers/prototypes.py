@@ -33,6 +33,8 @@ class PrototypeDistiller(Distiller):
         teacher_temperature: divides the teacher's.
     """
 
+    skips_own_picture = True
+
     prototypes: nn.Parameter | None
 
     def __init__(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,9 @@ class Reinforced(ScaledDistiller):
         r" + w_c L_{\mathrm{InfoNCE}}(Z), \quad P = \frac{1}{K} \sum_k \sigma(s_k U_k V_k^{\top}),"
         r" \quad P' = \frac{1}{K} \sum_k \sigma(s_k V_k U_k^{\top})"
     )
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
+        "loss": {"softmax": ("logit_bias", "teacher_logit_biases", "sigmoid_targets")},
+    }
 
     bias: Tensor
 
@@ -97,11 +100,6 @@ class Reinforced(ScaledDistiller):
         self.sigmoid_targets = sigmoid_targets
         if loss == "sigmoid":
             self.add_scalar("bias", logit_bias)
-        elif (logit_bias, *teacher_logit_biases, sigmoid_targets) != (-10.0, -10.0, "signed"):
-            raise RecipeError(
-                "distiller 'reinforced': logit_bias, teacher_logit_biases and sigmoid_targets have"
-                " no effect with loss: softmax. Remove them, or set loss: sigmoid."
-            )
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         assert teacher is not None

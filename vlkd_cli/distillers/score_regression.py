@@ -12,8 +12,7 @@ from torch import Tensor
 from vlkd_cli.distillers.distiller import Distiller
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather, gather_without_grad
-from vlkd_cli.errors import RecipeError
-from vlkd_cli.recipe.types import Positive
+from vlkd_cli.recipe.types import Interval, Positive
 
 
 class ScoreRegression(Distiller):
@@ -49,17 +48,12 @@ class ScoreRegression(Distiller):
         self,
         *,
         loss: Literal["mse", "ranking"] = "mse",
-        range: tuple[float, float] | None = None,
+        range: Interval | None = None,
         scale: Positive | None = None,
     ) -> None:
         super().__init__()
         self.loss, self.scale = loss, 20.0 if scale is None else scale
         self.low, self.high = range or (0.0, 1.0)
-        if self.low >= self.high:
-            raise RecipeError(
-                f"distiller 'score_regression': range [{self.low:g}, {self.high:g}] is empty."
-                " Write the lower score first."
-            )
 
     def forward(
         self,

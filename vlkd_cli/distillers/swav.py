@@ -15,7 +15,6 @@ from vlkd_cli.distillers.distiller import Distiller, Widths
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.distributed.runtime import rank, world_size
-from vlkd_cli.errors import RecipeError
 from vlkd_cli.numerics.autograd import Context
 from vlkd_cli.recipe.types import NonNegativeInt, Positive, PositiveInt, Progress
 
@@ -45,6 +44,7 @@ class SwAV(Distiller):
     """
 
     direction = "one_way"
+    skips_own_picture = True
     crosses_ranks = "a sum for each prototype and iteration; rows that enter the queue"
     paper = "Caron et al., NeurIPS 2020, arXiv:2006.09882"
     formula = (
@@ -77,18 +77,11 @@ class SwAV(Distiller):
 
     def setup(self, student: Widths, teacher: Widths | None) -> None:
         assert isinstance(student, tuple) and isinstance(teacher, tuple)
-        num_codes = len(teacher)
-        if num_codes > len(student) or len(student) < 2:
-            raise RecipeError(
-                "distiller 'swav' predicts the codes of some pictures from all others: its student"
-                f" is {len(student)} outputs, its teacher {num_codes}. List all pictures as the"
-                " student and the first of them as the teacher."
-            )
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(self.num_prototypes, student[0], generator=generator)
         self.prototypes = nn.Parameter(unit(rows))
         if self.queue_size is not None:
-            for number in range(num_codes):
+            for number in range(len(teacher)):
                 self.queues.append(
                     AnchorQueue(self.queue_size, student[0], seed=number, unit_rows=True)
                 )

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vlkd_cli.distillers.distiller import Distiller, Widths
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.distillers.distiller import Distiller
 
 
 class ViewOrder(Distiller):
@@ -25,21 +24,13 @@ class ViewOrder(Distiller):
     """
 
     direction = "one_way"
+    classifies_pictures = True
     crosses_ranks = "nothing"
     paper = "Gidaris et al., ICLR 2018, arXiv:1803.07728"
     formula = (
         r"L = -\frac{1}{NV} \sum_i \sum_{v=1}^{V}"
         r" \log \frac{e^{s_{ivv}}}{\sum_{k=1}^{V} e^{s_{ivk}}}"
     )
-
-    def setup(self, student: Widths, teacher: Widths | None) -> None:
-        assert isinstance(student, tuple)
-        for width in student:
-            if width != len(student):
-                raise RecipeError(
-                    f"distiller 'view_order' classifies {len(student)} pictures, but its student"
-                    f" has {width} outputs. Set the head's width to {len(student)}."
-                )
 
     def forward(self, student: Sequence[Float[Tensor, "B V"]]) -> Float[Tensor, ""]:
         logits = torch.stack(list(student))

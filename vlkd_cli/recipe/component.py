@@ -91,15 +91,20 @@ def check_component(
     if not signature.is_read:
         return []
     problems = check_keys(signature.keys, keys, path, f"{kind} '{name}'", shared)
-    return problems or list(_idle_keys(signature, keys, path))
+    return problems or list(_check_combinations(signature, keys, path))
 
 
-def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> Iterator[Problem]:
-    """Keys that have no effect next to another one, by the component's own declaration."""
+def _check_combinations(
+    signature: Signature, keys: Mapping[str, object], path: Path
+) -> Iterator[Problem]:
+    """Keys that have no effect next to another one, and values that another one excludes, by the
+    component's own declaration."""
     defaults = {key.name: key.default for key in signature.keys}
+    # A subclass may leave out keys of its base.
+    values = {**defaults, **keys}
 
     def is_set(name: str) -> bool:
-        return bool(keys.get(name, defaults[name]) != defaults[name])
+        return name in defaults and bool(values[name] != defaults[name])
 
     for decisive, idle in signature.attributes.get("no_effect_with", {}).items():
         if keys.get(decisive) is None:
@@ -107,15 +112,27 @@ def _idle_keys(signature: Signature, keys: Mapping[str, object], path: Path) -> 
         for name in idle:
             if is_set(name):
                 yield Problem((*path, name), f"has no effect with '{decisive}'. Leave it out.")
-    for decisive, by_value in signature.attributes.get("no_effect_by_key", {}).items():
-        value = keys.get(decisive, defaults[decisive])
+    for decisive, idle_by_value in signature.attributes.get("no_effect_by_key", {}).items():
+        value = values.get(decisive)
         # A list is not a value that a component names.
-        for name in by_value.get(value, ()) if isinstance(value, Hashable) else ():
+        for name in idle_by_value.get(value, ()) if isinstance(value, Hashable) else ():
             if is_set(name):
-                written = value if isinstance(value, str) else shown(value)
                 yield Problem(
-                    (*path, name), f"has no effect with {decisive}: {written}. Leave it out."
+                    (*path, name), f"has no effect with {decisive}: {_plain(value)}. Leave it out."
                 )
+    for decisive, excluded_by_value in signature.attributes.get("excludes_by_key", {}).items():
+        value = values[decisive]
+        for name, excluded in excluded_by_value.get(value, {}).items():
+            if values[name] == excluded:
+                yield Problem(
+                    (*path, name),
+                    f"{_plain(excluded)} does not go with {decisive}: {_plain(value)}. Change one"
+                    " of them.",
+                )
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def known_signature(kind: str, name: object, path: Path) -> Signature | Problem:
@@ -215,7 +232,7 @@ def check_value(key: Key, value: object, path: Path) -> list[Problem]:
             for detail in error.errors()
             if detail["type"] == "value_error"
         ]
-        if reasons and isinstance(value, Mapping):
+        if reasons and isinstance(value, Mapping | list | tuple):
             return [Problem(path, f"{reasons[0]}.")]
         guess = (
             catalog.did_you_mean(value, choices_of(key.annotation))

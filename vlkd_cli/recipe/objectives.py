@@ -11,7 +11,7 @@ from vlkd_cli.recipe.address import LAYER, Address, Arrow, Call, Side, modality_
 from vlkd_cli.recipe.contract import Contract, Kind, Output, contract_of, form_for
 from vlkd_cli.recipe.masks import mask_of, mask_varies
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.params import REQUIRED, find_method, signature_of
+from vlkd_cli.recipe.params import REQUIRED, attributes_of, find_method, signature_of
 from vlkd_cli.recipe.schema import Component, DistillerSpec, HeadSpec, Recipe, TowerSpec
 
 Use = tuple[Address, Output]
@@ -31,6 +31,7 @@ def check_objective(
     yield from _check_shapes(recipe, spec, contract, arrow, path)
     yield from check_widths(recipe, spec, arrow, path, lambda address: _width(recipe, address))
     yield from _check_prototypes(recipe, spec, arrow, path)
+    yield from _check_first_pictures(spec, arrow, path)
 
 
 def check_widths(
@@ -40,19 +41,30 @@ def check_widths(
     path: Path,
     width_of: Callable[[Address], int | None],
 ) -> Iterator[Problem]:
-    """Outputs of different widths that the distiller compares directly; the first of each call.
+    """Outputs of different widths that the distiller compares directly, or that have not one value
+    for each picture where pictures are the classes; the first of each call.
 
     Args:
         width_of: the width of an output, None where it is not known yet.
     """
     contract = contract_of(spec.name)
+    classifies = attributes_of("distiller", spec.name).get("classifies_pictures", False)
     for call in arrow.calls:
         seen: dict[str, tuple[Address, int]] = {}
+        count = len(listed(call.student))
         negatives = [(address, Output("rows", NEGATIVE_WIDTH)) for address in arrow.negatives]
         for address, output in [*uses(contract, call), *negatives]:
             width = width_of(address)
             if width is None or output.width == "_":
                 continue
+            if classifies and width != count:
+                yield Problem(
+                    (*path, "student"),
+                    f"distiller '{spec.name}' classifies {count} picture{'s' * (count > 1)}, and"
+                    f" {_named(address)} embeds {width} values."
+                    f" {_remedy(recipe, address, count)}",
+                )
+                return
             ours, our_width = seen.setdefault(output.width, (address, width))
             if width != our_width:
                 yield Problem(
@@ -320,6 +332,25 @@ def _check_prototypes(
                     " the towers head 'mlp'.",
                 )
                 return
+
+
+def _check_first_pictures(spec: DistillerSpec, arrow: Arrow, path: Path) -> Iterator[Problem]:
+    """Teachers that are not the first pictures of their students, where a picture is not compared
+    with itself: the two are matched by their number in the list."""
+    if not attributes_of("distiller", spec.name).get("skips_own_picture"):
+        return
+    for call in arrow.calls:
+        if isinstance(call.student, Address) or isinstance(call.teacher, Address):
+            continue
+        students, teachers = ([(one.input, one.picture) for one in side or ()] for side in call)
+        if teachers != students[: len(teachers)] or len(students) < 2:
+            yield Problem(
+                (*path, "teacher"),
+                f"distiller '{spec.name}' compares each picture with the others only, so the"
+                " student lists two or more pictures, and the teacher the first of them in the"
+                " same order.",
+            )
+            return
 
 
 def _has_prototypes(recipe: Recipe, address: Address) -> bool:

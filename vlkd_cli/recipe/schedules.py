@@ -83,7 +83,15 @@ def _check_cooldown(spec: ScheduleSpec) -> Iterator[tuple[str, str]]:
 
 
 def _check_length(spec: ScheduleSpec, train: TrainSpec) -> Iterator[tuple[str, str]]:
-    """Whether warm-up and cooldown fit, as far as the recipe alone shows it."""
+    """Whether warm-up, milestones and cooldown fit, as far as the recipe alone shows it."""
+    beyond = [milestone for milestone in spec.milestones if milestone >= train.epochs]
+    if spec.name == "steps" and beyond:
+        yield (
+            "milestones",
+            f"{', '.join(f'{one:g}' for one in beyond)} {'are' if beyond[1:] else 'is'} never"
+            f" reached: the run has {train.epochs} epoch{'s' * (train.epochs > 1)}, counted from 0."
+            " Choose earlier ones, or train longer.",
+        )
     for unit, length in (("steps", train.steps), ("epochs", train.epochs)):
         warmup = getattr(spec, f"warmup_{unit}")
         cooldown = getattr(spec, f"cooldown_{unit}")

@@ -28,6 +28,28 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout: at 1 nothing would be 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 TextLength = Annotated[int, Field(ge=2)]  # in tokens: one alone leaves no room for a text
+HueShift = Annotated[float, Field(ge=0, le=0.5)]  # half of the color circle is the farthest
+
+
+def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"[{bounds[0]:g}, {bounds[1]:g}] runs backwards: write the lower first")
+    return bounds
+
+
+def _apart(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] == bounds[1]:
+        raise ValueError(f"[{bounds[0]:g}, {bounds[1]:g}] is empty: write two different numbers")
+    return bounds
+
+
+# Lowest and highest value. An interval has something in between.
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_in_order)]
+NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_in_order)]
+ProbabilityRange = Annotated[tuple[Probability, Probability], AfterValidator(_in_order)]
+Area = Annotated[float, Field(gt=0, le=1)]
+AreaRange = Annotated[tuple[Area, Area], AfterValidator(_in_order)]
+Interval = Annotated[tuple[float, float], AfterValidator(_in_order), AfterValidator(_apart)]
 
 
 LayerChoice = (

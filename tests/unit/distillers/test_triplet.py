@@ -78,6 +78,12 @@ def test_a_miner_margin_below_zero_moves_the_border(miner: str, count: int):
             "margin: has no effect with kind: none.",
         ),
         ("{name: score_regression, scale: 2}", "scale: has no effect with loss: mse."),
+        (
+            "{name: score_regression, range: [5, 0]}",
+            "range: [5, 0] runs backwards: write the lower first.",
+        ),
+        ("{name: score_regression, range: [1, 1]}", "range: [1, 1] is empty: write two different"),
+        ("{name: reinforced, logit_bias: 1}", "logit_bias: has no effect with loss: softmax."),
         ("{name: swav, queue_from_epoch: 2}", "queue_from_epoch: has no effect with queue_size:"),
     ],
 )

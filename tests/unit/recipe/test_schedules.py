@@ -27,12 +27,16 @@ def refusal(*overrides: str) -> str:
     [
         ("{name: wsd}", "name: wsd needs the length of its decay: `cooldown_steps: 1000` or"),
         ("{cooldown_steps: 3}", "cooldown_steps: has no effect with name: cosine. Schedules with"),
-        ("{name: steps, milestones: [1], cooldown_epochs: 1}", "cooldown_epochs: has no effect"),
+        ("{name: steps, milestones: [0.5], cooldown_epochs: 1}", "cooldown_epochs: has no effect"),
         ("{name: wsd, cooldown_steps: 3, cooldown_epochs: 1}", "cooldown_epochs: the cooldown"),
         ("{name: constant, cooldown_shape: sqrt}", "cooldown_shape: has no effect without"),
         ("{name: wsd, cooldown_steps: 3, timescale: 4}", "timescale: has no effect without name:"),
         ("{name: rsqrt, end_factor: 0.1}", "end_factor: has no effect with name: rsqrt without a"),
         ("{milestones: [1]}", "milestones: has no effect without name: steps."),
+        (
+            "{name: steps, milestones: [0.5, 1, 1.5]}",
+            "milestones: 1, 1.5 are never reached: the run has 1 epoch, counted from 0.",
+        ),
         ("{name: constant, factor: 0.5}", "factor: has no effect without name: steps."),
         ("{warmup_steps: 1, warmup_epochs: 1}", "warmup_epochs: warm-up lasts for"),
     ],

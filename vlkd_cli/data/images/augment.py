@@ -4,7 +4,7 @@ needed, then colors and blur."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,10 +14,14 @@ from torch import Tensor
 from vlkd_cli.data.images.resize import Box, crop, random_box, resize, shrink_for
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.types import (
+    AreaRange,
+    HueShift,
     ModalityName,
     NonNegative,
     NonNegativeInt,
+    NonNegativeRange,
     PositiveInt,
+    PositiveRange,
     Probability,
 )
 
@@ -76,20 +80,24 @@ class StandardAugment(Augment):
         solarize: probability of inverting every value from 128 on.
     """
 
+    no_effect_by_key: ClassVar[Mapping[str, Mapping[object, tuple[str, ...]]]] = {
+        "blur": {0.0: ("blur_sigma",)},
+    }
+
     def __init__(
         self,
         *,
-        scale: tuple[float, float] = (0.9, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        scale: AreaRange = (0.9, 1.0),
+        ratio: PositiveRange = (3 / 4, 4 / 3),
         flip: Probability = 0.0,
         brightness: NonNegative = 0.0,
         contrast: NonNegative = 0.0,
         saturation: NonNegative = 0.0,
-        hue: Probability = 0.0,
+        hue: HueShift = 0.0,
         jitter: Probability = 1.0,
         grayscale: Probability = 0.0,
         blur: Probability = 0.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        blur_sigma: NonNegativeRange = (0.1, 2.0),
         solarize: Probability = 0.0,
     ) -> None:
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
@@ -136,9 +144,7 @@ class StandardAugment(Augment):
             if strength
         ]
         if self.hue:
-            changes.append(
-                (functional.adjust_hue, rng.uniform(-min(self.hue, 0.5), min(self.hue, 0.5)))
-            )
+            changes.append((functional.adjust_hue, rng.uniform(-self.hue, self.hue)))
         rng.shuffle(changes)
         for change, amount in changes:
             image = change(image, amount)
@@ -176,7 +182,7 @@ class SimCLRAugment(StandardAugment):
     def __init__(
         self,
         *,
-        scale: tuple[float, float] = (0.2, 1.0),
+        scale: AreaRange = (0.2, 1.0),
         flip: Probability = 0.5,
         strength: NonNegative = 1.0,
         jitter: Probability = 0.8,
@@ -216,7 +222,7 @@ class BYOLAugment(StandardAugment):
     def __init__(
         self,
         *,
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: AreaRange = (0.08, 1.0),
         flip: Probability = 0.5,
         jitter: Probability = 0.8,
         grayscale: Probability = 0.2,
@@ -250,9 +256,7 @@ class QuarterTurnsAugment(StandardAugment):
 
     pictures = 4
 
-    def __init__(
-        self, *, scale: tuple[float, float] = (0.08, 1.0), flip: Probability = 0.5
-    ) -> None:
+    def __init__(self, *, scale: AreaRange = (0.08, 1.0), flip: Probability = 0.5) -> None:
         super().__init__(scale=scale, flip=flip)
 
     def apply(

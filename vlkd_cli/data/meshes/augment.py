@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkd_cli.recipe.types import ModalityName, NonNegative, Probability
+from vlkd_cli.recipe.types import ModalityName, NonNegative, PositiveRange, Probability
 
 UP = 1
 """The axis that points up in every cloud: y."""
@@ -44,13 +44,11 @@ class PointsAugment(CloudAugment):
         self,
         *,
         rotate: Literal["none", "up", "any"] = "none",
-        scale: tuple[float, float] = (0.8, 1.25),
+        scale: PositiveRange = (0.8, 1.25),
         shift: NonNegative = 0.1,
         jitter: NonNegative = 0.01,
         drop: Probability = 0.875,
     ) -> None:
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale {list(scale)}: give two positive factors, the smaller first")
         self.rotate, self.scale = rotate, (scale[0], scale[1])
         self.shift, self.jitter, self.drop = shift, jitter, drop
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from vlkd_cli.data.meshes.augment import PointsAugment
+from vlkd_cli.errors import RecipeError
+from vlkd_cli.recipe.component import make
 
 NOTHING: dict[str, Any] = {"scale": (1.0, 1.0), "shift": 0, "jitter": 0, "drop": 0}
 
@@ -75,5 +77,5 @@ def test_the_generator_decides(points):
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (1.2, 0.8)])
 def test_a_scale_that_is_not_a_range_is_refused(scale):
-    with pytest.raises(ValueError, match="the smaller first"):
-        PointsAugment(scale=scale)
+    with pytest.raises(RecipeError, match="expected a list of 2|write the lower first"):
+        make("augment", "points", {"scale": scale})
