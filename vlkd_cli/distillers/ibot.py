@@ -18,7 +18,8 @@ from vlkd_cli.recipe.types import (
     Schedule,
 )
 
-_BLOCK_ENTRIES = 1 << 20
+_BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 20}
+"""Entries of the logits that are worked on at a time: near the cache, and few launches."""
 
 
 class IBOT(Distiller):
@@ -114,7 +115,8 @@ class _Assignments(torch.autograd.Function):
     ) -> Tensor:
         per_row = torch.empty_like(weights)
         slope = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        step = max(_BLOCK_ENTRIES // student.shape[1], 1)
+        entries = _BLOCK_ENTRIES.get(student.device.type, _BLOCK_ENTRIES["cpu"])
+        step = max(entries // student.shape[1], 1)
         for first in range(0, len(student), step):
             part = slice(first, first + step)
             logits = student[part] / temperatures[0]

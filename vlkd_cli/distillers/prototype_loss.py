@@ -10,8 +10,8 @@ prior for each prototype on the student's side and pairs (u, v),
 The prototypes are walked in tiles, each multiplied with all views at once. A first walk over the
 teacher gives r_u, a second one the loss and the mean of P_u; backward walks a third time and needs
 lse and r alone: dL/da_v = (n_v softmax(a_v + log prior) - sum_u P_u) / (pairs
-* rows). Tiles of small matrices are stored from the second walk to the third. Where the inputs are
-logits already, W is None and a tile is a slice of them.
+* rows). Tiles of small matrices are stored from the second walk to the third, which saves their
+products. Where the inputs are logits already, W is None and a tile is a slice of them.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ class _PrototypeLoss(torch.autograd.Function):
             for _ in range(2)
         )
         entries = (len(student) + len(teacher)) * num_rows * sides.num_prototypes
+        multiplies = prototypes is not None and any(ctx.needs_input_grad)
         stored: list[tuple[Tensor, Tensor]] | None = (
-            [] if entries <= STORED_ENTRIES and any(ctx.needs_input_grad) else None
+            [] if multiplies and entries <= STORED_ENTRIES else None
         )
         for some in tiles(sides):
             logits, wanted = _tile(
