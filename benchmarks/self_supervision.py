@@ -327,6 +327,7 @@ def encoder(masks: str) -> Work:
     def prepare() -> Callable[[], object]:
         torch.manual_seed(0)
         backbone: Any = make("builder", "timm", {"model": "vit_small_patch16_224"}).build("image")
+        backbone.grid((224, 224))  # found once, when a run is built
         images = torch.randn(8, 3, 224, 224)
         hidden = torch.rand(8, 196).argsort(1) < 147
         return lambda: backbone(images, hidden, masks).tokens.values.square().mean().backward()

@@ -6,9 +6,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from vlkd_cli.api import compose as compose
     from vlkd_cli.api import describe_models as describe_models
     from vlkd_cli.api import list_model_options as list_model_options
     from vlkd_cli.api import load as load
+    from vlkd_cli.api import open_run as open_run
     from vlkd_cli.api import synthesize as synthesize
 
 __version__ = "0.1.0"

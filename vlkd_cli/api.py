@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from vlkd_cli.builders.by_task import TaskRow
+    from vlkd_cli.engine.composed import Composed
     from vlkd_cli.engine.encoder import Encoder
+    from vlkd_cli.engine.target import Target
     from vlkd_cli.recipe.types import Precision
 
-__all__ = ["describe_models", "list_model_options", "load", "synthesize"]
+__all__ = ["compose", "describe_models", "list_model_options", "load", "open_run", "synthesize"]
 
 
 def load(
@@ -56,6 +58,53 @@ def load(
         runs=Path(runs),
         trust=trust,
     )
+
+
+def open_run(
+    target: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    trust: bool = False,
+) -> Target:
+    """The towers of a run as networks, on the CPU in eval mode: `open_run(RUN).tower("image")`
+    encodes batches of tensors, `tower.encode(images)` one output, `tower.outputs(images, names)`
+    several.
+
+    Args:
+        target, overrides, runs, trust: see `load`.
+
+    Raises:
+        UserError: there is no such target, or its weights cannot be loaded.
+    """
+    from vlkd_cli.engine.target import open_target
+
+    return open_target(str(target), overrides, runs=Path(runs), trust=trust)
+
+
+def compose(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Composed:
+    """What a recipe trains, and what it trains on, as `vlkd train` would start it in one process.
+
+    `composition(batch, progress)` is the loss with its terms and changes no state;
+    `composition.commit(progress)` moves queues, banks, centers and followers after the optimizer
+    step.
+
+    Args:
+        recipe: its file, or the name of a shipped one.
+        overrides: changes of it, e.g. `["train.batch_size=32"]`.
+        device: `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: something does not fit; the message names what to change.
+    """
+    from vlkd_cli.engine import composed
+
+    return composed.compose(recipe, overrides, device=device)
 
 
 def synthesize(

@@ -398,6 +398,8 @@ OPTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "--tower": (ENCODE, f"{ENCODE} --tower image"),
         "--column": (ENCODE, f"{ENCODE} --column x"),
         "--reader": (ENCODE, f"{ENCODE} --reader x=1"),
+        "--output": (ENCODE, f"{ENCODE} --output backbone"),
+        "--pictures": (ENCODE, f"{ENCODE} --pictures x"),
         "--normalize": (ENCODE, f"{ENCODE} --raw"),
         "--dtype": (ENCODE, f"{ENCODE} --dtype float16"),
         "--precision": (ENCODE, f"{ENCODE} --precision bf16"),

@@ -217,6 +217,11 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         " number above 0 and of at most 1, got [0, 1.0].",
     ),
     (
+        "a mask that hides nothing",
+        {"masks": "replace", "main": ", mask: {name: random, share: 0}"},
+        "r.yaml:15: data.augment.mask.share: expected a number above 0 and below 1, got 0.",
+    ),
+    (
         "a view that nothing reads",
         {"views": ", c: {name: simclr}"},
         "r.yaml:16: data.views.c: nothing reads it. Write TOWER@c in a distiller, or remove it.",

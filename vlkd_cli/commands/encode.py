@@ -57,6 +57,23 @@ def encode(
             " Repeatable.",
         ),
     ] = None,
+    output_name: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            metavar="NAME",
+            help="Which output of the tower: head, backbone, tokens (a vector for each position) or"
+            " the name of a head.",
+        ),
+    ] = "head",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write what the output paints as a PNG file for each image, where it was trained"
+            " on pixels.",
+        ),
+    ] = None,
     normalize: Annotated[
         bool, typer.Option("--normalize/--raw", help="L2-normalize the vectors, or not.")
     ] = True,
@@ -102,6 +119,8 @@ def encode(
             normalize=normalize,
             dtype=dtype,
             precision=precision,
+            features=output_name,
+            pictures=None if pictures is None else str(pictures),
         ),
         gpus=gpus,
         cpu_workers=cpu_workers,

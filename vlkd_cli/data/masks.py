@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.preprocessing import Grid
-from vlkd_cli.recipe.types import PositiveInt, PositiveRange, Probability, ProbabilityRange
+from vlkd_cli.recipe.types import (
+    PositiveInt,
+    PositiveRange,
+    Probability,
+    ProbabilityRange,
+    ProperFraction,
+)
 
 FRUITLESS_RECTANGLES = 10
 
@@ -55,7 +61,7 @@ class RandomMask(Mask):
     varies_with: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, grid: Grid, *, share: Probability = 0.75, unit_px: PositiveInt | None = None
+        self, grid: Grid, *, share: ProperFraction = 0.75, unit_px: PositiveInt | None = None
     ) -> None:
         unit = 1 if unit_px is None else unit_px // grid.patch_px
         if unit_px is not None and (

@@ -34,6 +34,7 @@ from vlkd_cli.engine.items import (
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.launching.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.launching.start import choose_placement
+from vlkd_cli.engine.painted import find_painter, write_pictures
 from vlkd_cli.engine.target import open_target
 from vlkd_cli.engine.vectors import (
     Page,
@@ -47,13 +48,13 @@ from vlkd_cli.engine.vectors import (
     write_skipped,
 )
 from vlkd_cli.errors import DataError, UserError
-from vlkd_cli.evaluation.run import with_tower
 from vlkd_cli.features.encode import normalize
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.features.table import Rows, Table, projected_blocks, sample_table, text_table
 from vlkd_cli.ranks import joins_running_job
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import ModalityName, Precision
+from vlkd_cli.towers.outputs import HEAD
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -71,6 +72,8 @@ class EncodeJob:
         output: a file, or `-`.
         tower: by name or modality; None: the one that fits the input.
         lines: of standard input, where that is the input.
+        features: which output of the tower is written.
+        pictures: a folder for what that output paints; None: nothing is painted.
     """
 
     target: str | None
@@ -85,6 +88,8 @@ class EncodeJob:
     precision: Precision | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     lines: tuple[str, ...] | None = field(default=None, repr=False)
+    features: str = HEAD
+    pictures: str | None = None
 
 
 def start_encoding(job: EncodeJob, *, gpus: int | None, cpu_workers: int | None) -> int:
@@ -145,13 +150,19 @@ def _encode(job: EncodeJob) -> None:
     opened = open_target(job.target, job.overrides, runs=Path(job.runs), trust=job.trust)
     subject = subject_for(opened, job.device, job.precision)
     source = Input(*job.source)
-    encoder = _tower_for(Encoder(subject), source, job.tower)
+    encoder = _tower_for(Encoder(subject), source, job.tower).at_output(job.features)
+    if encoder.positions is not None and Path(job.output).suffix == ".parquet":
+        raise UserError(
+            f"OUT {job.output}: '{job.features}' has a vector for each of {encoder.positions}"
+            " positions, and a table holds one for each item. Write a .npy file."
+        )
+    painter = None
+    if job.pictures is not None:
+        painter = find_painter(opened.recipe, opened.towers, encoder.name, job.features)
     console.note(f"Encoding with tower '{encoder.name}' of {opened.described}")
     items = open_items(source, encoder.modality, job.lines)
     is_pipe = job.output == STANDARD
-    subject = replace(
-        with_tower(subject, encoder.name), cache=None if is_pipe else _partial(job.output)
-    )
+    subject = replace(encoder.subject, cache=None if is_pipe else _partial(job.output))
     encoded = _features(subject, encoder.modality, items)
     if is_pipe and encoded.skipped:
         first = encoded.skipped[0]
@@ -177,11 +188,18 @@ def _encode(job: EncodeJob) -> None:
         skipped=list(encoded.lost),
         ids=list(encoded.ids),
         texts=list(items.texts or ()) if source.path == STANDARD else None,
+        output=job.features,
+        positions=encoder.positions,
     )
     with _writing(job.output), _writer(job.output, page) as writer:
         _write(subject, encoded, page, writer)
     if not is_pipe:
         _finish(Path(job.output), page, encoded.skipped)
+    if painter is not None and job.pictures is not None:
+        assert items.reader is not None
+        folder = Path(job.pictures)
+        write_pictures(painter, items.reader, encoded.rows.tolist(), encoded.ids, folder)
+        console.note(f"Pictures: {folder}")
 
 
 def _tower_for(encoder: Encoder, source: Input, tower: str | None) -> Encoder:
@@ -236,7 +254,8 @@ def _reasons(tower: Tower, reader: Reader, rows: Sequence[int]) -> dict[str, str
 def _write(subject: Subject, encoded: _Encoded, page: Page, writer: Writer) -> None:
     start = 0
     for block in projected_blocks(subject, encoded.table, encoded.rows):
-        rows = (normalize(block) if page.normalized else block).numpy()
+        vectors = block.unflatten(1, page.shape)
+        rows = (normalize(vectors) if page.normalized else vectors).numpy()
         largest = float(np.finfo(page.dtype).max)
         if page.dtype != "float32" and np.abs(rows).max(initial=0) > largest:
             raise DataError(
@@ -250,18 +269,18 @@ def _write(subject: Subject, encoded: _Encoded, page: Page, writer: Writer) -> N
 @contextmanager
 def _writer(output: str, page: Page) -> Iterator[Writer]:
     """A writer of standard output, or of a file that appears when it is whole."""
-    rows, width, dtype = len(page.ids), page.width, page.dtype
+    rows, dtype = len(page.ids), page.dtype
     with ExitStack() as stack:
         if output == STANDARD:
-            yield stack.enter_context(npy_writer(sys.stdout.buffer, rows, width, dtype))
+            yield stack.enter_context(npy_writer(sys.stdout.buffer, rows, page.shape, dtype))
             return
         path, partial = Path(output), _partial(output) / "vectors"
         if path.suffix == ".npy":
             file = stack.enter_context(partial.open("wb"))
-            yield stack.enter_context(npy_writer(file, rows, width, dtype))
+            yield stack.enter_context(npy_writer(file, rows, page.shape, dtype))
         else:
             about = {key: value for key, value in page._asdict().items() if key != "ids"}
-            yield stack.enter_context(parquet_writer(partial, width, dtype, about))
+            yield stack.enter_context(parquet_writer(partial, page.width, dtype, about))
     page_of(path).unlink(missing_ok=True)
     os.replace(partial, path)
 
@@ -274,7 +293,8 @@ def _finish(path: Path, page: Page, skipped: Sequence[Skipped]) -> None:
             write_page(page, page_of(path))
         write_skipped(skipped, skipped_of(path))
     shutil.rmtree(_partial(str(path)), ignore_errors=True)
-    console.say(f"Vectors: {path} ({len(page.ids):,} x {page.width}, {page.dtype})")
+    sizes = " x ".join(map(str, page.shape))
+    console.say(f"Vectors: {path} ({len(page.ids):,} x {sizes}, {page.dtype})")
     if skipped:
         first = skipped[0]
         console.warn(

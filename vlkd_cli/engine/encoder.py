@@ -27,6 +27,7 @@ from vlkd_cli.features.subject import OpenTables, Subject
 from vlkd_cli.preprocessing import MeshInput
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.types import MODALITY_NAMES, ModalityName, Precision
+from vlkd_cli.towers.outputs import HEAD
 
 if TYPE_CHECKING:
     from vlkd_cli.towers.tower import Tower
@@ -38,10 +39,17 @@ class Encoder:
     Args:
         subject: the towers, their device and precision.
         name: of the chosen tower; None: each call of `encode` takes the one that fits its items.
+        others: encoders of other outputs by tower and output, made when they are asked for.
     """
 
-    def __init__(self, subject: Subject, name: str | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        name: str | None = None,
+        others: dict[tuple[str, str], Encoder] | None = None,
+    ) -> None:
         self._subject, self._name = subject, name
+        self._others = {} if others is None else others
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -54,7 +62,7 @@ class Encoder:
         Raises:
             UserError: there is no such tower.
         """
-        return Encoder(self._subject, self._named(tower))
+        return Encoder(self._subject, self._named(tower), self._others)
 
     def __repr__(self) -> str:
         return f"Encoder(towers={list(self.towers)}, tower={self._name!r})"
@@ -67,7 +75,34 @@ class Encoder:
     @property
     def width(self) -> int:
         """Values of a vector."""
-        return self._tower.width
+        return self._tower.width // (self.positions or 1)
+
+    @property
+    def positions(self) -> int | None:
+        """Vectors of an item, one for each of its positions; None: a single one."""
+        return self._tower.positions
+
+    @property
+    def subject(self) -> Subject:
+        """What suites would run, with the chosen tower as that of its modality."""
+        return with_tower(self._subject, self._only())
+
+    def at_output(self, output: str) -> Encoder:
+        """The encoder of the chosen tower with another of its outputs: `backbone`, `tokens` or a
+        head.
+
+        Raises:
+            UserError: there is no such output, or it has a varying number of positions.
+        """
+        name = self._only()
+        if output == HEAD:
+            return self[name]
+        if (name, output) not in self._others:
+            towers = {**self._subject.towers, name: self._tower.at_output(output)}
+            # Tables know towers by their identity.
+            subject = replace(self._subject, towers=towers, tables=OpenTables())
+            self._others[name, output] = Encoder(subject, name)
+        return self._others[name, output]
 
     @property
     def modality(self) -> ModalityName:
@@ -84,10 +119,12 @@ class Encoder:
         items: Any,
         tower: str | None = None,
         *,
+        output: str = HEAD,
         batch_size: int | None = None,
         normalize: bool = True,
     ) -> NDArray[np.float32]:
-        """Vectors `[N, width]` of N items, or `[1, width]` of a single one.
+        """Vectors `[N, width]` of N items, or `[1, width]` of a single one; `[N, positions, width]`
+        of an output with positions.
 
         On a CPU they equal the features that suites compute, bit for bit, for the same items in
         the same order.
@@ -98,6 +135,7 @@ class Encoder:
                 `[P, 3]`, or `[P, 6]` with normals, and `[N, P, 3 or 6]` for several.
             tower: by name, or `image`, `text` or `mesh`; by default the chosen one, else the one
                 that fits the first item, where a string is a text if there is a text tower.
+            output: `backbone`, `tokens` or a head of the tower.
             batch_size: by default that of the suites: the recipe's, at least 64.
             normalize: L2-normalize the vectors.
 
@@ -111,6 +149,9 @@ class Encoder:
         )
         listed = [items] if _is_single(items, reads_points=reads_points) else list(items)
         name = self._chosen(tower, listed)
+        if output != HEAD:
+            other = self[name].at_output(output)
+            return other.encode(listed, batch_size=batch_size, normalize=normalize)
         chosen = self._subject.towers[name]
         known = self._subject.tables
         subject = replace(
@@ -118,12 +159,15 @@ class Encoder:
             batch_size=batch_size or self._subject.batch_size,
             tables=OpenTables(digests=known.digests, weights=known.weights),
         )
+        positions = () if chosen.positions is None else (chosen.positions,)
+        shape = (*positions, chosen.width // (chosen.positions or 1))
         if not listed:
-            return np.zeros((0, chosen.width), dtype=np.float32)
+            return np.zeros((0, *shape), dtype=np.float32)
         if not FACTS[chosen.modality].has_views:
             features = embed_texts(subject, [_text(item, n, name) for n, item in enumerate(listed)])
         else:
             features = embed_samples(subject, chosen.modality, GIVEN[chosen.modality](listed, name))
+        features = features.unflatten(1, shape)
         vectors: NDArray[np.float32] = (l2_normalize(features) if normalize else features).numpy()
         return vectors
 

@@ -26,6 +26,7 @@ from vlkd_cli.engine.vectors import Page, read_vectors
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.topk import TopK
 from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.towers.outputs import HEAD
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +81,11 @@ def search(
     """
     quieten_libraries()
     rows, about = read_vectors(index)
+    if about.output != HEAD:
+        raise DataError(
+            f"INDEX {index} holds the output '{about.output}', and queries are encoded as 'head'."
+            " Write it without --output."
+        )
     opened = open_target(
         (about.target or None) if target is None else target,
         about.overrides if target is None else (),

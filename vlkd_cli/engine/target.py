@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.launching.start_evaluation import find_target
@@ -37,6 +38,19 @@ class Target(NamedTuple):
     source: Source | None
     folder: Path | None
     described: str
+
+    def tower(self, name: str) -> Tower:
+        """A tower by its name in the recipe.
+
+        Raises:
+            UserError: there is no such tower.
+        """
+        if name not in self.towers:
+            raise UserError(
+                f"{self.described} has no tower '{name}'.{did_you_mean(name, self.towers)} Towers:"
+                f" {', '.join(self.towers)}."
+            )
+        return self.towers[name]
 
 
 def open_target(

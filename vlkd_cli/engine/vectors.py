@@ -31,12 +31,14 @@ class Page(NamedTuple):
     Args:
         target: what the model was called in the command; `overrides` changed its recipe.
         model: run, checkpoint, step and averaging of the weights; nulls where nothing was trained.
-        tower: its name; `modality`, `digest` and `width` are its own.
+        tower: its name; `modality` and `digest` are its own, `width` is that of a vector.
         normalized: whether rows have unit length.
         input: where the items were, see `items.Input`; `fingerprint` detects changes.
         skipped: positions of pictures in the input that have no row.
         ids: of the rows.
         texts: of the rows, where they came through standard input.
+        output: of the tower.
+        positions: vectors of an item, one for each of its positions; None: a single one.
     """
 
     target: str
@@ -54,6 +56,13 @@ class Page(NamedTuple):
     skipped: list[int]
     ids: list[str]
     texts: list[str] | None = None
+    output: str = "head"
+    positions: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an item's values."""
+        return (self.width,) if self.positions is None else (self.positions, self.width)
 
 
 class Writer(Protocol):
@@ -96,12 +105,12 @@ def check_output(output: str) -> None:
 
 
 @contextmanager
-def npy_writer(file: IO[bytes], rows: int, width: int, dtype: str) -> Iterator[Writer]:
-    """Writes an array `[rows, width]` to a file or a pipe."""
+def npy_writer(file: IO[bytes], rows: int, shape: tuple[int, ...], dtype: str) -> Iterator[Writer]:
+    """Writes an array of so many rows of a shape to a file or a pipe."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
-        "shape": (rows, width),
+        "shape": (rows, *shape),
     }
     np.lib.format.write_array_header_1_0(file, header)
 
@@ -177,7 +186,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
         content = json.loads(page_of(path).read_text(encoding="utf-8"))
         found, version = content.pop("format"), content.pop("version")
         page = Page(**content)
-        fits = rows.shape == (len(page.ids), page.width) and str(rows.dtype) == page.dtype
+        fits = rows.shape == (len(page.ids), *page.shape) and str(rows.dtype) == page.dtype
     except FileNotFoundError:
         raise DataError(f"INDEX {path} has no {page_of(path).name} next to it. {again}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -187,7 +196,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     if not fits:
         raise DataError(
             f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page lists"
-            f" {[len(page.ids), page.width]} {page.dtype}. {again}."
+            f" {[len(page.ids), *page.shape]} {page.dtype}. {again}."
         )
     return rows, page
 

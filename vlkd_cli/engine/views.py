@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 
 from vlkd_cli.composition.momentum import MomentumTower
@@ -161,6 +162,12 @@ def _mask(recipe: Recipe, view: str, spec: ViewSpec, readers: Mapping[str, Tower
         mask: Mask = make("mask", spec.mask.name, spec.mask.keys, grids[first])
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from error
+    count, places = int(mask(random.Random(0)).sum()), grids[first].num_places
+    if is_fixed(mask) and count in (0, places):
+        raise RecipeError(
+            f"{where}: hides {count} of {places} positions, so that there is nothing to"
+            f" {'see' if count else 'predict'}. Hide {'fewer' if count else 'more'}."
+        )
     for name, tower in readers.items():
         if tower.masks in ("drop", "complement") and not is_fixed(mask):
             keys = ", ".join(mask.varies_with)

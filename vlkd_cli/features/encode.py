@@ -148,7 +148,8 @@ def _embedded(subject: Subject, table: Table, point: Point) -> Tensor:
 
 
 def _heads_digest(tower: Tower) -> str:
-    digest = hashlib.sha256(f"first {getattr(tower, 'cut', None)}".encode())
+    kind = getattr(tower, "cut", None), getattr(tower, "passed_on", HEAD)
+    digest = hashlib.sha256(repr(kind).encode())
     for name, tensor in tower.state_dict().items():
         if name.startswith(("head.", "heads.")):
             digest.update(name.encode())

@@ -27,11 +27,12 @@ Stored = Literal["backbone", "head"]
 
 def stored_output(tower: Tower, point: Stored) -> Stored:
     """What is stored to give an output: the backbone's feature, which serves any head over it; the
-    head's own output where that reads tokens or pictures."""
+    head's own output where that reads tokens, pictures or inner layers."""
     graph = getattr(tower, "graph", None)
     if point == "backbone" or graph is None:
         return "backbone"
-    return "head" if {"tokens", "input"} & set(graph.needed({"head": (1,)})) else "backbone"
+    sources = set(graph.needed({"head": (1,)})) - set(graph.links)
+    return "backbone" if sources <= {"backbone"} else "head"
 
 
 def features_of(

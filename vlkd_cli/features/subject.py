@@ -140,6 +140,8 @@ class Subject:
             digest = hashlib.sha256(self.digest(tower).encode())
             if getattr(tower, "cut", None) is not None:
                 digest.update(f"\0first {tower.cut}".encode())
+            if (output := getattr(tower, "passed_on", "head")) != "head":
+                digest.update(f"\0output {output}".encode())
             for name, tensor in tower.state_dict().items():
                 if name.startswith(("head.", "heads.")):
                     digest.update(f"\0{name}\0".encode())

@@ -342,7 +342,7 @@ def _check_first_pictures(spec: DistillerSpec, arrow: Arrow, path: Path) -> Iter
     for call in arrow.calls:
         if isinstance(call.student, Address) or isinstance(call.teacher, Address):
             continue
-        students, teachers = ([(one.input, one.picture) for one in side or ()] for side in call)
+        students, teachers = ([(one.input, one.picture) for one in listed(side)] for side in call)
         if teachers != students[: len(teachers)] or len(students) < 2:
             yield Problem(
                 (*path, "teacher"),

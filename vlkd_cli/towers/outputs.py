@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_cli.builders.hiding import gather, positions
+from vlkd_cli.recipe.address import LAYER
 
 At = Literal["all", "hidden", "visible"]
 Wanted = Collection[str] | Mapping[str, tuple[int, ...]]
@@ -81,7 +82,9 @@ def reading_order(reads: Mapping[str, tuple[Source, ...]]) -> list[str]:
     left, order = dict(reads), [INPUT, BACKBONE, TOKENS]
     while left:
         ready = [
-            name for name, sources in left.items() if all(each.output in order for each in sources)
+            name
+            for name, sources in left.items()
+            if all(each.output in order or LAYER.fullmatch(each.output) for each in sources)
         ]
         if not ready:
             name, sources = next(iter(left.items()))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -37,7 +35,6 @@ from vlkd_cli.towers.outputs import (
     Head,
     Output,
     Outputs,
-    Source,
     Wanted,
 )
 
@@ -85,6 +82,12 @@ class Tower(nn.Module):
 
     cut: int | None = None
     """How many of the first values its output `head` is cut to; None: it is whole."""
+
+    passed_on: str = HEAD
+    """The output that its output `head` passes on, see `at_output`."""
+
+    positions: int | None = None
+    """Of how many positions its output `head` joins the rows; None: it is one row."""
 
     def __init__(
         self,
@@ -162,6 +165,18 @@ class Tower(nn.Module):
         projected features `[B, width]`."""
         features: Tensor = self(inputs, (output,))[output]
         return features
+
+    def outputs(
+        self, inputs: Inputs, wanted: Collection[str], hidden: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Several outputs by name, from one run; what `forward` gives of one picture of each
+        sample.
+
+        Args:
+            hidden: `[B, T]` bool, True for hidden positions.
+        """
+        found: dict[str, Tensor] = self(inputs, tuple(wanted), hidden=hidden)
+        return found
 
     def features(self, inputs: Inputs) -> Tensor:
         """Features `[B, feature_width]` before the heads."""
@@ -409,30 +424,20 @@ class Tower(nn.Module):
         Raises:
             RecipeError: it has fewer.
         """
-        if width > self.width:
-            raise RecipeError(
-                f"tower '{self.name}' gives {self.width} values, fewer than width {width}."
-            )
-        uncut = Source("uncut head")
-        parts = {
-            name: part._replace(
-                reads=tuple(uncut if each.output == HEAD else each for each in part.reads)
-            )
-            for name, part in self.parts().items()
-        }
-        own = parts.pop(HEAD, None)
-        if own is not None:
-            parts[uncut.output] = own
-        reads = (Source(BACKBONE) if own is None else uncut,)
-        parts[HEAD] = Head(First(width), reads)
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.graph, twin.cut = Outputs(parts), width
-        twin.head = parts[HEAD].module
-        twin.heads = NamedModules({key: one.module for key, one in parts.items() if key != HEAD})
-        modules = dict(twin.named_modules())
-        twin._held = [name for name in self._held if name in modules]
-        return twin
+        from vlkd_cli.towers.passed_on import at_width
+
+        return at_width(self, width)
+
+    def at_output(self, output: str) -> Tower:
+        """The tower with another of its outputs as its output `head`; it shares all its parts. Rows
+        of positions are one after another in one row, see `positions`.
+
+        Raises:
+            RecipeError: it has no such output, or one of a varying number of positions.
+        """
+        from vlkd_cli.towers.passed_on import at_output
+
+        return at_output(self, output)
 
     def leave_out_heads(self, outputs: Collection[str]) -> None:
         """Remove the heads that none of these outputs needs."""
@@ -501,19 +506,6 @@ class Tower(nn.Module):
         if isinstance(self.backbone, Frozen):
             self.backbone.move(fn)
         return self
-
-
-class First(nn.Module):
-    """The first values of each row."""
-
-    has_weights = False
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        return rows[:, : self.width]
 
 
 def _learns(module: nn.Module) -> bool:

@@ -154,6 +154,15 @@ def test_unreadable_images_are_listed_and_the_rest_is_encoded(encoder, tmp_path,
     assert not (tmp_path / "none.npy").exists()
 
 
+def test_another_output_is_that_of_the_python_api(encoder, tmp_path):
+    rows, page = encoded(tmp_path / "out.npy", "runs/first", "photos/sub", "--output", "tokens")
+    files = sorted(Path("photos/sub").glob("*.png"))
+    np.testing.assert_array_equal(rows, encoder.encode(files, "image", output="tokens"))
+    assert rows.shape == (30, 16, 16) and (page.output, page.positions) == ("tokens", 16)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=2), 1, rtol=1e-5)
+    assert leaves(["search", str(tmp_path / "out.npy"), "a disc"]) == 2
+
+
 def test_raw_vectors_half_precision_and_parquet(encoder, tmp_path):
     raw, page = encoded(tmp_path / "raw.npy", "runs/first", "texts.txt", "--raw")
     np.testing.assert_array_equal(raw, encoder.encode([*TEXTS, TEXTS[0]], normalize=False))
@@ -273,6 +282,9 @@ def test_two_processes_write_the_bytes_of_one(source, tmp_path):
         ("runs/first photos x.npy --set towers.image.x=1", "towers.image.x"),
         ("runs/first - x.npy --cpu-workers 2", "standard input and output belong to one process"),
         ("runs/first photos x.npy --gpus 64", "--gpus 64"),
+        ("runs/first photos x.npy --output tokns", "no output 'tokns'. Did you mean 'tokens'?"),
+        ("runs/first photos x.parquet --output tokens", "Write a .npy file."),
+        ("runs/first photos x.npy --pictures y", "so that it paints no pixels."),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_leaves_nothing(words, line, home, monkeypatch, capsys):

@@ -110,6 +110,11 @@ def test_the_mask_of_a_view_has_the_grid_of_its_towers() -> None:
         ),
         ({"name": "block", "hidden": 17}, "replace", "data.augment.mask: hidden: 17 of 16"),
         (
+            {"name": "random", "share": 0.99},
+            "drop",
+            "data.augment.mask: hides 16 of 16 positions, so that there is nothing to see. Hide",
+        ),
+        (
             {"name": "block", "share": [0.1, 0.5]},
             "replace",
             "data.augment.mask: share hides at most 8 of 16 positions, and the smallest rectangle"
