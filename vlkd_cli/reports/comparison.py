@@ -302,7 +302,9 @@ def optimism(runs: Sequence[RunRecord], metric: Metric) -> list[str]:
     for run in runs:
         count = len(run.evaluations.get(metric, ()))
         result = run.result_of(metric)
-        split = str(result.content.get("split") or metric.dataset) if result else metric.dataset
+        split = str(result.content.get("split") or "") if result else ""
+        if split in ("", "all"):  # data without parts is known by its name
+            split = metric.dataset
         watched = run.watched
         own = run.result_of(watched) if watched is not None else None
         same = result is not None and own is not None and own.rows == result.rows

@@ -128,6 +128,13 @@ def test_the_best_evaluation_counts_where_it_was_watched(tmp_path: Path):
     assert compare(runs, at="last").rows[0].points == [(30, 0.25)]
 
 
+def test_data_without_parts_is_named_where_the_best_step_was_chosen_on_it(tmp_path: Path):
+    run = make_run(tmp_path / "a", best="zero_shot.top1")
+    for file in (run / "results").rglob("zero_shot-*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "split": "all"}))
+    assert compare([read_run(run)]).notes[0].startswith("best step chosen on pets, which is also")
+
+
 def test_a_best_that_was_not_watched_is_marked(tmp_path: Path):
     found = compare([read_run(make_run(tmp_path / "a"))], at="best")
     assert "best of 3 chosen on test: optimistic" in found.notes

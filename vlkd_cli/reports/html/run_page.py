@@ -259,7 +259,7 @@ def _confusions(metric: Metric, shown: Shown, gallery: Gallery) -> dict[str, obj
         pictures = [
             {
                 "picture": gallery.add(shown.pictures.get(n)),
-                "text": f"{taken:.2f} / {right:.2f}",
+                "text": " / ".join(f"{round(cosine, 2) + 0.0:.2f}" for cosine in (taken, right)),
                 "own": False,
             }
             for n, taken, right in entry["found"]

@@ -172,11 +172,16 @@ def parallel(title: str, axes: Sequence[Axis], styles: Sequence[int], *, best: i
     # Words last, so that no line crosses them.
     for x, axis, (_, marks) in zip(xs, axes, columns, strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {top}V{height - bottom}"/>')
-        parts.append(_text(x, 14, _clipped(axis.name, int(step / 6.2)), "middle", "name"))
+        letters = int(step / 6.2)
+        parts.append(_text(x, 14, _clipped(axis.name, letters), "middle", "name"))
         anchor = "end" if x == xs[-1] and len(xs) > 1 else "start"
         shift = -5 if anchor == "end" else 5
         for y, word in marks:
-            parts.append(_text(x + shift, y - 5, _clipped(word, int(step / 6.2)), anchor, "soft"))
+            if top + 0.5 < y < height - bottom - 0.5:
+                parts.append(_text(x + shift, y - 5, _clipped(word, letters), anchor, "soft"))
+            else:  # the ends of the axis, beyond which there are no lines
+                beyond = y - 8 if y < height / 2 else y + 16
+                parts.append(_text(x, beyond, _clipped(word, min(letters, 22)), "middle", "soft"))
     text = f"{len(styles)} runs over {', '.join(axis.name for axis in axes)}"
     return _svg(title, text, "".join(parts), width, height)
 

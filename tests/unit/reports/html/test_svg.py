@@ -132,3 +132,14 @@ def test_words_of_an_axis_do_not_lie_over_each_other():
     heights = [float(y) for y in re.findall(r'<text class="soft"[^>]* y="([\d.]+)"', chart)]
     assert len(heights) > 5 and ">m00<" in chart and ">m29<" in chart
     assert min(abs(a - b) for a, b in pairwise(heights)) >= 14
+
+
+def test_the_ends_of_an_axis_are_named_beyond_it_and_what_is_between_beside_it():
+    axes = [Axis("lr", [1e-4, 1e-3, 1e-2]), Axis("y", [1, 2, 3])]
+    root = parsed(svg.parallel("t", axes, [0, 0, 0], best=None))
+    marks = {e.text: e for e in root if e.get("class") == "soft"}
+    line = next(e.get("d") for e in root if e.get("class") == "axis")
+    x, top, bottom = (float(n) for n in re.findall(r"[\d.]+", line))
+    assert float(marks["0.01"].get("y")) < top and float(marks["1e-4"].get("y")) > bottom
+    assert [marks[word].get("text-anchor") for word in ("0.01", "1e-4")] == ["middle"] * 2
+    assert marks["0.001"].get("text-anchor") == "start" and float(marks["0.001"].get("x")) > x
