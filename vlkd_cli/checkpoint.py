@@ -21,6 +21,7 @@ import vlkd_cli
 from vlkd_cli.builders.weight_files import first_line, load_pickled
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint_shards import (
+    Gather,
     is_shard,
     join_shards,
     remove_unused_shards,
@@ -28,6 +29,7 @@ from vlkd_cli.checkpoint_shards import (
     step_files,
     write_shards,
 )
+from vlkd_cli.distributed.collectives import gather_objects
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.distributed.sharding import joined
 from vlkd_cli.errors import CheckpointError
@@ -141,7 +143,13 @@ class Checkpoint:
             ) from error
 
     def save(
-        self, folder: Path, *, is_best: bool = False, before_cooldown: bool = False, keep: int = 1
+        self,
+        folder: Path,
+        *,
+        is_best: bool = False,
+        before_cooldown: bool = False,
+        keep: int = 1,
+        gather: Gather = gather_objects,
     ) -> Path:
         """Write `step_N.pt` and point `last.pt` (and `best.pt`, `before_cooldown.pt`) at it; of
         the `step_*.pt` files all but the newest `keep` are deleted.
@@ -149,6 +157,9 @@ class Checkpoint:
         A file appears under its name only when it is whole: a kill or a full disk while saving
         leaves the former ones as they were. Where weights are divided among processes, all call it:
         each writes its slices to `step_N.shard-K-of-W.pt`, and then the first one the rest.
+
+        Args:
+            gather: shows every process the problems of all.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
@@ -158,7 +169,7 @@ class Checkpoint:
         del content["path"], content["shards"]
         content, slices = separated(content)
         if slices:
-            content["shards"] = write_shards(slices, target, self.step, _write)
+            content["shards"] = write_shards(slices, target, self.step, _write, gather)
         if slices and not is_main():
             return target
         _write(content, target)

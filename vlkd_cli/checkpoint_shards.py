@@ -21,6 +21,7 @@ from vlkd_cli.distributed.runtime import rank, world_size
 from vlkd_cli.distributed.sharding import is_divided, joined, joined_later, own_slice
 from vlkd_cli.errors import CheckpointError
 
+Gather = Callable[[str | None], list[str | None]]
 _STEP, _SHARD = re.compile(r"step_(\d+)\.pt"), re.compile(r"step_(\d+)\.shard-\d+-of-\d+\.pt")
 
 
@@ -40,6 +41,11 @@ def step_of(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
+def mark_slice(copy: Tensor) -> None:
+    """Let a plain tensor count as this process's slice of a divided one."""
+    copy.is_slice = True  # type: ignore[attr-defined]
+
+
 def separated(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """Nested dicts without the divided tensors, and this process's slices of those alone."""
     whole: dict[str, object] = {}
@@ -51,6 +57,8 @@ def separated(content: Mapping[str, object]) -> tuple[dict[str, object], dict[st
                 slices[name] = inner
         elif isinstance(value, Tensor) and is_divided(value):
             slices[name] = own_slice(value).clone()
+        elif isinstance(value, Tensor) and hasattr(value, "is_slice"):
+            slices[name] = value.detach()  # without the mark
         else:
             whole[name] = joined(value) if isinstance(value, Tensor) else value
     return whole, slices
@@ -61,8 +69,12 @@ def write_shards(
     target: Path,
     step: int,
     write: Callable[[Mapping[str, object], Path], None],
+    gather: Gather = gather_objects,
 ) -> list[str]:
     """Write this process's slices next to a checkpoint; the names of all processes' files.
+
+    Args:
+        gather: shows every process the problems of all.
 
     Raises:
         CheckpointError: on every process, where one could not write.
@@ -76,7 +88,7 @@ def write_shards(
         write({"step": step, "slices": slices}, target.parent / names[rank()])
     except CheckpointError as error:
         problem = str(error)
-    for found in gather_objects(problem):
+    for found in gather(problem):
         if found is not None:
             raise CheckpointError(found)
     return names

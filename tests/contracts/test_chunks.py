@@ -323,7 +323,7 @@ def test_a_weight_that_a_piece_leaves_out_at_random_has_the_gradient_of_the_othe
         network.zero_grad()
         outputs, reads = chunks.encode_in_chunks(
             network, rows, None, size=1, learns=True, layers=[network.layer], reads=reads
-        )
+        )()
         outputs["head"].sum().backward()
         found.append([p.grad.clone() for p in network.parameters()])  # type: ignore[union-attr]
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -346,6 +346,46 @@ def test_activations_of_one_chunk_are_held_at_a_time():
             composition(batch, Progress())
         held[chunk] = sum(size for place, size in kept.items() if place not in apart)
     assert held[2] < held[None] / 3
+
+
+def test_no_chunk_runs_again_before_the_activations_of_every_pass_are_gone():
+    events: list[str] = []
+
+    class Logged(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: Tensor, name: str) -> Tensor:
+            ctx.name = name
+            events.append(f"{name} forward")
+            return rows.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            events.append(f"{ctx.name} backward")
+            return grads[0], None
+
+    layers = {name: torch.nn.Linear(2, 2) for name in ("image", "text")}
+    reads: dict[str, Any] = {"image": None, "text": None}
+    for _ in range(2):
+        events.clear()
+        begun = {
+            name: chunks.encode_in_chunks(
+                lambda rows, _, name=name: {"head": Logged.apply(layers[name](rows), name)},
+                torch.rand(6, 2),
+                None,
+                size=2,
+                learns=True,
+                reads=reads[name],
+            )
+            for name in layers
+        }
+        outputs = {}
+        for name, finish in begun.items():
+            outputs[name], reads[name] = finish()
+        (outputs["image"]["head"] @ outputs["text"]["head"].T).sum().backward()
+    first = ["image forward"] * 2 + ["text forward"] * 2 + ["image forward", "text forward"]
+    assert events[:8] == [*first, "text backward", "image backward"]
+    again = ["text forward", "text backward"] * 2 + ["image forward", "image backward"] * 2
+    assert events[8:] == again
 
 
 def test_batch_norms_that_learn_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,25 @@ def webdataset_data(folder: Path) -> dict[str, Any]:
             members[f"{number:04}.cls"] = str(number % 3).encode()
         write_tar(folder / f"shard-{shard}.tar", members)
     return {"reader": "webdataset", "path": f"{folder}/shard-{{0..1}}.tar"}
+
+
+def webdataset_stream(
+    folder: Path, shards: int, samples: int, broken: Collection[int] = ()
+) -> dict[str, Any]:
+    """Shards of so many samples that are read as a stream; the images of some cannot be read."""
+    for shard in range(shards):
+        members: dict[str, bytes] = {}
+        for number in range(shard * samples, (shard + 1) * samples):
+            image = b"broken" if number in broken else encoded(photo(number))
+            members[f"{number:04}.jpg"] = image
+            members[f"{number:04}.txt"] = f"caption of {number}".encode()
+        write_tar(folder / f"{shard:03}.tar", members)
+    return {
+        "reader": "webdataset",
+        "path": f"{folder}/{{000..{shards - 1:03}}}.tar",
+        "stream": True,
+        "samples_per_epoch": shards * samples,
+    }
 
 
 def coco_data(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Encoding a large batch piece by piece, with the activations of one piece in memory at a time.
 
-Forward stores only the activations of the last piece of a trained tower; backward processes the
-pieces from last to first: it runs each again with its random state, computes its gradients and
-frees it. To autograd this is one graph, so distillers see all rows at once, a parameter's hooks
-fire once, and neither the trainer nor DistributedDataParallel know of it. Dropout of a piece is
-the same in both runs.
+Forward stores only the activations of the last piece of a pass; backward processes the pieces
+from last to first: it runs each again with its random state, computes its gradients and frees it.
+The last pieces of all passes are encoded after the others, since autograd goes backward in the
+opposite order: their activations are gone before any piece runs again. To autograd this is one
+graph, so distillers see all rows at once, a parameter's hooks fire once, and neither the trainer
+nor DistributedDataParallel know of it. Dropout of a piece is the same in both runs.
 
 A piece is one node of that graph, whose inputs are the weights (`_Again`). torch's checkpoint
 intercepts every tensor that an operation saves, in both runs, which costs more than the operations
@@ -43,6 +44,9 @@ class Reads(NamedTuple):
     learning: frozenset[str]
 
 
+Finish = Callable[[], tuple[dict[str, Tensor], Reads | None]]
+
+
 def encode_in_chunks(
     run: Run,
     inputs: Inputs,
@@ -53,8 +57,8 @@ def encode_in_chunks(
     layers: Sequence[nn.Module] = (),
     divided: Sequence[nn.Module] = (),
     reads: Reads | None = None,
-) -> tuple[dict[str, Tensor], Reads | None]:
-    """What `run` gives for all inputs, computed for `size` of them at a time.
+) -> Finish:
+    """Begin to encode all inputs, `size` of them at a time.
 
     Args:
         run: a tower's forward for one pass.
@@ -63,31 +67,46 @@ def encode_in_chunks(
         size: inputs of a piece, a multiple of the pictures of a sample.
         learns: whether gradients are needed; otherwise every piece runs once.
         layers: whose weights a piece reads or not (experts, layers that are left out at random).
-        divided: parts of the tower whose weights are divided among processes.
+        divided: parts of the tower whose weights are divided among processes; they are gathered
+            once, so that the last piece does not wait for other passes.
         reads: what an earlier step returned for this pass.
 
     Returns:
-        the outputs, and what to give the next step.
+        a function that encodes the last piece of a pass that learns, to be called when the other
+        passes have begun, too. It gives what `run` gives for all inputs, and what to give the next
+        step.
     """
-    every = list(_pieces(inputs, hidden, size))
-    pieces = []
+    *others, last = _pieces(inputs, hidden, size)
+    pieces: list[dict[str, Tensor]] = []
+
+    def add(piece: dict[str, Tensor]) -> None:
+        pieces.append(piece)
+        # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
+        torch.clear_autocast_cache()
+
     with gathered_once(divided):
-        for number, (rows, mask) in enumerate(every):
-            # Backward begins with the last piece, so running it again would save nothing.
-            if not learns or number == len(every) - 1:
-                pieces.append(run(rows, mask))
+        for rows, mask in others:
+            if not learns:
+                add(run(rows, mask))
             elif reads is None:
-                pieces.append(checkpoint(run, rows, mask, use_reentrant=False))
+                add(checkpoint(run, rows, mask, use_reentrant=False))
             else:
-                pieces.append(_again(run, rows, mask, reads))
-            # Pieces that share autocast's copy of a weight would add their gradients in 16 bits.
-            torch.clear_autocast_cache()
-    outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
-    if learns and divided:
-        gather_once_in_backward(divided, pieces[-1].values(), pieces[0].values())
-    elif learns and reads is None:
-        reads = _reads(pieces[-1], layers)
-    return outputs, reads
+                add(_again(run, rows, mask, reads))
+        if not learns or divided:
+            add(run(*last))
+
+    def finish() -> tuple[dict[str, Tensor], Reads | None]:
+        if len(pieces) == len(others):
+            # Backward begins with this piece, so running it again would save nothing.
+            add(run(*last))
+        outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
+        if learns and divided:
+            gather_once_in_backward(divided, pieces[-1].values(), pieces[0].values())
+        elif learns and reads is None:
+            return outputs, _reads(pieces[-1], layers)
+        return outputs, reads
+
+    return finish
 
 
 def _again(run: Run, rows: Inputs, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@ distillers that read it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -95,16 +95,19 @@ def encode(
         known: what chunked passes, by tower and input, were seen to read; filled here.
     """
     known = {} if known is None else known
-    found: dict[Address, Rows] = {}
+    begun = []
     for one in passes:
         tower = towers[one.tower]
         with torch.set_grad_enabled(torch.is_grad_enabled() and one.tower in learning):
             key = input_key(towers, one.tower, one.input)
-            found |= _encode_one(one, tower, key, batch, progress, chunk, known)
+            begun.append(_begin(one, tower, key, batch, progress, chunk, known))
+    found: dict[Address, Rows] = {}
+    for finish in begun:
+        found |= finish()
     return found
 
 
-def _encode_one(
+def _begin(
     one: Pass,
     tower: Tower | MomentumTower,
     key: str,
@@ -112,7 +115,9 @@ def _encode_one(
     progress: Progress,
     chunk: int | None,
     known: dict[tuple[str, str], Reads],
-) -> dict[Address, Rows]:
+) -> Callable[[], dict[Address, Rows]]:
+    """Run a pass, or all but the last piece of a chunked one that learns; the function that is
+    returned completes it."""
     original = tower.tower if isinstance(tower, MomentumTower) else tower
     inputs, pictures = _by_picture(batch.inputs[key], FACTS[original.modality].axes)
     hidden = batch.hidden.get(one.input) if original.reads_hidden else None
@@ -127,31 +132,40 @@ def _encode_one(
         return outputs
 
     if chunk is None:
-        values = run(inputs, hidden)
-    else:
-        # A frozen backbone stores no activations, so running it again would only cost time.
-        learns = torch.is_grad_enabled() and not original.backbone_is_frozen
-        size = max(chunk // pictures, 1) * pictures
-        known_by = one.tower, one.input
-        reads = known.get(known_by)
-        values, reads = encode_in_chunks(
-            run,
-            inputs,
-            hidden,
-            size=size,
-            learns=learns,
-            layers=blocks_of(original.encoder) if learns and reads is None else (),
-            divided=divided_modules(original.encoder) if reads is None else (),
-            reads=reads,
-        )
+        found = _by_address(one, original, run(inputs, hidden), hidden, pictures)
+        return lambda: found
+    # A frozen backbone stores no activations, so running it again would only cost time.
+    learns = torch.is_grad_enabled() and not original.backbone_is_frozen
+    reads = known.get((one.tower, one.input))
+    complete = encode_in_chunks(
+        run,
+        inputs,
+        hidden,
+        size=max(chunk // pictures, 1) * pictures,
+        learns=learns,
+        layers=blocks_of(original.encoder) if learns and reads is None else (),
+        divided=divided_modules(original.encoder) if reads is None else (),
+        reads=reads,
+    )
+
+    def finish() -> dict[Address, Rows]:
+        values, reads = complete()
         if reads is not None:
-            known[known_by] = reads
+            known[one.tower, one.input] = reads
+        return _by_address(one, original, values, hidden, pictures)
+
+    return finish
+
+
+def _by_address(
+    one: Pass, tower: Tower, values: Mapping[str, Tensor], hidden: Tensor | None, pictures: int
+) -> dict[Address, Rows]:
     found: dict[Address, Rows] = {}
     for output, read in one.outputs.items():
         counts = None
-        if values[output].ndim == 2 and not original.graph.is_row(output):
+        if values[output].ndim == 2 and not tower.graph.is_row(output):
             assert hidden is not None
-            counts = _counts(original, output, Output(hidden, tuple(range(1, pictures + 1))), read)
+            counts = _counts(tower, output, Output(hidden, tuple(range(1, pictures + 1))), read)
         together = Output(values[output], read, counts)
         for picture in read:
             own = together.of((picture,))

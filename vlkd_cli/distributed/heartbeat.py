@@ -17,14 +17,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from typing import NamedTuple
-
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
 
 from vlkd_cli.distributed import runtime
 from vlkd_cli.distributed.meeting import own_address
+from vlkd_cli.distributed.store import connect
 
 LATE_SECONDS = 10.0
 """A judge that wakes this much too late was frozen itself: what it knows is old."""
@@ -113,7 +110,7 @@ class Heartbeat:
         self._on_loss = on_loss
         self._rank, self._world = runtime.rank(), runtime.world_size()
         self._stopped = threading.Event()
-        self._store = self._connect()
+        self._store = connect("heartbeat")
         self.members = self._introduce()
         now = time.monotonic()
         self._answered = now
@@ -121,20 +118,6 @@ class Heartbeat:
         self._watched = range(1, self._world) if self._rank == 0 else range(1)
         self._read: dict[int, bytes] = {}
         self._changed: dict[int, float] = dict.fromkeys(self._watched, now)
-
-    @staticmethod
-    def _connect() -> PrefixStore:
-        """A connection of its own: calls of the process group hold a lock while they wait."""
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=60),
-        )
-        # A group that was started again must not read the counters of the dead.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return PrefixStore(f"heartbeat_{attempt}", store)
 
     def _introduce(self) -> list[Member]:
         own = Member(

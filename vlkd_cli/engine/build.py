@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,7 +18,7 @@ from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.composition.composition import Composition
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.loading.loader import Loader
-from vlkd_cli.data.readers.reader import Reader, StreamReader
+from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.distributed import runtime
 from vlkd_cli.distributed.sharding import divide
 from vlkd_cli.engine.agreement import open_everywhere, refuse_other_weights
@@ -26,14 +27,14 @@ from vlkd_cli.engine.build_towers import build_towers, say_sources
 from vlkd_cli.engine.draw_fill import DrawFill
 from vlkd_cli.engine.inputs import Towers, build_loader, prepare_inputs
 from vlkd_cli.engine.optim import build_optimizer
-from vlkd_cli.engine.regroup import refuse_other_group
 from vlkd_cli.engine.schedules import cooldown_start
 from vlkd_cli.engine.training_data import (
     captions_of,
     check_data,
     excluded_samples,
-    file_of,
+    files_of,
     open_data,
+    stream_parts,
 )
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.features.draw_tables import say_what_is_stored
@@ -122,8 +123,7 @@ def build_training(
     data = recipe.data
     excluded = excluded_samples(data, resumed)
     reader = open_everywhere(lambda: open_data(data, excluded))
-    if resumed is not None and isinstance(reader, StreamReader):
-        refuse_other_group(resumed)
+    parts = stream_parts(reader, resumed)
     towers = build_towers(
         recipe,
         captions=captions_of(reader) if resumed is None else None,
@@ -147,9 +147,10 @@ def build_training(
         num_rows=len(reader) if isinstance(reader, Reader) else None,
         origins=origins,
     ).to(device)
-    loader = episode_loader = build_loader(recipe, composition, inputs, towers, device)
+    build = partial(build_loader, recipe, composition, inputs, towers, device, stream_parts=parts)
+    loader = episode_loader = build()
     if not composition.input_keys(episode=True).items() <= composition.input_keys().items():
-        episode_loader = build_loader(recipe, composition, inputs, towers, device, episode=True)
+        episode_loader = build(episode=True)
     _divide_backbones(composition, recipe, device)
     steps_per_epoch = loader.batches_per_epoch // settings.accumulate
     total_steps = min(steps_per_epoch * settings.epochs, settings.steps or sys.maxsize)
@@ -167,7 +168,7 @@ def build_training(
         loader=loader,
         episode_loader=episode_loader,
         optimizer=build_optimizer(composition, recipe, run),
-        files=file_of(excluded),
+        files=files_of(excluded, parts),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         cooldown_start=cooldown_start(recipe, run),

@@ -137,6 +137,7 @@ def build_loader(
     device: torch.device,
     *,
     episode: bool = False,
+    stream_parts: int | None = None,
 ) -> Loader:
     """The loader of what a step of the composition reads, or the start of an episode."""
     data, settings, keys = recipe.data, recipe.train, composition.input_keys(episode)
@@ -178,6 +179,7 @@ def build_loader(
         distinct=data.distinct,
         columns=None if episode else _columns(inputs.reader, composition.columns),
         max_broken_share=data.max_broken_share,
+        stream_parts=stream_parts,
         pin_memory=device.type == "cuda",
         broken={
             row: skipped

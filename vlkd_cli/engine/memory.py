@@ -78,7 +78,8 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
     """The peak of allocated bytes of a step, by the number of samples and `train.chunk`.
 
     The backward pass takes the passes in reverse: while it is in one, what those before it saved is
-    still there, and the gradients of those after it are there already.
+    still there, and the gradients of those after it are there already. In chunks it begins with one
+    chunk of every pass.
     """
     composition = trainer.composition
     held = _held(trainer)
@@ -102,18 +103,21 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
         found.append(sum(saved) + outputs + of_distillers(batch_size))
         gradients = 2.0 * outputs + _gradients(composition.distillers)
         done: set[str] = set()
+        again = [each if trainer.settings.checkpoint_activations else 0 for each in largest]
         for number, one in reversed(list(enumerate(passes))):
-            again = largest[number] if trainer.settings.checkpoint_activations else 0
-            found.append(sum(saved[: number + 1]) + again + gradients)
+            found.append(sum(saved[: number + 1]) + again[number] + gradients)
             if one.tower not in done:
                 gradients += gradients_of.get(one.tower, 0)
                 done.add(one.tower)
             # The last of its layers, with the results that it computes and their gradients.
             found.append(sum(saved[:number]) + largest[number] + gradients)
-            if chunk is not None:
-                # The gradients of a chunk are whole before they are added to those of the others.
-                found.append(sum(saved[: number + 1]) + gradients)
-                found[-2] += gradients_of.get(one.tower, 0)
+        if chunk is not None:
+            # The other chunks run one by one, next to the gradients of all that was before; those
+            # of a chunk are whole before they are added.
+            for number, one in enumerate(passes):
+                found.append(saved[number] + again[number] + gradients)
+                own = gradients_of.get(one.tower, 0)
+                found.append(largest[number] + gradients + own)
         return int(held + inputs * batch_size + accumulated + max(found))
 
     return peak

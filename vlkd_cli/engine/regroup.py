@@ -15,7 +15,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.distributed import runtime
-from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -33,21 +32,6 @@ def on_this_group(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     """
     rows = checkpoint.rows_per_process(runtime.world_size())
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": rows})})
-
-
-def refuse_other_group(checkpoint: Checkpoint) -> None:
-    """A stream is read in parts, one for each process.
-
-    Raises:
-        CheckpointError: there are more or fewer processes than before.
-    """
-    processes = runtime.world_size()
-    if checkpoint.world_size != processes:
-        raise CheckpointError(
-            f"the run was trained on {checkpoint.world_size} processes and would continue on"
-            f" {processes}; its data are streamed, each process reads its own shards, so the"
-            f" batches would not be the same. Resume it with {checkpoint.world_size} processes."
-        )
 
 
 def changes_of_group(training: Training, checkpoint: Checkpoint) -> Iterator[str]:

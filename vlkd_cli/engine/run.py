@@ -71,6 +71,7 @@ class Run(Hooks):
             keep=trainer.settings.keep,
             in_background=trainer.settings.save_in_background,
             then=None if url is None else RemoteRun(url).push,
+            is_divided=bool(divided_modules(trainer.composition)),
         )
 
     def __enter__(self) -> Run:

@@ -3,7 +3,9 @@ writes the copy.
 
 A thread and not a process: forking next to the threads of CUDA or gloo is unsafe, and writing
 releases the interpreter's lock. The files are those of `Checkpoint.save`, each of which appears
-when it is whole; a process that is killed loses the save in flight and nothing else.
+when it is whole; a process that is killed loses the save in flight and nothing else. Where weights
+are divided among processes, the thread of each writes its slices, and the threads agree through a
+store: a collective of a thread would meet those of the training.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.checkpoint_shards import Gather, mark_slice
+from vlkd_cli.distributed.collectives import gather_objects
+from vlkd_cli.distributed.sharding import is_divided, own_slice
+from vlkd_cli.distributed.store import Exchange
+from vlkd_cli.errors import CheckpointError
 
 _Stored = dict[tuple[torch.device, int, torch.Size, tuple[int, ...], torch.dtype], Tensor]
 """Copies by what they are copies of."""
@@ -32,6 +39,7 @@ class Saver:
         in_background: return from `save` when the state is copied; takes the memory of one more
             state.
         then: called after each checkpoint was written, in the same thread.
+        is_divided: every process saves its part, at the same steps.
     """
 
     def __init__(
@@ -41,11 +49,13 @@ class Saver:
         keep: int = 1,
         in_background: bool = False,
         then: Callable[[], None] | None = None,
+        is_divided: bool = False,
     ) -> None:
         self.folder, self.keep, self.in_background, self.then = folder, keep, in_background, then
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._exchange = Exchange("saving") if in_background and is_divided else None
 
     def save(self, checkpoint: Checkpoint, *, is_best: bool, before_cooldown: bool) -> None:
         """Write a checkpoint; in the background, once the former one is written.
@@ -63,7 +73,7 @@ class Saver:
             try:
                 if ready is not None:
                     ready.synchronize()
-                self._write(copied, is_best, before_cooldown)
+                self._write_and_agree(copied, is_best, before_cooldown)
             except BaseException as error:  # raised where the next save or the end waits
                 self._error = error
 
@@ -84,9 +94,36 @@ class Saver:
         if error is not None:
             raise error
 
-    def _write(self, checkpoint: Checkpoint, is_best: bool, before_cooldown: bool) -> None:
+    def _write_and_agree(
+        self, checkpoint: Checkpoint, is_best: bool, before_cooldown: bool
+    ) -> None:
+        """Write, and return when all processes have written."""
+        if self._exchange is None:
+            self._write(checkpoint, is_best, before_cooldown)
+            return
+        problem = None
+        try:
+            self._write(checkpoint, is_best, before_cooldown, self._exchange.gather)
+        except CheckpointError as error:
+            problem = str(error)
+        # The first process may still name the slices when the others are done.
+        for found in self._exchange.gather(problem):
+            if found is not None:
+                raise CheckpointError(found)
+
+    def _write(
+        self,
+        checkpoint: Checkpoint,
+        is_best: bool,
+        before_cooldown: bool,
+        gather: Gather = gather_objects,
+    ) -> None:
         checkpoint.save(
-            self.folder, is_best=is_best, before_cooldown=before_cooldown, keep=self.keep
+            self.folder,
+            is_best=is_best,
+            before_cooldown=before_cooldown,
+            keep=self.keep,
+            gather=gather,
         )
         if self.then is not None:
             self.then()
@@ -113,9 +150,12 @@ class Saver:
         if not isinstance(value, Tensor):
             return value
         # Tensors that share their memory are one in the file, too.
-        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if key not in stored or not value.numel():
-            stored[key] = self._buffer(name, value).copy_(value.detach(), non_blocking=True)
+        own = own_slice(value)
+        key = (own.device, own.data_ptr(), own.shape, own.stride(), own.dtype)
+        if key not in stored or not own.numel():
+            stored[key] = self._buffer(name, own).copy_(own, non_blocking=True)
+            if is_divided(value):
+                mark_slice(stored[key])
         return stored[key]
 
     def _buffer(self, name: str, value: Tensor) -> Tensor:

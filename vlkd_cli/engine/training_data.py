@@ -16,12 +16,15 @@ from vlkd_cli.data.readers.excluded import excluded_names, excluding
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader, StreamReader
 from vlkd_cli.distillers.distiller import DataFacts, Distiller
+from vlkd_cli.distributed import runtime
 from vlkd_cli.errors import DataError, RecipeError
 from vlkd_cli.recipe.objectives import listed
 from vlkd_cli.recipe.schema import DataSpec
 
 EXCLUDED = "excluded.txt"
 """In a checkpoint's files: the names of the samples that the run leaves out."""
+STREAM_PARTS = "stream_parts.txt"
+"""In a checkpoint's files: the parts that its stream is read in."""
 
 
 def excluded_samples(data: DataSpec, resumed: Checkpoint | None) -> list[str]:
@@ -34,11 +37,24 @@ def excluded_samples(data: DataSpec, resumed: Checkpoint | None) -> list[str]:
     return excluded_names(data.exclude)
 
 
-def file_of(excluded: Sequence[str]) -> dict[str, bytes]:
-    """What a checkpoint stores of the samples that are left out."""
-    if not excluded:
-        return {}
-    return {EXCLUDED: "\n".join(excluded).encode("utf-8", "surrogateescape")}
+def stream_parts(reader: Reader | StreamReader, resumed: Checkpoint | None) -> int | None:
+    """The parts that a stream is read in: as many as processes when the run began. None for data
+    that is read by position."""
+    if isinstance(reader, Reader):
+        return None
+    if resumed is None:
+        return runtime.world_size()
+    return int(resumed.files.get(STREAM_PARTS, resumed.world_size))
+
+
+def files_of(excluded: Sequence[str], parts: int | None) -> dict[str, bytes]:
+    """What a checkpoint stores of the samples that are left out, and of a stream."""
+    files = {}
+    if excluded:
+        files[EXCLUDED] = "\n".join(excluded).encode("utf-8", "surrogateescape")
+    if parts is not None:
+        files[STREAM_PARTS] = str(parts).encode()
+    return files
 
 
 def open_data(data: DataSpec, excluded: Sequence[str]) -> Reader | StreamReader:

@@ -142,10 +142,6 @@ def _check_sharding(recipe: Recipe) -> Iterator[Problem]:
         )
     if train.channels_last:
         yield Problem(path, "divides weights in rows only. Remove train.channels_last.")
-    if train.save_in_background:
-        yield Problem(
-            path, "each process writes its part of a checkpoint. Remove train.save_in_background."
-        )
     if recipe.optimizer.name.lower() not in ELEMENTWISE:
         yield Problem(
             path,

@@ -92,6 +92,7 @@ def test_a_run_with_divided_weights_is_like_any_other(tmp_path: Path) -> None:
                 "batch_size": 6,
                 "ema": 0.9,
                 "save_every_steps": 1,
+                "save_in_background": True,
                 "keep": 99,
                 "best": "retrieval.mean_recall",
             },

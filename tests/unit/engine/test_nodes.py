@@ -48,10 +48,19 @@ class Nodes:
 
     def start(self, node: int, recipe: str, *words: str) -> subprocess.Popen[str]:
         """`vlkd train` on a node, in a process group of its own."""
-        command = ["ip", "netns", "exec", self.names[node], sys.executable, "-m", "vlkd_cli"]
-        command += ["train", recipe, "--cpu-workers", "1", "--nodes", "2", "--quiet"]
-        command += ["--node-rank", str(node), "--rendezvous", f"{ADDRESSES[0]}:29617"]
-        command += ["--run", "run", *words]
+        meeting = ["--nodes", "2", "--node-rank", str(node), "--rendezvous"]
+        command = ["vlkd_cli", "train", recipe, "--cpu-workers", "1", *meeting]
+        return self._run(node, *command, f"{ADDRESSES[0]}:29617", *words)
+
+    def start_torchrun(self, node: int, recipe: str) -> subprocess.Popen[str]:
+        """The same under torchrun, which starts the worker."""
+        meeting = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}"]
+        command = ["torch.distributed.run", *meeting, "--master-port=29618", "--nproc-per-node=1"]
+        return self._run(node, *command, "-m", "--", "vlkd_cli", "train", recipe)
+
+    def _run(self, node: int, *words: str) -> subprocess.Popen[str]:
+        command = ["ip", "netns", "exec", self.names[node], sys.executable, "-m", *words]
+        command += ["--run", "run", "--quiet"]
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
         } | {
@@ -160,6 +169,18 @@ def test_sigterm_to_one_node_saves_and_ends_both(nodes: Nodes) -> None:
         code, err = nodes.wait(node)
         assert code == 128 + signal.SIGTERM, err
     assert final_state(nodes.folder / "run")["step"] >= 2
+
+
+def test_torchrun_joins_two_nodes_and_a_cut_cable_names_the_other(nodes: Nodes) -> None:
+    recipe = _recipe(nodes.folder)
+    for node in (0, 1):
+        nodes.start_torchrun(node, recipe)
+    _wait_for_a_save(nodes.folder)
+    assert final_state(nodes.folder / "run")["world_size"] == 2
+    nodes.cut()
+    for node in (0, 1):
+        code, err = nodes.wait(node)
+        assert code != 0 and f"node {1 - node} ({ADDRESSES[1 - node]})" in err, err
 
 
 def test_another_recipe_on_one_node_is_refused_on_both(nodes: Nodes) -> None:

@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.data_sets import webdataset_stream
 from tests.unit.engine.recipes import TEXT, final_state, tiny_recipe, write_recipe
 from vlkd_cli.checkpoint import Checkpoint
-from vlkd_cli.engine.regroup import refuse_other_group
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.reports.csv import read_metrics
 
@@ -41,12 +42,6 @@ def test_batches_that_cannot_be_divided_name_the_numbers_that_can() -> None:
         _checkpoint().rows_per_process(5)
 
 
-def test_a_stream_resumes_on_as_many_processes_only() -> None:
-    refuse_other_group(_checkpoint(world_size=1))
-    with pytest.raises(CheckpointError, match="its data are streamed.* Resume it with 4 processes"):
-        refuse_other_group(_checkpoint())
-
-
 def _vlkd(folder: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "vlkd_cli", "train", *words],
@@ -60,23 +55,23 @@ def _vlkd(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def _recipe(folder: Path, dropout: float, **keys: int) -> str:
+def _recipe(
+    folder: Path, dropout: float, data: Mapping[str, Any] | None = None, **keys: int
+) -> str:
     head = {"name": "linear", "width": 16, "dropout": dropout}
-    return write_recipe(
-        folder,
-        tiny_recipe(
-            towers={"text": {**TEXT, "head": head}},
-            data={"num_samples": 240},
-            train={
-                "epochs": 2,
-                "batch_size": 6,
-                "ema": 0.9,
-                "save_every_steps": 1,
-                "keep": 99,
-                **keys,
-            },
-        ),
+    recipe = tiny_recipe(
+        towers={"text": {**TEXT, "head": head}},
+        data={"num_samples": 240},
+        train={
+            "epochs": 2,
+            "batch_size": 6,
+            "ema": 0.9,
+            "save_every_steps": 1,
+            "keep": 99,
+            **keys,
+        },
     )
+    return write_recipe(folder, {**recipe, "data": data or recipe["data"]})
 
 
 def _rewound(run: Path, name: str) -> Path:
@@ -113,6 +108,24 @@ def test_a_run_of_four_processes_resumes_on_two_and_three_and_one(
             assert losses[step] == pytest.approx(expected[step], rel=1e-6), (processes, step)
         assert final_state(run)["world_size"] == processes
         assert final_state(run)["global_batch"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stream_of_two_processes_resumes_on_three_and_then_on_one(tmp_path: Path) -> None:
+    data = webdataset_stream(tmp_path / "shards", shards=16, samples=8, broken={21, 100})
+    data |= {"augment": {"name": "none"}, "max_broken_share": 0.2}
+    recipe = _recipe(tmp_path, dropout=0.0, data=data)
+    _vlkd(tmp_path, recipe, "--run", "two", "--cpu-workers", "2")
+    run = tmp_path / "two"
+    expected = dict(read_metrics(run)["train/loss"])
+    for processes in (3, 1):
+        run = _rewound(run, f"on{processes}")
+        _vlkd(tmp_path, "--resume", str(run), "--cpu-workers", str(processes))
+        losses = dict(read_metrics(run)["train/loss"])
+        assert losses.keys() == expected.keys() and max(losses) == 20
+        for step, loss in losses.items():
+            assert loss == pytest.approx(expected[step], rel=1e-6), (processes, step)
 
 
 @pytest.mark.slow

@@ -6,15 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.ranks import run_on_ranks
 from tests.support.recipes import problems_with
 from tests.unit.engine.recipes import differences, final_state, tiny_recipe, train
 from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.distributed import runtime
+from vlkd_cli.distributed.sharding import divide, own_slice
 from vlkd_cli.engine.saving import Saver
 from vlkd_cli.errors import CheckpointError
 
@@ -85,6 +89,42 @@ def test_a_save_that_failed_is_reported_by_the_next_one_and_at_the_end(tmp_path:
     with pytest.raises(CheckpointError, match=r"could not save step_00000003.pt"):
         saver.wait()
     saver.wait()
+
+
+def saved_in_parts(folder: str) -> list[str]:
+    """Save divided weights in the background, change them before they are written, and save once
+    more where one of the processes cannot write; what went wrong, on this one."""
+    layer = torch.nn.Linear(3, 5)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    divide(layer, [], torch.device("cpu"))
+    state = replace(checkpoint(), towers={"image": layer.state_dict()})
+    saver = Held(Path(folder), is_divided=True)
+    save(saver, state)
+    with torch.no_grad():
+        own_slice(layer.weight).fill_(9)  # the next step
+    saver.may_write.set()
+    saver.wait()
+    found = Checkpoint.load(Path(folder) / "last.pt").tower("image")["weight"]
+    problems = [] if found.equal(torch.ones(5, 3)) else [f"saved {found}"]
+    if runtime.rank() == 1:
+        saver.folder = Path(folder) / "last.pt" / "no folder"
+    for _ in range(2):
+        save(saver, replace(state, step=2))
+        try:
+            saver.wait()
+        except CheckpointError as error:
+            problems.append(str(error))
+        saver.folder = Path(folder)
+    return problems
+
+
+@pytest.mark.slow
+def test_processes_write_their_slices_in_the_background_and_learn_of_each_others_failures(
+    tmp_path: Path,
+) -> None:
+    for problems in run_on_ranks(saved_in_parts, 2, str(tmp_path)):
+        (problem,) = problems
+        assert problem.startswith("could not save step_00000002.shard-2-of-2.pt"), problem
 
 
 @pytest.mark.slow

@@ -632,10 +632,6 @@ def test_results_with_names_of_their_own_and_groups_that_begin_in_the_run_are_fi
             "every backbone is frozen, and only trained ones are divided",
         ),
         (["train.shard=towers", "train.channels_last=true"], "Remove train.channels_last"),
-        (
-            ["train.shard=towers", "train.save_in_background=true", "train.save_every_steps=1"],
-            "Remove train.save_in_background",
-        ),
         (["train.shard=towers", "optimizer.name=adafactor"], "'adafactor' needs whole weights"),
         (["train.tf32=true", "train.precision=bf16"], "has no effect with precision: bf16"),
         (["towers.image.dtype=bf16"], "is for frozen backbones, and this one is trained"),

@@ -19,7 +19,7 @@ _SEARCH_BLOCKS = 1 << 11
 _LONGEST_EXTENSION_BYTES = 1 << 20
 _NAME_SEARCH_BLOCKS = 64
 # Programs fill up the last of their records, which have 20 blocks.
-_LONGEST_END = 2 * 20 * BLOCK
+LONGEST_END = 2 * 20 * BLOCK
 _REGULAR = b"0\x007"
 _WITHOUT_CONTENT = b"123456"
 
@@ -79,7 +79,7 @@ def walk(file: int, size: int) -> Iterator[Member | Gap | End]:
         if not is_header(header):
             following = _after_zeros(file, size, block, header)
             if following is None:
-                usual = size - block * BLOCK <= _LONGEST_END or any(_last(file, size))
+                usual = size - block * BLOCK <= LONGEST_END or any(_last(file, size))
                 yield End(block * BLOCK, is_marked=True, is_usual=usual)
                 return
             if following > block and is_header(os.pread(file, BLOCK, following * BLOCK)):

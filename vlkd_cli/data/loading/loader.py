@@ -64,6 +64,7 @@ class Loader:
         broken: rows that are known to be unreadable (their stored features are missing); replaced
             and reported like those found broken.
         draws: the augmentations of views with stored augmentations.
+        stream_parts: into which streams are divided; by default one for each rank.
 
     Raises:
         DataError: there is less data than one step of all ranks needs; while iterating: too much of
@@ -92,6 +93,7 @@ class Loader:
         broken: Mapping[int, Skipped] | None = None,
         masks: Mapping[str, ViewMask] | None = None,
         draws: Draws | None = None,
+        stream_parts: int | None = None,
     ) -> None:
         rank = runtime.rank() if rank is None else rank
         world_size = runtime.world_size() if world_size is None else world_size
@@ -122,6 +124,7 @@ class Loader:
                 masks=masks,
                 rank=rank,
                 world_size=world_size,
+                parts=stream_parts,
             )
             # A worker reads whole shares, so their number is a multiple of the workers'.
             workers = max(

@@ -25,6 +25,12 @@ class StreamAssembler:
 
     A share that is exhausted before the epoch is over begins its next pass. A resumed epoch skips
     the samples that were loaded before, without decoding them.
+
+    Args:
+        batch_size: rows of this rank.
+        parts: into which the stream and each batch of all ranks are divided; by default one for
+            each rank. A run that resumes on another number of ranks has as many as it began with:
+            each rank reads the parts that its rows belong to, and the batches stay the same.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class StreamAssembler:
         masks: Mapping[str, ViewMask] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        parts: int | None = None,
     ) -> None:
         self.reader, self.views, self.batch_size, self.seed = (
             reader,
@@ -46,55 +53,77 @@ class StreamAssembler:
             seed,
         )
         self.num_shares = min(STREAM_SHARES, 1 << (batches_per_epoch.bit_length() - 1))
-        self.rank, self.world_size = rank, world_size
-        self._open: dict[int, tuple[Request, Iterator[Sample]]] = {}
+        self.rank, self.parts = rank, parts or world_size
+        self.part_size = batch_size * world_size // self.parts
+        self._open: dict[tuple[int, int], tuple[Request, Iterator[Sample]]] = {}
 
     def __getitem__(self, request: Request) -> Batch:
-        share = request.number % self.num_shares
-        samples = self._continued(request, share)
         filling = Filling(self.views, self.batch_size)
-        good: list[Sample] = []
-        replaced: list[int] = []
-        for slot in range(self.batch_size):
-            sample = next(samples)
-            sample.seed = int(
-                hashed(self.seed, request.epoch, self.rank, request.number, slot, 1)[0]
-                >> np.uint64(1)
-            )
-            sample.choice = sample.seed
-            try:
-                filling.put(slot, sample)
-                good.append(sample)
-            except Broken as broken:
-                lost = Lost(sample.name, str(broken), sample.num_samples)
-                filling.skipped.append(Skipped(*lost[:2]) if lost.num_samples == 1 else lost)
-                replaced.append(slot)
-        if not good:
-            first = filling.skipped[0]
-            raise DataError(
-                f"{self.batch_size} consecutive samples are broken, the first: {first.name}:"
-                f" {first.reason}. Check the shards."
-            )
-        # A broken sample is replaced by another of its batch, so that every batch takes the same
-        # number of samples from the stream and a resumed epoch finds its position without decoding
-        # earlier samples.
-        for slot in replaced:
-            filling.put(slot, good[slot % len(good)])
+        start, stop = self.rank * self.batch_size, (self.rank + 1) * self.batch_size
+        for part in range(start // self.part_size, -(-stop // self.part_size)):
+            first = part * self.part_size
+            own = range(max(start - first, 0), min(stop - first, self.part_size))
+            self._fill(filling, request, part, own, first - start)
         return filling.batch()
 
-    def _continued(self, request: Request, share: int) -> Iterator[Sample]:
-        """The share's samples where the last batch of this iteration left them."""
-        last, samples = self._open.get(share, (None, None))
+    def _fill(self, filling: Filling, request: Request, part: int, own: range, offset: int) -> None:
+        """Fill in these samples of a part; the first one of the part has row `offset`."""
+        samples = self._continued(request, part)
+        several = [next(samples) for _ in range(self.part_size)]
+        broken: list[int] = []
+        for slot, sample in enumerate(several):
+            sample.seed = int(
+                hashed(self.seed, request.epoch, part, request.number, slot, 1)[0] >> np.uint64(1)
+            )
+            sample.choice = sample.seed
+            if slot not in own:
+                continue
+            try:
+                filling.put(offset + slot, sample)
+            except Broken as reason:
+                lost = Lost(sample.name, str(reason), sample.num_samples)
+                filling.skipped.append(Skipped(*lost[:2]) if lost.num_samples == 1 else lost)
+                broken.append(slot)
+        if not broken:
+            return
+        good = [
+            sample
+            for slot, sample in enumerate(several)
+            if slot not in broken and (slot in own or self._is_readable(sample))
+        ]
+        if not good:
+            skipped = filling.skipped[-len(broken)]
+            raise DataError(
+                f"{self.part_size} consecutive samples are broken, the first: {skipped.name}:"
+                f" {skipped.reason}. Check the shards."
+            )
+        # A broken sample is replaced by another of its part, so that every batch takes the same
+        # number of samples from the stream and a resumed epoch finds its position without decoding
+        # earlier samples.
+        for slot in broken:
+            filling.put(offset + slot, good[slot % len(good)])
+
+    def _is_readable(self, sample: Sample) -> bool:
+        try:
+            Filling(self.views, 1).put(0, sample)
+        except Broken:
+            return False
+        return True
+
+    def _continued(self, request: Request, part: int) -> Iterator[Sample]:
+        """The samples of a share of a part where the last batch of this iteration left them."""
+        share = request.number % self.num_shares
+        last, samples = self._open.get((part, share), (None, None))
         expected = last._replace(number=last.number + self.num_shares) if last is not None else None
         if samples is None or request != expected:
-            samples = self._opened(request.epoch, share)
-            for _ in range(request.number // self.num_shares * self.batch_size):
+            samples = self._opened(request.epoch, part, share)
+            for _ in range(request.number // self.num_shares * self.part_size):
                 next(samples)
-        self._open[share] = request, samples
+        self._open[part, share] = request, samples
         return samples
 
-    def _opened(self, epoch: int, share: int) -> Iterator[Sample]:
-        number, total = self.rank * self.num_shares + share, self.world_size * self.num_shares
+    def _opened(self, epoch: int, part: int, share: int) -> Iterator[Sample]:
+        number, total = part * self.num_shares + share, self.parts * self.num_shares
         repeat = 0
         while True:
             empty = True

@@ -13,6 +13,7 @@ import torch
 
 from tests.support.data_sets import encoded, photo, webdataset_data, write_tar
 from vlkd_cli.data.batch import Broken, Sample
+from vlkd_cli.data.files.tar_members import Parts
 from vlkd_cli.data.loading.loader import Loader
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import StreamReader
@@ -189,6 +190,57 @@ def test_resampled_shards_come_with_replacement_and_without_end(tmp_path: Path) 
     assert isinstance(reader, ShardStream)
     drawn = Counter(numbers(islice(reader.stream(0, 0, 0, 2), 400)))
     assert set(drawn) == set(range(16)) and max(drawn.values()) > min(drawn.values())
+
+
+def lost_of(paths: list[Path], epoch: int = 0) -> tuple[list[int], list[Sample]]:
+    """Numbers of the samples that one share reads of shards of six, and what is lost."""
+    count = 6 * len(paths)
+    stream = ShardStream(list(map(str, paths)), Parts(("jpg",), ("txt",)), samples_per_epoch=count)
+    samples = list(stream.stream(epoch, 0, 0, 1))
+    read = sorted(numbers(sample for sample in samples if not sample.problem))
+    return read, [sample for sample in samples if sample.problem]
+
+
+@pytest.mark.parametrize("rest", [b"", bytes(100_352)], ids=["nothing", "zeros"])
+def test_a_stream_notices_a_shard_cut_off_between_two_samples(tmp_path: Path, rest: bytes) -> None:
+    shards(tmp_path, 3, 6)
+    paths = sorted(tmp_path.glob("*.tar"))
+    whole = paths[1].read_bytes()
+    intact = whole[: whole.index(b"0008.jpg")]
+    paths[1].write_bytes(intact + rest)
+    for epoch in range(4):  # the cut shard is read first in some, last in others
+        read, (lost,) = lost_of(paths, epoch)
+        assert read == [*range(8), *range(12, 18)]
+        assert (lost.name, lost.num_samples) == (str(paths[1]), 4)
+        assert lost.problem == f"no regular end of the archive at byte {len(intact)}"
+    # Alone, or as long as the others, it may be how a program writes archives.
+    assert lost_of(paths[1:2]) == ([6, 7], [])
+    end = -(-len(whole.rstrip(b"\0")) // 512) * 512
+    paths[1].write_bytes(whole[:end] + rest)
+    assert lost_of(paths) == (list(range(18)), [])
+
+
+def test_a_stream_that_ends_within_a_sample_loses_it_and_what_follows(tmp_path: Path) -> None:
+    shards(tmp_path, 2, 6)
+    paths = sorted(tmp_path.glob("*.tar"))
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[: whole.index(b"0008.txt")])  # behind the image of the third
+    read, (lost,) = lost_of(paths)
+    assert read == list(range(8)) and (lost.name, lost.num_samples) == (str(paths[1]), 4)
+
+
+def test_a_header_of_zeros_is_damage_and_an_appended_archive_is_read(tmp_path: Path) -> None:
+    shards(tmp_path, 3, 6)
+    paths = sorted(tmp_path.glob("*.tar"))
+    content = bytearray(paths[1].read_bytes())
+    place = content.index(b"0008.jpg")
+    content[place : place + 512] = bytes(512)
+    paths[1].write_bytes(content)
+    read, (lost,) = lost_of(paths)
+    assert read == [*range(8), *range(12, 18)]
+    assert f"no member begins at byte {place}" in lost.problem
+    paths[0].write_bytes(paths[0].read_bytes() + paths[2].read_bytes() + b"junk" * 200)
+    assert lost_of(paths[:1]) == ([*range(6), *range(12, 18)], [])
 
 
 def test_stream_batches_are_the_same_for_any_number_of_workers_and_after_resuming(
