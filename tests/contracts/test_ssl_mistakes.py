@@ -163,8 +163,8 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
             "more": distiller("{name: regress, student: image.tokens, teacher: image_b.tokens}"),
         },
         "r.yaml:10: towers.image_b.cache: 'image_b.tokens' reads tokens, but one feature of each"
-        " sample is cached: tokens are a row for each patch, of a ViT-B/16 at 224 pixels 605 kB an"
-        " image instead of 3 kB. Remove cache, or read the backbone.",
+        " sample is cached: tokens are a row for each patch, here 16 patches of 32 values, 2.05 kB"
+        " an image. Remove cache, or read the backbone.",
     ),
     (
         "captions of an image-only reader",

@@ -33,6 +33,7 @@ EFFICIENT = {
     "hidden_dim": 320,
 }
 DUALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "aimv2": ("Aimv2", TEXT, PLAIN, {"projection_dim": 8}),
     "align": ("Align", TEXT, EFFICIENT, {"projection_dim": 80}),
     "altclip": (
         "AltCLIP",
@@ -42,6 +43,8 @@ DUALS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "chinese_clip": ("ChineseCLIP", TEXT, PLAIN, {"projection_dim": 8}),
     "clip": ("CLIP", TEXT, PLAIN, {"projection_dim": 8}),
+    "clipseg": ("CLIPSeg", TEXT, PLAIN, {"projection_dim": 8}),
+    "metaclip_2": ("MetaClip2", TEXT, PLAIN, {"projection_dim": 8}),
     "siglip": ("Siglip", TEXT, PLAIN, {}),
     # Its tokenizer of transformers 5 adds special tokens of its own.
     "siglip2": ("Siglip2", {**TEXT, "vocab_size": 16}, {**SIGLIP2, "num_patches": 16}, {}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -202,6 +203,15 @@ class Backbone(nn.Module):
             self.__dict__["_hider"] = Hiding(self.places())
         hider: Hiding = self.__dict__["_hider"]
         return hider
+
+    def library_pixels(self, picture: np.ndarray) -> Tensor | None:
+        """What the library's own image processor makes of a picture `[h, w, 3]` uint8: `[3, H, W]`,
+        standardized; None where there is none to compare with.
+
+        Raises:
+            RecipeError: the processor fails.
+        """
+        return None
 
     def layers(self) -> list[list[str]]:
         """Parameter-name prefixes of each layer, input side first; for `train: {last: N}` and

@@ -9,14 +9,11 @@ from vlkd_cli.recipe.address import LAYER, MAIN_VIEW, POOLED, Address, modality_
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.data_checks import readers_of, streams_of
 from vlkd_cli.recipe.messages import Path, Problem
-from vlkd_cli.recipe.modality import has_views
+from vlkd_cli.recipe.modality import FACTS, has_views
 from vlkd_cli.recipe.objectives import root_of
 from vlkd_cli.recipe.schema import CacheSpec, DataSpec, Recipe, TowerSpec
+from vlkd_cli.recipe.token_sizes import size_of_tokens
 from vlkd_cli.recipe.tower_checks import only_head_patterns
-
-_SIZE_OF_TOKENS = (
-    ": tokens are a row for each patch, of a ViT-B/16 at 224 pixels 605 kB an image instead of 3 kB"
-)
 
 
 def check_caches(recipe: Recipe) -> Iterator[Problem]:
@@ -93,12 +90,22 @@ def _not_a_feature(recipe: Recipe, tower: TowerSpec, addresses: list[Address]) -
     for address in addresses:
         root = root_of(recipe.towers, address)
         if root in ("tokens", "input") or (root or "").startswith("layers."):
+            places = root != "input" and not _is_pooled_layer(recipe, address)
+            size = _of_tokens(recipe, tower, address.tower) if places else ""
             return (
-                f"'{address}' reads {root}, but one feature of each sample is"
-                f" cached{_SIZE_OF_TOKENS if root == 'tokens' else ''}. Remove cache, or read the"
-                " backbone."
+                f"'{address}' reads {root}, but one feature of each sample is cached{size}. Remove"
+                " cache, or read the backbone."
             )
     return None
+
+
+def _of_tokens(recipe: Recipe, tower: TowerSpec, name: str) -> str:
+    """What the cache of tokens would hold."""
+    facts = FACTS[modality_of(recipe.towers, name) or "image"]
+    if not facts.has_pixels:
+        return f": tokens are many rows for each of the {facts.plural}"
+    size = size_of_tokens(tower)
+    return f": tokens are a row for each patch{f', here {size}' if size else ''}"
 
 
 def _is_pooled_layer(recipe: Recipe, address: Address) -> bool:

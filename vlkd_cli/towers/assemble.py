@@ -32,6 +32,7 @@ from vlkd_cli.towers.outputs import (
     read_sources,
     reading_order,
 )
+from vlkd_cli.towers.own_pixels import check_pixels
 from vlkd_cli.towers.tower import Tower
 
 
@@ -75,6 +76,7 @@ def assemble(
     context = BuildContext(name, captions, files, run_folder, spec.adapter)
     with of_tower(name):
         backbone = _backbone(spec, context, cache_dir)
+        check_pixels(backbone, f"tower '{name}'")
         prepare_masks(name, spec, backbone)
         pooler = _pooler(name, spec, backbone)
         heads = build_heads(name, spec.all_heads, backbone, pooler)

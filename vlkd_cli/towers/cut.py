@@ -3,7 +3,8 @@ those of each part, positions and patch kernels resized."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkd_cli.builders.adapters.fused import FUSED, is_by_head, segments
+from vlkd_cli.preprocessing import Grid
 
 _FUSED = ("in_proj_weight", "in_proj_bias", "qkv", "Wqkv", "qkv_proj", "c_attn")
 """Names of tensors that hold queries, keys and values one after another. Those called
@@ -38,10 +40,12 @@ class Fit(NamedTuple):
         has_grid: whether positions are those of a picture's patches.
         tokens: rows of the student's and of the teacher's token table that belong to the same
             token; None where a vocabulary cannot be read.
+        grids: the teacher's and the student's; None where one of them has none.
     """
 
     has_grid: bool
     tokens: tuple[Tensor, Tensor] | None
+    grids: tuple[Grid, Grid] | None = None
 
 
 def placed(name: str, tensor: Tensor, own: Tensor, fit: Fit, parts: int) -> Tensor | None:
@@ -59,7 +63,7 @@ def placed(name: str, tensor: Tensor, own: Tensor, fit: Fit, parts: int) -> Tens
     if _names(name, _OFFSETS) and tensor.shape[-1] != shape[-1]:
         return None
     if _names(name, _POSITIONS):
-        tensor = _resized_positions(tensor, shape, has_grid=fit.has_grid)
+        tensor = _resized_positions(tensor, shape, fit)
     elif tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[2:] != shape[2:]:
         tensor = _resized_kernel(tensor, (int(shape[2]), int(shape[3])))
     elif _is_linear_patch(name, tensor, shape):
@@ -140,25 +144,43 @@ def _names(name: str, words: Sequence[str]) -> bool:
     return any(part in words for part in name.split("."))
 
 
-def _resized_positions(tensor: Tensor, shape: torch.Size, *, has_grid: bool) -> Tensor:
-    """Positions of a square grid after class and register tokens, or of a sequence, which is cut or
+def _resized_positions(tensor: Tensor, shape: torch.Size, fit: Fit) -> Tensor:
+    """Positions of a grid after class and register tokens, or of a sequence, which is cut or
     interpolated."""
     there, here = tensor.shape[-2], shape[-2]
-    if there == here or tensor.ndim not in (2, 3):
+    if tensor.ndim not in (2, 3):
         return tensor
-    for prefix in range(3) if has_grid else ():
-        old, new = ((count - prefix) ** 0.5 for count in (there, here))
-        if old == int(old) and new == int(new) and old >= 2 and new >= 1:
-            rows = tensor.view(-1, there, tensor.shape[-1])
-            grid = rows[:, prefix:].transpose(1, 2).unflatten(2, (int(old), int(old)))
-            grid = F.interpolate(grid, (int(new), int(new)), mode="bicubic", antialias=True)
-            joined = torch.cat([rows[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
-            return joined.view(*tensor.shape[:-2], here, tensor.shape[-1])
-    if here < there:
+    for prefix, old, new in _grids(there, here, fit):
+        if old == new:
+            return tensor
+        rows = tensor.view(-1, there, tensor.shape[-1])
+        grid = rows[:, prefix:].transpose(1, 2).unflatten(2, old)
+        grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
+        joined = torch.cat([rows[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+        return joined.view(*tensor.shape[:-2], here, tensor.shape[-1])
+    if here <= there:
         return tensor[..., :here, :]
     rows = tensor.view(-1, there, tensor.shape[-1]).transpose(1, 2)
     longer = F.interpolate(rows, here, mode="linear").transpose(1, 2)
     return longer.view(*tensor.shape[:-2], here, tensor.shape[-1])
+
+
+def _grids(
+    there: int, here: int, fit: Fit
+) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
+    """How many tokens may precede the positions, and the grids that the others may be on: those of
+    the encoders' outputs, else squares, as hierarchical encoders have more positions than
+    outputs."""
+    if fit.grids is not None:
+        old, new = fit.grids
+        prefix = there - old.num_places
+        if prefix == here - new.num_places and prefix >= 0:
+            yield prefix, (old.rows, old.columns), (new.rows, new.columns)
+    for prefix in range(3) if fit.has_grid and there != here else ():
+        sides = [math.isqrt(max(count - prefix, 0)) for count in (there, here)]
+        squares = [side * side + prefix for side in sides]
+        if squares == [there, here] and sides[0] >= 2 and sides[1] >= 1:
+            yield prefix, (sides[0], sides[0]), (sides[1], sides[1])
 
 
 def _resized_distances(tensor: Tensor, rows: int) -> Tensor | None:

@@ -60,7 +60,7 @@ def inherit(
     _refuse_other_heads(student, teacher, what)
     ours, theirs = student.state_dict(), teacher.state_dict()
     blocks = _chosen_blocks(list(ours), list(theirs), choice, what)
-    fit = Fit(isinstance(student.input, ImageInput), _same_tokens(student, teacher))
+    fit = _fit(student, teacher)
     split_here, split_there = splits(student), splits(teacher)
     taken = 0
     for key, tensor in ours.items():
@@ -220,6 +220,15 @@ def _head_widths(network: nn.Module) -> set[int]:
 
 def _shown(widths: set[int]) -> str:
     return " and ".join(map(str, sorted(widths)))
+
+
+def _fit(student: Backbone, teacher: Backbone) -> Fit:
+    """How the inputs of the two relate."""
+    ours, theirs = student.input, teacher.input
+    if not isinstance(ours, ImageInput) or not isinstance(theirs, ImageInput):
+        return Fit(False, _same_tokens(student, teacher))
+    new, old = student.grid(ours.size_px), teacher.grid(theirs.size_px)
+    return Fit(True, None, None if new is None or old is None else (old, new))
 
 
 def _same_tokens(student: Backbone, teacher: Backbone) -> tuple[Tensor, Tensor] | None:

@@ -3,11 +3,15 @@ rests after K passes."""
 
 from __future__ import annotations
 
+import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.support.page_commands import leaves
@@ -22,8 +26,10 @@ from tests.unit.engine.recipes import (
 )
 from tests.unit.engine.test_processes import vlkd
 from vlkd_cli.builders.openclip.towers import OpenClipImage
+from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.store import CHECKS, FeatureStore, is_done
+from vlkd_cli.preprocessing import ImageInput, standardize
 from vlkd_cli.reports.csv import read_metrics
 
 SIDE_PX = 48
@@ -159,6 +165,80 @@ def test_stored_equals_computed_whatever_is_read(case: str, tmp_path: Path) -> N
             one["distillers"] = [*pair, {**pair[1], "teacher": "second_image"}]
         both.append(one)
     assert trained_alike(tmp_path, *both) == []
+
+
+def seed_by_hand(*keys: int) -> int:
+    """Splitmix64 over the keys, halved."""
+
+    def mixed(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+        return value ^ value >> 31
+
+    result = 0
+    for key in keys:
+        result = mixed(result ^ mixed(key))
+    return result >> 1
+
+
+def cropped_by_hand(pixels: np.ndarray, seed: int, side_px: int) -> torch.Tensor:
+    """Inception crop of 0.3 to 1 of the area, a flip with probability 0.5, CLIP's statistics."""
+    rng, (height, width) = random.Random(seed * 1_000_003), pixels.shape[:2]
+    while True:
+        area = height * width * rng.uniform(0.3, 1.0)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if w <= width and h <= height:
+            break
+    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+    cut = torch.from_numpy(pixels[top : top + h, left : left + w].copy()).permute(2, 0, 1)[None]
+    image = torch.nn.functional.interpolate(cut, (side_px, side_px), mode="bicubic", antialias=True)
+    return standardize(image.flip(-1) if rng.random() < 0.5 else image, ImageInput())[0]
+
+
+def test_a_stored_row_is_the_feature_of_the_crop_and_flip_that_row_and_draw_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    run = OpenClipImage.run
+
+    def recorded(self: OpenClipImage, inputs: torch.Tensor, *, tokens: bool) -> Any:
+        found = run(self, inputs, tokens=tokens)
+        if inputs.device.type != "meta" and len(inputs) == 8:
+            seen.append((inputs.clone(), found.feature.detach().clone()))
+        return found
+
+    monkeypatch.setattr(OpenClipImage, "run", recorded)
+    augment = {"name": "standard", "scale": [0.3, 1.0], "flip": 0.5}
+    made = recipe(data={"num_samples": 8, "augment": augment}, train={"epochs": 3})
+    for name in ("teacher_image", "teacher_text"):
+        made["towers"][name]["cache"] = {"draws": 2, "seed": 5}
+    train(tmp_path, made)
+    reader = Shapes(num_samples=8, size_px=32)
+    pictures = [np.array(reader.image(row)) for row in range(8)]
+
+    def expected(draw: int, side_px: int) -> list[torch.Tensor]:
+        seeds = [seed_by_hand(5, draw, row, 2) for row in range(8)]
+        return [cropped_by_hand(*each, side_px) for each in zip(pictures, seeds, strict=True)]
+
+    def position(picture: torch.Tensor, batch: torch.Tensor) -> int:
+        (found,) = [at for at, own in enumerate(batch) if own.equal(picture)]
+        return found
+
+    student = [images for images, _ in seen if images.shape[-1] == 32]
+    teacher = [each for each in seen if each[0].shape[-1] == SIDE_PX]
+    assert (len(student), len(teacher)) == (3, 2)
+    for step, images in enumerate(student):
+        assert len({position(each, images) for each in expected(step % 2, 32)}) == 8
+    for checks in (tmp_path / "cache" / "train_features").glob("*/about.json"):
+        about = json.loads(checks.read_text(encoding="utf-8"))
+        if about["tower"] != "teacher_image":
+            continue
+        images, features = teacher[about["draw"]]
+        order = [position(each, images) for each in expected(about["draw"], SIDE_PX)]
+        table = torch.from_numpy(np.load(checks.with_name("features.npy")))
+        assert table.equal(features[order])
 
 
 def test_what_is_stored_as_bfloat16_is_rounded_in_the_first_pass_too(

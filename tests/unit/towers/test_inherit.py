@@ -16,6 +16,7 @@ from tests.support.vision_types import VISION_TYPES
 from tests.unit.engine.recipes import IMAGE, TEXT
 from vlkd_cli.engine.build_towers import build_towers
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import Grid
 from vlkd_cli.recipe.load import parse_recipe
 from vlkd_cli.towers.cut import Fit, by_pieces, leading, parts_of, placed, splits
 from vlkd_cli.towers.inherit import _chosen_blocks, _head_widths, _renamed, choose_layers
@@ -57,7 +58,7 @@ def towers(student: dict[str, Any], teacher: dict[str, Any], init: dict[str, Any
         "student_image": {**student, "init": {"from": "teacher_image", **init}},
         "teacher_image": {**teacher, "train": "none"},
     }
-    if "image_size" not in student.get("config", {"image_size": 0}):
+    if "image_size" not in {*student, *student.get("config", ["image_size"])}:
         sections = {name.replace("image", "text"): own for name, own in sections.items()}
         own = next(iter(sections.values()))
         own["init"]["from"] = "teacher_text"
@@ -217,6 +218,31 @@ def test_queries_of_heads_that_lie_next_to_their_keys_are_taken_head_by_head() -
     assert by_pieces(rows, (10, 1), [], []) is None
 
 
+def test_parallel_blocks_give_the_leading_part_of_mlp_queries_keys_and_values() -> None:
+    def section(depth: int, width: int) -> dict[str, Any]:
+        config = {"depth": depth, "embed_dim": width, "num_heads": width // 8, "patch_size": 8}
+        return {
+            "builder": "timm",
+            "model": "vit_base_patch16_xp_224",
+            "image_size": 32,
+            "config": config,
+        }
+
+    student, teacher = towers(section(2, 16), section(4, 32), {})
+    ours, theirs = student.encoder.state_dict(), teacher.encoder.state_dict()
+    for own, there in ((0, 0), (1, 2)):
+        big = theirs[f"encoder.blocks.{there}.in_proj.weight"]
+        # Timm computes the MLP and attention of a parallel block from one matrix.
+        mlp, q, k, v = big.split([128, 32, 32, 32])
+        expected = torch.cat([mlp[:64, :16], q[:16, :16], k[:16, :16], v[:16, :16]])
+        assert ours[f"encoder.blocks.{own}.in_proj.weight"].equal(expected)
+        bias = theirs[f"encoder.blocks.{there}.mlp_bias"]
+        assert ours[f"encoder.blocks.{own}.mlp_bias"].equal(bias[:64])
+    with pytest.raises(RecipeError, match="heads are 8 channels wide and the student's 16"):
+        wide = section(2, 16)
+        towers({**wide, "config": {**wide["config"], "num_heads": 1}}, section(4, 32), {})
+
+
 def test_biases_of_distances_are_resized_to_another_window() -> None:
     name = "blocks.0.attn.relative_position_bias_table"
     slope = torch.arange(13.0).expand(13, 13)
@@ -228,6 +254,21 @@ def test_biases_of_distances_are_resized_to_another_window() -> None:
     torch.testing.assert_close(grid[0, 3], torch.tensor(6.0))
     assert placed(name, table, torch.zeros(48, 2), ANY, 1) is None
     assert placed("attn.attention_biases", torch.zeros(2, 16), torch.zeros(2, 9), ANY, 1) is None
+
+
+def test_positions_of_a_grid_that_is_not_square_are_resized_along_its_sides() -> None:
+    columns = torch.arange(8.0).expand(4, 8).reshape(1, 32, 1)
+    there = torch.cat([torch.tensor([[[-1.0], [-2.0]]]), columns], dim=1)
+    fit = Fit(True, None, (Grid(4, 8, 8), Grid(2, 4, 16)))
+    found = placed("encoder.pos_embed", there, torch.zeros(1, 10, 1), fit, 1)
+    assert found is not None and found[0, :2].flatten().tolist() == [-1.0, -2.0]
+    grid = found[0, 2:].view(2, 4)
+    torch.testing.assert_close(grid[0], grid[1])
+    assert bool((grid[0].diff() > 1.5).all())
+    # As many positions on another grid.
+    turned = fit._replace(grids=(Grid(4, 8, 8), Grid(8, 4, 8)))
+    found = placed("encoder.pos_embed", there, torch.zeros(1, 34, 1), turned, 1)
+    assert found is not None and bool((found[0, 2:].view(8, 4).diff() > 1.5).all())
 
 
 def test_a_linear_map_of_patches_answers_smaller_ones_as_before() -> None:

@@ -28,13 +28,17 @@ class Dual(NamedTuple):
     Args:
         pools: `pooler_output`; otherwise the first token.
         padded: texts were padded to the longest length in training, which the feature depends on.
+        attention: the implementation that it needs; None: the library's choice.
     """
 
     pools: bool = True
     padded: bool = False
+    attention: str | None = None
 
 
 DUALS: dict[str, Dual] = {
+    # Its causal mask is lost under the fused attention where no text of a batch is padded.
+    "aimv2": Dual(attention="eager"),
     "align": Dual(pools=False),
     "altclip": Dual(),
     "chinese_clip": Dual(pools=False),
@@ -136,6 +140,7 @@ def load_whole(
         config,
         pretrained=source is not None,
         pooling_layer=True,
+        attention=DUALS[config.model_type].attention,
         trust=trust,
         cache_dir=cache_dir,
     )
@@ -147,6 +152,9 @@ def logit_start(whole: PreTrainedModel) -> LogitStart:
     if (temperature := getattr(whole, "temperature", None)) is not None:
         return LogitStart(1 / float(temperature.detach()))
     scale = math.exp(float(whole.logit_scale.detach()))
+    if (most := getattr(whole.config, "max_logit_scale", None)) is not None:
+        # AIMv2 bounds the factor where it is used, not the parameter.
+        scale = min(max(scale, 1.0), float(most))
     return LogitStart(scale, None if bias is None else float(bias.detach()))
 
 
@@ -162,7 +170,7 @@ def put_back(
         start: factor and bias of the objective that the halves were trained by; None: as they are.
 
     Raises:
-        WeightsError: a half is of another model.
+        WeightsError: a half is of another model, or the library bounds the factor below its value.
     """
     state = dict(whole.state_dict())
     for half in halves:
@@ -177,6 +185,11 @@ def put_back(
         state["temperature"] = torch.tensor(1 / start.scale)
     elif start is not None:
         state["logit_scale"] = torch.full_like(state["logit_scale"], math.log(start.scale))
+        if start.scale > (most := getattr(whole.config, "max_logit_scale", math.inf)):
+            raise WeightsError(
+                f"the factor {start.scale:.1f} is above the {most:g} that {type(whole).__name__}"
+                " applies at most. Export the towers one by one."
+            )
         if "logit_bias" in state and start.bias is not None:
             state["logit_bias"] = torch.full_like(state["logit_bias"], start.bias)
     save_encoder(whole, whole.config, folder, tensors=state)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vlkd_cli import console
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 UNLISTED = Family("pooled", None)
 """What is tried for a type that no family is known of."""
+OTHER_PROCESSOR = (
+    "Choose another model, or another image_processor_type in its preprocessor_config.json."
+)
 _READS = {
     "cls": "last_hidden_state[:, 0]",
     "mean": "the mean of last_hidden_state over the patches",
@@ -125,6 +130,16 @@ class HuggingFaceImage(LibraryEncoder):
     @property
     def reads(self) -> str:
         return _READS[self.family.feature]
+
+    def library_pixels(self, picture: np.ndarray) -> Tensor | None:
+        if hasattr(self.processor, "max_num_patches"):
+            # It gives patches on a grid of each picture's own shape; vlkd has a square one.
+            return None
+        kind = type(self.processor).__name__
+        with one_line(f"its image processor ({kind}) does not take a picture", OTHER_PROCESSOR):
+            given = self.processor(Image.fromarray(picture), return_tensors="pt")
+            pixels: Tensor = given["pixel_values"][0].float()
+        return pixels
 
     def save_input(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)

@@ -20,6 +20,7 @@ from vlkd_cli.cache_folder import cache_folder
 ON_DISK = "on disk"
 """What the column of pretrained weights shows of a model that need not be fetched."""
 DUAL = (
+    "aimv2",
     "align",
     "altclip",
     "chinese_clip",

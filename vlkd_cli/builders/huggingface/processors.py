@@ -7,6 +7,7 @@ defaults, and the slow and fast classes of a type have different ones.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import math
@@ -62,6 +63,12 @@ STEPS = (
 )
 """Steps of a processor that are followed, refused with a reason of their own, or not of pictures;
 one that is not listed is refused."""
+_OF_ONE_TYPE = {
+    "do_flip_channel_order": "MobileViTImageProcessor",
+    "include_top": "EfficientNetImageProcessor",
+    "rescale_offset": "EfficientNetImageProcessor",
+}
+"""Keys that one class alone obeys; others store them all the same."""
 USUAL, USUAL_SIZE_PX = "ViTImageProcessor", 224
 
 
@@ -200,11 +207,11 @@ def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
     scale, offset = 1.0, 0.0
     if getattr(processor, "do_rescale", False):
         scale = float(processor.rescale_factor)
-        offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
+        offset = 1.0 if _obeys(processor, "rescale_offset") else 0.0
     mean, std = [0.0] * 3, [1.0] * 3
     if getattr(processor, "do_normalize", False):
         mean, std = _three(processor.image_mean), _three(processor.image_std)
-    divisor = _three(processor.image_std) if getattr(processor, "include_top", False) else [1.0] * 3
+    divisor = _three(processor.image_std) if _obeys(processor, "include_top") else [1.0] * 3
     # (x * scale - offset - mean) / std / divisor, as (x / 255 - MEAN) / STD.
     red, green, blue = ((value + offset) / (255 * scale) for value in mean)
     spread = [one * two / (255 * scale) for one, two in zip(std, divisor, strict=True)]
@@ -218,7 +225,7 @@ def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
         # This one class of transformers 4 crops by torchvision's own function.
         crop="round" if type(processor).__name__ == "ConvNextImageProcessorFast" else "floor",
         backend=backend,
-        channels="bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb",
+        channels="bgr" if _obeys(processor, "do_flip_channel_order") else "rgb",
         rescales_first=kind == "DINOv3ViTImageProcessor",
     )
 
@@ -249,7 +256,7 @@ class _Geometry(NamedTuple):
 
 def _geometry(processor: BaseImageProcessor, kind: str, what: str) -> _Geometry:
     size = _sides(getattr(processor, "size", None))
-    crops = getattr(processor, "do_center_crop", False)
+    crops = _obeys(processor, "do_center_crop")
     crop = _sides(getattr(processor, "crop_size", None)) if crops else {}
     cropped = (crop["height"], crop["width"]) if {"height", "width"} <= set(crop) else None
     shorter = size.get("shortest_edge")
@@ -281,6 +288,17 @@ def _geometry(processor: BaseImageProcessor, kind: str, what: str) -> _Geometry:
         f"{what}: its image processor ({kind}) {'pads' if pads else 'gives'} pictures of different"
         " sizes. Choose another model, or set size and crop_size in its preprocessor_config.json."
     )
+
+
+def _obeys(processor: BaseImageProcessor, key: str) -> bool:
+    """Whether a key is set and its class applies it; a class stores whatever is in its file."""
+    if not getattr(processor, key, False) or _kind(processor) != _OF_ONE_TYPE.get(
+        key, _kind(processor)
+    ):
+        return False
+    named = inspect.signature(type(processor).__init__).parameters
+    # Classes that name none of their keys leave all of them to their base.
+    return key in named or "image_mean" not in named
 
 
 def backend_of(processor: BaseImageProcessor) -> Literal["pil", "torchvision"]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tests.golden import golden_inputs
 from tests.support.vision_types import VISION_TYPES
-from vlkd_cli.builders.adapters.any_tower import merged
+from vlkd_cli.builders.adapters.any_tower import _attach_changes, merged
 from vlkd_cli.builders.adapters.changes import Decomposed, Factors, LowRank
+from vlkd_cli.builders.adapters.methods.low_rank import LoRA
 from vlkd_cli.builders.adapters.targets import find_parts
 from vlkd_cli.builders.adapters.vpt import Prompts
 from vlkd_cli.builders.openclip.blocks import PackedAttention
@@ -283,8 +284,40 @@ def test_dropout_is_of_the_added_part_and_only_in_training() -> None:
     torch.testing.assert_close(found, expected)
     tower.eval()
     torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+
+
+def test_dropout_at_a_convolution_is_of_the_added_part() -> None:
+    adapter = {"name": "lora", "rank": 2, "targets": ["conv"], "dropout": 0.5}
+    tower = build("timm ResNet", adapter)
+    network: Any = tower.encoder.encoder
+    layer = network.layer2[0].conv2.double()
+    change, base = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    change.vlkd_b.data.normal_()
+    x = torch.randn(3, layer.in_channels, 7, 9, dtype=torch.float64)
+    tower.train()
+    layer.train()
+    torch.manual_seed(5)
+    found = layer(x)
+    torch.manual_seed(5)
+    dropped = torch.nn.functional.dropout(x, 0.5)
+    added = change.added().view_as(base)
+    expected = [
+        nn.functional.conv2d(each, weight, None, layer.stride, layer.padding)
+        for each, weight in ((x, base), (dropped, added))
+    ]
+    torch.testing.assert_close(found, sum(expected))
+
+
+def test_dropout_is_refused_where_the_added_part_cannot_be_separated() -> None:
     with pytest.raises(RecipeError, match="dropout: has no effect at '.*attn'"):
         build("open_clip ViT", {"name": "lora", "rank": 2, "dropout": 0.5})
+    from timm.layers import Conv2dSame, StdConv2d
+
+    for special in (StdConv2d(4, 4, 3), Conv2dSame(4, 4, 3, stride=2)):
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(special))
+        _attach_changes(copy.deepcopy(network), LoRA(rank=2), None, "t")
+        with pytest.raises(RecipeError, match=r"t: dropout: is not for '1\.0', a convolution that"):
+            _attach_changes(network, LoRA(rank=2, dropout=0.5), None, "t")
 
 
 @pytest.mark.parametrize(

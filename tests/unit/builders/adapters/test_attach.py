@@ -14,8 +14,10 @@ import pytest
 from vlkd_cli import catalog
 from vlkd_cli.errors import MissingPackageError, RecipeError, install_command
 from vlkd_cli.recipe import adapters as adapter_rules
+from vlkd_cli.recipe.adapters import FOR_ANY_TOWER
 from vlkd_cli.recipe.former_names import ADAPTERS
 from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.recipe.params import signature_of
 
 RECIPE = """
 towers:
@@ -227,6 +229,28 @@ def test_the_width_of_a_text_tower_is_found_next_to_an_image_tower(tmp_path: Pat
 )
 def test_a_setting_that_cannot_work_is_reported_with_its_position(tower: str, message: str) -> None:
     assert message in refused(tower)
+
+
+RATES = [
+    (name, key.name)
+    for name in catalog.names("adapter")
+    for key in signature_of("adapter", name).keys
+    if key.name.endswith("dropout")
+]
+
+
+def test_a_dropout_is_a_rate_of_0_up_to_but_not_1() -> None:
+    assert len(RATES) >= 10
+    for name, key in RATES:
+        builder = "openclip" if name in FOR_ANY_TOWER else "adapters"
+        tower = f"{{builder: {builder}, model: x, adapter: {{name: {name}, {key}: RATE}}}}"
+        for rate in ("1", "1.0", "-0.1", ".nan", ".inf", "true", "half"):
+            assert f"towers.text.adapter.{key}: " in refused(tower.replace("RATE", rate)), name
+        for rate in ("0", "0.999"):
+            try:
+                read(tower.replace("RATE", rate))
+            except RecipeError as error:
+                assert f"adapter.{key}" not in str(error), name
 
 
 def test_without_the_library_the_builder_is_refused_in_one_line(

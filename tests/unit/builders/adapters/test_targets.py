@@ -36,6 +36,7 @@ def test_layers_that_weight_channels_are_convolutions_and_no_mlp() -> None:
 def test_the_projection_next_to_queries_is_that_of_the_output_whatever_it_is_called() -> None:
     from timm.models.coat import FactorAttnConvRelPosEnc
     from timm.models.levit import Attention
+    from timm.models.vision_transformer import ParallelScalingBlock
     from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 
     coat = FactorAttnConvRelPosEnc(8, 2, shared_crpe=nn.Identity())
@@ -44,5 +45,9 @@ def test_the_projection_next_to_queries_is_that_of_the_output_whatever_it_is_cal
     (part,) = find_parts(levit, ["q"], None)
     assert part.module == "0.qkv.linear" and part.rows is not None
     assert part.rows.equal((torch.arange(20) % 10) < 2)
+    parallel = nn.ModuleList([ParallelScalingBlock(8, 2)])
+    assert names(parallel) == ["0.in_proj", "0.attn_out_proj"]
+    (down,) = find_parts(parallel, ["down"], None)
+    assert down.module == "0.mlp_out_proj" and down.inputs
     maxvit = nn.ModuleList([RelativePositionalMultiHeadAttention(8, 4, 16)])
     assert names(maxvit) == ["0.to_qkv", "0.merge"]

@@ -19,7 +19,7 @@ from vlkd_cli.builders.huggingface.image import patchified
 from vlkd_cli.builders.huggingface.library_encoder import LibraryEncoder
 from vlkd_cli.engine.build_composition import build_composition
 from vlkd_cli.engine.export import export
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.towers.assemble import assemble
 
@@ -124,6 +124,18 @@ def test_start_of_the_objectives_is_the_trained_one(tmp_path: Path) -> None:
     image = HuggingFace(model=str(tmp_path)).build("image")
     assert image.origin.start.scale == pytest.approx(math.exp(2.5))
     assert image.origin.start.bias == -3.0
+
+
+def test_a_factor_that_the_library_bounds_is_bounded_here_and_not_exported_above(
+    tmp_path: Path,
+) -> None:
+    whole = make_dual("aimv2", tmp_path)
+    whole.logit_scale.data.fill_(5.0)  # exp(5) is 148, and AIMv2 applies at most 100
+    whole.save_pretrained(tmp_path)
+    image = HuggingFace(model=str(tmp_path)).build("image")
+    assert image.origin.start.scale == 100.0
+    with pytest.raises(WeightsError, match=r"factor 120\.0 is above the 100 that Aimv2Model"):
+        image.origin.write(tmp_path, image.encoder, start=LogitStart(120.0))
 
 
 def test_what_has_no_effect_or_no_other_half_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("Pvt", {}),
     ("Segformer", {}),
     ("Siglip", {}),
+    # Keys that its class stores and does not obey.
+    ("Siglip", {"rescale_offset": True, "include_top": True, "do_flip_channel_order": True}),
+    # Its slow class does not crop whatever its keys are.
+    ("ViT", {"do_center_crop": True, "crop_size": {"height": 200, "width": 208}}),
     ("ViT", {"size": {"height": 224, "width": 160}}),
     ("ViT", {"resample": 3}),
 ]
