@@ -67,7 +67,7 @@ test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest versions th
 $(LOWEST)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[tests,onnx,parquet,mesh,metric]'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[tests,tensorboard,wandb,fast,onnx,parquet,mesh,metric]'
 	@touch $@
 
 test-gpu: install-dev  ## the tests that need CUDA devices

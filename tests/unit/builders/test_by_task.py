@@ -54,6 +54,8 @@ def test_widths_change_with_the_listing(monkeypatch):
 
 
 def test_parameters_are_those_of_all_encoders_where_every_one_is_listed():
+    if not all(listing.shipped(builder).is_file() for builder in ("openclip", "torchvision")):
+        pytest.skip("another open_clip or torchvision than the pinned one is installed")
     found = {row["name"]: row["parameters"] for row in describe_models()}
     assert found["resnet-base"] == 23_508_032
     assert found["clip-base-en"] == 87_849_216 + 63_428_096

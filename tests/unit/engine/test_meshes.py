@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> Path:
     write_boxes(folder / "boxes")
     (folder / "boxes" / "flat_slab" / "texture.png").write_bytes(b"not read")
     towers = {"mesh": small_tower(**HEAD), "text": {**TEXT, **HEAD}}
-    run = recipe_of(folder, towers, epochs=30, batch_size=8)
+    run = recipe_of(folder, towers, epochs=60, batch_size=8)
     run["data"]["augment"] = {"name": "none"}
     run["optimizer"] = {"name": "adamw", "lr": 3e-3}
     run["distillers"] = [{"name": "infonce", "positives": "label"}]
