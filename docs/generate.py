@@ -71,6 +71,11 @@ def parts_table() -> list[str]:
     rows = [
         ("image builders", _offering("builder", "image"), "every text builder"),
         ("text builders", _offering("builder", "text"), "every image builder"),
+        (
+            "mesh builders",
+            _offering("builder", "mesh"),
+            "every builder, see [meshes](docs/tune_mesh.md)",
+        ),
         ("poolers", catalog.names("pooler"), images),
         ("heads", catalog.names("head"), "every tower"),
         (
@@ -87,7 +92,12 @@ def parts_table() -> list[str]:
             "see [objectives](docs/objectives.md)",
         ),
         ("readers", catalog.names("reader"), "every tower; several readers can be mixed"),
-        ("augmentations", catalog.names("augment"), "every reader of images"),
+        (
+            "augmentations",
+            catalog.names("augment"),
+            "every reader of images; `points`: readers of meshes",
+        ),
+        ("masks", catalog.names("mask"), "vision transformers, see [views](docs/recipes.md)"),
         (
             "suites for both towers",
             _suites({"image", "text"}),
@@ -95,6 +105,7 @@ def parts_table() -> list[str]:
         ),
         ("suites for image towers", _suites({"image"}), "the same"),
         ("suites for text towers", _suites({"text"}), "the same"),
+        ("suites for any tower", _suites(set()), "the same"),
         (
             "scorers",
             catalog.names("scorer"),
@@ -109,7 +120,7 @@ def parts_table() -> list[str]:
 def suites_table() -> list[str]:
     """Every suite with what it measures and the towers that it needs."""
     rows = [
-        (f"`{name}`", entry.summary, ", ".join(sorted(_modalities("suite", name))))
+        (f"`{name}`", entry.summary, ", ".join(sorted(_modalities("suite", name))) or "any")
         for name, entry in catalog.CATALOG["suite"].items()
     ]
     return _table(("suite", "measures", "needs"), rows)

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.recipes import SMALL
 from vlkd_cli.app import main
 from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.engine.vectors import Page, write_page
 from vlkd_cli.recipe.load import load_recipe, parse_recipe, recipe_from_json
 from vlkd_cli.recipe.snapshot import recipe_to_json, recipe_to_yaml, write_snapshot
 
@@ -130,6 +132,29 @@ def test_trusting_the_command_does_not_trust_what_its_recipe_takes_from_elsewher
     ):
         assert "Add `trust: true` next to the `run:`" in output_of(words, capsys)
     assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"overrides": ["towers.text.head.name=trap_package:Head"]},
+        {"overrides": ["towers.text={builder: huggingface, model: mine, trust: true}"]},
+        {"target": "mine.yaml"},
+    ],
+)
+def test_an_index_runs_nothing(trap, capsys, named):
+    Path("mine.yaml").write_text(json.dumps(hostile("head")))
+    np.save("x.npy", np.zeros((1, 2), np.float32))
+    facts: dict[str, Any] = {"target": "quickstart", "overrides": [], "modality": "text", **named}
+    facts |= dict.fromkeys(("tower", "digest", "precision", "fingerprint"), "a")
+    facts |= {"model": {}, "width": 2, "normalized": True, "dtype": "float32"}
+    facts |= {"input": {"path": "-", "column": None, "reader": {}}, "skipped": [], "ids": ["a"]}
+    write_page(Page(**facts), Path("x.npy.json"))
+    assert "Add --trust if you trust who made it." in output_of(["search", "x.npy", "q"], capsys)
+    assert not Path("sprung").exists()
+    if "target" in named:
+        output_of(["search", "x.npy", "q", "--trust"], capsys)
+        assert Path("sprung").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TextIO, TypedDict, TypeGuard
 
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.errors import DataError, UserError
 
 DECIMALS = 6
@@ -141,7 +142,7 @@ def read_provenance(path: Path) -> Provenance | None:
     another tool)."""
     beside = path.parent / PROVENANCE / path.name
     try:
-        found: Provenance = json.loads(beside.read_text(encoding="utf-8"))
+        found: Provenance = read_json(beside)
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
         return found

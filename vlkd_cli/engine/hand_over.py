@@ -19,7 +19,8 @@ from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json, recipe_to_yaml, versions
 from vlkd_cli.reports.card import REPOSITORY, CardFacts, card_text, check_card, is_path
-from vlkd_cli.reports.records import ResultJson, read_run
+from vlkd_cli.reports.records import read_run
+from vlkd_cli.reports.result_file import ResultJson
 from vlkd_cli.towers.export import ExportedTower
 from vlkd_cli.towers.tower import Tower
 

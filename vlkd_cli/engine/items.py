@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.files.table import Table
@@ -25,6 +23,7 @@ from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.recipe.params import signature_of
 from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.recipe.yaml_file import plain_values
 
 STANDARD = "-"
 TABLES = (".csv", ".tsv")
@@ -161,8 +160,8 @@ def parse_keys(settings: Sequence[str]) -> dict[str, object]:
         if not equals or not key.isidentifier():
             raise UserError(f"--reader {setting}: expected KEY=VALUE, e.g. --reader sep=';'.")
         try:
-            keys[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            keys[key] = plain_values(value)
+        except ValueError:
             keys[key] = value
     return keys
 

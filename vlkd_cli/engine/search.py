@@ -22,10 +22,13 @@ from vlkd_cli.engine.given import GIVEN
 from vlkd_cli.engine.items import Input, Items, open_items
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.target import open_target
-from vlkd_cli.engine.vectors import Page, read_vectors
-from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.engine.vectors import Page, page_of, read_vectors
+from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.numerics.topk import TopK
+from vlkd_cli.recipe.load import TRUST_OPTION
+from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.modality import FACTS
+from vlkd_cli.recipe.trust import check_foreign
 from vlkd_cli.towers.outputs import HEAD
 
 if TYPE_CHECKING:
@@ -91,13 +94,14 @@ def search(
         about.overrides if target is None else (),
         runs=runs,
         trust=trust,
+        foreign=page_of(index) if target is None else None,
     )
     encoder = Encoder(subject_for(opened))
     _refuse_another_model(encoder, about, index, opened.described, target)
     asked = [_query(text, encoder, about, tower) for text in queries]
     vectors = torch.from_numpy(np.concatenate([_vector(encoder, about, each) for each in asked]))
     scores, positions = nearest(rows, vectors, k)
-    items = _items(about)
+    items = _items(about, None if trust else page_of(index))
     found = [
         [
             Found(rank, score, about.ids[row], row, _text(items, about, row))
@@ -229,16 +233,23 @@ def _vector(encoder: Encoder, about: Page, query: Query) -> NDArray[np.float32]:
     return chosen.encode(query.text, normalize=about.normalized)
 
 
-def _items(about: Page) -> Items | None:
-    """The items of the index's input, where it is still what was encoded."""
+def _items(about: Page, foreign: Path | None) -> Items | None:
+    """The items of the index's input, where it is still what was encoded.
+
+    Args:
+        foreign: the index's page, where it is not trusted: its input is then not to run code.
+    """
     if about.texts is not None:
         return Items(about.ids, about.fingerprint, texts=about.texts)
     try:
+        if foreign is not None and (problems := check_foreign(about.input, TRUST_OPTION)):
+            raise RecipeError(report({}, problems[:1], f"{foreign}: input"))
         items = open_items(Input(**about.input), about.modality)
     except UserError as error:
         console.warn(f"what was encoded cannot be shown: {error}")
         return None
-    if items.fingerprint != about.fingerprint:
+    is_same = items.fingerprint == about.fingerprint
+    if not is_same or len(items.ids) != len(about.ids) + len(about.skipped):
         console.warn(
             f"{about.input['path']} has changed since it was encoded, so only ids are shown. Encode"
             " it again."

@@ -13,10 +13,12 @@ from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Checkpoint, Source
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.launching.start_evaluation import find_target
-from vlkd_cli.errors import UserError
-from vlkd_cli.recipe.load import parse_recipe
+from vlkd_cli.errors import RecipeError, UserError
+from vlkd_cli.recipe.load import TRUST_OPTION, parse_recipe
+from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.named_models import named_models, sections_of
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.trust import check_foreign_overrides
 from vlkd_cli.remote_runs import local_run
 from vlkd_cli.towers.exported import exported_folders, load_exported
 from vlkd_cli.towers.tower import Tower
@@ -59,16 +61,22 @@ def open_target(
     *,
     runs: Path = Path("runs"),
     trust: bool = False,
+    foreign: Path | None = None,
 ) -> Target:
     """The towers of a target.
 
     Args:
         target: see `api.load`; None: the newest run.
         overrides: changes of the recipe, as `--set` has them.
+        foreign: the file that target and overrides are out of, where they are not the user's own
+            words; they may then name components of the catalogue only, unless `trust`.
 
     Raises:
         UserError: there is no such target, or it cannot be loaded.
     """
+    if foreign is not None and not trust:
+        if problems := check_foreign_overrides(overrides, TRUST_OPTION):
+            raise RecipeError(report({}, problems, str(foreign)))
     target = None if target is None else local_run(target)
     exported = {} if target is None else _exported(Path(target))
     if exported:
@@ -78,7 +86,7 @@ def open_target(
         recipe = parse_recipe(json.dumps({"towers": model}), target, overrides)
         folder, checkpoint = None, None
     else:
-        recipe, run, path = find_target(target, overrides, runs, trust)
+        recipe, run, path = find_target(target, overrides, runs, trust, foreign=foreign is not None)
         folder = None if path is None else run.path
         checkpoint = None if path is None else Checkpoint.load(path)
     towers = load_towers(recipe, folder, checkpoint)

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter
 
 import vlkd_cli
 from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Skipped
+from vlkd_cli.data.files.texts import read_json
+from vlkd_cli.engine.items import Input
 from vlkd_cli.errors import DataError, MissingPackageError, UserError
 from vlkd_cli.numerics.npy import load_npy
 from vlkd_cli.recipe.types import ModalityName
@@ -183,10 +186,13 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     except (OSError, ValueError) as error:
         raise DataError(f"INDEX {path} cannot be read ({error}). {again}.") from None
     try:
-        content = json.loads(page_of(path).read_text(encoding="utf-8"))
+        content = read_json(page_of(path))
         found, version = content.pop("format"), content.pop("version")
-        page = Page(**content)
+        page = TypeAdapter(Page).validate_python(content, strict=True)
+        TypeAdapter(Input).validate_python(page.input, strict=True)
         fits = rows.shape == (len(page.ids), *page.shape) and str(rows.dtype) == page.dtype
+        if page.texts is not None and len(page.texts) != len(page.ids):
+            raise ValueError("another number of texts than ids")
     except FileNotFoundError:
         raise DataError(f"INDEX {path} has no {page_of(path).name} next to it. {again}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -16,6 +16,7 @@ import numpy as np
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.distributed.collectives import broadcast_object
 from vlkd_cli.distributed.runtime import is_main
 from vlkd_cli.errors import RecipeError, UserError
@@ -180,7 +181,7 @@ def stored_results(folder: Path) -> list[Stored]:
     found = []
     for file in sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = read_json(file)
             names = (str(result["name"]), str(result["dataset"]), str(result["split"]))
             found.append(Stored(*names, dict(result["metrics"]), dict(result["chance"])))
     return found

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlkd_cli import console
+from vlkd_cli.data.files.texts import read_json
 
 ABOUT = "about.json"
 FOLDERS = ("train_features", "features")
@@ -56,7 +57,7 @@ def read_about(folder: Path) -> About | None:
     """What is noted next to a table; None where nothing is, or nothing that can be read."""
     path = folder / ABOUT
     try:
-        return About(**json.loads(path.read_text(encoding="utf-8")))
+        return About(**read_json(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlkd_cli import console
 from vlkd_cli.cache_folder import make_folder
+from vlkd_cli.data.files.texts import parse_json
 from vlkd_cli.errors import DataError
 from vlkd_cli.features.about import ABOUT, FOLDERS, About, read_about
 from vlkd_cli.features.broken_rows import BROKEN, note_broken, noted_broken
@@ -139,18 +140,32 @@ def prune_tables(cache: Path, unused_for_days: float) -> list[CachedTable]:
 
 
 def _described(folder: Path) -> CachedTable | None:
-    try:
-        rows, width = load_npy(folder / FEATURES, mmap_mode="r").shape
-        checks = np.array(load_npy(folder / CHECKS, mmap_mode="r"))
-        status = [path.stat() for name in _FILES if (path := folder / name).is_file()]
-    except (OSError, ValueError):
+    shape = _shape_of(folder)
+    if shape is None:
         console.warn(f"{folder} holds no table that can be read; it is left out.")
         return None
+    rows, width, _ = shape
+    checks = np.array(load_npy(folder / CHECKS, mmap_mode="r"))
+    status = [path.stat() for name in _FILES if (path := folder / name).is_file()]
     noted = folder / ABOUT
     used = noted.stat().st_mtime if noted.is_file() else max(one.st_mtime for one in status)
     stored = float(is_done(checks).mean()) if rows else 1.0
     size = sum(one.st_blocks * 512 for one in status)
     return CachedTable(folder, read_about(folder), rows, width, stored, size, used)
+
+
+def _shape_of(folder: Path) -> tuple[int, int, TableType] | None:
+    """Rows, width and type of a table; None where there is none that can be read."""
+    try:
+        features = load_npy(folder / FEATURES, mmap_mode="r")
+        checks = load_npy(folder / CHECKS, mmap_mode="r")
+        rows, width = features.shape
+    except (OSError, ValueError):
+        return None
+    dtypes: dict[str, TableType] = {"uint16": "bfloat16", "float32": "float32"}
+    dtype = dtypes.get(features.dtype.name)
+    fits = dtype is not None and (checks.shape, checks.dtype) == ((rows,), np.uint64)
+    return (rows, width, dtype) if dtype is not None and fits else None
 
 
 def _chosen(tables: list[CachedTable], names: Sequence[str], cache: Path) -> list[CachedTable]:
@@ -175,7 +190,7 @@ def _unpacked(source: Path, incoming: Path) -> list[Path]:
         if text is None:
             raise _not_an_export(source, f"it does not begin with {MANIFEST}")
         try:
-            digests: dict[str, str] = dict(json.loads(text.read()))
+            digests: dict[str, str] = dict(parse_json(text.read()))
         except (ValueError, TypeError) as error:
             raise _not_an_export(source, f"its {MANIFEST} is damaged") from error
         while (member := archive.next()) is not None:
@@ -196,24 +211,28 @@ def _unpacked(source: Path, incoming: Path) -> list[Path]:
 
 
 def _taken_in(folder: Path, target: Path) -> tuple[str, int]:
-    try:
-        features = load_npy(folder / FEATURES, mmap_mode="r")
-        rows, width = features.shape
-    except (OSError, ValueError) as error:
-        raise DataError(f"the table {folder.name[:_SHORT]} cannot be read ({error}).") from error
-    dtype: TableType = "bfloat16" if features.dtype == np.uint16 else "float32"
+    name, shape = target.name[:_SHORT], _shape_of(folder)
+    if shape is None:
+        raise DataError(f"the table {name} of the file cannot be read. Export it again.")
+    rows, width, dtype = shape
     new = FeatureStore(folder, rows, width, dtype=dtype)
-    if not (target / FEATURES).is_file():
+    if not (target / FEATURES).exists():
         make_folder(target.parent)
         folder.rename(target)
-        return target.name[:_SHORT], int(new.done.sum())
+        return name, int(new.done.sum())
+    # A table of another shape would be made again, and its rows would be lost.
+    if (found := _shape_of(target)) not in (None, shape):
+        raise DataError(
+            f"the table {name} has {found} rows, columns and type here, and {shape} in the file,"
+            " which is damaged. Export it again."
+        )
     here = FeatureStore(target, rows, width, dtype=dtype)
     assert here.folder is not None
     missing = np.flatnonzero((new.done != 0) & (here.done == 0))
     here.write(missing, new.table()[missing], new.broken[missing])
     noted = noted_broken(folder)
     note_broken(here.folder, {row: noted[row] for row in missing.tolist() if row in noted})
-    return target.name[:_SHORT], len(missing)
+    return name, len(missing)
 
 
 def _not_an_export(source: Path, reason: str) -> DataError:

@@ -153,7 +153,7 @@ def read_config(tower: Mapping[str, Any]) -> dict[str, Any] | None:
         ):
             try:
                 return dict(json.loads(found.read_text(encoding="utf-8")))
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError, RecursionError):
                 # Damaged files are the builder's to report, with the weights next to them.
                 return None
     return None

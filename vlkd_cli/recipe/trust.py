@@ -1,12 +1,14 @@
 """What a recipe from somebody else may not contain: a recipe is a program, and opening a run, a
-checkpoint or an exported folder must not run it."""
+checkpoint, an exported folder or an index must not run it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from vlkd_cli.recipe.messages import Path, Problem, shown
+from vlkd_cli.recipe.overrides import parse_path
+from vlkd_cli.recipe.yaml_file import read_document
 
 # Keys whose text chooses a component; a colon in it means a class of any Python package.
 _CHOOSING = frozenset(
@@ -30,6 +32,18 @@ def check_foreign(recipe: object, remedy: str) -> list[Problem]:
         remedy: what to do for someone who trusts its author, e.g. "Add --trust".
     """
     return [Problem(path, f"{text} {remedy}") for path, text in _walk(recipe, ())]
+
+
+def check_foreign_overrides(overrides: Sequence[str], remedy: str) -> list[Problem]:
+    """The same for `key=value` changes of a recipe that a file holds, as an index does."""
+    problems = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        changed = read_document(text, key).value
+        for part in reversed(parse_path(key.strip())):
+            changed = {part: changed}
+        problems += check_foreign(changed, remedy)
+    return problems
 
 
 def _walk(value: object, path: Path) -> Iterator[tuple[Path, str]]:

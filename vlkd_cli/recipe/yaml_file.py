@@ -166,6 +166,37 @@ def read_document(text: str, source: str, *, numbered: bool = True) -> Document:
     return Document(value, builder.origins, builder.problems)
 
 
+def plain_values(text: str) -> Any:
+    """The values of a YAML file that vlkd wrote, such as the recipe of a run or the page of an
+    exported tower, which may be damaged by now or somebody else's; bounded like a recipe, with
+    variables as they are written.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
+    try:
+        loader = Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_in_words(error)) from error
+    except (yaml.YAMLError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError("not valid YAML") from error
+    # Aliases of aliases are few values in memory, and billions where they are written out.
+    count, unseen = 0, [value]
+    while unseen:
+        count, item = count + 1, unseen.pop()
+        if count > MAX_VALUES:
+            raise ValueError(_TOO_MANY)
+        if isinstance(item, dict | list):
+            unseen += item.values() if isinstance(item, dict) else item
+    return value
+
+
 class _Builder:
     """Turns nodes into values and records the line of each."""
 

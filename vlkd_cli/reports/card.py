@@ -16,7 +16,7 @@ from vlkd_cli.errors import UserError
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from vlkd_cli.reports.records import ResultJson
+    from vlkd_cli.reports.result_file import ResultJson
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")

@@ -7,7 +7,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from vlkd_cli.reports.records import ResultJson, StoredResult
+from vlkd_cli.reports.records import StoredResult
+from vlkd_cli.reports.result_file import ResultJson
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,17 +6,20 @@ A file that is missing leaves its part empty; one that cannot be read is named i
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
+from vlkd_cli.data.files.texts import decode_text, parse_json, read_file
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.numerics.directions import lower_is_better
+from vlkd_cli.recipe.yaml_file import plain_values
 from vlkd_cli.reports.csv import read_metrics
+from vlkd_cli.reports.result_file import ResultJson, read_result
 from vlkd_cli.reports.state import RunState, read_state
 
 Series = list[tuple[int, float]]
@@ -55,35 +58,6 @@ class Metric(NamedTuple):
     def lower_is_better(self) -> bool:
         """Whether a smaller value is the better one: ranks, losses, errors, distances."""
         return lower_is_better(self.name)
-
-
-class ResultJson(TypedDict, total=False):
-    """A result file; see `evaluation.results.Result`. Files of earlier versions lack some keys."""
-
-    name: str
-    suite: str
-    dataset: str
-    split: str
-    protocol: str
-    metrics: dict[str, float | None]
-    primary_metric: str
-    chance: dict[str, float]
-    num_items: int
-    num_skipped: int
-    num_classes: int | None
-    model: dict[str, str | int | bool | None]
-    towers: dict[str, dict[str, str]]
-    precision: str
-    hashes: dict[str, str]
-    data: dict[str, object]
-    settings: dict[str, object]
-    libraries: dict[str, str]
-    details: dict[str, object]
-    version: str
-    key: str
-    seconds: float | None
-    device: str
-    file: str
 
 
 class StoredResult(NamedTuple):
@@ -228,13 +202,16 @@ def read_run(folder: Path) -> RunRecord:
         raise CheckpointError(f"{folder} is not a run folder: it has no recipe.yaml.")
     record = RunRecord(folder, state=read_state(folder))
     record.recipe = _read(record, "recipe.yaml", _recipe)
-    record.versions = _read(record, "versions.json", json.loads)
+    record.versions = _read(record, "versions.json", parse_json)
     _read_metrics(record)
     _read_results(record)
     for file in sorted(folder.glob("skipped*.csv")):
-        with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-            rows = csv.reader(line.replace("\0", "") for line in lines)
+        try:
+            text = read_file(file).decode("utf-8", "replace").replace("\0", "")
+            rows = csv.reader(io.StringIO(text, newline=""))
             record.skipped += [(row[0], row[1]) for row in rows if len(row) >= 2]
+        except (OSError, csv.Error):
+            record.unreadable.append(file.name)
     return record
 
 
@@ -279,12 +256,7 @@ def _word(value: object) -> str:
 
 def _recipe(text: str) -> object:
     """A recipe whose sections are of the right kind, whatever their keys."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    found = plain_values(text)
     kinds = {"towers": dict, "data": dict, "train": dict, "optimizer": dict, "distillers": list}
     for name, kind in kinds.items():
         if isinstance(found, dict) and not isinstance(found.get(name), kind | None):
@@ -297,7 +269,7 @@ def _read(record: RunRecord, name: str, parse: Callable[[str], object]) -> dict[
     if not path.is_file():
         return {}
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        found = parse(decode_text(read_file(path)))
         if isinstance(found, dict):
             return found
     except (OSError, ValueError, RecursionError):
@@ -337,11 +309,7 @@ def _read_results(record: RunRecord) -> None:
         if is_old or is_of_mteb or path.name.endswith(FAILED):
             continue
         step = re.fullmatch(r"step_(\d+)", path.parent.name)
-        try:
-            content: ResultJson | None = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
+        if (content := read_result(path)) is None:
             record.unreadable.append(str(path.relative_to(record.path)))
             continue
         found.append(StoredResult(path, int(step[1]) if step else None, content))
@@ -351,6 +319,6 @@ def _read_results(record: RunRecord) -> None:
     for result in found:
         for name, value in result.content["metrics"].items():
             metric = Metric(*result.key, name)
-            if metric not in during and isinstance(value, int | float):
+            if metric not in during and value is not None:
                 at = record.last_step if result.step is None else result.step
                 record.evaluations.setdefault(metric, []).append((at, float(value)))

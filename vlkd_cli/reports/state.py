@@ -14,6 +14,7 @@ from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.claims import STALE_SECONDS, process_exists
+from vlkd_cli.data.files.texts import read_json
 
 FILE = "state.json"
 SECONDS_BETWEEN_WRITES = 30.0
@@ -123,7 +124,7 @@ def read_state(folder: Path) -> RunState | None:
 
 def _read(folder: Path) -> RunState | None:
     try:
-        plain = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        plain = read_json(folder / FILE)
     except (OSError, ValueError):
         return None
     if not isinstance(plain, dict) or plain.get("state") not in STATES:

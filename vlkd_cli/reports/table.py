@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.numerics.statistics import Averages, average_columns
-from vlkd_cli.reports.records import Metric, ResultJson
+from vlkd_cli.reports.records import Metric
+from vlkd_cli.reports.result_file import ResultJson, read_result
 
 PRIMARY = ("primary", "headline")
 """Words of `--metrics` for the one metric that a suite is summarized by."""
@@ -88,7 +90,7 @@ def find_result(cell: Cell) -> ResultJson | None:
     if not cell.key:
         return None
     for path in sorted(Path(cell.folder).glob(f"*-{cell.key}.json")):
-        content = _read(path)
+        content = read_result(path)
         if content is not None and isinstance(content.get("metrics"), dict):
             return {**content, "file": str(path)}
     return None
@@ -270,18 +272,10 @@ def _mean_of(
     return mean("metrics"), mean("chance")
 
 
-def _read(path: Path) -> ResultJson | None:
-    try:
-        content: ResultJson = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _read_failure(path: Path) -> dict[str, object] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

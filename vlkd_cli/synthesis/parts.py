@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkd_cli.data.files.relations import FILE, HEADER, PAGE, Relation, write_whole
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.npy import load_npy
 
@@ -62,7 +63,7 @@ class Parts:
         if not file.is_file():
             return None
         try:
-            return json.loads(file.read_text(encoding="utf-8"))["digest"]
+            return read_json(file)["digest"]
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(f"{file} is damaged. Delete {self.output} and start again.") from None
 
@@ -108,7 +109,7 @@ class Parts:
         total: Counter[str] = Counter()
         for block in blocks:
             file = self._block(block).with_suffix(".json")
-            total.update(json.loads(file.read_text(encoding="utf-8")))
+            total.update(read_json(file))
         return total
 
     def finish(self, blocks: range, page: Mapping[str, object]) -> None:

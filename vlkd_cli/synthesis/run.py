@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import vlkd_cli
 from vlkd_cli import console
 from vlkd_cli.data.files.relations import FILE, PAGE, Relation
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.distributed.collectives import broadcast_object, gather_objects
 from vlkd_cli.distributed.runtime import is_main, rank, world_size
 from vlkd_cli.errors import DataError, UserError
@@ -65,7 +66,7 @@ def synthesize(spec: SynthesisSpec, subject: Subject, output: Path) -> Synthesis
         _on_first(lambda: _finish(parts, blocks, spec, sources))
     elif is_main():
         console.note(f"{output / FILE} is complete already.")
-    page = json.loads((output / PAGE).read_text(encoding="utf-8"))
+    page = read_json(output / PAGE)
     return Synthesis(output / FILE, page)
 
 

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from vlkd_cli.builders.weight_files import read_weights
+from vlkd_cli.data.files.texts import decode_text, read_file
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.load import TRUST_OPTION
 from vlkd_cli.recipe.messages import report
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.trust import check_foreign
+from vlkd_cli.recipe.yaml_file import plain_values
 from vlkd_cli.towers.assemble import assemble
 from vlkd_cli.towers.export import PAGE
 from vlkd_cli.towers.tower import Tower
@@ -99,9 +100,11 @@ def complete(tower: Tower, folder: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        page = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _damaged(file, type(error).__name__) from error
+        page = plain_values(decode_text(read_file(file)))
+    except OSError as error:
+        raise _damaged(file, error.strerror or type(error).__name__) from error
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
     if isinstance(page, dict) and page.get("format") == "ONNX":
         raise RecipeError(
             f"{file.parent} holds an ONNX file, which vlkd writes and does not read. Name the run,"

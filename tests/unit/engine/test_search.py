@@ -113,6 +113,20 @@ def test_an_input_that_has_changed_is_not_shown(capsys, tmp_path):
     assert "has changed since it was encoded, so only ids are shown" in message.err
 
 
+def test_the_input_that_an_index_names_runs_no_command(capsys, tmp_path):
+    index = tmp_path / "sent.npy"
+    index.write_bytes(Path("texts.npy").read_bytes())
+    page = json.loads(Path("texts.npy.json").read_text())
+    reader = {"reader": "webdataset", "caption": "txt", "image": None}
+    page["input"] = {"path": f"pipe:touch {tmp_path}/sprung", "column": None, "reader": reader}
+    index.with_name("sent.npy.json").write_text(json.dumps(page))
+    assert leaves(["search", str(index), "a red disc"]) == 0
+    message = capsys.readouterr()
+    assert "line 1" in message.out
+    assert "cannot be shown" in message.err and "runs a command. Add --trust" in message.err
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_the_search_is_exact_over_blocks_and_of_equal_rows_the_first_is_ahead(monkeypatch):
     monkeypatch.setattr("vlkd_cli.engine.search.ROWS_AT_ONCE", 7)
     rows = np.random.RandomState(0).randint(-1, 2, (40, 3)).astype(np.float16)

@@ -66,6 +66,17 @@ def test_an_import_adds_the_rows_that_are_missing(dtype: TableType, tmp_path: Pa
     assert np.array_equal(joined.table()[:3], VALUES[:3])
 
 
+def test_a_table_of_another_shape_does_not_replace_the_one_that_is_here(tmp_path: Path) -> None:
+    there = table(tmp_path / "there", [0, 1])
+    other = FeatureStore(tmp_path / "here" / "train_features" / ("ab" * 16), 5, 2)
+    other.write(np.arange(5), np.ones((5, 2), np.float32))
+    export_tables(tmp_path / "here", tmp_path / "t.tar")
+    with pytest.raises(DataError, match=r"has \(4, 3, 'float32'\) rows, columns and type here"):
+        import_tables(tmp_path / "there", tmp_path / "t.tar")
+    assert there.folder is not None
+    assert np.array_equal(FeatureStore(there.folder, 4, 3).table()[:2], VALUES[:2])
+
+
 @pytest.mark.parametrize("fault", ["bit", "cut", "text", "path", "manifest"])
 def test_a_damaged_or_foreign_file_changes_nothing(fault: str, tmp_path: Path) -> None:
     table(tmp_path / "here", [0, 1, 2, 3])

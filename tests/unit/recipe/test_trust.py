@@ -13,7 +13,7 @@ from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.recipe.load import load_recipe, parse_recipe, recipe_of_checkpoint
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_json
-from vlkd_cli.recipe.trust import check_foreign
+from vlkd_cli.recipe.trust import check_foreign, check_foreign_overrides
 
 HEAD = {"name": "subprocess:Popen", "args": "touch x", "shell": True}
 HOSTILE: dict[str, Any] = {
@@ -52,6 +52,21 @@ def test_code_is_found_wherever_it_is_named(place):
     found = check_foreign(HOSTILE[place], "Do not.")
     assert [written(problem.path) for problem in found] == [place]
     assert found[0].text.endswith(" Do not.")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "towers.a.head.name=subprocess:Popen",
+        "towers.a={builder: huggingface, trust: true}",
+        "towers.a.trust=yes",
+        "reports[0]=evil:Sink",
+        "data.path=pipe:touch x",
+    ],
+)
+def test_changes_that_a_file_holds_are_looked_at_like_its_recipe(override):
+    (problem,) = check_foreign_overrides(["train.steps=1", override], "Do not.")
+    assert problem.text.endswith(" Do not.")
 
 
 def test_catalogue_names_and_paths_are_not_code():

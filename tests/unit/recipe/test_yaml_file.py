@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlkd_cli.recipe.yaml_file import read_document
+from vlkd_cli.recipe.yaml_file import plain_values, read_document
 
 
 def value_of(text: str) -> object:
@@ -170,6 +170,32 @@ def laughs() -> str:
 def test_what_would_cost_time_or_memory_is_one_line(text, message):
     (problem,) = read_document(text, "a.yaml").problems
     assert problem.text.endswith(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs(),
+        "a: &a {b: *a}",
+        "[" * 2_000,
+        "a: " + "9" * 5_000,
+        "a: !!bool abc",
+        "a: !!python/object/apply:os.system [x]",
+        "? [a]\n: 1",
+        "a: \x00",
+        "a: " + "x" * 500_000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_values_of_a_damaged_or_hostile_file_are_a_value_error(text):
+    with pytest.raises(ValueError):
+        plain_values(text)
+
+
+def test_plain_values_are_those_of_a_recipe_with_variables_as_written():
+    text = "a: &a {k: 1e-4, l: 'no'}\nb:\n- *a\n- ${HOME}\n- 2024-01-01\n"
+    one = {"k": 1e-4, "l": "no"}
+    assert plain_values(text) == {"a": one, "b": [one, "${HOME}", "2024-01-01"]}
 
 
 def test_aliases_and_merges_of_usual_size_are_read():

@@ -96,6 +96,22 @@ def test_a_recipe_of_another_shape_and_an_odd_time_cost_a_run_no_line(tmp_path: 
     assert run.unreadable == ["recipe.yaml"] and describe(run)["ended"] is None
 
 
+def test_a_recipe_of_billions_of_values_costs_a_run_no_time(tmp_path: Path):
+    folder = make_run(tmp_path / "a")
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (folder / "recipe.yaml").write_text("\n".join(lines))
+    assert read_run(folder).unreadable == ["recipe.yaml"]
+
+
+def test_a_list_of_broken_files_that_is_not_one_is_named(tmp_path: Path):
+    folder = make_run(tmp_path / "a")
+    (folder / "skipped.csv").mkdir()
+    (folder / "skipped_rank_1.csv").write_text("a.jpg," + "x" * 200_000)
+    run = read_run(folder)
+    assert run.unreadable == ["skipped.csv", "skipped_rank_1.csv"] and run.skipped == []
+
+
 def test_a_folder_without_a_recipe_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="is not a run folder: it has no recipe.yaml"):
         read_run(tmp_path)

@@ -92,7 +92,18 @@ def test_a_page_that_is_damaged_or_foreign_is_one_line(change, line, folder: Pat
     assert PAGE in str(error.value) or ADDED in str(error.value)
 
 
-def test_a_page_that_is_not_yaml_is_damaged(folder: Path):
-    (folder / PAGE).write_text("{")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "a: &a {b: *a}",
+        "[" * 3_000,
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)),
+    ],
+    ids=["cut", "self", "deep", "bomb"],
+)
+def test_a_page_that_is_not_one_is_damaged(folder: Path, text: str):
+    (folder / PAGE).write_text(text)
     with pytest.raises(RecipeError, match="is damaged"):
         load_exported(folder)

@@ -19,6 +19,7 @@ from vlkd_cli.builders.adapters.attach import is_own, own_tensors
 from vlkd_cli.builders.huggingface.save import save_encoder, save_tokenizer
 from vlkd_cli.errors import WeightsError
 from vlkd_cli.recipe.former_names import replace_in_adapter
+from vlkd_cli.recipe.yaml_file import plain_values
 
 if TYPE_CHECKING:
     from vlkd_cli.builders.adapters.builder import AdaptedText
@@ -62,9 +63,9 @@ def load_adapter(backbone: AdaptedText, folder: Path | str) -> None:
 
     folder = Path(folder).expanduser()
     try:
-        saved = yaml.safe_load((folder / SECTION).read_text(encoding="utf-8"))
+        saved = plain_values((folder / SECTION).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError, yaml.YAMLError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(
             f"adapter_weights: '{folder}' has no readable {SECTION} and {WEIGHTS}. Name a folder"
             " that an adapter was saved in."

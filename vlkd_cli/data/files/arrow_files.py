@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import re
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from vlkd_cli.data.batch import Broken
 from vlkd_cli.data.files.arrow_cells import holds_lists
 from vlkd_cli.data.files.fingerprints import digest_files, digest_of
 from vlkd_cli.data.files.remote import braced, expanded, is_url
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.data.images.files import is_data
 from vlkd_cli.data.readers.reader import with_split
 from vlkd_cli.errors import DataError
@@ -114,7 +114,7 @@ def _listed(file: Path, key: str) -> list[object]:
         DataError: it is not there.
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
     except (OSError, ValueError):
         content = None
     found = content.get(key) if isinstance(content, dict) else None

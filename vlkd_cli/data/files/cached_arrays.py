@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.errors import DataError
 from vlkd_cli.numerics.npy import load_npy
 
@@ -155,7 +156,7 @@ def _stored(folder: Path) -> CachedArrays | None:
         return None
     try:
         arrays = CachedArrays(folder=folder)
-        if arrays.sums() == json.loads((folder / _SUMS).read_bytes()):
+        if arrays.sums() == read_json(folder / _SUMS):
             return arrays
     except (OSError, ValueError):
         pass  # cut off or overwritten: made again

@@ -3,13 +3,12 @@ from."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkd_cli.data.files.texts import number, read_lines
+from vlkd_cli.data.files.texts import number, read_json, read_lines
 from vlkd_cli.errors import DataError
 
 FILE, PAGE = "relations.tsv", "synthesis.json"
@@ -102,7 +101,7 @@ def read_page(path: Path) -> Mapping[str, Any] | None:
     if not page.is_file():
         return None
     try:
-        data = json.loads(page.read_text(encoding="utf-8"))["data"]
+        data = read_json(page)["data"]
         return {"path": str(data["path"]), "files": dict(data["files"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{page} is damaged. Run `vlkd synthesize` again.") from None

@@ -137,6 +137,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         os.close(handle)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file, which may be damaged or not a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+    """
+    return parse_json(read_file(path))
+
+
 def read_at(handle: int, start: int, size: int) -> bytes:
     """Bytes of an open file.
 

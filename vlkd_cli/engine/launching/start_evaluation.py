@@ -94,12 +94,21 @@ def _found(
 
 
 def find_target(
-    target: str | None, overrides: Sequence[str], runs: Path, trust: bool = False
+    target: str | None,
+    overrides: Sequence[str],
+    runs: Path,
+    trust: bool = False,
+    *,
+    foreign: bool = False,
 ) -> tuple[Recipe, RunFolder, Path | None]:
     """The recipe, the folder for results (not made here), and the checkpoint, if what is meant was
     trained.
 
     Without a target: the newest run here; or, where `--set towers...` describes towers, just those.
+
+    Args:
+        foreign: whether a file holds these words, as an index does; a recipe that it names is not
+            the user's own, unless `trust`.
     """
     target = None if target is None else local_run(target)
     set_paths = [parse_path(override.partition("=")[0].strip()) for override in overrides]
@@ -109,17 +118,17 @@ def find_target(
         named: dict[object, dict[str, object]] = {
             path[1]: {} for path in set_paths if path[:1] == ("towers",) and len(path) > 2
         }
-        if trust:
+        if trust and not foreign:
             raise UserError(_NO_TRUST_NEEDED)
         recipe = parse_recipe(json.dumps({"towers": named}), "--set", overrides)
         return recipe, RunFolder(runs / "eval"), None
     if target is None or _is_trained(target, runs):
         return find_trained(target, overrides, runs, trust)
-    if trust:
+    if trust and not foreign:
         raise UserError(_NO_TRUST_NEEDED)
     path = Path(target)
     try:
-        recipe = load_recipe(target, overrides)
+        recipe = load_recipe(target, overrides, foreign=foreign and not trust)
     except RecipeError:
         if path.suffix in (".yaml", ".yml") or path.exists() or _is_shipped(target):
             raise

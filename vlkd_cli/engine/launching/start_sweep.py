@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from vlkd_cli import console
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.start import TrainRequest, start_training
 from vlkd_cli.engine.launching.sweep_cells import SEED, SweepCell, sweep_cells
@@ -212,13 +215,14 @@ def _content(request: SweepRequest, base: Recipe, cells: Sequence[SweepCell]) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(content["cells"], list) and isinstance(content["digest"], str)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        content = dict(read_json(path))
+        TypeAdapter(list[SweepCell]).validate_python(content["cells"])
+        TypeAdapter(str).validate_python(content["digest"], strict=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged. Remove it if the runs next to it are those of this sweep."
         ) from error
-    return dict(content)
+    return content
 
 
 def _is_longer(path: Path, before: dict[str, Any], now: dict[str, Any]) -> bool:

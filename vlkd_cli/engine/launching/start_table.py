@@ -16,6 +16,7 @@ from typing import Literal
 
 from vlkd_cli import console
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.launching.launch import quieten_libraries
 from vlkd_cli.engine.launching.suite_specs import suite_specs
@@ -248,7 +249,7 @@ def _write_cells(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def _read_cells(path: Path) -> list[Cell]:
-    return [Cell(*values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    return [Cell(*values) for values in read_json(path)]
 
 
 def _devices() -> list[str]:

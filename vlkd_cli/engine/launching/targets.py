@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli import catalog
+from vlkd_cli.data.files.texts import read_lines
 from vlkd_cli.engine.launching.run_folder import RunFolder, latest_run
 from vlkd_cli.engine.launching.start_evaluation import find_target
 from vlkd_cli.errors import UserError
@@ -50,12 +51,7 @@ def _expanded(words: Sequence[str]) -> Iterator[str]:
         if not word.startswith("@"):
             yield word
             continue
-        path = Path(word[1:])
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise UserError(f"{word}: the list cannot be read: {reason}.") from error
+        lines = read_lines(word[1:])
         # A # inside a word is part of a name.
         listed = [re.split(r"(?:^|\s)#", line)[0].strip() for line in lines]
         if not any(listed):

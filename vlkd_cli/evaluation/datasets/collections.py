@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli.catalog import did_you_mean
+from vlkd_cli.data.files.texts import read_text
 from vlkd_cli.data.readers.elevater_sets import official_sets
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.evaluation.datasets.known_sets import (
@@ -139,11 +140,9 @@ def _copy_of(name: str, collection: str, root: Path | None) -> str:
 
 def _own_list(path: Path, name: str) -> Iterator[Entry]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"--datasets {path}: cannot be read: {reason}.") from error
-    document = read_document(text, str(path))
+        document = read_document(read_text(path), str(path))
+    except DataError as error:
+        raise UserError(f"--datasets {error}") from error
     if document.problems:
         problem = report(document.origins, document.problems, str(path)).splitlines()[0]
         raise UserError(f"--datasets {problem}")

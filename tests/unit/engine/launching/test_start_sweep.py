@@ -167,6 +167,18 @@ def test_cells_may_be_appended_and_never_changed(
     assert [cell["folder"] for cell in cells] == ["000-seed=0", "001-seed=1"]
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"cells": [1], "digest": "a"}', '{"cells": [], "digest": 1}']
+)
+def test_a_damaged_record_of_cells_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (place / "s").mkdir()
+    (place / "s" / "sweep.json").write_text(text)
+    assert vlkd("sweep tiny.yaml --folder s --list --grid optimizer.lr=[1e-3]") == 2
+    assert "sweep.json is damaged. Remove it" in capsys.readouterr().err
+
+
 def test_a_failed_cell_is_named_and_the_others_run(
     place: Path, here: type[InProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
