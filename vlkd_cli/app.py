@@ -7,6 +7,7 @@ function, so `vlkd --help` imports neither torch nor anything else that is slow.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
@@ -168,11 +169,19 @@ def _input_of(error: Exception) -> str:
     return f" {value}" if isinstance(value, str | int | float) else ""
 
 
+_OF_THE_SYSTEM = frozenset(
+    {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+    | {errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR}
+)
+"""What paths, permissions and disks do to a program, and never a bug of ours."""
+
+
 def guarded(function: Callable[..., object]) -> Callable[..., object]:
     """The function, with a UserError shown as its text and exit code 2, Ctrl-C as 130, and a closed
     pipe as the end of the output.
 
-    An EOFError is shown as one line too: click would end the command with "Aborted." alone.
+    An EOFError is shown as one line too: click would end the command with "Aborted." alone. So is
+    an OSError that no program can prevent, such as a disk that is full or read-only.
     """
 
     @functools.wraps(function)
@@ -193,6 +202,12 @@ def guarded(function: Callable[..., object]) -> Callable[..., object]:
             # again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except OSError as error:
+            if error.errno not in _OF_THE_SYSTEM:
+                raise
+            place = f"{str(error.filename)[:200]}: " if error.filename else ""
+            console.error(f"{place}{error.strerror}. Choose another path, or make it accessible.")
+            raise typer.Exit(2) from error
 
     return run
 

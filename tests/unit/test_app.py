@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -152,6 +153,24 @@ def test_our_own_mistakes_keep_their_traceback():
     app = typer.Typer()
     app.command()(guarded(command))
     assert isinstance(RUN.invoke(app, []).exception, ZeroDivisionError)
+
+
+def test_what_paths_and_disks_do_is_one_line_and_other_errors_of_the_system_are_not(capsys):
+    error = error_of(capsys, "recipes", "check", "x" * 5_000)
+    assert "File name too long. Choose another path" in error and error.count("\n") == 1
+
+    def read_only() -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/data/out.html")
+
+    line = "/data/out.html: Read-only file system. Choose another path, or make it accessible.\n"
+    assert ran(read_only) == (2, line)
+
+    def gone() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours.json")
+
+    app = typer.Typer()
+    app.command()(guarded(gone))
+    assert isinstance(RUN.invoke(app, []).exception, FileNotFoundError)
 
 
 def test_resume_without_a_run_means_the_latest():

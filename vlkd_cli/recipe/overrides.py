@@ -8,7 +8,7 @@ from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.recipe.messages import Path, Problem, shown, written
-from vlkd_cli.recipe.yaml_file import Document, read_document
+from vlkd_cli.recipe.yaml_file import MAX_DEPTH, Document, read_document
 
 
 class Setting(str):
@@ -58,10 +58,12 @@ def apply_overrides(
 
 def parse_path(text: str) -> Path:
     """`distillers[0].weight` or `distillers.0.weight` as ("distillers", 0, "weight"); () where it
-    is not a path."""
+    is not a path, or deeper than a recipe can be."""
     if not re.fullmatch(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*", text):
         return ()
     parts = re.findall(r"[^.\[\]]+", text)
+    if len(parts) > MAX_DEPTH:
+        return ()
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 

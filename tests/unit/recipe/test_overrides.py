@@ -101,3 +101,4 @@ def test_paths():
     assert parse_path("a.b[0].c") == ("a", "b", 0, "c")
     assert parse_path("a.0") == ("a", 0)
     assert parse_path("a[x]") == parse_path("") == parse_path("a.") == ()
+    assert parse_path("a" + ".a" * 3_000) == ()
