@@ -212,12 +212,15 @@ def _as_options(message: str, column: str | None) -> str:
 
 def _column(path: str, modality: ModalityName, keys: Mapping[str, Any]) -> str:
     """The column that is encoded without --column."""
-    table = Table(
-        path,
-        sep=keys.get("sep"),
-        encoding=keys.get("encoding", "utf-8"),
-        quotes=keys.get("quotes", True),
-    )
+    try:
+        table = Table(
+            path,
+            sep=keys.get("sep"),
+            encoding=keys.get("encoding", "utf-8"),
+            quotes=keys.get("quotes", True),
+        )
+    except DataError as error:
+        raise DataError(_as_options(str(error), None)) from error
     usual = [name for name in USUAL_COLUMNS[modality] if name in table.columns]
     if usual or len(table.columns) == 1:
         return usual[0] if usual else table.columns[0]

@@ -49,6 +49,7 @@ def write_inputs(folder: Path) -> None:
     ]
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, ("k4", "photos/gone.png", " ")])
+    (folder / "utf16.csv").write_text("words\na red disc\n", encoding="utf-16")
     (folder / "beir").mkdir()
     records = [{"_id": f"d{n}", "title": "T", "text": text} for n, text in enumerate(TEXTS)]
     records.append({"_id": "d9", "title": "", "text": ""})
@@ -275,6 +276,7 @@ def test_two_processes_write_the_bytes_of_one(source, tmp_path):
         ("runs/first table.csv x.npy", "table.csv may hold texts or paths. Choose with --tower"),
         ("runs/first table.csv x.npy --tower text", "which column holds the texts? Give --column"),
         ("runs/first table.csv x.npy --tower text --column w", "has no column 'w' (--column)"),
+        ("runs/first utf16.csv x.npy --tower text", "Set --reader encoding, or --reader quotes"),
         ("runs/first photos x.npy --reader reader=shapes", "this reader takes no path"),
         ("runs/first tiny.yaml x.npy", "INPUT tiny.yaml: texts are read from"),
         ("runs/first - x.npy --tower image", "standard input holds texts"),

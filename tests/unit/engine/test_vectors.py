@@ -49,7 +49,7 @@ def index(tmp_path: Path) -> Path:
 def test_an_array_written_in_blocks_is_what_numpy_reads():
     file = io.BytesIO()
     blocks = [np.ones((2, 3), dtype=np.float32), np.zeros((1, 3), dtype=np.float32)]
-    with npy_writer(file, 3, 3, "float16") as writer:
+    with npy_writer(file, 3, (3,), "float16") as writer:
         for block in blocks:
             writer.write([], block)
     file.seek(0)
