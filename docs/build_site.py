@@ -68,7 +68,8 @@ def configuration(folder: Path) -> dict[str, Any]:
             section["Reference"] = reference
         if "Inside" in section:  # a page that nobody has put anywhere is still found
             section["Inside"] += others
-    return {**settings, "docs_dir": str(folder)}
+    # Relative to the file of settings, as Zensical needs it.
+    return {**settings, "docs_dir": folder.name}
 
 
 def measured() -> dict[str, str]:

@@ -127,6 +127,7 @@ def _checked(request: SweepRequest, cells: Sequence[SweepCell]) -> list[Recipe]:
 
     Raises:
         RecipeError: each problem once, with the cells that have it.
+        UserError: two cells are the same recipe, in other words.
     """
     problems: dict[tuple[str, str], dict[int, str]] = {}
     recipes = []
@@ -141,6 +142,14 @@ def _checked(request: SweepRequest, cells: Sequence[SweepCell]) -> list[Recipe]:
         raise RecipeError(
             "\n".join(_message(option, text, own) for (option, text), own in problems.items())
         )
+    seen: dict[str, SweepCell] = {}
+    for cell, recipe in zip(cells, recipes, strict=True):
+        first = seen.setdefault(recipe_to_json(recipe), cell)
+        if first is not cell:
+            raise UserError(
+                f"cells {first.index} and {cell.index} are the same recipe"
+                f" ({', '.join(first.overrides)}; {', '.join(cell.overrides)}). Leave one out."
+            )
     return recipes
 
 

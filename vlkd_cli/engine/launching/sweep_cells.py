@@ -76,6 +76,7 @@ def sweep_cells(
     chances = [_draw(option) for option in draws]
     keys = [key for key, _ in lists] + [draw.key for draw in chances]
     _refuse_idle(keys, chances, num_random, seeds)
+    _refuse_replaced([*lists, *((draw.key, []) for draw in chances)])
     varying = [key for key, values in lists if len(values) > 1] + [draw.key for draw in chances]
     short = short_names(varying)
     cells: list[SweepCell] = []
@@ -209,6 +210,37 @@ def _refuse_idle(
         )
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {','.join(map(str, seeds))}: give different numbers.")
+
+
+def _refuse_replaced(given: Sequence[tuple[str, Sequence[Value]]]) -> None:
+    """Refuse values without effect: of a key that is part of one which is given after it, and those
+    in a mapping that a key given after it sets again."""
+    for (before, values), (after, _) in itertools.combinations(given, 2):
+        first, second = parse_path(before), parse_path(after)
+        if second == first[: len(second)]:
+            raise UserError(
+                f"--grid and --draw: '{before}' has no effect: '{after}', which is given after it,"
+                " replaces it. Give it first, or leave one of them out."
+            )
+        if first != second[: len(first)]:
+            continue
+        for value in values:
+            if _holds(
+                read_document(value.text, before, numbered=False).value, second[len(first) :]
+            ):
+                raise UserError(
+                    f"--grid {before}={value.text}: its value of '{after}' has no effect: that key"
+                    " has values of its own. Leave one of them out."
+                )
+
+
+def _holds(value: object, path: Sequence[str | int]) -> bool:
+    """Whether a mapping has a value at this path."""
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def _refuse_equal(cells: Sequence[SweepCell]) -> None:

@@ -63,7 +63,7 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
     """What one word means.
 
     Raises:
-        UserError: nothing.
+        UserError: it is none of what a target may be.
     """
     path = Path(local_run(label))
     pages = sorted(path.glob(f"*/{PAGE}")) if path.is_dir() else []

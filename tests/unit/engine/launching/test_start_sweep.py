@@ -248,6 +248,7 @@ def test_a_dry_run_steps_once_for_each_shape(
         ("--folder a --runs b", "--runs b has no effect with --folder"),
         ("--set optimizer.lr=1 --grid optimizer.lr=[1,2]", "--set optimizer.lr=1: has no effect"),
         ("--set train.seed=3 --seeds 0,1", "--set train.seed=3: has no effect"),
+        ("--grid distillers[0].weight=[1,1.0]", "cells 0 and 1 are the same recipe (distillers"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -90,6 +90,15 @@ def test_mappings_are_named_by_their_name_and_long_names_are_cut() -> None:
         ({"grids": ["optimizer.lr=[1"]}, "write a list of values"),
         ({"grids": ["a=[1,2]", "a=[3]"]}, "'a' is given twice"),
         ({"grids": ["a[0].b=[1,2]", "a.0.b=[3]"]}, "'a[0].b' is given twice"),
+        (
+            {"grids": ["optimizer.lr=[1,2]", "optimizer=[{name: sgd}, {name: adamw}]"]},
+            "'optimizer.lr' has no effect: 'optimizer', which is given after it, replaces it.",
+        ),
+        (
+            {"grids": ["a[0]=[{b: {c: 1}}, {b: 3}]"], "draws": ["a[0].b.c=int(1,9)"]}
+            | {"num_random": 2},
+            "--grid a[0]={b: {c: 1}}: its value of 'a[0].b.c' has no effect: that key has",
+        ),
         ({"grids": ["train.seed=[1,2]"]}, "train.seed is what --seeds is for"),
         ({"grids": ["a=[1,2,1]"]}, "cells 0 and 2 are equal"),
         ({"grids": ["a=[1e-1,0.1]"]}, "cells 0 and 1 are equal"),
@@ -109,6 +118,11 @@ def test_mistakes_end_in_one_line(words: dict[str, object], message: str) -> Non
     with pytest.raises(UserError) as caught:
         sweep_cells(**{"grids": [], **words})  # type: ignore[arg-type]
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_may_be_added_to_mappings_that_lack_it() -> None:
+    cells = sweep_cells(["a=[{n: 1}, {n: 2}]", "a.w=[1,2]"])
+    assert cells[1].overrides == ["a={n: 1}", "a.w=2", "train.seed=0"]
 
 
 def test_both_ends_of_int_are_reached() -> None:
