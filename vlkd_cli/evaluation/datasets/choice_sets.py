@@ -23,6 +23,8 @@ def choice_sets(subject: Subject, data: DataSource) -> list[Dataset]:
     """
     folder = _folder(subject.data_root, data)
     files = choice_files(folder) if folder is not None else []
+    if folder is not None and not files:
+        files = choice_files(folder / "data")  # as the repository of SugarCrepe has them
     if folder is None or len(files) < 2:
         if isinstance(data, str) and subject.data_root is None and Path(data).exists():
             data = {"reader": "choices", "path": data}

@@ -120,8 +120,8 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if any((folder / mark).is_file() for mark in _LABELED_COPY):
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
-        elif (folder / WINOGROUND_FILE).is_file():
-            found[folder.name] = Found("choices", folder)
+        elif (pairs := _winoground(folder)) is not None:
+            found[folder.name] = Found("choices", pairs.parent)
         elif is_multilingual(folder):
             found[known_as(folder.name)] = Found("multilingual", folder)
     for name, located in on_disk(root).items():
@@ -179,8 +179,14 @@ def choice_file(root: Path, dataset: str) -> Path | None:
         for inner in ("", "data")
         for ending in (".json", ".jsonl")
     ]
-    candidates.append(root / dataset / WINOGROUND_FILE)
-    return next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.is_file()), None)
+    return found or _winoground(root / dataset)
+
+
+def _winoground(folder: Path) -> Path | None:
+    """Winoground's file in its folder, or in `data` of its repository."""
+    files = (folder / inner / WINOGROUND_FILE for inner in ("", "data"))
+    return next((path for path in files if path.is_file()), None)
 
 
 def _elevater(name: str, facts: SetFacts) -> KnownSet:

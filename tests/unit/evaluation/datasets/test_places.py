@@ -138,3 +138,8 @@ def test_files_of_wrong_captions_are_found_by_name_and_listed(tmp_path: Path) ->
         assert keys == {"reader": "choices", "path": str(tmp_path / place)}
     listed = sets_on_disk(tmp_path)
     assert {name for name, found in listed.items() if found.layout == "choices"} == set(places)
+    # As the repository of Winoground has it.
+    (tmp_path / "winoground" / "data").mkdir()
+    moved = (tmp_path / places["winoground"]).rename(tmp_path / "winoground/data/examples.jsonl")
+    assert found_by_name({"dataset": "winoground"}, tmp_path)["path"] == str(moved)
+    assert sets_on_disk(tmp_path)["winoground"].path == moved.parent

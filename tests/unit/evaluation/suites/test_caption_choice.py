@@ -97,6 +97,12 @@ def test_a_folder_of_files_gives_each_their_mean_and_all_items(tmp_path: Path) -
     (one,) = measured(by_number(tmp_path), "sugar_crepe/swap_obj")
     assert one.metrics["accuracy"] == 1 and one.key == found[1].key
     assert len(choice_sets(by_number(tmp_path / "sugar_crepe"), None)) == 2
+    # As the repository of SugarCrepe has them, with the images in a folder next to `data`.
+    (tmp_path / "sugar_crepe" / "data").mkdir()
+    for file in (tmp_path / "sugar_crepe").glob("*.json"):
+        file.rename(tmp_path / "sugar_crepe" / "data" / file.name)
+    again = measured(by_number(tmp_path), "sugar_crepe")
+    assert [(each.dataset, each.key) for each in again] == [(e.dataset, e.key) for e in found]
 
 
 def test_aro_crops_to_the_box_and_averages_over_relations(tmp_path: Path) -> None:
