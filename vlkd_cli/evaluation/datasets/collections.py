@@ -129,11 +129,12 @@ def _meant(word: str, root: Path | None) -> Iterator[Entry]:
 
 def _copy_of(name: str, collection: str, root: Path | None) -> str:
     """A collection's set by the name of the copy that is there: CLIP_benchmark calls VTAB's
-    `vtab-NAME`."""
-    copies = [f"{collection}-{name}", f"{collection}_{name}"]
-    for copy in copies if root is not None else ():
-        assert root is not None
-        if any((root / folder).is_dir() for folder in (f"wds_{copy}", copy)):
+    `vtab-NAME`, in spellings of its own (`vtab-flowers`)."""
+    folders = sorted(root.iterdir()) if root is not None and root.is_dir() else []
+    for folder in folders:
+        copy = folder.name.removeprefix("wds_")
+        prefix, rest = copy[: len(collection) + 1], copy[len(collection) + 1 :]
+        if prefix in (f"{collection}-", f"{collection}_") and known_as(rest) == name:
             return copy
     return name
 

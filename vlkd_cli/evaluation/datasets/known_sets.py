@@ -118,7 +118,7 @@ def sets_on_disk(root: Path) -> dict[str, Found]:
     where not."""
     found: dict[str, Found] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if any((folder / mark).is_file() for mark in _LABELED_COPY):
+        if is_webdataset_copy(folder):
             found[known_as(folder.name.removeprefix("wds_"))] = Found("clip_benchmark", folder)
         elif (pairs := _winoground(folder)) is not None:
             found[folder.name] = Found("choices", pairs.parent)
@@ -161,6 +161,11 @@ def torchvision_keys(known: str) -> dict[str, object]:
         is_fer = known == "fer2013"
         keys["classes"] = [names[label] for label in _FER2013_LABELS] if is_fer else names
     return keys
+
+
+def is_webdataset_copy(folder: Path) -> bool:
+    """Whether a folder has CLIP_benchmark's webdataset layout."""
+    return any((folder / mark).is_file() for mark in _LABELED_COPY)
 
 
 def is_multilingual(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from vlkd_cli.evaluation.datasets.known_sets import (
     TORCHVISION,
     choice_file,
     is_multilingual,
+    is_webdataset_copy,
     known_as,
     sets_on_disk,
     torchvision_content,
@@ -27,10 +28,10 @@ SPLIT_FOLDERS = {"test": ("test",), "val": ("val", "valid", "validation")}
 def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, object]:
     """The keys of a reader for `{dataset: NAME, split: ...}`.
 
-    Tried in turn below the root: a webdataset copy of CLIP_benchmark (`wds_NAME` or `NAME`),
-    ELEVATER's layout, torchvision's folders, a file of right and wrong captions (`FOLDER/STEM`), a
-    folder of images per class. A class of
-    torchvision.datasets is taken by its own name where nothing lies below the root.
+    Tried in turn below the root: a webdataset copy of CLIP_benchmark (`wds_NAME` or `NAME`, however
+    it is spelled), ELEVATER's layout, torchvision's folders, a file of right and wrong captions
+    (`FOLDER/STEM`), a folder of images per class. A class of torchvision.datasets is taken by its
+    own name where nothing lies below the root.
 
     Raises:
         DataError: there is no such data set; names the paths that were tried.
@@ -43,11 +44,8 @@ def found_by_name(keys: Mapping[str, object], root: Path | None) -> dict[str, ob
         )
     known = known_as(dataset)
     if root is not None:
-        for name in (f"wds_{dataset}", dataset, f"wds_{known}", known):
-            if (root / name / "classnames.txt").is_file() or (
-                root / name / "dataset_type.txt"
-            ).is_file():
-                return {"reader": "clip_benchmark", "path": str(root / name), **given}
+        if (copy := _webdataset_copy(root, dataset)) is not None:
+            return {"reader": "clip_benchmark", "path": str(copy), **given}
         elevater = _elevater_name(root, dataset)
         if elevater is not None:
             return {
@@ -101,7 +99,7 @@ def found_alone(root: Path | None) -> dict[str, object]:
             "this suite has no data to measure. Give `data: {reader: ..., split: val}`, or a folder"
             " with --data."
         )
-    if (root / "classnames.txt").is_file() or (root / "dataset_type.txt").is_file():
+    if is_webdataset_copy(root):
         return {"reader": "clip_benchmark", "path": str(root)}
     found = sets_on_disk(root)
     if len(found) == 1:
@@ -127,6 +125,16 @@ def found_alone(root: Path | None) -> dict[str, object]:
         f" Folders there: {there}. Choose one with --with data=NAME, or describe it with"
         " --with 'data={reader: ...}'."
     )
+
+
+def _webdataset_copy(root: Path, dataset: str) -> Path | None:
+    """The webdataset copy of this name, else one of another spelling: CLIP_benchmark writes
+    `wds_imagenet-a` and `wds_mscoco_captions`."""
+    known = known_as(dataset)
+    named = [root / name for name in (f"wds_{dataset}", dataset, f"wds_{known}", known)]
+    others = sorted(root.iterdir()) if root.is_dir() else []
+    named += [path for path in others if known_as(path.name.removeprefix("wds_")) == known]
+    return next((path for path in named if is_webdataset_copy(path)), None)
 
 
 def _multilingual(root: Path, dataset: str) -> dict[str, object] | None:

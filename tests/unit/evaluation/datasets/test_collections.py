@@ -48,12 +48,20 @@ def test_words_are_names_collections_and_lists_each_set_once(tmp_path: Path) -> 
 
 
 def test_vtab_is_found_in_clip_benchmarks_copies(tmp_path: Path) -> None:
-    folder = tmp_path / "wds_vtab-caltech101"
-    folder.mkdir()
-    (folder / "classnames.txt").write_text("a\n")
-    found = entries_of(["vtab"], tmp_path)
-    assert (found[0].name, found[0].keys) == ("caltech101", {"dataset": "vtab-caltech101"})
-    assert found[0] not in absent(found, tmp_path) and len(absent(found, tmp_path)) == 18
+    copies = {
+        "caltech101": "vtab-caltech101",
+        "flowers102": "vtab-flowers",
+        "kitti_distance": "vtab-kitti_closest_vehicle_distance",
+    }
+    for copy in copies.values():
+        (tmp_path / f"wds_{copy}").mkdir()
+        (tmp_path / f"wds_{copy}" / "classnames.txt").write_text("a\n")
+    found = {entry.name: entry for entry in entries_of(["vtab"], tmp_path)}
+    assert {name: found[name].keys for name in copies} == {
+        name: {"dataset": copy} for name, copy in copies.items()
+    }
+    gone = {entry.name for entry in absent(list(found.values()), tmp_path)}
+    assert len(gone) == 16 and not gone & set(copies)
 
 
 @pytest.mark.parametrize(

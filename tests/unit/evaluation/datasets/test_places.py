@@ -11,7 +11,7 @@ from tests.support.data_sets import clip_benchmark_data, multilingual_data, obje
 from tests.support.elevater_root import make_elevater_root
 from vlkd_cli.errors import DataError
 from vlkd_cli.evaluation.datasets.dataset import labeled_pair, open_dataset
-from vlkd_cli.evaluation.datasets.known_sets import load_templates, sets_on_disk
+from vlkd_cli.evaluation.datasets.known_sets import known_as, load_templates, sets_on_disk
 from vlkd_cli.evaluation.datasets.places import found_alone, found_by_name
 from vlkd_cli.evaluation.datasets.prompts import names_of, prompts_of
 from vlkd_cli.features.subject import Subject
@@ -107,6 +107,24 @@ def test_a_folder_that_is_objectnet_or_in_many_languages_is_recognized(tmp_path:
     multilingual_data(tmp_path / "xm")
     assert found_alone(tmp_path / "objectnet-1.0")["reader"] == "objectnet"
     assert found_alone(tmp_path / "xm")["reader"] == "multilingual"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("wds_imagenet-a", "imagenet_a"),
+        ("wds_mscoco_captions", "coco2014_karpathy5k"),
+        ("wds_renderedsst2", "rendered_sst2"),
+        ("wds_fgvc_aircraft", "FGVC-Aircraft"),
+    ],
+)
+def test_webdataset_copies_are_found_however_they_are_spelled(
+    folder: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "classnames.txt").write_text("a")
+    assert found_by_name({"dataset": name}, tmp_path)["path"] == str(tmp_path / folder)
+    assert known_as(name) in sets_on_disk(tmp_path)
 
 
 def test_of_several_data_sets_one_is_to_be_chosen(tmp_path: Path) -> None:
