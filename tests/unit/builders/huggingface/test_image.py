@@ -17,6 +17,7 @@ from vlkd_cli.builders.huggingface.families import FAMILIES, inner_module
 from vlkd_cli.builders.huggingface.image import HuggingFaceImage, patchified
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.towers.freezing import layer_index
+from vlkd_cli.towers.own_pixels import check_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLASS_TOKEN = {
@@ -81,6 +82,7 @@ def test_feature_and_tokens_are_the_librarys_own_also_after_an_export(
     kind: str, tmp_path: Path
 ) -> None:
     backbone = build(kind)
+    check_pixels(backbone, kind)
     images = pictures(backbone)
     encoded = backbone(images)
     assert encoded.feature.shape == (2, backbone.width)
