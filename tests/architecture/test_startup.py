@@ -54,6 +54,8 @@ def answered(*words: str) -> tuple[int, list[str], str]:
         ("encode", "--help"),
         ("search", "--help"),
         ("mine", "--help"),
+        ("synthesize", "--help"),
+        ("export", "--help"),
     ],
 )
 def test_looking_things_up_needs_no_torch(words):

@@ -31,6 +31,31 @@ BOUNDS = {
 }
 """Recipe -> metric -> what it is at most before training, and at least after it, on real data."""
 
+TURNED = "data/turned_meshes"
+VARIANTS = {
+    "meshes in any pose find others of their class": (
+        [
+            f"data.path={TURNED}",
+            "data.augment.rotate=up",
+            f"evals[0].data.path={TURNED}",
+            f"evals[0].index_data.path={TURNED}",
+        ],
+        {"search.turned_meshes.map@57": (0.47, 0.56)},
+    ),
+    "texts find meshes": (
+        [
+            "towers.text={builder: sbert, model: data/glove.txt, train: head,"
+            " head: {name: linear, width: 64}}",
+            "distillers=[{name: infonce, positives: label}]",
+            "evals[0]={suite: search, query: text, index: mesh, relevant: label, k: [1, 25],"
+            " data: {reader: meshes, path: data/meshes, index: models.csv, split: test},"
+            " first: true}",
+        ],
+        {"search.meshes.map@25": (0.3, 0.4)},
+    ),
+}
+"""What else `tune_mesh` is for -> settings, and bounds like those of BOUNDS."""
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -81,8 +106,24 @@ def test_the_figures_hold_on_the_real_data(name, home, shared):
         assert leaves(["synthesize", name, "data/relations", *own]) == 0
         page = json.loads(Path("data/relations/synthesis.json").read_text())
         assert page["counts"]["relations"] == 225 * 29
-    assert leaves(["train", name, "--run", "run", "--quiet", *own]) == 0
-    metrics = read_metrics(home / "run")
-    for wanted, (most, least) in BOUNDS[name].items():
+    holds(name, own, BOUNDS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("purpose", VARIANTS)
+def test_the_mesh_recipe_serves_other_searches_on_the_real_data(purpose, home, shared):
+    script = str(ROOT / "docs" / "prepare_tuning.py")
+    subprocess.run([sys.executable, script, str(shared / "data"), "data"], check=True)
+    changes, bounds = VARIANTS[purpose]
+    holds("tune_mesh", [word for change in changes for word in ("--set", change)], bounds)
+
+
+def holds(name: str, words: list[str], bounds: dict[str, tuple[float, float]]) -> None:
+    """Train in the current folder; each metric is below its first bound before and above its
+    second one after."""
+    assert leaves(["train", name, "--run", "run", "--quiet", *words]) == 0
+    metrics = read_metrics(Path("run"))
+    for wanted, (most, least) in bounds.items():
         (_, before), *_, (_, after) = metrics[f"eval/{wanted}"]
         assert before <= most and after >= least, f"{wanted}: {before} -> {after}"

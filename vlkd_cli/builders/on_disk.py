@@ -55,6 +55,21 @@ def folder_of(builder: str, model: str) -> Path | None:
     return None if file is None else file.parent
 
 
+def towers_on_disk(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sections of towers by modality, without those that a model of the hub does not have; all of
+    them where it is not on disk."""
+    found = {}
+    for modality, section in sections.items():
+        builder, model = section["builder"], str(section["model"])
+        folder = Path(model) if Path(model).is_dir() else None
+        if builder == "huggingface":
+            folder = folder or folder_of(builder, model)
+        there = known.modalities_in(folder) if builder == "huggingface" and folder else []
+        if not there or modality in there:
+            found[modality] = dict(section)
+    return found
+
+
 def _holds_weights(folder: Path) -> bool:
     return any(file.suffix in SUFFIXES for file in folder.glob("*"))
 

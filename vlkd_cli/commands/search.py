@@ -9,6 +9,8 @@ import typer
 
 from vlkd_cli.commands.options import RunsFolder, Trust
 
+INDEXES = (".npy", ".parquet")
+
 
 def search(
     words: Annotated[
@@ -16,9 +18,9 @@ def search(
         typer.Argument(
             metavar="[TARGET] INDEX QUERY...",
             help=(
-                "INDEX is a .npy file of `vlkd encode`; a QUERY is a text, or the path of an image"
-                " or a mesh. TARGET, which encodes the queries, is what encoded the index unless"
-                " it is given."
+                "INDEX is a .npy or .parquet file of `vlkd encode`; a QUERY is a text, or the path"
+                " of an image or a mesh. TARGET, which encodes the queries, is what encoded the"
+                " index unless it is given."
             ),
         ),
     ],
@@ -44,10 +46,11 @@ def search(
     """Search what was encoded, exactly: a text or an image finds the nearest texts or images."""
     from vlkd_cli.errors import UserError
 
-    position = next((n for n, word in enumerate(words[:2]) if word.endswith(".npy")), None)
+    position = next((n for n, word in enumerate(words[:2]) if word.endswith(INDEXES)), None)
     if position is None:
         raise UserError(
-            f"which index? Give a .npy file of `vlkd encode` before the queries, not {words[0]}."
+            "which index? Give a .npy or .parquet file of `vlkd encode` before the queries, not"
+            f" {words[0]}."
         )
     queries = words[position + 1 :]
     if not queries:

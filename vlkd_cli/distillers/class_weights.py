@@ -23,6 +23,6 @@ def require_num_classes(name: str, num_classes: int, highest_label: int | None) 
     """
     if highest_label is not None and highest_label >= num_classes:
         raise RecipeError(
-            f"the data has labels up to {highest_label}, distiller '{name}' only {num_classes}"
-            f" classes. Set num_classes: {highest_label + 1}."
+            f"the data has labels up to {highest_label}, and num_classes of distiller '{name}' is"
+            f" {num_classes}. Set num_classes: {highest_label + 1}."
         )

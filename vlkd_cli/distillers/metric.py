@@ -104,6 +104,9 @@ class Metric(Distiller):
         nothing = 0 * (rows.sum() + sum(weight.sum() for weight in self.loss.parameters()))
         if learns_classes:
             rows, classes = rows[classes >= 0], classes[classes >= 0]
+        else:
+            # Only which are equal matters, and some losses take no negative numbers.
+            classes = classes.unique(return_inverse=True)[1]
         if not len(rows):
             return nothing
         # Random choices of the library are equal on all ranks.

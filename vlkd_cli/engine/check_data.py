@@ -12,18 +12,25 @@ import torch
 from vlkd_cli import console
 from vlkd_cli.data.batch import Lost, Skipped, View
 from vlkd_cli.data.loading.loader import in_order, without_targets
+from vlkd_cli.data.modality import MODALITIES
 from vlkd_cli.data.readers.excluded import excluded_names, excluding
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
-from vlkd_cli.data.views import ImageView, TextView
+from vlkd_cli.data.views import TextView
 from vlkd_cli.errors import UserError
-from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.preprocessing import ImageInput, InputSpec, MeshInput
 from vlkd_cli.recipe.address import MAIN_VIEW, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.load import load_recipe
 from vlkd_cli.recipe.modality import is_named
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.recipe.types import ModalityName
 
+_SMALL: dict[ModalityName, InputSpec] = {
+    "image": ImageInput(size_px=(8, 8)),
+    "mesh": MeshInput(points=1),
+}
+"""What a sample is prepared for: whatever is read and decoded on the way can be."""
 _BATCH, _SAY_EVERY = 64, 100_000
 
 
@@ -78,8 +85,9 @@ def _views(recipe: Recipe) -> dict[str, View]:
     views: dict[str, View] = {}
     for _, arrow, _ in arrows_of(recipe):
         for address in (*arrow.addresses(), *arrow.episode_addresses()):
-            if not is_named(modality_of(recipe.towers, address.tower)):
-                views["image"] = ImageView(ImageInput(size_px=(8, 8)))
+            modality = modality_of(recipe.towers, address.tower) or "image"
+            if not is_named(modality):
+                views[modality] = MODALITIES[modality].view(_SMALL[modality], None, None)
                 continue
             named = address.input in text_names(recipe.data)
             text = address.input if named else MAIN_VIEW

@@ -35,14 +35,15 @@ from vlkd_cli.engine.launching.interruption import Interrupted, Interruption
 from vlkd_cli.engine.launching.launch import quieten_libraries, run_workers
 from vlkd_cli.engine.launching.start import choose_placement
 from vlkd_cli.engine.painted import find_painter, write_pictures
+from vlkd_cli.engine.parquet_vectors import table_writer
 from vlkd_cli.engine.target import open_target
 from vlkd_cli.engine.vectors import (
     Page,
     Writer,
     check_output,
+    content_of,
     npy_writer,
     page_of,
-    parquet_writer,
     skipped_of,
     write_page,
     write_skipped,
@@ -217,7 +218,7 @@ def _tower_for(encoder: Encoder, source: Input, tower: str | None) -> Encoder:
         if modality in modalities:
             return encoder[modality]
     raise UserError(
-        f"{source.path} holds {' or '.join(FACTS[each].plural for each in fitting)}, and no tower"
+        f"{shown(source)} holds {' or '.join(FACTS[each].plural for each in fitting)}, and no tower"
         f" takes these. Towers: {', '.join(encoder.towers)}."
     )
 
@@ -237,7 +238,7 @@ def _features(subject: Subject, modality: ModalityName, items: Items) -> _Encode
     if len(lost) == len(items.ids):
         raise DataError(
             f"none of {len(lost)} {FACTS[modality].plural} can be read; the first:"
-            f" {skipped[0].name}: {skipped[0].reason}."
+            f" {skipped[0].name}: {skipped[0].reason.rstrip('.')}."
         )
     rows = np.flatnonzero(~table.store.broken)
     return _Encoded(table, rows, [items.ids[row] for row in rows.tolist()], lost, skipped)
@@ -279,8 +280,7 @@ def _writer(output: str, page: Page) -> Iterator[Writer]:
             file = stack.enter_context(partial.open("wb"))
             yield stack.enter_context(npy_writer(file, rows, page.shape, dtype))
         else:
-            about = {key: value for key, value in page._asdict().items() if key != "ids"}
-            yield stack.enter_context(parquet_writer(partial, page.width, dtype, about))
+            yield stack.enter_context(table_writer(partial, content_of(page)))
     page_of(path).unlink(missing_ok=True)
     os.replace(partial, path)
 
@@ -299,7 +299,7 @@ def _finish(path: Path, page: Page, skipped: Sequence[Skipped]) -> None:
         first = skipped[0]
         console.warn(
             f"{len(skipped):,} of {len(page.ids) + len(skipped):,} items could not be encoded, e.g."
-            f" {first.name}: {first.reason}. See {skipped_of(path)}."
+            f" {first.name}: {first.reason.rstrip('.')}. See {skipped_of(path)}."
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vlkd_cli.builders.on_disk import towers_on_disk
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.checkpoint import Checkpoint, Source
@@ -16,11 +17,11 @@ from vlkd_cli.engine.launching.start_evaluation import find_target
 from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.load import TRUST_OPTION, parse_recipe
 from vlkd_cli.recipe.messages import report
-from vlkd_cli.recipe.named_models import named_models, sections_of
+from vlkd_cli.recipe.named_models import named_models, untrained_sections_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.trust import check_foreign_overrides
 from vlkd_cli.remote_runs import local_run
-from vlkd_cli.towers.exported import exported_folders, load_exported
+from vlkd_cli.towers.exported import exported_folders, load_exported, sections_of_whole
 from vlkd_cli.towers.tower import Tower
 
 
@@ -121,13 +122,17 @@ def _open_exported(
 
 
 def _sections(target: str, runs: Path) -> dict[str, dict[str, object]] | None:
-    """The frozen towers of a model by name; None where a target is not one."""
+    """The frozen towers of a model by name, or in a folder of its library; None where a target is
+    not one."""
     builder, colon, rest = target.partition(":")
     path = Path(target)
+    if path.is_dir() and not (path / "recipe.yaml").is_file():
+        whole = {str(word): own for word, own in sections_of_whole(path).items()}
+        return whole or None
     if path.exists() or path.suffix in (".yaml", ".yml", ".pt"):
         return None
     if colon and (not rest or len(builder) == 1):
         return None
     if not colon and (target not in named_models() or (runs / target).exists()):
         return None
-    return {modality: {**own, "train": "none"} for modality, own in sections_of(target).items()}
+    return towers_on_disk(untrained_sections_of(target))

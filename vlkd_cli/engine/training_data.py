@@ -93,9 +93,10 @@ def check_data(
                 f" samples a step over all processes and gets {global_batch}. Raise"
                 " train.batch_size."
             )
-    highest = None
+    labels = None
     if isinstance(reader, Reader) and any("labels" in each.wants for each in distillers):
-        highest = int(reader.labels_of(np.arange(len(reader))).max(initial=-1))
+        labels = reader.labels_of(np.arange(len(reader)))
+    highest = None if labels is None else int(labels.max(initial=-1))
     facts = DataFacts(
         loader.batches_per_epoch * global_batch,
         num_rows=len(reader) if isinstance(reader, Reader) else None,
@@ -109,8 +110,22 @@ def check_data(
                 f"distiller '{objective.name}' needs labels, and the data has none. Read labeled"
                 " data."
             )
+        learns_classes = next(objective.distiller.parameters(), None) is not None
+        if labels is None or contract is None or learns_classes:
+            continue
+        if contract.compares_labels(len(outputs)) and not _has_pair(labels):
+            raise DataError(
+                f"distiller '{objective.name}' compares samples of one class, and no class of the"
+                " data has two. Check data.label, or list two outputs of a sample."
+            )
     for distiller in distillers:
         distiller.check_data(facts)
+
+
+def _has_pair(labels: np.ndarray) -> bool:
+    """Whether two samples have one label."""
+    known = labels[labels >= 0]
+    return len(np.unique(known)) < len(known)
 
 
 def _largest_target(reader: Reader | StreamReader, distillers: Sequence[Distiller]) -> float | None:

@@ -1,5 +1,5 @@
 """Files of vectors: a `.npy` array with a page next to it that describes its rows, or a parquet
-table."""
+table that holds both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -16,11 +16,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 import vlkd_cli
+from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.catalog import did_you_mean_path
 from vlkd_cli.data.batch import Skipped
 from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.engine.items import Input
-from vlkd_cli.errors import DataError, MissingPackageError, UserError
+from vlkd_cli.engine.parquet_vectors import read_table, require_pyarrow
+from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.npy import load_npy
 from vlkd_cli.recipe.types import ModalityName
 
@@ -104,7 +106,7 @@ def check_output(output: str) -> None:
         what = "it is a folder" if path.is_dir() else f"no folder {path.absolute().parent}"
         raise UserError(f"OUT {path}: {what}. Name a file in a folder that exists.")
     if path.suffix == ".parquet":
-        _pyarrow()
+        require_pyarrow("OUT .parquet")
 
 
 @contextmanager
@@ -125,34 +127,14 @@ def npy_writer(file: IO[bytes], rows: int, shape: tuple[int, ...], dtype: str) -
     file.flush()
 
 
-@contextmanager
-def parquet_writer(
-    path: Path, width: int, dtype: str, about: Mapping[str, object]
-) -> Iterator[Writer]:
-    """Writes a table of `id` and `vector`, a list of fixed size; `about` is in its metadata."""
-    arrow, parquet = _pyarrow()
-    value = arrow.from_numpy_dtype(np.dtype(dtype))
-    schema = arrow.schema(
-        [("id", arrow.string()), ("vector", arrow.list_(value, width))],
-        metadata={"vlkd": json.dumps(about)},
-    )
-    with parquet.ParquetWriter(path, schema) as table:
-
-        class Parquet:
-            def write(self, ids: Sequence[str], block: np.ndarray) -> None:
-                flat = arrow.array(np.ascontiguousarray(block, dtype=dtype).reshape(-1))
-                vectors = arrow.FixedSizeListArray.from_arrays(flat, width)
-                # Names of files may hold bytes that are not text.
-                names = [name.encode(errors="backslashreplace").decode() for name in ids]
-                table.write_table(arrow.table([arrow.array(names), vectors], schema=schema))
-
-        yield Parquet()
+def content_of(page: Page) -> dict[str, Any]:
+    """A page as JSON has it."""
+    return {"format": FORMAT, "version": vlkd_cli.__version__, **page._asdict()}
 
 
 def write_page(page: Page, path: Path) -> None:
     """Write what the rows are, at once or not at all."""
-    content = {"format": FORMAT, "version": vlkd_cli.__version__, **page._asdict()}
-    _replace(path, json.dumps(content, indent=1) + "\n")
+    _replace(path, json.dumps(content_of(page), indent=1) + "\n")
 
 
 def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
@@ -167,16 +149,22 @@ def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
-    """An array, mapped into memory, and its page.
+    """The vectors of a file, `[N, width]`, and its page; a `.npy` array is mapped into memory.
 
     Raises:
         DataError: one of the two is missing, damaged, or of another version, or they do not fit.
+        MissingPackageError: pyarrow is needed and not installed.
     """
-    if path.suffix != ".npy":
-        raise DataError(f"INDEX {path}: an index is a .npy file that `vlkd encode` wrote.")
+    if path.suffix not in KINDS:
+        raise DataError(
+            f"INDEX {path}: an index is a {' or '.join(KINDS)} file that `vlkd encode` wrote."
+        )
     again = f"Write it again: vlkd encode TARGET INPUT {path}"
+    is_table = path.suffix == ".parquet"
+    page_file = path if is_table else page_of(path)
     try:
-        rows: np.ndarray = load_npy(path, mmap_mode="r")
+        rows: np.ndarray
+        rows, content = read_table(path) if is_table else (load_npy(path, mmap_mode="r"), None)
     except FileNotFoundError:
         # The page without its vectors is not what was meant.
         guess = "" if page_of(path).is_file() else did_you_mean_path(path)
@@ -184,9 +172,10 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
             f"INDEX {path}: no such file.{guess} `vlkd encode TARGET INPUT {path}` writes it."
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"INDEX {path} cannot be read ({error}). {again}.") from None
+        raise DataError(f"INDEX {path} cannot be read ({first_line(error)}). {again}.") from None
     try:
-        content = read_json(page_of(path))
+        if content is None:
+            content = read_json(page_of(path))
         found, version = content.pop("format"), content.pop("version")
         page = TypeAdapter(Page).validate_python(content, strict=True)
         TypeAdapter(Input).validate_python(page.input, strict=True)
@@ -196,9 +185,9 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     except FileNotFoundError:
         raise DataError(f"INDEX {path} has no {page_of(path).name} next to it. {again}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{page_of(path)} is damaged. {again}.") from None
+        raise DataError(f"{page_file} is damaged. {again}.") from None
     if found != FORMAT:
-        raise DataError(f"{page_of(path)} was written by vlkd {version}. {again}.")
+        raise DataError(f"{page_file} was written by vlkd {version}. {again}.")
     if not fits:
         raise DataError(
             f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page lists"
@@ -211,12 +200,3 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingPackageError("OUT .parquet", "parquet") from None
-    return pyarrow, pyarrow.parquet

@@ -112,10 +112,14 @@ class Contract(NamedTuple):
         )
 
     def needs_labels(self, num_students: int) -> bool:
-        """Whether nothing can be learned without labels: they are required, or rows of one class
-        are compared and a sample gives one row only, so that no two rows belong together."""
+        """Whether nothing can be learned without labels."""
+        return self.wants.get("labels", False) or self.compares_labels(num_students)
+
+    def compares_labels(self, num_students: int) -> bool:
+        """Whether rows of one class are compared and a sample gives one row only, so that without
+        labels no two rows belong together."""
         optional = not self.wants.get("labels", True) and not self.takes_teacher
-        return self.wants.get("labels", False) or (optional and num_students == 1)
+        return optional and num_students == 1
 
     @property
     def takes_teacher(self) -> bool:

@@ -110,6 +110,19 @@ def sections_of(name: str) -> dict[ModalityName, dict[str, object]]:
     return {modality: dict(section) for modality in MODALITY_NAMES if modality in offered}
 
 
+def untrained_sections_of(name: str) -> dict[str, dict[str, object]]:
+    """`sections_of`, for towers that are used as they are: nothing of them is trained, and the
+    weights of a head that the name has are random.
+
+    Raises:
+        RecipeError: see `sections_of`.
+    """
+    return {
+        str(modality): {**own, "train": "head" if "head" in own else "none"}
+        for modality, own in sections_of(name).items()
+    }
+
+
 def write_out_likes(document: Document) -> None:
     """Write every tower that is a name, `image: resnet-base`, as `image: {like: resnet-base}`, and
     every scorer as `{name: bm25}` or `{like: crossencoder-base-en}`, so that `--set` can change

@@ -8,17 +8,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlkd_cli.builders.huggingface.known import modalities_in
 from vlkd_cli.builders.weight_files import read_weights
 from vlkd_cli.data.files.texts import decode_text, read_file
 from vlkd_cli.errors import RecipeError, WeightsError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.load import TRUST_OPTION
 from vlkd_cli.recipe.messages import report
+from vlkd_cli.recipe.modality import PAIR
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.recipe.trust import check_foreign
+from vlkd_cli.recipe.types import ModalityName
 from vlkd_cli.recipe.yaml_file import plain_values
 from vlkd_cli.towers.assemble import assemble
-from vlkd_cli.towers.export import PAGE
+from vlkd_cli.towers.export import DUAL, PAGE
 from vlkd_cli.towers.tower import Tower
 
 _FORMER_PATHS = ("model", "pretrained", "adapter_weights")
@@ -32,6 +35,20 @@ def exported_folders(path: Path) -> dict[str, Path]:
     if (path / PAGE).is_file():
         return {path.resolve().name: path}
     return {page.parent.name: page.parent for page in sorted(path.glob(f"*/{PAGE}"))}
+
+
+def sections_of_whole(path: Path) -> dict[ModalityName, dict[str, object]]:
+    """By modality, the towers of a model that open_clip, transformers or sentence-transformers
+    wrote: in the folder itself, or where `vlkd export` writes a pair; none where there is none."""
+    for folder in (path, path / DUAL):
+        own: dict[str, object] = {"model": str(folder), "train": "none"}
+        if (folder / "open_clip_config.json").is_file():
+            return {word: {"builder": "openclip", **own, "pretrained": True} for word in PAIR}
+        if (folder / "modules.json").is_file():
+            return {"text": {"builder": "sbert", **own}}
+        if found := modalities_in(folder):
+            return {word: {"builder": "huggingface", **own} for word in found}
+    return {}
 
 
 def load_exported(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlkd_cli.catalog import did_you_mean
 from vlkd_cli.errors import RecipeError
+from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.address import LAYER
 from vlkd_cli.recipe.modality import FACTS
 from vlkd_cli.towers.named_modules import NamedModules
@@ -109,7 +110,7 @@ def _with_head(tower: Tower, module: nn.Module, reads: str) -> Tower:
 
 def _positions(tower: Tower, output: str) -> int:
     """How many rows an output has for each input, seen from one picture."""
-    if tower.modality != "image":
+    if not isinstance(tower.input, ImageInput):
         raise RecipeError(
             f"tower '{tower.name}': '{output}' has a row for each position, whose number differs"
             f" between {FACTS[tower.modality].plural}. Choose an output of rows."

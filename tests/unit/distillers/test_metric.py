@@ -180,8 +180,12 @@ def test_values_that_the_library_refuses_are_one_line():
 def test_rows_that_the_library_refuses_are_one_line():
     pytest.importorskip("pytorch_metric_learning.losses.smooth_ap", reason="needs version 2.9")
     rows, labels = batch()
+    objective = built("SmoothAPLoss")
     with pytest.raises(RecipeError, match="loss 'SmoothAPLoss' does not take these keys or rows"):
-        built("SmoothAPLoss")((rows[1:],), labels=labels[1:], progress=Progress())
+        objective((rows[1:],), labels=labels[1:], progress=Progress())
+    # Samples without a label are classes of their own: two outputs make pairs of them.
+    value = objective((rows, rows + 0.01), labels=torch.full((ROWS,), -1), progress=Progress())
+    assert value.isfinite()
 
 
 def test_two_outputs_without_labels_are_each_other_s_positives():

@@ -112,7 +112,7 @@ def test_missing_labels_are_one_line(loss: Distiller) -> None:
 def test_labels_beyond_the_classes_are_refused_before_the_first_step() -> None:
     with pytest.raises(
         RecipeError,
-        match="labels up to 47, distiller 'cross_entropy' only 3 classes. Set num_classes: 48.",
+        match="labels up to 47, and num_classes of distiller 'cross_entropy' is 3. Set",
     ):
         CrossEntropy(num_classes=3).check_data(DataFacts(100, highest_label=47))
     CrossEntropy(num_classes=48).check_data(DataFacts(100, highest_label=47))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.meshes import write_boxes
 from tests.unit.engine.recipes import tiny_recipe, write_recipe
 from tests.unit.engine.test_broken_data import shards
 from vlkd_cli.data.readers.excluded import excluded_names
@@ -31,6 +32,20 @@ def test_broken_samples_are_listed_as_exclude_takes_them(
     check_data(recipe(tmp_path, **keys, exclude=str(output)), [], other)
     assert other.read_text() == "sample,reason\n"
     assert "All 4 samples can be read" in capsys.readouterr().out
+
+
+def test_broken_meshes_are_those_of_a_mesh_tower(tmp_path: Path) -> None:
+    pytest.importorskip("trimesh")
+    write_boxes(tmp_path / "models", 2)
+    (tmp_path / "models" / "flat_slab" / "00.off").write_text("OFF\n1 0 0\n0 0 0\n")
+    keys = {"reader": "meshes", "path": str(tmp_path / "models"), "workers": 0}
+    towers = {"mesh": {"builder": "pointnet", "points": 64}}
+    distillers = [{"name": "supcon"}]
+    name = write_recipe(
+        tmp_path, {"towers": towers, "data": keys, "distillers": distillers, "train": {"steps": 1}}
+    )
+    check_data(name, [], tmp_path / "broken.csv")
+    assert excluded_names(str(tmp_path / "broken.csv")) == [f"{tmp_path}/models/flat_slab/00.off"]
 
 
 def test_streams_and_recipes_without_data_are_refused(tmp_path: Path) -> None:

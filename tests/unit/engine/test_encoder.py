@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import vlkd_cli
+from tests.support.encoders import SENTENCES, write_encoder
 from tests.unit.engine.recipes import tiny_recipe, train, write_recipe
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.evaluate import load_towers
 from vlkd_cli.engine.export import export
+from vlkd_cli.engine.launching.targets import target_of
 from vlkd_cli.engine.periodic import subject_of
 from vlkd_cli.errors import CheckpointError, UserError
 from vlkd_cli.features.encode import embed_images, embed_texts, normalize
@@ -90,8 +92,23 @@ def test_a_recipe_and_a_model_by_name_give_their_untrained_towers(home, tmp_path
 def test_a_model_of_a_task_is_a_target():
     encoder = vlkd_cli.load("resnet-base", overrides=["towers.image.pretrained=false"])
     assert (encoder.modality, encoder.width) == ("image", 2048)
+    # It has a head, whose random weights are the same each time.
+    meshes = [vlkd_cli.load("pointnet-base") for _ in range(2)]
+    assert (meshes[0].modality, meshes[0].width) == ("mesh", 512)
+    assert meshes[0].digest == meshes[1].digest
     with pytest.raises(UserError, match="scores pairs of texts|does not have"):
         vlkd_cli.load("crossencoder-base-en")
+
+
+def test_a_text_encoder_of_transformers_is_a_target_by_name_and_by_folder(tmp_path):
+    folder = write_encoder(tmp_path / "bert")
+    vectors = []
+    for target in (str(folder), f"huggingface:{folder}"):
+        encoder = vlkd_cli.load(target)
+        vectors.append(encoder.encode(SENTENCES))
+        assert encoder.towers == ("text",)
+        assert set(target_of(target, [], tmp_path, False).recipe.towers) == {"text"}
+    np.testing.assert_array_equal(*vectors)
 
 
 @pytest.mark.parametrize(

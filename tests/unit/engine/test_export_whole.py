@@ -14,7 +14,9 @@ from tests.support.page_commands import leaves
 from tests.unit.engine.recipes import IMAGE, TEXT, tiny_recipe, train
 from vlkd_cli import api
 from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.data.readers.shapes import Shapes
 from vlkd_cli.engine.export_whole import write_whole
+from vlkd_cli.engine.launching.targets import target_of
 from vlkd_cli.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -60,10 +62,17 @@ def test_halves_of_open_clip_are_also_written_as_one_model_with_the_trained_scal
     assert float(scale) != pytest.approx(math.log(1 / 0.07), abs=1e-7)
 
 
-def test_formats_of_pairs_write_the_pair_alone(here: Path) -> None:
+def test_formats_of_pairs_write_the_pair_alone_and_vlkd_reads_it_again(here: Path) -> None:
+    texts, picture = ["a cat", "two dogs"], Shapes(num_samples=1, size_px=32).image(0)
+    trained = api.load("runs/pair", device="cpu")
     for name in ("open_clip", "hf_clip"):
         assert leaves(["export", "pair", f"one_{name}", "--format", name]) == 0
         assert [path.name for path in (here / f"one_{name}").iterdir()] == ["dual_encoder"]
+        for target in (f"one_{name}", f"one_{name}/dual_encoder"):
+            again = api.load(target, device="cpu")
+            assert again.encode(texts) == pytest.approx(trained.encode(texts), abs=1e-5)
+            assert again.encode(picture) == pytest.approx(trained.encode(picture), abs=1e-5)
+            assert set(target_of(target, [], here, False).recipe.towers) == {"image", "text"}
 
 
 def test_a_text_tower_and_its_head_are_one_sentence_transformer_that_vlkd_reads_again(

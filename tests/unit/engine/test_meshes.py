@@ -151,10 +151,27 @@ def test_meshes_without_class_folders_are_refused_where_labels_are_compared(home
         train(home, recipe, "unlabeled")
 
 
+def test_classes_of_one_mesh_each_are_refused_where_rows_are_compared(home):
+    rows = [f"{file.relative_to(home)},k{n}" for n, file in enumerate(boxes_of(home))]
+    (home / "alone.csv").write_text("\n".join(["file,kind", *rows]) + "\n")
+    recipe = recipe_of(home, {"mesh": small_tower(**HEAD)})
+    recipe["data"] = {"reader": "csv", "path": "alone.csv", "image": None, "mesh": "file"}
+    recipe["data"] |= {"caption": None, "label": "kind", "workers": 0}
+    recipe["distillers"] = [{"name": "supcon"}]
+    with pytest.raises(UserError, match="compares samples of one class, and no class of the data"):
+        train(home, recipe, "alone")
+    recipe["distillers"] = [{"name": "margin_softmax", "num_classes": 8}]
+    train(home, recipe, "proxies")
+
+
+def boxes_of(home: Path) -> list[Path]:
+    return sorted((home / "boxes").rglob("*.off"))
+
+
 def test_images_find_meshes(home):
     names = write_photos(home / "photos", 8)
-    boxes = sorted(str(file) for file in (home / "boxes").rglob("*.off"))
-    rows = [f"photos/{photo},{mesh}" for photo, mesh in zip(names, boxes, strict=True)]
+    pairs = zip(names, boxes_of(home), strict=True)
+    rows = [f"photos/{photo},{mesh}" for photo, mesh in pairs]
     (home / "pairs.csv").write_text("\n".join(["photo,model", *rows]) + "\n")
     data = {"reader": "csv", "path": "pairs.csv", "image": "photo", "mesh": "model"}
     recipe = recipe_of(home, {"mesh": small_tower(**HEAD), "image": {**IMAGE, **HEAD}})

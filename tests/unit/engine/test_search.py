@@ -68,6 +68,22 @@ def test_texts_and_images_find_the_images_of_largest_cosine(encoder, capsys):
     assert answer["results"][0] == {"rank": 1, "score": pytest.approx(1.0), "id": "07.png"}
 
 
+def test_a_parquet_index_gives_the_results_of_a_npy_index(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    for source, query, options in (
+        ("photos", "photos/07.png", []),
+        ("texts.txt", "a red disc", ["--raw", "--dtype", "float16"]),
+    ):
+        found = []
+        for ending in ("npy", "parquet"):
+            out = str(tmp_path / f"{Path(source).stem}.{ending}")
+            assert leaves(["encode", "runs/first", source, out, *options]) == 0
+            page = tmp_path / "page.html"
+            found.append(answers(capsys, out, query, "-k", "3", "--page", str(page)))
+            assert "data:image" in page.read_text() or source != "photos"
+        assert found[0] == found[1] and len(found[0][0]["results"]) == 3
+
+
 def test_several_queries_and_raw_vectors(encoder, capsys):
     found = answers(capsys, "runs/first", "texts.npy", "a red disc", "a dark blue square")
     assert [each["results"][0]["text"] for each in found] == [TEXTS[0], TEXTS[3]]
@@ -166,7 +182,8 @@ def test_a_page_that_cannot_be_written_is_one_line(capsys):
         ("photo.npy a", "INDEX photo.npy: no such file. Did you mean 'photos.npy'? `vlkd encode"),
         ("photos.npy photos", "query photos: it is a folder. For a text of these words, add"),
         ("photos.npy photos/17.pn", "query photos/17.pn: no such file. Did you mean 'photos/"),
-        ("photos a", "which index? Give a .npy file"),
+        ("photos a", "which index? Give a .npy or .parquet file"),
+        ("gone.parquet a", "INDEX gone.parquet: no such file"),
         ("photos.npy", "what is searched in photos.npy?"),
         ("photos.npy gone.png", "query gone.png: no such file"),
         ("photos.npy a --tower image", "query a: no such file, and tower 'image' takes files"),

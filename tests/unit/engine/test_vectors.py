@@ -95,9 +95,9 @@ def test_an_index_that_is_damaged_is_one_line(damage, line, index: Path):
     assert "\n" not in str(error.value)
 
 
-def test_an_index_is_an_array(tmp_path: Path):
-    with pytest.raises(UserError, match=r"an index is a .npy file"):
-        read_vectors(tmp_path / "x.parquet")
+def test_an_index_is_one_of_two_kinds_of_file(tmp_path: Path):
+    with pytest.raises(UserError, match=r"an index is a .npy or .parquet file"):
+        read_vectors(tmp_path / "x.csv")
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

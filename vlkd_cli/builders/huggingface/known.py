@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlkd_cli.cache_folder import cache_folder
+from vlkd_cli.recipe.modality import PAIR
+from vlkd_cli.recipe.types import ModalityName
 
 ON_DISK = "on disk"
 """What the column of pretrained weights shows of a model that need not be fetched."""
@@ -31,6 +33,8 @@ DUAL = (
     "siglip2",
 )
 """Types with a tower for images and one for texts."""
+ANY_PAIR = "vision-text-dual-encoder"
+"""The type of two encoders of any type."""
 _MORE_IMAGES = ("cvt", "pvt_v2")
 """Vision encoders that the library does not list as such."""
 _NOT_IMAGES = (
@@ -75,6 +79,16 @@ def types_of(modality: str) -> list[str]:
     halves = {name for name in models if name.endswith("_vision_model")}
     more = {*halves, *DUAL, *_MORE_IMAGES}
     return sorted(((vision | more) & models) - set(_NOT_IMAGES))
+
+
+def modalities_in(folder: Path) -> list[ModalityName]:
+    """The modalities that a model in a folder has towers for; none where there is no such model."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    # A damaged file is reported where its model is built.
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [word for word in PAIR if kind == ANY_PAIR or kind in types_of(word)]
 
 
 class OnDisk(NamedTuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WORD_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
 WORDS = re.compile(r"\w+|[^\w\s]+", re.UNICODE)
+_MARK = "\u2581"
 
 
 class WordVectors(Backbone):
@@ -81,7 +82,7 @@ class WordTokenizer:
     """Words to their rows in the table."""
 
     def __init__(self, words: Sequence[str], *, max_length: int | None = None) -> None:
-        self.rows = {word: row for row, word in enumerate(words)}
+        self.rows = {word: row for row, word in enumerate(words) if word}
         self.max_length = max_length
 
     def __call__(self, texts: Sequence[str]) -> TextInput:
@@ -94,6 +95,26 @@ class WordTokenizer:
             if word[0].isalnum() or word[0] == "_"
         )
         return [row for row in found if row >= 0]
+
+
+def static_tokenizer(words: WordTokenizer) -> Tokenizer | None:
+    """A tokenizer of the library `tokenizers` that gives a text's words, numbered in the order of
+    `words.rows`; None where the vocabulary has words in upper case, since it lower-cases first."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    if any(word != word.lower() and WORDS.fullmatch(word) for word in words.rows):
+        return None
+    # Unknown words are left out: without merges they fall into characters, and no word of the
+    # vocabulary is one character, since a mark that texts have lost is put before each.
+    vocabulary = {f"{_MARK}{word}": number for number, word in enumerate(words.rows)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"[^\p{L}\p{N}_]+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="always")
+    if words.max_length is not None:
+        tokenizer.enable_truncation(words.max_length)
+    return tokenizer
 
 
 class WhitespaceWords:

@@ -104,4 +104,5 @@ class ClassOrder:
         left = [f"{alone} {'class' if alone == 1 else 'classes'} with one sample"] * bool(alone)
         left += [f"{bare} {'sample' if bare == 1 else 'samples'} without a label"] * bool(bare)
         if left:
-            console.warn_once(f"data.per_class: {' and '.join(left)} are left out.")
+            verb = "is" if alone + bare == 1 else "are"
+            console.warn_once(f"data.per_class: {' and '.join(left)} {verb} left out.")

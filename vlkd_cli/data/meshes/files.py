@@ -83,7 +83,7 @@ def parse_mesh(content: bytes, suffix: str) -> Triangles:
         raise
     # Parsers stumble over damaged files in any way there is.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise Broken(f"cannot be read as .{suffix}: {reason}") from None
     if not len(faces):
         raise Broken("has no faces")

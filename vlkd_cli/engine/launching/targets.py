@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkd_cli import catalog
+from vlkd_cli.builders.on_disk import towers_on_disk
 from vlkd_cli.data.files.texts import read_lines
 from vlkd_cli.engine.launching.run_folder import RunFolder, latest_run
 from vlkd_cli.engine.launching.start_evaluation import find_target
 from vlkd_cli.errors import UserError
 from vlkd_cli.recipe.load import parse_recipe
-from vlkd_cli.recipe.named_models import named_models, sections_of
+from vlkd_cli.recipe.named_models import named_models, untrained_sections_of
 from vlkd_cli.recipe.params import attributes_of
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.remote_runs import is_url, local_run
-
-PAGE = "vlkd_tower.yaml"
 
 
 class Target(NamedTuple):
@@ -66,26 +65,23 @@ def target_of(label: str, overrides: Sequence[str], runs: Path, trust: bool) -> 
         UserError: it is none of what a target may be.
     """
     path = Path(local_run(label))
-    pages = sorted(path.glob(f"*/{PAGE}")) if path.is_dir() else []
-    if path.is_dir() and (path / PAGE).is_file():
-        pages = [path / PAGE]
-    if pages and not (path / "recipe.yaml").is_file():
-        from vlkd_cli.towers.exported import section_of
+    if path.is_dir() and not (path / "recipe.yaml").is_file():
+        from vlkd_cli.towers.exported import exported_folders, section_of, sections_of_whole
 
-        sections = {page.parent.name: section_of(page.parent, trust=trust) for page in pages}
-        recipe = _parsed(sections, label, overrides)
-        return Target(
-            label,
-            recipe,
-            RunFolder(runs / f"eval-{_file_name(label)}"),
-            exported={page.parent.name: page.parent for page in pages},
-        )
+        exported = exported_folders(path)
+        sections: dict[str, Any] = {
+            name: section_of(folder, trust=trust) for name, folder in exported.items()
+        } or {str(word): own for word, own in sections_of_whole(path).items()}
+        if sections:
+            return Target(
+                label,
+                _parsed(sections, label, overrides),
+                RunFolder(runs / f"eval-{_file_name(label)}"),
+                exported=exported,
+            )
     if label in named_models() and not path.exists() and not (runs / label).exists():
-        named = {
-            str(modality): {**section, "train": "none"}
-            for modality, section in sections_of(label).items()
-        }
-        return Target(label, _parsed(named, label, overrides), RunFolder(runs / f"eval-{label}"))
+        recipe = _parsed(untrained_sections_of(label), label, overrides)
+        return Target(label, recipe, RunFolder(runs / f"eval-{label}"))
     builder, _, model = label.partition(":")
     if model and builder in catalog.names("builder"):
         towers = _of_builder(builder, model)
@@ -107,7 +103,7 @@ def _of_builder(builder: str, model: str) -> dict[str, Any]:
     if tag:
         section["pretrained"] = tag
     modalities = attributes_of("builder", builder).get("modalities") or ("image", "text")
-    return {str(modality): section for modality in sorted(modalities)}
+    return towers_on_disk({str(modality): section for modality in sorted(modalities)})
 
 
 def _has_tag(model: str) -> bool:

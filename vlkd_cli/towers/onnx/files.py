@@ -23,8 +23,12 @@ def save_text_input(tokenizer: object, folder: Path, length: int | None) -> str:
         length: of every text in tokens, where it is fixed; None: padded to the longest of a batch.
     """
     if isinstance(tokenizer, WordTokenizer):
-        lines = "".join(f"{word}\n" for word in tokenizer.rows)
-        (folder / "words.txt").write_text(lines, encoding="utf-8")
+        # Of a word that a vocabulary has twice the last row is read; the other's line is empty.
+        lines = [""] * (max(tokenizer.rows.values()) + 1)
+        for word, row in tokenizer.rows.items():
+            lines[row] = word
+        content = "".join(f"{line}\n" for line in lines)
+        (folder / "words.txt").write_text(content, encoding="utf-8")
         return (
             "words.txt: the id of a word is its line, from 0; words are runs of letters and digits,"
             " looked up as written, else lower-cased; others are left out"

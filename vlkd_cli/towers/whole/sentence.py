@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlkd_cli.builders.backbone import Export
 from vlkd_cli.builders.huggingface.text import HuggingFaceText
 from vlkd_cli.builders.sbert.builder import SentenceBackbone
+from vlkd_cli.builders.sbert.word_vectors import WordVectors, static_tokenizer
 from vlkd_cli.heads.linear import LinearHead
 from vlkd_cli.heads.mlp import MLPHead
 from vlkd_cli.towers.outputs import HEAD
@@ -34,8 +35,9 @@ class Layer(NamedTuple):
 
 
 def write_sentence_transformer(tower: Tower, folder: Path, destination: Path) -> Export:
-    """Write a text tower as a folder for `SentenceTransformer(...)`: the encoder, a Pooling module,
-    and a Dense module for each linear layer of the head, with batch norms folded in.
+    """Write a text tower as a folder for `SentenceTransformer(...)`: the encoder, a Pooling module
+    (word vectors have their own), and a Dense module for each linear layer of the head, with batch
+    norms folded in.
 
     Args:
         destination: where the folder will be when it is done.
@@ -63,7 +65,8 @@ def write_sentence_transformer(tower: Tower, folder: Path, destination: Path) ->
         )
     model = SentenceTransformer(modules=modules, device="cpu")
     limit = getattr(encoder.input, "max_length", None)
-    if limit is not None and not getattr(encoder, "is_static", False):
+    is_static = isinstance(encoder, WordVectors) or getattr(encoder, "is_static", False)
+    if limit is not None and not is_static:
         model.max_seq_length = limit
     model.save_pretrained(str(folder), create_model_card=False)
 
@@ -92,11 +95,11 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
         if encoder.encoder.truncate_dim is not None:
             raise Mismatch(what, "its vectors are truncated before the head")
         return list(encoder.encoder)
+    if isinstance(encoder, WordVectors):
+        return [_static(tower, encoder)]
     if not isinstance(encoder, HuggingFaceText):
         builder = "?" if tower.section is None else tower.section.builder
-        # Sentence encoders of the builder were taken above.
-        kind = "it has word vectors" if builder == "sbert" else f"it is of builder `{builder}`"
-        raise Mismatch(what, f"{kind}, which {LIBRARY} cannot store")
+        raise Mismatch(what, f"it is of builder `{builder}`, which {LIBRARY} cannot store")
     pooling = "MeanPooler" if tower.pooler is None else type(tower.pooler).__name__
     if encoder.origin is not None:
         raise Mismatch(what, HALVES)
@@ -109,6 +112,25 @@ def _modules(tower: Tower, folder: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     return [*_transformer(encoder, folder), Pooling(encoder.token_width, POOLINGS[pooling])]
+
+
+def _static(tower: Tower, encoder: WordVectors) -> Any:
+    """The library's module of word vectors, which takes the mean itself."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if tower.pooler is not None:
+        raise Mismatch(
+            name_of(tower), f"it has a pooler, and {LIBRARY} takes the mean of word vectors"
+        )
+    tokenizer = static_tokenizer(encoder.input)
+    if tokenizer is None:
+        raise Mismatch(
+            name_of(tower),
+            "its words are looked up as written, else lower-cased, and the vocabulary has words in"
+            f" upper case; {LIBRARY} looks up one form only",
+        )
+    rows = list(encoder.input.rows.values())
+    return StaticEmbedding(tokenizer, embedding_weights=encoder.encoder.weight.detach()[rows])
 
 
 def _transformer(encoder: HuggingFaceText, folder: Path) -> list[Any]:

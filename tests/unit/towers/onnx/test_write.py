@@ -165,10 +165,10 @@ def test_a_learned_prompt_is_inside_the_graph(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_word_vectors_go_with_their_words(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("dog 1 2\nred 3 4.5\nthe 5 1e-3\n")
+    (tmp_path / "words.txt").write_text("dog 1 2\nred 3 4.5\nred 6 7\nthe 5 1e-3\n")
     tower = build(builder="sbert", model=str(tmp_path / "words.txt"))
     written(tower, tmp_path / "out")
-    assert (tmp_path / "out" / "words.txt").read_text() == "dog\nred\nthe\n"
+    assert (tmp_path / "out" / "words.txt").read_text() == "dog\n\nred\nthe\n"
     close(run(tmp_path / "out", tower.input(SENTENCES))[0], tower.encode(tower.input(SENTENCES)))
 
 

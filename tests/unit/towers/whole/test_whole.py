@@ -271,6 +271,29 @@ def test_the_head_of_a_sentence_transformer_is_dense_modules(builder: str, tmp_p
         torch.testing.assert_close(again.encode(given), tower.encode(given), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_word_vectors_with_a_head_are_one_sentence_transformer(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    lines = "a 1 2\nred 3 4.5\ndog 5 1e-3\nred 9 9\nit 1 1\n 7 7\nnew_york 2 0\nélan 0 3\n"
+    (tmp_path / "words.txt").write_text(lines)
+    tower = build(
+        builder="sbert", model=str(tmp_path / "words.txt"), max_length=3, head=MLP, train="head"
+    )
+    (tmp_path / "out").mkdir()
+    write_sentence_transformer(moved(tower), tmp_path / "out", tmp_path / "out")
+    kinds = json.loads((tmp_path / "out" / "modules.json").read_text())
+    names = [module["type"].rpartition(".")[2] for module in kinds]
+    assert names == ["StaticEmbedding", "Dense", "Dense", "Dense"]
+    texts = ["A RED dog", "it's a red-dog, Élan", "cat", "", "new_york!", "a red it dog", "▁a é"]
+    expected = tower.encode(tower.input(texts))
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    found = model.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    again = build(builder="sbert", model=str(tmp_path / "out"), train="none")
+    torch.testing.assert_close(again.encode(again.input(texts)), expected, rtol=0, atol=1e-6)
+
+
 def mismatched_text(problem: str, folder: Path) -> Tower:
     torch.manual_seed(0)
     base = str(write_encoder(folder / "base"))
@@ -279,6 +302,11 @@ def mismatched_text(problem: str, folder: Path) -> Tower:
         return build(builder="huggingface", model=str(folder / "clip"))
     if problem == "cannot be merged":
         return adapted(Path(base), "bottleneck")
+    if problem in ("has words in upper case", "takes the mean of word vectors"):
+        upper = problem == "has words in upper case"
+        (folder / "words.txt").write_text(f"{'Paris' if upper else 'paris'} 1 2\n")
+        pooler = {} if upper else {"pooler": {"name": "max"}}
+        return build(builder="sbert", model=str(folder / "words.txt"), **pooler)
     keys: dict[str, dict[str, Any]] = {
         "has no module for its pooler": {"pooler": {"name": "gem"}},
         "its head has a LayerNorm": {"head": {**MLP, "norm": "layer"}},
@@ -296,6 +324,8 @@ def mismatched_text(problem: str, folder: Path) -> Tower:
         "it reads `own_pooler`",
         "no module for its head",
         "half of a dual encoder",
+        "has words in upper case",
+        "takes the mean of word vectors",
         pytest.param("cannot be merged", marks=needs_adapters),
     ],
 )
