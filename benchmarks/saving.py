@@ -5,7 +5,7 @@
 The state has weights, averages and both moments of AdamW in 48 tensors each. A save in the
 background returns when the state is copied; the first one also takes the memory for the copy.
 Prints seconds and their range, and how long the file takes behind the training. The exit code is 1
-where a later save in the background holds training up for more than a fifth of one in line.
+where a later save in the background holds training up for more than half as long as one in line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.engine.saving import Saver
 
-TENSORS, MOST = 48, 0.2
+TENSORS, MOST = 48, 0.5
 
 
 def checkpoint(step: int, mib: int) -> Checkpoint:

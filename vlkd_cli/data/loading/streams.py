@@ -111,7 +111,7 @@ class StreamAssembler:
         return True
 
     def _continued(self, request: Request, part: int) -> Iterator[Sample]:
-        """The samples of a share of a part where the last batch of this iteration left them."""
+        """The samples of one share in a part where the last batch of this iteration left them."""
         share = request.number % self.num_shares
         last, samples = self._open.get((part, share), (None, None))
         expected = last._replace(number=last.number + self.num_shares) if last is not None else None
