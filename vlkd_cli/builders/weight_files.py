@@ -68,11 +68,14 @@ def weight_names(path: Path, what: str) -> set[str]:
 
 
 def check_file(path: Path, what: str) -> None:
-    """Refuse a file without the real content: empty, a Git LFS pointer, a web page.
+    """Refuse a file without the real content: empty, a Git LFS pointer, a web page; and a pipe,
+    which would be waited for.
 
     Raises:
         WeightsError: it is one of these, or cannot be opened.
     """
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{what}: '{path}' is a folder, pipe, socket or device. Name a file.")
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -43,14 +43,18 @@ class About:
 def remember(folder: Path, about: About) -> None:
     """Write the file next to a table, or note that the table is used again."""
     path = folder / ABOUT
-    # A table of another user may be read only; it works without the note.
-    with contextlib.suppress(PermissionError):
+    # A table of another user may be read only, a folder may have the note's name: the table works
+    # without it.
+    with contextlib.suppress(OSError):
         if path.is_file():
             os.utime(path)
             return
         partial = path.with_name(f".{ABOUT}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_about(folder: Path) -> About | None:

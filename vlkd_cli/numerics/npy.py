@@ -15,6 +15,9 @@ def load_npy(source: Path | IO[bytes], mmap_mode: Literal["r", "c"] | None = Non
         OSError: the file cannot be read.
         ValueError: it does not hold an array.
     """
+    # A pipe would be waited for.
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OSError(0, f"{source} is a folder, pipe, socket or device")
     try:
         array = np.load(source, mmap_mode=mmap_mode, allow_pickle=False)
     except OSError:

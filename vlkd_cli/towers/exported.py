@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from vlkd_cli.builders.huggingface.known import modalities_in
 from vlkd_cli.builders.weight_files import read_weights
@@ -27,6 +27,9 @@ from vlkd_cli.towers.tower import Tower
 _FORMER_PATHS = ("model", "pretrained", "adapter_weights")
 """Keys of a builder whose values are the path of exported files, as it was when they were written,
 in pages that are older than relative paths."""
+
+
+_LARGEST_SIDE_PX = 10_000
 
 
 def exported_folders(path: Path) -> dict[str, Path]:
@@ -108,8 +111,8 @@ def complete(tower: Tower, folder: Path) -> None:
     page = _read(folder / PAGE)
     if "images" in page:
         try:
-            tower.input = ImageInput(**_tuples(page["images"]))
-        except (TypeError, AttributeError) as error:
+            tower.input = _images(page["images"])
+        except ValueError as error:
             raise _damaged(folder / PAGE, "`images` is of another form") from error
     if "weights_of_pooler_and_head" in page:
         _load_added(tower, folder / str(page["weights_of_pooler_and_head"]))
@@ -152,8 +155,14 @@ def _moved(key: str, value: object, folder: Path, name: str) -> object:
     return str(folder) if last == name else value
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(own) if isinstance(own, list) else own for key, own in values.items()}
+def _images(values: object) -> ImageInput:
+    found = TypeAdapter(ImageInput).validate_python(values)
+    resized = found.resize_px if isinstance(found.resize_px, tuple) else (found.resize_px or 1,)
+    if not all(1 <= side <= _LARGEST_SIDE_PX for side in (*found.size_px, *resized)):
+        raise ValueError("a size that no picture has")
+    if not all(map(math.isfinite, (*found.mean, *found.std))) or min(found.std) <= 0:
+        raise ValueError("numbers that standardize nothing")
+    return found
 
 
 def _load_added(tower: Tower, file: Path) -> None:

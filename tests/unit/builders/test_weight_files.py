@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_a_damaged_file_is_one_line(content: bytes, name: str, tmp_path: Path) -
     ) as error:
         read_weights(tmp_path / name, "model")
     assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WeightsError, match="is a folder, pipe, socket or device. Name a file"):
+        read_weights(tmp_path / name, "model")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])

@@ -45,6 +45,20 @@ def test_a_table_is_listed_with_what_it_holds(tmp_path: Path) -> None:
     assert one.size_bytes > 0 and abs(one.used - time.time()) < 60
 
 
+def test_a_note_that_cannot_be_written_or_read_costs_the_table_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = table(tmp_path, [0]).folder
+    assert folder is not None
+    (folder / ABOUT).unlink()
+    (folder / ABOUT).mkdir()
+    remember(folder, ABOUT_IT)
+    (one,) = list_tables(tmp_path)
+    assert (one.about, one.rows) == (None, 4)
+    assert "is listed without its tower" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == [ABOUT, "checks.npy", "features.npy"]
+
+
 def test_an_exported_table_is_read_elsewhere(tmp_path: Path) -> None:
     table(tmp_path / "here", [0, 1, 2, 3])
     export_tables(tmp_path / "here", tmp_path / "t.tar")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,9 @@ def test_a_damaged_file_is_a_value_error(damage, tmp_path: Path) -> None:
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_npy(tmp_path / "no.npy")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(OSError, match="is a folder, pipe, socket or device"):
+        load_npy(tmp_path / "a.npy", mmap_mode="r")
