@@ -17,6 +17,7 @@ from vlkd_cli.data.batch import Broken, Skipped
 from vlkd_cli.data.files.table import Table
 from vlkd_cli.data.files.texts import decode_text, parse_json, read_file, split_lines, text_of
 from vlkd_cli.data.meshes.files import holds_meshes
+from vlkd_cli.data.modality import modality_of_file
 from vlkd_cli.data.readers.open import open_reader
 from vlkd_cli.data.readers.reader import Reader
 from vlkd_cli.errors import DataError, UserError
@@ -95,6 +96,12 @@ def modalities_of(source: Input) -> tuple[ModalityName, ...]:
         raise UserError(
             f"INPUT {path}: no such file or folder (relative to {Path.cwd()})."
             f"{did_you_mean_path(path)}"
+        )
+    single = None if path.is_dir() or "reader" in source.reader else modality_of_file(source.path)
+    if single is not None:
+        raise UserError(
+            f"INPUT {path}: it is a single file of {FACTS[single].plural}. Name its folder, or a"
+            " table with a column of paths."
         )
     if path.is_dir():
         if (path / CORPUS).is_file():

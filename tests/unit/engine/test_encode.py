@@ -264,6 +264,7 @@ def test_two_processes_write_the_bytes_of_one(source, tmp_path):
     [
         ("nowhere photos x.npy", "run folder, checkpoint or recipe"),
         ("runs/first gone x.npy", "INPUT gone: no such file or folder"),
+        ("runs/first photos/01.png x.npy", "it is a single file of images. Name its folder, or"),
         ("runs/first photos x.txt", "OUT x.txt: vectors are written to .npy or .parquet files"),
         ("runs/first photos gone/x.npy", "OUT gone/x.npy: no folder"),
         ("runs/first photos x.npy --tower txt", "there is no tower 'txt'"),
