@@ -118,6 +118,7 @@ RUN: dict[str, list[str]] = {
     "vlkd encode runs/first queries.txt queries.parquet": [],
     "vlkd encode runs/first - -": [],
     "vlkd encode runs/first products.csv products.npy --tower text --column words": [],
+    "vlkd encode runs/first photos tokens.npy --tower image --output tokens": [],
     "vlkd search photos.npy 'a red circle' photos/03.png": [],
     "vlkd search photos.npy 'a red circle' -k 4 --page results.html": [],
     "vlkd search photos.npy 'a red circle' --json": [],
