@@ -140,29 +140,15 @@ METHODS = [
             f"data.augment={{{CROP}}}",
             "distillers[0].num_clusters=60",
             "distillers[0].components=32",
-        ),
-    ),
-    Method(
-        "rotation",
-        60,
-        0.18,
-        (*RESNET, "data.augment={name: quarter_turns, scale: [0.4, 1.0]}"),
-    ),
-    Method(
-        "npid",
-        150,
-        0.0,
-        (
-            *RESNET,
-            f"data.augment={{{CROP}}}",
-            "towers.image.heads.embed.width=64",
-            "distillers[0].num_negatives=512",
+            # The recipe's own optimizer: each clustering has a classifier without momentum.
+            "optimizer={name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-5,"
+            ' groups: [{match: ["distillers.deepcluster.*"], momentum: 0}]}',
         ),
     ),
     Method(
         "odc",
         100,
-        0.0,
+        0.14,
         (
             *RESNET,
             f"data.augment={{{CROP}}}",
@@ -173,29 +159,10 @@ METHODS = [
         ),
     ),
     Method(
-        "relative_loc",
+        "rotation",
         60,
-        0.0,
-        (
-            *RESNET,
-            # Cells of a drawing at the size at which it is classified.
-            "data.augment={name: patch_grid, cell_px: 14, jitter_px: 4, grayscale: 0}",
-            "towers.image.heads.pair.hidden=256",
-        ),
-    ),
-    Method(
-        "dino",
-        150,
-        0.0,
-        (
-            *RESNET,
-            *PAIR,
-            "data.views={local: {name: standard, scale: [0.2, 0.5], size_px: 32, copies: 2}}",
-            "towers.image.heads.proto={name: prototypes, num_prototypes: 256, hidden: 256,"
-            " bottleneck: 64, norm: batch}",
-            "towers.image_teacher.momentum={cosine: [0.95, 1.0]}",
-            "distillers[0].teacher_temperature=0.04",
-        ),
+        0.18,
+        (*RESNET, "data.augment={name: quarter_turns, scale: [0.4, 1.0]}"),
     ),
     Method("vicreg", 150, 0.3, (*RESNET, *VIEWS, *sized("project", 256, 256))),
     Method(

@@ -40,7 +40,7 @@ SMALLER = {
     "width_inner": 16,
     "layers": 2,
     "heads": 2,
-    "negatives": 8,
+    "num_negatives": 8,
     "num_clusters": 3,
     "components": 3,
     "min_cluster": 2,

@@ -88,6 +88,15 @@ def test_a_recipe_with_former_keys_loads_as_with_present_ones(capsys):
     assert "key 'prototypes' is now called 'num_prototypes'." in capsys.readouterr().err
 
 
+def test_the_null_negatives_of_a_stored_recipe_are_not_the_former_key_of_npid():
+    values = {"distillers": [{"name": "npid", "negatives": given} for given in (None, 8)]}
+    assert len(replace_former_names(values)) == 1
+    assert values["distillers"] == [
+        {"name": "npid", "negatives": None},
+        {"name": "npid", "num_negatives": 8},
+    ]
+
+
 def test_a_key_written_in_both_spellings_is_refused():
     text = SMALL.replace("{name: infonce}", "{name: simcse, temp: 1, temperature: 1}")
     (line,) = problems(text)
