@@ -205,11 +205,12 @@ def read_processor(processor: BaseImageProcessor, what: str) -> ImageInput:
     _refuse_other_steps(processor, kind, what)
     geometry = _geometry(processor, kind, what)
     scale, offset = 1.0, 0.0
-    if getattr(processor, "do_rescale", False):
+    if _obeys(processor, "do_rescale"):
         scale = float(processor.rescale_factor)
         offset = 1.0 if _obeys(processor, "rescale_offset") else 0.0
     mean, std = [0.0] * 3, [1.0] * 3
-    if getattr(processor, "do_normalize", False):
+    # MobileViT's classes do not normalize whatever is in their file.
+    if kind != "MobileViTImageProcessor" and _obeys(processor, "do_normalize"):
         mean, std = _three(processor.image_mean), _three(processor.image_std)
     divisor = _three(processor.image_std) if _obeys(processor, "include_top") else [1.0] * 3
     # (x * scale - offset - mean) / std / divisor, as (x / 255 - MEAN) / STD.
@@ -298,7 +299,7 @@ def _obeys(processor: BaseImageProcessor, key: str) -> bool:
         return False
     named = inspect.signature(type(processor).__init__).parameters
     # Classes that name none of their keys leave all of them to their base.
-    return key in named or "image_mean" not in named
+    return key in named or "do_resize" not in named
 
 
 def backend_of(processor: BaseImageProcessor) -> Literal["pil", "torchvision"]:

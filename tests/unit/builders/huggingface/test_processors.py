@@ -45,6 +45,7 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("Levit", {}),
     ("MobileNetV2", {}),
     ("MobileViT", {}),
+    ("MobileViT", {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
     ("PoolFormer", {"crop_pct": 0.95}),
     ("Pvt", {}),
     ("Segformer", {}),
