@@ -133,10 +133,17 @@ def search(
 
 def nearest(rows: np.ndarray, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and positions `[Q, min(k, N)]` of the rows of largest inner product, best first; of
-    equal ones the first row is ahead."""
+    equal ones the first row is ahead.
+
+    Raises:
+        DataError: a row is not finite, so that it has no place in the order.
+    """
     best = TopK(queries, k)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = np.array(rows[start : start + ROWS_AT_ONCE], dtype=np.float32)
+        if not (finite := np.isfinite(block).all(axis=1)).all():
+            row = start + int(np.argmin(finite))
+            raise DataError(f"row {row} of the index is not finite. Encode its input again.")
         # Of equal scores TopK puts the larger key first.
         keys = len(rows) - 1 - torch.arange(start, start + len(block))
         best.add(torch.from_numpy(block), keys)

@@ -19,6 +19,7 @@ from tests.support.page_commands import leaves
 from tests.unit.engine.recipes import TEXT, tiny_recipe, train
 from tests.unit.engine.test_encode import TEXTS, write_inputs
 from vlkd_cli.engine.search import nearest
+from vlkd_cli.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,15 @@ def test_the_search_is_exact_over_blocks_and_of_equal_rows_the_first_is_ahead(mo
     np.testing.assert_array_equal(positions.numpy(), order)
     np.testing.assert_array_equal(scores.numpy(), np.take_along_axis(every, order, axis=1))
     assert nearest(rows, queries, 100)[0].shape == (6, 40)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_named(value, monkeypatch):
+    monkeypatch.setattr("vlkd_cli.engine.search.ROWS_AT_ONCE", 2)
+    rows = np.ones((5, 3), np.float32)
+    rows[3, 1] = value
+    with pytest.raises(DataError, match="row 3 of the index is not finite"):
+        nearest(rows, torch.ones(1, 3), 2)
 
 
 def test_a_page_is_one_file_with_a_thumbnail_for_each_result(tmp_path, capsys):
