@@ -138,7 +138,7 @@ def nearest(rows: np.ndarray, queries: torch.Tensor, k: int) -> tuple[torch.Tens
     Raises:
         DataError: a row is not finite, so that it has no place in the order.
     """
-    best = TopK(queries, k)
+    best = TopK(queries, max(min(k, len(rows)), 1))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = np.array(rows[start : start + ROWS_AT_ONCE], dtype=np.float32)
         if not (finite := np.isfinite(block).all(axis=1)).all():

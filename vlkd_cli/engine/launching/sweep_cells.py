@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SEED = "train.seed"
 MOST_LETTERS = 120
 """Of a folder's name."""
+MOST_CELLS = 100_000
+"""Of a sweep: more are a slip of the keyboard, and take minutes to list."""
 
 
 class Value(NamedTuple):
@@ -76,6 +78,11 @@ def sweep_cells(
     chances = [_draw(option) for option in draws]
     keys = [key for key, _ in lists] + [draw.key for draw in chances]
     _refuse_idle(keys, chances, num_random, seeds)
+    count = math.prod([len(values) for _, values in lists]) * max(num_random, 1) * len(seeds)
+    if count > MOST_CELLS:
+        raise UserError(
+            f"the sweep has {count:,} cells; at most {MOST_CELLS:,}. Name fewer values."
+        )
     _refuse_replaced([*lists, *((draw.key, []) for draw in chances)])
     varying = [key for key, values in lists if len(values) > 1] + [draw.key for draw in chances]
     short = short_names(varying)

@@ -50,6 +50,8 @@ def write_page(path: Path, template: str, context: dict[str, object], option: st
     Raises:
         UserError: the file cannot be written.
     """
+    if not path.name:
+        raise UserError(f"{option} '{path}': it is a folder. Name a file.")
     page = _render(template, context)
     partial = path.with_name(f"{path.name}.partial")
     try:

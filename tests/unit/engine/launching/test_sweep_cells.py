@@ -104,6 +104,7 @@ def test_mappings_are_named_by_their_name_and_long_names_are_cut() -> None:
         ({"grids": ["a=[1e-1,0.1]"]}, "cells 0 and 1 are equal"),
         ({"draws": ["a=log(1,2)"]}, "--random N and --draw"),
         ({"num_random": 3}, "--random N and --draw"),
+        ({"draws": ["a=log(1,2)"], "num_random": 10**9, "seeds": (0, 1)}, "2,000,000,000 cells"),
         ({"draws": ["a=log(0,2)"], "num_random": 1}, "needs 0 < a < b"),
         ({"draws": ["a=uniform(2,1)"], "num_random": 1}, "needs a < b"),
         ({"draws": ["a=uniform(0,inf)"], "num_random": 1}, "needs a < b"),

@@ -134,7 +134,7 @@ def test_words_of_an_axis_do_not_lie_over_each_other():
     assert min(abs(a - b) for a, b in pairwise(heights)) >= 14
 
 
-def test_the_ends_of_an_axis_are_named_beyond_it_and_what_is_between_beside_it():
+def test_the_ends_of_an_axis_are_named_beyond_it_and_what_is_between_next_to_it():
     axes = [Axis("lr", [1e-4, 1e-3, 1e-2]), Axis("y", [1, 2, 3])]
     root = parsed(svg.parallel("t", axes, [0, 0, 0], best=None))
     marks = {e.text: e for e in root if e.get("class") == "soft"}
