@@ -145,6 +145,9 @@ def read_provenance(path: Path) -> Provenance | None:
         found: Provenance = read_json(beside)
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
+        for key in ("labels", "doubts"):
+            if not isinstance(found.get(key, []), list):
+                raise ValueError(f"'{key}' is not a list")
         return found
     except FileNotFoundError:
         return None

@@ -242,11 +242,14 @@ def test_order_that_nothing_vouches_for_is_refused_unless_trusted(tmp_path: Path
     (tmp_path / "provenance" / "seed1_birds.json").unlink()
     (line,) = [line for line in _refusal(tmp_path) if "cannot be verified" in line]
     assert "--trust-order" in line
-    (tmp_path / "provenance" / "seed1_birds.json").write_text("[]")
-    assert any(
-        "provenance/seed1_birds.json: cannot be read: no JSON object" in line
-        for line in _refusal(tmp_path)
-    )
+    for content, reason in (
+        ("[]", "no JSON object"),
+        ('{"labels": null}', "'labels' is not a list"),
+        ('{"doubts": 3}', "'doubts' is not a list"),
+    ):
+        (tmp_path / "provenance" / "seed1_birds.json").write_text(content)
+        named = f"provenance/seed1_birds.json: cannot be read: {reason}"
+        assert any(named in line for line in _refusal(tmp_path)), content
     _write(tmp_path, "birds", 1, doubts=["Its rows are in the order of a rebuilt index."])
     assert any("rebuilt index" in line for line in _refusal(tmp_path))
     submit(tmp_path, sets=SETS, trust_order=True).path.unlink()
