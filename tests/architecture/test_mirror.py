@@ -83,7 +83,6 @@ THROUGH = {
         "data.files.text_table",
         "evaluation.datasets.text_files",
         "evaluation.passage_search",
-        "evaluation.probes.fine_tuning",
         "evaluation.probes.softmax_grid",
         "evaluation.sentence_encoder",
         "evaluation.suite",

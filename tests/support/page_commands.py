@@ -153,7 +153,7 @@ RUN |= {
     "vlkd encode runs/pairs sentences.txt sentences.npy": [],
     "vlkd search sentences.npy 'a plane takes off' -k 3 --page sentences.html": [],
     "vlkd export runs/pairs exported_pairs": [],
-    "vlkd export runs/pairs exported_sentences --format sentence_transformers": [],
+    "vlkd export runs/pairs sentence_encoder --format sentence_transformers": [],
     "vlkd encode runs/characters pictures pictures.npy": [],
     "vlkd search pictures.npy pictures/00.jpg -k 4 --page pictures.html": [],
     "vlkd export runs/characters exported_characters": [],

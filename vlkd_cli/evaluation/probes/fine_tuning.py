@@ -89,7 +89,7 @@ def learning_copy(tower: Tower) -> Tower:
     for part in (pooler, *(head.module for head in heads.values())):
         if part is not None:
             part.requires_grad_(True)
-    learner = Tower(tower.name, encoder, pooler=pooler, heads=heads)
+    learner = Tower(tower.name, encoder, pooler=pooler, heads=heads, masks=tower.masks)
     learner.input = tower.input
     return learner
 
