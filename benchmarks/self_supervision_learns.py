@@ -172,6 +172,79 @@ METHODS = [
         (*RESNET, *VIEWS, *sized("project", 256, 256), *sized("predict", 64, 256)),
     ),
     Method(
+        "mocov3",
+        150,
+        0.27,
+        (
+            # A ResNet has none of the positions and of the frozen patches of the recipe's ViT.
+            "towers.image={heads: {project: {name: mlp, norm: batch, last_norm: batch_plain},"
+            " predict: {name: mlp, norm: batch, last_norm: batch_plain, reads: project}}}",
+            *RESNET,
+            *VIEWS,
+            *sized("project", 256, 64),
+            *sized("predict", 256, 64),
+            "towers.image_key.momentum={cosine: [0.95, 1.0]}",
+        ),
+    ),
+    Method(
+        "densecl",
+        150,
+        0.27,
+        (
+            *RESNET,
+            f"data.augment={{{CROP}}}",
+            f"data.views={{key: {{{CROP}}}}}",
+            *(
+                f"towers.image.heads.{head}={{name: mlp, layers: 2, hidden: 256, width: 64,"
+                f" norm: batch, activation: relu, last_norm: batch{reads}}}"
+                for head, reads in (("project", ""), ("dense", ", reads: tokens"))
+            ),
+            "towers.image_key.momentum=0.95",
+            "distillers[0].queue_size=1024",
+            "distillers[0].weight=0.5",
+            "distillers[1].queue_size=1024",
+            "distillers[1].weight=0.5",
+        ),
+    ),
+    Method(
+        "dino",
+        150,
+        0.27,
+        (
+            *RESNET,
+            *PAIR,
+            "data.views={local: {name: standard, scale: [0.2, 0.5], size_px: 32, copies: 2}}",
+            "towers.image.heads.proto={name: prototypes, num_prototypes: 256, hidden: 256,"
+            " bottleneck: 64, norm: batch}",
+            "towers.image_teacher.momentum={cosine: [0.95, 1.0]}",
+            "distillers[0].teacher_temperature=0.04",
+        ),
+    ),
+    Method(
+        "npid",
+        150,
+        0.15,
+        (
+            *RESNET,
+            f"data.augment={{{CROP}}}",
+            "towers.image.heads.embed.width=64",
+            # As few drawings as there are allow the whole softmax.
+            "distillers[0].estimator=softmax",
+            "distillers[0].num_negatives=null",
+        ),
+    ),
+    Method(
+        "relative_loc",
+        60,
+        0.15,
+        (
+            *RESNET,
+            # Cells of a drawing at the size at which it is classified.
+            "data.augment={name: patch_grid, cell_px: 14, jitter_px: 4, grayscale: 0}",
+            "towers.image.heads.pair.hidden=256",
+        ),
+    ),
+    Method(
         "mae",
         500,
         0.0,
@@ -182,6 +255,25 @@ METHODS = [
             " heads: 4, width: 48, at: hidden}",
             # Most patches of a digit are black, and normalized ones have no picture to paint.
             "towers.image.heads.pixels.normalize=false",
+        ),
+        "digits",
+    ),
+    Method(
+        "cae",
+        400,
+        0.0,
+        (
+            *VIT,
+            f"data.augment={{{HIDING}, mask: {{name: block, hidden: 20}}}}",
+            "towers.image.config={patch_size: 4, depth: 3, embed_dim: 64, num_heads: 4,"
+            " global_pool: avg, init_values: 0.1}",
+            "towers.image.heads={latent: {name: regressor, reads: tokens, layers: 1, heads: 4},"
+            " code: {name: decoder, reads: latent, width_inner: 64, layers: 1, heads: 4, width: 64,"
+            " fill: false}}",
+            # Codes of a random network: DALL-E's weights do not come with vlkd.
+            "towers.image_tokenizer={builder: dvae, image_size: 56, train: none,"
+            " config: {width: 16, layers: 1, codes: 64},"
+            " heads: {code: {name: select, reads: tokens, at: hidden}}}",
         ),
         "digits",
     ),
