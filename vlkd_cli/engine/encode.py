@@ -281,7 +281,8 @@ def _writer(output: str, page: Page) -> Iterator[Writer]:
             yield stack.enter_context(npy_writer(file, rows, page.shape, dtype))
         else:
             yield stack.enter_context(table_writer(partial, content_of(page)))
-    page_of(path).unlink(missing_ok=True)
+    if path.suffix == ".npy":
+        page_of(path).unlink(missing_ok=True)  # that of the former rows
     os.replace(partial, path)
 
 

@@ -55,19 +55,18 @@ class Painter(NamedTuple):
         hidden = None if hidden is None else hidden.to(image.device)
         with torch.no_grad():
             painted = self.tower.outputs(picture, [self.output], hidden)[self.output].float()
-        as_they_are = PatchHead(3, patch_px=self.patches.patch_px, normalize=False)
-        (rows,) = as_they_are(picture)
+        (rows,) = self.patches.split(picture)
         at = self.tower.graph.at(self.output)
         chosen = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         if hidden is not None and at != "all":
             chosen = hidden[0] if at == "hidden" else ~hidden[0]
         painted = painted.flatten(0, -2)
         if self.patches.normalize:
-            own = rows[chosen]
-            spread = (own.var(-1, keepdim=True) + 1e-6).sqrt()
-            painted = painted * spread + own.mean(-1, keepdim=True)
+            mean, std = self.patches.statistics(rows[chosen])
+            painted = painted * std + mean
         rows[chosen] = painted
-        return _pixels(_joined(rows, picture.shape[-2:], self.patches.patch_px), expected)
+        (whole,) = self.patches.join(rows[None], picture.shape[-2:])
+        return _pixels(whole, expected)
 
 
 def find_painter(recipe: Recipe, towers: Mapping[str, Tower], name: str, output: str) -> Painter:
@@ -116,7 +115,7 @@ def write_pictures(
 
 def _images(tower: Tower, reader: Reader, rows: Sequence[int]) -> Iterator[Tensor]:
     views = {tower.name: MODALITIES[tower.modality].view(tower.input, None, None)}
-    device = next(iter(tower.encoder.state_dict().values())).device
+    device = next(tower.encoder.parameters()).device
     for batch in in_order(reader, views, rows, batch_size=READ_AT_ONCE):
         images = batch.to(device).inputs[tower.name]
         assert isinstance(images, Tensor)
@@ -131,12 +130,6 @@ def _mask(recipe: Recipe, tower: Tower, view: str) -> Mask | None:
         "mask", spec.mask.name, spec.mask.keys, tower.encoder.grid(tower.input.size_px)
     )
     return mask
-
-
-def _joined(rows: Tensor, size: Sequence[int], side: int) -> Tensor:
-    """Patches `[T, side * side * 3]`, by row, column and channel, as a picture `[3, H, W]`."""
-    squares = rows.view(size[0] // side, size[1] // side, side, side, 3)
-    return squares.permute(4, 0, 2, 1, 3).reshape(3, *size)
 
 
 def _pixels(picture: Tensor, expected: ImageInput) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlkd_cli.data.files.texts import parse_json
 from vlkd_cli.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ def read_table(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         OSError: it cannot be read.
         ValueError: it is not what `table_writer` wrote.
     """
-    _, parquet = require_pyarrow("INDEX .parquet")
+    arrow, parquet = require_pyarrow("INDEX .parquet")
     table = parquet.read_table(path)
     stored = (table.schema.metadata or {}).get(METADATA.encode())
     if stored is None or {"id", "vector"} - set(table.column_names):
         raise ValueError("`vlkd encode` did not write it")
-    content = json.loads(stored)
+    if not arrow.types.is_fixed_size_list(table.schema.field("vector").type):
+        raise ValueError("its vectors are of another type")
+    content = parse_json(stored)
     ids, rows = table["id"].to_pylist(), table["vector"].combine_chunks()
     if not isinstance(content, dict) or content.get("ids") != _digest(map(str, ids)):
         raise ValueError("its rows are not those that `vlkd encode` wrote")

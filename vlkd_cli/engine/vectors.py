@@ -77,8 +77,8 @@ class Writer(Protocol):
 
 
 def page_of(path: Path) -> Path:
-    """Where the page of a file of vectors is."""
-    return path.with_name(f"{path.name}.json")
+    """Where the page of a file of vectors is: next to an array, within a table."""
+    return path if path.suffix == ".parquet" else path.with_name(f"{path.name}.json")
 
 
 def skipped_of(path: Path) -> Path:
@@ -161,7 +161,6 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
         )
     again = f"Write it again: vlkd encode TARGET INPUT {path}"
     is_table = path.suffix == ".parquet"
-    page_file = path if is_table else page_of(path)
     try:
         rows: np.ndarray
         rows, content = read_table(path) if is_table else (load_npy(path, mmap_mode="r"), None)
@@ -185,9 +184,9 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
     except FileNotFoundError:
         raise DataError(f"INDEX {path} has no {page_of(path).name} next to it. {again}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{page_file} is damaged. {again}.") from None
+        raise DataError(f"{page_of(path)} is damaged. {again}.") from None
     if found != FORMAT:
-        raise DataError(f"{page_file} was written by vlkd {version}. {again}.")
+        raise DataError(f"{page_of(path)} was written by vlkd {version}. {again}.")
     if not fits:
         raise DataError(
             f"INDEX {path} holds {list(rows.shape)} {rows.dtype} values, and its page lists"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -44,6 +46,18 @@ class PatchHead(nn.Module):
         self.width = width_in * self.patch_px**2
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T E"]:
+        patches = self.split(images)
+        if not self.normalize:
+            return patches
+        mean, std = self.statistics(patches)
+        return (patches - mean) / std
+
+    def split(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T E"]:
+        """The pixels of each patch, by row, column and channel.
+
+        Raises:
+            ValueError: patches do not divide the pictures.
+        """
         batch, channels, height, width = images.shape
         side = self.patch_px
         if height % side or width % side:
@@ -51,8 +65,19 @@ class PatchHead(nn.Module):
                 f"patches of {side} px do not divide pictures of {height} x {width} px"
             )
         windows = images.view(batch, channels, height // side, side, width // side, side)
-        patches = windows.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, self.width)
-        if not self.normalize:
-            return patches
-        centered = patches - patches.mean(-1, keepdim=True)
-        return centered / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+        return windows.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, self.width)
+
+    def join(
+        self, patches: Float[Tensor, "B T E"], size: Sequence[int]
+    ) -> Float[Tensor, "B 3 H W"]:
+        """The pictures of height and width `size` whose patches these are; undoes `split`."""
+        side = self.patch_px
+        squares = patches.view(len(patches), size[0] // side, size[1] // side, side, side, -1)
+        return squares.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *size)
+
+    @staticmethod
+    def statistics(
+        patches: Float[Tensor, "*N E"],
+    ) -> tuple[Float[Tensor, "*N 1"], Float[Tensor, "*N 1"]]:
+        """Mean and standard deviation by which each patch is normalized."""
+        return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

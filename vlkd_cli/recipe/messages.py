@@ -8,7 +8,7 @@ import re
 import types as python_types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import annotated_types
 from pydantic import BaseModel
@@ -32,21 +32,23 @@ _WORDS: dict[object, str] = {
 }
 
 
-class Resolved(str):
-    """A text in which environment variables were resolved, and the text as it was written.
-
-    Messages and files show what was written, for the value may be a secret.
-    """
+class Written(str):
+    """A text in place of what the user wrote, which messages show."""
 
     written: str
 
-    def __new__(cls, text: str, written: str) -> Resolved:
+    def __new__(cls, text: str, written: str) -> Self:
         made = super().__new__(cls, text)
         made.written = written
         return made
 
-    def __reduce__(self) -> tuple[type[Resolved], tuple[str, str]]:
-        return Resolved, (str(self), self.written)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (str(self), self.written)
+
+
+class Resolved(Written):
+    """A text in which environment variables were resolved; files show what was written, too, for
+    the value may be a secret."""
 
 
 class Problem(NamedTuple):

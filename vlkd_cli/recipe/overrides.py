@@ -7,23 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlkd_cli.catalog import did_you_mean
-from vlkd_cli.recipe.messages import Path, Problem, shown, written
+from vlkd_cli.recipe.messages import Path, Problem, Written, shown, written
 from vlkd_cli.recipe.yaml_file import MAX_DEPTH, Document, read_document
 
 
-class Setting(str):
-    """`key=value` that the user typed as an option of its own, which messages show, e.g. `--seeds
-    0,1`."""
-
-    typed: str
-
-    def __new__(cls, text: str, typed: str) -> Setting:
-        made = super().__new__(cls, text)
-        made.typed = typed
-        return made
-
-    def __reduce__(self) -> tuple[type[Setting], tuple[str, str]]:
-        return Setting, (str(self), self.typed)
+class Setting(Written):
+    """`key=value` that the user wrote as an option of its own, e.g. `--seeds 0,1`."""
 
 
 def apply_overrides(
@@ -40,7 +29,7 @@ def apply_overrides(
     example = "optimizer.lr=1e-4" if option == "--set" else "data.split=test"
     problems = []
     for override in overrides:
-        origin = override.typed if isinstance(override, Setting) else f"{option} {override}"
+        origin = override.written if isinstance(override, Setting) else f"{option} {override}"
         key, equals, text = override.partition("=")
         path = parse_path(key.strip())
         if not equals or not path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import UnionType
-from typing import TypedDict
+from typing import TypedDict, get_origin, get_type_hints
 
 from vlkd_cli.data.files.texts import read_json
 
@@ -33,19 +33,14 @@ class ResultJson(TypedDict, total=False):
     details: dict[str, object]
     version: str
     key: str
-    seconds: float | None
+    seconds: int | float | None
     device: str
     file: str
 
 
 _KINDS: dict[str, type | UnionType] = {
-    **dict.fromkeys(("name", "suite", "dataset", "split", "protocol", "primary_metric"), str),
-    **dict.fromkeys(("precision", "version", "key", "device", "file"), str),
-    **dict.fromkeys(("metrics", "chance", "model", "towers", "hashes", "data"), dict),
-    **dict.fromkeys(("settings", "libraries", "details"), dict),
-    **dict.fromkeys(("num_items", "num_skipped"), int),
-    "num_classes": int | None,
-    "seconds": int | float | None,
+    key: get_origin(hint) if get_origin(hint) is dict else hint
+    for key, hint in get_type_hints(ResultJson).items()
 }
 
 

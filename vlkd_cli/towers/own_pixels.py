@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vlkd_cli.builders.backbone import Backbone
+from vlkd_cli.builders.backbone import OTHER_PROCESSOR, Backbone
 from vlkd_cli.data.images.resize import fit
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.preprocessing import ImageInput, standardize
@@ -46,6 +46,5 @@ def check_pixels(backbone: Backbone, what: str) -> None:
             difference = f"differs by up to {float(levels.max()):.0f} gray levels"
         raise RecipeError(
             f"{what}: its image processor prepares pictures in a way that vlkd does not have: a"
-            f" picture of {size[0]} x {size[1]} pixels {difference}. Choose another model, or"
-            " another image_processor_type in its preprocessor_config.json."
+            f" picture of {size[0]} x {size[1]} pixels {difference}. {OTHER_PROCESSOR}"
         )

@@ -26,7 +26,7 @@ OWN = "uncut head"
 
 
 class First(nn.Module):
-    """The first values of each row."""
+    """The first values of each item; rows of positions are one after another."""
 
     has_weights = False
 
@@ -34,21 +34,8 @@ class First(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        return rows[:, : self.width]
-
-
-class Joined(nn.Module):
-    """The rows of all positions, one after another."""
-
-    has_weights = False
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, rows: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
-        return rows.flatten(1)
+    def forward(self, rows: Float[Tensor, "B *T D"]) -> Float[Tensor, "B E"]:
+        return rows.flatten(1)[:, : self.width]
 
 
 def at_width(tower: Tower, width: int) -> Tower:
@@ -73,13 +60,9 @@ def at_output(tower: Tower, output: str) -> Tower:
             f"tower '{tower.name}' has no output '{output}'.{did_you_mean(output, known)} Outputs:"
             f" {', '.join(known)}."
         )
-    if tower.graph.is_row(output):
-        twin = _with_head(tower, First(tower.width_of(output)), output)
-    else:
-        positions = _positions(tower, output)
-        twin = _with_head(tower, Joined(positions * tower.width_of(output)), output)
-        twin.positions = positions
-    twin.passed_on = output
+    positions = None if tower.graph.is_row(output) else _positions(tower, output)
+    twin = _with_head(tower, First((positions or 1) * tower.width_of(output)), output)
+    twin.positions, twin.passed_on = positions, output
     return twin
 
 
@@ -115,7 +98,7 @@ def _positions(tower: Tower, output: str) -> int:
             f"tower '{tower.name}': '{output}' has a row for each position, whose number differs"
             f" between {FACTS[tower.modality].plural}. Choose an output of rows."
         )
-    device = next(iter(tower.encoder.state_dict().values())).device
+    device = next(tower.encoder.parameters()).device
     picture = torch.zeros(1, 3, *tower.input.size_px, dtype=torch.uint8, device=device)
     was_training = tower.training
     try:

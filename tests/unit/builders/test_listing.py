@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+from tests.support.pages import ROOT
 from vlkd_cli import catalog
 from vlkd_cli.builders import listing
 from vlkd_cli.builders.huggingface import known
@@ -34,6 +35,17 @@ def test_rows_of_a_version_that_nobody_knows_are_computed_once(
         listing, "computed", lambda builder: pytest.fail("remembered rows are computed again")
     )
     assert listing.rows_of("torchvision") == [ROW]
+
+
+def test_the_pinned_versions_are_those_that_come_with_the_package() -> None:
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    packages = {"openclip": "open-clip-torch", "timm": "timm", "torchvision": "torchvision"}
+    expected = {f"{builder}-{pins[package]}.json" for builder, package in packages.items()}
+    assert {file.name for file in listing.SHIPPED.iterdir()} == expected
 
 
 @pytest.mark.parametrize(
@@ -116,10 +128,14 @@ def test_models_of_transformers_are_its_types_and_what_is_on_disk(
         (own, {"model_type": "clip", "projection_dim": 8, "vision_config": {"image_size": 64}}),
         (snapshot, {"model_type": "vit", "hidden_size": 16, "image_size": 32}),
         (tmp_path / "huggingface" / "me" / "words", {"model_type": "bert", "hidden_size": 4}),
-        (tmp_path / "huggingface" / "me" / "damaged", {}),
     ):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
+    odd = ("{}", '{"model_type": ["clip"]}', '{"model_type": "clip", "vision_config": [1]}')
+    for number, text in enumerate((*odd, "[" * 100_000)):
+        damaged = tmp_path / "huggingface" / "me" / f"damaged{number}"
+        damaged.mkdir()
+        (damaged / "config.json").write_text(text)
     rows = [row for row in listing.rows_of("huggingface") if row["modality"] == "image"]
     here = {row["name"]: row for row in rows if row["pretrained"] == ["on disk"]}
     assert set(here) == {"me/my-clip", "you/a-vit"}

@@ -48,7 +48,7 @@ def test_the_target_itself_paints_the_picture_and_anything_else_its_hidden_posit
     torch.testing.assert_close(same, image / 255, atol=1e-3, rtol=0)
     changed = (painter.paint(image, seed=3) - image / 255).abs().amax(0) > 1e-3
     hidden = changed.unflatten(0, (4, 8)).unflatten(2, (4, 8)).any(3).any(1)
-    assert int(hidden.sum()) == 12  # 75 of 100 positions of 4 x 4
+    assert int(hidden.sum()) == 12  # three quarters of 4 x 4 positions
 
 
 def test_a_command_writes_a_picture_for_each_image(

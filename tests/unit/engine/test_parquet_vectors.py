@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.engine.test_vectors import PAGE
-from vlkd_cli.engine.parquet_vectors import table_writer
+from vlkd_cli.engine.parquet_vectors import METADATA, table_writer
 from vlkd_cli.engine.vectors import content_of, read_vectors
 from vlkd_cli.errors import DataError
 
@@ -53,12 +53,24 @@ def reordered(path: Path) -> None:
     pq.write_table(pq.read_table(path).take([1, 0, 2]), path)
 
 
+def nested(path: Path) -> None:
+    stored = pq.read_table(path)
+    pq.write_table(stored.replace_schema_metadata({METADATA: "[" * 100_000}), path)
+
+
+def of_words(path: Path) -> None:
+    stored = pq.read_table(path)
+    pq.write_table(stored.set_column(1, "vector", [["a", "b", "c"]]), path)
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
         (lambda path: path.write_bytes(b"x"), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (plain, "`vlkd encode` did not write it"),
+        (nested, "it is nested too deeply"),
+        (of_words, "its vectors are of another type"),
         (filtered, "its rows are not those that `vlkd encode` wrote"),
         (reordered, "its rows are not those that `vlkd encode` wrote"),
     ],

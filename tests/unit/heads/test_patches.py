@@ -32,3 +32,9 @@ def test_the_size_of_a_place_is_the_grids_or_ones_own() -> None:
         PatchHead(3)
     with pytest.raises(ValueError, match="patches of 5 px do not divide pictures of 8 x 8 px"):
         PatchHead(3, patch_px=5)(torch.zeros(1, 3, 8, 8))
+
+
+def test_joined_patches_are_the_pictures_that_were_split() -> None:
+    images = torch.arange(2 * 3 * 8 * 12.0).view(2, 3, 8, 12)
+    head = PatchHead(3, patch_px=4)
+    assert torch.equal(head.join(head.split(images), (8, 12)), images)

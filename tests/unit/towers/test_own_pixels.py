@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModel, ViTConfig
 
-from tests.support.vision_types import PLAIN
+from tests.support.vision_types import write_vit
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.schema import TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -21,10 +19,7 @@ SIDE = {"height": 32, "width": 32}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    AutoModel.from_config(ViTConfig(**PLAIN)).save_pretrained(place)
-    return place
+    return write_vit(tmp_path_factory.mktemp("vit"))
 
 
 def build(folder: Path, processor: dict[str, Any]) -> None:

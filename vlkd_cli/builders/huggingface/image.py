@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlkd_cli import console
-from vlkd_cli.builders.backbone import Encoded, Tokens
+from vlkd_cli.builders.backbone import OTHER_PROCESSOR, Encoded, Tokens
 from vlkd_cli.builders.guard import one_line
 from vlkd_cli.builders.hiding import Places
 from vlkd_cli.builders.huggingface.dual import Origin, inner_encoder, keys_of
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 UNLISTED = Family("pooled", None)
 """What is tried for a type that no family is known of."""
-OTHER_PROCESSOR = (
-    "Choose another model, or another image_processor_type in its preprocessor_config.json."
-)
 _READS = {
     "cls": "last_hidden_state[:, 0]",
     "mean": "the mean of last_hidden_state over the patches",

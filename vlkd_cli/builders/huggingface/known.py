@@ -86,7 +86,7 @@ def modalities_in(folder: Path) -> list[ModalityName]:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     # A damaged file is reported where its model is built.
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [word for word in PAIR if kind == ANY_PAIR or kind in types_of(word)]
 
@@ -101,18 +101,18 @@ class OnDisk(NamedTuple):
 
 def on_disk(modality: str, cache_dir: str | None = None) -> Iterator[OnDisk]:
     """Every model in vlkd's cache and in the hub's whose type has a tower of a modality."""
-    known = set(types_of(modality))
+    known = types_of(modality)
+    inner = "vision_config" if modality == "image" else "text_config"
     for name, file in model_files(cache_dir):
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
             kind = config["model_type"]
+            sizes = {**config, **(config.get(inner) or {})}
         # A damaged file is reported where its model is built.
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         if kind not in known:
             continue
-        inner = "vision_config" if modality == "image" else "text_config"
-        sizes = {**config, **(config.get(inner) or {})}
         width, pixels = config.get("projection_dim"), sizes.get("image_size")
         width = width if kind in DUAL and width else sizes.get("hidden_size")
         yield OnDisk(

@@ -162,7 +162,7 @@ def _refuse_untaken(
     if isinstance(setting, Setting):
         takers = [name for name in catalog.names("suite") if key in _keys(name)]
         raise RecipeError(
-            f"{setting.typed}: has no effect on {chosen}. Leave it out; it is for"
+            f"{setting.written}: has no effect on {chosen}. Leave it out; it is for"
             f" {', '.join(takers)}."
         )
     raise RecipeError(

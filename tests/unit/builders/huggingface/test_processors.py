@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, ViTConfig
 
-from tests.support.vision_types import PLAIN
+from tests.support.vision_types import write_vit
 from vlkd_cli.builders.huggingface.builder import HuggingFace
 from vlkd_cli.builders.huggingface.configs import scratch_config
 from vlkd_cli.builders.huggingface.processors import (
@@ -143,10 +142,7 @@ def test_another_size_scales_the_resize_too() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    AutoModel.from_config(ViTConfig(**PLAIN)).save_pretrained(place)
-    return place
+    return write_vit(tmp_path_factory.mktemp("vit"))
 
 
 def test_a_model_without_a_processor_takes_its_types_with_a_notice(
