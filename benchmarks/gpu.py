@@ -1,11 +1,15 @@
 """vlkd on one GPU, compared with open_clip and plain torch in the same process.
 
     python benchmarks/gpu.py --out FOLDER [--sections steps losses ...] [--seconds 345] [--tiny]
+        [--lightly FOLDER]
 
 Writes `gpu.md` and `gpu.json` after each measurement. A section that fails, runs out of memory or
 of time leaves a row that states it. Pictures are random, and models are built from scratch, so
-nothing is downloaded. `--tiny` runs every section with small sizes, also on a CPU, where the
-numbers mean nothing.
+nothing is downloaded. Section `ssl` times lightly's step too where lightly is installed:
+
+    pip install --no-deps --target lightly_only lightly==1.6.0    # once, next to the environment
+
+`--tiny` runs every section with small sizes, also on a CPU, where the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -198,7 +202,7 @@ SECTIONS: dict[str, tuple[Callable[[Table, bool], None], float]] = {
     "frozen": (frozen, 35),
     "decoding": (decoding, 60),
     "small_steps": (small_steps, 25),
-    "ssl": (ssl, 110),
+    "ssl": (ssl, 180),
     "recipes": (recipes, 120),
     "compiled": (compiled, 120),
 }
@@ -219,7 +223,10 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=345.0, help="for all sections")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--lightly", help="the folder that lightly was installed into")
     given = parser.parse_args()
+    if given.lightly:
+        sys.path.append(given.lightly)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not given.tiny:
         parser.error("there is no GPU; --tiny runs on the CPU")

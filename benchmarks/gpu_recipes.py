@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from gpu_lightly import has_lightly, lightly_step
 from gpu_table import Table, measure
 
 from vlkd_cli.composition.episodes import has_episodes, start_episode
@@ -38,13 +39,18 @@ PAIRS = (
 
 
 def ssl(table: Table, tiny: bool) -> None:
-    """Steps of 64 images in bfloat16."""
-    names = [name for name in shipped_recipes() if name.startswith("ssl/")]
-    for name in ["ssl/simclr"] if tiny else names:
+    """Steps of 64 images in bfloat16, next to lightly's where it has the method."""
+    batch_size = 4 if tiny else SSL_BATCH
+    if not has_lightly():
+        table.add("ssl", "lightly", note="not installed: see --lightly")
+    for name in (name for name in shipped_recipes() if name.startswith("ssl/")):
         recipe = yaml.safe_load(recipe_to_yaml(load_recipe(name)))
-        for tower in recipe["towers"].values() if tiny else ():
-            tower |= {"model": "resnet18", "image_size": 32}
-        _measure(table, name, recipe, 4 if tiny else SSL_BATCH, tiny)
+        if tiny and name == "ssl/simclr":
+            recipe["towers"]["image"] |= {"model": "resnet18", "image_size": 32}
+        if not tiny or name == "ssl/simclr":
+            _measure(table, name, recipe, batch_size, tiny)
+        if has_lightly():
+            lightly_step(table, name, _case(name, batch_size), batch_size, tiny)
 
 
 def recipes(table: Table, tiny: bool) -> None:
@@ -64,8 +70,12 @@ def recipes(table: Table, tiny: bool) -> None:
         _measure(table, name, recipe, batch_size, tiny)
 
 
+def _case(name: str, batch_size: int) -> str:
+    return f"{name}, {batch_size} images"
+
+
 def _measure(table: Table, name: str, recipe: dict[str, Any], batch_size: int, tiny: bool) -> None:
-    case = f"{name}, {batch_size} images"
+    case = _case(name, batch_size)
     with table.case(case, "vlkd"), tempfile.TemporaryDirectory() as folder:
         _on_rendered_shapes(recipe, Path(folder), tiny)
         _one(table, case, recipe, batch_size, Path(folder), tiny)

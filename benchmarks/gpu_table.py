@@ -168,7 +168,7 @@ def machine(device: torch.device) -> dict[str, str]:
         with contextlib.suppress(OSError):
             said = subprocess.run(query, capture_output=True, text=True, check=False)
             found["driver"] = said.stdout.strip()
-    for name in ("torch", "open_clip_torch", "timm", "transformers", "triton"):
+    for name in ("torch", "open_clip_torch", "timm", "transformers", "triton", "lightly"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

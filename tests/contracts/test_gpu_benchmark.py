@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -35,7 +36,6 @@ def rows(folder: Path, *sections: str) -> list[dict[str, object]]:
         ("small_steps", 3),
         ("frozen", 4),
         ("decoding", 1),
-        ("ssl", 1),
         ("compiled", 2),
     ],
 )
@@ -51,3 +51,25 @@ def test_the_two_sides_of_a_case_are_adjacent(tmp_path: Path) -> None:
     found = rows(tmp_path, "search")
     assert [row["side"] for row in found] == ["vlkd", "torch.topk", "vlkd", "torch"]
     assert found[0]["case"] == found[1]["case"] != found[2]["case"] == found[3]["case"]
+
+
+@pytest.mark.slow
+def test_recipes_of_self_supervision_are_adjacent_to_lightlys_step(tmp_path: Path) -> None:
+    if importlib.util.find_spec("lightly") is None:
+        pytest.skip("lightly is not installed, which the benchmark alone compares with")
+    found = rows(tmp_path, "ssl")
+    assert [row["note"] for row in found if "ms" not in row] == []
+    names = "barlow_twins byol densecl dino ibot mae mocov2 simclr simsiam swav vicreg"
+    lightly = [row["case"] for row in found if row["side"] == "lightly"]
+    assert lightly == [f"ssl/{name}, 4 images" for name in names.split()]
+    [own] = [position for position, row in enumerate(found) if row["side"] == "vlkd"]
+    assert found[own + 1]["case"] == found[own]["case"]
+
+
+@pytest.mark.slow
+def test_recipes_of_self_supervision_are_timed_without_lightly(tmp_path: Path) -> None:
+    if importlib.util.find_spec("lightly") is not None:
+        pytest.skip("lightly is installed")
+    missing, own = rows(tmp_path, "ssl")
+    assert "--lightly" in str(missing["note"]) and missing["side"] == "lightly"
+    assert own["case"] == "ssl/simclr, 4 images" and "ms" in own
