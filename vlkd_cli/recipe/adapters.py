@@ -218,14 +218,16 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
     """What is wrong with an adapter in a tower of another builder than `adapters`."""
     if not attributes_of("builder", builder).get("adaptable"):
         return [
-            f"adapter: has no effect with builder '{builder}'. Use builder: adapters, which loads"
-            " Hugging Face text encoders."
+            f"adapter: has no effect with builder '{builder}'. Builders that take one:"
+            f" {', '.join(_adaptable())}."
         ]
     if name in catalog.CATALOG["adapter"] and name not in FOR_ANY_TOWER:
         return [
             f"adapter.name: '{name}' is for Hugging Face text encoders. Set builder: adapters, or"
             f" choose one of: {', '.join(FOR_ANY_TOWER)}."
         ]
+    if name == "vpt" and (builder == "sbert" or tower.get("modality") == "text"):
+        return ["adapter.name: 'vpt' is for image towers. Choose lora."]
     if tower.get("train") in ("none", "head"):
         return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it."]
     if name == "vpt" and tower.get("masks", "none") != "none":
@@ -243,6 +245,15 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _adaptable() -> list[str]:
+    """The builders whose towers take an adapter."""
+    return [
+        name
+        for name in catalog.names("builder")
+        if name == "adapters" or attributes_of("builder", name).get("adaptable")
+    ]
 
 
 def _refused_targets(name: str, model_type: str, targets: Sequence[str]) -> str | None:

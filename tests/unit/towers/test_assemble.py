@@ -99,8 +99,8 @@ def test_the_tokenizer_travels_without_the_weights() -> None:
             "5 heads do not divide the token width 32",
         ),
         (
-            {"builder": "sbert", "model": "package:x", "adapter": {"name": "lora"}},
-            "builder 'sbert' takes no `adapter`",
+            {"builder": "pointnet", "modality": "mesh", "adapter": {"name": "lora"}},
+            "builder 'pointnet' takes no `adapter`",
         ),
         ({"follows": "image"}, "has follows. Give exactly one of builder and run"),
         (

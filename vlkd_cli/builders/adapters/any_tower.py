@@ -23,11 +23,11 @@ from vlkd_cli.builders.adapters.changes import (
     Vectors,
     fixed_matrices,
 )
-from vlkd_cli.builders.adapters.fused import FUSED
+from vlkd_cli.builders.adapters.fused import FUSED, segments
 from vlkd_cli.builders.adapters.methods.low_rank import IA3, DoRA, LoRA, LowRankOptions, VeRA
 from vlkd_cli.builders.adapters.methods.method import Method
 from vlkd_cli.builders.adapters.methods.visual_prompts import VPT
-from vlkd_cli.builders.adapters.targets import find_parts
+from vlkd_cli.builders.adapters.targets import find_parts, parts_named
 from vlkd_cli.builders.adapters.vpt import REMEDY, attach_prompts
 from vlkd_cli.builders.backbone import Backbone
 from vlkd_cli.builders.guard import one_line
@@ -164,13 +164,17 @@ def _scale_biases(network: nn.Module, part: Part, change: Factors) -> None:
     if getattr(module, name, None) is not None:
         parametrize.register_parametrization(module, name, BiasFactors(change), unsafe=True)
         return
-    # timm's BEiT and EVA hold the biases of a fused weight next to it; one of zeros is a buffer.
-    parent = network.get_submodule(part.module.rpartition(".")[0])
-    fused = FUSED.get(part.module.rpartition(".")[2], "")
-    for number, word in enumerate(fused):
+    # timm's BEiT and EVA and DeBERTa hold the biases of a fused weight next to it; one of zeros is
+    # a buffer.
+    holder, _, layer = part.module.rpartition(".")
+    parent = network.get_submodule(holder)
+    if layer not in FUSED:
+        return
+    found = segments(parent, layer, len(change.vlkd_f)) or []
+    for word in FUSED[layer]:
         bias = getattr(parent, f"{word}_bias", None)
         if isinstance(bias, nn.Parameter):
-            own = slice(number * len(bias), (number + 1) * len(bias))
+            own = torch.cat([torch.full((rows,), made == word) for made, rows in found])
             parametrize.register_parametrization(
                 parent, f"{word}_bias", BiasFactors(change, own), unsafe=True
             )
@@ -186,10 +190,7 @@ def _parts_of(network: nn.Module, method: Method, prefixes: Sequence[str] | None
         return [*chosen, *(part for part in down if part not in chosen)]
     found: list[Part] = []
     for word in ("k", "v", *(("down",) if method.feed_forward else ())):
-        try:
-            more = find_parts(network, [word], prefixes)
-        except RecipeError:
-            continue
+        more = parts_named(network, [word], prefixes)
         found += [part for part in more if part.module not in {each.module for each in found}]
     if any(part.rows is not None for part in found):
         # Keys and values of a fused weight are one part.

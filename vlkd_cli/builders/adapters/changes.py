@@ -151,19 +151,24 @@ class BiasFactors(nn.Module):
     """The bias of an output that is scaled, by the factors of its weight.
 
     Args:
-        of: the rows of the weight whose bias it is; None: all.
+        of: `[out]` bool, the rows of the weight whose bias it is; None: all.
     """
 
-    def __init__(self, factors: Factors, of: slice | None = None) -> None:
+    vlkd_of: Tensor
+
+    def __init__(self, factors: Factors, of: Tensor | None = None) -> None:
         super().__init__()
         # In a tuple, so that they have one name.
-        self._factors, self._of = (factors,), of or slice(None)
+        self._factors = (factors,)
+        own = torch.ones(len(factors.vlkd_f), dtype=torch.bool) if of is None else of
+        places = own.nonzero()[:, 0].to(factors.vlkd_f.device)
+        self.register_buffer("vlkd_of", places, persistent=False)
 
     def forward(self, bias: Tensor) -> Tensor:
         (factors,) = self._factors
-        scaled = factors.vlkd_f[self._of] * bias
+        scaled = factors.vlkd_f[self.vlkd_of] * bias
         rows = factors.vlkd_rows
-        return scaled if rows is None else torch.where(rows[self._of, 0], scaled, bias)
+        return scaled if rows is None else torch.where(rows[self.vlkd_of, 0], scaled, bias)
 
 
 def fixed_matrices(shape: torch.Size, rank: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,17 @@ FUSED: dict[str, str] = {
     "kv": "kv",
     "qk": "qk",
     "in_proj": "qkv",
+    "query_key_value": "qkv",
 }
 """Such layers, by the last part of their name, with what they make."""
+_UNKNOWN = ("CodeGen", "Falcon")
+"""What begins the classes of attention that divide such a layer in ways of their own."""
+_BY_HEAD = (
+    ("in_proj", "attention_head_size"),
+    ("query_key_value", "head_size"),
+    ("query_key_value", "head_dim"),
+)
+"""Layers of transformers that are divided by heads, with the attribute for the width of a head."""
 _OUTPUTS = ("proj", "out_proj", "o_proj", "Wo", "c_proj", "merge")
 
 Segments = list[tuple[str, int]]
@@ -28,8 +37,9 @@ Segments = list[tuple[str, int]]
 def segments(attention: nn.Module, name: str, rows: int) -> Segments | None:
     """What the rows of a fused layer make, in their order; None where the order is not known.
 
-    timm has three orders: all queries, then all keys, then all values; head by head (MaxViT,
-    CoAtNet, TinyViT, EfficientFormer); and after the rows of an MLP (parallel blocks).
+    There are three orders: all queries, then all keys, then all values; head by head (MaxViT,
+    CoAtNet, TinyViT, EfficientFormer, DeBERTa, Bloom, GPT-NeoX); and after the rows of an MLP
+    (timm's parallel blocks).
 
     Args:
         attention: the module that holds the layer.
@@ -38,6 +48,8 @@ def segments(attention: nn.Module, name: str, rows: int) -> Segments | None:
     """
     own: Any = attention
     words = FUSED[name]
+    if type(attention).__name__.startswith(_UNKNOWN):
+        return None
     if isinstance(split := getattr(own, "in_split", None), list) and sum(split) == rows:
         return [("", split[0]), *zip(words, split[1:], strict=True)]
     if head := _head(own, words):
@@ -58,6 +70,9 @@ def is_by_head(attention: nn.Module, name: str) -> bool:
 
 def _head(own: Any, words: str) -> dict[str, int]:
     """The rows of one head; nothing where a layer is not divided by heads."""
+    for layer, name in _BY_HEAD:
+        if hasattr(own, layer) and isinstance(size := getattr(own, name, None), int):
+            return dict.fromkeys(words, size)
     if getattr(own, "head_first", False):
         return dict.fromkeys(words, int(own.dim_head))
     if isinstance(getattr(own, "key_dim", None), int) and hasattr(own, "val_dim"):

@@ -25,23 +25,31 @@ ENDS: dict[str, tuple[str, ...]] = {
         "attn.proj",
         "attn_out_proj",
         "attention.proj",
+        "attn.Wo",
         "o_proj",
         "out_lin",
         "out_proj",
+        "self_attention.dense",
+        "self_attn.dense",
+        "SelfAttention.o",
     ),
     "up": (
         "c_fc",
         "dense1",
+        "dense_h_to_4h",
         "fc1",
         "fc1_g",
         "fc1_x",
+        "fc_in",
         "ffn",
         "gate_proj",
+        "gate_up_proj",
         "intermediate.dense",
         "lin1",
         "linear_up",
         "ln1",
         "mlp.0",
+        "mlp.Wi",
         "pointwise_conv1",
         "pwconv1",
         "up_proj",
@@ -53,13 +61,16 @@ ENDS: dict[str, tuple[str, ...]] = {
     ),
     "down": (
         "dense2",
+        "dense_4h_to_h",
         "down_proj",
         "fc2",
+        "fc_out",
         "ffn_output",
         "lin2",
         "linear_down",
         "ln2",
         "mlp.3",
+        "mlp.Wo",
         "mlp.c_proj",
         "mlp_out_proj",
         "output.dense",
@@ -101,7 +112,7 @@ def find_parts(
         raise RecipeError("adapter.targets: is empty. Name at least one, e.g. q.")
     if targets is None:
         for usual in (ATTENTION, ("up", "down"), ("conv",)):
-            found = list(_parts(network, usual, prefixes))
+            found = parts_named(network, usual, prefixes)
             if found:
                 return found
         raise RecipeError(
@@ -109,13 +120,20 @@ def find_parts(
             " be adapted."
         )
     for target in targets:
-        if not any(_parts(network, (target,), prefixes)):
+        if not parts_named(network, (target,), prefixes):
             ends = sorted({name.rpartition(".")[2] for name, _ in _layers(network, prefixes)})
             where = "this network" if prefixes is None else "these layers"
             raise RecipeError(
                 f"adapter.targets: '{target}' names nothing in {where}. Words: {', '.join(WORDS)};"
                 f" or the end of a layer's name, of {', '.join(ends[:12])}."
             )
+    return parts_named(network, targets, prefixes)
+
+
+def parts_named(
+    network: nn.Module, targets: Iterable[str], prefixes: Sequence[str] | None
+) -> list[Part]:
+    """The same weights as `find_parts`; none where a target matches nothing."""
     return list(_parts(network, targets, prefixes))
 
 

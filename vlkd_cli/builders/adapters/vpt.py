@@ -100,7 +100,7 @@ def attach_prompts(backbone: Backbone, method: VPT, what: str) -> None:
         RecipeError: it is not a vision transformer of the plain kind.
     """
     if not isinstance(backbone.input, ImageInput):
-        raise RecipeError(f"{what}: is for image towers. For texts, choose prompt_tuning.")
+        raise RecipeError(f"{what}: is for image towers. Choose lora.")
     grid = backbone.grid(backbone.input.size_px)
     blocks = find_blocks(backbone.encoder)  # type: ignore[arg-type]
     prefix, width = _measured(backbone, blocks, grid, what)

@@ -80,6 +80,7 @@ class SBERT(Builder):
     """
 
     modalities = ("text",)
+    adaptable = True
 
     def __init__(
         self,

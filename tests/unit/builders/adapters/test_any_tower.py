@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden import golden_inputs
+from tests.support.encoders import write_encoder
 from tests.support.vision_types import VISION_TYPES
 from vlkd_cli.builders.adapters.any_tower import _attach_changes, merged
 from vlkd_cli.builders.adapters.changes import Decomposed, Factors, LowRank
@@ -63,6 +64,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "builder": "huggingface",
         "config": {"type": "convnext", **VISION_TYPES["convnext"]},
     },
+    "sentence encoder": {"builder": "sbert", "modality": "text", "model": "see the fixture"},
 }
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "rank": 2, "alpha": 4},
@@ -71,6 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vera": {"name": "vera", "rank": 4},
 }
 CONVOLUTIONAL = ("timm ResNet", "torchvision ResNet")
+VITS = ("open_clip ViT", "timm ViT", "HF ViT")
 QUICK = ("open_clip ViT", "open_clip text", "timm ViT", "timm BEiT", "HF ConvNeXt")
 CASES = [
     pytest.param(
@@ -83,6 +86,27 @@ CASES = [
     for method in METHODS
     if not (method == "vera" and kind in CONVOLUTIONAL)
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sentence encoder with mean pooling, a linear layer and normalization."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import (
+        Dense,
+        Normalize,
+        Pooling,
+        Transformer,
+    )
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    first = Transformer(str(write_encoder(folder / "bert")), max_seq_length=32)
+    modules = [first, Pooling(64, "mean"), Dense(64, 32), Normalize()]
+    whole = SentenceTransformer(modules=modules, device="cpu")
+    whole.save(str(folder / "whole"), create_model_card=False)
+    TOWERS["sentence encoder"]["model"] = str(folder / "whole")
+    return folder / "whole"
 
 
 def build(kind: str, adapter: dict[str, Any] | None, seed: int = 0, **keys: Any) -> Tower:
@@ -155,8 +179,34 @@ def test_a_step_moves_the_adapter_and_nothing_else(kind: str, method: str, tmp_p
     assert written.how.adapter == "merged"
 
 
-@pytest.mark.parametrize("kind", ["open_clip ViT", "timm ViT", "HF ViT"])
-@pytest.mark.parametrize("method", [*METHODS, "vpt"])
+def test_the_library_alone_reads_a_sentence_encoder_whose_adapter_was_merged(
+    sentence_encoder: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    tower = build("sentence encoder", {"name": "lora", "rank": 4, "last": 1})
+    step(tower)
+    texts = ["a red cat", "two dogs on a mat", "a"]
+    with torch.no_grad():
+        own = tower.eval().features(tower.input(texts))
+    export_tower(tower, tmp_path, tmp_path)
+    read, plain = (
+        SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path, sentence_encoder)
+    )
+    torch.testing.assert_close(read.encode(texts, convert_to_tensor=True), own, rtol=0, atol=1e-5)
+    after, before = read.state_dict(), plain.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert set(after) == set(before)
+    assert len(changed) == 4 and all(".layer.1.attention." in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((kind, method) for kind in VITS for method in [*METHODS, "vpt"]),
+        ("sentence encoder", "lora"),
+    ],
+)
 def test_resumed_training_equals_uninterrupted_training(kind: str, method: str) -> None:
     adapter = METHODS.get(method, {"name": "vpt", "tokens": 2})
     whole, parts = build(kind, adapter), build(kind, adapter)

@@ -157,8 +157,17 @@ def test_the_width_of_a_text_tower_is_found_next_to_an_image_tower(tmp_path: Pat
             "towers.text.adapter: builder 'adapters' needs one of bottleneck, language, ",
         ),
         (
-            "{builder: sbert, model: x, adapter: {name: lora}}",
-            "towers.text.adapter: has no effect with builder 'sbert'",
+            "{builder: pointnet, modality: mesh, adapter: {name: lora}}",
+            "towers.text.adapter: has no effect with builder 'pointnet'. Builders that take one:"
+            " openclip, torchvision, timm, huggingface, sbert, adapters.",
+        ),
+        (
+            "{builder: sbert, model: x, adapter: {name: vpt}}",
+            "towers.text.adapter.name: 'vpt' is for image towers. Choose lora.",
+        ),
+        (
+            "{builder: huggingface, modality: text, model: x, adapter: {name: vpt}}",
+            "towers.text.adapter.name: 'vpt' is for image towers. Choose lora.",
         ),
         (
             "{builder: huggingface, model: x, adapter: {name: bottleneck}}",
