@@ -13,7 +13,7 @@ PACKAGE = Path(vlkd_cli.__file__).parent
 
 ROWS = [
     {"errors", "ranks"},
-    {"cache_folder", "catalog", "claims", "console"},
+    {"cache_folder", "catalog", "claims", "console", "whole_file"},
     {"recipe"},
     {"distributed"},
     {"numerics", "preprocessing"},

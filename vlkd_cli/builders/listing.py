@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +16,7 @@ from vlkd_cli import catalog
 from vlkd_cli.builders.huggingface import known
 from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.whole_file import whole_file
 
 LIBRARIES = {
     "openclip": "open_clip_torch",
@@ -63,10 +63,8 @@ def rows_of(builder: str) -> list[ModelRow]:
     rows = computed(builder)
     # A folder that cannot be written to only costs time at the next call.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        _write(partial, rows)
-        os.replace(partial, file)
+        with whole_file(file) as partial:
+            _write(partial, rows)
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.builders.word_pieces import CONTINUES, MAX_LETTERS, learn_pieces
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.errors import CheckpointError, RecipeError, UserError
+from vlkd_cli.whole_file import whole_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -174,7 +174,5 @@ def _count_words(
 def _write(file: Path, content: str) -> None:
     """Whole or not at all: a run that is killed here must not find half a tokenizer when it
     resumes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, file)
+    with whole_file(file) as partial:
+        partial.write_text(content, encoding="utf-8")

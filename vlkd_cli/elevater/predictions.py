@@ -4,13 +4,13 @@ and read row by row."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TextIO, TypedDict, TypeGuard
 
 from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.errors import DataError, UserError
+from vlkd_cli.whole_file import whole_file
 
 DECIMALS = 6
 PROVENANCE = "provenance"
@@ -131,10 +131,8 @@ def header_text(values: Mapping[str, object]) -> str:
 
 
 def _replace(path: Path, parts: Iterable[str]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="ascii") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="ascii") as file:
         file.writelines(parts)
-    os.replace(partial, path)
 
 
 def read_provenance(path: Path) -> Provenance | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from vlkd_cli.elevater.predictions import (
 )
 from vlkd_cli.elevater.score import SetScore, average
 from vlkd_cli.errors import DataError, SubmissionError, UserError
+from vlkd_cli.whole_file import whole_file
 
 MEMBER = "all_predictions.json"
 """Name of the one file inside the zip, whatever the zip is called."""
@@ -141,22 +141,20 @@ def _place(sets: Mapping[str, SetFacts], name: str) -> tuple[int, str]:
 
 
 def _write(output: Path, groups: Mapping[str, list[CheckedFile]]) -> None:
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        with (
+            whole_file(output) as path,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
             # No time of writing, so that equal predictions give equal bytes.
             member = zipfile.ZipInfo(MEMBER)
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as file:
                 _write_merged(file, groups)
-        os.replace(partial, output)
     except OSError as error:
         raise UserError(
             f"{output}: cannot be written: {error.strerror}. Choose another path with --output."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_merged(file: IO[bytes], groups: Mapping[str, list[CheckedFile]]) -> None:

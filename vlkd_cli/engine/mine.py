@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from vlkd_cli.features.subject import Subject
 from vlkd_cli.numerics.mining import Mined, Rules
 from vlkd_cli.numerics.mining import mine as mine_rows
 from vlkd_cli.recipe.schema import Recipe
+from vlkd_cli.whole_file import whole_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -285,9 +285,11 @@ def _write(
 ) -> None:
     path = Path(job.output)
     names = [f"negative_{number}" for number in range(1, job.num + 1)]
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.writer(file, delimiter=SEPARATORS[path.suffix])
             has_images = reader.image(captions.samples[0]) is not None
             own = ["filepath", "title"] if has_images else ["title"]
@@ -300,9 +302,7 @@ def _write(
                     last, address = sample, [_address(reader, sample, path)]
                 cells = [cells[sample] for cells in columns.values()]
                 table.writerow([*address, text, *cells, *negatives])
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"OUT {path} cannot be written: {error.strerror or error}. Free space or name another"
             " file."

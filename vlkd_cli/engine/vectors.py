@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from vlkd_cli.engine.parquet_vectors import read_table, require_pyarrow
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.npy import load_npy
 from vlkd_cli.recipe.types import ModalityName
+from vlkd_cli.whole_file import whole_file
 
 FORMAT = 1
 KINDS = (".npy", ".parquet")
@@ -134,7 +134,8 @@ def content_of(page: Page) -> dict[str, Any]:
 
 def write_page(page: Page, path: Path) -> None:
     """Write what the rows are, at once or not at all."""
-    _replace(path, json.dumps(content_of(page), indent=1) + "\n")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content_of(page), indent=1) + "\n", encoding="utf-8")
 
 
 def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
@@ -142,10 +143,11 @@ def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
     if not skipped:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        whole_file(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows([("item", "reason"), *skipped])
-    os.replace(partial, path)
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
@@ -193,9 +195,3 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Page]:
             f" {[len(page.ids), *page.shape]} {page.dtype}. {again}."
         )
     return rows, page
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from vlkd_cli.numerics.directions import lower_is_better
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.recipe.types import MODALITY_NAMES
+from vlkd_cli.whole_file import whole_file
 
 
 def run_suites(
@@ -139,30 +139,21 @@ def write_result(result: Result, folder: Path) -> Path:
         "map": None if result.shown is None else result.shown.to_arrays(),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for kind, content in arrays.items():
             if content is not None:
-                with _replaced(folder / f"{result.file_stem}.{kind}.npz") as file:
+                target = folder / f"{result.file_stem}.{kind}.npz"
+                with whole_file(target) as partial, partial.open("wb") as file:
                     # As Any: numpy 2 has another parameter after the arrays, numpy 1 has none.
                     named: dict[str, Any] = dict(content)
                     np.savez_compressed(file, **named)
-        with _replaced(path) as file:
-            file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: the result cannot be written: {error.strerror}. Choose another folder or make"
             " room."
         ) from error
     return path
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that replaces `path` once it is complete."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        yield file
-    os.replace(partial, path)
 
 
 class Stored(NamedTuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlkd_cli import console
 from vlkd_cli.data.files.texts import read_json
+from vlkd_cli.whole_file import whole_file
 
 ABOUT = "about.json"
 FOLDERS = ("train_features", "features")
@@ -49,12 +50,8 @@ def remember(folder: Path, about: About) -> None:
         if path.is_file():
             os.utime(path)
             return
-        partial = path.with_name(f".{ABOUT}.{os.getpid()}")
-        try:
+        with whole_file(path) as partial:
             partial.write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def read_about(folder: Path) -> About | None:

@@ -25,6 +25,7 @@ from vlkd_cli.features.broken_rows import BROKEN, note_broken, noted_broken
 from vlkd_cli.features.store import CHECKS, FEATURES, FeatureStore, is_done
 from vlkd_cli.numerics.npy import load_npy
 from vlkd_cli.recipe.types import TableType
+from vlkd_cli.whole_file import whole_file
 
 MANIFEST = "vlkd-cache.json"
 _FILES = (FEATURES, CHECKS, ABOUT, BROKEN)
@@ -88,18 +89,15 @@ def export_tables(cache: Path, target: Path, names: Sequence[str] = ()) -> list[
         path for table in chosen for path in map(table.folder.joinpath, _FILES) if path.is_file()
     ]
     digests = {path.relative_to(cache).as_posix(): _digest(path) for path in files}
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        with tarfile.open(partial, "w") as archive:
+        with whole_file(target) as partial, tarfile.open(partial, "w") as archive:
             text = json.dumps(digests, indent=1).encode()
             member = tarfile.TarInfo(MANIFEST)
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text))
             for path in files:
                 archive.add(path, path.relative_to(cache).as_posix(), recursive=False)
-        partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"cannot write {target}: {error.strerror or error}.") from error
     return chosen
 

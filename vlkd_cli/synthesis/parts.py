@@ -15,6 +15,7 @@ from vlkd_cli.data.files.relations import FILE, HEADER, PAGE, Relation, write_wh
 from vlkd_cli.data.files.texts import read_json
 from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.npy import load_npy
+from vlkd_cli.whole_file import whole_file
 
 PARTS = "parts"
 _STATE = "state.json"
@@ -82,10 +83,8 @@ class Parts:
 
     def write_lists(self, miner: str, lists: NDArray[np.int32]) -> None:
         """Store what a miner found."""
-        file = self._lists(miner)
-        partial = file.with_suffix(".partial.npy")
-        np.save(partial, lists)
-        partial.replace(file)
+        with whole_file(self._lists(miner)) as partial, partial.open("wb") as file:
+            np.save(file, lists)
 
     def _lists(self, miner: str) -> Path:
         return self.folder / f"mined-{miner}.npy"

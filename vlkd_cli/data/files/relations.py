@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vlkd_cli.data.files.texts import number, read_json, read_lines
 from vlkd_cli.errors import DataError
+from vlkd_cli.whole_file import whole_file
 
 FILE, PAGE = "relations.tsv", "synthesis.json"
 COLUMNS = (
@@ -109,9 +110,7 @@ def read_page(path: Path) -> Mapping[str, Any] | None:
 
 def write_whole(path: Path, texts: Iterable[str]) -> None:
     """Write a file that appears only when it is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(texts)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)

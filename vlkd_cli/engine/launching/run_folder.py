@@ -18,6 +18,7 @@ from vlkd_cli.errors import CheckpointError
 from vlkd_cli.recipe.schema import Recipe
 from vlkd_cli.recipe.snapshot import recipe_to_yaml, write_snapshot
 from vlkd_cli.reports.state import read_state
+from vlkd_cli.whole_file import whole_file
 
 if TYPE_CHECKING:
     from vlkd_cli.data.batch import Lost, Skipped
@@ -122,10 +123,8 @@ class RunFolder:
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
-        partial = self.recipe.with_suffix(".partial")
-        with self._writing():
+        with self._writing(), whole_file(self.recipe) as partial:
             partial.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-            partial.replace(self.recipe)
 
     def note_skipped(self, skipped: Sequence[Skipped | Lost], rank: int) -> None:
         """Append samples that could not be read, and shards that are left out, to `skipped.csv` (of

@@ -29,6 +29,7 @@ from vlkd_cli.recipe.schema import EvalSpec
 from vlkd_cli.reports.comparison_table import check_table
 from vlkd_cli.reports.table import Cell, Table, find_result, make_table
 from vlkd_cli.reports.table_files import Layout, shown_rows, write_table
+from vlkd_cli.whole_file import whole_file
 
 FAILED_CELLS = 1
 """Exit code where the table has cells that failed."""
@@ -243,9 +244,8 @@ def _job(request: TableRequest, number: int, plan: Path) -> None:
 
 def _write_cells(path: Path, cells: Sequence[Cell]) -> None:
     """All of them or nothing: the process may be killed any time."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(cells), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(cells), encoding="utf-8")
 
 
 def _read_cells(path: Path) -> list[Cell]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlkd_cli.errors import UserError
 from vlkd_cli.reports.records import read_run
+from vlkd_cli.whole_file import whole_file
 
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,11 +54,9 @@ def write_page(path: Path, template: str, context: dict[str, object], option: st
     if not path.name:
         raise UserError(f"{option} '{path}': it is a folder. Name a file.")
     page = _render(template, context)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
             f"{path}: the report cannot be written: {error.strerror}. Choose another file with"
