@@ -44,12 +44,32 @@ def _map_code() -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), populate_read)
 
 
+def _return_freed_blocks() -> None:
+    """Give large blocks back to the system as soon as they are freed. The allocator otherwise holds
+    back what may be used again, as much as was freed before, which is not the computation's."""
+    mmap_threshold = -3  # M_MMAP_THRESHOLD, malloc.h
+    ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+
+
 def cost(prepare: Callable[[], Callable[[], object]]) -> Cost:
-    """Fork, call `prepare` for the inputs, and measure what it returns.
+    """Call `prepare` for the inputs, and measure what it returns: time in one process, and memory
+    in another one whose allocator returns what is freed.
 
     Raises:
-        RuntimeError: the child failed; its traceback is on stderr.
+        RuntimeError: a process failed; its traceback is on stderr.
     """
+    return _in_a_fork(prepare)._replace(peak_mib=_peak_mib(prepare))
+
+
+def _peak_mib(prepare: Callable[[], Callable[[], object]]) -> float:
+    def prepared() -> Callable[[], object]:
+        _return_freed_blocks()
+        return prepare()
+
+    return _in_a_fork(prepared).peak_mib
+
+
+def _in_a_fork(prepare: Callable[[], Callable[[], object]]) -> Cost:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -109,13 +129,17 @@ def vlkd(*words: str, folder: Path) -> None:
 def compare(
     ours: Callable[[], Callable[[], object]], peer: Callable[[], Callable[[], object]], rounds: int
 ) -> tuple[Cost, Cost]:
-    """Median costs of both, measured in turns."""
-    runs = [(cost(ours), cost(peer)) for _ in range(rounds)]
+    """Median times of both, measured in turns, and their memory."""
+    runs = [(_in_a_fork(ours), _in_a_fork(peer)) for _ in range(rounds)]
     medians = [
         Cost(*(statistics.median(values) for values in zip(*side, strict=True)))
         for side in zip(*runs, strict=True)
     ]
-    return medians[0], medians[1]
+    own, other = (
+        median._replace(peak_mib=_peak_mib(prepare))
+        for median, prepare in zip(medians, (ours, peer), strict=True)
+    )
+    return own, other
 
 
 def report(
