@@ -10,7 +10,7 @@ import yaml
 from gpu_lightly import has_lightly, lightly_step
 from gpu_table import Table, measure
 
-from vlkd_cli.composition.episodes import has_episodes, start_episode
+from vlkd_cli.composition.episodes import is_episode_due, start_episode
 from vlkd_cli.engine.build import build_training
 from vlkd_cli.engine.trainer import Trainer
 from vlkd_cli.recipe.load import load_recipe, parse_recipe
@@ -97,9 +97,10 @@ def _one(
         training.steps_per_epoch,
         training.total_steps,
     )
-    if has_episodes(training.composition):
+    start = Progress(0, 1, 1)
+    if is_episode_due(training.composition, start):
         batches = (batch.to(table.device) for batch in training.episode_loader.batches(0))
-        start_episode(training.composition, batches, Progress(0, 1, 1))
+        start_episode(training.composition, batches, start)
     decoded = next(training.loader.batches(0))
     copies = -(-batch_size // DECODED)
     batch = decoded.each(

@@ -91,6 +91,17 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         " you mean 'backbone'? Known: input, backbone, tokens.",
     ),
     (
+        "a head that reads nothing",
+        {"project": ", reads: []"},
+        "r.yaml:9: towers.image.heads.project.reads: expected text or a list of text, got [].",
+    ),
+    (
+        "a head that joins rows and positions",
+        {"project": ", reads: [backbone, tokens]"},
+        "r.yaml:9: towers.image.heads.project.reads: joins 'backbone' (rows) and 'tokens'"
+        " (positions), which have different lengths. Read outputs of one kind.",
+    ),
+    (
         "an unread head",
         {"heads": head("other: {name: linear, width: 8}")},
         "r.yaml:10: towers.image.heads.other: nothing reads it. Write 'image.other' in a"
@@ -175,6 +186,12 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         },
         "r.yaml:12: data.reader: reader 'images' has no captions with these keys, and tower 'text'"
         " reads them. Take another reader.",
+    ),
+    (
+        "a group that sets nothing",
+        {"optimizer": ', groups: [{match: ["image.heads.*"]}]'},
+        "r.yaml:20: optimizer.groups[0]: has no effect: it sets nothing for what it matches. Remove"
+        " it.",
     ),
     (
         "a start beyond the run",
@@ -272,6 +289,9 @@ def test_a_mistake_that_the_recipe_shows_is_one_line(changes, line):
 
 def test_the_recipe_without_a_mistake_is_fine():
     assert problems(text_of({})) == []
+    # The first group has an effect: the second one does not get what it matches.
+    groups = ', groups: [{match: ["*.bias"]}, {match: ["image.*"], lr_factor: 0.1}]'
+    assert problems(text_of({"optimizer": groups})) == []
 
 
 def second(size: int, masks: str) -> str:

@@ -133,8 +133,10 @@ def stand_in(name: str, folder: Path) -> dict[str, Any]:
         "sync_batch_norm": False,
         "cache_dir": str(folder / "cache"),
     }
-    for group in recipe["optimizer"].get("groups", []):
+    groups = recipe["optimizer"].pop("groups", [])
+    for group in groups:
         group.pop("from", None)
+    recipe["optimizer"]["groups"] = [group for group in groups if group.keys() != {"match"}]
     recipe["schedule"] = {"name": "constant"}
     recipe["evals"], recipe["reports"] = [], ["csv"]
     return recipe

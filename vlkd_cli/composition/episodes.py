@@ -16,9 +16,17 @@ from vlkd_cli.recipe.address import Address, Side
 from vlkd_cli.recipe.types import Progress
 
 
-def has_episodes(composition: Composition) -> bool:
-    """Whether any distiller sees the samples of an epoch before its first step."""
-    return any(objective.arrow.episode is not None for objective in composition.objectives)
+def is_episode_due(composition: Composition, progress: Progress) -> bool:
+    """Whether any distiller sees the samples of the coming epoch before its first step."""
+    return bool(_due(composition, progress))
+
+
+def _due(composition: Composition, progress: Progress) -> list[Objective]:
+    return [
+        objective
+        for objective in composition.objectives
+        if objective.arrow.episode is not None and objective.distiller.is_episode_due(progress)
+    ]
 
 
 @torch.no_grad()
@@ -35,7 +43,7 @@ def start_episode(
         Parameters that were initialized again, equal on all ranks; their optimizer state must be
         dropped.
     """
-    objectives = [one for one in composition.objectives if one.arrow.episode is not None]
+    objectives = _due(composition, progress)
     addresses = [one for objective in objectives for one in objective.arrow.episode_addresses()]
     passes = plan(addresses)
     collected: dict[Address, list[Tensor]] = {address: [] for address in addresses}

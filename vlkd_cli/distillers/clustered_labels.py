@@ -33,6 +33,18 @@ def gather_samples(features: Float[Tensor, "b D"], indices: Int[Tensor, " b"]) -
     return Samples(everywhere[first_rows], rows[first_rows])
 
 
+def refuse_few_samples(name: str, num_clusters: int, num_samples: int) -> None:
+    """
+    Raises:
+        DataError: an epoch has fewer samples than clusters.
+    """
+    if num_samples < num_clusters:
+        raise DataError(
+            f"distiller '{name}' forms {num_clusters} clusters, and the epoch has only"
+            f" {num_samples} samples. Lower num_clusters."
+        )
+
+
 def cluster(
     samples: Samples,
     num_clusters: int,
@@ -47,11 +59,7 @@ def cluster(
     Raises:
         DataError: there are fewer samples than clusters.
     """
-    if len(samples.indices) < num_clusters:
-        raise DataError(
-            f"distiller '{name}' forms {num_clusters} clusters, and the epoch has only"
-            f" {len(samples.indices)} samples. Lower num_clusters."
-        )
+    refuse_few_samples(name, num_clusters, len(samples.indices))
     rows = whitened(samples.features, components)
     return kmeans(rows, num_clusters, num_iterations=num_iterations, seed=seed).labels
 

@@ -14,9 +14,10 @@ from vlkd_cli.distillers.clustered_labels import (
     classifier_of,
     cluster,
     gather_samples,
+    refuse_few_samples,
     restart,
 )
-from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.recipe.types import NonNegative, NonNegativeInt, PositiveInt, Progress
 
 
@@ -78,10 +79,17 @@ class DeepCluster(Distiller):
         self.register_buffer("labels", torch.full((num_rows,), -1))
         self.register_buffer("weights", torch.zeros(self.num_clusters))
 
+    def check_data(self, facts: DataFacts) -> None:
+        super().check_data(facts)
+        refuse_few_samples("deepcluster", self.num_clusters, facts.num_samples)
+
     def forward(
         self, student: Float[Tensor, "B D"], *, indices: Int[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         return classified(self.classifier(student), self.labels[indices], self.weights)
+
+    def is_episode_due(self, progress: Progress) -> bool:
+        return progress.epoch % self.every_epochs == 0
 
     @torch.no_grad()
     def start_episode(
@@ -91,7 +99,7 @@ class DeepCluster(Distiller):
         indices: Int[Tensor, " B"],
         progress: Progress,
     ) -> Sequence[nn.Parameter]:
-        if progress.epoch % self.every_epochs:
+        if not self.is_episode_due(progress):
             return ()
         samples = gather_samples(teacher, indices)
         labels = cluster(

@@ -75,7 +75,8 @@ class Distiller(nn.Module):
     progress)`, called before each epoch, without gradient and in eval mode, with the features of
     this rank's rows of the coming epoch. It names the sides that it reads; a teacher that only it
     names is never encoded in a step. It returns the parameters that it has initialized again,
-    equal on all ranks, whose optimizer state is then dropped.
+    equal on all ranks, whose optimizer state is then dropped. Before epochs for which its
+    `is_episode_due` is false, samples are not encoded for it.
     """
 
     direction: ClassVar[Literal["symmetric", "one_way"]]
@@ -136,6 +137,11 @@ class Distiller(nn.Module):
                 f"distiller '{name_of(self)}' needs labels, and the data has none. Read labeled"
                 " data."
             )
+
+    def is_episode_due(self, progress: Progress) -> bool:
+        """Whether `start_episode` has anything to do before the epoch of `progress`; equal on every
+        rank."""
+        return True
 
     def commit(self, progress: Progress) -> None:
         """Move what the forward passes staged into the buffers, after the optimizer step of

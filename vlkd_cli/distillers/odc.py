@@ -14,8 +14,9 @@ from vlkd_cli.distillers.clustered_labels import (
     classifier_of,
     cluster,
     gather_samples,
+    refuse_few_samples,
 )
-from vlkd_cli.distillers.distiller import Distiller, Widths
+from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_without_grad
 from vlkd_cli.numerics.kmeans import kmeans
@@ -89,11 +90,18 @@ class ODC(Distiller):
         self.register_buffer("centroids", torch.zeros(self.num_clusters, student))
         self.register_buffer("weights", torch.zeros(self.num_clusters))
 
+    def check_data(self, facts: DataFacts) -> None:
+        super().check_data(facts)
+        refuse_few_samples("odc", self.num_clusters, facts.num_samples)
+
     def forward(
         self, student: Float[Tensor, "B D"], *, indices: Int[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         self.stage(student, indices)
         return classified(self.classifier(student), self.labels[indices], self.weights)
+
+    def is_episode_due(self, progress: Progress) -> bool:
+        return progress.epoch == 0 and not bool((self.labels >= 0).any())
 
     @torch.no_grad()
     def start_episode(
@@ -103,7 +111,7 @@ class ODC(Distiller):
         indices: Int[Tensor, " B"],
         progress: Progress,
     ) -> Sequence[nn.Parameter]:
-        if progress.epoch > 0 or bool((self.labels >= 0).any()):
+        if not self.is_episode_due(progress):
             return ()
         samples = gather_samples(teacher, indices)
         labels = cluster(
@@ -138,6 +146,7 @@ class ODC(Distiller):
         features = torch.cat([gather_without_grad(unit(features)) for features, _ in staged])
         self._remember(features, torch.cat([gather_without_grad(rows) for _, rows in staged]))
         if (progress.step + 1) % self.centroid_steps == 0:
+            self._move_centroids()
             self._dissolve_small(progress.step)
             self._move_centroids()
         self._reweigh()

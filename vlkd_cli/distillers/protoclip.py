@@ -187,6 +187,9 @@ class ProtoCLIP(ScaledDistiller):
         total = torch.where(seen, logits.logsumexp(dim=1) - matched, 0).sum()
         return world_size() * total / sum_without_grad(seen.sum()).clamp_min(1)
 
+    def is_episode_due(self, progress: Progress) -> bool:
+        return progress.epoch >= self.contrastive_episodes
+
     @torch.no_grad()
     def start_episode(
         self,
@@ -198,7 +201,7 @@ class ProtoCLIP(ScaledDistiller):
     ) -> Sequence[nn.Parameter]:
         """Cluster the episode: features of this rank's samples (ranks may hold different numbers)
         and their positions in the data set."""
-        if progress.epoch < self.contrastive_episodes:
+        if not self.is_episode_due(progress):
             return ()
         everywhere = gather_ragged(indices)
         # Sorted by position, so that how samples lie on ranks does not matter; a sample that

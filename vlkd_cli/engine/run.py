@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from vlkd_cli import console
-from vlkd_cli.composition.episodes import has_episodes, start_episode
+from vlkd_cli.composition.episodes import is_episode_due, start_episode
 from vlkd_cli.data.batch import Lost, Skipped
 from vlkd_cli.distributed import collectives, runtime
 from vlkd_cli.distributed.sharding import divided_modules, whole_weights
@@ -92,7 +92,7 @@ class Run(Hooks):
         if self.draw_fill is not None and epoch:
             with self.interruption.dropping():
                 self.draw_fill.complete(epoch - 1)
-        if not has_episodes(trainer.composition):
+        if not is_episode_due(trainer.composition, trainer.progress):
             return
         batches = (batch.to(trainer.device) for batch in self.episode_loader.batches(epoch))
         with (

@@ -24,7 +24,7 @@ class HOGHead(nn.Module):
         bins: directions in half a turn.
         cell: side of a cell in pixels; the side of a patch is a multiple of it.
         window: side in pixels of the Gaussian that weights magnitudes, repeated over the picture,
-            with a standard deviation of half its side; 0 for none.
+            with a standard deviation of half its side, rounded down; 0 for none.
 
     Source: Wei et al., Masked Feature Prediction (MaskFeat), CVPR 2022, arXiv:2112.09133, section
     3; facebookresearch/SlowFast, slowfast/models/operators.py:HOGLayerC.
@@ -73,7 +73,7 @@ class HOGHead(nn.Module):
         return squares.permute(0, 3, 4, 1, 2, 5, 6).flatten(3).flatten(1, 2)
 
     def _weights(self, like: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
-        side, deviation = self.window, self.window / 2
+        side, deviation = self.window, max(self.window // 2, 1)
         offsets = torch.arange(side, dtype=like.dtype, device=like.device) - (side - 1) / 2
         bell = (-0.5 * (offsets / deviation).square()).exp()
         bell = bell / bell.sum()

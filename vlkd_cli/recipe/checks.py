@@ -165,6 +165,9 @@ def _check_training(recipe: Recipe) -> Iterator[Problem]:
     yield from check_schedules(recipe)
     if optimizer.decay_all and optimizer.weight_decay == 0:
         yield Problem(("optimizer", "decay_all"), "has no effect with weight_decay: 0.")
+    if optimizer.groups and optimizer.groups[-1].is_plain:
+        path: Path = ("optimizer", "groups", len(optimizer.groups) - 1)
+        yield Problem(path, "has no effect: it sets nothing for what it matches. Remove it.")
     for number, group in enumerate(optimizer.groups):
         yield from _check_start(recipe, group.from_, ("optimizer", "groups", number, "from"))
     suites = [entry.title for entry in recipe.evals]

@@ -31,7 +31,7 @@ def check_heads(recipe: Recipe) -> Iterator[Problem]:
             continue
         followers = {key for key, other in recipe.towers.items() if other.follows == name}
         read = [a for a in addresses if a.tower == name or a.tower in followers]
-        yield from _check_graph(name, tower)
+        yield from _check_graph(recipe, name, tower)
         yield from _check_use(recipe, name, tower, read)
     yield from _check_unused_masks(recipe, addresses)
 
@@ -53,7 +53,7 @@ def head_path(tower: TowerSpec, path: Path, head: str) -> Path:
     return (*path, "head") if short else (*path, "heads", head)
 
 
-def _check_graph(name: str, tower: TowerSpec) -> Iterator[Problem]:
+def _check_graph(recipe: Recipe, name: str, tower: TowerSpec) -> Iterator[Problem]:
     """Names, sources and cycles."""
     path: Path = ("towers", name)
     heads = tower.all_heads
@@ -84,6 +84,14 @@ def _check_graph(name: str, tower: TowerSpec) -> Iterator[Problem]:
                     f" {', '.join(known)}.",
                 )
     cycle = _cycle(heads)
+    for key, head in heads.items() if cycle is None else ():
+        kinds = {source: kind_of(recipe, Address(name, source)) for source, _ in sources_of(head)}
+        if {"rows", "positions"} <= set(kinds.values()):
+            joined = " and ".join(f"'{source}' ({kind})" for source, kind in kinds.items())
+            yield Problem(
+                (*head_path(tower, path, key), "reads"),
+                f"joins {joined}, which have different lengths. Read outputs of one kind.",
+            )
     if cycle is not None:
         yield Problem(
             (*head_path(tower, path, cycle[0]), "reads"),

@@ -51,10 +51,13 @@ class PromptSpec(Component):
     name: str = "coop"
 
 
+Names = Annotated[list[str], Field(min_length=1)]
+
+
 class HeadSpec(Component):
     """A head of a tower: `head: {name: linear, width: 512}`, or one of several under `heads:`."""
 
-    reads: str | list[str] = Field(
+    reads: str | Names = Field(
         "backbone",
         description=(
             "what it is applied to: input, backbone, tokens or another head, with .N for picture N"
@@ -512,6 +515,12 @@ class GroupSpec(Open):
     from_: Start | None = Field(
         None, alias="from", description="when their training starts; by default at once"
     )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it sets nothing, so that it only withholds what it matches from later groups."""
+        settings = (self.lr_factor, self.weight_decay, self.schedule, self.from_)
+        return not self.keys and all(setting is None for setting in settings)
 
     @property
     def own_schedule(self) -> ScheduleSpec | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from vlkd_cli.distillers.anchors import AnchorQueue, queue_loss
 from vlkd_cli.distillers.compress import CompRess
@@ -155,6 +156,13 @@ def test_protoclip_leaves_unseen_samples_out_and_refuses_too_small_episodes() ->
         loss.start_episode(features[:1], features[:1], indices=first, progress=NOW)
 
 
+@pytest.mark.parametrize("name", ["deepcluster", "odc"])
+def test_more_clusters_than_samples_are_refused_before_the_first_step(name: str) -> None:
+    message = f"'{name}' forms 9 clusters, and the epoch has only 8 samples. Lower num_clusters."
+    with pytest.raises(DataError, match=message):
+        make("distiller", name, {"num_clusters": 9}).check_data(DataFacts(8))
+
+
 @pytest.mark.parametrize("name", ["npid", "odc"])
 def test_a_sample_in_two_batches_of_one_step_counts_with_its_later_row(name: str) -> None:
     torch.manual_seed(0)
@@ -174,3 +182,35 @@ def test_a_sample_in_two_batches_of_one_step_counts_with_its_later_row(name: str
     twin(rows, indices=torch.tensor([1, 4, 2]), progress=NOW)
     twin.commit(NOW)
     torch.testing.assert_close(bank.bank, twin.bank)
+
+
+def test_odc_dissolves_a_small_cluster_into_the_nearest_of_the_new_centroids() -> None:
+    def at(*degrees: float) -> Tensor:
+        angles = torch.deg2rad(torch.tensor(degrees))
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    keys = {"num_clusters": 3, "momentum": 1.0, "min_cluster": 2, "centroid_steps": 1}
+    odc: Any = make("distiller", "odc", keys)
+    odc.setup(2, 2, num_rows=8)
+    first = at(0, 0, 0, 0, 90, 90, 90, 200)
+    odc.start(torch.arange(8), first, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]))
+    # The cluster at 0 moves to 300, so it is nearer to the row at 200 than the one at 90 is.
+    odc(at(300, 301, 299, 300), indices=torch.arange(4))
+    odc.commit(NOW)
+    groups = {frozenset((odc.labels == label).nonzero()[:, 0].tolist()) for label in range(3)}
+    assert groups == {frozenset(range(4)), frozenset((4, 5, 6)), frozenset((7,))}
+    for label in range(3):
+        torch.testing.assert_close(odc.centroids[label], odc.bank[odc.labels == label].mean(0))
+
+
+def test_samples_are_encoded_before_those_epochs_only_that_cluster_them() -> None:
+    second, third = Progress(step=10, steps_per_epoch=10), Progress(step=20, steps_per_epoch=10)
+    sparse: Any = make("distiller", "deepcluster", {"num_clusters": 2, "every_epochs": 2})
+    assert [sparse.is_episode_due(each) for each in (NOW, second, third)] == [True, False, True]
+    once: Any = make("distiller", "odc", {"num_clusters": 2, "components": 2})
+    once.setup(3, 3, num_rows=4)
+    assert [once.is_episode_due(each) for each in (NOW, second)] == [True, False]
+    once.start_episode(torch.randn(4, 3), indices=torch.arange(4), progress=NOW)
+    assert not once.is_episode_due(NOW)
+    later = ProtoCLIP(num_prototypes=2, contrastive_episodes=1)
+    assert [later.is_episode_due(each) for each in (NOW, second)] == [False, True]

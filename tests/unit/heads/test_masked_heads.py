@@ -64,7 +64,7 @@ def test_hog_weighs_magnitudes_by_a_window_of_any_side(window):
     grid = Grid(2, 2, 8)
     found = HOGHead(3, grid, cell=8, window=window)(pictures)
     places = torch.arange(window).double() - (window - 1) / 2
-    bell = (-0.5 * (places / (window / 2)) ** 2).exp().repeat(16)[:16]
+    bell = (-0.5 * (places / max(window // 2, 1)) ** 2).exp().repeat(16)[:16]
     padded = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="reflect")
     sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).double().expand(3, 1, 3, 3)
     across, down = (
