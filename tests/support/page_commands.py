@@ -144,7 +144,7 @@ RUN |= {
     "vlkd train finetune/products --run runs/products": _FEW_PRODUCTS,
     "vlkd train finetune/products --run runs/lora"
     " --set 'towers.image.adapter={name: lora, rank: 16}'"
-    " --set 'towers.text.adapter={name: lora, rank: 16}' --set optimizer.lr=2e-3": _FEW_PRODUCTS,
+    " --set 'towers.text.adapter={name: lora, rank: 16}'": _FEW_PRODUCTS,
     "vlkd eval runs/products --wise-ft 0,0.25,0.5,0.75,1": [],
     "vlkd export runs/products exported_products --wise-ft 0.75": [],
 }

@@ -177,7 +177,8 @@ def _check_missing(
             or (name.startswith("decoder.") and hasattr(network, "encoder"))
         )
 
-    lacking = [name for name in absent if is_read(name)]
+    # A set in transformers 5.
+    lacking = sorted(name for name in absent if is_read(name))
     if not lacking or take_wrapped(network, source, what, is_read):
         return
     state = network.state_dict()

@@ -214,8 +214,13 @@ def _shares(text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
+        found = ()
+    if not found or not all(0 <= share <= 1 for share in found):
         raise UserError(
-            f"--wise-ft {text}: numbers separated by commas, e.g. 0,0.25,0.5,0.75,1."
-        ) from None
+            f"--wise-ft {text}: numbers from 0 to 1 separated by commas, e.g. 0,0.25,0.5,0.75,1."
+        )
+    if len(set(found)) < len(found):
+        raise UserError(f"--wise-ft {text}: names a number twice. Leave one of them out.")
+    return found

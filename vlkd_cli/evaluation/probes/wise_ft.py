@@ -84,7 +84,7 @@ def wise_ft(
     end (1).
 
     The curve is printed. Results record their alpha in protocol and settings; with a folder they
-    are written, the curve as `wise_ft.csv`.
+    are written, the curve as `wise_ft.csv`, ranked lists and the like below `wise_ft_ALPHA`.
 
     Raises:
         RecipeError: nothing was trained that could be interpolated.
@@ -117,7 +117,9 @@ def wise_ft(
 def _at(subject: Subject, alpha: float) -> Subject:
     """The subject with its towers between start and end."""
     towers = dict(subject.towers)
-    chosen = replace(subject)
+    # What suites write next to their results is not the run's own.
+    output = subject.output and subject.output / f"wise_ft_{alpha:g}"
+    chosen = replace(subject, output=output)
     for name, start in subject.starts.items():
         end = towers[name]
         towers[name] = interpolate_towers(start, end, alpha).to(subject.device)

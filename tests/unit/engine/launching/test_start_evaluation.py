@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vlkd_cli.app import main
-from vlkd_cli.engine.launching.start_evaluation import find_target, suite_specs
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.engine.launching.start_evaluation import _shares, find_target, suite_specs
+from vlkd_cli.errors import RecipeError, UserError
 from vlkd_cli.recipe.schema import EvalSpec, Recipe, TowerSpec
 
 
@@ -177,3 +177,12 @@ def test_a_data_folder_that_no_suite_reads_is_refused(tmp_path: Path) -> None:
 def test_name_and_tower_of_an_entry_are_set_like_its_keys() -> None:
     specs = suite_specs(Recipe(towers=IMAGE), ["knn"], ["data=birds", "tower=image", "name=near"])
     assert (specs[0].title, specs[0].tower) == ("near", "image")
+
+
+@pytest.mark.parametrize("text", ["", ",", "0.5,,1", "half", "-0.1", "0,1.5", "nan", "inf"])
+def test_weights_lie_between_start_and_end(text: str) -> None:
+    assert _shares("0,0.25, 1") == (0, 0.25, 1)
+    with pytest.raises(UserError, match=f"--wise-ft {text}: numbers from 0 to 1 separated by"):
+        _shares(text)
+    with pytest.raises(UserError, match="names a number twice"):
+        _shares("0.5,0,0.50")

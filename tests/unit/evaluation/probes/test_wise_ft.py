@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.unit.evaluation.test_goldens import CASES
 from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.errors import CheckpointError, RecipeError
 from vlkd_cli.evaluation.probes.wise_ft import interpolate_states, interpolate_towers, wise_ft
+from vlkd_cli.evaluation.results import Result
+from vlkd_cli.evaluation.run import run_suites
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec, TowerSpec
 from vlkd_cli.towers.assemble import assemble
@@ -58,7 +61,7 @@ def test_weights_are_mixed_as_wise_ft_mixes_them_and_counters_are_the_end_s() ->
 
 
 def test_the_curve_goes_from_the_start_to_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = tower(1.0)
     subject = Subject(
@@ -67,7 +70,17 @@ def test_the_curve_goes_from_the_start_to_the_end(
         towers={"image": end},
         starts={"image": tower(0.0)},
     )
+    outputs = []
+
+    def run(between: Subject, specs: list[EvalSpec]) -> list[Result]:
+        outputs.append(between.output)
+        return run_suites(between, specs)
+
+    monkeypatch.setattr("vlkd_cli.evaluation.probes.wise_ft.run_suites", run)
+    subject = replace(subject, output=tmp_path)
     results = wise_ft(subject, [SPEC], [0, 0.4, 0.6, 1], folder=tmp_path)
+    # Ranked lists and the like of the run's own weights stay.
+    assert outputs == [tmp_path / f"wise_ft_{alpha}" for alpha in ("0", "0.4", "0.6", "1")]
     assert [result.metrics["top1"] for result in results] == [0, 0, 1, 1]
     assert [result.settings["wise_ft_alpha"] for result in results] == [0, 0.4, 0.6, 1]
     assert len(list(tmp_path.glob("*.json"))) == 4
