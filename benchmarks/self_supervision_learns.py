@@ -278,6 +278,27 @@ METHODS = [
         "digits",
     ),
     Method(
+        "ibot",
+        300,
+        0.0,
+        (
+            *VIT,
+            "towers.image.image_size=32",
+            "towers.image.config={patch_size: 4, depth: 3, embed_dim: 64, num_heads: 4,"
+            " global_pool: avg, dynamic_img_size: true}",
+            "data.augment={name: byol, scale: [0.4, 1.0], blur: 0, copies: 2,"
+            " mask: {name: block, share: [0.1, 0.5], probability: 0.5, smallest: 4}}",
+            "data.views={local: {name: byol, scale: [0.1, 0.4], blur: 0, size_px: 16, copies: 2}}",
+            "towers.image.heads.proto={name: prototypes, num_prototypes: 256, hidden: 256,"
+            " bottleneck: 64}",
+            "towers.image.heads.patch={name: prototypes, num_prototypes: 256, hidden: 256,"
+            " bottleneck: 64, reads: tokens, at: hidden}",
+            "towers.image_teacher.momentum={cosine: [0.95, 1.0]}",
+            "distillers[0].teacher_temperature=0.04",
+        ),
+        "photos",
+    ),
+    Method(
         "simmim",
         400,
         0.0,
