@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast
 
 import typer
@@ -187,6 +188,7 @@ def guarded(function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def run(*positional: Any, **named: Any) -> Any:
         try:
+            _refuse_infinite(named)
             return function(*positional, **named)
         except UserError as error:
             console.error(str(error))
@@ -210,6 +212,14 @@ def guarded(function: Callable[..., object]) -> Callable[..., object]:
             raise typer.Exit(2) from error
 
     return run
+
+
+def _refuse_infinite(options: Mapping[str, object]) -> None:
+    """Refuse nan, which no bound of an option refuses, and infinity."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            option = name.strip("_").replace("_", "-")
+            raise UserError(f"--{option} {value}: must be a finite number.")
 
 
 def _file_read_by(error: EOFError) -> str:

@@ -97,6 +97,8 @@ def error_of(capsys, *words: str) -> str:
         ("compare", "vlkd compare: missing argument 'RUN...|FOLDER'. See `vlkd compare -h`."),
         ("eval --digits x", "vlkd eval: --digits x: must be a valid integer. See `vlkd eval -h`."),
         ("eval --jobs 0", "vlkd eval: --jobs 0: must be greater than or equal to 1. See"),
+        ("mine x out.csv --max-score nan", "--max-score nan: must be a finite number.\n"),
+        ("cache prune --unused-for inf", "--unused-for inf: must be a finite number.\n"),
         ("eval --table", "vlkd eval: option '--table' requires an argument. See `vlkd eval -h`."),
         ("recipes lst", "vlkd recipes: no such command 'lst'. Did you mean 'list'?\n"),
         ("trian", "vlkd: no such command 'trian'. Did you mean 'train'?\n"),
