@@ -226,7 +226,7 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
             f"adapter.name: '{name}' is for Hugging Face text encoders. Set builder: adapters, or"
             f" choose one of: {', '.join(FOR_ANY_TOWER)}."
         ]
-    if name == "vpt" and (builder == "sbert" or tower.get("modality") == "text"):
+    if name == "vpt" and tower.get("modality") == "text":
         return ["adapter.name: 'vpt' is for image towers. Choose lora."]
     if tower.get("train") in ("none", "head"):
         return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it."]

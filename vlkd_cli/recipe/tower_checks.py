@@ -46,7 +46,7 @@ def check_towers(recipe: Recipe) -> Iterator[Problem]:
             yield from _check_learning(tower, path)
             yield from _check_batch_norms(tower, path)
             yield from _check_dtype(tower, path)
-            yield from _check_adapter(tower, path)
+            yield from _check_adapter(recipe, name, tower, path)
             yield from _check_init(recipe, name, tower, path)
 
 
@@ -340,7 +340,7 @@ def only_head_patterns(train: object) -> bool:
     return bool(taken) and all(pattern.startswith("head") for pattern in taken)
 
 
-def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
+def _check_adapter(recipe: Recipe, name: str, tower: TowerSpec, path: Path) -> Iterator[Problem]:
     """The adapters' own rules: methods and architectures that do not go together."""
     if (
         tower.adapter is None
@@ -352,7 +352,8 @@ def _check_adapter(tower: TowerSpec, path: Path) -> Iterator[Problem]:
     if tower.adapter is not None and tower.run is not None:
         return  # which builder the run's tower has is known once its checkpoint is open
     rules = importlib.import_module("vlkd_cli.recipe.adapters")
-    for message in rules.check(tower.model_dump(mode="json", exclude_none=True)):
+    section = tower.model_dump(mode="json", exclude_none=True)
+    for message in rules.check({**section, "modality": modality_of(recipe.towers, name)}):
         key, colon, text = message.partition(": ")
         if colon and " " not in key:
             yield Problem((*path, *key.split(".")), text)

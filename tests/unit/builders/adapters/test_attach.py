@@ -166,7 +166,7 @@ def test_the_width_of_a_text_tower_is_found_next_to_an_image_tower(tmp_path: Pat
             "towers.text.adapter.name: 'vpt' is for image towers. Choose lora.",
         ),
         (
-            "{builder: huggingface, modality: text, model: x, adapter: {name: vpt}}",
+            "{builder: openclip, model: RN50, adapter: {name: vpt}}",
             "towers.text.adapter.name: 'vpt' is for image towers. Choose lora.",
         ),
         (
