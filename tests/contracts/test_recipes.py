@@ -28,6 +28,17 @@ def test_a_shipped_recipe_passes_its_check(name, tmp_path):
     assert load_recipe(resolved) == read
 
 
+def test_recipes_with_sgd_and_lars_have_the_momentum_of_their_papers():
+    # Neither torch's SGD nor timm's LARS has any by default.
+    optimizers = {name: load_recipe(name).optimizer for name in RECIPES}
+    found = {
+        name: each.keys.get("momentum")
+        for name, each in optimizers.items()
+        if each.name in ("sgd", "lars")
+    }
+    assert len(found) >= 14 and set(found.values()) == {0.9}, found
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_opens_with_what_it_shows_and_its_command(name):
     header = []
