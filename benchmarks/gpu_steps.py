@@ -131,20 +131,21 @@ class Ours:
             tokens: length that captions are padded to; None: that of the longest.
         """
         count = len(images)
-        text = {
-            key: _padded(value, tokens).to(self.device)
-            for key, value in self.tokenize(texts).items()
-        }
-        inputs: dict[str, Any] = {"image": images, "text": text}
+        inputs: dict[str, Any] = {"image": images, "text": self.text(texts, tokens)}
         for name in self.frozen:
             inputs[name] = torch.randn(count, self.widths[name], device=self.device)
         return self._step(inputs, count)
 
-    def text_step(self, texts: list[str]) -> Step:
+    def text_step(self, texts: list[str], *, tokens: int | None = None) -> Step:
         """A step on pairs of texts, the second half's being those of the first."""
         count = len(texts) // 2
-        first, second = self.tokenize(texts[:count]), self.tokenize(texts[count:])
+        first, second = (self.text(part, tokens) for part in (texts[:count], texts[count:]))
         return self._step({"text": first, "text@second": second}, count)
+
+    def text(self, texts: list[str], tokens: int | None) -> dict[str, Tensor]:
+        """Texts as the tower takes them, padded to a length or to that of the longest."""
+        found: Mapping[str, Tensor] = self.tokenize(texts)
+        return {key: _padded(value, tokens).to(self.device) for key, value in found.items()}
 
     def _step(self, inputs: dict[str, Any], count: int) -> Step:
         rows = torch.arange(count, device=self.device)

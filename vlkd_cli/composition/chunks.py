@@ -7,10 +7,11 @@ opposite order: their activations are gone before any piece runs again. To autog
 graph, so distillers see all rows at once, a parameter's hooks fire once, and neither the trainer
 nor DistributedDataParallel know of it. Dropout of a piece is the same in both runs.
 
-A piece is one node of that graph, whose inputs are the weights (`_Again`). torch's checkpoint
-intercepts every tensor that an operation saves, in both runs, which costs more than the operations
-themselves where a piece is small; it serves in the first step, which shows the weights that a pass
-reads, and where weights are divided among processes and arrive block by block.
+A piece is one node of that graph (`_Again`); the pieces of a tower add up their gradients while
+they compute them (`gradient_sums.py`). torch's checkpoint intercepts every tensor that an operation
+saves, in both runs, which costs more than the operations themselves where a piece is small; it
+serves in the first step, which shows the weights that a pass reads, and where weights are divided
+among processes and arrive block by block.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
 (GradCache), arXiv:2101.06983, by way of Chen et al., Training Deep Nets with Sublinear Memory Cost,
@@ -25,10 +26,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from vlkd_cli.composition.gradient_sums import (
+    GradientSums,
+    nodes_before_leaves,
+    without_hooks,
+)
 from vlkd_cli.distributed.sharding import gather_once_in_backward, gathered_once
 from vlkd_cli.errors import RecipeError
 from vlkd_cli.numerics.autograd import Context
@@ -57,6 +62,7 @@ def encode_in_chunks(
     layers: Sequence[nn.Module] = (),
     divided: Sequence[nn.Module] = (),
     reads: Reads | None = None,
+    sums: GradientSums | None = None,
 ) -> Finish:
     """Begin to encode all inputs, `size` of them at a time.
 
@@ -70,6 +76,7 @@ def encode_in_chunks(
         divided: parts of the tower whose weights are divided among processes; they are gathered
             once, so that the last piece does not wait for other passes.
         reads: what an earlier step returned for this pass.
+        sums: of the gradients in this step, which passes of a tower share; by default of this pass.
 
     Returns:
         a function that encodes the last piece of a pass that learns, to be called when the other
@@ -78,6 +85,8 @@ def encode_in_chunks(
     """
     *others, last = _pieces(inputs, hidden, size)
     pieces: list[dict[str, Tensor]] = []
+    if learns and reads is not None and sums is None and reads.weights:
+        sums = GradientSums(reads.weights)
 
     def add(piece: dict[str, Tensor]) -> None:
         pieces.append(piece)
@@ -90,8 +99,10 @@ def encode_in_chunks(
                 add(run(rows, mask))
             elif reads is None:
                 add(checkpoint(run, rows, mask, use_reentrant=False))
+            elif sums is None:
+                add(run(rows, mask))
             else:
-                add(_again(run, rows, mask, reads))
+                add(_again(run, rows, mask, reads, sums))
         if not learns or divided:
             add(run(*last))
 
@@ -99,6 +110,8 @@ def encode_in_chunks(
         if len(pieces) == len(others):
             # Backward begins with this piece, so running it again would save nothing.
             add(run(*last))
+            if sums is not None and others:
+                sums.take_from(pieces[-1].values())
         outputs = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
         if learns and divided:
             gather_once_in_backward(divided, pieces[-1].values(), pieces[0].values())
@@ -109,9 +122,11 @@ def encode_in_chunks(
     return finish
 
 
-def _again(run: Run, rows: Inputs, hidden: Tensor | None, reads: Reads) -> dict[str, Tensor]:
+def _again(
+    run: Run, rows: Inputs, hidden: Tensor | None, reads: Reads, sums: GradientSums
+) -> dict[str, Tensor]:
     names: list[str] = []
-    outputs = _Again.apply(run, rows, hidden, reads.learning, names, *reads.weights)
+    outputs = _Again.apply(run, rows, hidden, reads, names, sums, sums.token)
     return dict(zip(names, outputs, strict=True))
 
 
@@ -124,12 +139,14 @@ class _Again(torch.autograd.Function):
         run: Run,
         rows: Inputs,
         hidden: Tensor | None,
-        learning: frozenset[str],
+        reads: Reads,
         names: list[str],
-        *weights: Tensor,
+        sums: GradientSums,
+        token: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.rows, ctx.hidden, ctx.weights = run, rows, hidden, weights
+        ctx.run, ctx.rows, ctx.hidden = run, rows, hidden
+        ctx.weights, ctx.sums = reads.weights, sums
         some = rows if isinstance(rows, Tensor) else next(iter(rows.values()))
         ctx.device = some.device
         ctx.random = torch.get_rng_state()
@@ -147,13 +164,17 @@ class _Again(torch.autograd.Function):
             outputs.append(value.view_as(value) if id(value) in seen else value)
             seen.add(id(value))
         ctx.mark_non_differentiable(
-            *(value for name, value in zip(found, outputs, strict=True) if name not in learning)
+            *(
+                value
+                for name, value in zip(found, outputs, strict=True)
+                if name not in reads.learning
+            )
         )
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor | None) -> tuple[None, ...]:
         enabled, dtype = ctx.autocast
         devices = [ctx.device] if ctx.device_random is not None else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
@@ -167,31 +188,21 @@ class _Again(torch.autograd.Function):
             for output, grad in zip(outputs, grads, strict=True)
             if output.requires_grad and grad is not None
         ]
-        if not pairs:
-            return (None,) * (5 + len(ctx.weights))
-        found = torch.autograd.grad(
-            [output for output, _ in pairs],
-            ctx.weights,
-            [grad for _, grad in pairs],
-            allow_unused=True,
-        )
-        return None, None, None, None, None, *found
+        if pairs:
+            learning, their = zip(*pairs, strict=True)
+            ctx.sums.take_from(learning)
+            with without_hooks(ctx.weights):
+                torch.autograd.grad(learning, ctx.weights, their, allow_unused=True)
+        return (None,) * 7
 
 
 def _reads(outputs: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Reads:
     """The weights that outputs depend on, from their graph, and those of the layers."""
     learning = frozenset(name for name, output in outputs.items() if output.requires_grad)
-    weights = {id(one): one for layer in layers for one in layer.parameters() if one.requires_grad}
-    waiting = [outputs[name].grad_fn for name in learning]
-    seen = set[Node]()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            weights[id(node.variable)] = node.variable
-        waiting += [following for following, _ in node.next_functions]
+    every = (one for layer in layers for one in layer.parameters() if one.requires_grad)
+    weights: dict[int, Tensor] = {id(one): one for one in every}
+    for _, leaves in nodes_before_leaves(outputs[name] for name in learning):
+        weights |= {id(leaf): leaf for _, leaf in leaves}
     return Reads(tuple(weights.values()), learning)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlkd_cli.composition.chunks import Reads, encode_in_chunks
+from vlkd_cli.composition.gradient_sums import GradientSums
 from vlkd_cli.composition.momentum import MomentumTower
 from vlkd_cli.data.batch import Batch
 from vlkd_cli.data.stored_view import ROWS
@@ -95,12 +96,13 @@ def encode(
         known: what chunked passes, by tower and input, were seen to read; filled here.
     """
     known = {} if known is None else known
+    sums = _sums(known)
     begun = []
     for one in passes:
         tower = towers[one.tower]
         with torch.set_grad_enabled(torch.is_grad_enabled() and one.tower in learning):
             key = input_key(towers, one.tower, one.input)
-            begun.append(_begin(one, tower, key, batch, progress, chunk, known))
+            begun.append(_begin(one, tower, key, batch, progress, chunk, known, sums))
     found: dict[Address, Rows] = {}
     for finish in begun:
         found |= finish()
@@ -115,6 +117,7 @@ def _begin(
     progress: Progress,
     chunk: int | None,
     known: dict[tuple[str, str], Reads],
+    sums: Mapping[str, GradientSums],
 ) -> Callable[[], dict[Address, Rows]]:
     """Run a pass, or all but the last piece of a chunked one that learns; the function that is
     returned completes it."""
@@ -146,6 +149,7 @@ def _begin(
         layers=blocks_of(original.encoder) if learns and reads is None else (),
         divided=divided_modules(original.encoder) if reads is None else (),
         reads=reads,
+        sums=sums.get(one.tower) if learns and reads is not None else None,
     )
 
     def finish() -> dict[Address, Rows]:
@@ -155,6 +159,14 @@ def _begin(
         return _by_address(one, original, values, hidden, pictures)
 
     return finish
+
+
+def _sums(known: Mapping[tuple[str, str], Reads]) -> dict[str, GradientSums]:
+    """What adds up the gradients of each tower in a step, over all passes that are known."""
+    weights: dict[str, dict[int, Tensor]] = {}
+    for (tower, _), reads in known.items():
+        weights.setdefault(tower, {}).update((id(one), one) for one in reads.weights)
+    return {tower: GradientSums(found.values()) for tower, found in weights.items() if found}
 
 
 def _by_address(

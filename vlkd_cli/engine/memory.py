@@ -87,6 +87,10 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
     inputs = _bytes_of_batch(batch) / len(batch)
     of_distillers = _extrapolated(lambda n: _distillers(trainer, batch, n))
     gradients_of = {name: _gradients(tower) for name, tower in composition.towers.items()}
+    widest = {
+        name: max((_size(each) for each in tower.parameters() if each.requires_grad), default=0)
+        for name, tower in composition.towers.items()
+    }
     accumulated = _gradients(composition) if trainer.settings.accumulate > 1 else 0
 
     def peak(batch_size: int, chunk: int | None) -> int:
@@ -112,12 +116,11 @@ def counted(trainer: Trainer, batch: Batch) -> Callable[[int, int | None], int]:
             # The last of its layers, with the results that it computes and their gradients.
             found.append(sum(saved[:number]) + largest[number] + gradients)
         if chunk is not None:
-            # The other chunks run one by one, next to the gradients of all that was before; those
-            # of a chunk are whole before they are added.
+            # The other chunks run one by one, next to the gradients of all that was before; that of
+            # a weight is whole before it is added.
             for number, one in enumerate(passes):
                 found.append(saved[number] + again[number] + gradients)
-                own = gradients_of.get(one.tower, 0)
-                found.append(largest[number] + gradients + own)
+                found.append(largest[number] + gradients + widest.get(one.tower, 0))
         return int(held + inputs * batch_size + accumulated + max(found))
 
     return peak
