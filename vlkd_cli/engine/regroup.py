@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from vlkd_cli.checkpoint import Checkpoint
 from vlkd_cli.distributed import runtime
@@ -20,8 +19,7 @@ from vlkd_cli.recipe.schema import Recipe
 if TYPE_CHECKING:
     from vlkd_cli.engine.build import Training
 
-DROPS_PATHS = ("DropPath", "StochasticDepth")
-"""Classes of timm, torchvision and transformers that leave out whole branches at random."""
+_RANDOM = ("drop", "stochasticdepth")
 
 
 def on_this_group(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
@@ -45,7 +43,7 @@ def changes_of_group(training: Training, checkpoint: Checkpoint) -> Iterator[str
     )
     modules = [module for module in training.composition.modules() if module.training]
     varying = []
-    if any(_drops(module) for module in modules):
+    if any(drops(module) for module in modules):
         varying.append("each process samples its own dropout")
     if any(isinstance(module, _BatchNorm) for module in modules):
         varying.append("batch norms see the rows of their own process")
@@ -53,8 +51,12 @@ def changes_of_group(training: Training, checkpoint: Checkpoint) -> Iterator[str
         yield f"Losses will differ from those of {before} processes: {' and '.join(varying)}."
 
 
-def _drops(module: nn.Module) -> bool:
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    rate = getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0
-    return type(module).__name__.endswith(DROPS_PATHS) and rate > 0
+def drops(module: nn.Module) -> bool:
+    """Whether a module leaves something out at random: dropout, of paths and of patches too
+    (`Dropout.p`, `DropPath.drop_prob`, `PatchDropout.prob`), and attention that keeps its rate as
+    a number (`MultiheadAttention.dropout`)."""
+    named = any(word in type(module).__name__.lower() for word in _RANDOM)
+    return any(
+        type(value) is float and value > 0 and (named or "drop" in name.lower())
+        for name, value in vars(module).items()
+    )

@@ -18,7 +18,8 @@ def weights_problem(weights: Sequence[object], num_sources: int, key: str = "cap
             f"has {len(weights)} weights, and data.{key} names {num_sources}. Give one weight for"
             " each."
         )
-    if not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
+    numbers = [each for each in weights if isinstance(each, int | float) and each is not True]
+    if len(numbers) < num_sources or not all(0 < each < math.inf for each in numbers):
         return (
             f"is {list(weights)}; each weight must be a number above 0. Leave others out of"
             f" data.{key}."

@@ -9,6 +9,7 @@ from vlkd_cli.errors import RecipeError
 from vlkd_cli.recipe.address import MAIN_VIEW, Address, modality_of, text_names
 from vlkd_cli.recipe.arrow_checks import arrows_of
 from vlkd_cli.recipe.caption_weights import weights_problem
+from vlkd_cli.recipe.column_names import names_problems
 from vlkd_cli.recipe.contract import contract_of
 from vlkd_cli.recipe.messages import Path, Problem
 from vlkd_cli.recipe.modality import FACTS, has_views, is_named
@@ -20,7 +21,7 @@ from vlkd_cli.recipe.schema import DataSpec, DistillerSpec, Recipe
 def check_offers(recipe: Recipe) -> Iterator[Problem]:
     """Problems of the data section: towers and texts without a reader that offers them, and classes
     that cannot be balanced."""
-    yield from _check_caption_weights(recipe)
+    yield from _check_names_and_weights(recipe)
     if recipe.data is None:
         return
     addresses = [a for _, arrow, _ in arrows_of(recipe) for a in arrow.addresses()]
@@ -178,7 +179,7 @@ def _check_texts(data: DataSpec) -> Iterator[Problem]:
             )
 
 
-def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
+def _check_names_and_weights(recipe: Recipe) -> Iterator[Problem]:
     for number, spec in enumerate(recipe.evals):
         data = spec.keys.get("data")
         if isinstance(data, dict) and data.get("caption_weights") is not None:
@@ -187,6 +188,8 @@ def _check_caption_weights(recipe: Recipe) -> Iterator[Problem]:
                 "has no effect: suites read all captions of a sample. Leave it out.",
             )
     for _, keys, key_path in readers_of(recipe.data):
+        for name, problem in names_problems(keys):
+            yield Problem((*key_path[:-1], name), problem)
         weights = keys.get("caption_weights")
         if not isinstance(weights, list):
             continue

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
+from open_clip.transformer import PatchDropout
 
 from tests.support.data_sets import webdataset_stream
 from tests.unit.engine.recipes import TEXT, final_state, tiny_recipe, write_recipe
 from vlkd_cli.checkpoint import Checkpoint
+from vlkd_cli.engine.regroup import drops
 from vlkd_cli.errors import CheckpointError
 from vlkd_cli.reports.csv import read_metrics
 
@@ -40,6 +44,22 @@ def test_batches_that_cannot_be_divided_name_the_numbers_that_can() -> None:
         r" resume it with 2, 3, 4, 6\.",
     ):
         _checkpoint().rows_per_process(5)
+
+
+@pytest.mark.parametrize(
+    ("module", "is_random"),
+    [
+        (torch.nn.Dropout(0.1), True),
+        (torch.nn.Dropout(0.0), False),
+        (torch.nn.MultiheadAttention(8, 2, dropout=0.1), True),
+        (torch.nn.MultiheadAttention(8, 2), False),
+        (PatchDropout(0.5), True),
+        (torchvision.ops.StochasticDepth(0.2, "row"), True),
+        (torch.nn.LayerNorm(8), False),
+    ],
+)
+def test_what_a_module_leaves_out_at_random_is_found(module: torch.nn.Module, is_random: bool):
+    assert drops(module) == is_random
 
 
 def _vlkd(folder: Path, *words: str) -> str:

@@ -89,9 +89,14 @@ def _in_folder(folder: Path, split: str | None) -> list[str]:
         parts = _listed(folder / "state.json", "_data_files")
         names = [str(part.get("filename")) for part in parts if isinstance(part, dict)]
         return [str(folder / name) for name in names]
+    every = sorted(folder.rglob("*"))
+    by_suffix = (
+        [file for file in every if file.suffix.lower() == suffix and not file.is_dir()]
+        for suffix in (".parquet", ".arrow")
+    )
     files = [
         str(file)
-        for file in sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.arrow"))
+        for file in next(filter(None, by_suffix), [])
         if is_data(file.relative_to(folder).as_posix())
     ]
     if not files:
@@ -293,7 +298,7 @@ class ArrowFiles:
 
 
 def _open(path: str) -> Any:
-    if path.endswith(".arrow"):
+    if path.lower().endswith(".arrow"):
         with pa.memory_map(path) as source:
             try:
                 return pa.ipc.open_stream(source).read_all().to_batches()

@@ -45,7 +45,8 @@ class BrokenCount:
             self.broken.setdefault(skipped.name, skipped)
         count = sum(each.num_samples for each in self.broken.values())
         seen = self._num_good + count
-        if count > self.max_share * seen and (count >= _FEWEST or self.max_share == 0):
+        # A quotient: 0.29 * 100 is less than 29.
+        if count / seen > self.max_share and (count >= _FEWEST or self.max_share == 0):
             first = next(iter(self.broken.values()))
             raise DataError(
                 f"{count} of {seen} samples are broken ({count / seen:.1%}, allowed"

@@ -9,7 +9,8 @@ from typing import Any
 from vlkd_cli import catalog
 from vlkd_cli.data.loading.broken import refuse_lost
 from vlkd_cli.data.readers.reader import Reader, StreamReader
-from vlkd_cli.errors import RecipeError
+from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.recipe.column_names import names_problems
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.schema import DataSpec
 
@@ -72,6 +73,8 @@ def _opened(keys: dict[str, Any], overrides: Mapping[str, Any]) -> Reader | Stre
 
 
 def _open(name: str, keys: Mapping[str, Any]) -> Reader | StreamReader:
+    for key, problem in names_problems(keys):
+        raise DataError(f"data.{key} {problem}")
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in keys.items()}
     reader: Reader | StreamReader = make("reader", name, plain)
     return reader.opened() if isinstance(reader, Reader) else reader

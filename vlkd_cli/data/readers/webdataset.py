@@ -287,7 +287,7 @@ def _expanded(path: str) -> list[str]:
     """The shards that a path with braces and wildcards names. A path that exists is that file, and
     so is a folder with brackets in its name."""
     if _is_local(path) and os.path.isdir(path):
-        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.[tT][aA][rR]")))
         if not found:
             raise DataError(f"data.path {path} is a folder without shards (*.tar).")
         return found

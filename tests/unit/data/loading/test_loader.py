@@ -455,6 +455,15 @@ def test_a_stream_counts_no_more_samples_than_an_epoch_has() -> None:
         count.take(Batch({}, rows, rows, broken))
 
 
+def test_as_many_broken_samples_as_are_allowed_do_not_stop_a_run() -> None:
+    count = BrokenCount(0.29, 100)
+    broken = [Skipped(f"{number}.jpg", "gone") for number in range(29)]
+    good = torch.arange(71)
+    count.take(Batch({}, good, good, broken))
+    with pytest.raises(DataError, match=r"30 of 101 samples are broken \(29\.7%, allowed 29\.0%"):
+        count.take(Batch({}, good, good, [Skipped("one.jpg", "gone")]))
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_sample_without_a_finite_target_is_broken(tmp_path: Path, stored: bool) -> None:
     write_photos(tmp_path, 6)

@@ -174,6 +174,9 @@ def test_weights_are_checked_with_the_recipe() -> None:
     assert problem.startswith("data.caption_weights: has no effect: it weighs several sources")
     keys = csv.replace("caption: a", "caption: [a, b, c]")
     assert "has 2 weights, and data.caption names 3" in problems_with(keys)[0]
+    for wrong in ("[true, 2]", "[0, 2]", "[-1, 2]", "['1', 2]"):
+        both = csv.replace("caption: a", "caption: [a, b]").replace("[1, 2]", wrong)
+        assert "each weight must be a number above 0" in problems_with(both)[0]
     suite = "{suite: retrieval, data: {reader: csv, path: x, caption: [a, b], "
     (problem,) = problems_with(f"evals=[{suite}caption_weights: [1, 2]}}}}]")
     assert problem == (

@@ -56,6 +56,13 @@ def test_rows_of_several_files_are_read_by_position(tmp_path: Path) -> None:
     assert reader.num_captions == 15 and reader.caption_start(4) == 4
 
 
+def test_files_of_a_folder_are_found_however_their_suffix_is_written(tmp_path: Path) -> None:
+    for number, name in enumerate(("0.PARQUET", "1.parquet", "inner/2.Parquet")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_parquet(tmp_path / name, rows_of(range(number, number + 1)))
+    assert captions(opened(path=str(tmp_path))) == ["caption 0", "caption 1", "caption 2"]
+
+
 def test_folders_of_datasets_are_read_with_their_splits_and_class_names(tmp_path: Path) -> None:
     features = {"label": {"names": ["cat", "dog", "cow"], "_type": "ClassLabel"}}
     written = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}

@@ -54,6 +54,12 @@ def test_local_shards_are_read_by_position(tmp_path: Path) -> None:
     assert reader.name(5) == f"{tmp_path}/shard-1.tar:0005"
 
 
+def test_shards_of_a_folder_are_found_however_their_suffix_is_written(tmp_path: Path) -> None:
+    webdataset_data(tmp_path)
+    (tmp_path / "shard-1.tar").rename(tmp_path / "shard-1.TAR")
+    assert len(open_reader({"reader": "webdataset", "path": str(tmp_path)})) == 8
+
+
 def test_shards_are_named_by_braces_wildcards_lists_and_splits(tmp_path: Path) -> None:
     webdataset_data(tmp_path / "val")
     for path in (
