@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkd_cli.distillers.labeled_rows import mean_over_counted
 from vlkd_cli.distillers.similarity import unit
 from vlkd_cli.distributed.collectives import gather_ragged
-from vlkd_cli.errors import DataError
+from vlkd_cli.errors import DataError, UserError
 from vlkd_cli.numerics.kmeans import kmeans
 
 
@@ -58,8 +58,16 @@ def cluster(
 
     Raises:
         DataError: there are fewer samples than clusters.
+        UserError: features are not finite.
     """
     refuse_few_samples(name, num_clusters, len(samples.indices))
+    broken = int((~samples.features.isfinite()).any(dim=1).sum())
+    if broken:
+        raise UserError(
+            f"distiller '{name}' cannot cluster the samples of this epoch: the features of {broken}"
+            f" of {len(samples.indices)} are not finite. Lower optimizer.lr, or use"
+            " train.precision: bf16 or fp32; the last good checkpoint is still there."
+        )
     rows = whitened(samples.features, components)
     return kmeans(rows, num_clusters, num_iterations=num_iterations, seed=seed).labels
 

@@ -47,19 +47,25 @@ _FEATURES = {"point": "features"}
 
 KEYS: dict[str, dict[str, dict[str, str]]] = {
     "augment": {
-        name: {"grey": "grayscale"} for name in ("standard", "simclr", "byol", "patch_grid")
+        "byol": {"grey": "grayscale", "solarise": "solarize"},
+        "patch_grid": {"grey": "grayscale"},
+        "simclr": {"grey": "grayscale"},
+        "standard": {"grey": "grayscale", "solarise": "solarize"},
     },
     "distiller": {
         "affinity": {"alpha": "affinity_weight"},
         "barlow_twins": {"lambd": "off_diagonal_weight"},
         "compress": {"queues": "num_queues"},
+        "deepcluster": {"kmeans_iterations": "num_iterations"},
         "dino": {
             "prototypes": "num_prototypes",
             "student_temp": "student_temperature",
             "teacher_temp": "teacher_temperature",
         },
         "gradient_match": {"gd_temperature": "gradient_temperature"},
+        "ibot": {"student_temp": "student_temperature", "teacher_temp": "teacher_temperature"},
         "npid": {"negatives": "num_negatives"},
+        "odc": {"kmeans_iterations": "num_iterations"},
         "protoclip": {
             "w_clip": "contrastive_weight",
             "w_proto": "prototype_weight",
@@ -75,13 +81,17 @@ KEYS: dict[str, dict[str, dict[str, str]]] = {
         },
         "reinforced": {"teacher_dims": "teacher_widths"},
         "simcse": {"temp": "temperature"},
+        "swav": {"prototypes": "num_prototypes", "sinkhorn_iterations": "num_iterations"},
         "vicreg": {
             "sim_coeff": "invariance_weight",
             "std_coeff": "variance_weight",
             "cov_coeff": "covariance_weight",
         },
     },
-    "head": {"prototypes": {"prototypes": "num_prototypes"}},
+    "head": {
+        "patches": {"normalise": "normalize"},
+        "prototypes": {"prototypes": "num_prototypes"},
+    },
     "suite": {
         "captioned": _FEATURES,
         "clustering": {

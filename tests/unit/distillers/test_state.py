@@ -15,7 +15,7 @@ from vlkd_cli.distillers.dino import DINO
 from vlkd_cli.distillers.distiller import DataFacts, Distiller, Widths
 from vlkd_cli.distillers.protoclip import ProtoCLIP
 from vlkd_cli.distillers.seed import SEED
-from vlkd_cli.errors import DataError, RecipeError
+from vlkd_cli.errors import DataError, RecipeError, UserError
 from vlkd_cli.recipe.component import make
 from vlkd_cli.recipe.types import Progress, Schedule
 
@@ -161,6 +161,16 @@ def test_more_clusters_than_samples_are_refused_before_the_first_step(name: str)
     message = f"'{name}' forms 9 clusters, and the epoch has only 8 samples. Lower num_clusters."
     with pytest.raises(DataError, match=message):
         make("distiller", name, {"num_clusters": 9}).check_data(DataFacts(8))
+
+
+@pytest.mark.parametrize("name", ["deepcluster", "odc"])
+def test_features_of_a_diverged_tower_are_refused_in_one_line(name: str) -> None:
+    loss: Any = make("distiller", name, {"num_clusters": 2})
+    loss.setup(3, 3, num_rows=4)
+    features = torch.randn(4, 3)
+    features[1, 2] = torch.nan
+    with pytest.raises(UserError, match="features of 1 of 4 are not finite. Lower optimizer.lr"):
+        loss.start_episode(features, indices=torch.arange(4), progress=NOW)
 
 
 @pytest.mark.parametrize("name", ["npid", "odc"])
