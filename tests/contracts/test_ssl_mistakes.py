@@ -217,6 +217,15 @@ CHECKED: list[tuple[str, dict[str, str], str]] = [
         " same order.",
     ),
     (
+        "samples of another width than the bank's",
+        {
+            "heads": head("other: {name: linear, width: 6}"),
+            "more": distiller("{name: odc, student: image.project, teacher: image.other@b}"),
+        },
+        "r.yaml:20: distillers[1]: 'image.other@b' embeds 6 values, 'image.project' 8, and"
+        " distiller 'odc' compares them directly. Set `width: 6` in head 'project' of 'image'.",
+    ),
+    (
         "more classes than pictures",
         {"more": distiller("{name: view_order, student: [image.project, image.project@b]}")},
         "r.yaml:19: distillers[1].student: distiller 'view_order' classifies 2 pictures, and"
@@ -292,6 +301,10 @@ def test_the_recipe_without_a_mistake_is_fine():
     # The first group has an effect: the second one does not get what it matches.
     groups = ', groups: [{match: ["*.bias"]}, {match: ["image.*"], lr_factor: 0.1}]'
     assert problems(text_of({"optimizer": groups})) == []
+    # Other features may be clustered than those that are classified.
+    heads = {"heads": head("other: {name: linear, width: 6}")}
+    line = distiller("{name: deepcluster, student: image.project, teacher: image.other@b}")
+    assert problems(text_of({**heads, "more": line})) == []
 
 
 def second(size: int, masks: str) -> str:

@@ -94,7 +94,7 @@ class DeepCluster(Distiller):
     @torch.no_grad()
     def start_episode(
         self,
-        teacher: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B E"],
         *,
         indices: Int[Tensor, " B"],
         progress: Progress,

@@ -53,7 +53,7 @@ def changes_of_group(training: Training, checkpoint: Checkpoint) -> Iterator[str
 
 def drops(module: nn.Module) -> bool:
     """Whether a module leaves something out at random: dropout, of paths and of patches too
-    (`Dropout.p`, `DropPath.drop_prob`, `PatchDropout.prob`), and attention that keeps its rate as
+    (`Dropout.p`, `DropPath.drop_prob`, `PatchDropout.prob`), and attention that has its rate as
     a number (`MultiheadAttention.dropout`)."""
     named = any(word in type(module).__name__.lower() for word in _RANDOM)
     return any(

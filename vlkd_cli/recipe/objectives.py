@@ -53,7 +53,8 @@ def check_widths(
         seen: dict[str, tuple[Address, int]] = {}
         count = len(listed(call.student))
         negatives = [(address, Output("rows", NEGATIVE_WIDTH)) for address in arrow.negatives]
-        for address, output in [*uses(contract, call), *negatives]:
+        taken = [*uses(contract, call), *episode_uses(contract, arrow), *negatives]
+        for address, output in taken:
             width = width_of(address)
             if width is None or output.width == "_":
                 continue
@@ -191,6 +192,18 @@ def uses(contract: Contract, call: Call) -> list[Use]:
         form = form_for(forms, len(addresses))
         if form is not None:
             uses += zip(addresses, form.of(len(addresses)), strict=True)
+    return uses
+
+
+def episode_uses(contract: Contract, arrow: Arrow) -> list[Use]:
+    """Every address that the start of an episode reads, with what it is taken for."""
+    if arrow.episode is None or contract.episode is None:
+        return []
+    uses: list[Use] = []
+    for name, side in arrow.episode._asdict().items():
+        form = form_for(contract.episode.get(name, ()), len(listed(side)))
+        if form is not None:
+            uses += zip(listed(side), form.of(len(listed(side))), strict=True)
     return uses
 
 

@@ -76,7 +76,7 @@ def test_weights_that_a_piece_reads_twice_or_passes_on_have_the_gradient_of_a_wh
     reads: list[Any] = [None, None]
     for shares in (False, False, True):
         loss = torch.cat(passes(network, reads, shares=shares)).cos().sum()
-        for _ in range(2):  # a graph that is kept gives the same gradients again
+        for _ in range(2):  # a retained graph gives the same gradients again
             found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
