@@ -249,13 +249,20 @@ def test_what_a_clip_model_cannot_hold_is_one_line(problem: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("builder", ["huggingface", "sbert"])
-def test_the_head_of_a_sentence_transformer_is_dense_modules(builder: str, tmp_path: Path) -> None:
+def test_a_sentence_transformer_has_dense_modules_for_the_head_and_no_adapter(
+    builder: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
+    section: dict[str, Any] = {"builder": builder, "adapter": {"name": "lora", "rank": 2}}
     if builder == "sbert":
-        tower = build(builder=builder, model=str(sentence_model(tmp_path)), head=LINEAR)
+        tower = build(**section, model=str(sentence_model(tmp_path)), head=LINEAR)
     else:
         base = str(write_encoder(tmp_path / "base"))
-        tower = moved(build(builder=builder, model=base, pooler={"name": "max"}, head=MLP))
+        tower = moved(build(**section, model=base, pooler={"name": "max"}, head=MLP))
+    with torch.no_grad():
+        for name, parameter in tower.encoder.named_parameters():
+            if "vlkd_" in name:
+                parameter.normal_()
     (tmp_path / "out").mkdir()
     write_sentence_transformer(tower, tmp_path / "out", tmp_path / "out")
     kinds = json.loads((tmp_path / "out" / "modules.json").read_text())
