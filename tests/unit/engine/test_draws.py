@@ -167,6 +167,19 @@ def test_stored_equals_computed_whatever_is_read(case: str, tmp_path: Path) -> N
     assert trained_alike(tmp_path, *both) == []
 
 
+@pytest.mark.slow
+def test_captions_of_several_sources_are_stored_each(tmp_path: Path) -> None:
+    data = {**jpegs(tmp_path), "path": str(tmp_path / "sources.tsv")}
+    lines = ["filepath\traw\tlong"]
+    for number in range(24):
+        long = f"a long text about {number}" if number % 3 else ""
+        lines.append(f"{number}.jpg\tpicture {number}\t{long}")
+    (tmp_path / "sources.tsv").write_text("\n".join(lines), encoding="utf-8")
+    data |= {"caption": ["raw", "long"], "caption_weights": [1, 2]}
+    both = [recipe(store=store, data=data, train={"epochs": 5}) for store in (True, False)]
+    assert trained_alike(tmp_path, *both) == []
+
+
 def seed_by_hand(*keys: int) -> int:
     """Splitmix64 over the keys, halved."""
 
