@@ -20,6 +20,7 @@ from vlkd_cli.cache_folder import cache_folder
 from vlkd_cli.errors import MissingPackageError, UserError
 from vlkd_cli.recipe.modality import FACTS, has_views
 from vlkd_cli.recipe.params import attributes_of
+from vlkd_cli.recipe.types import MODALITY_NAMES
 
 ENCODERS: tuple[str, ...] = (
     "bert",
@@ -226,8 +227,9 @@ def _check_any_tower(tower: Mapping[str, Any], builder: str, name: str) -> list[
             f"adapter.name: '{name}' is for Hugging Face text encoders. Set builder: adapters, or"
             f" choose one of: {', '.join(FOR_ANY_TOWER)}."
         ]
-    if name == "vpt" and tower.get("modality") == "text":
-        return ["adapter.name: 'vpt' is for image towers. Choose lora."]
+    for_towers = attributes_of("adapter", name).get("modalities", MODALITY_NAMES)
+    if tower.get("modality") not in (None, *for_towers):
+        return [f"adapter.name: '{name}' is for {for_towers[0]} towers. Choose lora."]
     if tower.get("train") in ("none", "head"):
         return [f"train: '{tower['train']}' would leave the adapter as it starts. Remove it."]
     if name == "vpt" and tower.get("masks", "none") != "none":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlkd_cli.builders.adapters.methods.method import Method
-from vlkd_cli.recipe.types import PositiveInt, Rate
+from vlkd_cli.recipe.types import ModalityName, PositiveInt, Rate
 
 if TYPE_CHECKING:
     from adapters import AdapterConfig
@@ -26,6 +26,7 @@ class VPT(Method):
 
     paper: ClassVar[str] = "arXiv:2203.12119"
     library: ClassVar[Literal["adapters", "peft", "vlkd"]] = "vlkd"
+    modalities: ClassVar[tuple[ModalityName, ...]] = ("image",)
 
     def __init__(
         self,
