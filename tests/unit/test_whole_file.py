@@ -32,10 +32,10 @@ def test_the_former_file_stays_where_writing_fails(tmp_path: Path):
 def test_a_pipe_is_written_and_stays_a_pipe(tmp_path: Path):
     path, read = tmp_path / "pipe", list[str]()
     os.mkfifo(path)
-    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader = threading.Thread(target=lambda: read.append(path.read_text()), daemon=True)
     reader.start()
     with whole_file(path) as partial:
         partial.write_text("content")
-    reader.join()
+    reader.join(timeout=10)
     assert read == ["content"]
     assert path.is_fifo()

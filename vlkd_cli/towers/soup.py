@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.checkpoint import State
 from vlkd_cli.errors import CheckpointError
+from vlkd_cli.towers.merging import plain
 from vlkd_cli.towers.outputs import BACKBONE
 from vlkd_cli.towers.tower import Tower
 
@@ -89,23 +88,6 @@ def greedy(count: int, score_of: Callable[[Sequence[int]], float]) -> Greedy:
             taken.append(number)
             best = score
     return Greedy(each, taken, best, trail)
-
-
-def plain(tower: Tower) -> Tower:
-    """The tower with its adapter merged into the weights, a copy; itself where it has none.
-
-    The mean of two updates B A is not the mean of B times the mean of A.
-
-    Raises:
-        WeightsError: the adapter cannot be merged.
-    """
-    if not tower.encoder.adapter_name:
-        return tower
-    twin = copy.deepcopy(tower)
-    twin.backbone = merged(tower.encoder)
-    if twin.section is not None:
-        twin.section = twin.section.model_copy(update={"adapter": None})
-    return twin
 
 
 def soup_of(towers: Sequence[Tower], names: Sequence[str]) -> Tower:

@@ -18,7 +18,7 @@ from vlkd_cli.evaluation.results import Result
 from vlkd_cli.evaluation.run import run_suites, write_result
 from vlkd_cli.features.subject import Subject
 from vlkd_cli.recipe.schema import EvalSpec
-from vlkd_cli.towers.soup import plain
+from vlkd_cli.towers.merging import plain
 from vlkd_cli.towers.tower import Tower
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -15,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_cli.builders.adapters.any_tower import merged
 from vlkd_cli.builders.openclip.prompts import PromptedTokenizer
 from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.errors import MissingPackageError, UserError
-from vlkd_cli.towers.frozen import Frozen
 from vlkd_cli.towers.tower import Tower
 
 Exporter = Literal["torchscript", "dynamo"]
@@ -70,19 +67,6 @@ class PairGraph(nn.Module):
         image, text = self.image(inputs[0]), self.text(*inputs[1:])
         cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         return image, text, self.scale * cosines + self.bias
-
-
-def merged_tower(tower: Tower) -> Tower:
-    """The tower with its adapter merged into the weights of a copy, where it has one that can be
-    and that builder 'adapters' did not attach."""
-    if not tower.encoder.adapter_name or hasattr(tower.encoder, "vlkd_prompts"):
-        return tower
-    plain = copy.copy(tower)
-    plain._modules = {name: part for name, part in tower._modules.items() if name != "backbone"}
-    plain.__dict__.pop("backbone", None)
-    plain.backbone = Frozen(merged(tower.encoder))
-    plain._held = [name for name in tower._held if not name.startswith("backbone")]
-    return plain
 
 
 def tokenizer_of(tower: Tower) -> Any:

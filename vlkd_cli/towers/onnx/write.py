@@ -17,6 +17,7 @@ from vlkd_cli.errors import UserError
 from vlkd_cli.preprocessing import ImageInput
 from vlkd_cli.recipe.modality import PAIR
 from vlkd_cli.towers.export import DUAL, PAGE, ExportedTower
+from vlkd_cli.towers.merging import merged_tower
 from vlkd_cli.towers.onnx.check import Agreement, Inputs, compare
 from vlkd_cli.towers.onnx.files import INT8, MODEL, add_metadata, quantize, save_text_input
 from vlkd_cli.towers.onnx.graph import (
@@ -26,7 +27,6 @@ from vlkd_cli.towers.onnx.graph import (
     VECTOR,
     PairGraph,
     TowerGraph,
-    merged_tower,
     tokenizer_of,
     write_graph,
 )

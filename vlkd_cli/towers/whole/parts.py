@@ -15,8 +15,8 @@ from vlkd_cli.builders.weight_files import first_line
 from vlkd_cli.errors import UserError, WeightsError
 from vlkd_cli.heads.linear import LinearHead
 from vlkd_cli.preprocessing import ImageInput
+from vlkd_cli.towers.merging import merged_tower
 from vlkd_cli.towers.onnx.check import agree
-from vlkd_cli.towers.onnx.graph import merged_tower
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 

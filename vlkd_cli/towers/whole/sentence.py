@@ -16,7 +16,7 @@ from vlkd_cli.builders.sbert.builder import SentenceBackbone
 from vlkd_cli.builders.sbert.word_vectors import WordVectors, static_tokenizer
 from vlkd_cli.heads.linear import LinearHead
 from vlkd_cli.heads.mlp import MLPHead
-from vlkd_cli.towers.onnx.graph import merged_tower
+from vlkd_cli.towers.merging import merged_tower
 from vlkd_cli.towers.outputs import HEAD
 from vlkd_cli.towers.tower import Tower
 from vlkd_cli.towers.whole.parts import Mismatch, insist_on_equal, name_of, sample_texts
